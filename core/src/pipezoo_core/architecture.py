@@ -1,0 +1,50 @@
+"""What a plugin tells the registry about one architecture.
+
+Knows no torch at run time: the registry asks for it before anything heavy is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pipezoo_core.config import SupportedEncoding, WeightsFormat
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from pipezoo_core.interfaces import PipelineModel
+    from pipezoo_core.weights import GGUFFile, WeightsAdapter
+
+__all__ = ["SupportedArchitecture"]
+
+
+def _accept(config: Mapping[str, Any]) -> str | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupportedArchitecture:
+    """One architecture of a plugin.
+
+    Attributes:
+        name: the name in `architectures` of config.json, e.g. `LlamaForCausalLM`.
+        model_types: the Hugging Face `model_type`s it serves, e.g. `("llama",)`.
+        pipeline_model: the `PipelineModel` subclass that runs it.
+        huggingface_config: builds the typed config from the parsed config.json; usually
+            `transformers.LlamaConfig.from_dict`. Raises ValueError for a config it cannot express.
+        weight_adapters: maps each readable weights format to the function that renames its tensors.
+        supported_encodings: what the weights may be run in, the preferred one first.
+        config_from_gguf: makes of a GGUF file what its config.json would be; None where GGUF is not read.
+        probe: looks at the parsed config.json and returns the reason to refuse it, or None.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    pipeline_model: type[PipelineModel[Any]]
+    huggingface_config: Callable[[dict[str, Any]], PretrainedConfig]
+    weight_adapters: Mapping[WeightsFormat, WeightsAdapter]
+    supported_encodings: tuple[SupportedEncoding, ...] = field(default=tuple(SupportedEncoding))
+    config_from_gguf: Callable[[GGUFFile], dict[str, Any]] | None = None
+    probe: Callable[[Mapping[str, Any]], str | None] = _accept

@@ -1,0 +1,135 @@
+"""The attention seam: what a model needs, what a backend promises, and the module that joins the two."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pipezoo_core.kv_cache import KVCacheInputs, KVCacheParams, RaggedBatch
+
+__all__ = ["Attention", "AttentionBackend", "AttentionSpec"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionSpec:
+    """What a model's attention layers compute, the same for all of them.
+
+    For a query at position i and a key at position j of the same request, j ≤ i, the score is
+    `scale · q·k - alibi_slope · (i - j)`, left out where `i - j ≥ sliding_window`; the softmax of the scores weighs
+    the values (Vaswani et al., 2017).
+
+    Attributes:
+        num_heads: query heads.
+        num_kv_heads: key/value heads; each serves `num_heads / num_kv_heads` query heads in a row (Ainslie et al.,
+            2023).
+        head_dim: numbers per head.
+        scale: factor on q·k.
+        sliding_window: how many tokens a query sees, itself included; None for all.
+        alibi_slopes: one per query head (Press et al., 2022); None for no ALiBi.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    sliding_window: int | None = None
+    alibi_slopes: tuple[float, ...] | None = None
+
+    @property
+    def num_groups(self) -> int:
+        """Query heads per key/value head."""
+        return self.num_heads // self.num_kv_heads
+
+    def bias(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
+        """Returns what is added to the scores: minus infinity where a key is not seen, else ALiBi's penalty.
+
+        Args:
+            query_positions: [..., Q].
+            key_positions: [..., K], of the same leading shape.
+
+        Returns:
+            float32 [..., Q, K], or [..., num_heads, Q, K] with ALiBi.
+        """
+        distance = query_positions.unsqueeze(-1) - key_positions.unsqueeze(-2)
+        hidden = distance < 0
+        if self.sliding_window is not None:
+            hidden = hidden | (distance >= self.sliding_window)
+        if self.alibi_slopes is None:
+            return torch.zeros(distance.shape, device=distance.device).masked_fill_(hidden, -torch.inf)
+        slopes = torch.tensor(self.alibi_slopes, device=distance.device).view(-1, 1, 1)
+        return (-slopes * distance.unsqueeze(-3)).masked_fill_(hidden.unsqueeze(-3), -torch.inf)
+
+
+class AttentionBackend(abc.ABC):
+    """One way to compute attention over pages. Chosen once, at load; holds no state between steps.
+
+    Args:
+        spec: what the model's layers need.
+
+    Raises:
+        UnsupportedAttentionError: the backend cannot do that.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, spec: AttentionSpec) -> None:
+        self.spec = spec
+
+    @abc.abstractmethod
+    def page_shape(self, num_pages: int, params: KVCacheParams) -> tuple[int, ...]:
+        """Returns the shape of one layer's key (and value) pages."""
+
+    @abc.abstractmethod
+    def plan(self, batch: RaggedBatch, page_size: int, device: torch.device) -> Any:
+        """Does the part of a step's work that is the same for all layers."""
+
+    @abc.abstractmethod
+    def attend(self, q_TND: Tensor, k_TKD: Tensor, v_TKD: Tensor, key_pages: Tensor, value_pages: Tensor, plan: Any) -> Tensor:
+        """Writes the chunk's keys and values into their pages and returns what its queries see.
+
+        T rows are the requests' chunks one after another, N query heads, K key/value heads, D numbers per head.
+
+        Returns:
+            [T, N, D], of the dtype of `q_TND`.
+        """
+
+
+class Attention(nn.Module):
+    """The attention of one layer, as a model uses it: `attention(q, k, v, kv)`.
+
+    Args:
+        layer_idx: which layer's pages to use.
+        backend: computes it.
+    """
+
+    def __init__(self, layer_idx: int, backend: AttentionBackend) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.backend = backend
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
+        """Attends over each request's earlier tokens and its chunk.
+
+        Args:
+            q: [T, num_heads · head_dim].
+            k: [T, num_kv_heads · head_dim].
+            v: [T, num_kv_heads · head_dim].
+            kv: the step's view of the cache; its pages of this layer are written.
+
+        Returns:
+            [T, num_heads · head_dim].
+        """
+        head_dim = self.backend.spec.head_dim
+        out_TND = self.backend.attend(
+            q.unflatten(-1, (-1, head_dim)),
+            k.unflatten(-1, (-1, head_dim)),
+            v.unflatten(-1, (-1, head_dim)),
+            kv.key_pages[self.layer_idx],
+            kv.value_pages[self.layer_idx],
+            kv.plan,
+        )
+        return out_TND.flatten(-2)

@@ -1,0 +1,251 @@
+"""Attention in plain torch, batched over pages: fast on a CPU, correct on any device.
+
+A step's rows are of two kinds. A request that feeds one token (decode) reads all its pages and computes little: those
+requests go through one batched matrix product with *pages* as its items, so that keys and values are read where they
+lie, without a copy, and a page that many requests share is read once for all of them. A request that feeds more
+(prefill) computes much: it goes through torch's fused attention alone.
+
+The partial results of a request's pages are joined as in FlashDecoding (Dao et al., 2023): with m the largest score
+of a page, l the sum of `exp(score - m)` and o the values weighted by it, and M the largest m of all pages, the
+result is `sum(exp(m - M) · o) / sum(exp(m - M) · l)`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipezoo_core.attention.base import AttentionBackend, AttentionSpec
+from pipezoo_core.kv_cache import KVCacheParams, RaggedBatch
+
+__all__ = ["PagedAttention"]
+
+_HIDDEN = -1e30  # finite, so that a page nobody sees gives a weight of 0 and not NaN
+_MAX_GAPS = 1.5  # read a range of pages in place while at most so many times the wanted ones lie in it
+
+
+@dataclass(frozen=True, slots=True)
+class _PageGroup:
+    """Pages that go through one batched product, each with up to S decoding requests that see it.
+
+    Attributes:
+        pages: the range of pages, or their numbers [P].
+        owners: int64 [P · S], which decoding request; 0 with a hidden bias where a page has fewer.
+        bias: [P, 1 or K, S, 1 or G, page_size], added to the scores.
+    """
+
+    pages: slice | Tensor
+    owners: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Prefill:
+    """One request that feeds more than one token: its rows, and what it needs to see earlier ones.
+
+    Attributes:
+        rows: its rows of the step.
+        pages: int64, all its pages; None where nothing came before the chunk and the chunk's own keys suffice.
+        num_keys: tokens of the request after this step.
+        bias: added to the scores; None for plain causal attention.
+    """
+
+    rows: slice
+    pages: Tensor | None
+    num_keys: int
+    bias: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class PagedPlan:
+    """One step's work, the same for all layers."""
+
+    write_pages: Tensor
+    write_slots: Tensor
+    decode_rows: Tensor
+    groups: list[_PageGroup]
+    prefills: list[_Prefill]
+
+
+class PagedAttention(AttentionBackend):
+    """Batched over pages. Pages are `[num_pages, num_kv_heads, page_size, head_dim]`."""
+
+    name = "paged"
+
+    def page_shape(self, num_pages: int, params: KVCacheParams) -> tuple[int, ...]:
+        """Returns the shape of one layer's key (and value) pages."""
+        return (num_pages, params.num_kv_heads, params.page_size, params.head_dim)
+
+    def plan(self, batch: RaggedBatch, page_size: int, device: torch.device) -> PagedPlan:
+        """Sorts the step's requests into decodes and prefills and prepares indices and biases."""
+        offsets = batch.row_offsets
+        spans = list(zip(batch.active_lengths, batch.cache_lengths, batch.pages, strict=True))
+        decodes = [i for i, (active, _, _) in enumerate(spans) if active == 1]
+        return PagedPlan(
+            write_pages=torch.tensor(
+                [pages[p // page_size] for active, start, pages in spans for p in range(start, start + active)],
+                device=device,
+            ),
+            write_slots=torch.tensor([p % page_size for p in batch.positions], device=device),
+            decode_rows=torch.tensor([offsets[i] for i in decodes], device=device, dtype=torch.int64),
+            groups=_page_groups(
+                self.spec, [batch.cache_lengths[i] for i in decodes], [batch.pages[i] for i in decodes], page_size, device
+            ),
+            prefills=[
+                _prefill(self.spec, slice(offsets[i], offsets[i + 1]), start, pages, page_size, device)
+                for i, (active, start, pages) in enumerate(spans)
+                if active > 1
+            ],
+        )
+
+    def attend(
+        self, q_TND: Tensor, k_TKD: Tensor, v_TKD: Tensor, key_pages: Tensor, value_pages: Tensor, plan: PagedPlan
+    ) -> Tensor:
+        """Writes the chunk, then answers decodes over their pages and prefills one by one."""
+        key_pages[plan.write_pages, :, plan.write_slots] = k_TKD
+        value_pages[plan.write_pages, :, plan.write_slots] = v_TKD
+        if not plan.prefills:
+            return self._decode(q_TND, key_pages, value_pages, plan.groups)
+        out_TND = torch.empty_like(q_TND)
+        if plan.groups:
+            out_TND[plan.decode_rows] = self._decode(q_TND[plan.decode_rows], key_pages, value_pages, plan.groups)
+        for prefill in plan.prefills:
+            rows = prefill.rows
+            if prefill.pages is None:
+                keys_KSD, values_KSD = k_TKD[rows].transpose(0, 1), v_TKD[rows].transpose(0, 1)
+            else:
+                keys_KSD = _gather(key_pages, prefill)
+                values_KSD = _gather(value_pages, prefill)
+            out_TND[rows] = self._prefill(q_TND[rows], keys_KSD, values_KSD, prefill.bias)
+        return out_TND
+
+    def _prefill(self, q_TND: Tensor, keys_KSD: Tensor, values_KSD: Tensor, bias: Tensor | None) -> Tensor:
+        repeats = self.spec.num_groups
+        out_NTD = F.scaled_dot_product_attention(
+            q_TND.transpose(0, 1).unsqueeze(0),
+            keys_KSD.repeat_interleave(repeats, 0).unsqueeze(0),
+            values_KSD.repeat_interleave(repeats, 0).unsqueeze(0),
+            attn_mask=None if bias is None else bias.to(q_TND.dtype),
+            is_causal=bias is None,
+            scale=self.spec.scale,
+        )[0]
+        return out_NTD.transpose(0, 1)
+
+    def _decode(self, q_RND: Tensor, key_pages: Tensor, value_pages: Tensor, groups: list[_PageGroup]) -> Tensor:
+        parts = [self._over_pages(q_RND, key_pages, value_pages, group) for group in groups]
+        owners = torch.cat([group.owners for group in groups])
+        m_IN, l_IN, o_IND = (torch.cat(part) for part in zip(*parts, strict=True))  # I items: a page and an owner
+        shape = (len(q_RND), self.spec.num_heads)
+        by_owner = owners.unsqueeze(-1).expand_as(m_IN)
+        max_RN = m_IN.new_full(shape, _HIDDEN).scatter_reduce_(0, by_owner, m_IN, "amax")
+        weight_IN = torch.exp(m_IN - max_RN[owners])
+        sum_RN = m_IN.new_zeros(shape).index_add_(0, owners, l_IN * weight_IN)
+        out_RND = o_IND.new_zeros((*shape, self.spec.head_dim)).index_add_(0, owners, o_IND * weight_IN.unsqueeze(-1))
+        return (out_RND / sum_RN.unsqueeze(-1)).to(q_RND.dtype)
+
+    def _over_pages(
+        self, q_RND: Tensor, key_pages: Tensor, value_pages: Tensor, group: _PageGroup
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        num_kv_heads, num_groups, head_dim = self.spec.num_kv_heads, self.spec.num_groups, self.spec.head_dim
+        keys, values = key_pages[group.pages], value_pages[group.pages]  # [P, K, page_size, D]
+        num_pages, page_size = len(keys), keys.shape[2]
+        # [P · S, N, D] -> [P · K, S · G, D]: all queries that meet one head of one page
+        queries = q_RND[group.owners].view(num_pages, -1, num_kv_heads, num_groups, head_dim)
+        queries = queries.transpose(1, 2).reshape(num_pages * num_kv_heads, -1, head_dim)
+        scores = torch.bmm(queries, keys.flatten(0, 1).transpose(1, 2)).float()
+        scores = scores.view(num_pages, num_kv_heads, -1, num_groups, page_size)  # [P, K, S, G, page_size]
+        scores = scores.mul_(self.spec.scale).add_(group.bias)
+        m = scores.amax(-1, keepdim=True)
+        weights = scores.sub_(m).exp_()
+        total = weights.sum(-1)
+        out = torch.bmm(
+            weights.to(values.dtype).view(num_pages * num_kv_heads, -1, page_size), values.flatten(0, 1)
+        ).float()
+        out = out.view(num_pages, num_kv_heads, -1, num_groups, head_dim)
+
+        def by_item(x: Tensor) -> Tensor:  # [P, K, S, G, ...] -> [P · S, N, ...]
+            return x.transpose(1, 2).flatten(0, 1).flatten(1, 2)
+
+        return by_item(m.squeeze(-1)), by_item(total), by_item(out)
+
+
+def _gather(pages: Tensor, prefill: _Prefill) -> Tensor:
+    assert prefill.pages is not None
+    return pages[prefill.pages].transpose(0, 1).flatten(1, 2)[:, : prefill.num_keys]
+
+
+def _prefill(
+    spec: AttentionSpec, rows: slice, cached: int, pages: list[int], page_size: int, device: torch.device
+) -> _Prefill:
+    num_keys = cached + rows.stop - rows.start
+    plain = spec.alibi_slopes is None and (spec.sliding_window is None or spec.sliding_window >= num_keys)
+    keys = torch.arange(num_keys, device=device)
+    return _Prefill(
+        rows=rows,
+        pages=torch.tensor(pages[: -(-num_keys // page_size)], device=device) if cached else None,
+        num_keys=num_keys,
+        bias=None if plain and not cached else spec.bias(keys[cached:], keys),
+    )
+
+
+def _page_groups(
+    spec: AttentionSpec, cache_lengths: list[int], pages: list[list[int]], page_size: int, device: torch.device
+) -> list[_PageGroup]:
+    """Groups the pages of decoding requests: those of one request, and those that several share.
+
+    Requests 0 and 1, both of 9 tokens in pages of 4, share page 3; request 0 goes on in pages 0 and 1, request 1 in
+    pages 4 and 5. Shared: page 3 with owners [0, 1]. Alone: the range 0 to 6 with owners [0, 0, -, -, 1, 1], in which
+    pages 2 and 3 are hidden.
+    """
+    seen: dict[int, list[tuple[int, int]]] = defaultdict(list)  # page -> (request, position of its first token)
+    for request, (position, own) in enumerate(zip(cache_lengths, pages, strict=True)):
+        first = 0 if spec.sliding_window is None else max(0, position - spec.sliding_window + 1) // page_size
+        for index in range(first, position // page_size + 1):
+            seen[own[index]].append((request, index * page_size))
+    alone = sorted(page for page, owners in seen.items() if len(owners) == 1)
+    shared = sorted(page for page, owners in seen.items() if len(owners) > 1)
+    return [
+        _page_group(spec, numbers, seen, cache_lengths, page_size, device) for numbers in (alone, shared) if numbers
+    ]
+
+
+def _page_group(
+    spec: AttentionSpec,
+    numbers: list[int],
+    seen: dict[int, list[tuple[int, int]]],
+    cache_lengths: list[int],
+    page_size: int,
+    device: torch.device,
+) -> _PageGroup:
+    wanted = set(numbers)
+    span = range(numbers[0], numbers[-1] + 1)
+    in_place = len(span) <= _MAX_GAPS * len(numbers)
+    listed = list(span) if in_place else numbers
+    num_sharers = max(len(seen[page]) for page in numbers)
+    owners, queries, starts = [], [], []
+    for page in listed:
+        sharers = seen[page] if page in wanted else []
+        for request, start in sharers:
+            owners.append(request)
+            queries.append(cache_lengths[request])
+            starts.append(start)
+        for _ in range(num_sharers - len(sharers)):
+            owners.append(0)
+            queries.append(-1)  # before every key: sees nothing
+            starts.append(0)
+    keys = torch.tensor(starts, device=device).unsqueeze(-1) + torch.arange(page_size, device=device)  # [I, page_size]
+    bias = spec.bias(torch.tensor(queries, device=device).unsqueeze(-1), keys).clamp_(min=_HIDDEN)
+    bias = bias.view(len(listed), num_sharers, -1, page_size)  # [P, S, 1 or N, page_size]
+    if spec.alibi_slopes is not None:
+        bias = bias.unflatten(2, (spec.num_kv_heads, spec.num_groups)).transpose(1, 2)  # [P, K, S, G, page_size]
+    else:
+        bias = bias.unsqueeze(1)  # [P, 1, S, 1, page_size]
+    return _PageGroup(
+        pages=slice(span.start, span.stop) if in_place else torch.tensor(numbers, device=device),
+        owners=torch.tensor(owners, device=device),
+        bias=bias,
+    )

@@ -1,0 +1,63 @@
+"""Attention as the formula has it, one query and one head at a time: slow, obviously right, the oracle of the others."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pipezoo_core.attention.base import AttentionBackend
+from pipezoo_core.kv_cache import KVCacheParams, RaggedBatch
+
+__all__ = ["ReferenceAttention"]
+
+
+class ReferenceAttention(AttentionBackend):
+    """Loops over requests, queries and heads, in float64. Pages are `[num_pages, page_size, num_kv_heads, head_dim]`."""
+
+    name = "reference"
+
+    def page_shape(self, num_pages: int, params: KVCacheParams) -> tuple[int, ...]:
+        """Returns the shape of one layer's key (and value) pages."""
+        return (num_pages, params.page_size, params.num_kv_heads, params.head_dim)
+
+    def plan(self, batch: RaggedBatch, page_size: int, device: torch.device) -> RaggedBatch:
+        """Takes the lists as they are."""
+        del page_size, device
+        return batch
+
+    def attend(
+        self,
+        q_TND: Tensor,
+        k_TKD: Tensor,
+        v_TKD: Tensor,
+        key_pages: Tensor,
+        value_pages: Tensor,
+        plan: RaggedBatch,
+    ) -> Tensor:
+        """Writes each row's key and value, then answers each row's queries head by head."""
+        page_size = key_pages.shape[1]
+        out_TND = torch.empty_like(q_TND)
+        row = 0
+        for active, cached, pages in zip(plan.active_lengths, plan.cache_lengths, plan.pages, strict=True):
+            for position in range(cached, cached + active):
+                slot = (pages[position // page_size], position % page_size)
+                key_pages[slot], value_pages[slot] = k_TKD[row], v_TKD[row]
+                seen = [(pages[j // page_size], j % page_size) for j in range(position + 1)]
+                keys = torch.stack([key_pages[at] for at in seen]).double()
+                values = torch.stack([value_pages[at] for at in seen]).double()
+                for head in range(self.spec.num_heads):
+                    kv_head = head // self.spec.num_groups
+                    out_TND[row, head] = self._one(q_TND[row, head].double(), keys[:, kv_head], values[:, kv_head], head)
+                row += 1
+        return out_TND
+
+    def _one(self, q_D: Tensor, keys_SD: Tensor, values_SD: Tensor, head: int) -> Tensor:
+        scores = [self.spec.scale * float(q_D @ key) for key in keys_SD]
+        last = len(scores) - 1
+        for j in range(len(scores)):
+            if self.spec.alibi_slopes is not None:
+                scores[j] -= self.spec.alibi_slopes[head] * (last - j)
+            if self.spec.sliding_window is not None and last - j >= self.spec.sliding_window:
+                scores[j] = -torch.inf
+        weights = torch.tensor(scores, dtype=torch.float64, device=q_D.device).softmax(-1)
+        return weights @ values_SD

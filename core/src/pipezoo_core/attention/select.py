@@ -1,0 +1,21 @@
+"""Chooses the attention backend, once, at load."""
+
+from __future__ import annotations
+
+from pipezoo_core.attention.base import AttentionBackend, AttentionSpec
+from pipezoo_core.attention.paged import PagedAttention
+from pipezoo_core.attention.reference import ReferenceAttention
+from pipezoo_core.config import AttentionName
+
+__all__ = ["select_backend"]
+
+
+def select_backend(name: AttentionName, spec: AttentionSpec) -> AttentionBackend:
+    """Returns the backend with this name; for `auto` the fastest one.
+
+    Raises:
+        UnsupportedAttentionError: the backend cannot do what the spec asks for.
+    """
+    if name is AttentionName.reference:
+        return ReferenceAttention(spec)
+    return PagedAttention(spec)

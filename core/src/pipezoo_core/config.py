@@ -1,0 +1,141 @@
+"""Settings of a pipeline: frozen, typed, complete after construction; an unknown setting is an error.
+
+Knows no torch. Where a setting says "auto", a function elsewhere returns a new config with the value filled in.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from pipezoo_core.errors import InvalidSettingError
+
+__all__ = [
+    "AttentionName",
+    "KVCacheConfig",
+    "PipelineConfig",
+    "ReturnLogits",
+    "Settings",
+    "SupportedEncoding",
+    "WeightsFormat",
+    "parse_memory",
+]
+
+
+class SupportedEncoding(enum.StrEnum):
+    """The precision that weights and activations are run in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class WeightsFormat(enum.StrEnum):
+    """File formats of weights that can be read."""
+
+    safetensors = "safetensors"
+    gguf = "gguf"
+
+
+class ReturnLogits(enum.StrEnum):
+    """Which rows of logits `PipelineModel.execute` returns besides the next token's."""
+
+    LAST_TOKEN = "last_token"
+    VARIABLE = "variable"
+    ALL = "all"
+
+
+class AttentionName(enum.StrEnum):
+    """The attention backends to choose from; `auto` takes the fastest one that can do what the model needs."""
+
+    auto = "auto"
+    reference = "reference"
+    paged = "paged"
+
+
+_MEMORY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", re.IGNORECASE)
+
+
+def parse_memory(value: object) -> object:
+    """Turns a size such as `"1.5GiB"`, `"512MB"` or `4096` into bytes; anything else is handed back as it is."""
+    if not isinstance(value, str):
+        return value
+    match = _MEMORY.fullmatch(value)
+    if match is None:
+        return value
+    number, prefix, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " "))
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and a bad or unknown value is an `InvalidSettingError`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _invalid_setting(type(self), error) from error
+
+    def updated(self, **changes: Any) -> Any:
+        """Returns a copy with these settings changed, checked like new ones."""
+        values = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**{**values, **changes})
+
+
+def _invalid_setting(cls: type[BaseModel], error: ValidationError) -> InvalidSettingError:
+    first = error.errors(include_url=False)[0]
+    name = ".".join(str(part) for part in first["loc"]) or cls.__name__
+    if first["type"] == "extra_forbidden":
+        return InvalidSettingError(
+            f"unknown setting {name!r}", allowed=sorted(cls.model_fields), cure="Check the spelling."
+        )
+    return InvalidSettingError(
+        f"setting {name!r} is not valid", found=repr(first["input"]), allowed=first["msg"].lower()
+    )
+
+
+class KVCacheConfig(Settings):
+    """Settings of the paged KV cache.
+
+    Attributes:
+        page_size: tokens per page.
+        memory: bytes for all pages (a number, or text such as `"2GiB"`); None takes what the memory plan gives.
+        enable_prefix_caching: share full pages between requests that begin with the same tokens.
+    """
+
+    page_size: int = Field(default=64, ge=1, le=4096)
+    memory: Annotated[int | None, BeforeValidator(parse_memory)] = Field(default=None, gt=0)
+    enable_prefix_caching: bool = True
+
+
+class PipelineConfig(Settings):
+    """Everything that decides how a model is run.
+
+    Attributes:
+        model_path: what the user asked for, for messages and as the model's identity in the prefix cache.
+        weight_paths: the weight files.
+        device: a torch device, e.g. `"cpu"` or `"cuda:0"`.
+        encoding: the precision to run in.
+        max_length: most tokens of one request, prompt and answer together; None takes the model's own maximum,
+            or what the KV cache holds where that is less.
+        max_batch_size: most requests that are worked on at the same time; the others wait.
+        max_batch_tokens: most tokens that go through the model in one step; longer prompts are fed in chunks.
+        attention: the attention backend.
+        kv_cache: settings of the KV cache.
+    """
+
+    model_path: str
+    weight_paths: tuple[Path, ...] = ()
+    device: str = "cpu"
+    encoding: SupportedEncoding = SupportedEncoding.float32
+    max_length: int | None = Field(default=None, ge=2)
+    max_batch_size: int = Field(default=64, ge=1)
+    max_batch_tokens: int = Field(default=2048, ge=1)
+    attention: AttentionName = AttentionName.auto
+    kv_cache: KVCacheConfig = KVCacheConfig()

@@ -1,0 +1,157 @@
+"""One request and its growth. Knows no torch and no pages: those belong to the KV cache manager."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Sequence
+
+from pipezoo_core.errors import EmptyPromptError, InsufficientPagesError, PromptTooLongError
+from pipezoo_core.request import GenerationStatus, LogProbabilities, RequestID
+from pipezoo_core.sampling_params import SamplingParams
+
+__all__ = ["TextContext"]
+
+
+class TextContext:
+    """The tokens of one request, how many of them the KV cache holds, and whether it is done.
+
+    A step feeds the model the *chunk* `tokens[cache_length : cache_length + active_length]`. For a request of five
+    prompt tokens that is fed in chunks of three:
+
+        step   tokens          cache_length  active_length  samples
+        1      a b c d e       0             3              no
+        2      a b c d e       3             2              yes -> f
+        3      a b c d e f     5             1              yes -> g
+
+    Args:
+        request_id: unique among the requests of a pipeline.
+        prompt_tokens: at least one.
+        max_length: most tokens, prompt and answer together.
+        sampling_params: complete settings.
+        end_token_ids: the model's own end-of-sequence tokens.
+
+    Raises:
+        EmptyPromptError: there are no prompt tokens.
+        PromptTooLongError: the prompt leaves no room for one more token.
+    """
+
+    def __init__(
+        self,
+        *,
+        request_id: RequestID,
+        prompt_tokens: Sequence[int],
+        max_length: int,
+        sampling_params: SamplingParams,
+        end_token_ids: Collection[int] = (),
+    ) -> None:
+        if not prompt_tokens:
+            raise EmptyPromptError("the prompt is empty", cure="Give at least one token of text.")
+        if len(prompt_tokens) >= max_length:
+            raise PromptTooLongError(
+                "the prompt is longer than the model's context",
+                found=f"{len(prompt_tokens)} tokens",
+                allowed=f"at most {max_length - 1}, which leaves room for one new token",
+                cure="Shorten the prompt, or raise max_length if the model allows it.",
+            )
+        self.request_id = request_id
+        self.sampling_params = sampling_params
+        self.tokens = list(prompt_tokens)
+        self.prompt_length = len(self.tokens)
+        self.cache_length = 0
+        self.active_length = 0
+        self.status = GenerationStatus.ACTIVE
+        self.prompt_log_probabilities = LogProbabilities([], [])
+        own = frozenset(sampling_params.stop_token_ids)
+        self.stop_token_ids = own if sampling_params.ignore_eos else own | frozenset(end_token_ids)
+        wanted = sampling_params.max_new_tokens
+        room = max_length - self.prompt_length
+        self.max_length = self.prompt_length + (room if wanted is None else min(wanted, room))
+        self._random = random.Random(sampling_params.seed)
+
+    @property
+    def generated_tokens(self) -> list[int]:
+        """The tokens of the answer so far."""
+        return self.tokens[self.prompt_length :]
+
+    @property
+    def num_generated(self) -> int:
+        """How many tokens the answer has."""
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def num_pending(self) -> int:
+        """How many tokens the model has not seen yet; at least one."""
+        return len(self.tokens) - self.cache_length
+
+    @property
+    def chunk(self) -> list[int]:
+        """The tokens this step feeds to the model."""
+        return self.tokens[self.cache_length : self.cache_length + self.active_length]
+
+    @property
+    def samples(self) -> bool:
+        """Whether this step's chunk reaches the last token, so that a new one follows."""
+        return self.active_length == self.num_pending
+
+    @property
+    def may_end(self) -> bool:
+        """Whether `min_new_tokens` is reached once the next token is there."""
+        return self.num_generated + 1 > self.sampling_params.min_new_tokens
+
+    @property
+    def wants_prompt_logits(self) -> bool:
+        """Whether the logits of every prompt token are needed (echo), so that none may come from the prefix cache."""
+        return self.sampling_params.echo and self.num_generated == 0
+
+    def set_chunk(self, num_tokens: int) -> None:
+        """Says how many pending tokens the next step feeds."""
+        assert 1 <= num_tokens <= self.num_pending, (num_tokens, self.num_pending)
+        self.active_length = num_tokens
+
+    def skip_to(self, cache_length: int) -> None:
+        """Notes that the KV cache already holds the first `cache_length` tokens (a prefix hit)."""
+        assert self.cache_length <= cache_length < len(self.tokens), (cache_length, len(self.tokens))
+        self.cache_length = cache_length
+
+    def restart(self) -> None:
+        """Forgets what was cached (preemption): all tokens, the generated ones too, are fed anew."""
+        self.cache_length = 0
+        self.active_length = 0
+        self.prompt_log_probabilities = LogProbabilities([], [])
+
+    def draw(self) -> float:
+        """Draws the random number in [0, 1) that decides the next token."""
+        return self._random.random()
+
+    def advance(self, next_token: int | None) -> None:
+        """Notes that the chunk went through the model and, where it reached the end, the token that came out."""
+        assert self.active_length > 0 and not self.status.is_done
+        self.cache_length += self.active_length
+        self.active_length = 0
+        if next_token is None:
+            return
+        may_end = self.may_end
+        self.tokens.append(next_token)
+        if may_end and next_token in self.stop_token_ids:
+            self.status = GenerationStatus.END_OF_SEQUENCE
+        elif len(self.tokens) >= self.max_length:
+            self.status = GenerationStatus.MAXIMUM_LENGTH
+
+    def finish(self, status: GenerationStatus) -> None:
+        """Ends the request from outside: a stop text was met, or the caller cancelled."""
+        self.status = status
+
+    def check_fits(self, num_cache_tokens: int) -> None:
+        """Checks that the request fits the KV cache even when it is alone there.
+
+        Raises:
+            InsufficientPagesError: prompt and answer together need more tokens than `num_cache_tokens`.
+        """
+        needed = self.max_length - 1  # the last token is never fed
+        if needed > num_cache_tokens:
+            raise InsufficientPagesError(
+                "the KV cache is too small for this request",
+                found=f"{self.prompt_length} prompt tokens and up to {self.max_length - self.prompt_length} new ones",
+                allowed=f"{num_cache_tokens + 1} tokens together",
+                cure="Lower max_new_tokens, or load with more kv_cache_memory.",
+            )

@@ -1,0 +1,302 @@
+"""The ready-made `PipelineModel` for decoder-only models: a plugin brings a typed config and an `nn.Module`."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from pipezoo_core.attention import AttentionBackend, AttentionSpec, select_backend
+from pipezoo_core.config import KVCacheConfig, PipelineConfig, ReturnLogits, SupportedEncoding
+from pipezoo_core.context import TextContext
+from pipezoo_core.errors import InvalidSettingError
+from pipezoo_core.interfaces import (
+    KVCacheMixin,
+    ModelInputs,
+    ModelOutputs,
+    PipelineModel,
+    upper_bounded_default,
+)
+from pipezoo_core.kv_cache import KVCacheInputs, KVCacheParams, PagedKVCacheManager
+from pipezoo_core.session import InferenceSession
+from pipezoo_core.weights import Weights, WeightsAdapter, load_module, materialize, torch_dtype
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ["DecoderConfig", "DecoderInputs", "DecoderModule", "DecoderPipelineModel"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderConfig(abc.ABC):
+    """What every decoder-only model has; a plugin's config adds what is its own.
+
+    Attributes:
+        vocab_size: rows of the embedding.
+        hidden_size: numbers per token between layers.
+        intermediate_size: numbers per token inside the feed-forward layer.
+        num_layers: decoder layers.
+        num_heads: query heads.
+        num_kv_heads: key/value heads.
+        head_dim: numbers per head.
+        max_seq_len: the longest request the positions reach.
+        max_shareable_prompt: see `KVCacheParams`.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_seq_len: int
+    max_shareable_prompt: int | None = None
+
+    @classmethod
+    @abc.abstractmethod
+    def from_huggingface(cls, config: PretrainedConfig) -> Self:
+        """Reads a Hugging Face config.
+
+        Raises:
+            UnsupportedModelError: it asks for something the model cannot do.
+        """
+
+    @property
+    @abc.abstractmethod
+    def attention(self) -> AttentionSpec:
+        """What the attention layers compute."""
+
+
+class DecoderModule(Protocol):
+    """What `DecoderPipelineModel` needs of a plugin's module. Built as `Module(config, backend)`."""
+
+    def __call__(self, tokens: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
+        """Maps tokens [T] to hidden states [T, hidden_size]."""
+        ...
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """Maps hidden states [rows, hidden_size] to logits [rows, vocab_size]."""
+        ...
+
+
+class DecoderInputs(ModelInputs):
+    """Inputs of a decoder-only model.
+
+    Args:
+        tokens: int64 [T], the chunks of all requests one after another.
+        input_row_offsets: int64 [B + 1], where each request's chunk begins.
+        logit_rows: int64 [rows], the rows that get logits.
+        logit_offsets: int64 [B + 1], where each request's rows begin in `logit_rows`.
+        kv_cache_inputs: the step's view of the KV cache.
+    """
+
+    def __init__(
+        self,
+        tokens: Tensor,
+        input_row_offsets: Tensor,
+        logit_rows: Tensor,
+        logit_offsets: Tensor,
+        kv_cache_inputs: KVCacheInputs[Any],
+    ) -> None:
+        self.tokens = tokens
+        self.input_row_offsets = input_row_offsets
+        self.logit_rows = logit_rows
+        self.logit_offsets = logit_offsets
+        self.kv_cache_inputs = kv_cache_inputs
+
+
+class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
+    """Implements all of `PipelineModel` over a plugin's config and module.
+
+    A subclass sets two class attributes and nothing else:
+
+        class LlamaPipelineModel(DecoderPipelineModel):
+            config_class = LlamaConfig
+            module_class = LlamaForCausalLM
+    """
+
+    config_class: ClassVar[type[DecoderConfig]]
+    module_class: ClassVar[Any]
+
+    def __init__(
+        self,
+        pipeline_config: PipelineConfig,
+        session: InferenceSession,
+        huggingface_config: PretrainedConfig,
+        encoding: SupportedEncoding,
+        devices: Sequence[torch.device],
+        kv_cache_config: KVCacheConfig,
+        weights: Weights,
+        adapter: WeightsAdapter | None,
+        return_logits: ReturnLogits = ReturnLogits.VARIABLE,
+    ) -> None:
+        self.config = self.config_class.from_huggingface(huggingface_config)
+        self._backend: AttentionBackend = select_backend(pipeline_config.attention, self.config.attention)
+        super().__init__(
+            pipeline_config,
+            session,
+            huggingface_config,
+            encoding,
+            devices,
+            kv_cache_config,
+            weights,
+            adapter,
+            return_logits,
+        )
+        self.module = self._load_module()
+
+    def _load_module(self) -> DecoderModule:
+        with torch.device("meta"):
+            module: nn.Module = self.module_class(self.config, self._backend)
+        materialize(module, self.session.device, self.dtype)
+        adapt = self.adapter or (lambda tensors, _config: dict(tensors))
+        load_module(module, adapt(self.weights, self.huggingface_config))
+        return module.eval()  # type: ignore[return-value]  # nn.Module.__call__ is typed as Any
+
+    @classmethod
+    def calculate_max_seq_len(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> int:
+        """Returns `max_length`, or where it is not set the longest request the positions reach."""
+        bound = cls.config_class.from_huggingface(huggingface_config).max_seq_len
+        try:
+            return upper_bounded_default(upper_bound=bound, default=pipeline_config.max_length)
+        except ValueError as error:
+            raise InvalidSettingError(
+                "max_length is above what the model can do",
+                found=pipeline_config.max_length,
+                allowed=f"at most {bound}",
+            ) from error
+
+    @classmethod
+    def get_num_layers(cls, huggingface_config: PretrainedConfig) -> int:
+        """Returns the number of decoder layers."""
+        return cls.config_class.from_huggingface(huggingface_config).num_layers
+
+    @classmethod
+    def get_kv_params(
+        cls,
+        huggingface_config: PretrainedConfig,
+        n_devices: int,
+        kv_cache_config: KVCacheConfig,
+        cache_dtype: torch.dtype,
+        *,
+        model_id: str = "",
+    ) -> KVCacheParams:
+        """Returns the shape of the cache."""
+        del n_devices  # one device holds all heads
+        config = cls.config_class.from_huggingface(huggingface_config)
+        return KVCacheParams(
+            dtype=cache_dtype,
+            num_layers=config.num_layers,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            page_size=kv_cache_config.page_size,
+            enable_prefix_caching=kv_cache_config.enable_prefix_caching,
+            model_id=model_id,
+            max_shareable_prompt=config.max_shareable_prompt,
+        )
+
+    @classmethod
+    def estimate_kv_cache_size(
+        cls,
+        pipeline_config: PipelineConfig,
+        available_cache_memory: int,
+        devices: Sequence[torch.device],
+        huggingface_config: PretrainedConfig,
+        kv_cache_config: KVCacheConfig,
+        cache_dtype: torch.dtype,
+    ) -> int:
+        """Returns what a full batch of longest requests takes, or what is available where that is less."""
+        params = cls.get_kv_params(huggingface_config, len(devices), kv_cache_config, cache_dtype)
+        length = cls.calculate_max_seq_len(pipeline_config, huggingface_config)
+        return PagedKVCacheManager.estimated_memory_size(
+            params, pipeline_config.max_batch_size, length, available_cache_memory
+        )
+
+    @classmethod
+    def estimate_activation_memory(
+        cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig
+    ) -> int:
+        """Returns the bytes of the widest layer at a full step, the attention's scores, and the logits."""
+        config = cls.config_class.from_huggingface(huggingface_config)
+        itemsize = torch_dtype(pipeline_config.encoding).itemsize
+        width = 4 * config.hidden_size + 3 * config.intermediate_size + 4 * config.num_heads * config.head_dim
+        length = cls.calculate_max_seq_len(pipeline_config, huggingface_config)
+        mask = 4 * min(pipeline_config.max_batch_tokens, length) * length
+        logits = 3 * 4 * pipeline_config.max_batch_size * config.vocab_size  # own, in float32, and sorted
+        return pipeline_config.max_batch_tokens * width * itemsize + mask + logits
+
+    def load_kv_manager(self, session: InferenceSession, available_cache_memory: int | None) -> PagedKVCacheManager:
+        """Allocates the cache on the session's device."""
+        params = self.get_kv_params(
+            self.huggingface_config,
+            len(self.devices),
+            self.kv_cache_config,
+            self.dtype,
+            model_id=self.pipeline_config.model_path,
+        )
+        if available_cache_memory is None:
+            num_pages = self.pipeline_config.max_batch_size * params.num_pages_for(self.max_seq_len)
+        else:
+            num_pages = available_cache_memory // params.bytes_per_page
+        return PagedKVCacheManager(params, num_pages, self._backend, session.device)
+
+    def prepare_initial_token_inputs(
+        self,
+        context_batch: Sequence[TextContext],
+        kv_cache_inputs: KVCacheInputs[Any] | None = None,
+        return_n_logits: int = 1,
+    ) -> DecoderInputs:
+        """Makes inputs of the contexts' chunks.
+
+        A context that echoes gets the logits of its whole chunk. With `return_n_logits=1` and chunks of 1 and 3
+        tokens, the second of a request that echoes, `logit_rows` is [0, 1, 2, 3] and `logit_offsets` [0, 1, 4].
+        """
+        assert kv_cache_inputs is not None, "a decoder needs a KV cache"
+        tokens: list[int] = []
+        rows: list[int] = []
+        offsets = [0]
+        for context in context_batch:
+            tokens += context.chunk
+            wants_all = context.wants_prompt_logits or self.return_logits is ReturnLogits.ALL
+            wanted = context.active_length if wants_all else min(return_n_logits, context.active_length)
+            rows += range(len(tokens) - wanted, len(tokens))
+            offsets.append(len(rows))
+        device = self.session.device
+        return DecoderInputs(
+            tokens=torch.tensor(tokens, device=device),
+            input_row_offsets=kv_cache_inputs.input_row_offsets,
+            logit_rows=torch.tensor(rows, device=device),
+            logit_offsets=torch.tensor(offsets, device=device),
+            kv_cache_inputs=kv_cache_inputs,
+        )
+
+    def prepare_next_token_inputs(self, next_tokens: Tensor, prev_model_inputs: ModelInputs) -> DecoderInputs:
+        """Makes inputs of one new token per request."""
+        assert prev_model_inputs.kv_cache_inputs is not None
+        rows = torch.arange(len(next_tokens) + 1, device=next_tokens.device)
+        return DecoderInputs(
+            tokens=next_tokens,
+            input_row_offsets=rows,
+            logit_rows=rows[:-1],
+            logit_offsets=rows,
+            kv_cache_inputs=prev_model_inputs.kv_cache_inputs,
+        )
+
+    @torch.inference_mode()
+    def execute(self, model_inputs: ModelInputs) -> ModelOutputs:
+        """Runs the module once and computes the wanted rows of logits, in float32."""
+        assert isinstance(model_inputs, DecoderInputs)
+        assert model_inputs.kv_cache_inputs is not None
+        hidden_TH = self.module(model_inputs.tokens, model_inputs.kv_cache_inputs)
+        logits = self.module.compute_logits(hidden_TH[model_inputs.logit_rows]).float()
+        last_rows = model_inputs.logit_offsets[1:] - 1
+        return ModelOutputs(
+            logits=logits,
+            next_token_logits=logits if len(logits) == len(last_rows) else logits[last_rows],
+            logit_offsets=model_inputs.logit_offsets,
+        )

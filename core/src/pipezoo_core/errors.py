@@ -1,0 +1,200 @@
+"""Every error a user of pipezoo can meet.
+
+A message says what went wrong, what was found, what is allowed, and the cure. Each error also derives from the
+built-in exception that fits best, so that code which knows nothing of pipezoo can still catch it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+__all__ = [
+    "BrokenPluginError",
+    "CacheIntegrityError",
+    "CheckpointError",
+    "CheckpointMismatchError",
+    "CorruptCheckpointError",
+    "EmptyPromptError",
+    "GatedModelError",
+    "HubUnreachableError",
+    "IncompatiblePluginError",
+    "InsufficientMemoryError",
+    "InsufficientPagesError",
+    "InvalidRequestError",
+    "InvalidSettingError",
+    "MissingShardError",
+    "ModelNotFoundError",
+    "PipezooError",
+    "PluginConflictError",
+    "PluginError",
+    "PluginNotFoundError",
+    "PromptTooLongError",
+    "UnsafeCheckpointError",
+    "UnsupportedAttentionError",
+    "UnsupportedCheckpointError",
+    "UnsupportedModelError",
+    "UnsupportedTokenizerError",
+]
+
+_MAX_NAMES = 8
+
+
+class PipezooError(Exception):
+    """Base of all errors raised on purpose by pipezoo.
+
+    Args:
+        what: what went wrong, one clause without a full stop.
+        found: what was found instead, if that helps.
+        allowed: what would have been accepted.
+        cure: what the reader can do about it, a sentence.
+    """
+
+    def __init__(
+        self, what: str, *, found: object = None, allowed: object = None, cure: str | None = None
+    ) -> None:
+        self.what = what
+        self.found = found
+        self.allowed = allowed
+        self.cure = cure
+        details = [
+            f"{label}: {_listed(value)}"
+            for label, value in (("found", found), ("allowed", allowed))
+            if value is not None
+        ]
+        message = what + (f" ({'; '.join(details)})" if details else "")
+        super().__init__(f"{message}. {cure}" if cure else message)
+
+
+def _listed(value: object) -> str:
+    if isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping):
+        names = [str(item) for item in value]
+        shown = ", ".join(names[:_MAX_NAMES]) or "none"
+        return shown + (f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else "")
+    return str(value)
+
+
+class InvalidSettingError(PipezooError, ValueError):
+    """A setting of the pipeline or of sampling is unknown or out of range."""
+
+
+class InvalidRequestError(PipezooError, ValueError):
+    """A request cannot be served as it stands; the pipeline goes on with the next one."""
+
+
+class EmptyPromptError(InvalidRequestError):
+    """The prompt holds no tokens."""
+
+
+class PromptTooLongError(InvalidRequestError):
+    """The prompt leaves no room for a new token in the model's context."""
+
+
+class PluginError(PipezooError):
+    """Base of what can go wrong between a model and its plugin."""
+
+
+class PluginNotFoundError(PluginError, LookupError):
+    """No installed plugin serves this model type."""
+
+
+class PluginConflictError(PluginError, LookupError):
+    """Two installed distributions serve the same model type and none is pinned."""
+
+
+class BrokenPluginError(PluginError, ImportError):
+    """The plugin raised while it was imported or asked for its architectures; the cause is chained."""
+
+
+class IncompatiblePluginError(PluginError, ImportError):
+    """The plugin was made for another version of pipezoo-core."""
+
+
+class UnsupportedModelError(PluginError, ValueError):
+    """The plugin serves the model type but refuses this checkpoint's configuration."""
+
+
+class UnsupportedAttentionError(PipezooError, ValueError):
+    """An attention backend cannot do what the model needs."""
+
+
+class UnsupportedTokenizerError(PipezooError, ValueError):
+    """The tokenizer of a checkpoint is of a kind that is not known."""
+
+
+class ModelNotFoundError(PipezooError, FileNotFoundError):
+    """No such folder, file, package, repository or revision."""
+
+
+class GatedModelError(PipezooError, PermissionError):
+    """The repository exists, but its owner wants you to ask for access first."""
+
+
+class HubUnreachableError(PipezooError, ConnectionError):
+    """The Hub cannot be asked (offline mode, or no connection) and the files are not cached."""
+
+
+class CheckpointError(PipezooError):
+    """Base of what can be wrong with a checkpoint's files."""
+
+
+class CorruptCheckpointError(CheckpointError, ValueError):
+    """A file is truncated, or its header does not make sense."""
+
+
+class MissingShardError(CheckpointError, FileNotFoundError):
+    """The index names a file that is not there."""
+
+
+class UnsafeCheckpointError(CheckpointError, ValueError):
+    """The checkpoint could run code or leave its folder: pickle weights, or a path that climbs out."""
+
+
+class UnsupportedCheckpointError(CheckpointError, ValueError):
+    """The checkpoint is well formed, but of a kind that pipezoo or the plugin does not read."""
+
+
+class CheckpointMismatchError(CheckpointError, ValueError):
+    """The checkpoint's tensors are not those the model needs.
+
+    Attributes:
+        missing: names the model needs and the checkpoint lacks.
+        unexpected: names the checkpoint has and the model does not know.
+        wrong_shape: `name: found -> needed` for tensors of another shape.
+    """
+
+    def __init__(
+        self,
+        *,
+        missing: Iterable[str] = (),
+        unexpected: Iterable[str] = (),
+        wrong_shape: Iterable[str] = (),
+    ) -> None:
+        self.missing = sorted(missing)
+        self.unexpected = sorted(unexpected)
+        self.wrong_shape = sorted(wrong_shape)
+        parts = [
+            f"{label}: {_listed(names)}"
+            for label, names in (
+                ("missing", self.missing),
+                ("left over", self.unexpected),
+                ("wrong shape", self.wrong_shape),
+            )
+            if names
+        ]
+        super().__init__(
+            "the checkpoint's weights do not fit its config.json",
+            found="; ".join(parts),
+            cure="Check that weights and config.json belong to the same model.",
+        )
+
+
+class InsufficientMemoryError(PipezooError, MemoryError):
+    """The memory plan does not fit; the message carries the plan."""
+
+
+class InsufficientPagesError(PipezooError, MemoryError):
+    """A request can never fit the KV cache, or pages were asked for that are not free."""
+
+
+class CacheIntegrityError(PipezooError, AssertionError):
+    """The KV cache's books do not balance: a defect in pipezoo, never the user's fault."""

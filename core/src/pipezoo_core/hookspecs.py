@@ -1,0 +1,30 @@
+"""The one hook a plugin implements, and the version of the contract around it.
+
+Imports nothing but pluggy: a plugin module must be importable without torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from pipezoo_core.architecture import SupportedArchitecture
+
+__all__ = ["API_VERSION", "ENTRY_POINT_GROUP", "PROJECT_NAME", "hookimpl", "hookspec"]
+
+PROJECT_NAME = "pipezoo"
+ENTRY_POINT_GROUP = "pipezoo.plugins"
+
+API_VERSION = 1
+"""Version of the plugin contract. A plugin module states the one it was written for in its own `API_VERSION`;
+the current and the previous one are accepted."""
+
+hookspec = pluggy.HookspecMarker(PROJECT_NAME)
+hookimpl = pluggy.HookimplMarker(PROJECT_NAME)
+
+
+@hookspec
+def pipezoo_architectures() -> list[SupportedArchitecture]:  # type: ignore[empty-body]  # pluggy calls the plugins
+    """Returns the architectures this plugin serves. Called once, when the plugin is first chosen."""

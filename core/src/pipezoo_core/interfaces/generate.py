@@ -1,0 +1,139 @@
+"""Text generation over `execute`: prompts in, finished or streamed outputs out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+
+from pipezoo_core.config import PipelineConfig
+from pipezoo_core.context import TextContext
+from pipezoo_core.errors import InvalidRequestError
+from pipezoo_core.kv_cache import PagedKVCacheManager
+from pipezoo_core.request import (
+    Prompt,
+    RequestID,
+    TextGenerationInputs,
+    TextGenerationOutput,
+    TextGenerationRequest,
+)
+
+if TYPE_CHECKING:
+    from pipezoo_core.interfaces.tokenizer import PipelineTokenizer
+
+__all__ = ["GenerateMixin", "as_requests", "join_outputs"]
+
+ContextT = TypeVar("ContextT", bound=TextContext)
+RequestT = TypeVar("RequestT", bound=TextGenerationRequest)
+
+
+@runtime_checkable
+class GenerateMixin(Protocol[ContextT, RequestT]):
+    """A pipeline that generates text.
+
+    A class that brings `execute`, `release` and the three properties gets a working `generate` and `generate_async`:
+    all prompts go through `execute` as one batch, one token per call, until the last one is done. However they
+    end, by the last token, an exception, or a caller who stops listening, every request is released.
+    """
+
+    @property
+    def kv_managers(self) -> list[PagedKVCacheManager]:
+        """The KV cache managers, one per replica; none for a model without a cache."""
+        ...
+
+    @property
+    def pipeline_config(self) -> PipelineConfig:
+        """How the pipeline runs."""
+        ...
+
+    @property
+    def tokenizer(self) -> PipelineTokenizer[ContextT, Any, RequestT]:
+        """Turns requests into contexts."""
+        ...
+
+    def execute(self, inputs: TextGenerationInputs) -> dict[RequestID, TextGenerationOutput]:
+        """Runs one batch for `num_steps` tokens and returns what each request produced in it."""
+        ...
+
+    def release(self, request_id: RequestID) -> None:
+        """Gives back all that a request holds. Does nothing for one that is released already."""
+        ...
+
+    def generate(self, prompts: Any) -> list[TextGenerationOutput]:
+        """Answers prompts, in their order.
+
+        Args:
+            prompts: a string, a chat (a list of messages), a `TextGenerationRequest`, or a list of these.
+        """
+        requests = as_requests(prompts)
+        return join_outputs(requests, _run(self, requests))
+
+    async def generate_async(self, prompts: Any) -> AsyncIterator[list[TextGenerationOutput]]:
+        """Answers prompts and yields, step by step, what is new of those that went on.
+
+        Args:
+            prompts: as for `generate`.
+        """
+        steps = _run(self, as_requests(prompts))
+        try:
+            for outputs in steps:
+                yield outputs
+                await asyncio.sleep(0)
+        finally:
+            steps.close()
+
+
+def _run(pipeline: GenerateMixin[Any, Any], requests: Sequence[TextGenerationRequest]) -> Iterator[Any]:
+    contexts = [pipeline.tokenizer.new_context(request) for request in requests]
+    try:
+        while batch := {c.request_id: c for c in contexts if not c.status.is_done}:
+            for context in batch.values():
+                context.set_chunk(context.num_pending)
+            yield list(pipeline.execute(TextGenerationInputs([batch])).values())
+    finally:
+        for context in contexts:
+            pipeline.release(context.request_id)
+
+
+def as_requests(prompts: Any) -> list[TextGenerationRequest]:
+    """Turns what a caller may pass to `generate` into requests.
+
+    Raises:
+        InvalidRequestError: it is none of the kinds `generate` takes, or two requests have the same id.
+    """
+    many = isinstance(prompts, Sequence) and not isinstance(prompts, str) and not _is_chat(prompts)
+    requests = [_as_request(prompt) for prompt in (prompts if many else [prompts])]
+    ids = [request.request_id for request in requests]
+    if len(set(ids)) < len(ids):
+        raise InvalidRequestError("two requests have the same id", found=ids)
+    return requests
+
+
+def _as_request(prompt: Prompt) -> TextGenerationRequest:
+    if isinstance(prompt, TextGenerationRequest):
+        return prompt
+    if isinstance(prompt, str):
+        return TextGenerationRequest(prompt=prompt)
+    if _is_chat(prompt):
+        return TextGenerationRequest(messages=prompt)
+    raise InvalidRequestError(
+        "a prompt is of an unknown kind",
+        found=type(prompt).__name__,
+        allowed="a string, a list of chat messages, or a TextGenerationRequest",
+        cure="Give token ids as TextGenerationRequest(prompt=[…]).",
+    )
+
+
+def _is_chat(prompt: object) -> bool:
+    return isinstance(prompt, Sequence) and len(prompt) > 0 and all(isinstance(part, Mapping) for part in prompt)
+
+
+def join_outputs(
+    requests: Sequence[TextGenerationRequest], steps: Iterator[list[TextGenerationOutput]]
+) -> list[TextGenerationOutput]:
+    """Joins the pieces that steps yield to one output per request, in the order of the requests."""
+    pieces: dict[RequestID, list[TextGenerationOutput]] = {request.request_id: [] for request in requests}
+    for outputs in steps:
+        for output in outputs:
+            pieces[output.request_id].append(output)
+    return [TextGenerationOutput.joined(of_one) for of_one in pieces.values()]

@@ -1,0 +1,119 @@
+"""What one step needs to know of the KV cache: first as Python lists, then as tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from pipezoo_core.kv_cache.params import KVCacheParams
+from pipezoo_core.kv_cache.storage import KVCacheStorage
+
+__all__ = ["KVCacheInputs", "RaggedBatch", "StepPlanner", "build_kv_cache_inputs"]
+
+
+@dataclass(frozen=True, slots=True)
+class RaggedBatch:
+    """One step's requests on the host, in the order in which the model sees them.
+
+    Three requests with pages of four tokens, the first two decoding, the third beginning a prompt of five:
+
+        active_lengths   [1, 1, 5]            tokens fed this step
+        cache_lengths    [6, 3, 0]            tokens in the cache before it
+        prompt_lengths   [4, 2, 5]
+        pages            [[0, 1], [2], [3, 4]]
+
+    Token rows: request 0 owns row 0, request 1 row 1, request 2 rows 2 to 6, so `row_offsets` is [0, 1, 2, 7] and
+    the positions are [6, 3, 0, 1, 2, 3, 4].
+    """
+
+    active_lengths: list[int]
+    cache_lengths: list[int]
+    prompt_lengths: list[int]
+    pages: list[list[int]]
+
+    @property
+    def row_offsets(self) -> list[int]:
+        """Where each request's rows begin, and the end."""
+        return [0, *accumulate(self.active_lengths)]
+
+    @property
+    def positions(self) -> list[int]:
+        """The position of each row in its request."""
+        return [
+            position
+            for cached, active in zip(self.cache_lengths, self.active_lengths, strict=True)
+            for position in range(cached, cached + active)
+        ]
+
+    @property
+    def context_lengths(self) -> list[int]:
+        """For each row the length that its request has then: of its prompt, or up to the row where that is longer."""
+        return [
+            max(prompt, position + 1)
+            for prompt, cached, active in zip(
+                self.prompt_lengths, self.cache_lengths, self.active_lengths, strict=True
+            )
+            for position in range(cached, cached + active)
+        ]
+
+
+Plan = TypeVar("Plan")
+PlanOut = TypeVar("PlanOut", covariant=True)
+
+
+class StepPlanner(Protocol[PlanOut]):
+    """The part of an attention backend that works once per step instead of once per layer."""
+
+    def page_shape(self, num_pages: int, params: KVCacheParams) -> tuple[int, ...]:
+        """Returns the shape of one layer's key (and value) pages."""
+        ...
+
+    def plan(self, batch: RaggedBatch, page_size: int, device: torch.device) -> PlanOut:
+        """Turns the step's lists into whatever tensors the backend wants."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class KVCacheInputs(Generic[Plan]):
+    """One step's view of the KV cache; valid until the next `PagedKVCacheManager.step`.
+
+    Attributes:
+        positions: int64 [T], the position of each row in its request.
+        context_lengths: int64 [T], see `RaggedBatch.context_lengths`.
+        input_row_offsets: int64 [B + 1], where each request's rows begin.
+        cache_lengths: int64 [B], tokens in the cache before this step.
+        key_pages: per layer, in the layout of the attention backend. Written during the step.
+        value_pages: likewise.
+        plan: what the attention backend made of the step.
+    """
+
+    positions: Tensor
+    context_lengths: Tensor
+    input_row_offsets: Tensor
+    cache_lengths: Tensor
+    key_pages: tuple[Tensor, ...]
+    value_pages: tuple[Tensor, ...]
+    plan: Plan
+
+
+def build_kv_cache_inputs(
+    batch: RaggedBatch, page_size: int, storage: KVCacheStorage, planner: StepPlanner[Plan], device: torch.device
+) -> KVCacheInputs[Plan]:
+    """Turns one step's lists into tensors: the only place where that happens."""
+
+    def tensor(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=device)
+
+    return KVCacheInputs(
+        positions=tensor(batch.positions),
+        context_lengths=tensor(batch.context_lengths),
+        input_row_offsets=tensor(batch.row_offsets),
+        cache_lengths=tensor(batch.cache_lengths),
+        key_pages=storage.key_pages,
+        value_pages=storage.value_pages,
+        plan=planner.plan(batch, page_size, device),
+    )

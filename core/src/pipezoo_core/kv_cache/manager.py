@@ -1,0 +1,246 @@
+"""Which pages each request owns. Decides on the host; the tensors are the storage's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipezoo_core.context import TextContext
+from pipezoo_core.errors import InsufficientPagesError
+from pipezoo_core.kv_cache.inputs import KVCacheInputs, RaggedBatch, StepPlanner, build_kv_cache_inputs
+from pipezoo_core.kv_cache.page_pool import PagePool
+from pipezoo_core.kv_cache.params import KVCacheParams
+from pipezoo_core.kv_cache.prefix_cache import PrefixCache, page_hash, root_hash
+from pipezoo_core.kv_cache.storage import KVCacheStorage
+from pipezoo_core.request import RequestID
+
+__all__ = ["KVCacheMetrics", "PagedKVCacheManager"]
+
+
+@dataclass(frozen=True, slots=True)
+class KVCacheMetrics:
+    """Counters since the manager was made.
+
+    Attributes:
+        prompt_tokens: tokens of all requests when they got their first pages.
+        prefix_hit_tokens: how many of them were found in the prefix cache.
+        evicted_pages: idle pages whose contents were given up for others.
+    """
+
+    prompt_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    evicted_pages: int = 0
+
+
+@dataclass(slots=True)
+class _Claim:
+    """One request's pages, the hashes of its full ones, and how many of those the prefix cache was told of."""
+
+    pages: list[int] = field(default_factory=list)
+    hashes: list[bytes] = field(default_factory=list)
+    num_committed: int = 0
+    is_counted: bool = False
+
+
+class PagedKVCacheManager:
+    """Owns the map from request to pages.
+
+    The order of calls for a request is `external_claim`, then per step `maybe_reserve`, `fetch`, the model, the
+    context's `advance`, and `step`; at last `release`.
+
+    Args:
+        params: shape of the cache.
+        total_num_pages: pages to allocate.
+        planner: the attention backend, which states the layout of the pages.
+        device: where the pages are.
+    """
+
+    def __init__(
+        self, params: KVCacheParams, total_num_pages: int, planner: StepPlanner[Any], device: torch.device
+    ) -> None:
+        self.params = params
+        self._planner = planner
+        self._device = device
+        self._storage = KVCacheStorage(params, total_num_pages, planner.page_shape, device)
+        self._pool = PagePool(total_num_pages)
+        self._prefix_cache = PrefixCache()
+        self._root = root_hash(params.model_id)
+        self._claims: dict[RequestID, _Claim] = {}
+        self._num_prompt = self._num_hits = self._num_evicted = 0
+
+    @property
+    def total_num_pages(self) -> int:
+        """All pages."""
+        return self._pool.num_pages
+
+    @property
+    def num_free_pages(self) -> int:
+        """Pages no request refers to, those kept for their prefix included."""
+        return self._pool.num_free
+
+    @property
+    def used_pages_pct(self) -> float:
+        """Share of the pages that requests refer to, in percent."""
+        return 100.0 * (1 - self._pool.num_free / self._pool.num_pages)
+
+    @property
+    def max_num_tokens(self) -> int:
+        """How many tokens of one request fit when it is alone."""
+        return self.total_num_pages * self.params.page_size
+
+    @property
+    def device_tensors(self) -> list[Tensor]:
+        """All key pages, then all value pages, layer by layer."""
+        return [*self._storage.key_pages, *self._storage.value_pages]
+
+    @property
+    def metrics(self) -> KVCacheMetrics:
+        """Counters since the manager was made."""
+        return KVCacheMetrics(self._num_prompt, self._num_hits, self._num_evicted)
+
+    def contains(self, request_id: RequestID) -> bool:
+        """Whether the request was claimed and not yet released."""
+        return request_id in self._claims
+
+    def get_or_recommend_replica(self, context: TextContext) -> int:
+        """Returns the replica that serves the request. There is one."""
+        del context
+        return 0
+
+    def external_claim(self, context: TextContext) -> None:
+        """Begins to keep pages for a request.
+
+        Where its first tokens are in the prefix cache, their pages are shared and `context.cache_length` is advanced;
+        at least the last token is always left to feed.
+        """
+        assert context.request_id not in self._claims, f"{context.request_id} is claimed twice"
+        assert context.cache_length == 0, "a context is claimed before its first step"
+        claim = self._claims[context.request_id] = _Claim()
+        if not self._shares(context) or context.wants_prompt_logits:
+            return
+        page_size = self.params.page_size
+        for start in range(0, len(context.tokens) - page_size, page_size):
+            hash_ = self._next_hash(claim, context.tokens[start : start + page_size])
+            page = self._prefix_cache.find(hash_)
+            if page is None:
+                break
+            self._pool.retain(page)
+            claim.pages.append(page)
+            claim.hashes.append(hash_)
+        claim.num_committed = len(claim.pages)
+        context.skip_to(len(claim.pages) * page_size)
+
+    def maybe_reserve(self, context: TextContext, num_steps: int = 1) -> bool:
+        """Makes sure the request has pages for its chunk and `num_steps - 1` tokens after it.
+
+        Returns:
+            False where too few pages are free; the request keeps what it has.
+        """
+        claim = self._claims[context.request_id]
+        num_tokens = context.cache_length + context.active_length + num_steps - 1
+        missing = self.params.num_pages_for(num_tokens) - len(claim.pages)
+        if missing > 0:
+            allocation = self._pool.allocate(missing)
+            if allocation is None:
+                return False
+            pages, evicted = allocation
+            self._prefix_cache.forget(evicted)
+            self._num_evicted += len(evicted)
+            claim.pages.extend(pages)
+        if not claim.is_counted:
+            claim.is_counted = True
+            self._num_prompt += len(context.tokens)
+            self._num_hits += context.cache_length
+        return True
+
+    def fetch(self, batch: Sequence[TextContext], num_steps: int = 1) -> KVCacheInputs[Any]:
+        """Returns the step's view of the cache for these requests, in this order.
+
+        Raises:
+            InsufficientPagesError: a request has not reserved enough pages.
+        """
+        for context in batch:
+            if not self.maybe_reserve(context, num_steps):
+                raise InsufficientPagesError(
+                    "the KV cache has no free page for this step",
+                    found=f"{self.num_free_pages} free of {self.total_num_pages}",
+                    cure="Run fewer requests at once, or load with more kv_cache_memory.",
+                )
+        ragged = RaggedBatch(
+            active_lengths=[context.active_length for context in batch],
+            cache_lengths=[context.cache_length for context in batch],
+            prompt_lengths=[context.prompt_length for context in batch],
+            pages=[self._claims[context.request_id].pages for context in batch],
+        )
+        return build_kv_cache_inputs(ragged, self.params.page_size, self._storage, self._planner, self._device)
+
+    def step(self, batch: Sequence[TextContext]) -> None:
+        """Notes what the step wrote: pages that became full can be shared from now on.
+
+        Call it after the contexts have advanced.
+        """
+        page_size = self.params.page_size
+        for context in batch:
+            if not self._shares(context):
+                continue
+            claim = self._claims[context.request_id]
+            while (claim.num_committed + 1) * page_size <= context.cache_length:
+                start = claim.num_committed * page_size
+                hash_ = self._next_hash(claim, context.tokens[start : start + page_size])
+                self._prefix_cache.insert(hash_, claim.pages[claim.num_committed])
+                claim.hashes.append(hash_)
+                claim.num_committed += 1
+
+    def release(self, request_id: RequestID) -> None:
+        """Gives the request's pages back; those with a known prefix stay until others need the room.
+
+        Does nothing for a request that was never claimed or is released already.
+        """
+        claim = self._claims.pop(request_id, None)
+        if claim is None:
+            return
+        for page in reversed(claim.pages):  # the end of a prefix is of less use than its beginning: evict it first
+            self._pool.release(page, keep=page in self._prefix_cache)
+
+    def reset_prefix_cache(self) -> None:
+        """Forgets all shared prefixes. Running requests keep their pages."""
+        self._prefix_cache.clear()
+        self._pool.drop_idle()
+
+    def check_integrity(self) -> None:
+        """Checks that free and referenced pages are all pages and that every owner is counted.
+
+        Raises:
+            CacheIntegrityError: they are not.
+        """
+        self._pool.check_integrity(claim.pages for claim in self._claims.values())
+
+    def _shares(self, context: TextContext) -> bool:
+        limit = self.params.max_shareable_prompt
+        return self.params.enable_prefix_caching and (limit is None or context.prompt_length <= limit)
+
+    def _next_hash(self, claim: _Claim, tokens: Sequence[int]) -> bytes:
+        return page_hash(claim.hashes[-1] if claim.hashes else self._root, tokens)
+
+    @classmethod
+    def estimated_memory_size(
+        cls, params: KVCacheParams, max_batch_size: int, max_length: int, available_cache_memory: int
+    ) -> int:
+        """Returns the bytes to use: what a full batch of longest requests takes, or what there is, in whole pages."""
+        wanted = max_batch_size * params.num_pages_for(max_length)
+        return min(wanted, available_cache_memory // params.bytes_per_page) * params.bytes_per_page
+
+    @classmethod
+    def max_supported_sequence_length(cls, params: KVCacheParams, available_cache_memory: int) -> int:
+        """Returns how many tokens one request may have in so many bytes."""
+        return available_cache_memory // params.bytes_per_page * params.page_size
+
+    @classmethod
+    def infer_optimal_batch_size(cls, params: KVCacheParams, max_length: int, available_cache_memory: int) -> int:
+        """Returns how many requests of the greatest length fit at the same time; at least 1."""
+        pages = available_cache_memory // params.bytes_per_page
+        return max(1, pages // params.num_pages_for(max_length))

@@ -1,0 +1,17 @@
+"""Layers that more than one plugin uses."""
+
+from pipezoo_core.layers.linear import Linear, MergedLinear
+from pipezoo_core.layers.mlp import GatedMLP
+from pipezoo_core.layers.norm import RMSNorm
+from pipezoo_core.layers.rotary import ROPE_TYPES, RotaryEmbedding, apply_rotary, max_rotary_length
+
+__all__ = [
+    "ROPE_TYPES",
+    "GatedMLP",
+    "Linear",
+    "MergedLinear",
+    "RMSNorm",
+    "RotaryEmbedding",
+    "apply_rotary",
+    "max_rotary_length",
+]

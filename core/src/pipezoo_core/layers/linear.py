@@ -1,0 +1,61 @@
+"""Linear layers, and several of them that read the same input merged into one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["Linear", "MergedLinear"]
+
+
+class Linear(nn.Module):
+    """`y = x Wᵀ + b` for inference. W is [out_features, in_features].
+
+    Args:
+        in_features: numbers per input row.
+        out_features: numbers per output row.
+        bias: whether there is a b.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [..., in_features] to [..., out_features]."""
+        return F.linear(x, self.weight, self.bias)
+
+
+class MergedLinear(nn.Module):
+    """Linear layers side by side that read the same input, computed as one product.
+
+    `self.qkv_proj = MergedLinear(h, {"q_proj": nq, "k_proj": nkv, "v_proj": nkv})` takes the place of three layers;
+    a checkpoint's `q_proj.weight`, `k_proj.weight` and `v_proj.weight` next to it are loaded into its rows.
+
+    Args:
+        in_features: numbers per input row.
+        parts: name -> out_features of each layer, in the order of the outputs.
+        bias: whether each has a bias.
+    """
+
+    def __init__(self, in_features: int, parts: Mapping[str, int], *, bias: bool = False) -> None:
+        super().__init__()
+        self.parts = dict(parts)
+        self.merged = Linear(in_features, sum(parts.values()), bias=bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Maps [..., in_features] to one [..., out_features] per part."""
+        return self.merged(x).split(list(self.parts.values()), dim=-1)  # type: ignore[no-any-return]  # nn.Module call
+
+    def slots(self) -> dict[str, Tensor]:
+        """Returns the rows of each part, named as in a checkpoint, e.g. `q_proj.weight`."""
+        sizes = list(self.parts.values())
+        return {
+            f"{part}.{name}": rows
+            for name, parameter in self.merged.named_parameters()
+            for part, rows in zip(self.parts, parameter.detach().split(sizes), strict=True)
+        }

@@ -1,0 +1,33 @@
+"""The gated feed-forward layer of Llama-like models."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from pipezoo_core.layers.linear import Linear, MergedLinear
+
+__all__ = ["GatedMLP"]
+
+
+class GatedMLP(nn.Module):
+    """`down(act(gate(x)) · up(x))`, a gated linear unit (Shazeer, 2020).
+
+    Args:
+        hidden_size: numbers per input and output row.
+        intermediate_size: numbers per row in between.
+        activation: a name that Hugging Face configs use, e.g. `silu`.
+        bias: whether the three linears have one.
+    """
+
+    def __init__(self, hidden_size: int, intermediate_size: int, activation: str, *, bias: bool = False) -> None:
+        super().__init__()
+        parts = {"gate_proj": intermediate_size, "up_proj": intermediate_size}
+        self.gate_up_proj = MergedLinear(hidden_size, parts, bias=bias)
+        self.down_proj = Linear(intermediate_size, hidden_size, bias=bias)
+        self.activation: nn.Module = ACT2FN[activation]
+
+    def forward(self, x_TH: Tensor) -> Tensor:
+        """Maps [T, hidden_size] to [T, hidden_size]."""
+        gate, up = self.gate_up_proj(x_TH)
+        return self.down_proj(self.activation(gate) * up)  # type: ignore[no-any-return]  # nn.Module call

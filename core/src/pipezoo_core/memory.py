@@ -1,0 +1,151 @@
+"""The memory plan: what a run needs, what there is, and what is left for the KV cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+
+from pipezoo_core.config import PipelineConfig
+from pipezoo_core.errors import InsufficientMemoryError, InsufficientPagesError
+from pipezoo_core.interfaces import PipelineModel
+from pipezoo_core.weights import torch_dtype
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ["MemoryPlan", "available_memory", "plan_memory"]
+
+_CGROUP = Path("/sys/fs/cgroup")
+_USABLE = 0.9  # of what is free: the rest is for the interpreter, libraries, and neighbours
+_CPU_SHARE = 0.25  # of what is left on a CPU, whose memory others use, too
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """What the memory of a run is used for, in bytes.
+
+    Attributes:
+        weights: in the run's precision.
+        activations: the most a step needs besides.
+        kv_cache: all pages.
+        available: what was free on the device when the plan was made.
+        num_cache_tokens: tokens that fit the pages.
+        max_length: most tokens of one request.
+    """
+
+    weights: int
+    activations: int
+    kv_cache: int
+    available: int
+    num_cache_tokens: int
+    max_length: int
+
+    @property
+    def concurrency(self) -> float:
+        """How many requests of the greatest length fit the cache at the same time."""
+        return self.num_cache_tokens / self.max_length
+
+    def __str__(self) -> str:
+        sizes = ", ".join(
+            f"{label} {_readable(size)}"
+            for label, size in (
+                ("weights", self.weights),
+                ("activations", self.activations),
+                ("KV cache", self.kv_cache),
+                ("available", self.available),
+            )
+        )
+        return (
+            f"{sizes}; the cache holds {self.num_cache_tokens} tokens, "
+            f"{self.concurrency:.1f} requests of {self.max_length}"
+        )
+
+
+def _readable(size: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if abs(size) < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:.4g} GiB"
+
+
+def available_memory(device: torch.device) -> int:
+    """Returns the free bytes of the device; on a CPU what the machine and its control group have left."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = psutil.virtual_memory().available
+    limit = _read_number(_CGROUP / "memory.max")
+    used = _read_number(_CGROUP / "memory.current")
+    return free if limit is None or used is None else max(0, min(free, limit - used))
+
+
+def _read_number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # not a control group, or no limit: "max"
+        return None
+
+
+def plan_memory(
+    model: type[PipelineModel[Any]],
+    pipeline_config: PipelineConfig,
+    huggingface_config: PretrainedConfig,
+    device: torch.device,
+) -> tuple[PipelineConfig, MemoryPlan]:
+    """Fills in what the settings leave open: the size of the KV cache and the greatest length of a request.
+
+    Reads the headers of the weight files, never the weights.
+
+    Returns:
+        The completed config, and the plan.
+
+    Raises:
+        InvalidSettingError: `max_length` is above what the model can do.
+        InsufficientMemoryError: the weights, or the cache that was asked for, do not fit.
+        InsufficientPagesError: the cache is too small for one request.
+    """
+    kv_config = pipeline_config.kv_cache
+    dtype = torch_dtype(pipeline_config.encoding)
+    max_length = model.calculate_max_seq_len(pipeline_config, huggingface_config)
+    weights = model.estimate_weights_size(pipeline_config)
+    activations = model.estimate_activation_memory(pipeline_config, huggingface_config)
+    available = available_memory(device)
+    left = int(available * _USABLE) - weights - activations
+    share = left if device.type == "cuda" else int(left * _CPU_SHARE)
+    params = model.get_kv_params(huggingface_config, 1, kv_config, dtype)  # type: ignore[attr-defined]
+    wanted = kv_config.memory
+    if wanted is None:
+        one_request = params.num_pages_for(max_length) * params.bytes_per_page
+        wanted = model.estimate_kv_cache_size(  # type: ignore[attr-defined]
+            pipeline_config, min(left, max(share, one_request)), [device], huggingface_config, kv_config, dtype
+        )
+    num_cache_tokens = max(0, wanted // params.bytes_per_page * params.page_size)
+    plan = MemoryPlan(
+        weights=weights,
+        activations=activations,
+        kv_cache=wanted,
+        available=available,
+        num_cache_tokens=num_cache_tokens,
+        max_length=max_length if pipeline_config.max_length else max(1, min(max_length, num_cache_tokens)),
+    )
+    if left < 0 or (kv_config.memory or 0) > left:
+        raise InsufficientMemoryError(
+            "the model does not fit the memory",
+            found=plan,
+            cure="Take a smaller dtype, a smaller kv_cache_memory or max_length, or a larger machine.",
+        )
+    if num_cache_tokens < plan.max_length or plan.max_length < 2:
+        raise InsufficientPagesError(
+            "the KV cache is too small for one request",
+            found=plan,
+            allowed=f"at least {params.num_pages_for(max(2, plan.max_length)) * params.bytes_per_page} bytes",
+            cure="Raise kv_cache_memory, or lower max_length or page_size.",
+        )
+    completed = pipeline_config.updated(
+        max_length=plan.max_length, kv_cache=kv_config.updated(memory=wanted)
+    )
+    return completed, plan

@@ -1,0 +1,94 @@
+"""From logits to the next tokens, each request by its own settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from pipezoo_core.context import TextContext
+from pipezoo_core.sampling_params import SamplingParams
+
+__all__ = ["sample"]
+
+
+def sample(logits: Tensor, contexts: Sequence[TextContext]) -> Tensor:
+    """Chooses one token per request.
+
+    Args:
+        logits: float32 [B, V], one row per context; left as it is.
+        contexts: in the order of the rows. Those that do not decode greedily draw one random number each.
+
+    Returns:
+        int64 [B].
+    """
+    adjusted = _adjust(logits, contexts)
+    tokens = adjusted.argmax(-1)
+    rows = [i for i, context in enumerate(contexts) if not context.sampling_params.is_greedy]
+    if rows:
+        chosen = [contexts[i] for i in rows]
+        draws = torch.tensor([context.draw() for context in chosen], dtype=torch.float64, device=logits.device)
+        tokens[rows] = _draw_tokens(adjusted[rows], [context.sampling_params for context in chosen], draws)
+    return tokens
+
+
+def _adjust(logits: Tensor, contexts: Sequence[TextContext]) -> Tensor:
+    """Applies bias, penalties and barred end tokens to the rows that have any."""
+    adjusted = logits
+    for row, context in enumerate(contexts):
+        params = context.sampling_params
+        if not (params.logit_bias or _has_penalty(params) or not context.may_end):
+            continue
+        if adjusted is logits:
+            adjusted = logits.clone()
+        _adjust_row(adjusted[row], context)
+    return adjusted
+
+
+def _has_penalty(params: SamplingParams) -> bool:
+    return params.repetition_penalty != 1.0 or params.frequency_penalty != 0.0 or params.presence_penalty != 0.0
+
+
+def _adjust_row(row_V: Tensor, context: TextContext) -> None:
+    params = context.sampling_params
+
+    def index(tokens: Sequence[int]) -> Tensor:
+        return torch.tensor(tokens, dtype=torch.int64, device=row_V.device)
+
+    if params.logit_bias:
+        row_V[index(list(params.logit_bias))] += torch.tensor(list(params.logit_bias.values()), device=row_V.device)
+    if params.repetition_penalty != 1.0:
+        seen = index(sorted(set(context.tokens)))
+        values = row_V[seen]
+        row_V[seen] = torch.where(values < 0, values * params.repetition_penalty, values / params.repetition_penalty)
+    if params.frequency_penalty != 0.0 or params.presence_penalty != 0.0:
+        own, counts = index(context.generated_tokens).unique(return_counts=True)
+        row_V[own] -= params.frequency_penalty * counts + params.presence_penalty
+    if not context.may_end and context.stop_token_ids:
+        row_V[index(sorted(context.stop_token_ids))] = -torch.inf
+
+
+def _draw_tokens(logits: Tensor, params: Sequence[SamplingParams], draws: Tensor) -> Tensor:
+    """Draws from each row's distribution after temperature, top-k, top-p and min-p, by inverting its CDF."""
+
+    def column(value: Callable[[SamplingParams], float]) -> Tensor:
+        return torch.tensor([value(p) for p in params], device=logits.device).unsqueeze(-1)
+
+    num_tokens = logits.shape[-1]
+    scaled = logits / column(lambda p: p.temperature)
+    probabilities = scaled.softmax(-1)
+    if any(0 < p.top_k < num_tokens or p.top_p < 1.0 for p in params):
+        sorted_probabilities, order = probabilities.sort(dim=-1, descending=True)
+        rank = torch.arange(num_tokens, device=logits.device)
+        kept = rank < column(lambda p: p.top_k if p.top_k > 0 else num_tokens)
+        in_top_k = sorted_probabilities * kept
+        in_top_k = in_top_k / in_top_k.sum(-1, keepdim=True)
+        before = in_top_k.cumsum(-1) - in_top_k  # a token stays while those before it do not reach p
+        kept = kept & (before < column(lambda p: p.top_p))
+        probabilities = torch.zeros_like(probabilities).scatter_(-1, order, sorted_probabilities * kept)
+    if any(p.min_p > 0.0 for p in params):
+        floor = probabilities.amax(-1, keepdim=True) * column(lambda p: p.min_p)
+        probabilities = probabilities * (probabilities >= floor)
+    cdf = probabilities.double().cumsum(-1)
+    return torch.searchsorted(cdf, draws.unsqueeze(-1) * cdf[:, -1:], right=True).squeeze(-1).clamp(max=num_tokens - 1)

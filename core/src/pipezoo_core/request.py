@@ -1,0 +1,143 @@
+"""What goes into a pipeline and what comes out: requests, outputs, and their status. Knows no torch."""
+
+from __future__ import annotations
+
+import enum
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+from pipezoo_core.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from pipezoo_core.context import TextContext
+
+__all__ = [
+    "ChatMessage",
+    "GenerationStatus",
+    "LogProbabilities",
+    "Prompt",
+    "RequestID",
+    "TextGenerationInputs",
+    "TextGenerationOutput",
+    "TextGenerationRequest",
+    "new_request_id",
+]
+
+RequestID: TypeAlias = str
+ChatMessage: TypeAlias = Mapping[str, object]
+Prompt: TypeAlias = "str | Sequence[ChatMessage] | TextGenerationRequest"
+
+
+def new_request_id() -> RequestID:
+    """Returns an id that no other request has."""
+    return uuid.uuid4().hex
+
+
+class GenerationStatus(enum.StrEnum):
+    """Whether a request goes on, or why it ended."""
+
+    ACTIVE = "active"
+    END_OF_SEQUENCE = "end_of_sequence"
+    MAXIMUM_LENGTH = "maximum_length"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no further token will come."""
+        return self is not GenerationStatus.ACTIVE
+
+
+@dataclass(frozen=True, slots=True)
+class LogProbabilities:
+    """Natural-log probabilities at one step of a request, from the model's unchanged logits.
+
+    Attributes:
+        token_log_probabilities: of each token: the generated one, and with echo, before it, the prompt's tokens
+            from the second on (nothing comes before the first).
+        top_log_probabilities: for each of these, token id -> log probability of the most likely tokens, and of the
+            token itself.
+    """
+
+    token_log_probabilities: list[float]
+    top_log_probabilities: list[dict[int, float]]
+
+    def followed_by(self, later: LogProbabilities) -> LogProbabilities:
+        """Returns the positions of both, these first."""
+        return LogProbabilities(
+            self.token_log_probabilities + later.token_log_probabilities,
+            self.top_log_probabilities + later.top_log_probabilities,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextGenerationRequest:
+    """One prompt and how to answer it. Exactly one of `prompt` and `messages` is given.
+
+    Attributes:
+        prompt: text that is completed as it is, or token ids.
+        messages: a chat, `{"role": …, "content": …}` each; the model's chat template makes the prompt of it.
+        sampling_params: None takes the pipeline's defaults.
+        request_id: unique among the requests of a pipeline.
+    """
+
+    prompt: str | Sequence[int] | None = None
+    messages: Sequence[ChatMessage] | None = None
+    sampling_params: SamplingParams | None = None
+    request_id: RequestID = field(default_factory=new_request_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextGenerationOutput:
+    """What a request has produced: all of it from `generate`, a step's worth of it while streaming.
+
+    Attributes:
+        request_id: the request it answers.
+        text: the generated text. While streaming, a piece ends on a whole character.
+        tokens: the generated token ids, an end or stop token included.
+        final_status: `ACTIVE` while more will come.
+        log_probabilities: one entry per generated token, or None where they were not asked for.
+    """
+
+    request_id: RequestID
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    final_status: GenerationStatus = GenerationStatus.ACTIVE
+    log_probabilities: list[LogProbabilities] | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no further output will come for the request."""
+        return self.final_status.is_done
+
+    @classmethod
+    def joined(cls, pieces: Sequence[TextGenerationOutput]) -> TextGenerationOutput:
+        """Joins the pieces of one request, at least one, in their order."""
+        logged = [piece.log_probabilities for piece in pieces if piece.log_probabilities is not None]
+        return cls(
+            request_id=pieces[0].request_id,
+            text="".join(piece.text for piece in pieces),
+            tokens=[token for piece in pieces for token in piece.tokens],
+            final_status=pieces[-1].final_status,
+            log_probabilities=[entry for entries in logged for entry in entries] if logged else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TextGenerationInputs:
+    """The requests of one step.
+
+    Attributes:
+        batches: one dict per replica, request id -> its context. Every context's chunk is set and its pages are
+            reserved.
+        num_steps: how many tokens to generate for each context.
+    """
+
+    batches: list[dict[RequestID, TextContext]]
+    num_steps: int = 1
+
+    @property
+    def batch(self) -> list[TextContext]:
+        """All contexts, in the order in which the model sees them."""
+        return [context for batch in self.batches for context in batch.values()]

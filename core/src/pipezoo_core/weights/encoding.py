@@ -1,0 +1,57 @@
+"""Which precision to run in."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+
+from pipezoo_core.config import SupportedEncoding
+from pipezoo_core.errors import InvalidSettingError
+from pipezoo_core.weights.base import Weights
+
+__all__ = ["resolve_encoding", "torch_dtype"]
+
+
+def torch_dtype(encoding: SupportedEncoding) -> torch.dtype:
+    """Returns the dtype of weights, activations, keys and values in this encoding."""
+    dtype: torch.dtype = getattr(torch, encoding.value)
+    return dtype
+
+
+def resolve_encoding(
+    requested: str, weights: Weights, device: torch.device, supported: Collection[SupportedEncoding]
+) -> SupportedEncoding:
+    """Returns the encoding the user named, or for `auto` the one that fits checkpoint and device.
+
+    `auto` takes the precision of most of the checkpoint's numbers, and bfloat16 for a quantized file. On a CPU
+    float16 gives way to float32, as does bfloat16 where the CPU has no instructions for it.
+
+    Raises:
+        InvalidSettingError: there is no such encoding, or the model does not support it.
+    """
+    if requested == "auto":
+        chosen = _fitting(weights, device)
+        return chosen if chosen in supported else next(iter(supported))
+    if requested not in [str(encoding) for encoding in supported]:
+        raise InvalidSettingError(
+            "the dtype is not supported", found=requested, allowed=["auto", *map(str, supported)]
+        )
+    return SupportedEncoding(requested)
+
+
+def _fitting(weights: Weights, device: torch.device) -> SupportedEncoding:
+    sizes: dict[torch.dtype, int] = {}
+    for tensor in weights.values():
+        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.num_elements
+    dtype = torch.bfloat16 if weights.is_quantized else max(sizes, key=lambda key: sizes[key], default=torch.float32)
+    if device.type == "cpu" and (dtype is torch.float16 or not _cpu_has_bfloat16()):
+        dtype = torch.float32
+    return next((e for e in SupportedEncoding if torch_dtype(e) is dtype), SupportedEncoding.float32)
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether matrix products in bfloat16 are faster than in float32 here."""
+    capabilities: Mapping[str, object] = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
+

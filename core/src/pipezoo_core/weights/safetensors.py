@@ -1,0 +1,104 @@
+"""Safetensors checkpoints: one file, or shards with an index."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pipezoo_core.config import WeightsFormat
+from pipezoo_core.errors import (
+    CorruptCheckpointError,
+    MissingShardError,
+    ModelNotFoundError,
+    UnsafeCheckpointError,
+    UnsupportedCheckpointError,
+)
+from pipezoo_core.weights.base import LazyTensor, Weights
+
+__all__ = ["find_safetensors", "open_safetensors"]
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def find_safetensors(folder: Path) -> tuple[Path, ...]:
+    """Returns the weight files of a checkpoint folder.
+
+    Raises:
+        UnsafeCheckpointError: there are only pickle files, or the index names a file outside the folder.
+        MissingShardError: the index names a file that is not there.
+        ModelNotFoundError: there are no weights at all.
+        CorruptCheckpointError: the index is not what it should be.
+    """
+    if (folder / _INDEX).is_file():
+        return _shards(folder)
+    if (folder / _SINGLE).is_file():
+        return (folder / _SINGLE,)
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise UnsafeCheckpointError(
+            f"{folder} holds only pickle weights, which can run code when loaded",
+            found=pickles,
+            allowed="safetensors or GGUF",
+            cure="Convert the checkpoint to safetensors, or take a revision that has them.",
+        )
+    raise ModelNotFoundError(f"{folder} holds no weights", allowed=f"{_SINGLE}, or {_INDEX} and its shards")
+
+
+def _shards(folder: Path) -> tuple[Path, ...]:
+    try:
+        names = sorted(set(json.loads((folder / _INDEX).read_text("utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptCheckpointError(
+            f"{folder / _INDEX} is not an index of shards", cure="Download the file again."
+        ) from error
+    outside = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+    if outside:
+        raise UnsafeCheckpointError(f"{folder / _INDEX} names files outside its folder", found=outside)
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise MissingShardError(
+            f"shards of the checkpoint {folder} are missing", found=missing, cure="Download the checkpoint again."
+        )
+    return tuple(folder / name for name in names)
+
+
+def open_safetensors(paths: Sequence[Path]) -> Weights:
+    """Maps the files into memory and reads their headers.
+
+    Raises:
+        CorruptCheckpointError: a file is truncated or its header is damaged.
+        UnsupportedCheckpointError: a tensor is not of a floating-point dtype.
+    """
+    tensors: dict[str, LazyTensor] = {}
+    for path in paths:
+        try:
+            file = safe_open(path, framework="pt", device="cpu")
+        except (SafetensorError, OSError) as error:
+            raise CorruptCheckpointError(
+                f"{path} is not a whole safetensors file", found=error, cure="Download the file again."
+            ) from error
+        for name in file.keys():  # noqa: SIM118 - not a mapping, it has no __iter__
+            header = file.get_slice(name)
+            dtype = _DTYPES.get(header.get_dtype())
+            if dtype is None:
+                raise UnsupportedCheckpointError(
+                    f"{path}: tensor {name!r} has an unsupported dtype",
+                    found=header.get_dtype(),
+                    allowed=sorted(_DTYPES),
+                    cure="Quantized safetensors are not read; take the unquantized checkpoint or a GGUF file.",
+                )
+            tensors[name] = LazyTensor(tuple(header.get_shape()), dtype, _reader(file, name))
+    return Weights(WeightsFormat.safetensors, tensors)
+
+
+def _reader(file: Any, name: str) -> Callable[[], Tensor]:
+    return lambda: file.get_tensor(name)

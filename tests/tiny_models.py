@@ -1,0 +1,82 @@
+"""Tiny random checkpoints, made by transformers, and pipezoo's model over them."""
+
+import torch
+from pipezoo_core.config import KVCacheConfig, PipelineConfig, ReturnLogits, SupportedEncoding
+from pipezoo_core.context import TextContext
+from pipezoo_core.sampling_params import SamplingParams
+from pipezoo_core.session import InferenceSession
+from pipezoo_core.weights import find_safetensors, open_safetensors
+from transformers import LlamaConfig, LlamaForCausalLM
+
+TINY_LLAMA = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "intermediate_size": 56,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+
+
+def randomize(model, seed=0):
+    """Gives every parameter, norms and biases included, values that matter to the result."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(1 + 0.2 * noise if "norm" in name and name.endswith("weight") else 0.2 * noise)
+    return model.eval()
+
+
+def make_llama(**changes):
+    return randomize(LlamaForCausalLM(LlamaConfig(**{**TINY_LLAMA, **changes})))
+
+
+def load_model(model_class, folder, huggingface_config, adapter, **settings):
+    """Loads pipezoo's model from a folder, in float32 on the CPU."""
+    values = {"kv_cache": KVCacheConfig(page_size=8, memory=2**22), **settings}
+    paths = find_safetensors(folder)
+    config = PipelineConfig(model_path=str(folder), weight_paths=paths, **values)
+    session = InferenceSession([torch.device("cpu")])
+    return model_class(
+        pipeline_config=config,
+        session=session,
+        huggingface_config=huggingface_config,
+        encoding=SupportedEncoding.float32,
+        devices=session.devices,
+        kv_cache_config=config.kv_cache,
+        weights=open_safetensors(paths),
+        adapter=adapter,
+        return_logits=ReturnLogits.ALL,
+    )
+
+
+def logits_of(model, prompts, chunk=None):
+    """Feeds prompts as one batch, all at once or `chunk` tokens at a time, and returns each one's logits [S, V]."""
+    contexts = [
+        TextContext(
+            request_id=str(i), prompt_tokens=prompt, max_length=10**6, sampling_params=SamplingParams(max_new_tokens=1)
+        )
+        for i, prompt in enumerate(prompts)
+    ]
+    rows = {context.request_id: [] for context in contexts}
+    for context in contexts:
+        model.kv_manager.external_claim(context)
+        assert context.cache_length == 0, "the prefix cache was not empty"
+    while batch := [context for context in contexts if not context.status.is_done]:
+        for context in batch:
+            context.set_chunk(min(chunk or context.num_pending, context.num_pending))
+        inputs = model.prepare_initial_token_inputs(batch, model.kv_manager.fetch(batch))
+        outputs = model.execute(inputs)
+        offsets = outputs.logit_offsets.tolist()
+        for i, context in enumerate(batch):
+            rows[context.request_id].append(outputs.logits[offsets[i] : offsets[i + 1]])
+            context.advance(0 if context.samples else None)
+        model.kv_manager.step(batch)
+        model.kv_manager.check_integrity()
+    for context in contexts:
+        model.kv_manager.release(context.request_id)
+    model.kv_manager.reset_prefix_cache()
+    assert model.kv_manager.num_free_pages == model.kv_manager.total_num_pages
+    return [torch.cat(of_one) for of_one in rows.values()]
