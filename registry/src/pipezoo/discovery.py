@@ -28,10 +28,15 @@ if TYPE_CHECKING:
 __all__ = ["PluginIndex", "PluginInfo", "PluginState"]
 
 _CORE = "pipezoo-core"
+_UNREADABLE = "?"
 
 
 class PluginState(enum.StrEnum):
-    """What is known about a plugin; only `loaded` and `broken` follow an attempt to import it."""
+    """What is known about a plugin.
+
+    Before anything is imported it may be disabled by the user, shadowed by a pin on another distribution, incompatible
+    by its requirements, or broken in its metadata; else it is available.
+    """
 
     available = "available"
     loaded = "loaded"
@@ -143,25 +148,27 @@ def _read(distributions: Iterable[Distribution], setting: PluginSetting) -> Iter
     core_version = importlib.metadata.version(_CORE)
     seen: set[str] = set()
     for distribution in distributions:
-        # Most distributions are no plugins, and parsing the metadata of all would take longer than all the rest.
-        if f"[{ENTRY_POINT_GROUP}]" not in (distribution.read_text("entry_points.txt") or ""):
-            continue
         claims = _claims(distribution)
-        name = claims[0].distribution
-        if name not in seen:  # the same distribution again is a stale egg-info further down the path
-            seen.add(name)
-            problem = _incompatibility(distribution, core_version)
-            yield from (_judged(claim, setting, problem) for claim in claims)
+        names = {claim.distribution for claim in claims} - {_UNREADABLE}
+        if names & seen:  # the same distribution again is a stale egg-info further down the path
+            continue
+        seen |= names
+        problem = _incompatibility(distribution, core_version) if claims else None
+        yield from (_judged(claim, setting, problem) for claim in claims)
 
 
 def _claims(distribution: Distribution) -> list[PluginInfo]:
-    name = version = "?"
+    name = version = _UNREADABLE
     try:
-        name, version = canonicalize_name(distribution.name), distribution.version
+        # Most distributions are no plugins, and parsing the metadata of all would take longer than all the rest.
+        if f"[{ENTRY_POINT_GROUP}]" not in (distribution.read_text("entry_points.txt") or ""):
+            return []
+        name = canonicalize_name(distribution.name)
+        version = distribution.version
         modules = {entry.name: entry.module for entry in distribution.entry_points.select(group=ENTRY_POINT_GROUP)}
         return [PluginInfo(claim, name, version, module) for claim, module in modules.items()]
     except Exception:  # whatever is wrong with one distribution must not hide the others
-        return [PluginInfo("?", name, version, "?", PluginState.broken, traceback.format_exc())]
+        return [PluginInfo(_UNREADABLE, name, version, _UNREADABLE, PluginState.broken, traceback.format_exc())]
 
 
 def _judged(claim: PluginInfo, setting: PluginSetting, problem: str | None) -> PluginInfo:
@@ -183,9 +190,8 @@ def _incompatibility(distribution: Distribution, core_version: str) -> str | Non
     except Exception as error:  # the metadata may be anything
         return f"states its requirements in a way that cannot be read: {error}"
     for requirement in requirements:
-        if canonicalize_name(requirement.name) == _CORE and (
-            requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-        ):
-            if not requirement.specifier.contains(core_version, prereleases=True):
-                return f"needs {requirement}, but {_CORE} {core_version} is installed"
+        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        fits = requirement.specifier.contains(core_version, prereleases=True)
+        if canonicalize_name(requirement.name) == _CORE and applies and not fits:
+            return f"needs {requirement}, but {_CORE} {core_version} is installed"
     return None

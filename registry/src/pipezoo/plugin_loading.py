@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load_architectures"]
 
-_ACCEPTED_API_VERSIONS = tuple(
-    version for version in (hookspecs.API_VERSION, hookspecs.API_VERSION - 1) if version > 0
-)
+_ACCEPTED_API_VERSIONS = tuple(version for version in (hookspecs.API_VERSION, hookspecs.API_VERSION - 1) if version > 0)
 
 
 def load_architectures(distribution: str, module_name: str) -> tuple[SupportedArchitecture, ...]:
@@ -75,7 +73,9 @@ def _ask(module: ModuleType) -> tuple[SupportedArchitecture, ...]:
     manager.check_pending()
     answers = manager.hook.pipezoo_architectures()
     if not answers:
-        raise TypeError(f"{module.__name__} has no function pipezoo_architectures marked @hookimpl, or it returned None")
+        raise TypeError(
+            f"{module.__name__} has no function pipezoo_architectures marked @hookimpl, or it returned None"
+        )
     return _checked(answers[0])
 
 

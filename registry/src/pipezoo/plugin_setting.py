@@ -50,19 +50,18 @@ class PluginSetting:
         pins: dict[str, str] = {}
         disabled: set[str] = set()
         for item in text.split(",") if text.strip() else ():
-            served_type, pin, distribution = item.strip().rpartition("=")
-            if pin and served_type.strip():
-                if pins.setdefault(served_type.strip(), _normalised(distribution, item)) != _normalised(
-                    distribution, item
-                ):
-                    raise _invalid(item, f"{served_type.strip()!r} is pinned twice")
-            elif not pin and distribution.startswith("-"):
+            served_type, equals, distribution = (part.strip() for part in item.rpartition("="))
+            if served_type:
+                name = _normalised(distribution, item)
+                if pins.setdefault(served_type, name) != name:
+                    raise _invalid(item, f"pins {served_type!r} a second time")
+            elif not equals and distribution.startswith("-"):
                 disabled.add(_normalised(distribution[1:], item))
             else:
-                raise _invalid(item, "is not an item")
-        for served_type, distribution in pins.items():
-            if distribution in disabled:
-                raise _invalid(f"{served_type}={distribution}", "pins a distribution that is disabled")
+                raise _invalid(item, "is neither a pin nor a disabled distribution")
+        for served_type, name in pins.items():
+            if name in disabled:
+                raise _invalid(f"{served_type}={name}", "pins a distribution that another item disables")
         return cls(pins, frozenset(disabled))
 
 

@@ -1,0 +1,3 @@
+"""The `pipezoo` command."""
+
+__all__: list[str] = []

@@ -1,0 +1,71 @@
+"""What `pipezoo info` shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from pipezoo_core.weights import torch_dtype
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from pipezoo.load import LoadPlan
+    from pipezoo.resolution import Resolution
+
+__all__ = ["tables"]
+
+
+def tables(resolution: Resolution, plan: LoadPlan) -> Iterator[Table]:
+    """Yields the sections: model, settings, sampling, memory."""
+    chosen = resolution.plugin
+    yield _table(
+        "model",
+        [
+            ("name", plan.checkpoint.source.name),
+            ("files", plan.checkpoint.source.path),
+            ("architecture", plan.architecture.name),
+            ("plugin", f"{chosen.distribution} {chosen.version}"),
+            *_shape(plan),
+        ],
+    )
+    config = plan.pipeline_config
+    yield _table(
+        "settings in force",
+        [(name, getattr(config, name)) for name in type(config).model_fields if name not in ("weight_paths", "kv_cache")]
+        + [(f"kv_cache.{name}", getattr(config.kv_cache, name)) for name in type(config.kv_cache).model_fields],
+    )
+    yield _table("sampling defaults", plan.sampling_params)
+    memory = plan.memory
+    yield _table(
+        "memory",
+        [
+            ("weights", _size(memory.weights)),
+            ("activations", _size(memory.activations)),
+            ("KV cache", _size(memory.kv_cache)),
+            ("free now", _size(memory.available)),
+            ("tokens in the cache", memory.num_cache_tokens),
+            (f"requests of {memory.max_length} tokens", f"{memory.concurrency:.1f}"),
+        ],
+    )
+
+
+def _shape(plan: LoadPlan) -> Iterator[tuple[str, Any]]:
+    model = plan.architecture.pipeline_model
+    params = model.get_kv_params(  # type: ignore[attr-defined]  # every text model so far has a KV cache
+        plan.huggingface_config, 1, plan.pipeline_config.kv_cache, torch_dtype(plan.pipeline_config.encoding)
+    )
+    yield "parameters", f"{sum(tensor.num_elements for tensor in plan.weights.values()):,}"
+    yield "layers", params.num_layers
+    yield "KV heads × size", f"{params.num_kv_heads} × {params.head_dim}"
+    yield "vocabulary", plan.huggingface_config.vocab_size
+
+
+def _table(title: str, rows: Iterable[tuple[str, Any]]) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, value in rows:
+        table.add_row(str(name), str(value))
+    return table
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:,.1f} MiB"

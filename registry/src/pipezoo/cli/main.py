@@ -1,0 +1,152 @@
+"""The commands. Each imports what it needs when it runs, so that `pipezoo plugins` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, Optional
+
+import typer
+
+from pipezoo import registry
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Run language models whose plugins are installed.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+
+Model = Annotated[str, typer.Argument(help="A Hub id, a folder, a .gguf file, or pkg:NAME.", show_default=False)]
+Revision = Annotated[Optional[str], typer.Option(help="Branch, tag or commit on the Hub.")]
+Plugin = Annotated[Optional[str], typer.Option(help="Distribution to take where several serve the model.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, or a GPU such as cuda:0.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+MaxLength = Annotated[Optional[int], typer.Option(help="Most tokens of prompt and answer together.")]
+KVCacheMemory = Annotated[Optional[str], typer.Option(help="Memory for the KV cache, such as 2GiB.")]
+MaxNewTokens = Annotated[Optional[int], typer.Option(help="Most tokens to generate.")]
+Temperature = Annotated[Optional[float], typer.Option(help="0 takes the most likely token.")]
+TopP = Annotated[Optional[float], typer.Option(help="Keep the most likely tokens up to this probability.")]
+TopK = Annotated[Optional[int], typer.Option(help="Keep this many of the most likely tokens.")]
+Seed = Annotated[Optional[int], typer.Option(help="Makes the answer repeatable.")]
+System = Annotated[Optional[str], typer.Option(help="What the model is told before the chat.")]
+
+
+@app.command()
+def plugins() -> None:
+    """List the installed plugins and their state."""
+    from rich.console import Console
+    from rich.table import Table
+
+    found = registry.plugins()
+    console = Console()
+    if not found:
+        console.print("No plugins are installed. Try: pip install pipezoo-llama", markup=False)
+        return
+    table = Table("model type", "plugin", "version", "state", "reason")
+    for info in found:
+        table.add_row(info.name, info.distribution, info.version, str(info.state), info.reason or "")
+    console.print(table)
+
+
+@app.command()
+def why(model: Model, revision: Revision = None, plugin: Plugin = None) -> None:
+    """Say which plugin a model gets, and why."""
+    with _errors_as_text():
+        typer.echo(registry.resolve(model, revision=revision, plugin=plugin))
+
+
+@app.command()
+def info(
+    model: Model,
+    revision: Revision = None,
+    plugin: Plugin = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    max_length: MaxLength = None,
+    kv_cache_memory: KVCacheMemory = None,
+) -> None:
+    """Show config, plugin, settings in force and memory plan, without loading the weights."""
+    from rich.console import Console
+
+    from pipezoo.cli.info import tables
+
+    with _errors_as_text():
+        resolution = registry.resolve(model, revision=revision, plugin=plugin)
+        settings = _given(max_length=max_length, kv_cache_memory=kv_cache_memory)
+        plan = registry.plan(model, revision=revision, plugin=plugin, device=device, dtype=dtype, **settings)
+    Console().print(*tables(resolution, plan), sep="\n")
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompt: Annotated[str, typer.Argument(help="Text to complete; - reads it from standard input.")],
+    revision: Revision = None,
+    plugin: Plugin = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    max_length: MaxLength = None,
+    kv_cache_memory: KVCacheMemory = None,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    seed: Seed = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Ask by the model's chat template.")] = False,
+) -> None:
+    """Complete a text, as it is written."""
+    with _errors_as_text():
+        settings = _given(max_length=max_length, kv_cache_memory=kv_cache_memory)
+        llm = registry.load(model, revision=revision, plugin=plugin, device=device, dtype=dtype, **settings)
+        text = sys.stdin.read() if prompt == "-" else prompt
+        sampling = _given(
+            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
+        )
+        for piece in llm.stream([{"role": "user", "content": text}] if chat else text, **sampling):
+            typer.echo(piece, nl=False)
+        typer.echo()
+
+
+@app.command()
+def chat(
+    model: Model,
+    revision: Revision = None,
+    plugin: Plugin = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    max_length: MaxLength = None,
+    kv_cache_memory: KVCacheMemory = None,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    seed: Seed = None,
+    system: System = None,
+) -> None:
+    """Talk to a model. Ctrl-C stops an answer, /reset begins anew, /exit or Ctrl-D ends."""
+    from pipezoo.cli.chat import ChatSession
+
+    with _errors_as_text():
+        settings = _given(max_length=max_length, kv_cache_memory=kv_cache_memory)
+        llm = registry.load(model, revision=revision, plugin=plugin, device=device, dtype=dtype, **settings)
+        sampling = _given(
+            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
+        )
+        ChatSession(llm, system=system, sampling=sampling).run()
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+@contextmanager
+def _errors_as_text() -> Iterator[None]:
+    """Prints errors that are meant for users as text, and ends with status 1; others keep their traceback."""
+    from pipezoo_core.errors import PipezooError
+
+    try:
+        yield
+    except PipezooError as error:
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        raise typer.Exit(1) from error

