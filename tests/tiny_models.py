@@ -1,12 +1,13 @@
 """Tiny random checkpoints, made by transformers, and pipezoo's model over them."""
 
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
 from pipezoo_core.config import KVCacheConfig, PipelineConfig, ReturnLogits, SupportedEncoding
 from pipezoo_core.context import TextContext
 from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.session import InferenceSession
 from pipezoo_core.weights import find_safetensors, open_safetensors
-from transformers import LlamaConfig, LlamaForCausalLM
 
 TINY_LLAMA = {
     "vocab_size": 99,

@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+
 from pipezoo_core.attention import AttentionSpec, PagedAttention, ReferenceAttention
 from pipezoo_core.kv_cache import KVCacheParams, RaggedBatch
 

@@ -5,6 +5,7 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from pipezoo_core.attention import AttentionSpec, PagedAttention
 from pipezoo_core.context import TextContext
 from pipezoo_core.errors import CacheIntegrityError, InsufficientPagesError

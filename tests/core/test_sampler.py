@@ -4,12 +4,13 @@ import collections
 
 import pytest
 import torch
+from transformers import LogitsProcessorList
+from transformers.generation import logits_process as reference
+
 from pipezoo_core.context import TextContext
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.pipeline.sampler import _adjust, _draw_tokens, sample
 from pipezoo_core.sampling_params import SamplingParams
-from transformers import LogitsProcessorList
-from transformers.generation import logits_process as reference
 
 VOCABULARY = 50
 END = 7
@@ -111,9 +112,8 @@ def test_each_row_goes_by_its_own_settings():
 
 def test_a_seed_repeats_whatever_the_neighbours():
     logits = random_logits(rows=2)
-    alone = [sample(logits[:1], [c := make_context(seed=11)]).item() for _ in range(1)]
-    context = make_context(seed=11)
-    assert sample(logits, [context, make_context(seed=5)])[0].item() == alone[0]
+    alone = sample(logits[:1], [make_context(seed=11)]).item()
+    assert sample(logits, [make_context(seed=11), make_context(seed=5)])[0].item() == alone
     draws = {sample(logits[:1], [make_context()]).item() for _ in range(50)}
     assert len(draws) > 1
 

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from pipezoo_llama.model import LlamaPipelineModel
-from pipezoo_llama.weight_adapters import adapt_safetensors
 from tiny_models import load_model, logits_of, make_llama
 from transformers.activations import ACT2FN
+
+from pipezoo_llama.model import LlamaPipelineModel
+from pipezoo_llama.weight_adapters import adapt_safetensors
 
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 CONFIGS = {

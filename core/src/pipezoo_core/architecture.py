@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["SupportedArchitecture"]
 
 
-def _accept(config: Mapping[str, Any]) -> str | None:
+def _accept(_config: Mapping[str, Any]) -> str | None:
     return None
 
 

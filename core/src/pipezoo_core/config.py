@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -82,7 +82,7 @@ class Settings(BaseModel):
         except ValidationError as error:
             raise _invalid_setting(type(self), error) from error
 
-    def updated(self, **changes: Any) -> Any:
+    def updated(self, **changes: Any) -> Self:
         """Returns a copy with these settings changed, checked like new ones."""
         values = {name: getattr(self, name) for name in self.model_fields_set}
         return type(self)(**{**values, **changes})

@@ -125,7 +125,8 @@ class TextContext:
 
     def advance(self, next_token: int | None) -> None:
         """Notes that the chunk went through the model and, where it reached the end, the token that came out."""
-        assert self.active_length > 0 and not self.status.is_done
+        assert self.active_length > 0
+        assert not self.status.is_done
         self.cache_length += self.active_length
         self.active_length = 0
         if next_token is None:

@@ -218,9 +218,7 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
         )
 
     @classmethod
-    def estimate_activation_memory(
-        cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig
-    ) -> int:
+    def estimate_activation_memory(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> int:
         """Returns the bytes of the widest layer at a full step, the attention's scores, and the logits."""
         config = cls.config_class.from_huggingface(huggingface_config)
         itemsize = torch_dtype(pipeline_config.encoding).itemsize

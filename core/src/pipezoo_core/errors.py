@@ -49,9 +49,7 @@ class PipezooError(Exception):
         cure: what the reader can do about it, a sentence.
     """
 
-    def __init__(
-        self, what: str, *, found: object = None, allowed: object = None, cure: str | None = None
-    ) -> None:
+    def __init__(self, what: str, *, found: object = None, allowed: object = None, cure: str | None = None) -> None:
         self.what = what
         self.found = found
         self.allowed = allowed

@@ -38,4 +38,3 @@ def log_probabilities_of(logits: Tensor, tokens: Tensor, top_n: int) -> LogProba
 
 def _top(values: Sequence[float], tokens: Sequence[int], token: int, value: float) -> dict[int, float]:
     return dict(zip(tokens, values, strict=True)) | {token: value}
-

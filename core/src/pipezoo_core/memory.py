@@ -145,7 +145,5 @@ def plan_memory(
             allowed=f"at least {params.num_pages_for(max(2, plan.max_length)) * params.bytes_per_page} bytes",
             cure="Raise kv_cache_memory, or lower max_length or page_size.",
         )
-    completed = pipeline_config.updated(
-        max_length=plan.max_length, kv_cache=kv_config.updated(memory=wanted)
-    )
+    completed = pipeline_config.updated(max_length=plan.max_length, kv_cache=kv_config.updated(memory=wanted))
     return completed, plan

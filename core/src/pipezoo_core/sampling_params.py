@@ -74,7 +74,7 @@ class SamplingParams(Settings):
     def _one_or_many(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
 
-    def model_post_init(self, context: Any, /) -> None:
+    def model_post_init(self, _context: Any, /) -> None:
         """Checks settings against each other.
 
         Raises:
@@ -99,9 +99,7 @@ class SamplingParams(Settings):
         A config that says `do_sample: false` means greedy decoding, whatever its temperature.
         """
         found = {
-            name: generation_config[name]
-            for name in _FROM_GENERATION_CONFIG
-            if generation_config.get(name) is not None
+            name: generation_config[name] for name in _FROM_GENERATION_CONFIG if generation_config.get(name) is not None
         }
         if generation_config.get("do_sample") is False:
             found["temperature"] = 0.0

@@ -1,13 +1,14 @@
 """Finds a model's files: a Hub repository, a local folder, a GGUF file, or weights shipped in an installed package.
 
 A Hub repository comes in two steps, so that a model no plugin serves costs only its config.json: `locate` fetches
-that, `ModelSource.fetch` the rest, of the same commit. Knows file names, nothing of plugins or tensors.
+that, `download` the rest, of the same commit. Knows file names, nothing of plugins or tensors.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from pipezoo_core.errors import (
     UnsupportedCheckpointError,
 )
 
-__all__ = ["ModelSource", "locate", "read_config"]
+__all__ = ["ModelSource", "download", "locate", "read_config"]
 
 _CONFIG = "config.json"
 _WEIGHTS = "model*.safetensors"  # not `consolidated.safetensors`, the same weights once more
@@ -63,25 +64,6 @@ class ModelSource:
     path: Path
     commit: str | None = None
 
-    def fetch(self) -> ModelSource:
-        """Returns the source with all its files on disk: the weights, and what its tokenizer needs.
-
-        A local source, or one that was fetched before, is returned as it is, apart from a look into the cache. The
-        path may become a GGUF file, where the repository has a config.json and that.
-
-        Raises:
-            UnsafeCheckpointError: the repository has only pickle weights.
-            UnsupportedCheckpointError: it has several GGUF files, or no weights that can be read.
-            GatedModelError: the Hub refuses access.
-            HubUnreachableError: the Hub cannot be asked and not all files are cached.
-        """
-        if self.commit is None or self.path.suffix == ".gguf":
-            return self
-        folder = download_files(self.name, self.commit, _ALL_FILES)
-        if any(folder.glob(_WEIGHTS)):
-            return replace(self, path=folder)
-        return replace(self, path=_hub_gguf(self.name, folder))
-
 
 def locate(source: str | Path, *, revision: str | None = None) -> ModelSource:
     """Finds a model; of a Hub repository only config.json is downloaded, or its only GGUF file where it has no other.
@@ -111,6 +93,25 @@ def locate(source: str | Path, *, revision: str | None = None) -> ModelSource:
     return ModelSource(name, _in_folder(path) if path.is_dir() else _file(path))
 
 
+def download(source: ModelSource) -> ModelSource:
+    """Returns the source with all its files on disk: the weights, and what its tokenizer needs.
+
+    What is on disk already is not downloaded again. The path becomes a GGUF file where the repository has no other
+    weights beside its config.json.
+
+    Raises:
+        UnsafeCheckpointError: the repository has only pickle weights.
+        UnsupportedCheckpointError: it has several GGUF files, or no weights that can be read.
+        GatedModelError: the Hub refuses access.
+        HubUnreachableError: the Hub cannot be asked and not all files are cached.
+    """
+    if source.commit is None or source.path.suffix == ".gguf":
+        return source
+    folder = download_files(source.name, source.commit, _ALL_FILES)
+    found = folder if any(folder.glob(_WEIGHTS)) else _hub_gguf(source.name, folder)
+    return replace(source, path=found)
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Returns the parsed config.json of a folder.
 
@@ -135,7 +136,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _is_local(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.lower().endswith(".gguf") or Path(name).exists()
+    return name.startswith((".", "/", "~")) or name.lower().endswith(".gguf") or os.path.exists(name)
 
 
 def _package_folder(name: str) -> Path:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from pipezoo.hub import ModelSource, read_config
 from pipezoo_core.architecture import SupportedArchitecture
 from pipezoo_core.config import KVCacheConfig, PipelineConfig, ReturnLogits
 from pipezoo_core.errors import (
@@ -23,8 +25,6 @@ from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.session import InferenceSession
 from pipezoo_core.tokenizer import TextTokenizer, eos_token_ids, load_tokenizer, tokenizer_from_gguf
 from pipezoo_core.weights import GGUFFile, Weights, find_safetensors, open_gguf, open_safetensors, resolve_encoding
-
-from pipezoo.hub import ModelSource, read_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -113,9 +113,7 @@ def plan_load(
         encoding=encoding,
         **pipeline_settings,
     )
-    pipeline_config, memory = plan_memory(
-        architecture.pipeline_model, requested, huggingface_config, torch_device
-    )
+    pipeline_config, memory = plan_memory(architecture.pipeline_model, requested, huggingface_config, torch_device)
     return LoadPlan(
         architecture=architecture,
         huggingface_config=huggingface_config,

@@ -19,9 +19,8 @@ from pipezoo.resolution import Resolution
 from pipezoo.resolution import resolve as _resolve
 
 if TYPE_CHECKING:
-    from pipezoo_core.pipeline import TextGenerationPipeline
-
     from pipezoo.load import Checkpoint, LoadPlan
+    from pipezoo_core.pipeline import TextGenerationPipeline
 
 __all__ = ["load", "plan", "plugins", "refresh", "resolve"]
 
@@ -58,9 +57,7 @@ def load(
     """
     from pipezoo.load import build_pipeline
 
-    return build_pipeline(
-        plan(model, revision=revision, device=device, dtype=dtype, plugin=plugin, **settings)
-    )
+    return build_pipeline(plan(model, revision=revision, device=device, dtype=dtype, plugin=plugin, **settings))
 
 
 def plan(

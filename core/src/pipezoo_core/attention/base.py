@@ -88,7 +88,9 @@ class AttentionBackend(abc.ABC):
         """Does the part of a step's work that is the same for all layers."""
 
     @abc.abstractmethod
-    def attend(self, q_TND: Tensor, k_TKD: Tensor, v_TKD: Tensor, key_pages: Tensor, value_pages: Tensor, plan: Any) -> Tensor:
+    def attend(
+        self, q_TND: Tensor, k_TKD: Tensor, v_TKD: Tensor, key_pages: Tensor, value_pages: Tensor, plan: Any
+    ) -> Tensor:
         """Writes the chunk's keys and values into their pages and returns what its queries see.
 
         T rows are the requests' chunks one after another, N query heads, K key/value heads, D numbers per head.

@@ -93,7 +93,11 @@ class PagedAttention(AttentionBackend):
             write_slots=torch.tensor([p % page_size for p in batch.positions], device=device),
             decode_rows=torch.tensor([offsets[i] for i in decodes], device=device, dtype=torch.int64),
             groups=_page_groups(
-                self.spec, [batch.cache_lengths[i] for i in decodes], [batch.pages[i] for i in decodes], page_size, device
+                self.spec,
+                [batch.cache_lengths[i] for i in decodes],
+                [batch.pages[i] for i in decodes],
+                page_size,
+                device,
             ),
             prefills=[
                 _prefill(self.spec, slice(offsets[i], offsets[i + 1]), start, pages, page_size, device)

@@ -1,4 +1,4 @@
-"""Attention as the formula has it, one query and one head at a time: slow, obviously right, the oracle of the others."""
+"""Attention as the formula has it, one query and one head at a time: slow, obviously right, the others' oracle."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["ReferenceAttention"]
 
 
 class ReferenceAttention(AttentionBackend):
-    """Loops over requests, queries and heads, in float64. Pages are `[num_pages, page_size, num_kv_heads, head_dim]`."""
+    """Loops over rows and heads, in float64. Pages are `[num_pages, page_size, num_kv_heads, head_dim]`."""
 
     name = "reference"
 
@@ -47,7 +47,9 @@ class ReferenceAttention(AttentionBackend):
                 values = torch.stack([value_pages[at] for at in seen]).double()
                 for head in range(self.spec.num_heads):
                     kv_head = head // self.spec.num_groups
-                    out_TND[row, head] = self._one(q_TND[row, head].double(), keys[:, kv_head], values[:, kv_head], head)
+                    out_TND[row, head] = self._one(
+                        q_TND[row, head].double(), keys[:, kv_head], values[:, kv_head], head
+                    )
                 row += 1
         return out_TND
 

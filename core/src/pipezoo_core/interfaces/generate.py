@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from pipezoo_core.config import PipelineConfig
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = ["GenerateMixin", "as_requests", "join_outputs"]
 
-ContextT = TypeVar("ContextT", bound=TextContext)
-RequestT = TypeVar("RequestT", bound=TextGenerationRequest)
+ContextT_co = TypeVar("ContextT_co", bound=TextContext, covariant=True)
+RequestT_co = TypeVar("RequestT_co", bound=TextGenerationRequest, covariant=True)
 
 
 @runtime_checkable
-class GenerateMixin(Protocol[ContextT, RequestT]):
+class GenerateMixin(Protocol[ContextT_co, RequestT_co]):
     """A pipeline that generates text.
 
     A class that brings `execute`, `release` and the three properties gets a working `generate` and `generate_async`:
@@ -47,7 +47,7 @@ class GenerateMixin(Protocol[ContextT, RequestT]):
         ...
 
     @property
-    def tokenizer(self) -> PipelineTokenizer[ContextT, Any, RequestT]:
+    def tokenizer(self) -> PipelineTokenizer[ContextT_co, Any, Any]:
         """Turns requests into contexts."""
         ...
 
@@ -83,7 +83,9 @@ class GenerateMixin(Protocol[ContextT, RequestT]):
             steps.close()
 
 
-def _run(pipeline: GenerateMixin[Any, Any], requests: Sequence[TextGenerationRequest]) -> Iterator[Any]:
+def _run(
+    pipeline: GenerateMixin[Any, Any], requests: Sequence[TextGenerationRequest]
+) -> Generator[list[TextGenerationOutput]]:
     contexts = [pipeline.tokenizer.new_context(request) for request in requests]
     try:
         while batch := {c.request_id: c for c in contexts if not c.status.is_done}:

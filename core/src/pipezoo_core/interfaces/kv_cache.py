@@ -77,5 +77,5 @@ def get_paged_manager(pipeline: Any) -> PagedKVCacheManager | None:
     """
     manager = next(iter(getattr(pipeline, "kv_managers", ())), None)
     if all(callable(getattr(manager, name, None)) for name in _MANAGER_METHODS):
-        return cast(PagedKVCacheManager, manager)
+        return cast("PagedKVCacheManager", manager)
     return None

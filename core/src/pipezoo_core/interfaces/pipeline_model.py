@@ -201,7 +201,8 @@ class PipelineModel(abc.ABC, Generic[ContextT]):
         del session
         tokens, row_offsets = list(model_inputs)[:2]
         offsets = row_offsets.tolist()
-        assert model_outputs.logit_offsets is not None and model_outputs.next_token_logits is not None
+        assert model_outputs.logit_offsets is not None
+        assert model_outputs.next_token_logits is not None
         logit_offsets = model_outputs.logit_offsets.tolist()
         results: list[LogProbabilities | None] = []
         for i, (top_n, echo) in enumerate(zip(batch_top_n, batch_echo, strict=True)):
@@ -222,9 +223,7 @@ class PipelineModel(abc.ABC, Generic[ContextT]):
         return sum(tensor.num_elements for tensor in tensors) * torch_dtype(pipeline_config.encoding).itemsize
 
     @classmethod
-    def estimate_activation_memory(
-        cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig
-    ) -> int:
+    def estimate_activation_memory(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> int:
         """Returns the bytes a step needs besides weights and KV cache; 0 where a model does not say."""
         del pipeline_config, huggingface_config
         return 0
@@ -258,7 +257,7 @@ class AlwaysSignalBuffersMixin:
     @property
     def signal_buffers(self) -> list[Tensor]:
         """One uint8 tensor per device, made on first use."""
-        return self._make_signal_buffers()  # type: ignore[attr-defined, no-any-return]  # of PipelineModel
+        return self._make_signal_buffers()  # type: ignore[attr-defined]  # of PipelineModel
 
 
 def upper_bounded_default(upper_bound: int, default: int | None) -> int:

@@ -54,9 +54,7 @@ class RaggedBatch:
         """For each row the length that its request has then: of its prompt, or up to the row where that is longer."""
         return [
             max(prompt, position + 1)
-            for prompt, cached, active in zip(
-                self.prompt_lengths, self.cache_lengths, self.active_lengths, strict=True
-            )
+            for prompt, cached, active in zip(self.prompt_lengths, self.cache_lengths, self.active_lengths, strict=True)
             for position in range(cached, cached + active)
         ]
 

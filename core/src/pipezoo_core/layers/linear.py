@@ -49,7 +49,7 @@ class MergedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Maps [..., in_features] to one [..., out_features] per part."""
-        return self.merged(x).split(list(self.parts.values()), dim=-1)  # type: ignore[no-any-return]  # nn.Module call
+        return self.merged(x).split(list(self.parts.values()), dim=-1)
 
     def slots(self) -> dict[str, Tensor]:
         """Returns the rows of each part, named as in a checkpoint, e.g. `q_proj.weight`."""

@@ -30,4 +30,4 @@ class GatedMLP(nn.Module):
     def forward(self, x_TH: Tensor) -> Tensor:
         """Maps [T, hidden_size] to [T, hidden_size]."""
         gate, up = self.gate_up_proj(x_TH)
-        return self.down_proj(self.activation(gate) * up)  # type: ignore[no-any-return]  # nn.Module call
+        return self.down_proj(self.activation(gate) * up)

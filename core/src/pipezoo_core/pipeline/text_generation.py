@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -293,7 +293,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             for request in requests
         ]
 
-    def _run(self, requests: Sequence[TextGenerationRequest]) -> Iterator[list[TextGenerationOutput]]:
+    def _run(self, requests: Sequence[TextGenerationRequest]) -> Generator[list[TextGenerationOutput]]:
         """Adds requests and yields what they produce, until all are done; releases them however it ends."""
         mine = [_Request(self._tokenizer.new_context(request)) for request in requests]
         try:

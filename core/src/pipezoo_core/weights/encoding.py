@@ -34,9 +34,7 @@ def resolve_encoding(
         chosen = _fitting(weights, device)
         return chosen if chosen in supported else next(iter(supported))
     if requested not in [str(encoding) for encoding in supported]:
-        raise InvalidSettingError(
-            "the dtype is not supported", found=requested, allowed=["auto", *map(str, supported)]
-        )
+        raise InvalidSettingError("the dtype is not supported", found=requested, allowed=["auto", *map(str, supported)])
     return SupportedEncoding(requested)
 
 
@@ -54,4 +52,3 @@ def _cpu_has_bfloat16() -> bool:
     """Whether matrix products in bfloat16 are faster than in float32 here."""
     capabilities: Mapping[str, object] = torch.cpu.get_capabilities()
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
-

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+from transformers.activations import ACT2FN
+
 from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import CorruptCheckpointError, UnsupportedModelError
 from pipezoo_core.layers import RotaryEmbedding, max_rotary_length
 from pipezoo_core.weights import GGUFFile
-from torch import Tensor
-from transformers import PretrainedConfig
-from transformers.activations import ACT2FN
 
 __all__ = ["LlamaConfig", "config_from_gguf"]
 

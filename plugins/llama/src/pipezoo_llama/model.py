@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor, nn
+
 from pipezoo_core.attention import Attention, AttentionBackend
 from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.kv_cache import KVCacheInputs
 from pipezoo_core.layers import GatedMLP, Linear, MergedLinear, RMSNorm, RotaryEmbedding, apply_rotary
-from torch import Tensor, nn
-
 from pipezoo_llama.config import LlamaConfig
 
 __all__ = ["LlamaForCausalLM", "LlamaPipelineModel"]

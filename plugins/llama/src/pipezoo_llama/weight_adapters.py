@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from pipezoo_core.weights import LazyTensor
 from torch import Tensor
 from transformers import PretrainedConfig
+
+from pipezoo_core.weights import LazyTensor
 
 __all__ = ["adapt_gguf", "adapt_safetensors"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import typer
+
 from pipezoo_core.errors import InvalidRequestError
 
 if TYPE_CHECKING:

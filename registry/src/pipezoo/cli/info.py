@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from pipezoo_core.weights import torch_dtype
 from rich.table import Table
+
+from pipezoo_core.weights import torch_dtype
 
 if TYPE_CHECKING:
     from pipezoo.load import LoadPlan
@@ -31,7 +32,11 @@ def tables(resolution: Resolution, plan: LoadPlan) -> Iterator[Table]:
     config = plan.pipeline_config
     yield _table(
         "settings in force",
-        [(name, getattr(config, name)) for name in type(config).model_fields if name not in ("weight_paths", "kv_cache")]
+        [
+            (name, getattr(config, name))
+            for name in type(config).model_fields
+            if name not in ("weight_paths", "kv_cache")
+        ]
         + [(f"kv_cache.{name}", getattr(config.kv_cache, name)) for name in type(config.kv_cache).model_fields],
     )
     yield _table("sampling defaults", plan.sampling_params)

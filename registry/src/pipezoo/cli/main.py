@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -18,18 +18,18 @@ app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Argument(help="A Hub id, a folder, a .gguf file, or pkg:NAME.", show_default=False)]
-Revision = Annotated[Optional[str], typer.Option(help="Branch, tag or commit on the Hub.")]
-Plugin = Annotated[Optional[str], typer.Option(help="Distribution to take where several serve the model.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
+Plugin = Annotated[str | None, typer.Option(help="Distribution to take where several serve the model.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, or a GPU such as cuda:0.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-MaxLength = Annotated[Optional[int], typer.Option(help="Most tokens of prompt and answer together.")]
-KVCacheMemory = Annotated[Optional[str], typer.Option(help="Memory for the KV cache, such as 2GiB.")]
-MaxNewTokens = Annotated[Optional[int], typer.Option(help="Most tokens to generate.")]
-Temperature = Annotated[Optional[float], typer.Option(help="0 takes the most likely token.")]
-TopP = Annotated[Optional[float], typer.Option(help="Keep the most likely tokens up to this probability.")]
-TopK = Annotated[Optional[int], typer.Option(help="Keep this many of the most likely tokens.")]
-Seed = Annotated[Optional[int], typer.Option(help="Makes the answer repeatable.")]
-System = Annotated[Optional[str], typer.Option(help="What the model is told before the chat.")]
+MaxLength = Annotated[int | None, typer.Option(help="Most tokens of prompt and answer together.")]
+KVCacheMemory = Annotated[str | None, typer.Option(help="Memory for the KV cache, such as 2GiB.")]
+MaxNewTokens = Annotated[int | None, typer.Option(help="Most tokens to generate.")]
+Temperature = Annotated[float | None, typer.Option(help="0 takes the most likely token.")]
+TopP = Annotated[float | None, typer.Option(help="Keep the most likely tokens up to this probability.")]
+TopK = Annotated[int | None, typer.Option(help="Keep this many of the most likely tokens.")]
+Seed = Annotated[int | None, typer.Option(help="Makes the answer repeatable.")]
+System = Annotated[str | None, typer.Option(help="What the model is told before the chat.")]
 
 
 @app.command()
@@ -100,9 +100,7 @@ def generate(
         settings = _given(max_length=max_length, kv_cache_memory=kv_cache_memory)
         llm = registry.load(model, revision=revision, plugin=plugin, device=device, dtype=dtype, **settings)
         text = sys.stdin.read() if prompt == "-" else prompt
-        sampling = _given(
-            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
-        )
+        sampling = _given(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
         for piece in llm.stream([{"role": "user", "content": text}] if chat else text, **sampling):
             typer.echo(piece, nl=False)
         typer.echo()
@@ -130,9 +128,7 @@ def chat(
     with _errors_as_text():
         settings = _given(max_length=max_length, kv_cache_memory=kv_cache_memory)
         llm = registry.load(model, revision=revision, plugin=plugin, device=device, dtype=dtype, **settings)
-        sampling = _given(
-            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
-        )
+        sampling = _given(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
         ChatSession(llm, system=system, sampling=sampling).run()
 
 

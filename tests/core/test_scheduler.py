@@ -1,0 +1,135 @@
+"""The scheduler's decisions, step by step, over a real KV cache manager and a model that only counts."""
+
+import pytest
+import torch
+from pipezoo_core.attention import AttentionSpec, PagedAttention
+from pipezoo_core.context import TextContext
+from pipezoo_core.errors import InsufficientPagesError
+from pipezoo_core.kv_cache import KVCacheParams, PagedKVCacheManager
+from pipezoo_core.pipeline.scheduler import Scheduler
+from pipezoo_core.sampling_params import SamplingParams
+
+PAGE_SIZE = 4
+
+
+def make_scheduler(num_pages=64, max_batch_size=4, max_batch_tokens=16, enable_prefix_caching=False):
+    params = KVCacheParams(
+        dtype=torch.float32,
+        num_layers=1,
+        num_kv_heads=1,
+        head_dim=2,
+        page_size=PAGE_SIZE,
+        enable_prefix_caching=enable_prefix_caching,
+    )
+    backend = PagedAttention(AttentionSpec(num_heads=1, num_kv_heads=1, head_dim=2, scale=1.0))
+    manager = PagedKVCacheManager(params, num_pages, backend, torch.device("cpu"))
+    return Scheduler(manager, max_batch_size=max_batch_size, max_batch_tokens=max_batch_tokens), manager
+
+
+def make_context(request_id, prompt_length, max_new_tokens=4):
+    return TextContext(
+        request_id=request_id,
+        prompt_tokens=list(range(prompt_length)),
+        max_length=200,
+        sampling_params=SamplingParams(max_new_tokens=max_new_tokens),
+    )
+
+
+def step(scheduler, manager):
+    """Runs one step and returns how many tokens of each request it fed."""
+    inputs = scheduler.schedule()
+    fed = {context.request_id: context.active_length for context in inputs.batch}
+    if inputs.batches:
+        manager.fetch(inputs.batch)
+    for context in inputs.batch:
+        context.advance(1 if context.samples else None)
+    manager.step(inputs.batch)
+    for context in inputs.batch:
+        if context.status.is_done:
+            scheduler.remove(context.request_id)
+    manager.check_integrity()
+    return fed
+
+
+def test_decodes_come_first_and_prompts_share_what_is_left():
+    scheduler, manager = make_scheduler()
+    scheduler.add(make_context("a", 3))
+    assert step(scheduler, manager) == {"a": 3}
+    scheduler.add(make_context("b", 20))
+    scheduler.add(make_context("c", 20))
+    assert step(scheduler, manager) == {"a": 1, "b": 15}
+    assert step(scheduler, manager) == {"a": 1, "b": 5, "c": 10}
+    assert step(scheduler, manager) == {"a": 1, "b": 1, "c": 10}
+    assert step(scheduler, manager) == {"b": 1, "c": 1}
+
+
+def test_batch_size_is_bounded_and_order_is_kept():
+    scheduler, manager = make_scheduler(max_batch_size=2)
+    for name in "abc":
+        scheduler.add(make_context(name, 2, max_new_tokens=2))
+    assert list(step(scheduler, manager)) == ["a", "b"]
+    assert list(step(scheduler, manager)) == ["a", "b"]
+    assert list(step(scheduler, manager)) == ["c"]
+
+
+def test_youngest_is_preempted_and_nothing_is_lost():
+    scheduler, manager = make_scheduler(num_pages=4)
+    old, young = make_context("old", 8, max_new_tokens=8), make_context("young", 7, max_new_tokens=8)
+    scheduler.add(old)
+    scheduler.add(young)
+    for _ in range(100):
+        if not step(scheduler, manager):
+            break
+    assert scheduler.num_preemptions > 0
+    assert old.num_generated == young.num_generated == 8
+    assert manager.num_free_pages == 4
+
+
+def test_the_oldest_always_gets_on():
+    """With room for one and a bit, every step brings the oldest running request further."""
+    scheduler, manager = make_scheduler(num_pages=5, max_batch_tokens=6)
+    contexts = [make_context(str(i), 7 + i, max_new_tokens=9) for i in range(4)]
+    for context in contexts:
+        scheduler.add(context)
+    for _ in range(300):
+        oldest = next((c for c in contexts if not c.status.is_done), None)
+        if oldest is None:
+            break
+        fed = step(scheduler, manager)
+        assert oldest.request_id in fed
+    assert all(context.num_generated == 9 for context in contexts)
+
+
+def test_a_request_that_can_never_fit_is_refused_and_the_next_one_runs():
+    scheduler, manager = make_scheduler(num_pages=2)
+    with pytest.raises(InsufficientPagesError, match="allowed: 9 tokens"):
+        scheduler.add(make_context("big", 6, max_new_tokens=4))
+    scheduler.add(make_context("fits", 6, max_new_tokens=3))
+    while step(scheduler, manager):
+        pass
+    assert manager.num_free_pages == 2
+
+
+def test_removed_requests_give_back_their_pages():
+    scheduler, manager = make_scheduler()
+    scheduler.add(make_context("running", 5))
+    step(scheduler, manager)
+    scheduler.add(make_context("waiting", 5))
+    scheduler.remove("running")
+    scheduler.remove("waiting")
+    scheduler.remove("unknown")
+    assert manager.num_free_pages == manager.total_num_pages
+    assert scheduler.schedule().batch == []
+
+
+def test_waiting_requests_cost_nothing():
+    """A step looks at the requests it can run, not at the queue behind them."""
+    scheduler, manager = make_scheduler(max_batch_size=2)
+    for i in range(10_000):
+        scheduler.add(make_context(str(i), 4))
+    seen = []
+    real = manager.external_claim
+    manager.external_claim = lambda context: (seen.append(context.request_id), real(context))
+    step(scheduler, manager)
+    step(scheduler, manager)
+    assert seen == ["0", "1"]

@@ -1,0 +1,81 @@
+"""Writes GGUF files of llama models as converters do, with the `gguf` package's writer."""
+
+import gguf
+import numpy as np
+
+NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+# A byte-level vocabulary: the 256 bytes in their printable form, one merge, and the special tokens.
+BYTES = [chr(b) if 33 <= b <= 126 or 161 <= b <= 172 or 174 <= b <= 255 else None for b in range(256)]
+_FILLERS = iter(range(256, 512))
+BYTES = [char or chr(next(_FILLERS)) for char in BYTES]
+TOKENS = [*sorted(BYTES), "he", "<|im_start|>", "<|im_end|>"]
+END = TOKENS.index("<|im_end|>")
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def gguf_name(name):
+    if not name.startswith("model.layers."):
+        return {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}[
+            name.rpartition(".")[0]
+        ] + ".weight"
+    _, _, layer, *rest, parameter = name.split(".")
+    return f"blk.{layer}.{NAMES['.'.join(rest)]}.{parameter}"
+
+
+def rotated_by_neighbours(rows, num_heads):
+    """The converter's reordering of q and k: the halves of each head become its even and odd rows."""
+    return rows.reshape(num_heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def write_llama_gguf(path, model, quantization=gguf.GGMLQuantizationType.F32, metadata=None, extra_tensors=None):
+    """Writes the weights of a transformers LlamaForCausalLM; the vocabulary is `TOKENS`."""
+    config = model.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([1] * (len(TOKENS) - 2) + [3, 3])
+    writer.add_token_merges(["h e"])
+    writer.add_eos_token_id(END)
+    writer.add_chat_template(CHAT_TEMPLATE)
+    for key, value in (metadata or {}).items():
+        (writer.add_string if isinstance(value, str) else writer.add_float32)(key, value)
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        values = tensor.float().numpy()
+        if "q_proj" in name:
+            values = rotated_by_neighbours(values, config.num_attention_heads)
+        if "k_proj" in name:
+            values = rotated_by_neighbours(values, config.num_key_value_heads)
+        kind = quantization if values.ndim == 2 else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(gguf_name(name), gguf.quants.quantize(np.ascontiguousarray(values), kind), raw_dtype=kind)
+    for name, values in (extra_tensors or {}).items():
+        writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
