@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from pipezoo_core.attention import AttentionSpec, PagedAttention
 from pipezoo_core.context import TextContext
 from pipezoo_core.errors import InsufficientPagesError

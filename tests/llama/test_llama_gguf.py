@@ -4,6 +4,9 @@ import gguf
 import pytest
 import torch
 from gguf_files import TOKENS, gguf_name, write_llama_gguf
+from tiny_models import logits_of, make_llama
+from transformers import LlamaConfig
+
 from pipezoo_core.config import KVCacheConfig, PipelineConfig, ReturnLogits, SupportedEncoding
 from pipezoo_core.errors import CorruptCheckpointError, UnsupportedCheckpointError, UnsupportedModelError
 from pipezoo_core.session import InferenceSession
@@ -11,8 +14,6 @@ from pipezoo_core.weights import open_gguf
 from pipezoo_llama.config import config_from_gguf
 from pipezoo_llama.model import LlamaPipelineModel
 from pipezoo_llama.weight_adapters import adapt_gguf
-from tiny_models import logits_of, make_llama
-from transformers import LlamaConfig
 
 PROMPTS = [[5, 9, 2, 7, 7, 1], list(range(40))]
 

@@ -105,7 +105,7 @@ def test_a_plugin_for_another_core_is_incompatible_before_it_is_imported(site, r
     assert only(index).state is PluginState.incompatible
     assert "is installed" in only(index).reason
     with pytest.raises(
-        IncompatiblePluginError, match="needs .* but pipezoo-core .* is installed.*pip install --upgrade"
+        IncompatiblePluginError, match=r"needs .* but pipezoo-core .* is installed.*pip install --upgrade"
     ):
         index.load(only(index))
     assert module not in sys.modules
@@ -128,7 +128,7 @@ def test_requirements_that_cannot_be_read_make_it_incompatible(site):
 def test_the_api_version_must_be_stated_and_known(site, line):
     install(site, "some-plugin", "llama", source=working("'A', 'llama'").replace("API_VERSION = 1", line))
     index = index_of(site)
-    with pytest.raises(IncompatiblePluginError, match="API_VERSION.*allowed: 1.*pip install --upgrade some-plugin"):
+    with pytest.raises(IncompatiblePluginError, match=r"API_VERSION.*allowed: 1.*pip install --upgrade some-plugin"):
         index.load(only(index))
     assert only(index).state is PluginState.incompatible
     assert "API_VERSION" in only(index).reason
@@ -225,7 +225,7 @@ def test_a_disabled_plugin_is_listed_and_never_imported(site, monkeypatch):
     module = install(site, "some-plugin", "llama")
     index = index_of(site)
     assert only(index).state is PluginState.disabled
-    with pytest.raises(PluginNotFoundError, match="disabled by PIPEZOO_PLUGINS.*Take '-some-plugin' out"):
+    with pytest.raises(PluginNotFoundError, match=r"disabled by PIPEZOO_PLUGINS.*Take '-some-plugin' out"):
         index.load(only(index))
     assert module not in sys.modules
 
@@ -253,6 +253,21 @@ def test_a_bad_setting_is_an_error_with_an_example(site, monkeypatch, text):
     monkeypatch.setenv("PIPEZOO_PLUGINS", text)
     with pytest.raises(InvalidSettingError, match=r"PIPEZOO_PLUGINS: .*allowed: type=distribution.*For instance"):
         index_of(site).plugins()
+
+
+def test_nothing_is_read_before_it_is_needed_and_refreshing_reads_anew(site, monkeypatch):
+    monkeypatch.setenv("PIPEZOO_PLUGINS", "nonsense")
+    index = PluginIndex()
+    monkeypatch.delenv("PIPEZOO_PLUGINS")
+    assert not index.serving("llama_of_a_test")
+    install(site, "some-plugin", "llama_of_a_test")
+    assert not index.serving("llama_of_a_test")
+    index.refresh()
+    [plugin] = index.serving("llama_of_a_test")
+    [architecture] = index.load(plugin)
+    index.refresh()
+    assert index.load(plugin) == (architecture,)
+    assert index.serving("llama_of_a_test")[0].state is PluginState.loaded
 
 
 def test_blank_settings_are_none_and_the_same_pin_twice_is_one(site, monkeypatch):

@@ -140,7 +140,7 @@ def test_a_probe_may_refuse_with_its_reason(site):
 
 def test_a_probe_that_raises_makes_the_plugin_broken(site):
     install(site, "some-plugin", "llama", source=working("'LlamaForCausalLM', 'llama', probe=lambda c: c['missing']"))
-    with pytest.raises(BrokenPluginError, match="'some-plugin'.*KeyError") as caught:
+    with pytest.raises(BrokenPluginError, match=r"'some-plugin'.*KeyError") as caught:
         resolve(index_of(site), LLAMA)
     assert isinstance(caught.value.__cause__, KeyError)
 
@@ -162,12 +162,15 @@ def test_no_plugin_says_what_is_installed_and_what_to_install(site):
         ({"model_type": "mistral"}, "Try: pip install pipezoo-mistral"),
         ({"model_type": "mpt"}, "Try: pip install pipezoo-replit"),
         ({"model_type": "replit_lm"}, "Try: pip install pipezoo-replit"),
-        ({"model_type": "llamma"}, "Did you mean 'llama'? To write a plugin for it: pipezoo new-plugin"),
-        ({"model_type": "zamba"}, "To write a plugin for it: pipezoo new-plugin"),
-        ({"architectures": ["ZambaModel"]}, "To write a plugin for it: pipezoo new-plugin"),
+        (
+            {"model_type": "llamma"},
+            "Did you mean 'llama'? No plugin for it is known; pipezoo-llama shows how to write one.",
+        ),
+        ({"model_type": "zamba"}, "No plugin for it is known; pipezoo-llama shows how to write one."),
+        ({"architectures": ["ZambaModel"]}, "No plugin for it is known; pipezoo-llama shows how to write one."),
         (
             {"model_type": "zamba", "text_config": {"model_type": "llama"}},
-            "To write a plugin for it: pipezoo new-plugin",
+            "No plugin for it is known; pipezoo-llama shows how to write one.",
         ),
     ],
 )

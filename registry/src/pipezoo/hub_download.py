@@ -67,6 +67,8 @@ def _typed(error: Exception, repository: str, revision: str | None) -> PipezooEr
 
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, errors.HfHubHTTPError):
         error = error.__cause__  # the client asked, was refused, and then found nothing in the cache either
+    if isinstance(error, errors.HFValidationError):
+        return ModelNotFoundError(f"{repository!r} cannot be a repository of the Hub", found=error, allowed="org/name")
     if isinstance(error, errors.GatedRepoError):
         return GatedModelError(
             f"the Hub's repository {repository!r} is gated",

@@ -117,5 +117,7 @@ def _hint(asked: Sequence[AskedName], usable: Sequence[str]) -> str:
     known = [_PIP_NAMES[name.name] for name in asked if name.where == "model_type" and name.name in _PIP_NAMES]
     if known:
         return f"Try: pip install {known[0]}"
-    near = difflib.get_close_matches(asked[0].name, {*usable, *_PIP_NAMES}, n=1)
-    return (f"Did you mean {near[0]!r}? " if near else "") + "To write a plugin for it: pipezoo new-plugin"
+    near = difflib.get_close_matches(asked[0].name, {*usable, *_PIP_NAMES}, n=1, cutoff=0.8)
+    return (
+        f"Did you mean {near[0]!r}? " if near else ""
+    ) + "No plugin for it is known; pipezoo-llama shows how to write one."

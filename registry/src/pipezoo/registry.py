@@ -102,5 +102,5 @@ def refresh() -> None:
 def _choose(model: str | Path, revision: str | None, plugin: str | None) -> tuple[Checkpoint, Resolution]:
     from pipezoo.load import open_checkpoint
 
-    checkpoint = open_checkpoint(locate(str(model), revision=revision))
+    checkpoint = open_checkpoint(locate(model, revision=revision))
     return checkpoint, _resolve(_index, checkpoint.config, plugin=plugin)

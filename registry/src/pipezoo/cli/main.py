@@ -144,5 +144,5 @@ def _errors_as_text() -> Iterator[None]:
     try:
         yield
     except PipezooError as error:
-        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        typer.secho("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]), fg=typer.colors.RED, err=True)
         raise typer.Exit(1) from error

@@ -1,0 +1,9 @@
+"""Text to tokens and back: chat templates, tokenizers out of folders and GGUF files, and text that streams."""
+
+from pipezoo_core.tokenizer.end_tokens import eos_token_ids
+from pipezoo_core.tokenizer.gguf import tokenizer_from_gguf
+from pipezoo_core.tokenizer.loading import load_tokenizer
+from pipezoo_core.tokenizer.text_stream import TextStream
+from pipezoo_core.tokenizer.text_tokenizer import TextTokenizer
+
+__all__ = ["TextStream", "TextTokenizer", "eos_token_ids", "load_tokenizer", "tokenizer_from_gguf"]

@@ -1,0 +1,104 @@
+"""Tokens to text, one at a time: a piece is given out once it is certain and never taken back.
+
+Decoding a token alone is wrong, because its text depends on its neighbours: a character's bytes may be spread over
+several tokens, and SentencePiece drops a space only where the text begins. Decoding everything anew for each token is
+right, but quadratic. So a window is decoded: the last tokens whose text is complete, and those after them.
+
+    prompt "Say " | answer "café!" as the tokens  Ġcaf  <C3>  <A9>  !
+
+    window                     its text     given out
+    Say                        Say
+    Say Ġcaf                   Say caf      " caf", complete: the window now begins with Ġcaf
+    Ġcaf <C3>                   caf�        ""
+    Ġcaf <C3> <A9>              café        "é", complete: the window now begins with <C3> <A9>
+    <C3> <A9> !                é!           "!"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from os.path import commonprefix
+
+__all__ = ["Detokenizer"]
+
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+_FIRST_WINDOW = 4
+_MAX_UNFINISHED = 8  # a character has at most four bytes; longer runs of incomplete text are not text at all
+
+
+class Detokenizer:
+    """The text of an answer, as a continuation of its prompt.
+
+    All pieces together are `decode(prompt + answer)` without `decode(prompt)`. A character that the prompt begins and
+    the answer completes belongs to the answer. Bytes that are not UTF-8 become U+FFFD as soon as it is certain that
+    they will not become a character. One thing cannot be had: SentencePiece's byte fallback turns a whole run of
+    bytes, characters included, into U+FFFD when a later byte of it is wrong; characters given out before stay.
+
+    Args:
+        decode: tokens to text, special tokens left out. The text of a complete run of tokens must not change when
+            tokens follow.
+        prompt_tokens: what the answer continues.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], *, prompt_tokens: Sequence[int]) -> None:
+        self._decode = decode
+        self._window = _last_words(decode, prompt_tokens)
+        self._num_known = len(self._window)  # tokens of the window whose text is complete, or the prompt's
+        self._text = decode(self._window) if self._window else ""
+        self._given = self._text
+
+    def push(self, token: int) -> str:
+        """Returns the text that the next token makes certain, often empty."""
+        text = self._decode([*self._window, token])
+        if text == self._text and text and not text.endswith(_INCOMPLETE):
+            return ""  # a special token: without text of its own it would only lengthen the window
+        self._window.append(token)
+        self._text = text
+        certain = text.rstrip(_INCOMPLETE)
+        piece = self._continuation(certain)
+        if piece and len(certain) == len(text):
+            is_whole = not self._given.endswith(_INCOMPLETE)  # else the prompt ends within a character
+            self._begin_window_at(self._num_known if is_whole else 0)
+            return piece
+        if piece:
+            self._given = certain
+        if len(self._window) - self._num_known > _MAX_UNFINISHED and text.endswith(_INCOMPLETE):
+            piece += self._shorten()
+        return piece
+
+    def finish(self) -> str:
+        """Returns what was held back: an incomplete character, as U+FFFD."""
+        piece = self._continuation(self._text)
+        self._given = self._text
+        return piece
+
+    def _continuation(self, text: str) -> str:
+        """Returns the text after what was given out, where U+FFFD may have become a character since."""
+        stem = len(self._given.rstrip(_INCOMPLETE))
+        return text[stem + len(commonprefix([self._given[stem:], text[stem:]])) :]
+
+    def _begin_window_at(self, start: int) -> None:
+        del self._window[:start]
+        self._num_known = len(self._window)
+        self._text = self._given = self._decode(self._window)
+
+    def _shorten(self) -> str:
+        """Bounds the window inside a long run of incomplete text; returns what became certain by being so old."""
+        num_held = len(self._continuation(self._text))
+        del self._window[:-_MAX_UNFINISHED]
+        self._num_known = 0
+        self._text = self._decode(self._window)
+        still_held = min(num_held, len(self._text) - len(self._text.rstrip(_INCOMPLETE)))
+        self._given = self._text[: len(self._text) - still_held]
+        return _INCOMPLETE * (num_held - still_held)
+
+
+def _last_words(decode: Callable[[Sequence[int]], str], tokens: Sequence[int]) -> list[int]:
+    """Returns the shortest of a few endings that has text and does not begin within a character."""
+    size = _FIRST_WINDOW
+    while size < len(tokens):
+        text = decode(tokens[-size:])
+        if text and _INCOMPLETE not in text:
+            return list(tokens[-size:])
+        size *= 4
+    return list(tokens)

@@ -1,0 +1,53 @@
+"""Reads the tokenizer of a model's folder, with transformers. Nothing is downloaded and no code of the folder is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from pipezoo_core.errors import UnsupportedTokenizerError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["load_tokenizer"]
+
+_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "tekken.json", "tiktoken.model", "vocab.json")
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Loads a folder's tokenizer.
+
+    A tokenizer.json is complete, so it is read as it is, whatever class the folder names; for anything else
+    transformers chooses the class.
+
+    Raises:
+        UnsupportedTokenizerError: the files are missing or damaged, or of a kind that transformers cannot read
+            without running the folder's code.
+    """
+    if not any((folder / name).is_file() for name in _FILES):
+        raise UnsupportedTokenizerError(
+            f"{folder} has no tokenizer", allowed=f"one of {', '.join(_FILES)}", cure="Download the model again."
+        )
+    try:
+        return _load(folder)
+    except Exception as error:  # the tokenizers library raises bare Exception, transformers nearly every other kind
+        raise UnsupportedTokenizerError(
+            f"the tokenizer in {folder} cannot be read",
+            found=f"{type(error).__name__}: {error}",
+            allowed="a tokenizer.json, or files that transformers reads without remote code",
+            cure="Add a tokenizer.json to the folder.",
+        ) from error
+
+
+def _load(folder: Path) -> PreTrainedTokenizerBase:
+    if (folder / "tokenizer.json").is_file():
+        from transformers import PreTrainedTokenizerFast
+
+        return cast("PreTrainedTokenizerBase", PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True))
+    from transformers import AutoTokenizer  # imports every model's config class: two seconds
+
+    return cast(
+        "PreTrainedTokenizerBase",
+        AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False),
+    )

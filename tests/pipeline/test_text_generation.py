@@ -1,0 +1,330 @@
+"""What a caller sees: kinds of prompts, streaming, settings, ends, cancelling, errors, and who shares a step."""
+
+import asyncio
+import threading
+
+import pytest
+import torch
+from gguf_files import END, TOKENS
+
+from pipezoo_core.config import PipelineConfig
+from pipezoo_core.context import TextContext
+from pipezoo_core.errors import (
+    EmptyPromptError,
+    InsufficientPagesError,
+    InvalidRequestError,
+    InvalidSettingError,
+    PromptTooLongError,
+)
+from pipezoo_core.interfaces import GenerateMixin, get_paged_manager
+from pipezoo_core.request import (
+    GenerationStatus,
+    TextGenerationInputs,
+    TextGenerationOutput,
+    TextGenerationRequest,
+)
+from pipezoo_core.sampling_params import SamplingParams
+
+GREEDY = {"temperature": 0.0, "max_new_tokens": 12, "ignore_eos": True}
+CHAT = [{"role": "user", "content": "hello"}]
+
+
+def test_a_string_a_chat_a_request_and_a_list_of_these(load_tiny, greedy):
+    llm = load_tiny()
+    prompts = ["hello", CHAT, TextGenerationRequest(prompt="hello"), TextGenerationRequest(messages=CHAT)]
+    text, chat, request, chat_request = llm.generate(prompts, **GREEDY)
+    tokens = [TOKENS.index(piece) for piece in ("he", "l", "l", "o")]
+    assert text.tokens == request.tokens == greedy(tokens, 12)
+    assert chat.tokens == chat_request.tokens != text.tokens
+    assert llm.generate("hello", **GREEDY)[0].tokens == text.tokens
+    assert llm.generate(CHAT, **GREEDY)[0].tokens == chat.tokens == llm.chat(CHAT, **GREEDY).tokens
+    assert text.final_status is GenerationStatus.MAXIMUM_LENGTH
+    assert text.log_probabilities is None
+
+
+def test_stream_is_generate_in_pieces(load_tiny):
+    llm = load_tiny()
+    whole = llm.generate("hello", **GREEDY)[0].text
+    assert "".join(llm.stream("hello", **GREEDY)) == whole
+
+
+def test_generate_async_streams_every_request(load_tiny):
+    llm = load_tiny()
+    expected = llm.generate(["hello", "he"], **GREEDY)
+    requests = [TextGenerationRequest(prompt="hello"), TextGenerationRequest(prompt="he")]
+
+    async def collect():
+        pieces = {request.request_id: [] for request in requests}
+        async for outputs in llm.generate_async(requests, **GREEDY):
+            for output in outputs:
+                pieces[output.request_id].append(output)
+        return [TextGenerationOutput.joined(of_one) for of_one in pieces.values()]
+
+    for output, other in zip(asyncio.run(collect()), expected, strict=True):
+        assert (output.text, output.tokens, output.final_status) == (other.text, other.tokens, other.final_status)
+
+
+def test_two_tasks_share_steps(load_tiny):
+    llm = load_tiny()
+    alone = [llm.generate(prompt, **GREEDY)[0].text for prompt in ("hello", "he")]
+    sizes = []
+    execute = llm.execute
+    llm.execute = lambda inputs: (sizes.append(len(inputs.batch)), execute(inputs))[1]
+
+    async def one(prompt):
+        return "".join([output.text async for outputs in llm.generate_async(prompt, **GREEDY) for output in outputs])
+
+    async def both():
+        return await asyncio.gather(one("hello"), one("he"))
+
+    assert asyncio.run(both()) == alone
+    assert max(sizes) == 2
+
+
+def test_threads_share_one_pipeline(load_tiny):
+    llm = load_tiny()
+    prompts = ["hello", "he", "help", "h"]
+    alone = [llm.generate(prompt, **GREEDY)[0].text for prompt in prompts]
+    found = {}
+
+    def work(prompt):
+        found[prompt] = llm.generate(prompt, **GREEDY)[0].text
+
+    threads = [threading.Thread(target=work, args=(prompt,)) for prompt in prompts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [found[prompt] for prompt in prompts] == alone
+
+
+def end_after(llm, num_tokens):
+    """A logit bias that is no use before, and settings that end the answer by its own token then."""
+    return llm.generate("hello", **{**GREEDY, "max_new_tokens": num_tokens})[0].tokens[-1]
+
+
+def test_stop_token_ends_the_answer_and_leaves_no_text(load_tiny):
+    llm = load_tiny()
+    whole = llm.generate("hello", **GREEDY)[0]
+    stop = whole.tokens[5]
+    at = whole.tokens.index(stop)
+    output = llm.generate("hello", **GREEDY, stop_token_ids=[stop])[0]
+    assert output.tokens == whole.tokens[: at + 1]
+    assert output.final_status is GenerationStatus.END_OF_SEQUENCE
+    assert whole.text.startswith(output.text)
+
+
+def test_end_of_sequence_is_the_models(load_tiny):
+    llm = load_tiny()
+    settings = {"temperature": 0.0, "max_new_tokens": 5, "logit_bias": {END: 1000.0}}
+    output = llm.generate("hello", **settings)[0]
+    assert (output.tokens, output.text) == ([END], "")
+    assert output.final_status is GenerationStatus.END_OF_SEQUENCE
+    assert len(llm.generate("hello", **settings, ignore_eos=True)[0].tokens) == 5
+    held = llm.generate("hello", **settings, min_new_tokens=3)[0]
+    assert len(held.tokens) == 4
+    assert held.tokens[-1] == END
+
+
+@pytest.mark.parametrize("max_batch_tokens", [2048, 1])
+def test_stop_text_is_cut_wherever_tokens_meet(load_tiny, max_batch_tokens):
+    llm = load_tiny(max_batch_tokens=max_batch_tokens)
+    whole = llm.generate("hello", **GREEDY)[0].text
+    for length in (1, 2, 3):
+        stop = whole[4 : 4 + length]
+        expected = whole[: whole.find(stop)]
+        output = llm.generate("hello", **GREEDY, stop=stop)[0]
+        assert output.text == expected
+        assert output.final_status is GenerationStatus.END_OF_SEQUENCE
+        assert "".join(llm.stream("hello", **GREEDY, stop=[stop, "never this"])) == expected
+
+
+def test_default_length_is_what_is_left_of_the_context(load_tiny):
+    llm = load_tiny(max_length=30)
+    output = llm.generate("hello", temperature=0.0, ignore_eos=True)[0]
+    assert len(output.tokens) == 30 - 4
+    assert output.final_status is GenerationStatus.MAXIMUM_LENGTH
+
+
+def test_seed_repeats_alone_and_in_company(load_tiny):
+    llm = load_tiny()
+    settings = {"temperature": 1.0, "top_p": 0.95, "max_new_tokens": 20}
+    alone = llm.generate("hello", **settings, seed=7)[0].tokens
+    assert llm.generate(["he", "hello"], **settings, seed=7)[1].tokens == alone
+    assert llm.generate("hello", **settings, seed=8)[0].tokens != alone
+    assert len({tuple(llm.generate("hello", **settings)[0].tokens) for _ in range(5)}) > 1
+
+
+def test_settings_of_a_request_win_over_the_pipelines(load_tiny):
+    llm = load_tiny()
+    request = TextGenerationRequest(prompt="hello", sampling_params=SamplingParams(**GREEDY))
+    assert llm.generate(request)[0].tokens == llm.generate("hello", **GREEDY)[0].tokens
+    assert len(llm.generate(request, max_new_tokens=3)[0].tokens) == 3
+
+
+def reference_log_probabilities(model, tokens):
+    with torch.no_grad():
+        return model(torch.tensor([tokens])).logits[0].log_softmax(-1)
+
+
+@pytest.mark.parametrize("max_batch_tokens", [2048, 3])
+def test_log_probabilities_equal_transformers(load_tiny, tiny_reference, max_batch_tokens):
+    llm = load_tiny(max_batch_tokens=max_batch_tokens)
+    prompt = [TOKENS.index(piece) for piece in ("he", "l", "l", "o")]
+    requests = [
+        TextGenerationRequest(prompt="hello", sampling_params=SamplingParams(**GREEDY, log_probabilities=3, echo=True)),
+        TextGenerationRequest(prompt="he", sampling_params=SamplingParams(**GREEDY)),
+        TextGenerationRequest(prompt="hello", sampling_params=SamplingParams(**GREEDY, log_probabilities=5)),
+    ]
+    echoed, silent, plain = llm.generate(requests)
+    assert silent.log_probabilities is None
+    tokens = prompt + echoed.tokens
+    expected = reference_log_probabilities(tiny_reference, tokens)
+    for output, top_n, first in ((echoed, 3, 1), (plain, 5, len(prompt))):
+        assert len(output.log_probabilities) == len(output.tokens)
+        own = [value for entry in output.log_probabilities for value in entry.token_log_probabilities]
+        top = [values for entry in output.log_probabilities for values in entry.top_log_probabilities]
+        assert len(own) == len(top) == len(tokens) - first
+        for position, (value, best) in enumerate(zip(own, top, strict=True), start=first):
+            row = expected[position - 1]
+            assert value == pytest.approx(row[tokens[position]].item(), abs=1e-4)
+            for token in row.topk(top_n).indices.tolist():
+                assert best[token] == pytest.approx(row[token].item(), abs=1e-4)
+            assert set(best) == {*row.topk(top_n).indices.tolist(), tokens[position]}
+
+
+def test_cancel_ends_a_stream_with_what_there_is(load_tiny):
+    llm = load_tiny()
+    request = TextGenerationRequest(prompt="hello")
+    statuses = []
+
+    async def run():
+        async for outputs in llm.generate_async(request, **{**GREEDY, "max_new_tokens": 200}):
+            statuses.extend(output.final_status for output in outputs)
+            if len(statuses) == 3:
+                llm.cancel(request.request_id)
+
+    asyncio.run(run())
+    assert statuses[-1] is GenerationStatus.CANCELLED
+    assert len(statuses) < 10
+    llm.cancel("nobody")
+
+
+def test_a_closed_stream_gives_back_its_pages(load_tiny):
+    llm = load_tiny()
+    stream = llm.stream("hello", **{**GREEDY, "max_new_tokens": 200})
+    next(stream)
+    stream.close()
+    assert llm.kv_managers[0].num_free_pages == llm.kv_managers[0].total_num_pages
+
+
+def test_a_cancelled_task_gives_back_its_pages(load_tiny):
+    llm = load_tiny()
+
+    async def run():
+        async for _ in llm.generate_async("hello", **{**GREEDY, "max_new_tokens": 200}):
+            await asyncio.sleep(0)
+
+    async def main():
+        task = asyncio.create_task(run())
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings", "error"),
+    [
+        ("", {}, EmptyPromptError),
+        ([], {}, None),
+        (TextGenerationRequest(prompt=[]), {}, EmptyPromptError),
+        ("h" * 300, {}, PromptTooLongError),
+        (17, {}, InvalidRequestError),
+        (TextGenerationRequest(), {}, InvalidRequestError),
+        (TextGenerationRequest(prompt="a", messages=CHAT), {}, InvalidRequestError),
+        (TextGenerationRequest(prompt=[10**6]), {}, InvalidRequestError),
+        ("hello", {"temperature": float("nan")}, InvalidSettingError),
+        ("hello", {"temprature": 1.0}, InvalidSettingError),
+        ("hello", {"logit_bias": {10**6: 1.0}}, InvalidRequestError),
+    ],
+)
+def test_bad_requests_are_refused_and_the_next_one_is_served(load_tiny, prompt, settings, error):
+    llm = load_tiny()
+    if error is None:
+        assert llm.generate(prompt, **settings) == []
+    else:
+        with pytest.raises(error) as caught:
+            llm.generate(["hello", prompt] if not settings else prompt, **settings)
+        assert isinstance(caught.value, ValueError)
+    assert len(llm.generate("hello", **GREEDY)[0].tokens) == 12
+
+
+def test_two_requests_with_one_id_are_refused(load_tiny):
+    llm = load_tiny()
+    request = TextGenerationRequest(prompt="hello")
+    with pytest.raises(InvalidRequestError, match="same id"):
+        llm.generate([request, request])
+    stream = llm.stream(request, **GREEDY)
+    next(stream)
+    with pytest.raises(InvalidRequestError, match="running already"):
+        llm.generate(request)
+    assert len("".join(stream)) > 0
+
+
+def test_a_model_that_fails_fails_its_batch_and_nothing_else(load_tiny):
+    llm = load_tiny()
+    execute, calls = llm.model.execute, []
+
+    def failing(inputs):
+        calls.append(inputs)
+        if len(calls) == 3:
+            raise RuntimeError("out of luck")
+        return execute(inputs)
+
+    llm.model.execute = failing
+    with pytest.raises(RuntimeError, match="out of luck"):
+        llm.generate(["hello", "he"], **GREEDY)
+    assert len(llm.generate("hello", **GREEDY)[0].tokens) == 12
+
+
+def test_execute_alone_runs_several_steps_at_once(load_tiny):
+    """`execute` is the step for those who schedule themselves; `num_steps` at once give the same tokens."""
+    llm = load_tiny()
+    expected = llm.generate("hello", **GREEDY)[0]
+    for num_steps in (1, 4, 5):
+        context = llm.tokenizer.new_context(
+            TextGenerationRequest(prompt="hello", sampling_params=SamplingParams(**GREEDY))
+        )
+        pieces = []
+        while not context.status.is_done:
+            context.set_chunk(context.num_pending)
+            inputs = TextGenerationInputs([{context.request_id: context}], num_steps=num_steps)
+            pieces.append(llm.execute(inputs)[context.request_id])
+        llm.release(context.request_id)
+        whole = TextGenerationOutput.joined(pieces)
+        assert (whole.tokens, whole.text) == (expected.tokens, expected.text)
+        assert len(pieces) == -(-12 // num_steps)
+
+
+def test_pages_held_outside_the_scheduler_are_named(load_tiny):
+    llm = load_tiny(kv_cache_memory=8 * 8 * 2 * 3 * 2 * 8 * 4, max_length=60)
+    context = llm.tokenizer.new_context(
+        TextGenerationRequest(prompt=[1] * 50, sampling_params=SamplingParams(**{**GREEDY, "max_new_tokens": 4}))
+    )
+    context.set_chunk(50)
+    llm.execute(TextGenerationInputs([{context.request_id: context}]))
+    with pytest.raises(InsufficientPagesError, match="outside the scheduler"):
+        llm.generate(TextGenerationRequest(prompt=[2] * 50), **{**GREEDY, "max_new_tokens": 4})
+    llm.release(context.request_id)
+    assert len(llm.generate(TextGenerationRequest(prompt=[2] * 50), **{**GREEDY, "max_new_tokens": 4})[0].tokens) == 4
+
+
+def test_it_is_what_the_interfaces_say(load_tiny):
+    llm = load_tiny()
+    assert isinstance(llm, GenerateMixin)
+    assert get_paged_manager(llm) is llm.kv_managers[0]
+    assert isinstance(llm.pipeline_config, PipelineConfig)
+    assert isinstance(llm.tokenizer.new_context(TextGenerationRequest(prompt="a")), TextContext)
