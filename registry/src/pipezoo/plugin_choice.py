@@ -120,4 +120,4 @@ def _hint(asked: Sequence[AskedName], usable: Sequence[str]) -> str:
     near = difflib.get_close_matches(asked[0].name, {*usable, *_PIP_NAMES}, n=1, cutoff=0.8)
     return (
         f"Did you mean {near[0]!r}? " if near else ""
-    ) + "No plugin for it is known; pipezoo-llama shows how to write one."
+    ) + "None is known; pipezoo-llama shows how to write one."

@@ -17,7 +17,6 @@ right, but quadratic. So a window is decoded: the last tokens whose text is comp
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from os.path import commonprefix
 
 __all__ = ["Detokenizer"]
 
@@ -75,7 +74,9 @@ class Detokenizer:
     def _continuation(self, text: str) -> str:
         """Returns the text after what was given out, where U+FFFD may have become a character since."""
         stem = len(self._given.rstrip(_INCOMPLETE))
-        return text[stem + len(commonprefix([self._given[stem:], text[stem:]])) :]
+        rest = text[stem:]
+        num_still = len(rest) - len(rest.lstrip(_INCOMPLETE))
+        return rest[min(num_still, len(self._given) - stem) :]
 
     def _begin_window_at(self, start: int) -> None:
         del self._window[:start]

@@ -109,7 +109,6 @@ def _byte_level(found: _Metadata) -> tuple[Tokenizer, bool]:
             found=name,
             allowed=", ".join(sorted(KNOWN_PRE_TOKENIZERS)),
         )
-    # A token of a merge can itself be a space only in its printable form, so a merge has exactly one.
     merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in found.required("merges"))]
     tokenizer = Tokenizer(_bpe(found.vocabulary, merges, ignore_merges=known.ignore_merges))
     splits = [pre_tokenizers.Split(Regex(split), behavior="isolated") for split in known.splits]
@@ -123,7 +122,9 @@ def _byte_level(found: _Metadata) -> tuple[Tokenizer, bool]:
 def _sentencepiece(found: _Metadata) -> tuple[Tokenizer, bool]:
     pieces = found.of_type(_NORMAL, _USER_DEFINED)
     scores = dict(zip(found.tokens, found.required("scores"), strict=False))
-    unknown = next(iter([*found.tokens_named({"unk_token": "unknown_token_id"}).values(), *found.of_type(_UNKNOWN)]), None)
+    unknown = next(
+        iter([*found.tokens_named({"unk_token": "unknown_token_id"}).values(), *found.of_type(_UNKNOWN)]), None
+    )
     has_prefix = found.get("add_space_prefix", True)
     tokenizer = Tokenizer(
         _bpe(

@@ -1,4 +1,4 @@
-"""Reads the tokenizer of a model's folder, with transformers. Nothing is downloaded and no code of the folder is run."""
+"""Reads the tokenizer of a model's folder, with transformers. Downloads nothing and runs no code of the folder."""
 
 from __future__ import annotations
 

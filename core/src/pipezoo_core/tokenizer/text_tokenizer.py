@@ -1,0 +1,180 @@
+"""The tokenizer of a text-generation pipeline, over one of transformers'."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipezoo_core.context import TextContext
+from pipezoo_core.errors import EmptyPromptError, InvalidRequestError, UnsupportedTokenizerError
+from pipezoo_core.request import ChatMessage, TextGenerationRequest
+from pipezoo_core.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["TextTokenizer"]
+
+Tokens: TypeAlias = "Sequence[int] | NDArray[np.integer[Any]]"
+
+_MAX_TEMPLATE_SIZE = 1 << 20
+
+
+class TextTokenizer:
+    """Turns requests into contexts, and text into tokens and back. A `PipelineTokenizer`.
+
+    Args:
+        delegate: the model's own tokenizer; not changed.
+        max_length: most tokens of a request, prompt and answer together.
+        sampling_params: settings of requests that bring none.
+        eos_token_ids: the tokens at which the model itself ends an answer.
+
+    Raises:
+        UnsupportedTokenizerError: the chat template is larger than any honest one.
+    """
+
+    def __init__(
+        self,
+        delegate: PreTrainedTokenizerBase,
+        *,
+        max_length: int,
+        sampling_params: SamplingParams,
+        eos_token_ids: Collection[int],
+    ) -> None:
+        _check_template_size(delegate.chat_template)
+        self.delegate = delegate
+        self.max_length = max_length
+        self.sampling_params = sampling_params
+        self._eos_token_ids = frozenset(eos_token_ids)
+        self._vocab_size = max(delegate.get_vocab().values()) + 1  # ids may have gaps, so not their number
+        self._adds_bos = delegate.bos_token is not None and self._encode("")[:1] == [delegate.bos_token_id]
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """The tokens at which the model itself ends an answer."""
+        return self._eos_token_ids
+
+    def new_context(self, request: TextGenerationRequest) -> TextContext:
+        """Returns a context that holds the request's prompt as tokens, and its settings.
+
+        Raises:
+            EmptyPromptError: the prompt is empty.
+            PromptTooLongError: the prompt leaves no room for one new token.
+            InvalidRequestError: there is not exactly one of prompt and messages, a token id is not in the
+                vocabulary, or the chat template refuses the messages.
+        """
+        params = self.sampling_params if request.sampling_params is None else request.sampling_params
+        self._check_token_ids(params.stop_token_ids, "stop_token_ids")
+        self._check_token_ids(params.logit_bias, "logit_bias")
+        return TextContext(
+            request_id=request.request_id,
+            prompt_tokens=self._prompt_tokens(request).tolist(),
+            max_length=self.max_length,
+            sampling_params=params,
+            end_token_ids=self._eos_token_ids,
+        )
+
+    def encode(self, prompt: str | Tokens, add_special_tokens: bool = True) -> NDArray[np.integer[Any]]:
+        """Returns the tokens of a text, which never begins with more BOS tokens than the text itself or one.
+
+        Args:
+            prompt: text; or token ids, which come back as they are.
+            add_special_tokens: add those that the model expects around a text. Not for a rendered chat: its template
+                wrote them.
+
+        Raises:
+            InvalidRequestError: a token id is not in the vocabulary.
+        """
+        if not isinstance(prompt, str):
+            self._check_token_ids(prompt, "prompt")
+            return np.asarray(prompt, dtype=np.int64)
+        tokens = self._encode(prompt, add_special_tokens)
+        if add_special_tokens and self._adds_bos and tokens[1:2] == tokens[:1]:
+            del tokens[0]  # the text brings its own
+        return np.asarray(tokens, dtype=np.int64)
+
+    def decode(self, encoded: Tokens) -> str:
+        """Returns the text of tokens, special ones left out."""
+        text = self.delegate.decode(list(encoded), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
+    def chat(self, messages: Sequence[ChatMessage]) -> str:
+        """Returns the text that the model's chat template makes of messages, up to where the answer begins.
+
+        Raises:
+            InvalidRequestError: the model has no chat template, a message lacks its role or text, or the template
+                refuses the messages; its reason is chained.
+        """
+        if self.delegate.chat_template is None:
+            raise InvalidRequestError(
+                "the model has no chat template", cure="Give the prompt as text, or take the model's chat version."
+            )
+        _check_messages(messages)
+        try:
+            conversation: list[Any] = [dict(message) for message in messages]
+            text = self.delegate.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # a template is the model's own code and may fail in any way
+            raise InvalidRequestError(
+                "the model's chat template refuses the messages",
+                found=error,
+                cure="Many templates want the roles user and assistant in turns, the user's first.",
+            ) from error
+        assert isinstance(text, str)
+        return text
+
+    def _prompt_tokens(self, request: TextGenerationRequest) -> NDArray[np.integer[Any]]:
+        if (request.prompt is None) == (request.messages is None):
+            raise InvalidRequestError(
+                "a request has exactly one of prompt and messages",
+                found="neither" if request.prompt is None else "both",
+            )
+        if request.messages is not None:
+            return self.encode(self.chat(request.messages), add_special_tokens=False)
+        assert request.prompt is not None
+        if isinstance(request.prompt, str) and not request.prompt:
+            # Special tokens alone would make a prompt of it.
+            raise EmptyPromptError("the prompt is empty", cure="Give at least one character of text.")
+        return self.encode(request.prompt)
+
+    def _encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        # A tokenizer.json may bring padding and truncation from its training, and `verbose` logs what is too long
+        # for it: neither is the tokenizer's business here.
+        tokens: list[int] = self.delegate.encode(
+            text, add_special_tokens=add_special_tokens, padding=False, truncation=False, verbose=False
+        )
+        return tokens
+
+    def _check_token_ids(self, token_ids: Iterable[object], name: str) -> None:
+        for token_id in token_ids:
+            if not isinstance(token_id, int | np.integer) or not 0 <= token_id < self._vocab_size:
+                raise InvalidRequestError(
+                    f"a token id of {name} is not in the vocabulary",
+                    found=repr(token_id),
+                    allowed=f"0 to {self._vocab_size - 1}",
+                )
+
+
+def _check_template_size(template: object) -> None:
+    templates = template.values() if isinstance(template, Mapping) else [template]
+    size = max((len(text) for text in templates if isinstance(text, str)), default=0)
+    if size > _MAX_TEMPLATE_SIZE:
+        raise UnsupportedTokenizerError(
+            "the chat template is too large", found=f"{size} characters", allowed=f"at most {_MAX_TEMPLATE_SIZE}"
+        )
+
+
+def _check_messages(messages: Sequence[ChatMessage]) -> None:
+    if not messages:
+        raise EmptyPromptError("the chat has no messages", cure="Give at least one.")
+    for number, message in enumerate(messages, start=1):
+        is_sound = isinstance(message, Mapping) and all(isinstance(message.get(k), str) for k in ("role", "content"))
+        if not is_sound:
+            raise InvalidRequestError(
+                f"message {number} of the chat is not sound",
+                found=repr(message)[:200],
+                allowed='a mapping such as {"role": "user", "content": "Hello"}, both of them text',
+            )
