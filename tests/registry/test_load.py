@@ -7,6 +7,8 @@ import struct
 import pytest
 import torch
 from gguf_files import CHAT_TEMPLATE
+from safetensors.torch import load_file, save_file
+
 from pipezoo import registry
 from pipezoo_core.errors import (
     CheckpointMismatchError,
@@ -22,7 +24,6 @@ from pipezoo_core.errors import (
     UnsupportedModelError,
 )
 from pipezoo_core.pipeline import TextGenerationPipeline
-from safetensors.torch import load_file, save_file
 
 SETTINGS = {"dtype": "float32", "device": "cpu", "page_size": 8, "kv_cache_memory": "4MiB"}
 GREEDY = {"temperature": 0.0, "max_new_tokens": 8, "ignore_eos": True}
@@ -224,7 +225,7 @@ def test_chat_template_cannot_reach_the_interpreter(folder):
     llm = registry.load(folder, **SETTINGS)
     with pytest.raises(ValueError, match="template"):
         llm.chat([{"role": "user", "content": "hello"}])
-    assert CHAT_TEMPLATE != evil
+    assert evil != CHAT_TEMPLATE
     assert llm.generate("hello", **GREEDY)[0].tokens
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,14 +20,21 @@ class KVCacheStorage:
     """Owns one tensor of key pages and one of value pages per layer.
 
     They start as zeros, never as whatever was in memory: a masked-out position is multiplied by 0, and 0 · NaN is NaN.
-    The operating system gives zeroed memory lazily, so pages that are never written cost nothing.
     """
 
     def __init__(self, params: KVCacheParams, num_pages: int, page_shape: PageShape, device: torch.device) -> None:
         shape = page_shape(num_pages, params)
-        self.key_pages = tuple(self._allocate(shape, params, device) for _ in range(params.num_layers))
-        self.value_pages = tuple(self._allocate(shape, params, device) for _ in range(params.num_layers))
+        self.key_pages = tuple(_zeros(shape, params.dtype, device) for _ in range(params.num_layers))
+        self.value_pages = tuple(_zeros(shape, params.dtype, device) for _ in range(params.num_layers))
 
-    @staticmethod
-    def _allocate(shape: tuple[int, ...], params: KVCacheParams, device: torch.device) -> Tensor:
-        return torch.zeros(shape, dtype=params.dtype, device=device)
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Returns zeros; on a CPU in memory that the system hands out when it is first written.
+
+    Unlike numpy, torch writes the zeros itself, so that a cache of gigabytes would take seconds and all of its memory
+    before the first request.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = torch.Size(shape).numel() * dtype.itemsize
+    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(shape)

@@ -42,26 +42,30 @@ class Detokenizer:
     def __init__(self, decode: Callable[[Sequence[int]], str], *, prompt_tokens: Sequence[int]) -> None:
         self._decode = decode
         self._window = _last_words(decode, prompt_tokens)
-        self._num_known = len(self._window)  # tokens of the window whose text is complete, or the prompt's
-        self._text = decode(self._window) if self._window else ""
-        self._given = self._text
+        self._text = self._given = decode(self._window) if self._window else ""
+        # The next window begins with the answer, unless the prompt ends within a character.
+        self._next_start = 0 if self._text.endswith(_INCOMPLETE) else len(self._window)
+        self._num_unfinished = 0
 
     def push(self, token: int) -> str:
         """Returns the text that the next token makes certain, often empty."""
         text = self._decode([*self._window, token])
         if text == self._text and text and not text.endswith(_INCOMPLETE):
             return ""  # a special token: without text of its own it would only lengthen the window
+        # A run of bytes that was no text yet has one U+FFFD per byte; when it shrinks, a character is complete, be it
+        # U+FFFD itself.
+        is_complete = not text.endswith(_INCOMPLETE) or len(text) < len(self._text)
+        certain = text if is_complete else text.rstrip(_INCOMPLETE)
         self._window.append(token)
+        self._num_unfinished += 1
         self._text = text
-        certain = text.rstrip(_INCOMPLETE)
         piece = self._continuation(certain)
-        if piece and len(certain) == len(text):
-            is_whole = not self._given.endswith(_INCOMPLETE)  # else the prompt ends within a character
-            self._begin_window_at(self._num_known if is_whole else 0)
+        if piece and is_complete:
+            self._begin_window()
             return piece
         if piece:
             self._given = certain
-        if len(self._window) - self._num_known > _MAX_UNFINISHED and text.endswith(_INCOMPLETE):
+        if self._num_unfinished > _MAX_UNFINISHED and not is_complete:
             piece += self._shorten()
         return piece
 
@@ -78,16 +82,17 @@ class Detokenizer:
         num_still = len(rest) - len(rest.lstrip(_INCOMPLETE))
         return rest[min(num_still, len(self._given) - stem) :]
 
-    def _begin_window_at(self, start: int) -> None:
-        del self._window[:start]
-        self._num_known = len(self._window)
+    def _begin_window(self) -> None:
+        del self._window[: self._next_start]
+        self._next_start = len(self._window)
+        self._num_unfinished = 0
         self._text = self._given = self._decode(self._window)
 
     def _shorten(self) -> str:
         """Bounds the window inside a long run of incomplete text; returns what became certain by being so old."""
         num_held = len(self._continuation(self._text))
         del self._window[:-_MAX_UNFINISHED]
-        self._num_known = 0
+        self._next_start = 0
         self._text = self._decode(self._window)
         still_held = min(num_held, len(self._text) - len(self._text.rstrip(_INCOMPLETE)))
         self._given = self._text[: len(self._text) - still_held]

@@ -17,7 +17,7 @@ from pipezoo_core.tokenizer.gguf_pre_tokenizers import KNOWN_PRE_TOKENIZERS
 from pipezoo_core.tokenizer.sentencepiece_merges import sentencepiece_merges
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["tokenizer_from_gguf"]
 
@@ -32,7 +32,7 @@ _NAMED_ENDS = {"eot_token": "eot_token_id", "eom_token": "eom_token_id"}
 _CURE = "Convert the model again with a current converter."
 
 
-def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> PreTrainedTokenizerFast:
+def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     """Builds the tokenizer that a GGUF file describes.
 
     Ends of a turn or a message, where the file names them, become `eot_token` and `eom_token`.

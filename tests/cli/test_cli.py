@@ -1,0 +1,142 @@
+"""The command line as a user types it."""
+
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from pipezoo.cli.main import app
+
+WIDE = {**os.environ, "COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
+SMALL = ["--dtype", "float32", "--device", "cpu", "--kv-cache-memory", "4MiB"]
+
+
+def pipezoo(*arguments, **options):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env=WIDE, **options)
+
+
+def test_python_m_pipezoo():
+    result = subprocess.run([sys.executable, "-m", "pipezoo", "--help"], capture_output=True, text=True, check=True)
+    assert all(command in result.stdout for command in ("plugins", "why", "info", "generate", "chat"))
+
+
+def test_plugins():
+    result = pipezoo("plugins")
+    assert result.exit_code == 0
+    assert re.search(r"llama\s+│\s+pipezoo-llama\s+│\s+\d+\.\d+\.\d+\s+│\s+available", result.stdout)
+
+
+def test_why(tiny_folder):
+    result = pipezoo("why", tiny_folder)
+    assert "LlamaForCausalLM of pipezoo-llama" in result.stdout
+    assert "rejected  mistral" in result.stdout
+
+
+def test_info(tiny_folder):
+    result = pipezoo("info", tiny_folder, *SMALL, "--max-length", 100)
+    assert result.exit_code == 0, result.output
+    for expected in ("LlamaForCausalLM", "pipezoo-llama", "float32", "temperature", "KV cache"):
+        assert expected in result.stdout
+    assert re.search(r"max_length\s+│ 100 ", result.stdout)
+    assert re.search(r"KV cache\s+│ 4\.0 MiB", result.stdout)
+
+
+def test_generate(tiny_folder):
+    arguments = ["generate", tiny_folder, *SMALL, "--max-new-tokens", 6, "--temperature", 0]
+    first = pipezoo(*arguments, "hello")
+    assert first.exit_code == 0, first.output
+    assert len(first.stdout) > 1
+    assert pipezoo(*arguments, "-", input="hello").stdout == first.stdout
+    assert pipezoo(*arguments, "--chat", "hello").stdout != first.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["why", "./nowhere"], 1, "nowhere"),
+        (["info", "pkg:no_such_package"], 1, "no_such_package"),
+        (["generate", "TINY", "hello", "--temperature", "nan"], 1, "temperature"),
+        (["generate", "TINY", "hello", "--dtype", "float7"], 1, "float7"),
+        (["generate", "TINY", ""], 1, "prompt is empty"),
+        (["generate", "TINY"], 2, "prompt"),
+        (["frobnicate"], 2, "frobnicate"),
+    ],
+)
+def test_errors_are_text_without_a_traceback(tiny_folder, arguments, status, message):
+    result = pipezoo(*[tiny_folder if argument == "TINY" else argument for argument in arguments])
+    assert result.exit_code == status
+    assert message.lower() in result.stderr.lower()
+    assert "Traceback" not in result.stderr
+
+
+def test_chat_reads_lines_and_keeps_the_conversation(tiny_folder):
+    lines = "hello\n\n/reset\nhello\n/exit\nnever read\n"
+    result = pipezoo("chat", tiny_folder, *SMALL, "--max-new-tokens", 5, "--temperature", 0, input=lines)
+    assert result.exit_code == 0, result.output
+    answers = [part.strip() for part in result.stdout.split("> ")[1:]]
+    assert answers[0] == answers[3] != ""
+    assert len(answers) == 5
+
+
+def test_chat_says_when_the_context_is_full(tiny_folder):
+    lines = "hello\n" * 3 + "/reset\nhi\n"
+    result = pipezoo("chat", tiny_folder, *SMALL, "--max-length", 90, "--temperature", 0, input=lines)
+    assert result.exit_code == 0, result.output
+    assert "longer than the model's context" in result.stderr
+    assert "/reset" in result.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent another way there")
+def test_ctrl_c_stops_the_answer_and_not_the_program(tiny_folder):
+    """Through a pseudo-terminal, as a person would: a long answer is cut, and the next line is read."""
+    import pty
+
+    master, slave = pty.openpty()
+    arguments = ["chat", str(tiny_folder), *SMALL, "--temperature", "0"]
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", SLOW_CHAT, *arguments],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env=WIDE,
+        start_new_session=True,
+    )
+    os.close(slave)
+    try:
+        shown = read_until(master, "> ")
+        os.write(master, b"hello\n")
+        shown = read_until(master, "\n")
+        time.sleep(1.0)  # into the answer
+        os.kill(process.pid, signal.SIGINT)
+        shown = read_until(master, "…\r\n> ")
+        os.write(master, b"/exit\n")
+        assert process.wait(30) == 0, shown
+    finally:
+        process.kill()
+        os.close(master)
+
+
+# The command with a model that takes its time and does not end by itself.
+SLOW_CHAT = """
+import sys, time
+from pipezoo_core.pipeline import TextGenerationPipeline
+execute, stream = TextGenerationPipeline.execute, TextGenerationPipeline.stream
+TextGenerationPipeline.execute = lambda self, inputs: (time.sleep(0.2), execute(self, inputs))[1]
+TextGenerationPipeline.stream = lambda self, chat, **sampling: stream(self, chat, ignore_eos=True, **sampling)
+from pipezoo.cli.main import app
+app()
+"""
+
+
+def read_until(master, end, seconds=60):
+    shown, deadline = "", time.monotonic() + seconds
+    while end not in shown:
+        assert select.select([master], [], [], deadline - time.monotonic())[0], shown
+        shown += os.read(master, 1024).decode(errors="replace")
+    return shown

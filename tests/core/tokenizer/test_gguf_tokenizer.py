@@ -1,0 +1,234 @@
+"""Tokenizers out of GGUF metadata, against transformers' conversion and against the algorithms written plainly."""
+
+import time
+from itertools import pairwise
+
+import pytest
+import regex
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipezoo_core.errors import UnsupportedTokenizerError
+from pipezoo_core.tokenizer import tokenizer_from_gguf
+from pipezoo_core.tokenizer.gguf_pre_tokenizers import KNOWN_PRE_TOKENIZERS
+
+TEXTS = [
+    "Hello, world!",
+    "  leading and trailing  ",
+    "line\n\nbreaks\r\n\tand tabs \n",
+    "def f(x):\n    return x**2  # squared\n",
+    "It's 2024, we've paid $1,234.56 (approx.)",
+    "Größe naïve façade — “quotes”…",
+    "日本語と中文 한국어 العربية हिन्दी",
+    "👩‍👩‍👧 🇩🇪 e\u0301 \u200b\u00a0",
+    "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
+    "a<|endoftext|>b <repo_name>c",
+    "<|im_start| > not special",
+    "HTTPServerError camelCase SCREAMING_CASE ŁÓDŹ",
+    "x" * 300,
+    " " * 40 + "y",
+    "\ufffd\x00\x7f",
+]
+NUMBER_AFTER_SPACES = "a  2  33"
+
+
+def plain_byte_level(metadata, spelling, splits, text):
+    """Byte-level BPE as Sennrich et al. (2016) have it: of all pairs, join the one that was learned first."""
+    ranks = {tuple(merge.split(" ")): rank for rank, merge in enumerate(metadata["tokenizer.ggml.merges"])}
+    ids = {token: token_id for token_id, token in enumerate(metadata["tokenizer.ggml.tokens"])}
+    words = [text]
+    for split in splits:
+        words = [part for word in words for part in regex.split(f"({split})", word) if part]
+    tokens = []
+    for word in words:
+        symbols = [spelling[byte] for byte in word.encode()]
+        while len(symbols) > 1:
+            pairs = list(pairwise(symbols))
+            at = min(range(len(pairs)), key=lambda i: ranks.get(pairs[i], len(ranks)))
+            if pairs[at] not in ranks:
+                break
+            symbols[at : at + 2] = ["".join(pairs[at])]
+        tokens += [ids[symbol] for symbol in symbols]
+    return tokens
+
+
+def plain_sentencepiece(metadata, text):
+    """SentencePiece's BPE: of all neighbours that make a piece, join those with the best score, the leftmost first."""
+    pieces = dict(zip(metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.scores"], strict=True))
+    ids = {piece: token_id for token_id, piece in enumerate(pieces)}
+    symbols = list(("▁" + text).replace(" ", "▁")) if text else []
+    while True:
+        found = [(-pieces[a + b], i) for i, (a, b) in enumerate(pairwise(symbols)) if a + b in pieces]
+        if not found:
+            break
+        at = min(found)[1]
+        symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]
+    return [i for s in symbols for i in ([ids[s]] if s in ids else [3 + byte for byte in s.encode()])]
+
+
+@pytest.fixture(scope="module")
+def converted_by_transformers(smollm2_path):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(smollm2_path.parent, gguf_file=smollm2_path.name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", TEXTS)
+def test_smollm2_has_the_tokens_of_transformers_conversion(smollm2, converted_by_transformers, text):
+    assert smollm2.encode(text) == converted_by_transformers.encode(text)
+
+
+@pytest.mark.slow
+def test_smollm2_has_the_chat_of_transformers_conversion(smollm2, converted_by_transformers):
+    messages = [{"role": "user", "content": "Wie spät ist es?"}, {"role": "assistant", "content": "12 Uhr"}]
+    expected = converted_by_transformers.apply_chat_template(messages, tokenize=False)
+    assert smollm2.apply_chat_template(messages, tokenize=False) == expected
+
+
+@pytest.mark.slow
+def test_smollm2_cuts_digits_off_as_it_was_trained(smollm2, smollm2_metadata, byte_spelling, converted_by_transformers):
+    # transformers' conversion leaves out that digits are words of their own (seen in 5.23).
+    ours = smollm2.encode(NUMBER_AFTER_SPACES)
+    assert ours == plain_byte_level(
+        smollm2_metadata, byte_spelling, KNOWN_PRE_TOKENIZERS["smollm"].splits, NUMBER_AFTER_SPACES
+    )
+    assert ours != converted_by_transformers.encode(NUMBER_AFTER_SPACES)
+
+
+@pytest.mark.parametrize("text", [*TEXTS, NUMBER_AFTER_SPACES])
+def test_smollm2_text_comes_back(smollm2, text):
+    assert smollm2.decode(smollm2.encode(text), clean_up_tokenization_spaces=False) == text
+
+
+def test_smollm2_is_built_fast(smollm2_metadata):
+    begin = time.perf_counter()
+    tokenizer_from_gguf(smollm2_metadata)
+    assert time.perf_counter() - begin < 2  # 0.2 s alone on one core
+
+
+@given(text=st.text() | st.text("helo w'sS12aé😀\n\r\t.,$/A"))
+@pytest.mark.parametrize("pre", sorted(KNOWN_PRE_TOKENIZERS))
+def test_byte_level_tokens_are_those_of_plain_bpe(byte_level_of, byte_level_metadata, byte_spelling, pre, text):
+    expected = plain_byte_level(byte_level_metadata, byte_spelling, KNOWN_PRE_TOKENIZERS[pre].splits, text)
+    assert byte_level_of[pre].encode(text, add_special_tokens=False) == expected
+
+
+@pytest.fixture(scope="module")
+def byte_level_of(byte_level_metadata):
+    return {
+        pre: tokenizer_from_gguf({**byte_level_metadata, "tokenizer.ggml.pre": pre}) for pre in KNOWN_PRE_TOKENIZERS
+    }
+
+
+@pytest.mark.parametrize(
+    ("pre", "text", "words"),
+    [
+        ("gpt-2", "It's 2024  ok", ["It", "'s", " 2024", " ", " ok"]),
+        ("smollm", "It's 2024  ok", ["It", "'s", " ", "2", "0", "2", "4", " ", " ok"]),
+        ("llama-bpe", "IT'S 12345\n\n x", ["IT", "'S", " ", "123", "45", "\n\n", " x"]),
+        ("qwen2", "IT'S 123.\n x", ["IT", "'S", " ", "1", "2", "3", ".\n", " x"]),
+        ("tekken", "HelloWorld 12/\nÉa", ["Hello", "World", " ", "1", "2", "/\n", "Éa"]),
+        ("gpt-4o", "don't HelloWorld 1234", ["don't", " Hello", "World", " ", "123", "4"]),
+        ("default", "a(b) $12345", ["a", "(", "b", ")", " ", "$", "123", "45"]),
+        ("falcon", "a`b 12345", ["a", "`", "b", " ", "123", "45"]),
+    ],
+)
+def test_words(byte_level_of, pre, text, words):
+    found = byte_level_of[pre].backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
+    assert [text[begin:end] for _, (begin, end) in found] == words
+
+
+def test_a_word_that_is_a_token_ignores_merges_where_the_model_does(byte_level_metadata):
+    metadata = {**byte_level_metadata, "tokenizer.ggml.merges": byte_level_metadata["tokenizer.ggml.merges"][:1]}
+    hello = metadata["tokenizer.ggml.tokens"].index("hello")
+    by_merges, at_once = (
+        tokenizer_from_gguf({**metadata, "tokenizer.ggml.pre": pre}).encode("hello", add_special_tokens=False)
+        for pre in ("gpt-2", "llama-bpe")
+    )
+    assert at_once == [hello]
+    assert hello not in by_merges
+
+
+@given(text=st.text("▁theainbrgsxyzé,中q😀 ", max_size=40))
+def test_sentencepiece_tokens_are_those_of_plain_merging(sentencepiece, sentencepiece_metadata, text):
+    found = sentencepiece.encode(text, add_special_tokens=False)
+    assert found == plain_sentencepiece(sentencepiece_metadata, text)
+
+
+@given(text=st.text("theainbrgsxyzé,中q😀 \n", max_size=40))
+def test_sentencepiece_text_comes_back(sentencepiece, text):
+    assert sentencepiece.decode(sentencepiece.encode(text), skip_special_tokens=True) == text
+
+
+@given(text=st.text("ab", max_size=30), order=st.permutations(["aa", "ab", "ba", "aab", "aba", "abab", "aaaa", "baa"]))
+def test_sentencepiece_merges_of_any_order_in_which_parts_come_first(sentencepiece_metadata, text, order):
+    order = sorted(order, key=len)
+    pieces = [*order, "a", "b", "▁"]
+    types = [2, 3, 3, *[6] * 256, *[1] * len(pieces)]
+    metadata = {
+        **sentencepiece_metadata,
+        "tokenizer.ggml.tokens": [*sentencepiece_metadata["tokenizer.ggml.tokens"][:259], *pieces],
+        "tokenizer.ggml.scores": [*[0.0] * 259, *(-float(i) for i in range(len(pieces)))],
+        "tokenizer.ggml.token_type": types,
+    }
+    found = tokenizer_from_gguf(metadata).encode(text, add_special_tokens=False)
+    assert found == plain_sentencepiece(metadata, text)
+
+
+def test_sentencepiece_prefix_space(sentencepiece, sentencepiece_metadata):
+    pieces = sentencepiece.convert_ids_to_tokens(sentencepiece.encode("the</s>the<think>a"))
+    assert pieces == ["<s>", "▁the", "</s>", "▁the", "<think>", "▁a"]
+    bare = tokenizer_from_gguf({**sentencepiece_metadata, "tokenizer.ggml.add_space_prefix": False})
+    tokens = bare.encode("the a", add_special_tokens=False)
+    assert bare.convert_ids_to_tokens(tokens) == ["t", "he", "▁a"]
+    assert bare.decode(bare.encode(" a"), skip_special_tokens=True) == " a"
+
+
+def test_a_user_defined_piece_of_spaces_is_merged_like_any(sentencepiece, sentencepiece_metadata):
+    types = list(sentencepiece_metadata["tokenizer.ggml.token_type"])
+    types[sentencepiece_metadata["tokenizer.ggml.tokens"].index("▁▁")] = 4
+    metadata = {**sentencepiece_metadata, "tokenizer.ggml.token_type": types}
+    assert tokenizer_from_gguf(metadata).encode("a  a    a") == sentencepiece.encode("a  a    a")
+
+
+def test_special_tokens_are_found_in_text(byte_level, byte_level_metadata):
+    tokens = byte_level_metadata["tokenizer.ggml.tokens"]
+    found = byte_level.encode("hello<eot><think>1")
+    assert [tokens[i] for i in found] == ["hello", "<eot>", "<think>", "1"]
+    assert byte_level.decode(found, skip_special_tokens=True) == "hello<think>1"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, ["a"]),
+        ({"add_bos_token": True}, ["<bos>", "a"]),
+        ({"add_bos_token": True, "add_eos_token": True}, ["<bos>", "a", "<eos>"]),
+        ({"pre": "llama-bpe"}, ["<bos>", "a"]),
+        ({"pre": "llama-bpe", "add_bos_token": False}, ["a"]),
+    ],
+)
+def test_tokens_around_a_text(byte_level_metadata, changes, expected):
+    metadata = byte_level_metadata | {f"tokenizer.ggml.{key}": value for key, value in changes.items()}
+    tokenizer = tokenizer_from_gguf(metadata)
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("a")) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "bert"}, "found: bert; allowed: gpt2, llama"),
+        ({"pre": "made-up"}, r"found: made-up; allowed: .*llama-bpe.*smollm"),
+        ({"pre": None}, r"lacks tokenizer\.ggml\.pre"),
+        ({"tokens": None}, r"lacks tokenizer\.ggml\.tokens"),
+        ({"tokens": ["a", "a"]}, "2 tokens, 1 different"),
+        ({"token_type": [1]}, "1 types"),
+        ({"merges": ["no way"]}, "merges do not fit"),
+        ({"add_bos_token": True, "bos_token_id": None}, "wants a bos_token added"),
+    ],
+)
+def test_what_is_refused(byte_level_metadata, changes, message):
+    metadata = byte_level_metadata | {f"tokenizer.ggml.{key}": value for key, value in changes.items()}
+    with pytest.raises(UnsupportedTokenizerError, match=message):
+        tokenizer_from_gguf({key: value for key, value in metadata.items() if value is not None})

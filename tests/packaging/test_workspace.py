@@ -1,0 +1,138 @@
+"""What the distributions have in common: one version, ranges instead of pins, sorted public names, import rules."""
+
+import ast
+import importlib
+import json
+import pkgutil
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MEMBERS = ["core", "registry", "plugins/llama", "plugins/mistral", "plugins/replit"]
+PACKAGES = ["pipezoo_core", "pipezoo", "pipezoo_llama", "pipezoo_mistral", "pipezoo_replit"]
+
+
+def project(member):
+    return tomllib.loads((ROOT / member / "pyproject.toml").read_text())["project"]
+
+
+def test_one_version():
+    assert len({project(member)["version"] for member in [".", *MEMBERS]}) == 1
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_requirements_are_ranges_and_plugins_leave_torch_alone(member):
+    requirements = project(member)["dependencies"]
+    assert not any("==" in requirement for requirement in requirements)
+    if member.startswith("plugins/"):
+        assert [re.split(r"[<>=]", requirement)[0] for requirement in requirements] == ["pipezoo-core"]
+
+
+def test_constraints_pin_what_the_packages_require():
+    pinned = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    required = {
+        re.split(r"[<>=]", requirement)[0] for member in MEMBERS for requirement in project(member)["dependencies"]
+    }
+    assert required - {"pipezoo-core"} <= pinned
+
+
+def modules():
+    for package in PACKAGES:
+        yield package
+        for info in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
+            if not info.name.endswith("__main__"):
+                yield info.name
+
+
+def test_public_names_are_listed_sorted_and_there():
+    for name in modules():
+        module = importlib.import_module(name)
+        assert list(module.__all__) == sorted(module.__all__, key=lambda n: (not n.isupper(), n[0].islower(), n)), name
+        assert all(hasattr(module, public) for public in module.__all__), name
+
+
+def imported_by(statement):
+    code = f"import sys\n{statement}\nimport json; print(json.dumps(sorted(sys.modules)))"
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    return set(json.loads(output.splitlines()[-1]))
+
+
+HEAVY = {"torch", "transformers", "numpy", "huggingface_hub", "safetensors", "gguf", "tokenizers", "jinja2"}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import pipezoo",
+        "import pipezoo_core",
+        "from pipezoo import registry; registry.plugins()",
+        "import pipezoo_llama.plugin, pipezoo_mistral.plugin, pipezoo_replit.plugin",
+        "from typer.testing import CliRunner; from pipezoo.cli.main import app; CliRunner().invoke(app, ['plugins'])",
+    ],
+)
+def test_listing_imports_nothing_heavy(statement):
+    imported = imported_by(statement)
+    assert not imported & HEAVY
+    if "plugin," not in statement:
+        assert not any(name.startswith(("pipezoo_llama", "pipezoo_mistral", "pipezoo_replit")) for name in imported)
+
+
+def lint_imports(folder):
+    return subprocess.run(
+        [sys.executable, "-c", "import sys; from importlinter.cli import lint_imports_command as c; sys.exit(c())"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": ":".join(str(folder / member / "src") for member in MEMBERS)},
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "planted", "contract"),
+    [
+        (None, None, None),
+        ("plugins/llama/src/pipezoo_llama/model.py", "import pipezoo_mistral", "meet only in core"),
+        ("registry/src/pipezoo/load.py", "import pipezoo_llama", "meet only in core"),
+        ("core/src/pipezoo_core/decoder.py", "import pipezoo", "Core imports neither"),
+        ("core/src/pipezoo_core/kv_cache/manager.py", "import pipezoo_core.decoder", "imports go one way"),
+        ("core/src/pipezoo_core/context.py", "import torch", "imports no torch"),
+    ],
+)
+def test_import_rules(module, planted, contract, tmp_path):
+    """The contracts of pyproject.toml hold, and a planted violation of each is found."""
+    for member in MEMBERS:
+        shutil.copytree(ROOT / member / "src", tmp_path / member / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    if module is None:
+        result = lint_imports(tmp_path)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return
+    path = tmp_path / module
+    path.write_text(path.read_text() + f"\n{planted}\n")
+    result = lint_imports(tmp_path)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert re.search(rf"{contract}.* BROKEN", result.stdout)
+
+
+def test_documents_name_files_that_exist():
+    for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+    for path in re.findall(r"`(pipezoo(?:_core)?/[\w/]+(?:\.py|/))`", (ROOT / "docs/architecture.md").read_text()):
+        folder = "core" if path.startswith("pipezoo_core") else "registry"
+        assert (ROOT / folder / "src" / path).exists(), path
+
+
+def test_python_in_the_readme_is_the_examples():
+    """The README's Python block runs: it parses, and its calls are those of examples/quickstart.py."""
+    block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    example = (ROOT / "examples/quickstart.py").read_text()
+    body = example.partition('"""\n\n')[2]
+    assert ast.dump(ast.parse(block)) == ast.dump(ast.parse(body))
