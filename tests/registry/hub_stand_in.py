@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import os
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 
@@ -45,6 +47,17 @@ class HubStandIn:
     def asked(self) -> set[str]:
         """Returns the names of the files that were asked about or sent."""
         return {line.split("/resolve/")[1].partition("/")[2] for line in self.requests if "/resolve/" in line}
+
+    def client_environment(self, cache: Path) -> dict[str, str]:
+        """Returns an environment in which the client asks this stand-in and keeps its files in `cache`."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+        return {
+            **kept,
+            "HF_HOME": str(cache),
+            "HF_ENDPOINT": self.endpoint,
+            "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+            "NO_PROXY": "127.0.0.1",
+        }
 
 
 @contextmanager

@@ -4,7 +4,6 @@ The Hub's client reads its settings when it is imported, so that each Hub test r
 """
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -74,15 +73,7 @@ def ask(hub, tmp_path):
     """Returns a function that locates a model in a process of its own, and downloads it unless told otherwise."""
 
     def ask(source, revision=None, *, depth="download", **settings):
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-        environment = {
-            **kept,
-            "HF_HOME": str(tmp_path / "cache"),
-            "HF_ENDPOINT": hub.endpoint,
-            "HF_HUB_DISABLE_UPDATE_CHECK": "1",
-            "NO_PROXY": "127.0.0.1",
-            **settings,
-        }
+        environment = {**hub.client_environment(tmp_path / "cache"), **settings}
         command = [sys.executable, "-W", "error", "-c", PROGRAM, json.dumps([source, revision, depth])]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
@@ -92,6 +83,24 @@ def ask(hub, tmp_path):
         return ModelSource(answer["name"], Path(answer["path"]), answer["commit"])
 
     return ask
+
+
+LOAD = """
+from pipezoo import registry
+llm = registry.load("org/tiny", dtype="float32", device="cpu", kv_cache_memory="4MiB")
+print(llm.generate("hello", max_new_tokens=8, temperature=0.0, ignore_eos=True)[0].tokens)
+"""
+
+
+def test_load_from_the_hub_answers_as_from_the_folder(hub, tiny_folder, tmp_path):
+    hub.repositories["org/tiny"] = Repository({path.name: path.read_bytes() for path in tiny_folder.iterdir()})
+    environment = hub.client_environment(tmp_path / "cache")
+    answers = []
+    for program in (LOAD, LOAD, LOAD.replace("org/tiny", str(tiny_folder))):
+        command = [sys.executable, "-c", program]
+        answers.append(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+        environment["HF_HUB_OFFLINE"] = "1"  # the second time from the cache
+    assert answers[0] == answers[1] == answers[2] != ""
 
 
 def names(source):
