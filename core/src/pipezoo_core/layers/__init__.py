@@ -1,5 +1,6 @@
 """Layers that more than one plugin uses."""
 
+from pipezoo_core.layers.alibi import alibi_slopes
 from pipezoo_core.layers.linear import Linear, MergedLinear
 from pipezoo_core.layers.mlp import GatedMLP
 from pipezoo_core.layers.norm import RMSNorm
@@ -12,6 +13,7 @@ __all__ = [
     "MergedLinear",
     "RMSNorm",
     "RotaryEmbedding",
+    "alibi_slopes",
     "apply_rotary",
     "max_rotary_length",
 ]

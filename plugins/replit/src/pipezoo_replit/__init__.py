@@ -1,0 +1,3 @@
+"""Replit and MPT models for pipezoo. The registry finds `pipezoo_replit.plugin`; nothing else needs importing."""
+
+__all__: list[str] = []

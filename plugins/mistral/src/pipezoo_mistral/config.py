@@ -1,0 +1,79 @@
+"""The typed config of a Mistral model, read from a Hugging Face config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from transformers import PretrainedConfig
+from transformers.activations import ACT2FN
+
+from pipezoo_core.attention import AttentionSpec
+from pipezoo_core.decoder import DecoderConfig
+from pipezoo_core.errors import UnsupportedModelError
+from pipezoo_core.layers import max_rotary_length
+
+__all__ = ["MistralConfig"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MistralConfig(DecoderConfig):
+    """Mistral 7B v0.1 to v0.3, Nemo, and the models that share their architecture.
+
+    Attributes:
+        activation: name of the feed-forward layer's activation function.
+        rms_norm_eps: added to the mean square in the norms.
+        sliding_window: how many tokens a query sees, itself included; None for all.
+        tie_word_embeddings: whether the head's weight is the embedding's.
+        max_position_embeddings: the trained length.
+        rope_parameters: as in the Hugging Face config.
+    """
+
+    activation: str
+    rms_norm_eps: float
+    sliding_window: int | None
+    tie_word_embeddings: bool
+    max_position_embeddings: int
+    rope_parameters: Mapping[str, Any]
+
+    @classmethod
+    def from_huggingface(cls, config: PretrainedConfig) -> Self:
+        """Reads a transformers `MistralConfig`.
+
+        Raises:
+            UnsupportedModelError: the activation function is unknown.
+        """
+        if config.hidden_act not in ACT2FN:
+            raise UnsupportedModelError(
+                "the activation function is unknown", found=config.hidden_act, allowed=sorted(ACT2FN)
+            )
+        rope = config.rope_parameters
+        return cls(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_layers=config.num_hidden_layers,
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim or config.hidden_size // config.num_attention_heads,
+            max_seq_len=max_rotary_length(rope, config.max_position_embeddings),
+            max_shareable_prompt=config.max_position_embeddings if rope["rope_type"] == "dynamic" else None,
+            activation=config.hidden_act,
+            rms_norm_eps=config.rms_norm_eps,
+            sliding_window=config.sliding_window,
+            tie_word_embeddings=config.tie_word_embeddings,
+            max_position_embeddings=config.max_position_embeddings,
+            rope_parameters=rope,
+        )
+
+    @property
+    def attention(self) -> AttentionSpec:
+        """Causal attention with grouped heads over a sliding window (Jiang et al., 2023)."""
+        return AttentionSpec(
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            scale=self.head_dim**-0.5,
+            sliding_window=self.sliding_window,
+        )

@@ -1,0 +1,94 @@
+"""Mistral (Jiang et al., 2023). The reference implementation is transformers' `modeling_mistral`.
+
+Shape suffixes: T tokens of all requests in a row, H hidden size, D head size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from pipezoo_core.attention import Attention, AttentionBackend
+from pipezoo_core.decoder import DecoderPipelineModel
+from pipezoo_core.kv_cache import KVCacheInputs
+from pipezoo_core.layers import GatedMLP, Linear, MergedLinear, RMSNorm, RotaryEmbedding, apply_rotary
+from pipezoo_mistral.config import MistralConfig
+
+__all__ = ["MistralForCausalLM", "MistralPipelineModel"]
+
+
+class MistralAttention(nn.Module):
+    """Grouped-query attention over a sliding window, with rotary positions."""
+
+    def __init__(self, config: MistralConfig, layer_idx: int, backend: AttentionBackend) -> None:
+        super().__init__()
+        query_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        parts = {"q_proj": query_size, "k_proj": kv_size, "v_proj": kv_size}
+        self.qkv_proj = MergedLinear(config.hidden_size, parts)
+        self.o_proj = Linear(query_size, config.hidden_size)
+        self.attention = Attention(layer_idx, backend)
+
+    def forward(self, x_TH: Tensor, cos_TD: Tensor, sin_TD: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
+        q, k, v = self.qkv_proj(x_TH)
+        q, k = apply_rotary(q, cos_TD, sin_TD), apply_rotary(k, cos_TD, sin_TD)
+        return self.o_proj(self.attention(q, k, v, kv))
+
+
+class MistralDecoderLayer(nn.Module):
+    """Attention, then the feed-forward layer, each on a normalized input and added to it."""
+
+    def __init__(self, config: MistralConfig, layer_idx: int, backend: AttentionBackend) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = MistralAttention(config, layer_idx, backend)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.activation)
+
+    def forward(self, x_TH: Tensor, cos_TD: Tensor, sin_TD: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
+        x_TH = x_TH + self.self_attn(self.input_layernorm(x_TH), cos_TD, sin_TD, kv)
+        return x_TH + self.mlp(self.post_attention_layernorm(x_TH))
+
+
+class MistralModel(nn.Module):
+    """Embedding, decoder layers, final norm."""
+
+    def __init__(self, config: MistralConfig, backend: AttentionBackend) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.rotary = RotaryEmbedding(config.rope_parameters, config.head_dim, config.max_position_embeddings)
+        self.layers = nn.ModuleList(MistralDecoderLayer(config, i, backend) for i in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, tokens_T: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
+        x_TH = self.embed_tokens(tokens_T)
+        cos_TD, sin_TD = self.rotary(kv.positions, kv.context_lengths, x_TH.dtype)
+        for layer in self.layers:
+            x_TH = layer(x_TH, cos_TD, sin_TD, kv)
+        return self.norm(x_TH)
+
+
+class MistralForCausalLM(nn.Module):
+    """The model with its head, which may share the embedding's weight."""
+
+    def __init__(self, config: MistralConfig, backend: AttentionBackend) -> None:
+        super().__init__()
+        self.model = MistralModel(config, backend)
+        self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size)
+
+    def forward(self, tokens_T: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
+        """Maps tokens [T] to hidden states [T, H]."""
+        return self.model(tokens_T, kv)
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """Maps hidden states [rows, H] to logits [rows, V]."""
+        if self.lm_head is None:
+            return nn.functional.linear(hidden, self.model.embed_tokens.weight)
+        return self.lm_head(hidden)
+
+
+class MistralPipelineModel(DecoderPipelineModel):
+    """Mistral as a pipeline runs it."""
+
+    config_class = MistralConfig
+    module_class = MistralForCausalLM

@@ -1,0 +1,101 @@
+"""MPT (MosaicML, 2023), which Replit's code models share. The reference is transformers' `modeling_mpt`.
+
+Shape suffixes: T tokens of all requests in a row, H hidden size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from pipezoo_core.attention import Attention, AttentionBackend
+from pipezoo_core.decoder import DecoderPipelineModel
+from pipezoo_core.kv_cache import KVCacheInputs
+from pipezoo_core.layers import Linear
+from pipezoo_replit.config import MptConfig
+
+__all__ = ["MptForCausalLM", "MptPipelineModel"]
+
+
+class MptAttention(nn.Module):
+    """Multi-head attention with ALiBi; queries, keys and values come from one matrix and may be clipped."""
+
+    def __init__(self, config: MptConfig, layer_idx: int, backend: AttentionBackend) -> None:
+        super().__init__()
+        self.clip_qkv = config.clip_qkv
+        self.Wqkv = Linear(config.hidden_size, 3 * config.hidden_size)
+        self.out_proj = Linear(config.hidden_size, config.hidden_size)
+        self.attention = Attention(layer_idx, backend)
+
+    def forward(self, x_TH: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
+        qkv = self.Wqkv(x_TH)
+        if self.clip_qkv:
+            qkv = qkv.clamp(min=-self.clip_qkv, max=self.clip_qkv)
+        return self.out_proj(self.attention(*qkv.chunk(3, dim=-1), kv))
+
+
+class MptMLP(nn.Module):
+    """`down(gelu(up(x)))`."""
+
+    def __init__(self, config: MptConfig) -> None:
+        super().__init__()
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x_TH: Tensor) -> Tensor:
+        return self.down_proj(nn.functional.gelu(self.up_proj(x_TH)))
+
+
+class MptBlock(nn.Module):
+    """Attention, then the feed-forward layer, each on a normalized input and added to it."""
+
+    def __init__(self, config: MptConfig, layer_idx: int, backend: AttentionBackend) -> None:
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(config.hidden_size, config.layer_norm_epsilon, bias=False)
+        self.attn = MptAttention(config, layer_idx, backend)
+        self.norm_2 = nn.LayerNorm(config.hidden_size, config.layer_norm_epsilon, bias=False)
+        self.ffn = MptMLP(config)
+
+    def forward(self, x_TH: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
+        x_TH = x_TH + self.attn(self.norm_1(x_TH), kv)
+        return x_TH + self.ffn(self.norm_2(x_TH))
+
+
+class MptModel(nn.Module):
+    """Embedding, blocks, final norm."""
+
+    def __init__(self, config: MptConfig, backend: AttentionBackend) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.blocks = nn.ModuleList(MptBlock(config, i, backend) for i in range(config.num_layers))
+        self.norm_f = nn.LayerNorm(config.hidden_size, config.layer_norm_epsilon, bias=False)
+
+    def forward(self, tokens_T: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
+        x_TH = self.wte(tokens_T)
+        for block in self.blocks:
+            x_TH = block(x_TH, kv)
+        return self.norm_f(x_TH)
+
+
+class MptForCausalLM(nn.Module):
+    """The model with its head, whose weight is the embedding's."""
+
+    def __init__(self, config: MptConfig, backend: AttentionBackend) -> None:
+        super().__init__()
+        self.transformer = MptModel(config, backend)
+
+    def forward(self, tokens_T: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
+        """Maps tokens [T] to hidden states [T, H]."""
+        return self.transformer(tokens_T, kv)
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """Maps hidden states [rows, H] to logits [rows, V]."""
+        return nn.functional.linear(hidden, self.transformer.wte.weight)
+
+
+class MptPipelineModel(DecoderPipelineModel):
+    """MPT as a pipeline runs it."""
+
+    config_class = MptConfig
+    module_class = MptForCausalLM
