@@ -17,6 +17,7 @@ from pipezoo_core.errors import InvalidSettingError
 __all__ = [
     "AttentionName",
     "KVCacheConfig",
+    "LinearName",
     "PipelineConfig",
     "ReturnLogits",
     "Settings",
@@ -55,6 +56,14 @@ class AttentionName(enum.StrEnum):
     auto = "auto"
     reference = "reference"
     paged = "paged"
+
+
+class LinearName(enum.StrEnum):
+    """The ways to compute linear layers; `auto` takes the fastest one that works here, `torch` is plain torch."""
+
+    auto = "auto"
+    torch = "torch"
+    onednn = "onednn"
 
 
 _MEMORY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", re.IGNORECASE)
@@ -127,6 +136,7 @@ class PipelineConfig(Settings):
         max_batch_size: most requests that are worked on at the same time; the others wait.
         max_batch_tokens: most tokens that go through the model in one step; longer prompts are fed in chunks.
         attention: the attention backend.
+        linear: how linear layers are computed.
         kv_cache: settings of the KV cache.
     """
 
@@ -138,4 +148,5 @@ class PipelineConfig(Settings):
     max_batch_size: int = Field(default=64, ge=1)
     max_batch_tokens: int = Field(default=2048, ge=1)
     attention: AttentionName = AttentionName.auto
+    linear: LinearName = LinearName.auto
     kv_cache: KVCacheConfig = KVCacheConfig()

@@ -22,6 +22,7 @@ from pipezoo_core.interfaces import (
     upper_bounded_default,
 )
 from pipezoo_core.kv_cache import KVCacheInputs, KVCacheParams, PagedKVCacheManager
+from pipezoo_core.layers import use_linear_backend
 from pipezoo_core.session import InferenceSession
 from pipezoo_core.weights import Weights, WeightsAdapter, load_module, materialize, torch_dtype
 
@@ -156,6 +157,7 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
         materialize(module, self.session.device, self.dtype)
         adapt = self.adapter or (lambda tensors, _config: dict(tensors))
         load_module(module, adapt(self.weights, self.huggingface_config))
+        use_linear_backend(self.pipeline_config.linear, module, self.session.device, self.dtype)
         return module.eval()  # type: ignore[return-value]  # nn.Module.__call__ is typed as Any
 
     @classmethod

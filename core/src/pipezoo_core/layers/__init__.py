@@ -2,6 +2,7 @@
 
 from pipezoo_core.layers.alibi import alibi_slopes
 from pipezoo_core.layers.linear import Linear, MergedLinear
+from pipezoo_core.layers.linear_backends import use_linear_backend
 from pipezoo_core.layers.mlp import GatedMLP
 from pipezoo_core.layers.norm import RMSNorm
 from pipezoo_core.layers.rotary import ROPE_TYPES, RotaryEmbedding, apply_rotary, max_rotary_length
@@ -16,4 +17,5 @@ __all__ = [
     "alibi_slopes",
     "apply_rotary",
     "max_rotary_length",
+    "use_linear_backend",
 ]

@@ -1,8 +1,12 @@
-"""Linear layers, and several of them that read the same input merged into one."""
+"""Linear layers, and several of them that read the same input merged into one.
+
+How the product is computed is chosen once, after the weights are loaded: see `linear_backends`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +28,30 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self._product: Callable[[Tensor], Tensor] = self._plain
+
+    @classmethod
+    def sharing(cls, embedding: nn.Embedding) -> Self:
+        """Returns a head whose weight is the embedding's."""
+        head = cls(embedding.embedding_dim, embedding.num_embeddings)
+        head.weight = cast("nn.Parameter", embedding.weight)
+        return head
+
+    def _plain(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [..., in_features] to [..., out_features]."""
-        return F.linear(x, self.weight, self.bias)
+        return self._product(x)
+
+    def compute_with(self, product: Callable[[Tensor], Tensor]) -> None:
+        """Computes with `product` from now on, which holds the weights in a form of its own; lets go of the plain ones.
+
+        A weight that another layer shares stays there.
+        """
+        self._product = product
+        del self.weight
+        self.bias = None
 
 
 class MergedLinear(nn.Module):

@@ -17,13 +17,21 @@ __all__ = ["load_module", "materialize"]
 _NUM_THREADS = 4  # dequantizing leaves the interpreter lock most of the time
 
 
+@torch.inference_mode(mode=False)  # its tensors are filled by other threads, to which a caller's mode does not reach
 def materialize(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Gives a module that was built on the meta device real, still empty parameters, and moves its buffers."""
+    """Gives a module that was built on the meta device real, still empty parameters, and moves its buffers.
+
+    A parameter that two layers share stays shared.
+    """
+    real: dict[nn.Parameter, nn.Parameter] = {}
     for child in module.modules():
         for name, parameter in child._parameters.items():
-            if parameter is not None:
+            if parameter is None:
+                continue
+            if parameter not in real:
                 empty = torch.empty(parameter.shape, device=device, dtype=dtype)
-                child._parameters[name] = nn.Parameter(empty, requires_grad=False)
+                real[parameter] = nn.Parameter(empty, requires_grad=False)
+            child._parameters[name] = real[parameter]
         for name, buffer in child._buffers.items():
             if buffer is not None:
                 child._buffers[name] = buffer.to(device)

@@ -74,7 +74,10 @@ class MistralForCausalLM(nn.Module):
     def __init__(self, config: MistralConfig, backend: AttentionBackend) -> None:
         super().__init__()
         self.model = MistralModel(config, backend)
-        self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size)
+        if config.tie_word_embeddings:
+            self.lm_head = Linear.sharing(self.model.embed_tokens)
+        else:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size)
 
     def forward(self, tokens_T: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
         """Maps tokens [T] to hidden states [T, H]."""
@@ -82,8 +85,6 @@ class MistralForCausalLM(nn.Module):
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """Maps hidden states [rows, H] to logits [rows, V]."""
-        if self.lm_head is None:
-            return nn.functional.linear(hidden, self.model.embed_tokens.weight)
         return self.lm_head(hidden)
 
 

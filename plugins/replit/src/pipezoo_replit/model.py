@@ -84,6 +84,7 @@ class MptForCausalLM(nn.Module):
     def __init__(self, config: MptConfig, backend: AttentionBackend) -> None:
         super().__init__()
         self.transformer = MptModel(config, backend)
+        self.lm_head = Linear.sharing(self.transformer.wte)
 
     def forward(self, tokens_T: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
         """Maps tokens [T] to hidden states [T, H]."""
@@ -91,7 +92,7 @@ class MptForCausalLM(nn.Module):
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """Maps hidden states [rows, H] to logits [rows, V]."""
-        return nn.functional.linear(hidden, self.transformer.wte.weight)
+        return self.lm_head(hidden)
 
 
 class MptPipelineModel(DecoderPipelineModel):
