@@ -7,5 +7,6 @@ llm = registry.load("HuggingFaceTB/SmolLM2-135M-Instruct")
 answer = llm.generate("Once upon a time", max_new_tokens=32, temperature=0.0)[0]
 print(answer.text)
 
-for piece in llm.stream([{"role": "user", "content": "What is the capital of France?"}]):
+question = [{"role": "user", "content": "What is the capital of France?"}]
+for piece in llm.stream(question, max_new_tokens=64):
     print(piece, end="", flush=True)
