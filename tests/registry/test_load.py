@@ -128,6 +128,11 @@ def test_other_head(folder):
     ("changes", "error", "message"),
     [
         ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, UnsupportedModelError, "longrope|config"),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+            UnsupportedModelError,
+            "part of each head",
+        ),
         ({"hidden_size": 33}, UnsupportedModelError, "multiple"),
         ({"hidden_act": "sparkle"}, UnsupportedModelError, "sparkle"),
         ({"num_hidden_layers": "three"}, UnsupportedModelError, "config"),

@@ -161,7 +161,6 @@ def test_no_plugin_says_what_is_installed_and_what_to_install(site):
     [
         ({"model_type": "mistral"}, "Try: pip install pipezoo-mistral"),
         ({"model_type": "mpt"}, "Try: pip install pipezoo-replit"),
-        ({"model_type": "replit_lm"}, "Try: pip install pipezoo-replit"),
         (
             {"model_type": "llamma"},
             "Did you mean 'llama'? None is known; pipezoo-llama shows how to write one.",

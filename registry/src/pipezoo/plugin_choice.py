@@ -22,7 +22,6 @@ _PIP_NAMES = {
     "llama": "pipezoo-llama",
     "mistral": "pipezoo-mistral",
     "mpt": "pipezoo-replit",
-    "replit_lm": "pipezoo-replit",
 }
 
 

@@ -42,6 +42,10 @@ class RotaryEmbedding(nn.Module):
         rope_type = self._rope.get("rope_type", "default")
         if rope_type not in ROPE_TYPES:
             raise UnsupportedModelError("the model uses an unknown kind of RoPE", found=rope_type, allowed=ROPE_TYPES)
+        if self._rope.get("partial_rotary_factor") not in (None, 1, 1.0):
+            raise UnsupportedModelError(
+                "the model rotates only a part of each head", found=self._rope["partial_rotary_factor"], allowed=1.0
+            )
         self._is_dynamic = rope_type == "dynamic"
         try:
             frequencies = self._frequencies(rope_type)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pipezoo_core.architecture import SupportedArchitecture
 from pipezoo_core.config import WeightsFormat
 from pipezoo_core.hookspecs import hookimpl
@@ -26,5 +29,21 @@ def pipezoo_architectures() -> list[SupportedArchitecture]:
             pipeline_model=MistralPipelineModel,
             huggingface_config=MistralConfig.from_dict,
             weight_adapters={WeightsFormat.safetensors: adapt_safetensors},
+            probe=_probe,
         )
     ]
+
+
+_DEFAULT_WINDOW = 4096  # what a config without a sliding_window means; null means none
+
+
+def _probe(config: Mapping[str, Any]) -> str | None:
+    if config.get("num_experts") or config.get("num_local_experts"):
+        return "it is a mixture of experts, which Mistral is not"
+    window = config.get("sliding_window", _DEFAULT_WINDOW)
+    if isinstance(window, int) and window < 1:
+        return f"its sliding_window of {window} tokens lets a token see nothing"
+    kind = "full_attention" if window is None else "sliding_attention"
+    if any(layer != kind for layer in config.get("layer_types") or ()):
+        return f"its layer_types are not all {kind!r}, as its sliding_window says"
+    return None

@@ -1,5 +1,7 @@
 """MPT (MosaicML, 2023), which Replit's code models share. The reference is transformers' `modeling_mpt`.
 
+What that leaves out is as in llm-foundry, MPT's own code: grouped heads, biases, expansion ratio and logit scale.
+
 Shape suffixes: T tokens of all requests in a row, H hidden size.
 """
 
@@ -19,20 +21,22 @@ __all__ = ["MptForCausalLM", "MptPipelineModel"]
 
 
 class MptAttention(nn.Module):
-    """Multi-head attention with ALiBi; queries, keys and values come from one matrix and may be clipped."""
+    """Attention with ALiBi; queries, keys and values come from one matrix and may be clipped."""
 
     def __init__(self, config: MptConfig, layer_idx: int, backend: AttentionBackend) -> None:
         super().__init__()
         self.clip_qkv = config.clip_qkv
-        self.Wqkv = Linear(config.hidden_size, 3 * config.hidden_size)
-        self.out_proj = Linear(config.hidden_size, config.hidden_size)
+        kv_size = config.num_kv_heads * config.head_dim
+        self.sizes = [config.hidden_size, kv_size, kv_size]
+        self.Wqkv = Linear(config.hidden_size, sum(self.sizes), bias=config.bias)
+        self.out_proj = Linear(config.hidden_size, config.hidden_size, bias=config.bias)
         self.attention = Attention(layer_idx, backend)
 
     def forward(self, x_TH: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
         qkv = self.Wqkv(x_TH)
         if self.clip_qkv:
             qkv = qkv.clamp(min=-self.clip_qkv, max=self.clip_qkv)
-        return self.out_proj(self.attention(*qkv.chunk(3, dim=-1), kv))
+        return self.out_proj(self.attention(*qkv.split(self.sizes, dim=-1), kv))
 
 
 class MptMLP(nn.Module):
@@ -40,8 +44,8 @@ class MptMLP(nn.Module):
 
     def __init__(self, config: MptConfig) -> None:
         super().__init__()
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=config.bias)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.bias)
 
     def forward(self, x_TH: Tensor) -> Tensor:
         return self.down_proj(nn.functional.gelu(self.up_proj(x_TH)))
@@ -52,9 +56,9 @@ class MptBlock(nn.Module):
 
     def __init__(self, config: MptConfig, layer_idx: int, backend: AttentionBackend) -> None:
         super().__init__()
-        self.norm_1 = nn.LayerNorm(config.hidden_size, config.layer_norm_epsilon, bias=False)
+        self.norm_1 = nn.LayerNorm(config.hidden_size, config.layer_norm_epsilon, bias=config.bias)
         self.attn = MptAttention(config, layer_idx, backend)
-        self.norm_2 = nn.LayerNorm(config.hidden_size, config.layer_norm_epsilon, bias=False)
+        self.norm_2 = nn.LayerNorm(config.hidden_size, config.layer_norm_epsilon, bias=config.bias)
         self.ffn = MptMLP(config)
 
     def forward(self, x_TH: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
@@ -69,7 +73,7 @@ class MptModel(nn.Module):
         super().__init__()
         self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(MptBlock(config, i, backend) for i in range(config.num_layers))
-        self.norm_f = nn.LayerNorm(config.hidden_size, config.layer_norm_epsilon, bias=False)
+        self.norm_f = nn.LayerNorm(config.hidden_size, config.layer_norm_epsilon, bias=config.bias)
 
     def forward(self, tokens_T: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
         x_TH = self.wte(tokens_T)
@@ -85,6 +89,7 @@ class MptForCausalLM(nn.Module):
         super().__init__()
         self.transformer = MptModel(config, backend)
         self.lm_head = Linear.sharing(self.transformer.wte)
+        self.logit_scale = config.logit_scale
 
     def forward(self, tokens_T: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
         """Maps tokens [T] to hidden states [T, H]."""
@@ -92,7 +97,8 @@ class MptForCausalLM(nn.Module):
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """Maps hidden states [rows, H] to logits [rows, V]."""
-        return self.lm_head(hidden)
+        logits = self.lm_head(hidden)
+        return logits if self.logit_scale is None else logits * self.logit_scale
 
 
 class MptPipelineModel(DecoderPipelineModel):
