@@ -98,11 +98,6 @@ def test_threads_share_one_pipeline(load_tiny):
     assert [found[prompt] for prompt in prompts] == alone
 
 
-def end_after(llm, num_tokens):
-    """A logit bias that is no use before, and settings that end the answer by its own token then."""
-    return llm.generate("hello", **{**GREEDY, "max_new_tokens": num_tokens})[0].tokens[-1]
-
-
 def test_stop_token_ends_the_answer_and_leaves_no_text(load_tiny):
     llm = load_tiny()
     whole = llm.generate("hello", **GREEDY)[0]
@@ -274,19 +269,21 @@ def test_two_requests_with_one_id_are_refused(load_tiny):
     assert len("".join(stream)) > 0
 
 
-def test_a_model_that_fails_fails_its_batch_and_nothing_else(load_tiny):
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, KeyboardInterrupt])
+def test_a_model_that_fails_fails_its_batch_and_nothing_else(load_tiny, error):
     llm = load_tiny()
     execute, calls = llm.model.execute, []
 
     def failing(inputs):
         calls.append(inputs)
         if len(calls) == 3:
-            raise RuntimeError("out of luck")
+            raise error("out of luck")
         return execute(inputs)
 
     llm.model.execute = failing
-    with pytest.raises(RuntimeError, match="out of luck"):
+    with pytest.raises(error, match="out of luck"):
         llm.generate(["hello", "he"], **GREEDY)
+    assert llm.kv_managers[0].num_free_pages == llm.kv_managers[0].total_num_pages
     assert len(llm.generate("hello", **GREEDY)[0].tokens) == 12
 
 

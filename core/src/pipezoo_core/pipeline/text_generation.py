@@ -8,29 +8,25 @@ from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from pipezoo_core.config import PipelineConfig
 from pipezoo_core.context import TextContext
 from pipezoo_core.errors import InsufficientPagesError, InvalidRequestError
-from pipezoo_core.interfaces import GenerateMixin, ModelInputs, ModelOutputs, PipelineModel
+from pipezoo_core.interfaces import GenerateMixin, PipelineModel
 from pipezoo_core.interfaces.generate import as_requests, join_outputs
 from pipezoo_core.kv_cache import PagedKVCacheManager
 from pipezoo_core.memory import MemoryPlan
-from pipezoo_core.pipeline.sampler import sample
+from pipezoo_core.pipeline.batch_runner import BatchRunner
 from pipezoo_core.pipeline.scheduler import Scheduler
 from pipezoo_core.request import (
     ChatMessage,
     GenerationStatus,
-    LogProbabilities,
     RequestID,
     TextGenerationInputs,
     TextGenerationOutput,
     TextGenerationRequest,
 )
 from pipezoo_core.sampling_params import SamplingParams
-from pipezoo_core.tokenizer import TextStream, TextTokenizer
+from pipezoo_core.tokenizer import TextTokenizer
 
 __all__ = ["TextGenerationPipeline"]
 
@@ -74,7 +70,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             max_batch_size=pipeline_config.max_batch_size,
             max_batch_tokens=pipeline_config.max_batch_tokens,
         )
-        self._streams: dict[RequestID, TextStream] = {}
+        self._runner = BatchRunner(model, tokenizer)
         self._requests: dict[RequestID, _Request] = {}
         self._lock = threading.RLock()
 
@@ -161,7 +157,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             request = self._requests.get(request_id)
             if request is not None and not request.is_done:
                 request.context.finish(GenerationStatus.CANCELLED)
-                rest = self._streams[request_id].finish() if request_id in self._streams else ""
+                rest = self._runner.remaining_text(request_id)
                 self._deliver(
                     TextGenerationOutput(request_id=request_id, text=rest, final_status=GenerationStatus.CANCELLED)
                 )
@@ -170,8 +166,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         """Gives back the request's pages and forgets its text. Does nothing for one that is released already."""
         with self._lock:
             self.scheduler.remove(request_id)
-            self.model.kv_manager.release(request_id)
-            self._streams.pop(request_id, None)
+            self._runner.release(request_id)
 
     def execute(self, inputs: TextGenerationInputs) -> dict[RequestID, TextGenerationOutput]:
         """Runs one batch.
@@ -185,103 +180,8 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         Raises:
             InsufficientPagesError: the pages do not suffice. Nothing was computed then.
         """
-        pieces: dict[RequestID, list[TextGenerationOutput]] = {}
-        batch = inputs.batch
-        model_inputs: ModelInputs | None = None
-        next_tokens = torch.empty(0)
         with self._lock:
-            self._claim(batch)
-            for remaining in range(inputs.num_steps, 0, -1):
-                kv_cache_inputs = self.model.kv_manager.fetch(batch, remaining)
-                if model_inputs is None:
-                    model_inputs = self.model.prepare_initial_token_inputs(batch, kv_cache_inputs)
-                else:
-                    model_inputs.update(kv_cache_inputs=kv_cache_inputs)
-                    model_inputs = self.model.prepare_next_token_inputs(next_tokens, model_inputs)
-                model_outputs = self.model.execute(model_inputs)
-                next_tokens = self._next_tokens(batch, model_outputs)
-                logged = self._log_probabilities(batch, model_inputs, model_outputs, next_tokens)
-                if not all(context.samples for context in batch):
-                    model_inputs = None
-                for output in self._advance(batch, next_tokens.tolist(), logged):
-                    pieces.setdefault(output.request_id, []).append(output)
-                self.model.kv_manager.step(batch)
-                going_on = [context for context in batch if not context.status.is_done]
-                if len(going_on) < len(batch):
-                    model_inputs, batch = None, going_on
-                if remaining == 1 or not batch:
-                    break
-                for context in batch:
-                    context.set_chunk(context.num_pending)
-        return {request_id: TextGenerationOutput.joined(of_one) for request_id, of_one in pieces.items()}
-
-    def _claim(self, batch: Sequence[TextContext]) -> None:
-        """Claims requests that did not come through the scheduler."""
-        for context in batch:
-            if not self.model.kv_manager.contains(context.request_id):
-                self.model.kv_manager.external_claim(context)
-                context.set_chunk(context.num_pending)
-
-    def _next_tokens(self, batch: Sequence[TextContext], model_outputs: ModelOutputs) -> Tensor:
-        """Samples for the requests whose chunk reached their end; the others' next token is known already."""
-        logits = model_outputs.next_token_logits
-        assert logits is not None
-        rows = [i for i, context in enumerate(batch) if context.samples]
-        if len(rows) == len(batch):
-            return sample(logits, batch)
-        known = [0 if c.samples else c.tokens[c.cache_length + c.active_length] for c in batch]
-        next_tokens = torch.tensor(known, device=logits.device)
-        if rows:
-            next_tokens[rows] = sample(logits[rows], [batch[i] for i in rows])
-        return next_tokens
-
-    def _log_probabilities(
-        self, batch: Sequence[TextContext], inputs: ModelInputs, outputs: ModelOutputs, next_tokens: Tensor
-    ) -> Sequence[LogProbabilities | None]:
-        top_n = [
-            context.sampling_params.log_probabilities if context.samples or context.sampling_params.echo else 0
-            for context in batch
-        ]
-        if not any(top_n):
-            return [None] * len(batch)
-        echo = [context.sampling_params.echo and context.num_generated == 0 for context in batch]
-        return self.model.compute_log_probabilities(self.model.session, inputs, outputs, next_tokens, top_n, echo)
-
-    def _advance(
-        self, batch: Sequence[TextContext], next_tokens: Sequence[int], logged: Sequence[LogProbabilities | None]
-    ) -> Iterator[TextGenerationOutput]:
-        for context, token, entry in zip(batch, next_tokens, logged, strict=True):
-            if not context.samples:
-                context.advance(None)
-                if entry is not None:
-                    context.prompt_log_probabilities = context.prompt_log_probabilities.followed_by(entry)
-                continue
-            first = context.num_generated == 0
-            context.advance(token)
-            output = self._output(context, token)
-            if entry is not None:
-                whole = context.prompt_log_probabilities.followed_by(entry) if first else entry
-                output = replace(output, log_probabilities=[whole])
-            yield output
-
-    def _output(self, context: TextContext, token: int) -> TextGenerationOutput:
-        stream = self._streams.get(context.request_id)
-        if stream is None:
-            stream = self._streams[context.request_id] = TextStream(
-                self._tokenizer.decode,
-                prompt_tokens=context.tokens[: context.prompt_length],
-                stop=context.sampling_params.stop,
-                min_new_tokens=context.sampling_params.min_new_tokens,
-            )
-        ended = context.status is GenerationStatus.END_OF_SEQUENCE
-        text = "" if ended else stream.push(token)
-        if stream.stopped:
-            context.finish(GenerationStatus.END_OF_SEQUENCE)
-        if context.status.is_done:
-            text += stream.finish()
-        return TextGenerationOutput(
-            request_id=context.request_id, text=text, tokens=[token], final_status=context.status
-        )
+            return self._runner.run(inputs)
 
     def _with_settings(
         self, requests: Sequence[TextGenerationRequest], sampling: dict[str, Any]
@@ -340,12 +240,14 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         try:
             for output in self.execute(inputs).values():
                 self._deliver(output)
-        except Exception as error:  # whatever a model raises belongs to those who wait for this batch
+        except BaseException as error:  # whatever ends a step concerns all who wait for this batch
             for context in inputs.batch:
                 request = self._requests[context.request_id]
                 request.error = error
                 request.is_done = True
                 self.release(context.request_id)
+            if not isinstance(error, Exception):
+                raise
 
     def _deliver(self, output: TextGenerationOutput) -> None:
         request = self._requests[output.request_id]

@@ -1,0 +1,146 @@
+"""One batch through the model: pages, inputs, logits, next tokens, text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pipezoo_core.context import TextContext
+from pipezoo_core.interfaces import ModelInputs, ModelOutputs, PipelineModel
+from pipezoo_core.pipeline.sampler import sample
+from pipezoo_core.request import (
+    GenerationStatus,
+    LogProbabilities,
+    RequestID,
+    TextGenerationInputs,
+    TextGenerationOutput,
+)
+from pipezoo_core.tokenizer import TextStream, TextTokenizer
+
+__all__ = ["BatchRunner"]
+
+
+class BatchRunner:
+    """Owns the text of running requests, as far as it is not certain yet. Knows nothing of queues and callers.
+
+    Args:
+        model: with its KV cache.
+        tokenizer: turns tokens into text.
+    """
+
+    def __init__(self, model: PipelineModel[TextContext], tokenizer: TextTokenizer) -> None:
+        self._model = model
+        self._manager = model.kv_manager
+        self._tokenizer = tokenizer
+        self._streams: dict[RequestID, TextStream] = {}
+
+    def release(self, request_id: RequestID) -> None:
+        """Gives back the request's pages and forgets its text. Does nothing for one that is released already."""
+        self._manager.release(request_id)
+        self._streams.pop(request_id, None)
+
+    def remaining_text(self, request_id: RequestID) -> str:
+        """Returns the text that was held back, because more tokens might have changed it."""
+        return self._streams[request_id].finish() if request_id in self._streams else ""
+
+    def run(self, inputs: TextGenerationInputs) -> dict[RequestID, TextGenerationOutput]:
+        """Runs one batch; the contract is that of `TextGenerationPipeline.execute`."""
+        pieces: dict[RequestID, list[TextGenerationOutput]] = {}
+        batch = inputs.batch
+        model_inputs: ModelInputs | None = None
+        next_tokens = torch.empty(0)
+        self._claim(batch)
+        for remaining in range(inputs.num_steps, 0, -1):
+            kv_cache_inputs = self._manager.fetch(batch, remaining)
+            if model_inputs is None:
+                model_inputs = self._model.prepare_initial_token_inputs(batch, kv_cache_inputs)
+            else:
+                model_inputs.update(kv_cache_inputs=kv_cache_inputs)
+                model_inputs = self._model.prepare_next_token_inputs(next_tokens, model_inputs)
+            model_outputs = self._model.execute(model_inputs)
+            next_tokens = self._next_tokens(batch, model_outputs)
+            logged = self._log_probabilities(batch, model_inputs, model_outputs, next_tokens)
+            if not all(context.samples for context in batch):
+                model_inputs = None
+            for output in self._advance(batch, next_tokens.tolist(), logged):
+                pieces.setdefault(output.request_id, []).append(output)
+            self._manager.step(batch)
+            going_on = [context for context in batch if not context.status.is_done]
+            if len(going_on) < len(batch):
+                model_inputs, batch = None, going_on
+            if remaining == 1 or not batch:
+                break
+            for context in batch:
+                context.set_chunk(context.num_pending)
+        return {request_id: TextGenerationOutput.joined(of_one) for request_id, of_one in pieces.items()}
+
+    def _claim(self, batch: Sequence[TextContext]) -> None:
+        """Claims requests that did not come through the scheduler."""
+        for context in batch:
+            if not self._manager.contains(context.request_id):
+                self._manager.external_claim(context)
+                context.set_chunk(context.num_pending)
+
+    def _next_tokens(self, batch: Sequence[TextContext], model_outputs: ModelOutputs) -> Tensor:
+        """Samples for the requests whose chunk reached their end; the others' next token is known already."""
+        logits = model_outputs.next_token_logits
+        assert logits is not None
+        rows = [i for i, context in enumerate(batch) if context.samples]
+        if len(rows) == len(batch):
+            return sample(logits, batch)
+        known = [0 if c.samples else c.tokens[c.cache_length + c.active_length] for c in batch]
+        next_tokens = torch.tensor(known, device=logits.device)
+        if rows:
+            next_tokens[rows] = sample(logits[rows], [batch[i] for i in rows])
+        return next_tokens
+
+    def _log_probabilities(
+        self, batch: Sequence[TextContext], inputs: ModelInputs, outputs: ModelOutputs, next_tokens: Tensor
+    ) -> Sequence[LogProbabilities | None]:
+        top_n = [
+            context.sampling_params.log_probabilities if context.samples or context.sampling_params.echo else 0
+            for context in batch
+        ]
+        if not any(top_n):
+            return [None] * len(batch)
+        echo = [context.sampling_params.echo and context.num_generated == 0 for context in batch]
+        return self._model.compute_log_probabilities(self._model.session, inputs, outputs, next_tokens, top_n, echo)
+
+    def _advance(
+        self, batch: Sequence[TextContext], next_tokens: Sequence[int], logged: Sequence[LogProbabilities | None]
+    ) -> Iterator[TextGenerationOutput]:
+        for context, token, entry in zip(batch, next_tokens, logged, strict=True):
+            if not context.samples:
+                context.advance(None)
+                if entry is not None:
+                    context.prompt_log_probabilities = context.prompt_log_probabilities.followed_by(entry)
+                continue
+            first = context.num_generated == 0
+            context.advance(token)
+            output = self._output(context, token)
+            if entry is not None:
+                whole = context.prompt_log_probabilities.followed_by(entry) if first else entry
+                output = replace(output, log_probabilities=[whole])
+            yield output
+
+    def _output(self, context: TextContext, token: int) -> TextGenerationOutput:
+        stream = self._streams.get(context.request_id)
+        if stream is None:
+            stream = self._streams[context.request_id] = TextStream(
+                self._tokenizer.decode,
+                prompt_tokens=context.tokens[: context.prompt_length],
+                stop=context.sampling_params.stop,
+                min_new_tokens=context.sampling_params.min_new_tokens,
+            )
+        ended = context.status is GenerationStatus.END_OF_SEQUENCE
+        text = "" if ended else stream.push(token)
+        if stream.stopped:
+            context.finish(GenerationStatus.END_OF_SEQUENCE)
+        if context.status.is_done:
+            text += stream.finish()
+        return TextGenerationOutput(
+            request_id=context.request_id, text=text, tokens=[token], final_status=context.status
+        )
