@@ -105,6 +105,18 @@ def test_bfloat16_stays_within_its_rounding():
     torch.testing.assert_close(run(PagedAttention, SPECS["grouped"], *case), expected, atol=2e-2, rtol=2e-2)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_request_that_overflows_spoils_no_other(value):
+    """Page 3, between the two pages of the decoding request, belongs to one whose keys and values overflowed."""
+    spec = SPECS["grouped"]
+    batch, q, k, v, past_k, past_v = random_case(spec, 0, [1, 3], [6, 0])
+    batch = RaggedBatch([1, 3], [6, 0], [1, 1], [[2, 4], [3]])
+    expected = run(ReferenceAttention, spec, batch, q, k, v, past_k, past_v)[0]
+    for spoiled in (q, k, v):
+        spoiled[1:] = value
+    torch.testing.assert_close(run(PagedAttention, spec, batch, q, k, v, past_k, past_v)[0], expected)
+
+
 def test_reference_equals_scaled_dot_product_attention():
     """The oracle itself, against torch, for one request without a past."""
     spec = SPECS["multi_head"]

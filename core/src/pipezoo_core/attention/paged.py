@@ -110,8 +110,8 @@ class PagedAttention(AttentionBackend):
         self, q_TND: Tensor, k_TKD: Tensor, v_TKD: Tensor, key_pages: Tensor, value_pages: Tensor, plan: PagedPlan
     ) -> Tensor:
         """Writes the chunk, then answers decodes over their pages and prefills one by one."""
-        key_pages[plan.write_pages, :, plan.write_slots] = k_TKD
-        value_pages[plan.write_pages, :, plan.write_slots] = v_TKD
+        key_pages[plan.write_pages, :, plan.write_slots] = _finite(k_TKD)
+        value_pages[plan.write_pages, :, plan.write_slots] = _finite(v_TKD)
         if not plan.prefills:
             return self._decode(q_TND, key_pages, value_pages, plan.groups)
         out_TND = torch.empty_like(q_TND)
@@ -175,6 +175,11 @@ class PagedAttention(AttentionBackend):
             return x.transpose(1, 2).flatten(0, 1).flatten(1, 2)
 
         return by_item(m.squeeze(-1)), by_item(total), by_item(out)
+
+
+def _finite(x: Tensor) -> Tensor:
+    """Decodes multiply what they do not see by 0, and 0 · NaN is NaN: one request's overflow must not reach others."""
+    return x.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _gather(pages: Tensor, prefill: _Prefill) -> Tensor:
