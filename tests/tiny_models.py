@@ -34,7 +34,7 @@ def make_llama(**changes):
     return randomize(LlamaForCausalLM(LlamaConfig(**{**TINY_LLAMA, **changes})))
 
 
-def load_model(model_class, folder, huggingface_config, adapter, **settings):
+def load_model(model_class, folder, huggingface_config, adapter, *, return_logits=ReturnLogits.ALL, **settings):
     """Loads pipezoo's model from a folder, in float32 on the CPU."""
     values = {"kv_cache": KVCacheConfig(page_size=8, memory=2**22), **settings}
     paths = find_safetensors(folder)
@@ -49,7 +49,7 @@ def load_model(model_class, folder, huggingface_config, adapter, **settings):
         kv_cache_config=config.kv_cache,
         weights=open_safetensors(paths),
         adapter=adapter,
-        return_logits=ReturnLogits.ALL,
+        return_logits=return_logits,
     )
 
 

@@ -129,7 +129,25 @@ def test_signal_buffers():
     two = make_model(devices=("cpu", "cpu"))
     assert [buffer.dtype for buffer in two.signal_buffers] == [torch.uint8, torch.uint8]
     assert two.signal_buffers[0] is two.signal_buffers[0]
-    assert len(make_model(SignalCountingModel).signal_buffers) == 1
+    (buffer,) = make_model(SignalCountingModel).signal_buffers
+    assert (buffer.dtype, buffer.device.type) == (torch.uint8, "cpu")
+
+
+def test_signal_buffers_are_made_when_first_asked_for():
+    """A device that is not there is noticed then, and not before."""
+    model = make_model(devices=("cpu", "cuda:99"))
+    with pytest.raises((RuntimeError, AssertionError)):
+        _ = model.signal_buffers
+
+
+def test_signal_buffers_of_a_class_that_only_has_devices():
+    class Embedding(AlwaysSignalBuffersMixin):
+        devices = (torch.device("cpu"),)
+
+    embedding = Embedding()
+    assert [buffer.dtype for buffer in embedding.signal_buffers] == [torch.uint8]
+    assert embedding.signal_buffers[0] is embedding.signal_buffers[0]
+    assert Embedding().signal_buffers[0] is not embedding.signal_buffers[0]
 
 
 def test_log_probabilities_by_the_default():

@@ -43,7 +43,7 @@ class WeightsFormat(enum.StrEnum):
 
 
 class ReturnLogits(enum.StrEnum):
-    """Which rows of logits `PipelineModel.execute` returns besides the next token's."""
+    """Of which fed tokens `PipelineModel.execute` returns logits: each request's last, its last few, or all."""
 
     LAST_TOKEN = "last_token"
     VARIABLE = "variable"

@@ -253,17 +253,20 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
     ) -> DecoderInputs:
         """Makes inputs of the contexts' chunks.
 
-        A context that echoes gets the logits of its whole chunk. With `return_n_logits=1` and chunks of 1 and 3
-        tokens, the second of a request that echoes, `logit_rows` is [0, 1, 2, 3] and `logit_offsets` [0, 1, 4].
+        A context that echoes gets the logits of its whole chunk, the others as many as `return_logits` says: of the
+        whole chunk, of its last `return_n_logits` tokens where it has so many, or of its last token. With
+        `return_n_logits=1` and chunks of 1 and 3 tokens, the second of a request that echoes, `logit_rows` is
+        [0, 1, 2, 3] and `logit_offsets` [0, 1, 4].
         """
         assert kv_cache_inputs is not None, "a decoder needs a KV cache"
         tokens: list[int] = []
         rows: list[int] = []
         offsets = [0]
+        most = 1 if self.return_logits is ReturnLogits.LAST_TOKEN else return_n_logits
         for context in context_batch:
             tokens += context.chunk
             wants_all = context.wants_prompt_logits or self.return_logits is ReturnLogits.ALL
-            wanted = context.active_length if wants_all else min(return_n_logits, context.active_length)
+            wanted = context.active_length if wants_all else min(most, context.active_length)
             rows += range(len(tokens) - wanted, len(tokens))
             offsets.append(len(rows))
         device = self.session.device

@@ -8,6 +8,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
@@ -112,7 +113,6 @@ class PipelineModel(abc.ABC, Generic[ContextT]):
         self.weights = weights
         self.adapter = adapter
         self.return_logits = return_logits
-        self._signal_buffers: list[Tensor] = []
         self.max_seq_len = self.calculate_max_seq_len(pipeline_config, huggingface_config)
         if isinstance(self, KVCacheMixin):
             self.kv_manager: PagedKVCacheManager = self.load_kv_manager(session, kv_cache_config.memory)
@@ -130,14 +130,11 @@ class PipelineModel(abc.ABC, Generic[ContextT]):
     @property
     def signal_buffers(self) -> list[Tensor]:
         """One uint8 tensor per device for collectives, made on first use; none on a single device."""
-        return self._make_signal_buffers() if len(self.devices) > 1 else []
+        return self._signal_buffers if len(self.devices) > 1 else []
 
-    def _make_signal_buffers(self) -> list[Tensor]:
-        if not self._signal_buffers:
-            self._signal_buffers = [
-                torch.zeros(_SIGNAL_BUFFER_BYTES, dtype=torch.uint8, device=device) for device in self.devices
-            ]
-        return self._signal_buffers
+    @cached_property
+    def _signal_buffers(self) -> list[Tensor]:
+        return _make_signal_buffers(self.devices)
 
     @classmethod
     @abc.abstractmethod
@@ -160,7 +157,7 @@ class PipelineModel(abc.ABC, Generic[ContextT]):
         Args:
             context_batch: each with its chunk set.
             kv_cache_inputs: from `PagedKVCacheManager.fetch` for the same contexts in the same order.
-            return_n_logits: how many of a chunk's last tokens get logits.
+            return_n_logits: how many of a chunk's last tokens get logits, where `return_logits` is VARIABLE.
         """
 
     @abc.abstractmethod
@@ -250,6 +247,9 @@ class AlwaysSignalBuffersMixin:
     """For models whose embedding or head always runs a collective: signal buffers on a single device, too.
 
     Put it before `PipelineModel` in the bases.
+
+    Attributes:
+        devices: of the model, which sets them.
     """
 
     devices: list[torch.device]
@@ -257,7 +257,15 @@ class AlwaysSignalBuffersMixin:
     @property
     def signal_buffers(self) -> list[Tensor]:
         """One uint8 tensor per device, made on first use."""
-        return self._make_signal_buffers()  # type: ignore[attr-defined]  # of PipelineModel
+        return self._signal_buffers
+
+    @cached_property
+    def _signal_buffers(self) -> list[Tensor]:
+        return _make_signal_buffers(self.devices)
+
+
+def _make_signal_buffers(devices: Sequence[torch.device]) -> list[Tensor]:
+    return [torch.zeros(_SIGNAL_BUFFER_BYTES, dtype=torch.uint8, device=device) for device in devices]
 
 
 def upper_bounded_default(upper_bound: int, default: int | None) -> int:
