@@ -200,6 +200,7 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
             enable_prefix_caching=kv_cache_config.enable_prefix_caching,
             model_id=model_id,
             max_shareable_prompt=config.max_shareable_prompt,
+            sliding_window=config.attention.sliding_window,
         )
 
     @classmethod
@@ -215,8 +216,9 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
         """Returns what a full batch of longest requests takes, or what is available where that is less."""
         params = cls.get_kv_params(huggingface_config, len(devices), kv_cache_config, cache_dtype)
         length = cls.calculate_max_seq_len(pipeline_config, huggingface_config)
+        num_held = params.num_tokens_held(length, pipeline_config.max_batch_tokens)
         return PagedKVCacheManager.estimated_memory_size(
-            params, pipeline_config.max_batch_size, length, available_cache_memory
+            params, pipeline_config.max_batch_size, num_held, available_cache_memory
         )
 
     @classmethod
@@ -240,7 +242,8 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
             model_id=self.pipeline_config.model_path,
         )
         if available_cache_memory is None:
-            num_pages = self.pipeline_config.max_batch_size * params.num_pages_for(self.max_seq_len)
+            num_held = params.num_tokens_held(self.max_seq_len, self.pipeline_config.max_batch_tokens)
+            num_pages = self.pipeline_config.max_batch_size * params.num_pages_for(num_held)
         else:
             num_pages = available_cache_memory // params.bytes_per_page
         return PagedKVCacheManager(params, num_pages, self._backend, session.device)

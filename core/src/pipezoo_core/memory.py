@@ -35,6 +35,7 @@ class MemoryPlan:
         available: what was free on the device when the plan was made.
         num_cache_tokens: tokens that fit the pages.
         max_length: most tokens of one request.
+        num_tokens_held: for how many of them it has pages at the same time.
     """
 
     weights: int
@@ -43,11 +44,12 @@ class MemoryPlan:
     available: int
     num_cache_tokens: int
     max_length: int
+    num_tokens_held: int
 
     @property
     def concurrency(self) -> float:
         """How many requests of the greatest length fit the cache at the same time."""
-        return self.num_cache_tokens / self.max_length
+        return self.num_cache_tokens / self.num_tokens_held
 
     def __str__(self) -> str:
         sizes = ", ".join(
@@ -119,18 +121,23 @@ def plan_memory(
     params = model.get_kv_params(huggingface_config, 1, kv_config, dtype)  # type: ignore[attr-defined]
     wanted = kv_config.memory
     if wanted is None:
-        one_request = params.num_pages_for(max_length) * params.bytes_per_page
+        num_held = params.num_tokens_held(max_length, pipeline_config.max_batch_tokens)
+        one_request = params.num_pages_for(num_held) * params.bytes_per_page
         wanted = model.estimate_kv_cache_size(  # type: ignore[attr-defined]
             pipeline_config, min(left, max(share, one_request)), [device], huggingface_config, kv_config, dtype
         )
-    num_cache_tokens = max(0, wanted // params.bytes_per_page * params.page_size)
+    num_pages = max(0, wanted // params.bytes_per_page)
+    longest = params.max_tokens_in(num_pages)
+    if pipeline_config.max_length is None:
+        max_length = max(1, min(max_length, longest))
     plan = MemoryPlan(
         weights=weights,
         activations=activations,
         kv_cache=wanted,
         available=available,
-        num_cache_tokens=num_cache_tokens,
-        max_length=max_length if pipeline_config.max_length else max(1, min(max_length, num_cache_tokens)),
+        num_cache_tokens=num_pages * params.page_size,
+        max_length=max_length,
+        num_tokens_held=params.num_tokens_held(max_length, max_chunk=1),
     )
     if left < 0 or (kv_config.memory or 0) > left:
         raise InsufficientMemoryError(
@@ -138,12 +145,12 @@ def plan_memory(
             found=plan,
             cure="Take a smaller dtype, a smaller kv_cache_memory or max_length, or a larger machine.",
         )
-    if num_cache_tokens < plan.max_length or plan.max_length < 2:
+    if longest < max_length or max_length < 2:
         raise InsufficientPagesError(
             "the KV cache is too small for one request",
             found=plan,
-            allowed=f"at least {params.num_pages_for(max(2, plan.max_length)) * params.bytes_per_page} bytes",
+            allowed=f"at least {params.num_pages_for(max(2, plan.num_tokens_held)) * params.bytes_per_page} bytes",
             cure="Raise kv_cache_memory, or lower max_length or page_size.",
         )
-    completed = pipeline_config.updated(max_length=plan.max_length, kv_cache=kv_config.updated(memory=wanted))
+    completed = pipeline_config.updated(max_length=max_length, kv_cache=kv_config.updated(memory=wanted))
     return completed, plan

@@ -49,8 +49,8 @@ class _Prefill:
 
     Attributes:
         rows: its rows of the step.
-        pages: int64, all its pages; None where nothing came before the chunk and the chunk's own keys suffice.
-        num_keys: tokens of the request after this step.
+        pages: int64, those that it sees; None where nothing came before the chunk and the chunk's own keys suffice.
+        num_keys: tokens of the request in these pages after this step.
         bias: added to the scores; None for plain causal attention.
     """
 
@@ -190,15 +190,20 @@ def _gather(pages: Tensor, prefill: _Prefill) -> Tensor:
 def _prefill(
     spec: AttentionSpec, rows: slice, cached: int, pages: list[int], page_size: int, device: torch.device
 ) -> _Prefill:
-    num_keys = cached + rows.stop - rows.start
-    plain = spec.alibi_slopes is None and (spec.sliding_window is None or spec.sliding_window >= num_keys)
-    keys = torch.arange(num_keys, device=device)
+    end = cached + rows.stop - rows.start
+    plain = spec.alibi_slopes is None and (spec.sliding_window is None or spec.sliding_window >= end)
+    first = _first_visible_page(spec, cached, page_size)
+    keys = torch.arange(first * page_size, end, device=device)
     return _Prefill(
         rows=rows,
-        pages=torch.tensor(pages[: -(-num_keys // page_size)], device=device) if cached else None,
-        num_keys=num_keys,
-        bias=None if plain and not cached else spec.bias(keys[cached:], keys),
+        pages=torch.tensor(pages[first : -(-end // page_size)], device=device) if cached else None,
+        num_keys=len(keys),
+        bias=None if plain and not cached else spec.bias(torch.arange(cached, end, device=device), keys),
     )
+
+
+def _first_visible_page(spec: AttentionSpec, position: int, page_size: int) -> int:
+    return 0 if spec.sliding_window is None else max(0, position - spec.sliding_window + 1) // page_size
 
 
 def _page_groups(
@@ -212,8 +217,7 @@ def _page_groups(
     """
     seen: dict[int, list[tuple[int, int]]] = defaultdict(list)  # page -> (request, position of its first token)
     for request, (position, own) in enumerate(zip(cache_lengths, pages, strict=True)):
-        first = 0 if spec.sliding_window is None else max(0, position - spec.sliding_window + 1) // page_size
-        for index in range(first, position // page_size + 1):
+        for index in range(_first_visible_page(spec, position, page_size), position // page_size + 1):
             seen[own[index]].append((request, index * page_size))
     alone = sorted(page for page, owners in seen.items() if len(owners) == 1)
     shared = sorted(page for page, owners in seen.items() if len(owners) > 1)

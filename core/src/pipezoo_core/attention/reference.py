@@ -42,7 +42,8 @@ class ReferenceAttention(AttentionBackend):
             for position in range(cached, cached + active):
                 slot = (pages[position // page_size], position % page_size)
                 key_pages[slot], value_pages[slot] = k_TKD[row], v_TKD[row]
-                seen = [(pages[j // page_size], j % page_size) for j in range(position + 1)]
+                first = 0 if self.spec.sliding_window is None else max(0, position - self.spec.sliding_window + 1)
+                seen = [(pages[j // page_size], j % page_size) for j in range(first, position + 1)]
                 keys = torch.stack([key_pages[at] for at in seen]).double()
                 values = torch.stack([value_pages[at] for at in seen]).double()
                 for head in range(self.spec.num_heads):
@@ -59,7 +60,5 @@ class ReferenceAttention(AttentionBackend):
         for j in range(len(scores)):
             if self.spec.alibi_slopes is not None:
                 scores[j] -= self.spec.alibi_slopes[head] * (last - j)
-            if self.spec.sliding_window is not None and last - j >= self.spec.sliding_window:
-                scores[j] = -torch.inf
         weights = torch.tensor(scores, dtype=torch.float64, device=q_D.device).softmax(-1)
         return weights @ values_SD

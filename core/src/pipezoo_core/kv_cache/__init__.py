@@ -1,6 +1,6 @@
 """The paged KV cache: pages, who owns them, what they hold, and the tensors behind them."""
 
-from pipezoo_core.kv_cache.inputs import KVCacheInputs, RaggedBatch, StepPlanner
+from pipezoo_core.kv_cache.inputs import NO_PAGE, KVCacheInputs, RaggedBatch, StepPlanner
 from pipezoo_core.kv_cache.manager import KVCacheMetrics, PagedKVCacheManager
 from pipezoo_core.kv_cache.page_pool import PagePool
 from pipezoo_core.kv_cache.params import KVCacheParams
@@ -8,6 +8,7 @@ from pipezoo_core.kv_cache.prefix_cache import PrefixCache
 from pipezoo_core.kv_cache.storage import KVCacheStorage
 
 __all__ = [
+    "NO_PAGE",
     "KVCacheInputs",
     "KVCacheMetrics",
     "KVCacheParams",

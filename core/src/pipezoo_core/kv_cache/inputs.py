@@ -12,7 +12,10 @@ from torch import Tensor
 from pipezoo_core.kv_cache.params import KVCacheParams
 from pipezoo_core.kv_cache.storage import KVCacheStorage
 
-__all__ = ["KVCacheInputs", "RaggedBatch", "StepPlanner", "build_kv_cache_inputs"]
+__all__ = ["NO_PAGE", "KVCacheInputs", "RaggedBatch", "StepPlanner", "build_kv_cache_inputs"]
+
+NO_PAGE = -1
+"""In a request's list of pages: it fell behind the sliding window and was given back. Never read, never written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,8 @@ class RaggedBatch:
         pages            [[0, 1], [2], [3, 4]]
 
     Token rows: request 0 owns row 0, request 1 row 1, request 2 rows 2 to 6, so `row_offsets` is [0, 1, 2, 7] and
-    the positions are [6, 3, 0, 1, 2, 3, 4].
+    the positions are [6, 3, 0, 1, 2, 3, 4]. With a sliding window of 2, request 0 sees positions 5 and 6, and its
+    pages are [NO_PAGE, 1].
     """
 
     active_lengths: list[int]

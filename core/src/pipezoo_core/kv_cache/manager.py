@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from pipezoo_core.context import TextContext
 from pipezoo_core.errors import InsufficientPagesError
-from pipezoo_core.kv_cache.inputs import KVCacheInputs, RaggedBatch, StepPlanner, build_kv_cache_inputs
+from pipezoo_core.kv_cache.inputs import NO_PAGE, KVCacheInputs, RaggedBatch, StepPlanner, build_kv_cache_inputs
 from pipezoo_core.kv_cache.page_pool import PagePool
 from pipezoo_core.kv_cache.params import KVCacheParams
 from pipezoo_core.kv_cache.prefix_cache import PrefixCache, page_hash, root_hash
@@ -38,12 +39,26 @@ class KVCacheMetrics:
 
 @dataclass(slots=True)
 class _Claim:
-    """One request's pages, the hashes of its full ones, and how many of those the prefix cache was told of."""
+    """One request's pages.
+
+    Attributes:
+        pages: in the order of its tokens, `NO_PAGE` for those behind the sliding window.
+        hashes: of its full pages.
+        num_committed: how many of those the prefix cache was told of.
+        num_hidden: how many pages fell behind the sliding window.
+        is_counted: whether the metrics have it.
+    """
 
     pages: list[int] = field(default_factory=list)
     hashes: list[bytes] = field(default_factory=list)
     num_committed: int = 0
+    num_hidden: int = 0
     is_counted: bool = False
+
+    @property
+    def own_pages(self) -> list[int]:
+        """The pages that it refers to."""
+        return self.pages[self.num_hidden :]
 
 
 class PagedKVCacheManager:
@@ -89,8 +104,8 @@ class PagedKVCacheManager:
 
     @property
     def max_num_tokens(self) -> int:
-        """How many tokens of one request fit when it is alone."""
-        return self.total_num_pages * self.params.page_size
+        """How many tokens one request may have when it is alone."""
+        return self.params.max_tokens_in(self.total_num_pages)
 
     @property
     def device_tensors(self) -> list[Tensor]:
@@ -115,24 +130,36 @@ class PagedKVCacheManager:
         """Begins to keep pages for a request.
 
         Where its first tokens are in the prefix cache, their pages are shared and `context.cache_length` is advanced;
-        at least the last token is always left to feed.
+        at least the last token is always left to feed. With a sliding window, the pages that the next token sees
+        suffice.
         """
         assert context.request_id not in self._claims, f"{context.request_id} is claimed twice"
         assert context.cache_length == 0, "a context is claimed before its first step"
         claim = self._claims[context.request_id] = _Claim()
         if not self._shares(context) or context.wants_prompt_logits:
             return
-        page_size = self.params.page_size
-        for start in range(0, len(context.tokens) - page_size, page_size):
-            hash_ = self._next_hash(claim, context.tokens[start : start + page_size])
-            page = self._prefix_cache.find(hash_)
-            if page is None:
-                break
+        self._find_prefix(claim, context.tokens)
+        for page in claim.own_pages:
             self._pool.retain(page)
-            claim.pages.append(page)
-            claim.hashes.append(hash_)
-        claim.num_committed = len(claim.pages)
-        context.skip_to(len(claim.pages) * page_size)
+        context.skip_to(len(claim.pages) * self.params.page_size)
+
+    def _find_prefix(self, claim: _Claim, tokens: Sequence[int]) -> None:
+        """Fills the claim with the known pages of the longest prefix that can be gone on from."""
+        page_size = self.params.page_size
+        pages: list[int] = []
+        num_found = 0  # in a row, up to here
+        for end in range(page_size, len(tokens), page_size):
+            claim.hashes.append(self._next_hash(claim, tokens[end - page_size : end]))
+            page = self._prefix_cache.find(claim.hashes[-1])
+            if page is None and self.params.sliding_window is None:
+                break
+            pages.append(NO_PAGE if page is None else page)
+            num_found = 0 if page is None else num_found + 1
+            first = self.params.first_visible_page(end)
+            if num_found >= len(pages) - first:
+                claim.num_committed, claim.num_hidden = len(pages), first
+        claim.pages = [NO_PAGE] * claim.num_hidden + pages[claim.num_hidden : claim.num_committed]
+        del claim.hashes[claim.num_committed :]
 
     def maybe_reserve(self, context: TextContext, num_steps: int = 1) -> bool:
         """Makes sure the request has pages for its chunk and `num_steps - 1` tokens after it.
@@ -157,6 +184,17 @@ class PagedKVCacheManager:
             self._num_hits += context.cache_length
         return True
 
+    def room_for(self, context: TextContext, max_chunk: int) -> int:
+        """Returns for how many tokens more the request may reserve pages.
+
+        Without a sliding window for as many as there are pages. With one no more than it takes to feed `max_chunk`
+        tokens at a time from now on, because pages come back in between.
+        """
+        params = self.params
+        held = params.num_pages_for(params.num_tokens_held(sys.maxsize, max_chunk))
+        end = params.first_visible_page(context.cache_length) + min(held, self.total_num_pages)
+        return end * params.page_size - context.cache_length
+
     def fetch(self, batch: Sequence[TextContext], num_steps: int = 1) -> KVCacheInputs[Any]:
         """Returns the step's view of the cache for these requests, in this order.
 
@@ -179,21 +217,31 @@ class PagedKVCacheManager:
         return build_kv_cache_inputs(ragged, self.params.page_size, self._storage, self._planner, self._device)
 
     def step(self, batch: Sequence[TextContext]) -> None:
-        """Notes what the step wrote: pages that became full can be shared from now on.
+        """Notes what the step wrote: full pages can be shared from now on, those behind the sliding window are free.
 
         Call it after the contexts have advanced.
         """
-        page_size = self.params.page_size
         for context in batch:
-            if not self._shares(context):
-                continue
             claim = self._claims[context.request_id]
-            while (claim.num_committed + 1) * page_size <= context.cache_length:
-                start = claim.num_committed * page_size
-                hash_ = self._next_hash(claim, context.tokens[start : start + page_size])
-                self._prefix_cache.insert(hash_, claim.pages[claim.num_committed])
-                claim.hashes.append(hash_)
-                claim.num_committed += 1
+            if self._shares(context):
+                self._commit(claim, context)
+            self._hide(claim, context)
+
+    def _commit(self, claim: _Claim, context: TextContext) -> None:
+        page_size = self.params.page_size
+        while (claim.num_committed + 1) * page_size <= context.cache_length:
+            start = claim.num_committed * page_size
+            hash_ = self._next_hash(claim, context.tokens[start : start + page_size])
+            self._prefix_cache.insert(hash_, claim.pages[claim.num_committed])
+            claim.hashes.append(hash_)
+            claim.num_committed += 1
+
+    def _hide(self, claim: _Claim, context: TextContext) -> None:
+        first = self.params.first_visible_page(context.cache_length)
+        for index in range(claim.num_hidden, first):
+            self._release_page(claim.pages[index])
+            claim.pages[index] = NO_PAGE
+        claim.num_hidden = first
 
     def release(self, request_id: RequestID) -> None:
         """Gives the request's pages back; those with a known prefix stay until others need the room.
@@ -203,8 +251,11 @@ class PagedKVCacheManager:
         claim = self._claims.pop(request_id, None)
         if claim is None:
             return
-        for page in reversed(claim.pages):  # the end of a prefix is of less use than its beginning: evict it first
-            self._pool.release(page, keep=page in self._prefix_cache)
+        for page in reversed(claim.own_pages):  # a prefix's end is of less use than its beginning: evict it first
+            self._release_page(page)
+
+    def _release_page(self, page: int) -> None:
+        self._pool.release(page, keep=page in self._prefix_cache)
 
     def reset_prefix_cache(self) -> None:
         """Forgets all shared prefixes. Running requests keep their pages."""
@@ -217,7 +268,7 @@ class PagedKVCacheManager:
         Raises:
             CacheIntegrityError: they are not.
         """
-        self._pool.check_integrity(claim.pages for claim in self._claims.values())
+        self._pool.check_integrity(claim.own_pages for claim in self._claims.values())
 
     def _shares(self, context: TextContext) -> bool:
         limit = self.params.max_shareable_prompt
@@ -228,19 +279,19 @@ class PagedKVCacheManager:
 
     @classmethod
     def estimated_memory_size(
-        cls, params: KVCacheParams, max_batch_size: int, max_length: int, available_cache_memory: int
+        cls, params: KVCacheParams, max_batch_size: int, num_tokens_held: int, available_cache_memory: int
     ) -> int:
         """Returns the bytes to use: what a full batch of longest requests takes, or what there is, in whole pages."""
-        wanted = max_batch_size * params.num_pages_for(max_length)
+        wanted = max_batch_size * params.num_pages_for(num_tokens_held)
         return min(wanted, available_cache_memory // params.bytes_per_page) * params.bytes_per_page
 
     @classmethod
     def max_supported_sequence_length(cls, params: KVCacheParams, available_cache_memory: int) -> int:
         """Returns how many tokens one request may have in so many bytes."""
-        return available_cache_memory // params.bytes_per_page * params.page_size
+        return params.max_tokens_in(available_cache_memory // params.bytes_per_page)
 
     @classmethod
-    def infer_optimal_batch_size(cls, params: KVCacheParams, max_length: int, available_cache_memory: int) -> int:
-        """Returns how many requests of the greatest length fit at the same time; at least 1."""
+    def infer_optimal_batch_size(cls, params: KVCacheParams, num_tokens_held: int, available_cache_memory: int) -> int:
+        """Returns how many requests fit that have pages for so many tokens at the same time; at least 1."""
         pages = available_cache_memory // params.bytes_per_page
-        return max(1, pages // params.num_pages_for(max_length))
+        return max(1, pages // params.num_pages_for(num_tokens_held))

@@ -15,9 +15,10 @@ class Scheduler:
     """Owns the order of the requests: those that wait, and those that run, oldest first.
 
     Each step has a budget of tokens. Requests that decode take one each, first; what is left goes to prompts, oldest
-    first, in chunks. A request is let in when the pages for all its tokens are free. When a decoding request needs a
-    page and none is free, the youngest running request is preempted: it gives its pages back and waits at the front,
-    to be computed again from its tokens. The oldest request is never preempted, so something always gets done.
+    first, in chunks. A request is let in when the pages for all its tokens are free; with a sliding window, as many as
+    it holds at the same time. When a decoding request needs a page and none is free, the youngest running request is
+    preempted: it gives its pages back and waits at the front, to be computed again from its tokens. The oldest request
+    is never preempted, so something always gets done.
 
     Args:
         manager: gives the pages.
@@ -79,7 +80,7 @@ class Scheduler:
 
     def _admit(self, context: TextContext) -> bool:
         self._manager.external_claim(context)
-        context.set_chunk(context.num_pending)
+        context.set_chunk(self._most(context))
         if not self._manager.maybe_reserve(context):
             self._manager.release(context.request_id)
             context.restart()
@@ -90,7 +91,7 @@ class Scheduler:
 
     def _grow(self, context: TextContext, budget: int, batch: OrderedDict[RequestID, TextContext]) -> int:
         """Puts a chunk of the request into the batch, at the cost of younger ones if need be."""
-        context.set_chunk(min(budget, context.num_pending))
+        context.set_chunk(min(budget, self._most(context)))
         while not self._manager.maybe_reserve(context):
             youngest = next(reversed(self._running.values()))
             self._preempt(youngest)
@@ -99,6 +100,9 @@ class Scheduler:
                 return 0
         batch[context.request_id] = context
         return context.active_length
+
+    def _most(self, context: TextContext) -> int:
+        return min(context.num_pending, self._manager.room_for(context, self._max_batch_tokens))
 
     def _preempt(self, context: TextContext) -> None:
         self._manager.release(context.request_id)
