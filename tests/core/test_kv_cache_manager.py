@@ -1,5 +1,7 @@
 """The paged KV cache manager: books that always balance, and prefixes that are shared when they should be."""
 
+import sys
+
 import pytest
 import torch
 from hypothesis import settings
@@ -9,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pipezoo_core.attention import AttentionSpec, PagedAttention
 from pipezoo_core.context import TextContext
 from pipezoo_core.errors import CacheIntegrityError, InsufficientPagesError
-from pipezoo_core.kv_cache import KVCacheParams, PagedKVCacheManager, PagePool
+from pipezoo_core.kv_cache import NO_PAGE, KVCacheParams, PagedKVCacheManager, PagePool
 from pipezoo_core.sampling_params import SamplingParams
 
 PAGE_SIZE = 4
@@ -19,7 +21,7 @@ def make_manager(num_pages=8, **changes):
     params = KVCacheParams(
         dtype=torch.float32, num_layers=1, num_kv_heads=1, head_dim=2, page_size=PAGE_SIZE, **changes
     )
-    spec = AttentionSpec(num_heads=1, num_kv_heads=1, head_dim=2, scale=1.0)
+    spec = AttentionSpec(num_heads=1, num_kv_heads=1, head_dim=2, scale=1.0, sliding_window=params.sliding_window)
     return PagedKVCacheManager(params, num_pages, PagedAttention(spec), torch.device("cpu"))
 
 
@@ -152,13 +154,118 @@ def test_sizes():
     assert PagedKVCacheManager.infer_optimal_batch_size(params, 9, 7 * params.bytes_per_page) == 2
 
 
-class ManagerMachine(RuleBasedStateMachine):
-    """Random claims, steps and releases; the model is a plain dict of what each request was fed."""
+def pages_of(manager, request_id="a"):
+    return manager._claims[request_id].pages
 
-    @initialize(num_pages=st.integers(3, 12))
-    def start(self, num_pages):
-        self.manager = make_manager(num_pages=num_pages)
+
+def test_pages_behind_the_window_are_free_for_others():
+    manager = make_manager(num_pages=4, sliding_window=6, enable_prefix_caching=False)
+    context = make_context(list(range(9)))
+    manager.external_claim(context)
+    run_step(manager, context)  # position 9 comes next and sees 4 to 9
+    first = pages_of(manager)
+    assert first == [NO_PAGE, 1, 2]
+    assert manager.num_free_pages == 2
+    other = make_context(list(range(8)), "other")
+    manager.external_claim(other)
+    run_step(manager, other, 6)
+    assert sorted(pages_of(manager, "other")) == [0, 3]
+    manager.check_integrity()
+    manager.release("other")
+    for _ in range(100):
+        run_step(manager, context)
+        assert 4 - manager.num_free_pages <= 3
+    assert context.cache_length == 109
+    manager.release("a")
+    assert manager.num_free_pages == 4
+
+
+@pytest.mark.parametrize("window", [1, 2, 4, 5, 6, 9])
+def test_exactly_the_pages_that_the_next_token_sees_are_kept(window):
+    manager = make_manager(num_pages=64, sliding_window=window, enable_prefix_caching=False)
+    context = make_context(list(range(30)))
+    manager.external_claim(context)
+    for num_tokens in (3, 11, 1, 7, 8, *[1] * 20):
+        run_step(manager, context, num_tokens)
+        following = context.cache_length
+        seen = {position // PAGE_SIZE for position in range(max(0, following - window + 1), following)}
+        held = {index for index, page in enumerate(pages_of(manager)) if page != NO_PAGE}
+        assert held - {following // PAGE_SIZE} == seen - {following // PAGE_SIZE}
+        manager.check_integrity()
+
+
+def test_a_window_needs_only_the_end_of_a_prefix():
+    """Pages 0 and 1 of a prompt of 4 pages are taken by others; its last two suffice for whoever goes on there."""
+    manager = make_manager(num_pages=6, sliding_window=6)
+    first = make_context(list(range(17)), "first")
+    manager.external_claim(first)
+    run_step(manager, first)
+    other = make_context(list(range(100, 109)), "other")  # one empty page, then those given back first: 0 and 1
+    manager.external_claim(other)
+    run_step(manager, other)
+    assert manager.metrics.evicted_pages == 2
+    manager.release("other")
+    again = make_context(list(range(17)), "again")
+    manager.external_claim(again)
+    assert again.cache_length == 16
+    assert pages_of(manager, "again") == [NO_PAGE, NO_PAGE, 2, 3]
+    assert pages_of(manager, "first") == [NO_PAGE, NO_PAGE, NO_PAGE, 3, 4]
+    shorter = make_context(list(range(12)), "shorter")  # would go on at page 2, and sees page 1
+    manager.external_claim(shorter)
+    assert shorter.cache_length == 0
+    manager.check_integrity()
+
+
+def test_several_steps_at_once_with_a_window():
+    manager = make_manager(num_pages=5, sliding_window=4)
+    context = make_context(list(range(5)))
+    manager.external_claim(context)
+    context.set_chunk(5)
+    assert not manager.maybe_reserve(context, num_steps=17)
+    assert manager.maybe_reserve(context, num_steps=16)
+    for remaining in range(16, 0, -1):
+        manager.fetch([context], remaining)
+        context.advance(0)
+        manager.step([context])
+        context.set_chunk(1)
+        manager.check_integrity()
+    assert pages_of(manager)[:4] == [NO_PAGE] * 4
+    assert manager.num_free_pages == 4
+
+
+@pytest.mark.parametrize("window", [1, 3, 4, 5, 8, 9, None])
+@pytest.mark.parametrize("max_chunk", [1, 2, 4, 7])
+def test_tokens_held_are_the_most_ever_held(window, max_chunk):
+    """Against a request that is fed chunks from every position: its pages from the first it sees to the last."""
+    params = make_manager(sliding_window=window).params
+    for num_tokens in (1, 5, 12, 50):
+        most = max(
+            end // PAGE_SIZE - (max(0, start - window + 1) // PAGE_SIZE if window else 0) + 1
+            for start in range(num_tokens)
+            for end in range(start, min(start + max_chunk, num_tokens))
+        )
+        assert params.num_pages_for(params.num_tokens_held(num_tokens, max_chunk)) in (most, most + (num_tokens < 50))
+
+
+def test_how_long_a_request_may_be_in_a_few_pages():
+    """A window of 6 tokens lies in 3 pages of 4 when it begins with the last token of one."""
+    params = make_manager(sliding_window=6).params
+    assert params.max_tokens_in(2) == 8
+    assert params.max_tokens_in(3) == sys.maxsize
+    assert make_manager().params.max_tokens_in(3) == 12
+    assert make_manager(num_pages=2, sliding_window=6).max_num_tokens == 8
+    assert PagedKVCacheManager.max_supported_sequence_length(params, 3 * params.bytes_per_page) == sys.maxsize
+
+
+class ManagerMachine(RuleBasedStateMachine):
+    """Random claims, steps and releases; the model is a plain dict of what was written where."""
+
+    @initialize(num_pages=st.integers(3, 12), sliding_window=st.sampled_from([None, 1, 3, 4, 6, 9]))
+    def start(self, num_pages, sliding_window):
+        self.manager = make_manager(num_pages=num_pages, sliding_window=sliding_window)
+        self.window = sliding_window or sys.maxsize
         self.contexts = {}
+        self.written = {}  # (page, slot) -> the token there and all before it, which is what its key depends on
         self.count = 0
 
     @rule(
@@ -174,17 +281,38 @@ class ManagerMachine(RuleBasedStateMachine):
         self.contexts[context.request_id] = context
 
     @precondition(lambda self: self.contexts)
-    @rule(data=st.data(), token=st.integers(0, 2))
-    def step(self, data, token):
+    @rule(data=st.data(), token=st.integers(0, 2), num_steps=st.integers(1, 6))
+    def step(self, data, token, num_steps):
         context = data.draw(st.sampled_from(list(self.contexts.values())))
         context.set_chunk(data.draw(st.integers(1, context.num_pending)))
         free = self.manager.num_free_pages
-        if not self.manager.maybe_reserve(context):
+        if not context.samples:
+            num_steps = 1
+        if not self.manager.maybe_reserve(context, num_steps):
             assert self.manager.num_free_pages == free
             return
-        self.manager.fetch([context])
+        for remaining in range(num_steps, 0, -1):
+            self.manager.fetch([context], remaining)
+            self.feed(context, token)
+            if remaining > 1:
+                context.set_chunk(1)
+
+    def feed(self, context, token):
+        start, end = context.cache_length, context.cache_length + context.active_length
+        pages = pages_of(self.manager, context.request_id)
+        for position in range(start, end):
+            page = pages[position // PAGE_SIZE]
+            assert page != NO_PAGE
+            self.written[page, position % PAGE_SIZE] = context.tokens[: position + 1]
+            self.sees_its_own(context, position)
         context.advance(token if context.samples else None)
         self.manager.step([context])
+
+    def sees_its_own(self, context, last):
+        pages = pages_of(self.manager, context.request_id)
+        for position in range(max(0, last - self.window + 1), last):
+            page = pages[position // PAGE_SIZE]
+            assert self.written[page, position % PAGE_SIZE] == context.tokens[: position + 1]
 
     @precondition(lambda self: self.contexts)
     @rule(data=st.data())
@@ -203,13 +331,11 @@ class ManagerMachine(RuleBasedStateMachine):
             self.manager.check_integrity()
 
     @invariant()
-    def shared_pages_hold_the_same_tokens(self):
-        held = {}
+    def the_next_token_sees_its_own_past_and_nothing_before_is_held(self):
         for request_id, context in getattr(self, "contexts", {}).items():
-            for i, page in enumerate(self.manager._claims[request_id].pages):
-                end = (i + 1) * PAGE_SIZE
-                if end <= context.cache_length:
-                    assert held.setdefault(page, context.tokens[:end]) == context.tokens[:end]
+            self.sees_its_own(context, context.cache_length)
+            first = max(0, context.cache_length - self.window + 1) // PAGE_SIZE
+            assert all(page == NO_PAGE for page in pages_of(self.manager, request_id)[:first])
 
     def teardown(self):
         for request_id in list(getattr(self, "contexts", {})):
