@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipezoo_core.config import SupportedEncoding, WeightsFormat
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from pipezoo_core.interfaces import PipelineModel
     from pipezoo_core.weights import GGUFFile, WeightsAdapter
@@ -33,11 +34,16 @@ class SupportedArchitecture:
         model_types: the Hugging Face `model_type`s it serves, e.g. `("llama",)`.
         pipeline_model: the `PipelineModel` subclass that runs it.
         huggingface_config: builds the typed config from the parsed config.json; usually
-            `transformers.LlamaConfig.from_dict`. Raises ValueError for a config it cannot express.
+            `transformers.LlamaConfig.from_dict`, or for a type that transformers does not know a `PretrainedConfig`
+            of the plugin's own. Raises ValueError for a config it cannot express.
         weight_adapters: maps each readable weights format to the function that renames its tensors.
         supported_encodings: what the weights may be run in, the preferred one first.
         config_from_gguf: makes of a GGUF file what its config.json would be; None where GGUF is not read.
         probe: looks at the parsed config.json and returns the reason to refuse it, or None.
+        aliases: other names in `architectures` for the same thing.
+        tokenizer: reads the tokenizer of a folder without tokenizer.json where transformers would need remote code for
+            it; returns None for a folder that it leaves to transformers. May raise anything: what it raises becomes
+            the cause of an `UnsupportedTokenizerError`.
     """
 
     name: str
@@ -48,3 +54,10 @@ class SupportedArchitecture:
     supported_encodings: tuple[SupportedEncoding, ...] = field(default=tuple(SupportedEncoding))
     config_from_gguf: Callable[[GGUFFile], dict[str, Any]] | None = None
     probe: Callable[[Mapping[str, Any]], str | None] = _accept
+    aliases: tuple[str, ...] = ()
+    tokenizer: Callable[[Path], PreTrainedTokenizerBase | None] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names in `architectures` that it serves."""
+        return (self.name, *self.aliases)

@@ -34,7 +34,7 @@ _ALL_FILES = (
     _WEIGHTS,
     "model.safetensors.index.json",
     "tokenizer.json",
-    "tokenizer.model",
+    "*.model",  # vocabularies: tokenizer.model, spiece.model
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",

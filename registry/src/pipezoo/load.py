@@ -214,7 +214,7 @@ def _tokenizer(plan: LoadPlan) -> TextTokenizer:
     if checkpoint.gguf is not None:
         delegate = tokenizer_from_gguf(checkpoint.gguf.metadata)
     else:
-        delegate = load_tokenizer(checkpoint.source.path)
+        delegate = load_tokenizer(checkpoint.source.path, plan.architecture.tokenizer)
     assert plan.pipeline_config.max_length is not None
     return TextTokenizer(
         delegate,

@@ -22,6 +22,7 @@ _PIP_NAMES = {
     "llama": "pipezoo-llama",
     "mistral": "pipezoo-mistral",
     "mpt": "pipezoo-replit",
+    "replit_lm": "pipezoo-replit",
 }
 
 

@@ -124,12 +124,12 @@ def _pick(
     wanted = next((name for name in asked if name.where.endswith("architectures[0]")), None)
     if wanted is not None:
         for architecture in architectures:
-            if architecture.name == wanted.name:
+            if wanted.name in architecture.names:
                 return architecture
         raise UnsupportedModelError(
             f"plugin {choice.plugin.distribution!r} does not serve this architecture",
             found=wanted.name,
-            allowed=[architecture.name for architecture in architectures],
+            allowed=[name for architecture in architectures for name in architecture.names],
         )
     serving = [architecture for architecture in architectures if choice.asked.name in architecture.model_types]
     if len(serving) == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -15,22 +16,26 @@ __all__ = ["load_tokenizer"]
 _FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "tekken.json", "tiktoken.model", "vocab.json")
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    folder: Path, read: Callable[[Path], PreTrainedTokenizerBase | None] | None = None
+) -> PreTrainedTokenizerBase:
     """Loads a folder's tokenizer.
 
-    A tokenizer.json is complete, so it is read as it is, whatever class the folder names; for anything else
-    transformers chooses the class.
+    A tokenizer.json is complete, so it is read as it is, whatever class the folder names; anything else is shown to
+    the plugin first, and then transformers chooses the class.
+
+    Args:
+        folder: where the files are.
+        read: the plugin's reader, `SupportedArchitecture.tokenizer`.
 
     Raises:
         UnsupportedTokenizerError: the files are missing or damaged, or of a kind that transformers cannot read
             without running the folder's code.
     """
-    if not any((folder / name).is_file() for name in _FILES):
-        raise UnsupportedTokenizerError(
-            f"{folder} has no tokenizer", allowed=f"one of {', '.join(_FILES)}", cure="Download the model again."
-        )
     try:
-        return _load(folder)
+        return _load(folder, read)
+    except UnsupportedTokenizerError:
+        raise
     except Exception as error:  # the tokenizers library raises bare Exception, transformers nearly every other kind
         raise UnsupportedTokenizerError(
             f"the tokenizer in {folder} cannot be read",
@@ -40,11 +45,17 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def _load(folder: Path) -> PreTrainedTokenizerBase:
+def _load(folder: Path, read: Callable[[Path], PreTrainedTokenizerBase | None] | None) -> PreTrainedTokenizerBase:
     if (folder / "tokenizer.json").is_file():
         from transformers import PreTrainedTokenizerFast
 
         return cast("PreTrainedTokenizerBase", PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True))
+    if read is not None and (own := read(folder)) is not None:
+        return own
+    if not any((folder / name).is_file() for name in _FILES):
+        raise UnsupportedTokenizerError(
+            f"{folder} has no tokenizer", allowed=f"one of {', '.join(_FILES)}", cure="Download the model again."
+        )
     from transformers import AutoTokenizer  # imports every model's config class: two seconds
 
     return cast(

@@ -1,6 +1,7 @@
 """MPT (MosaicML, 2023), which Replit's code models share. The reference is transformers' `modeling_mpt`.
 
-What that leaves out is as in llm-foundry, MPT's own code: grouped heads, biases, expansion ratio and logit scale.
+What that leaves out is as in llm-foundry, MPT's own code: grouped heads, normalized queries and keys, learned
+positions, biases, expansion ratio and logit scale.
 
 Shape suffixes: T tokens of all requests in a row, H hidden size.
 """
@@ -21,7 +22,7 @@ __all__ = ["MptForCausalLM", "MptPipelineModel"]
 
 
 class MptAttention(nn.Module):
-    """Attention with ALiBi; queries, keys and values come from one matrix and may be clipped."""
+    """Queries, keys and values come from one matrix; they may be clipped, the first two then normalized."""
 
     def __init__(self, config: MptConfig, layer_idx: int, backend: AttentionBackend) -> None:
         super().__init__()
@@ -30,13 +31,16 @@ class MptAttention(nn.Module):
         self.sizes = [config.hidden_size, kv_size, kv_size]
         self.Wqkv = Linear(config.hidden_size, sum(self.sizes), bias=config.bias)
         self.out_proj = Linear(config.hidden_size, config.hidden_size, bias=config.bias)
+        self.q_ln = _norm(config, config.hidden_size) if config.qk_ln else nn.Identity()
+        self.k_ln = _norm(config, kv_size) if config.qk_ln else nn.Identity()
         self.attention = Attention(layer_idx, backend)
 
     def forward(self, x_TH: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
         qkv = self.Wqkv(x_TH)
-        if self.clip_qkv:
+        if self.clip_qkv is not None:
             qkv = qkv.clamp(min=-self.clip_qkv, max=self.clip_qkv)
-        return self.out_proj(self.attention(*qkv.split(self.sizes, dim=-1), kv))
+        q, k, v = qkv.split(self.sizes, dim=-1)
+        return self.out_proj(self.attention(self.q_ln(q), self.k_ln(k), v, kv))
 
 
 class MptMLP(nn.Module):
@@ -56,9 +60,9 @@ class MptBlock(nn.Module):
 
     def __init__(self, config: MptConfig, layer_idx: int, backend: AttentionBackend) -> None:
         super().__init__()
-        self.norm_1 = nn.LayerNorm(config.hidden_size, config.layer_norm_epsilon, bias=config.bias)
+        self.norm_1 = _norm(config, config.hidden_size)
         self.attn = MptAttention(config, layer_idx, backend)
-        self.norm_2 = nn.LayerNorm(config.hidden_size, config.layer_norm_epsilon, bias=config.bias)
+        self.norm_2 = _norm(config, config.hidden_size)
         self.ffn = MptMLP(config)
 
     def forward(self, x_TH: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
@@ -67,28 +71,34 @@ class MptBlock(nn.Module):
 
 
 class MptModel(nn.Module):
-    """Embedding, blocks, final norm."""
+    """Embedding, to which learned positions may be added; blocks, final norm."""
 
     def __init__(self, config: MptConfig, backend: AttentionBackend) -> None:
         super().__init__()
         self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.wpe = nn.Embedding(config.max_seq_len, config.hidden_size) if config.learned_positions else None
         self.blocks = nn.ModuleList(MptBlock(config, i, backend) for i in range(config.num_layers))
-        self.norm_f = nn.LayerNorm(config.hidden_size, config.layer_norm_epsilon, bias=config.bias)
+        self.norm_f = _norm(config, config.hidden_size)
 
     def forward(self, tokens_T: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
         x_TH = self.wte(tokens_T)
+        if self.wpe is not None:
+            x_TH = x_TH + self.wpe(kv.positions)
         for block in self.blocks:
             x_TH = block(x_TH, kv)
         return self.norm_f(x_TH)
 
 
 class MptForCausalLM(nn.Module):
-    """The model with its head, whose weight is the embedding's."""
+    """The model with its head, which may share the embedding's weight."""
 
     def __init__(self, config: MptConfig, backend: AttentionBackend) -> None:
         super().__init__()
         self.transformer = MptModel(config, backend)
-        self.lm_head = Linear.sharing(self.transformer.wte)
+        if config.tie_word_embeddings:
+            self.lm_head = Linear.sharing(self.transformer.wte)
+        else:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size)
         self.logit_scale = config.logit_scale
 
     def forward(self, tokens_T: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
@@ -99,6 +109,10 @@ class MptForCausalLM(nn.Module):
         """Maps hidden states [rows, H] to logits [rows, V]."""
         logits = self.lm_head(hidden)
         return logits if self.logit_scale is None else logits * self.logit_scale
+
+
+def _norm(config: MptConfig, size: int) -> nn.LayerNorm:
+    return nn.LayerNorm(size, config.layer_norm_epsilon, bias=config.bias)
 
 
 class MptPipelineModel(DecoderPipelineModel):

@@ -10,7 +10,20 @@ from pipezoo_core.weights import LazyTensor
 
 __all__ = ["adapt_safetensors"]
 
+_REPLIT_NAMES = {
+    "ln_1": "norm_1",
+    "ln_2": "norm_2",
+    "ln_f": "norm_f",
+    "mlp": "ffn",
+    "mlp_down": "down_proj",
+    "mlp_up": "up_proj",
+}
 
-def adapt_safetensors(tensors: Mapping[str, LazyTensor], _config: PretrainedConfig) -> dict[str, LazyTensor]:
-    """The names are the module's own; a head that is stored next to the embedding is the embedding once more."""
-    return {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
+
+def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
+    """The names are the module's own, but for Replit's first model; a head that is the embedding is left out."""
+    return {
+        ".".join(_REPLIT_NAMES.get(part, part) for part in name.split(".")): tensor
+        for name, tensor in tensors.items()
+        if not (config.tie_word_embeddings and name == "lm_head.weight")
+    }
