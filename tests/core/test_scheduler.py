@@ -13,7 +13,9 @@ from pipezoo_core.sampling_params import SamplingParams
 PAGE_SIZE = 4
 
 
-def make_scheduler(num_pages=64, max_batch_size=4, max_batch_tokens=16, enable_prefix_caching=False):
+def make_scheduler(
+    num_pages=64, max_batch_size=4, max_batch_tokens=16, enable_prefix_caching=False, sliding_window=None
+):
     params = KVCacheParams(
         dtype=torch.float32,
         num_layers=1,
@@ -21,8 +23,10 @@ def make_scheduler(num_pages=64, max_batch_size=4, max_batch_tokens=16, enable_p
         head_dim=2,
         page_size=PAGE_SIZE,
         enable_prefix_caching=enable_prefix_caching,
+        sliding_window=sliding_window,
     )
-    backend = PagedAttention(AttentionSpec(num_heads=1, num_kv_heads=1, head_dim=2, scale=1.0))
+    spec = AttentionSpec(num_heads=1, num_kv_heads=1, head_dim=2, scale=1.0, sliding_window=sliding_window)
+    backend = PagedAttention(spec)
     manager = PagedKVCacheManager(params, num_pages, backend, torch.device("cpu"))
     return Scheduler(manager, max_batch_size=max_batch_size, max_batch_tokens=max_batch_tokens), manager
 
@@ -134,3 +138,57 @@ def test_waiting_requests_cost_nothing():
     step(scheduler, manager)
     step(scheduler, manager)
     assert seen == ["0", "1"]
+
+
+def test_a_request_longer_than_the_cache_runs_when_its_window_fits():
+    """A window of 6 tokens lies in up to 3 pages of 4; the fourth leaves room for chunks, which adapt to it."""
+    scheduler, manager = make_scheduler(num_pages=4, sliding_window=6)
+    context = make_context("long", 100, max_new_tokens=50)
+    scheduler.add(context)
+    chunks = []
+    while fed := step(scheduler, manager):
+        chunks.append(fed["long"])
+    assert chunks == [16, *[8] * 10, 4, *[1] * 49]
+    assert scheduler.num_preemptions == 0
+    assert manager.num_free_pages == 4
+
+
+def test_without_room_for_the_window_a_long_request_is_refused():
+    scheduler, _ = make_scheduler(num_pages=2, sliding_window=6)
+    with pytest.raises(InsufficientPagesError, match="allowed: 9 tokens"):
+        scheduler.add(make_context("long", 20))
+    scheduler.add(make_context("short", 5))
+
+
+def test_a_long_prompt_with_a_window_leaves_room_for_others():
+    """It reserves what it holds at the same time, window and chunk, and not pages for its 150 tokens."""
+    scheduler, manager = make_scheduler(num_pages=16, max_batch_tokens=8, sliding_window=6)
+    for name in ("a", "b", "c"):
+        scheduler.add(make_context(name, 150, max_new_tokens=4))
+    step(scheduler, manager)
+    assert scheduler.num_running == 1
+    for _ in range(60):
+        step(scheduler, manager)
+        assert manager.total_num_pages - manager.num_free_pages <= 13
+    while step(scheduler, manager):
+        pass
+    assert scheduler.num_preemptions == 0
+
+
+@pytest.mark.parametrize("enable_prefix_caching", [False, True])
+@pytest.mark.parametrize("num_pages", [4, 5, 9])
+def test_with_a_window_everything_gets_done_however_few_pages_there_are(num_pages, enable_prefix_caching):
+    scheduler, manager = make_scheduler(
+        num_pages=num_pages,
+        max_batch_tokens=7,
+        sliding_window=9,
+        enable_prefix_caching=enable_prefix_caching,
+    )
+    contexts = [make_context(str(i), 1 + 13 * i % 60, max_new_tokens=3 + 7 * i % 20) for i in range(12)]
+    for context in contexts:
+        scheduler.add(context)
+    for _ in range(2000):
+        if not step(scheduler, manager):
+            break
+    assert all(context.status.is_done for context in contexts)
+    assert manager.num_free_pages == num_pages
