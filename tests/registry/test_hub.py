@@ -32,6 +32,7 @@ SHARDED = {  # no two with the same bytes: the client would download them once
     "model-00001-of-00002.safetensors": b"one",
     "model-00002-of-00002.safetensors": b"two",
     "model.safetensors.index.json": b"{}  ",
+    "spiece.model": b"pieces",
     "tokenizer.json": b"{}",
     "tokenizer_config.json": b"{}   ",
 }

@@ -110,6 +110,16 @@ def test_without_architectures_two_of_the_type_are_too_many(site):
     assert resolve(index_of(site), {"model_type": "llama", "architectures": ["B"]}).architecture.name == "B"
 
 
+def test_several_names_of_one_architecture_are_not_several_architectures(site):
+    install(site, "one", "llama", "old_llama", source=working("'A', 'llama', 'old_llama', aliases=('B', 'C')"))
+    index = index_of(site)
+    for model_type in ("llama", "old_llama"):
+        for named in ({}, {"architectures": ["A"]}, {"architectures": ["C"]}):
+            assert resolve(index, {"model_type": model_type, **named}).architecture.name == "A"
+    with pytest.raises(UnsupportedModelError, match="found: D; allowed: A, B, C"):
+        resolve(index, {"model_type": "llama", "architectures": ["D"]})
+
+
 def test_an_architecture_the_plugin_does_not_serve_is_refused(site):
     install(site, "pipezoo-llama", "llama")
     config = {"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}

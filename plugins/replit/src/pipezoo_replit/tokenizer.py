@@ -28,6 +28,11 @@ class ReplitLMTokenizer(SentencePieceBackend):
         names = {"eos_token": "<|endoftext|>", "unk_token": "<|unk|>", "pad_token": "<|pad|>"}
         super().__init__(vocab_file=vocab_file, **{**names, **settings})  # type: ignore[no-untyped-call]
 
+    def _convert_id_to_token(self, index: int) -> str:
+        # Where an embedding has more rows than the vocabulary has pieces, the rest are without text.
+        piece: str = self.sp_model.id_to_piece(index) if index < self.vocab_size else ""
+        return piece
+
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Returns the text of pieces, spaces at its ends included."""
         text: str = self.sp_model.decode(tokens)
