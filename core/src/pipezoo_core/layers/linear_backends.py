@@ -8,9 +8,13 @@ from torch import Tensor, nn
 from pipezoo_core.config import LinearName
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.layers.linear import Linear
+from pipezoo_core.layers.mlp import GatedMLP
+from pipezoo_core.layers.norm import RMSNorm
+from pipezoo_core.native import native_kernel, why_not_native
 
-__all__ = ["OneDNNProduct", "use_linear_backend"]
+__all__ = ["NativeProduct", "OneDNNProduct", "use_linear_backend"]
 
+_PANEL = 32  # output columns of a panel of native weights
 _TYPICAL_ROWS = 512  # oneDNN chooses the weights' layout for so many rows; it serves any number as well
 
 
@@ -34,6 +38,36 @@ class OneDNNProduct:
         return product
 
 
+class NativeProduct:
+    """`x Wᵀ + b` by the kernels of `pipezoo-kernels`, with W packed once into the panels they read.
+
+    Args:
+        weight: [out_features, in_features], float32 or bfloat16, in_features even. Copied.
+        bias: [out_features], or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._out_features, self._in_features = weight.shape
+        num_panels = -(-self._out_features // _PANEL)
+        self._packed = torch.empty(num_panels * _PANEL * self._in_features, dtype=weight.dtype)
+        self._bias = None if bias is None else bias.detach().contiguous()
+        self._bias_address = 0 if self._bias is None else self._bias.data_ptr()
+        self._linear = native_kernel("linear", weight.dtype)
+        pack = native_kernel("pack", weight.dtype)
+        pack(weight.contiguous().data_ptr(), self._packed.data_ptr(), self._out_features, self._in_features)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Maps [..., in_features] to [..., out_features]."""
+        x = x.contiguous()
+        y = torch.empty((*x.shape[:-1], self._out_features), dtype=x.dtype)
+        rows = x.numel() // self._in_features
+        self._linear(
+            *(x.data_ptr(), self._packed.data_ptr(), self._bias_address, y.data_ptr()),
+            *(rows, self._in_features, self._out_features),
+        )
+        return y
+
+
 def use_linear_backend(name: LinearName, module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     """Makes all `Linear`s of a loaded module compute with a backend; for `auto` the fastest one.
 
@@ -42,24 +76,36 @@ def use_linear_backend(name: LinearName, module: nn.Module, device: torch.device
     Raises:
         InvalidSettingError: the backend was asked for by name and cannot be used here.
     """
-    usable = _onednn_is_usable(device, dtype)
-    if name is LinearName.onednn and not usable:
+    obstacles = {LinearName.native: why_not_native(device, dtype), LinearName.onednn: _why_not_onednn(device, dtype)}
+    if name is LinearName.auto:
+        name = next((usable for usable, obstacle in obstacles.items() if obstacle is None), LinearName.torch)
+    if obstacle := obstacles.get(name):
         raise InvalidSettingError(
-            "setting 'linear' is not usable here",
-            found=f"onednn for {dtype} on {device}",
-            allowed="float32 or bfloat16 on an x86 CPU that has instructions for it",
-            cure="Leave it at auto.",
+            f"setting 'linear' cannot be {name.value!r} here", found=obstacle, cure="Leave it at auto."
         )
-    if name is LinearName.torch or not usable:
-        return
+    if name is LinearName.native:
+        _use_native(module, dtype)
+    elif name is LinearName.onednn:
+        for layer in module.modules():
+            if isinstance(layer, Linear):
+                layer.compute_with(OneDNNProduct(layer.weight, layer.bias))
+
+
+def _use_native(module: nn.Module, dtype: torch.dtype) -> None:
     for layer in module.modules():
-        if isinstance(layer, Linear):
-            layer.compute_with(OneDNNProduct(layer.weight, layer.bias))
+        if isinstance(layer, Linear) and layer.weight.shape[1] % 2 == 0:  # bfloat16 products take two at a time
+            layer.compute_with(NativeProduct(layer.weight, layer.bias))
+        elif isinstance(layer, RMSNorm):
+            layer.compute_with(native_kernel("rms_norm", dtype))
+        elif isinstance(layer, GatedMLP) and layer.activation_name == "silu":
+            layer.compute_with(native_kernel("silu_multiply", dtype))
 
 
-def _onednn_is_usable(device: torch.device, dtype: torch.dtype) -> bool:
+def _why_not_onednn(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
+        return f"oneDNN is not available for {device}"
     if torch.cpu.get_capabilities().get("architecture") != "x86_64":
-        return False
-    return dtype is torch.float32 or (dtype is torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+        return "it is for x86 CPUs"
+    if dtype is torch.float32 or (dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return None
+    return f"oneDNN computes float32 and bfloat16 where the CPU has instructions for it, not {dtype} here"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
@@ -25,9 +29,21 @@ class GatedMLP(nn.Module):
         parts = {"gate_proj": intermediate_size, "up_proj": intermediate_size}
         self.gate_up_proj = MergedLinear(hidden_size, parts, bias=bias)
         self.down_proj = Linear(intermediate_size, hidden_size, bias=bias)
+        self.activation_name = activation
         self.activation: nn.Module = ACT2FN[activation]
+        self._kernel: Callable[..., Any] | None = None
 
     def forward(self, x_TH: Tensor) -> Tensor:
         """Maps [T, hidden_size] to [T, hidden_size]."""
-        gate, up = self.gate_up_proj(x_TH)
-        return self.down_proj(self.activation(gate) * up)
+        if self._kernel is None:
+            gate, up = self.gate_up_proj(x_TH)
+            return self.down_proj(self.activation(gate) * up)
+        gate_up = self.gate_up_proj.merged(x_TH)
+        rows, size = len(gate_up), gate_up.shape[-1] // 2
+        gated = torch.empty(rows, size, dtype=gate_up.dtype)
+        self._kernel(gate_up.data_ptr(), gated.data_ptr(), rows, size)
+        return self.down_proj(gated)
+
+    def compute_with(self, kernel: Callable[..., Any]) -> None:
+        """Computes `silu(gate) · up` with the native kernel `silu_multiply` from now on."""
+        self._kernel = kernel

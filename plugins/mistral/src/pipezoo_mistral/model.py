@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipezoo_core.attention import Attention, AttentionBackend
+from pipezoo_core.attention import Attention, AttentionBackend, Rotation
 from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.kv_cache import KVCacheInputs
-from pipezoo_core.layers import GatedMLP, Linear, MergedLinear, RMSNorm, RotaryEmbedding, apply_rotary
+from pipezoo_core.layers import GatedMLP, Linear, MergedLinear, RMSNorm, RotaryEmbedding
 from pipezoo_mistral.config import MistralConfig
 
 __all__ = ["MistralForCausalLM", "MistralPipelineModel"]
@@ -29,10 +29,9 @@ class MistralAttention(nn.Module):
         self.o_proj = Linear(query_size, config.hidden_size)
         self.attention = Attention(layer_idx, backend)
 
-    def forward(self, x_TH: Tensor, cos_TD: Tensor, sin_TD: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
+    def forward(self, x_TH: Tensor, rotation: Rotation, kv: KVCacheInputs[Any]) -> Tensor:
         q, k, v = self.qkv_proj(x_TH)
-        q, k = apply_rotary(q, cos_TD, sin_TD), apply_rotary(k, cos_TD, sin_TD)
-        return self.o_proj(self.attention(q, k, v, kv))
+        return self.o_proj(self.attention(q, k, v, kv, rotation))
 
 
 class MistralDecoderLayer(nn.Module):
@@ -45,8 +44,8 @@ class MistralDecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.activation)
 
-    def forward(self, x_TH: Tensor, cos_TD: Tensor, sin_TD: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
-        x_TH = x_TH + self.self_attn(self.input_layernorm(x_TH), cos_TD, sin_TD, kv)
+    def forward(self, x_TH: Tensor, rotation: Rotation, kv: KVCacheInputs[Any]) -> Tensor:
+        x_TH = x_TH + self.self_attn(self.input_layernorm(x_TH), rotation, kv)
         return x_TH + self.mlp(self.post_attention_layernorm(x_TH))
 
 
@@ -62,9 +61,9 @@ class MistralModel(nn.Module):
 
     def forward(self, tokens_T: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
         x_TH = self.embed_tokens(tokens_T)
-        cos_TD, sin_TD = self.rotary(kv.positions, kv.context_lengths, x_TH.dtype)
+        rotation = self.rotary(kv.positions, kv.context_lengths, x_TH.dtype)
         for layer in self.layers:
-            x_TH = layer(x_TH, cos_TD, sin_TD, kv)
+            x_TH = layer(x_TH, rotation, kv)
         return self.norm(x_TH)
 
 

@@ -1,0 +1,290 @@
+#include "attention.h"
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+
+namespace pipezoo {
+namespace {
+
+constexpr int kBlock = 64;        // keys that are looked at together
+constexpr int kMaxHeadDim = 256;  // checked by the caller
+
+template <typename T>
+constexpr int kPerStep = Number<T>::per_step;
+
+// to[i] = the i-th number of a head, rotated if there are angles, where the halves of a head are the pairs.
+template <typename T>
+PIPEZOO_INLINE void read_head(const T* from, const T* cos, const T* sin, std::int64_t head_dim, float* to) {
+    if (!cos) {
+        for (std::int64_t d = 0; d < head_dim; d += kLanes) store(to + d, load(from + d));
+        return;
+    }
+    const std::int64_t half = head_dim / 2;
+    for (std::int64_t d = 0; d < half; d += kLanes) {
+        const __m512 first = load(from + d), second = load(from + half + d);
+        store(to + d, _mm512_fmsub_ps(first, load(cos + d), _mm512_mul_ps(second, load(sin + d))));
+        store(to + half + d, _mm512_fmadd_ps(second, load(cos + half + d), _mm512_mul_ps(first, load(sin + half + d))));
+    }
+}
+
+template <typename T>
+PIPEZOO_INLINE void round_head(const float* from, std::int64_t head_dim, T* to) {
+    for (std::int64_t d = 0; d < head_dim; d += kLanes) store(to + d, load(from + d));
+}
+
+template <typename T>
+void write_row(const Step& step, std::int64_t row, const T* k, const T* v, const T* cos, const T* sin, T* key_pages,
+               T* value_pages) {
+    const std::int64_t dim = step.head_dim, page_size = step.page_size, slot = step.row_slots[row];
+    constexpr int ps = kPerStep<T>;
+    alignas(64) float numbers[kMaxHeadDim];
+    alignas(64) T rounded[kMaxHeadDim];
+    for (std::int64_t head = 0; head < step.num_kv_heads; ++head) {
+        const std::int64_t page = (step.row_pages[row] * step.num_kv_heads + head) * page_size * dim;
+        read_head(k + head * dim, cos, sin, dim, numbers);
+        for (std::int64_t d = 0; d < dim; d += kLanes) store(rounded + d, finite(load(numbers + d)));
+        T* key = key_pages + page + slot * ps;
+        for (std::int64_t d = 0; d < dim; d += ps) std::memcpy(key + d * page_size, rounded + d, ps * sizeof(T));
+        for (std::int64_t d = 0; d < dim; d += kLanes) store(rounded + d, finite(load(v + head * dim + d)));
+        T* value = value_pages + page + slot / ps * dim * ps + slot % ps;
+        for (std::int64_t d = 0; d < dim; ++d) value[d * ps] = rounded[d];
+    }
+}
+
+// What a thread works with; kept between calls.
+template <typename T>
+struct Workspace {
+    std::unique_ptr<T[]> queries;      // [tiles, head_dim / per_step, kTileRows, per_step]
+    std::unique_ptr<float[]> values;   // [rows, head_dim], not yet divided by the sum
+    std::unique_ptr<float[]> maxima;   // [rows]
+    std::unique_ptr<float[]> sums;     // [rows, kLanes]
+    std::int64_t size = 0;
+
+    void reserve(std::int64_t rows, std::int64_t head_dim) {
+        if (rows * head_dim <= size) return;
+        size = rows * head_dim;
+        queries.reset(new T[size]());
+        values.reset(new float[size]);
+        maxima.reset(new float[size]);
+        sums.reset(new float[size * kLanes]);
+    }
+};
+
+template <typename T>
+class ItemWork {
+   public:
+    ItemWork(const Step& step, const Item& item, std::int64_t head, Workspace<T>& workspace)
+        : step_(step),
+          item_(item),
+          head_(head),
+          groups_(step.num_heads / step.num_kv_heads),
+          rows_(item.num_queries * groups_),
+          tiles_((rows_ + kTileRows - 1) / kTileRows),
+          dim_(step.head_dim),
+          space_(workspace) {
+        space_.reserve(tiles_ * kTileRows, dim_);
+        std::fill_n(space_.maxima.get(), tiles_ * kTileRows, kLowest);
+        std::fill_n(space_.sums.get(), tiles_ * kTileRows * kLanes, 0.0f);
+        std::fill_n(space_.values.get(), tiles_ * kTileRows * dim_, 0.0f);
+    }
+
+    void read_queries(const T* q, std::int64_t q_stride, const T* cos, const T* sin) {
+        constexpr int ps = kPerStep<T>;
+        alignas(64) float numbers[kMaxHeadDim];
+        alignas(64) T rounded[kMaxHeadDim];
+        for (std::int64_t r = 0; r < rows_; ++r) {
+            const std::int64_t row = item_.row + r / groups_;
+            const T* from = q + row * q_stride + (head_ * groups_ + r % groups_) * dim_;
+            read_head(from, cos ? cos + row * dim_ : nullptr, sin + row * dim_, dim_, numbers);
+            round_head(numbers, dim_, rounded);
+            T* to = space_.queries.get() + r / kTileRows * kTileRows * dim_ + r % kTileRows * ps;
+            for (std::int64_t d = 0; d < dim_; d += ps) std::memcpy(to + d * kTileRows, rounded + d, ps * sizeof(T));
+        }
+    }
+
+    void look_at_keys(const T* key_pages, const T* value_pages) {
+        const std::int64_t page_size = step_.page_size, block = std::min<std::int64_t>(kBlock, page_size);
+        for (std::int64_t key = item_.first_key; key < item_.end_key; key += block) {
+            const std::int64_t page = step_.page_table[item_.pages + key / page_size];
+            const std::int64_t at = (page * step_.num_kv_heads + head_) * page_size * dim_, slot = key % page_size;
+            const std::int64_t num_keys = std::min(block, item_.end_key - key);
+            for (std::int64_t tile = 0; tile < tiles_; ++tile)
+                if (tile_sees(tile, key, num_keys))
+                    with_rows(int(std::min<std::int64_t>(kTileRows, rows_ - tile * kTileRows)), [&](auto count) {
+                        add_block<decltype(count)::value>(tile, key, num_keys, key_pages + at + slot * kPerStep<T>,
+                                                          value_pages + at + slot * dim_);
+                    });
+        }
+    }
+
+    void write(T* out) const {
+        for (std::int64_t r = 0; r < rows_; ++r) {
+            const std::int64_t query_head = head_ * groups_ + r % groups_;
+            const float sum = _mm512_reduce_add_ps(load(space_.sums.get() + r * kLanes));
+            const float* values = space_.values.get() + r * dim_;
+            if (item_.partial < 0) {
+                const __m512 share = _mm512_set1_ps(1.0f / sum);
+                T* to = out + ((item_.row + r / groups_) * step_.num_heads + query_head) * dim_;
+                for (std::int64_t d = 0; d < dim_; d += kLanes) store(to + d, _mm512_mul_ps(load(values + d), share));
+            } else {
+                float* to = step_.partials + (item_.partial * step_.num_heads + query_head) * (2 + dim_);
+                to[0] = space_.maxima[r];
+                to[1] = sum;
+                std::memcpy(to + 2, values, dim_ * sizeof(float));
+            }
+        }
+    }
+
+   private:
+    std::int64_t position(std::int64_t r) const { return item_.position + r / groups_; }
+
+    std::int64_t first_seen(std::int64_t r) const {
+        return step_.window ? std::max<std::int64_t>(0, position(r) - step_.window + 1) : 0;
+    }
+
+    std::int64_t last_row(std::int64_t tile) const { return std::min(rows_, (tile + 1) * kTileRows) - 1; }
+
+    bool tile_sees(std::int64_t tile, std::int64_t key, std::int64_t num_keys) const {
+        return position(last_row(tile)) >= key && first_seen(tile * kTileRows) < key + num_keys;
+    }
+
+    // Adds the keys [key, key + num_keys) to what the rows of a tile have seen.
+    template <int MR>
+    void add_block(std::int64_t tile, std::int64_t key, std::int64_t num_keys, const T* keys, const T* values) {
+        constexpr int ps = kPerStep<T>;
+        const std::int64_t row = tile * kTileRows;
+        alignas(64) float scores[MR][kBlock];
+        alignas(64) T weights[MR][kBlock];
+        const T* queries = space_.queries.get() + row * dim_;
+        for (std::int64_t j = 0; j < num_keys; j += kPanel) {
+            __m512 sum[MR][2] = {};
+            multiply<MR>(sum, queries, ps, kTileRows * ps, keys + j * ps, step_.page_size * ps, dim_ / ps);
+#pragma GCC unroll 12
+            for (int i = 0; i < MR; ++i) store(&scores[i][j], sum[i][0]), store(&scores[i][j + kLanes], sum[i][1]);
+        }
+        float* maxima = space_.maxima.get() + row;
+        alignas(64) float before[kLanes] = {}, after[kLanes] = {};
+        const bool all_seen = key + num_keys - 1 <= position(row) && first_seen(last_row(tile)) <= key;
+        __mmask16 seen[MR][kBlock / kLanes];
+        for (int i = 0; i < MR; ++i) {
+            __m512 highest = _mm512_set1_ps(kLowest);
+            for (std::int64_t j = 0; j < num_keys; j += kLanes) {
+                __mmask16 lanes = first_lanes(num_keys - j);
+                if (!all_seen) {
+                    lanes &= first_lanes(position(row + i) - (key + j) + 1);
+                    lanes &= ~first_lanes(first_seen(row + i) - (key + j));
+                }
+                __m512 score = _mm512_mul_ps(load(&scores[i][j]), _mm512_set1_ps(step_.scale));
+                if (step_.slopes) score = _mm512_fmadd_ps(slope(row + i), distances(key + j - position(row + i)), score);
+                store(&scores[i][j], score);
+                seen[i][j / kLanes] = lanes;
+                highest = _mm512_mask_max_ps(highest, lanes, highest, score);
+            }
+            before[i] = maxima[i];
+            after[i] = std::max(maxima[i], _mm512_reduce_max_ps(highest));
+            maxima[i] = after[i];
+        }
+        alignas(64) float decay[kLanes];
+        store(decay, exponential(_mm512_sub_ps(load(before), load(after))));
+        for (int i = 0; i < MR; ++i) {
+            float* sums = space_.sums.get() + (row + i) * kLanes;
+            __m512 total = _mm512_mul_ps(load(sums), _mm512_set1_ps(decay[i]));
+            for (std::int64_t j = 0; j < num_keys; j += kLanes) {
+                const __m512 relative = _mm512_sub_ps(load(&scores[i][j]), _mm512_set1_ps(after[i]));
+                const __m512 weight = _mm512_maskz_mov_ps(seen[i][j / kLanes], exponential(relative));
+                total = _mm512_add_ps(total, weight);
+                store(&weights[i][j], weight);
+            }
+            store(sums, total);
+        }
+        float* sums_of_values = space_.values.get() + row * dim_;
+        for (std::int64_t d = 0; d < dim_; d += kPanel) {
+            __m512 sum[MR][2];
+#pragma GCC unroll 12
+            for (int i = 0; i < MR; ++i) {
+                const __m512 factor = _mm512_set1_ps(decay[i]);
+                sum[i][0] = _mm512_mul_ps(load(sums_of_values + i * dim_ + d), factor);
+                sum[i][1] = _mm512_mul_ps(load(sums_of_values + i * dim_ + d + kLanes), factor);
+            }
+            multiply<MR>(sum, &weights[0][0], kBlock, ps, values + d * ps, dim_ * ps, (num_keys + ps - 1) / ps);
+#pragma GCC unroll 12
+            for (int i = 0; i < MR; ++i) {
+                store(sums_of_values + i * dim_ + d, sum[i][0]);
+                store(sums_of_values + i * dim_ + d + kLanes, sum[i][1]);
+            }
+        }
+    }
+
+    __m512 slope(std::int64_t r) const { return _mm512_set1_ps(step_.slopes[head_ * groups_ + r % groups_]); }
+
+    static __m512 distances(std::int64_t first) {
+        const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+        return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_set1_epi32(std::int32_t(first)), lane));
+    }
+
+    const Step& step_;
+    const Item& item_;
+    const std::int64_t head_, groups_, rows_, tiles_, dim_;
+    Workspace<T>& space_;
+};
+
+// Joins the partial results of a row: each is weighted by how far its maximum is from the largest.
+template <typename T>
+void join(const Step& step, const Split& split, std::int64_t head, T* out) {
+    const std::int64_t dim = step.head_dim, stride = step.num_heads * (2 + dim);
+    const float* first = step.partials + (split.first_partial * step.num_heads + head) * (2 + dim);
+    float highest = kLowest;
+    for (int p = 0; p < split.num_partials; ++p) highest = std::max(highest, first[p * stride]);
+    float sum = 0;
+    alignas(64) float values[kMaxHeadDim] = {};
+    for (int p = 0; p < split.num_partials; ++p) {
+        const float* partial = first + p * stride;
+        const __m512 share = exponential(_mm512_set1_ps(partial[0] - highest));
+        sum += _mm512_cvtss_f32(share) * partial[1];
+        for (std::int64_t d = 0; d < dim; d += kLanes)
+            store(values + d, _mm512_fmadd_ps(load(partial + 2 + d), share, load(values + d)));
+    }
+    T* to = out + (split.row * step.num_heads + head) * dim;
+    for (std::int64_t d = 0; d < dim; d += kLanes)
+        store(to + d, _mm512_div_ps(load(values + d), _mm512_set1_ps(sum)));
+}
+
+}  // namespace
+
+template <typename T>
+void attend(const T* q, std::int64_t q_stride, const T* k, std::int64_t k_stride, const T* v, std::int64_t v_stride,
+            const T* cos, const T* sin, T* key_pages, T* value_pages, T* out, const Step& step) {
+    std::atomic<std::int64_t> next{0};
+    const std::int64_t num_work = step.num_items * step.num_kv_heads;
+#pragma omp parallel
+    {
+#pragma omp for
+        for (std::int64_t row = 0; row < step.num_rows; ++row) {
+            const std::int64_t angle = row * step.head_dim;
+            write_row(step, row, k + row * k_stride, v + row * v_stride, cos ? cos + angle : nullptr, sin + angle,
+                      key_pages, value_pages);
+        }
+        thread_local Workspace<T> workspace;
+        for (std::int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < num_work;) {
+            ItemWork<T> work(step, step.items[i % step.num_items], i / step.num_items, workspace);
+            work.read_queries(q, q_stride, cos, sin);
+            work.look_at_keys(key_pages, value_pages);
+            work.write(out);
+        }
+        if (step.num_splits) {
+#pragma omp barrier
+#pragma omp for
+            for (std::int64_t i = 0; i < step.num_splits * step.num_heads; ++i)
+                join(step, step.splits[i / step.num_heads], i % step.num_heads, out);
+        }
+    }
+}
+
+#define PIPEZOO_INSTANTIATE(T)                                                                                     \
+    template void attend<T>(const T*, std::int64_t, const T*, std::int64_t, const T*, std::int64_t, const T*,      \
+                            const T*, T*, T*, T*, const Step&);
+PIPEZOO_INSTANTIATE(float)
+PIPEZOO_INSTANTIATE(bfloat16)
+
+}  // namespace pipezoo

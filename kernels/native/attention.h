@@ -1,0 +1,60 @@
+// Attention over paged keys and values, for prefill and decode alike (FlashAttention-2: Dao, 2023; splits along the
+// keys as in FlashDecoding).
+//
+// A page holds, per key/value head, what the products read in one step side by side (see simd.h):
+//     keys   [head_dim / per_step, page_size, per_step]
+//     values [page_size / per_step, head_dim, per_step]
+// head_dim and page_size are multiples of 32.
+#pragma once
+
+#include <cstdint>
+
+#include "simd.h"
+
+namespace pipezoo {
+
+// A piece of work: the queries of some rows of one request against a range of its keys.
+struct Item {
+    std::int32_t row;          // of its first query in the step
+    std::int32_t num_queries;
+    std::int32_t position;     // of its first query in the request
+    std::int32_t first_key;    // a multiple of page_size
+    std::int32_t end_key;
+    std::int32_t pages;        // where the request's page numbers begin in the page table
+    std::int32_t partial;      // where its partial result goes; -1 if it sees all keys of its queries
+};
+
+// A row whose keys were split over several items.
+struct Split {
+    std::int32_t row;
+    std::int32_t first_partial;
+    std::int32_t num_partials;
+};
+
+// What is the same for all layers of a step.
+struct Step {
+    std::int64_t num_rows;
+    const std::int32_t* row_pages;  // [num_rows], the page that a row's key and value are written to
+    const std::int32_t* row_slots;  // [num_rows], and the place in it
+    std::int64_t num_items;
+    const Item* items;
+    const std::int32_t* page_table;
+    std::int64_t num_splits;
+    const Split* splits;
+    float* partials;                // [num_partials, num_heads, 2 + head_dim]: maximum, sum, weighted values
+    std::int64_t num_heads, num_kv_heads, head_dim, page_size;
+    std::int64_t window;            // how many tokens a query sees, itself included; 0 for all
+    const float* slopes;            // [num_heads] of ALiBi, or null
+    float scale;
+};
+
+// Rotates q and k where cos is not null, writes k and v into their pages, and then what the queries see into `out`.
+//
+// q [T, num_heads, head_dim], k and v [T, num_kv_heads, head_dim], each with a stride between rows, counted in
+// numbers; cos and sin [T, head_dim]; out [T, num_heads, head_dim], contiguous. What is not finite in k or v is
+// written finite, because a weight of 0 times infinity is NaN.
+template <typename T>
+void attend(const T* q, std::int64_t q_stride, const T* k, std::int64_t k_stride, const T* v, std::int64_t v_stride,
+            const T* cos, const T* sin, T* key_pages, T* value_pages, T* out, const Step& step);
+
+}  // namespace pipezoo

@@ -1,0 +1,53 @@
+#include "layers.h"
+
+#include <cmath>
+
+namespace pipezoo {
+namespace {
+
+constexpr std::int64_t kParallelNumbers = 16384;  // with less, waking the other threads costs more than they save
+
+}  // namespace
+
+template <typename T>
+void rms_norm(const T* x, const T* weight, T* y, std::int64_t rows, std::int64_t size, float eps) {
+#pragma omp parallel for if (rows * size > kParallelNumbers)
+    for (std::int64_t row = 0; row < rows; ++row) {
+        const T* from = x + row * size;
+        __m512 squares = _mm512_setzero_ps();
+        for (std::int64_t i = 0; i < size; i += kLanes) {
+            const __m512 value = load(from + i, first_lanes(size - i));
+            squares = _mm512_fmadd_ps(value, value, squares);
+        }
+        const float mean = _mm512_reduce_add_ps(squares) / float(size);
+        const __m512 scale = _mm512_set1_ps(1.0f / std::sqrt(mean + eps));
+        for (std::int64_t i = 0; i < size; i += kLanes) {
+            const __mmask16 lanes = first_lanes(size - i);
+            const __m512 normalized = _mm512_mul_ps(load(from + i, lanes), scale);
+            store(y + row * size + i, _mm512_mul_ps(normalized, load(weight + i, lanes)), lanes);
+        }
+    }
+}
+
+template <typename T>
+void silu_multiply(const T* gate_up, T* y, std::int64_t rows, std::int64_t size) {
+#pragma omp parallel for if (rows * size > kParallelNumbers)
+    for (std::int64_t row = 0; row < rows; ++row) {
+        const T* gates = gate_up + row * 2 * size;
+        for (std::int64_t i = 0; i < size; i += kLanes) {
+            const __mmask16 lanes = first_lanes(size - i);
+            const __m512 gate = load(gates + i, lanes), up = load(gates + size + i, lanes);
+            const __m512 negated = _mm512_min_ps(_mm512_set1_ps(88.0f), _mm512_sub_ps(_mm512_setzero_ps(), gate));
+            const __m512 activated = _mm512_div_ps(gate, _mm512_add_ps(_mm512_set1_ps(1.0f), exponential(negated)));
+            store(y + row * size + i, _mm512_mul_ps(activated, up), lanes);
+        }
+    }
+}
+
+#define PIPEZOO_INSTANTIATE(T)                                                              \
+    template void rms_norm<T>(const T*, const T*, T*, std::int64_t, std::int64_t, float);   \
+    template void silu_multiply<T>(const T*, T*, std::int64_t, std::int64_t);
+PIPEZOO_INSTANTIATE(float)
+PIPEZOO_INSTANTIATE(bfloat16)
+
+}  // namespace pipezoo
