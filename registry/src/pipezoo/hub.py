@@ -34,6 +34,7 @@ _ALL_FILES = (
     _WEIGHTS,
     "model.safetensors.index.json",
     "tokenizer.json",
+    "tekken.json",
     "*.model",  # vocabularies: tokenizer.model, spiece.model
     "tokenizer_config.json",
     "special_tokens_map.json",

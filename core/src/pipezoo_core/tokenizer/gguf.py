@@ -14,7 +14,7 @@ from tokenizers.models import BPE
 
 from pipezoo_core.errors import UnsupportedTokenizerError
 from pipezoo_core.tokenizer.gguf_pre_tokenizers import KNOWN_PRE_TOKENIZERS
-from pipezoo_core.tokenizer.sentencepiece_merges import sentencepiece_merges
+from pipezoo_core.tokenizer.merges import merges_by_score
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -129,7 +129,7 @@ def _sentencepiece(found: _Metadata) -> tuple[Tokenizer, bool]:
     tokenizer = Tokenizer(
         _bpe(
             found.vocabulary,
-            sentencepiece_merges({piece: scores[piece] for piece in pieces}),
+            merges_by_score({piece: scores[piece] for piece in pieces}),
             unk_token=unknown,
             fuse_unk=True,
             byte_fallback=True,

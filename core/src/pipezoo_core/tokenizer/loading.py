@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, cast
 
 from pipezoo_core.errors import UnsupportedTokenizerError
+from pipezoo_core.tokenizer.gguf import tokenizer_from_gguf
+from pipezoo_core.tokenizer.sentencepiece_model import sentencepiece_metadata
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["load_tokenizer"]
+__all__ = ["load_tokenizer", "with_settings_of"]
 
 _FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "tekken.json", "tiktoken.model", "vocab.json")
+_CONFIG = "tokenizer_config.json"
+_BESIDE_IT = ("special_tokens_map.json", "added_tokens.json", "chat_template.*")
 
 
 def load_tokenizer(
@@ -22,7 +29,7 @@ def load_tokenizer(
     """Loads a folder's tokenizer.
 
     A tokenizer.json is complete, so it is read as it is, whatever class the folder names; anything else is shown to
-    the plugin first, and then transformers chooses the class.
+    the plugin first. A SentencePiece tokenizer.model is read by ourselves; for the rest transformers chooses the class.
 
     Args:
         folder: where the files are.
@@ -47,18 +54,37 @@ def load_tokenizer(
 
 def _load(folder: Path, read: Callable[[Path], PreTrainedTokenizerBase | None] | None) -> PreTrainedTokenizerBase:
     if (folder / "tokenizer.json").is_file():
-        from transformers import PreTrainedTokenizerFast
-
-        return cast("PreTrainedTokenizerBase", PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True))
+        return _read(folder)
     if read is not None and (own := read(folder)) is not None:
         return own
     if not any((folder / name).is_file() for name in _FILES):
         raise UnsupportedTokenizerError(
             f"{folder} has no tokenizer", allowed=f"one of {', '.join(_FILES)}", cure="Download the model again."
         )
+    if (folder / "tokenizer.model").is_file():
+        metadata = sentencepiece_metadata((folder / "tokenizer.model").read_bytes())
+        return with_settings_of(folder, tokenizer_from_gguf(metadata))
     from transformers import AutoTokenizer  # imports every model's config class: two seconds
 
     return cast(
         "PreTrainedTokenizerBase",
         AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False),
     )
+
+
+def with_settings_of(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer with what a folder's files say besides the vocabulary: special tokens, chat template."""
+    with TemporaryDirectory() as name:
+        tokenizer.save_pretrained(name)
+        if (folder / _CONFIG).is_file():
+            own, of_folder = (json.loads((path / _CONFIG).read_bytes()) for path in (Path(name), folder))
+            (Path(name) / _CONFIG).write_text(json.dumps({**own, **of_folder}), "utf-8")
+        for path in (path for pattern in _BESIDE_IT for path in folder.glob(pattern)):
+            shutil.copy(path, name)
+        return _read(Path(name))
+
+
+def _read(folder: Path) -> PreTrainedTokenizerBase:
+    from transformers import PreTrainedTokenizerFast
+
+    return cast("PreTrainedTokenizerBase", PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True))

@@ -20,6 +20,7 @@ def pipezoo_architectures() -> list[SupportedArchitecture]:
     from transformers import MistralConfig
 
     from pipezoo_mistral.model import MistralPipelineModel
+    from pipezoo_mistral.tokenizer import load_tokenizer
     from pipezoo_mistral.weight_adapters import adapt_safetensors
 
     return [
@@ -30,6 +31,7 @@ def pipezoo_architectures() -> list[SupportedArchitecture]:
             huggingface_config=MistralConfig.from_dict,
             weight_adapters={WeightsFormat.safetensors: adapt_safetensors},
             probe=_probe,
+            tokenizer=load_tokenizer,
         )
     ]
 

@@ -1,17 +1,17 @@
-"""SentencePiece's BPE as a list of merges. Knows no file and no library."""
+"""BPE vocabularies without merges, as a list of merges. Knows no file and no library."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["sentencepiece_merges"]
+__all__ = ["merges_by_score"]
 
 
-def sentencepiece_merges(scores: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Returns the merges, best first, by which ranked BPE finds SentencePiece's tokens.
+def merges_by_score(scores: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Returns the merges, best first, by which ranked BPE finds the tokens of SentencePiece or tiktoken.
 
-    SentencePiece keeps no merges: of all neighbours that together are a piece, it joins those whose piece has the best
-    score, the leftmost first (Kudo and Richardson, 2018; `bpe_model.cc`). So every way to cut a piece in two is a
+    These keep no merges: of all neighbours that together are a piece, they join those whose piece has the best score,
+    the leftmost first (Kudo and Richardson, 2018; `bpe_model.cc`). So every way to cut a piece in two is a
     merge, ranked by the piece's score. A rank cannot say "leftmost" for two different merges of the same score, but
     trained vocabularies have scores of their own for all pieces, and cuts of one piece seldom meet.
 
