@@ -104,6 +104,9 @@ class Settings(BaseModel):
 
 def _invalid_setting(cls: type[BaseModel], error: ValidationError) -> InvalidSettingError:
     first = error.errors(include_url=False)[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, InvalidSettingError):  # a validator of ours said it all
+        return cause
     name = ".".join(str(part) for part in first["loc"]) or cls.__name__
     if first["type"] == "extra_forbidden":
         return InvalidSettingError(

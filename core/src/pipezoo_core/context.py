@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from pipezoo_core.errors import EmptyPromptError, InsufficientPagesError, PromptTooLongError
 from pipezoo_core.request import GenerationStatus, LogProbabilities, RequestID
 from pipezoo_core.sampling_params import SamplingParams
+from pipezoo_core.structured_output import TokenMatcher
 
 __all__ = ["TextContext"]
 
@@ -29,6 +30,7 @@ class TextContext:
         max_length: most tokens, prompt and answer together.
         sampling_params: complete settings.
         end_token_ids: the model's own end-of-sequence tokens.
+        matcher: where the answer stands in the request's grammar; None where it has none.
 
     Raises:
         EmptyPromptError: there are no prompt tokens.
@@ -43,6 +45,7 @@ class TextContext:
         max_length: int,
         sampling_params: SamplingParams,
         end_token_ids: Collection[int] = (),
+        matcher: TokenMatcher | None = None,
     ) -> None:
         if not prompt_tokens:
             raise EmptyPromptError("the prompt is empty", cure="Give at least one token of text.")
@@ -55,6 +58,7 @@ class TextContext:
             )
         self.request_id = request_id
         self.sampling_params = sampling_params
+        self.matcher = matcher
         self.tokens = list(prompt_tokens)
         self.prompt_length = len(self.tokens)
         self.cache_length = 0

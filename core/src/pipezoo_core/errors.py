@@ -20,8 +20,10 @@ __all__ = [
     "IncompatiblePluginError",
     "InsufficientMemoryError",
     "InsufficientPagesError",
+    "InvalidGrammarError",
     "InvalidRequestError",
     "InvalidSettingError",
+    "MissingDependencyError",
     "MissingShardError",
     "ModelNotFoundError",
     "PipezooError",
@@ -85,6 +87,14 @@ class EmptyPromptError(InvalidRequestError):
 
 class PromptTooLongError(InvalidRequestError):
     """The prompt leaves no room for a new token in the model's context."""
+
+
+class InvalidGrammarError(InvalidRequestError):
+    """The JSON schema, regex or grammar that an answer has to follow is malformed or cannot be followed."""
+
+
+class MissingDependencyError(PipezooError, ImportError):
+    """A feature was asked for whose optional dependency is not installed."""
 
 
 class PluginError(PipezooError):

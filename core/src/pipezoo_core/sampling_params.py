@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ __all__ = ["SamplingParams"]
 
 _Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 _NEARLY_ZERO = 1e-5  # below it, dividing logits by the temperature overflows before it changes anything
+_CONSTRAINTS = ("json_schema", "regex", "grammar")
 _FROM_GENERATION_CONFIG = (
     "temperature",
     "top_k",
@@ -29,7 +31,11 @@ class SamplingParams(Settings):
     """Sampling settings of one request.
 
     Logits are changed in this order: `logit_bias`, the three penalties, the end tokens barred by `min_new_tokens`,
-    `temperature`, `top_k`, `top_p`, `min_p`; the order of transformers' logits processors.
+    what the grammar bars, `temperature`, `top_k`, `top_p`, `min_p`; the order of transformers' logits processors.
+
+    At most one of `json_schema`, `regex` and `grammar` is given. The answer follows it as far as it gets: the model
+    can end it only where the text is complete, and it ends by itself where nothing can follow; `max_new_tokens` and
+    stop texts cut it short. They need the package llguidance, whose dialects they are written in.
 
     Attributes:
         temperature: logits are divided by it; 0 takes the most likely token (greedy).
@@ -50,6 +56,9 @@ class SamplingParams(Settings):
         log_probabilities: how many of the most likely tokens to list next to each generated one; 0 gives no log
             probabilities at all.
         echo: with `log_probabilities`, give those of the prompt's tokens, too.
+        json_schema: the answer is JSON that this schema allows; a mapping, or JSON text.
+        regex: the answer matches this regular expression, from its first to its last character.
+        grammar: the answer is derived from this context-free grammar, in Lark's notation.
     """
 
     temperature: Annotated[float, Field(ge=0.0)] = 1.0
@@ -68,17 +77,38 @@ class SamplingParams(Settings):
     seed: Annotated[int | None, Field(ge=0)] = None
     log_probabilities: Annotated[int, Field(ge=0, le=128)] = 0
     echo: bool = False
+    json_schema: str | None = None
+    regex: str | None = None
+    grammar: str | None = None
 
     @field_validator("stop", mode="before")
     @classmethod
     def _one_or_many(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
 
+    @field_validator("json_schema", mode="before")
+    @classmethod
+    def _schema_as_text(cls, value: object) -> object:
+        if value is None:
+            return None
+        try:
+            schema = json.loads(value) if isinstance(value, str) else value
+            if not isinstance(schema, Mapping):
+                raise TypeError(f"a {type(schema).__name__} is no mapping")
+            return json.dumps(dict(schema), ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidSettingError(
+                "setting 'json_schema' is not valid",
+                found=repr(value)[:200],
+                allowed="a JSON schema, as a mapping or as the text of a JSON object",
+            ) from error
+
     def model_post_init(self, _context: Any, /) -> None:
         """Checks settings against each other.
 
         Raises:
-            InvalidSettingError: `min_new_tokens` is above `max_new_tokens`, or `echo` lacks `log_probabilities`.
+            InvalidSettingError: `min_new_tokens` is above `max_new_tokens`, `echo` lacks `log_probabilities`, or
+                there is more than one of `json_schema`, `regex` and `grammar`.
         """
         if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
             raise InvalidSettingError(
@@ -90,6 +120,10 @@ class SamplingParams(Settings):
             raise InvalidSettingError(
                 "setting 'echo' gives the prompt's log probabilities, but none are asked for",
                 cure="Set log_probabilities, too.",
+            )
+        if len(given := self._constraints) > 1:
+            raise InvalidSettingError(
+                f"setting {given[0]!r} excludes {given[1]!r}", found=given, allowed=f"one of {', '.join(_CONSTRAINTS)}"
             )
 
     @classmethod
@@ -104,6 +138,15 @@ class SamplingParams(Settings):
         if generation_config.get("do_sample") is False:
             found["temperature"] = 0.0
         return cls(**found)
+
+    @property
+    def constraint(self) -> str | None:
+        """The name of the setting that says what the text looks like: `json_schema`, `regex`, `grammar`, or None."""
+        return next(iter(self._constraints), None)
+
+    @property
+    def _constraints(self) -> list[str]:
+        return [name for name in _CONSTRAINTS if getattr(self, name) is not None]
 
     @property
     def is_greedy(self) -> bool:

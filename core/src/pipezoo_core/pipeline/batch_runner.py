@@ -11,6 +11,7 @@ from torch import Tensor
 from pipezoo_core.context import TextContext
 from pipezoo_core.interfaces import ModelInputs, ModelOutputs, PipelineModel
 from pipezoo_core.pipeline.sampler import sample
+from pipezoo_core.pipeline.token_masks import TokenMasker, TokenMasks
 from pipezoo_core.request import (
     GenerationStatus,
     LogProbabilities,
@@ -18,6 +19,7 @@ from pipezoo_core.request import (
     TextGenerationInputs,
     TextGenerationOutput,
 )
+from pipezoo_core.structured_output import TokenMatcher
 from pipezoo_core.tokenizer import TextStream, TextTokenizer
 
 __all__ = ["BatchRunner"]
@@ -36,6 +38,7 @@ class BatchRunner:
         self._manager = model.kv_manager
         self._tokenizer = tokenizer
         self._streams: dict[RequestID, TextStream] = {}
+        self._masker = TokenMasker()
 
     def release(self, request_id: RequestID) -> None:
         """Gives back the request's pages and forgets its text. Does nothing for one that is released already."""
@@ -60,8 +63,9 @@ class BatchRunner:
             else:
                 model_inputs.update(kv_cache_inputs=kv_cache_inputs)
                 model_inputs = self._model.prepare_next_token_inputs(next_tokens, model_inputs)
+            masks = self._masker.start([context for context in batch if context.samples])
             model_outputs = self._model.execute(model_inputs)
-            next_tokens = self._next_tokens(batch, model_outputs)
+            next_tokens = self._next_tokens(batch, model_outputs, masks.result() if masks else None)
             logged = self._log_probabilities(batch, model_inputs, model_outputs, next_tokens)
             if not all(context.samples for context in batch):
                 model_inputs = None
@@ -84,17 +88,19 @@ class BatchRunner:
                 self._manager.external_claim(context)
                 context.set_chunk(context.num_pending)
 
-    def _next_tokens(self, batch: Sequence[TextContext], model_outputs: ModelOutputs) -> Tensor:
+    def _next_tokens(
+        self, batch: Sequence[TextContext], model_outputs: ModelOutputs, masks: TokenMasks | None
+    ) -> Tensor:
         """Samples for the requests whose chunk reached their end; the others' next token is known already."""
         logits = model_outputs.next_token_logits
         assert logits is not None
         rows = [i for i, context in enumerate(batch) if context.samples]
         if len(rows) == len(batch):
-            return sample(logits, batch)
+            return sample(logits, batch, masks)
         known = [0 if c.samples else c.tokens[c.cache_length + c.active_length] for c in batch]
         next_tokens = torch.tensor(known, device=logits.device)
         if rows:
-            next_tokens[rows] = sample(logits[rows], [batch[i] for i in rows])
+            next_tokens[rows] = sample(logits[rows], [batch[i] for i in rows], masks)
         return next_tokens
 
     def _log_probabilities(
@@ -118,6 +124,10 @@ class BatchRunner:
                 if entry is not None:
                     context.prompt_log_probabilities = context.prompt_log_probabilities.followed_by(entry)
                 continue
+            if context.matcher is not None and context.matcher.is_done:  # the token fits nothing
+                context.advance(None)
+                yield self._end(context, context.matcher)
+                continue
             first = context.num_generated == 0
             context.advance(token)
             output = self._output(context, token)
@@ -125,6 +135,12 @@ class BatchRunner:
                 whole = context.prompt_log_probabilities.followed_by(entry) if first else entry
                 output = replace(output, log_probabilities=[whole])
             yield output
+
+    def _end(self, context: TextContext, matcher: TokenMatcher) -> TextGenerationOutput:
+        """Ends a request whose grammar lets no token follow."""
+        context.finish(_final_status(matcher))
+        text = self.remaining_text(context.request_id)
+        return TextGenerationOutput(request_id=context.request_id, text=text, final_status=context.status)
 
     def _output(self, context: TextContext, token: int) -> TextGenerationOutput:
         stream = self._streams.get(context.request_id)
@@ -139,8 +155,16 @@ class BatchRunner:
         text = "" if ended else stream.push(token)
         if stream.stopped:
             context.finish(GenerationStatus.END_OF_SEQUENCE)
+        elif context.matcher is not None and not ended:
+            context.matcher.consume(token)
+            if context.matcher.is_done:
+                context.finish(_final_status(context.matcher))
         if context.status.is_done:
             text += stream.finish()
         return TextGenerationOutput(
             request_id=context.request_id, text=text, tokens=[token], final_status=context.status
         )
+
+
+def _final_status(matcher: TokenMatcher) -> GenerationStatus:
+    return GenerationStatus.END_OF_SEQUENCE if matcher.is_complete else GenerationStatus.CANCELLED

@@ -8,22 +8,24 @@ import torch
 from torch import Tensor
 
 from pipezoo_core.context import TextContext
+from pipezoo_core.pipeline.token_masks import TokenMasks
 from pipezoo_core.sampling_params import SamplingParams
 
 __all__ = ["sample"]
 
 
-def sample(logits: Tensor, contexts: Sequence[TextContext]) -> Tensor:
+def sample(logits: Tensor, contexts: Sequence[TextContext], masks: TokenMasks | None = None) -> Tensor:
     """Chooses one token per request.
 
     Args:
         logits: float32 [B, V], one row per context; left as it is.
         contexts: in the order of the rows. Those that do not decode greedily draw one random number each.
+        masks: what the grammars of these contexts allow; None where no context has one.
 
     Returns:
         int64 [B].
     """
-    adjusted = _adjust(logits, contexts)
+    adjusted = _adjust(logits, contexts, masks)
     tokens = adjusted.argmax(-1)
     rows = [i for i, context in enumerate(contexts) if not context.sampling_params.is_greedy]
     if rows:
@@ -33,9 +35,9 @@ def sample(logits: Tensor, contexts: Sequence[TextContext]) -> Tensor:
     return tokens
 
 
-def _adjust(logits: Tensor, contexts: Sequence[TextContext]) -> Tensor:
-    """Applies bias, penalties and barred end tokens to the rows that have any."""
-    adjusted = logits
+def _adjust(logits: Tensor, contexts: Sequence[TextContext], masks: TokenMasks | None = None) -> Tensor:
+    """Applies bias, penalties, barred end tokens and grammars to the rows that have any."""
+    adjusted = logits if masks is None else logits.clone()
     for row, context in enumerate(contexts):
         params = context.sampling_params
         if not (params.logit_bias or _has_penalty(params) or not context.may_end):
@@ -43,6 +45,8 @@ def _adjust(logits: Tensor, contexts: Sequence[TextContext]) -> Tensor:
         if adjusted is logits:
             adjusted = logits.clone()
         _adjust_row(adjusted[row], context)
+    if masks is not None:
+        masks.apply_(adjusted)
     return adjusted
 
 
@@ -65,7 +69,7 @@ def _adjust_row(row_V: Tensor, context: TextContext) -> None:
     if params.frequency_penalty != 0.0 or params.presence_penalty != 0.0:
         own, counts = index(context.generated_tokens).unique(return_counts=True)
         row_V[own] -= params.frequency_penalty * counts + params.presence_penalty
-    if not context.may_end and context.stop_token_ids:
+    if not context.may_end and context.stop_token_ids and context.matcher is None:  # a grammar bars them itself
         row_V[index(sorted(context.stop_token_ids))] = -torch.inf
 
 

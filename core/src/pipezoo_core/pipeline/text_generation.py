@@ -104,7 +104,10 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
 
         Raises:
             InvalidSettingError: a sampling setting is unknown or out of range.
-            InvalidRequestError: a prompt is empty, too long, or of an unknown kind. No request was begun then.
+            InvalidRequestError: a prompt is empty, too long, or of an unknown kind, or a grammar cannot be used. No
+                request was begun then.
+            InvalidGrammarError: an answer cannot follow its grammar any further.
+            MissingDependencyError: there is a grammar, and llguidance is not installed.
         """
         requests = self._with_settings(as_requests(prompts), sampling)
         return join_outputs(requests, self._run(requests))
@@ -175,7 +178,8 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             inputs: contexts with their chunks set. One that is not claimed yet is, and feeds all its tokens.
 
         Returns:
-            What each request produced; nothing for one whose prompt is not through yet.
+            What each request produced; nothing for one whose prompt is not through yet. A request that cannot follow
+            its grammar any further is `CANCELLED`, and `context.matcher.error` says why.
 
         Raises:
             InsufficientPagesError: the pages do not suffice. Nothing was computed then.
@@ -254,4 +258,5 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         request.outputs.append(output)
         if output.is_done:
             request.is_done = True
+            request.error = request.context.matcher.error if request.context.matcher is not None else None
             self.release(output.request_id)

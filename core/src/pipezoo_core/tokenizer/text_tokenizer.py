@@ -12,6 +12,7 @@ from pipezoo_core.context import TextContext
 from pipezoo_core.errors import EmptyPromptError, InvalidRequestError, UnsupportedTokenizerError
 from pipezoo_core.request import ChatMessage, TextGenerationRequest
 from pipezoo_core.sampling_params import SamplingParams
+from pipezoo_core.structured_output import GrammarCompiler
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,6 +50,7 @@ class TextTokenizer:
         self.max_length = max_length
         self.sampling_params = sampling_params
         self._eos_token_ids = frozenset(eos_token_ids)
+        self._grammars = GrammarCompiler(delegate, end_token_ids=self._eos_token_ids)
         self._vocab_size = max(delegate.get_vocab().values()) + 1  # ids may have gaps, so not their number
         self._adds_bos = delegate.bos_token is not None and self._encode("")[:1] == [delegate.bos_token_id]
 
@@ -65,6 +67,9 @@ class TextTokenizer:
             PromptTooLongError: the prompt leaves no room for one new token.
             InvalidRequestError: there is not exactly one of prompt and messages, a token id is not in the
                 vocabulary, or the chat template refuses the messages.
+            InvalidGrammarError: the request's grammar is malformed, cannot be satisfied, or cannot be expressed.
+            MissingDependencyError: it has a grammar, and llguidance is not installed.
+            UnsupportedTokenizerError: it has a grammar, and llguidance cannot read the model's tokenizer.
         """
         params = self.sampling_params if request.sampling_params is None else request.sampling_params
         self._check_token_ids(params.stop_token_ids, "stop_token_ids")
@@ -75,6 +80,7 @@ class TextTokenizer:
             max_length=self.max_length,
             sampling_params=params,
             end_token_ids=self._eos_token_ids,
+            matcher=self._grammars.matcher(params),
         )
 
     def encode(self, prompt: str | Tokens, add_special_tokens: bool = True) -> NDArray[np.integer[Any]]:

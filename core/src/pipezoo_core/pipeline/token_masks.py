@@ -1,0 +1,81 @@
+"""Which tokens the grammars of a batch allow next, found in a thread while the model computes the step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipezoo_core.context import TextContext
+
+if TYPE_CHECKING:
+    from llguidance import LLExecutor
+
+__all__ = ["TokenMasker", "TokenMasks"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMasks:
+    """The masks of those requests in a batch that have a grammar.
+
+    Attributes:
+        rows: where they are among the batch's logits.
+        allowed: bool [len(rows), W], on the host. Tokens from W on, padding of the model's head, are not allowed.
+    """
+
+    rows: list[int]
+    allowed: Tensor
+
+    def apply_(self, logits: Tensor) -> None:
+        """Sets the logits of tokens that are not allowed to minus infinity.
+
+        Args:
+            logits: [B, V].
+        """
+        width = min(logits.shape[-1], self.allowed.shape[-1])
+        barred = torch.ones(len(self.rows), logits.shape[-1], dtype=torch.bool)
+        barred[:, :width] = ~self.allowed[:, :width]
+        logits[self.rows] = logits[self.rows].masked_fill(barred.to(logits.device), -torch.inf)
+
+
+class TokenMasker:
+    """Computes masks beside the model. A mask depends only on tokens that are there already.
+
+    llguidance works outside the interpreter's lock, and on several requests at once.
+    """
+
+    @cached_property
+    def _thread(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(max_workers=1, thread_name_prefix="pipezoo-token-masks")
+
+    @cached_property
+    def _executor(self) -> LLExecutor:
+        from llguidance import LLExecutor
+
+        return LLExecutor()
+
+    def start(self, contexts: Sequence[TextContext]) -> Future[TokenMasks] | None:
+        """Begins with the masks of the contexts' next tokens; returns None where none has a grammar.
+
+        The contexts must not change before the result is there.
+        """
+        rows = [i for i, context in enumerate(contexts) if context.matcher is not None]
+        return self._thread.submit(self._masks, rows, [contexts[i] for i in rows]) if rows else None
+
+    def _masks(self, rows: list[int], contexts: Sequence[TextContext]) -> TokenMasks:
+        from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
+
+        matchers = [context.matcher for context in contexts if context.matcher is not None]
+        bits = allocate_token_bitmask(len(matchers), matchers[0].num_tokens)
+        fill_next_token_bitmask_par(self._executor, [(m.ll_matcher, i) for i, m in enumerate(matchers)], bits)
+        unpacked = np.unpackbits(bits.view(np.uint8), axis=-1, count=matchers[0].num_tokens, bitorder="little")
+        allowed = unpacked.view(np.bool_)
+        for matcher, context, row in zip(matchers, contexts, allowed, strict=True):
+            matcher.settle(row, stop_token_ids=context.stop_token_ids, may_end=context.may_end)
+        return TokenMasks(rows, torch.from_numpy(allowed))

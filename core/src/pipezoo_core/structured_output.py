@@ -1,0 +1,204 @@
+"""What an answer's text has to look like: a JSON schema, a regular expression or a grammar, followed token by token.
+
+The grammars are llguidance's, an optional dependency that is imported when the first request asks for one. Knows no
+torch and no batches.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+from pipezoo_core.errors import InvalidGrammarError, MissingDependencyError, UnsupportedTokenizerError
+from pipezoo_core.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+    from numpy import bool_
+    from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["GrammarCompiler", "TokenMatcher"]
+
+# Between two tokens of JSON: nothing, a space, or a line break with an indent. Without a bound, a small model that has
+# begun to write spaces may never stop.
+_JSON_WHITESPACE = r"\x20|\n[\x20\t]{0,32}"
+_END_OF_ANSWER = "<|pipezoo end of answer|>"
+
+
+class TokenMatcher:
+    """Where one answer stands in its grammar. Belongs to the request's context, so a preemption leaves it as it is.
+
+    Args:
+        ll_matcher: llguidance's, at the beginning of the grammar.
+        end: the token that stands for the end of the answer in llguidance's vocabulary, and nowhere else.
+        end_token_ids: the model's own end tokens. They are never text.
+
+    Attributes:
+        is_complete: the text satisfies the grammar, and nothing can follow.
+        error: why the answer cannot go on: the grammar has become too complex, or no token of the vocabulary fits.
+    """
+
+    def __init__(self, ll_matcher: LLMatcher, *, end: int, end_token_ids: Collection[int]) -> None:
+        self.ll_matcher = ll_matcher
+        self.is_complete = False
+        self.error: InvalidGrammarError | None = None
+        self._end = end
+        self._end_token_ids = list(end_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """The length of llguidance's masks."""
+        return self._end + 1
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no further token can follow."""
+        return self.is_complete or self.error is not None
+
+    def consume(self, token: int) -> None:
+        """Notes the answer's next token, which is not one that ended the request."""
+        self.ll_matcher.consume_token(token)
+        self._check()
+        self.is_complete = self.error is None and self.ll_matcher.is_stopped()
+
+    def settle(self, allowed_V: NDArray[bool_], *, stop_token_ids: Collection[int], may_end: bool) -> None:
+        """Turns what the grammar allows next into what the request allows next, in place.
+
+        The end and stop tokens of the request are allowed where the grammar accepts the text as it is. Where the
+        request may not end yet, they are barred, unless nothing else is left: the grammar has the last word. Where
+        nothing at all is left, the matcher is complete, or has an error.
+
+        Args:
+            allowed_V: of llguidance, [num_tokens].
+            stop_token_ids: of the request, the model's own ones included where they are not ignored.
+            may_end: whether the request may end with the next token.
+        """
+        accepts = bool(allowed_V[self._end])
+        stops = [token for token in stop_token_ids if token < self._end]
+        allowed_V[[self._end, *self._end_token_ids]] = False
+        if not may_end:
+            needed = allowed_V[stops]
+            allowed_V[stops] = False
+            if not allowed_V.any():
+                allowed_V[stops] = needed
+        is_at_end = not allowed_V.any()
+        self._check(is_stuck=is_at_end and not accepts)
+        self.is_complete = self.error is None and is_at_end
+        if accepts and may_end:
+            allowed_V[stops] = True
+
+    def _check(self, *, is_stuck: bool = False) -> None:
+        if self.error is None and (is_stuck or self.ll_matcher.is_error()):
+            self.error = InvalidGrammarError(
+                "the answer cannot follow its grammar any further",
+                found=_reason(self.ll_matcher),
+                cure="Simplify the grammar, or take a model whose vocabulary can spell it.",
+            )
+
+
+class GrammarCompiler:
+    """Makes matchers over one model's vocabulary, which is handed to llguidance on first use.
+
+    Args:
+        delegate: the model's tokenizer; not changed.
+        end_token_ids: the tokens at which the model itself ends an answer.
+    """
+
+    def __init__(self, delegate: PreTrainedTokenizerBase, *, end_token_ids: Collection[int]) -> None:
+        self._delegate = delegate
+        self._end_token_ids = end_token_ids
+        self._tokenizer: LLTokenizer | None = None
+        self._lock = threading.Lock()
+
+    def matcher(self, params: SamplingParams) -> TokenMatcher | None:
+        """Returns a matcher for the request's grammar, or None where it has none.
+
+        Raises:
+            MissingDependencyError: llguidance is not installed.
+            UnsupportedTokenizerError: llguidance cannot read the model's tokenizer.
+            InvalidGrammarError: the grammar is malformed or cannot be satisfied, or llguidance cannot express it.
+        """
+        if params.constraint is None:
+            return None
+        try:
+            from llguidance import LLMatcher, LLParserLimits
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"setting {params.constraint!r} needs the package llguidance",
+                cure="Try: pip install 'pipezoo-core[structured]'",
+            ) from error
+        tokenizer = self._ll_tokenizer()
+        matcher = LLMatcher(tokenizer, _grammar(params), log_level=0, limits=LLParserLimits(verbose_errors=False))
+        matcher.compute_bitmask()  # some grammars are found to allow nothing, or too much at once, only here
+        if matcher.is_error():
+            raise _invalid(params.constraint, _reason(matcher))
+        inside = [token for token in self._end_token_ids if token < tokenizer.eos_token]
+        return TokenMatcher(matcher, end=tokenizer.eos_token, end_token_ids=inside)
+
+    def _ll_tokenizer(self) -> LLTokenizer:
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = _ll_tokenizer(self._delegate)
+            return self._tokenizer
+
+
+def _grammar(params: SamplingParams) -> str:
+    """Returns the request's grammar as llguidance takes it.
+
+    Raises:
+        InvalidGrammarError: it is not even well-formed text.
+    """
+    from llguidance import LLMatcher
+
+    try:
+        if params.json_schema is not None:
+            return LLMatcher.grammar_from_json_schema(
+                params.json_schema, defaults={"whitespace_pattern": _JSON_WHITESPACE}
+            )
+        if params.regex is not None:
+            if (len(params.regex) - len(params.regex.rstrip("\\"))) % 2:  # llguidance would drop it
+                raise ValueError("a single backslash at the end")
+            return LLMatcher.grammar_from_regex(params.regex)
+        assert params.grammar is not None
+        return LLMatcher.grammar_from_lark(params.grammar)
+    except ValueError as error:
+        assert params.constraint is not None
+        raise _invalid(params.constraint, error) from error
+
+
+def _ll_tokenizer(delegate: Any) -> LLTokenizer:
+    """Hands a vocabulary to llguidance, with one more token behind all others that stands for the end of an answer.
+
+    So a model's end tokens, of which there may be any number, also none, are kept out of the grammar altogether.
+    """
+    from llguidance import LLTokenizer
+    from tokenizers import AddedToken, Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_str(delegate.backend_tokenizer.to_str())
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.add_special_tokens([AddedToken(_END_OF_ANSWER, special=True)])
+        return LLTokenizer(tokenizer.to_str(), eos_token=tokenizer.token_to_id(_END_OF_ANSWER))
+    except Exception as error:  # a tokenizer without a backend, or of a kind that llguidance does not know
+        raise UnsupportedTokenizerError(
+            "llguidance cannot read the model's tokenizer",
+            found=f"{type(delegate).__name__}: {error}",
+            allowed="fast tokenizers (tokenizer.json) with byte-level or byte-fallback decoding",
+            cure="Ask for no json_schema, regex or grammar with this model.",
+        ) from error
+
+
+def _invalid(name: str, reason: object) -> InvalidGrammarError:
+    return InvalidGrammarError(
+        f"the request's {name} cannot be used",
+        found=reason,
+        allowed="what llguidance documents for it: https://github.com/guidance-ai/llguidance/tree/main/docs",
+    )
+
+
+def _reason(matcher: LLMatcher) -> str:
+    reason = matcher.get_error().removesuffix("<non-verbose/>").strip()
+    return "no token of the vocabulary can follow" if not reason or reason.startswith("NoExtension") else reason
