@@ -30,7 +30,7 @@ check: $(VENV)/.installed ## lint, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.installed ## measure against transformers; JSON on the last line
+bench: $(VENV)/.installed ## measure against transformers and the peers installed; JSON on the last line
 	$(BIN)/python benchmarks/compare.py
 
 format: $(VENV)/.installed ## format the code

