@@ -25,6 +25,7 @@ setup(
                 "-Wall",
                 "-Wno-ignored-attributes",
                 "-Wno-maybe-uninitialized",
+                "-Wno-uninitialized",
             ],
             extra_link_args=["-fopenmp"],
             define_macros=[("Py_LIMITED_API", "0x030B0000")],

@@ -175,7 +175,7 @@ class ItemWork {
                     lanes &= first_lanes(position(row + i) - (key + j) + 1);
                     lanes &= ~first_lanes(first_seen(row + i) - (key + j));
                 }
-                __m512 score = _mm512_mul_ps(load(&scores[i][j]), _mm512_set1_ps(step_.scale));
+                __m512 score = _mm512_mul_ps(load(&scores[i][j]), _mm512_set1_ps(float(step_.scale)));
                 if (step_.slopes) score = _mm512_fmadd_ps(slope(row + i), distances(key + j - position(row + i)), score);
                 store(&scores[i][j], score);
                 seen[i][j / kLanes] = lanes;

@@ -31,7 +31,7 @@ struct Split {
     std::int32_t num_partials;
 };
 
-// What is the same for all layers of a step.
+// What is the same for all layers of a step. Python writes it: 16 fields of 8 bytes each.
 struct Step {
     std::int64_t num_rows;
     const std::int32_t* row_pages;  // [num_rows], the page that a row's key and value are written to
@@ -45,8 +45,9 @@ struct Step {
     std::int64_t num_heads, num_kv_heads, head_dim, page_size;
     std::int64_t window;            // how many tokens a query sees, itself included; 0 for all
     const float* slopes;            // [num_heads] of ALiBi, or null
-    float scale;
+    double scale;
 };
+static_assert(sizeof(Step) == 16 * 8);
 
 // Rotates q and k where cos is not null, writes k and v into their pages, and then what the queries see into `out`.
 //

@@ -1,6 +1,7 @@
 #include "layers.h"
 
 #include <cmath>
+#include <initializer_list>
 
 namespace pipezoo {
 namespace {
@@ -44,9 +45,47 @@ void silu_multiply(const T* gate_up, T* y, std::int64_t rows, std::int64_t size)
     }
 }
 
-#define PIPEZOO_INSTANTIATE(T)                                                              \
-    template void rms_norm<T>(const T*, const T*, T*, std::int64_t, std::int64_t, float);   \
-    template void silu_multiply<T>(const T*, T*, std::int64_t, std::int64_t);
+template <typename T>
+void add(const T* x, const T* y, T* sum, std::int64_t count) {
+#pragma omp parallel for if (count > kParallelNumbers)
+    for (std::int64_t i = 0; i < count; i += kLanes) {
+        const __mmask16 lanes = first_lanes(count - i);
+        store(sum + i, _mm512_add_ps(load(x + i, lanes), load(y + i, lanes)), lanes);
+    }
+}
+
+template <typename T>
+void embedding(const std::int64_t* tokens, const T* weight, T* y, std::int64_t rows, std::int64_t size) {
+    for (std::int64_t row = 0; row < rows; ++row)
+        std::memcpy(y + row * size, weight + tokens[row] * size, size * sizeof(T));
+}
+
+template <typename T>
+void rotary_angles(const std::int64_t* positions, const float* frequencies, T* cos, T* sin, std::int64_t rows,
+                   std::int64_t half, float scaling) {
+#pragma omp parallel for if (rows * half > kParallelNumbers / 16)
+    for (std::int64_t row = 0; row < rows; ++row)
+        for (std::int64_t i = 0; i < half; i += kLanes) {
+            alignas(64) float cosines[kLanes] = {}, sines[kLanes] = {};
+            for (std::int64_t j = i; j < half && j < i + kLanes; ++j) {
+                const float angle = float(positions[row]) * frequencies[j];
+                cosines[j - i] = std::cos(angle) * scaling;
+                sines[j - i] = std::sin(angle) * scaling;
+            }
+            const __mmask16 lanes = first_lanes(half - i);
+            for (const std::int64_t at : {row * 2 * half + i, row * 2 * half + half + i}) {
+                store(cos + at, load(cosines), lanes);
+                store(sin + at, load(sines), lanes);
+            }
+        }
+}
+
+#define PIPEZOO_INSTANTIATE(T)                                                                             \
+    template void rms_norm<T>(const T*, const T*, T*, std::int64_t, std::int64_t, float);                  \
+    template void silu_multiply<T>(const T*, T*, std::int64_t, std::int64_t);                              \
+    template void add<T>(const T*, const T*, T*, std::int64_t);                                            \
+    template void embedding<T>(const std::int64_t*, const T*, T*, std::int64_t, std::int64_t);             \
+    template void rotary_angles<T>(const std::int64_t*, const float*, T*, T*, std::int64_t, std::int64_t, float);
 PIPEZOO_INSTANTIATE(float)
 PIPEZOO_INSTANTIATE(bfloat16)
 

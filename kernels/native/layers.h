@@ -15,4 +15,17 @@ void rms_norm(const T* x, const T* weight, T* y, std::int64_t rows, std::int64_t
 template <typename T>
 void silu_multiply(const T* gate_up, T* y, std::int64_t rows, std::int64_t size);
 
+// sum = x + y, `count` numbers each.
+template <typename T>
+void add(const T* x, const T* y, T* sum, std::int64_t count);
+
+// y[i] = weight[tokens[i]]; weight [vocabulary, size].
+template <typename T>
+void embedding(const std::int64_t* tokens, const T* weight, T* y, std::int64_t rows, std::int64_t size);
+
+// cos and sin [rows, 2 · half] of positions · frequencies, times scaling; the second half of a row repeats the first.
+template <typename T>
+void rotary_angles(const std::int64_t* positions, const float* frequencies, T* cos, T* sin, std::int64_t rows,
+                   std::int64_t half, float scaling);
+
 }  // namespace pipezoo

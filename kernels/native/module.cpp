@@ -1,6 +1,7 @@
 // What Python sees: functions of plain integers, where a pointer is the address that `Tensor.data_ptr()` gives.
 //
-// Nothing is checked here; pipezoo_core's backends do. Each function lets other Python threads run meanwhile.
+// Nothing is checked here; pipezoo_core does. Each function lets other Python threads run meanwhile. `addresses` says
+// where each lies, for `replay`, which runs many with one call.
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
@@ -26,7 +27,15 @@ T from_python(PyObject* value) {
         return static_cast<T>(PyLong_AsLongLong(value));
 }
 
-// Makes a Python function of a C++ one: its arguments' types say how each is read.
+template <typename T>
+T from_number(std::int64_t value) {
+    T result;
+    static_assert(sizeof result == sizeof value);
+    std::memcpy(&result, &value, sizeof value);
+    return result;
+}
+
+// Makes a Python function of a C++ one, and one that takes its arguments from memory, 8 bytes each.
 template <auto function>
 struct Binding;
 
@@ -46,6 +55,13 @@ struct Binding<function> {
         }
     }
 
+    template <std::size_t... index>
+    static void run(const std::int64_t* values, std::index_sequence<index...>) {
+        function(from_number<Arguments>(values[index])...);
+    }
+
+    static void replay(const std::int64_t* values) { run(values, std::index_sequence_for<Arguments...>{}); }
+
     static PyObject* call(PyObject*, PyObject* const* values, Py_ssize_t count) {
         if (count != sizeof...(Arguments)) {
             PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", Py_ssize_t(sizeof...(Arguments)), count);
@@ -58,31 +74,10 @@ struct Binding<function> {
 template <typename T>
 void attend(const void* q, std::int64_t q_stride, const void* k, std::int64_t k_stride, const void* v,
             std::int64_t v_stride, const void* cos, const void* sin, void* key_pages, void* value_pages, void* out,
-            std::int64_t num_rows, const void* row_pages, const void* row_slots, std::int64_t num_items,
-            const void* items, const void* page_table, std::int64_t num_splits, const void* splits, void* partials,
-            std::int64_t num_heads, std::int64_t num_kv_heads, std::int64_t head_dim, std::int64_t page_size,
-            std::int64_t window, const void* slopes, double scale) {
-    const auto* const pages = static_cast<const std::int32_t*>(row_pages);
-    const auto* const slots = static_cast<const std::int32_t*>(row_slots);
-    const pipezoo::Step step{num_rows,
-                             pages,
-                             slots,
-                             num_items,
-                             static_cast<const pipezoo::Item*>(items),
-                             static_cast<const std::int32_t*>(page_table),
-                             num_splits,
-                             static_cast<const pipezoo::Split*>(splits),
-                             static_cast<float*>(partials),
-                             num_heads,
-                             num_kv_heads,
-                             head_dim,
-                             page_size,
-                             window,
-                             static_cast<const float*>(slopes),
-                             float(scale)};
+            const void* step) {
     pipezoo::attend(static_cast<const T*>(q), q_stride, static_cast<const T*>(k), k_stride, static_cast<const T*>(v),
                     v_stride, static_cast<const T*>(cos), static_cast<const T*>(sin), static_cast<T*>(key_pages),
-                    static_cast<T*>(value_pages), static_cast<T*>(out), step);
+                    static_cast<T*>(value_pages), static_cast<T*>(out), *static_cast<const pipezoo::Step*>(step));
 }
 
 template <typename T>
@@ -108,15 +103,69 @@ void silu_multiply(const void* gate_up, void* y, std::int64_t rows, std::int64_t
     pipezoo::silu_multiply(static_cast<const T*>(gate_up), static_cast<T*>(y), rows, size);
 }
 
-#define PIPEZOO_FUNCTION(name, function) \
-    {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&Binding<&function>::call)), METH_FASTCALL, nullptr}
-#define PIPEZOO_BOTH(name) \
-    PIPEZOO_FUNCTION(#name "_float32", name<float>), PIPEZOO_FUNCTION(#name "_bfloat16", name<bfloat16>)
+template <typename T>
+void add(const void* x, const void* y, void* sum, std::int64_t count) {
+    pipezoo::add(static_cast<const T*>(x), static_cast<const T*>(y), static_cast<T*>(sum), count);
+}
 
-PyMethodDef methods[] = {PIPEZOO_BOTH(pack),          PIPEZOO_BOTH(linear), PIPEZOO_BOTH(rms_norm),
-                         PIPEZOO_BOTH(silu_multiply), PIPEZOO_BOTH(attend), {nullptr, nullptr, 0, nullptr}};
+template <typename T>
+void embedding(const void* tokens, const void* weight, void* y, std::int64_t rows, std::int64_t size) {
+    pipezoo::embedding(static_cast<const std::int64_t*>(tokens), static_cast<const T*>(weight), static_cast<T*>(y),
+                       rows, size);
+}
 
-PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", nullptr, 0, methods, nullptr, nullptr, nullptr, nullptr};
+template <typename T>
+void rotary_angles(const void* positions, const void* frequencies, void* cos, void* sin, std::int64_t rows,
+                   std::int64_t half, double scaling) {
+    pipezoo::rotary_angles(static_cast<const std::int64_t*>(positions), static_cast<const float*>(frequencies),
+                           static_cast<T*>(cos), static_cast<T*>(sin), rows, half, float(scaling));
+}
+
+// A program is `num_calls` rows of 16 numbers: the address of a kernel, then its arguments.
+void replay(const void* program, std::int64_t num_calls) {
+    const auto* row = static_cast<const std::int64_t*>(program);
+    for (std::int64_t i = 0; i < num_calls; ++i, row += 16)
+        reinterpret_cast<void (*)(const std::int64_t*)>(row[0])(row + 1);
+}
+
+#define PIPEZOO_KERNELS(apply)                                                                           \
+    apply(pack) apply(linear) apply(rms_norm) apply(silu_multiply) apply(attend) apply(add) apply(embedding) \
+        apply(rotary_angles)
+
+template <auto function>
+PyCFunction python_function() {
+    return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&Binding<function>::call));
+}
+
+#define PIPEZOO_METHODS(name)                                                                  \
+    {#name "_float32", python_function<&name<float>>(), METH_FASTCALL, nullptr},               \
+    {#name "_bfloat16", python_function<&name<bfloat16>>(), METH_FASTCALL, nullptr},
+
+PyMethodDef methods[] = {PIPEZOO_KERNELS(PIPEZOO_METHODS){"replay", python_function<&replay>(), METH_FASTCALL, nullptr},
+                         {nullptr, nullptr, 0, nullptr}};
+
+int add_address(PyObject* addresses, const char* name, void (*function)(const std::int64_t*)) {
+    PyObject* address = PyLong_FromVoidPtr(reinterpret_cast<void*>(function));
+    const int failed = address == nullptr || PyDict_SetItemString(addresses, name, address) < 0;
+    Py_XDECREF(address);
+    return failed;
+}
+
+int fill_module(PyObject* module) {
+    PyObject* addresses = PyDict_New();
+    int failed = addresses == nullptr;
+#define PIPEZOO_ADDRESSES(name)                                                                  \
+    failed = failed || add_address(addresses, #name "_float32", &Binding<&name<float>>::replay); \
+    failed = failed || add_address(addresses, #name "_bfloat16", &Binding<&name<bfloat16>>::replay);
+    PIPEZOO_KERNELS(PIPEZOO_ADDRESSES)
+    failed = failed || PyModule_AddObjectRef(module, "addresses", addresses) < 0;
+    Py_XDECREF(addresses);
+    return failed ? -1 : 0;
+}
+
+PyModuleDef_Slot slots[] = {{Py_mod_exec, reinterpret_cast<void*>(&fill_module)}, {0, nullptr}};
+
+PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", nullptr, 0, methods, slots, nullptr, nullptr, nullptr};
 
 }  // namespace
 

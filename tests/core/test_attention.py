@@ -10,7 +10,7 @@ from pipezoo_core.config import AttentionName
 from pipezoo_core.errors import UnsupportedAttentionError
 from pipezoo_core.kv_cache import KVCacheParams, RaggedBatch
 from pipezoo_core.layers import apply_rotary
-from pipezoo_core.native import why_not_native
+from pipezoo_core.native import NativeKernels
 
 PAGE_SIZE = 32
 NUM_PAGES = 64
@@ -37,9 +37,10 @@ def paged(spec, dtype):
 
 
 def native(spec, dtype):
-    if reason := why_not_native(CPU, dtype):
-        pytest.skip(reason)
-    return NativeAttention(spec, CPU, dtype, PAGE_SIZE)
+    kernels = NativeKernels(CPU, dtype)
+    if kernels.obstacle:
+        pytest.skip(kernels.obstacle)
+    return NativeAttention(spec, kernels, PAGE_SIZE)
 
 
 BACKENDS = [paged, native]
@@ -198,5 +199,5 @@ def test_reference_equals_scaled_dot_product_attention():
 )
 def test_where_native_cannot_be_used(changes, dtype, page_size, reason):
     with pytest.raises(UnsupportedAttentionError, match=reason):
-        select_backend(AttentionName.native, spec(**changes), CPU, dtype, page_size)
-    assert select_backend(AttentionName.auto, spec(**changes), CPU, dtype, page_size).name == "paged"
+        select_backend(AttentionName.native, spec(**changes), NativeKernels(CPU, dtype), page_size)
+    assert select_backend(AttentionName.auto, spec(**changes), NativeKernels(CPU, dtype), page_size).name == "paged"

@@ -7,16 +7,20 @@ from pipezoo_core.config import LinearName
 from pipezoo_core.errors import CheckpointMismatchError, InvalidSettingError
 from pipezoo_core.layers import GatedMLP, Linear, MergedLinear, RMSNorm, use_linear_backend
 from pipezoo_core.layers.linear_backends import NativeProduct, _why_not_onednn
-from pipezoo_core.native import native_kernel, why_not_native
+from pipezoo_core.native import NativeKernels
 from pipezoo_core.weights import LazyTensor, load_module, materialize
 
 CPU = torch.device("cpu")
-WHY_NOT = {LinearName.onednn: _why_not_onednn, LinearName.native: why_not_native}
 
 
 def skip_where_not_usable(backend, dtype):
-    if reason := WHY_NOT[backend](CPU, dtype):
+    reason = _why_not_onednn(CPU, dtype) if backend is LinearName.onednn else NativeKernels(CPU, dtype).obstacle
+    if reason:
         pytest.skip(reason)
+
+
+def use(backend, module, dtype):
+    use_linear_backend(backend, module, CPU, dtype, NativeKernels(CPU, dtype))
 
 
 class Block(torch.nn.Module):
@@ -65,7 +69,7 @@ def test_parts_and_shared_weights_end_where_they_belong():
 def test_equals_torch(backend, dtype, bias, rows):
     skip_where_not_usable(backend, dtype)
     plain, fast = make_block(bias, dtype)[0], make_block(bias, dtype)[0]
-    use_linear_backend(backend, fast, CPU, dtype)
+    use(backend, fast, dtype)
     tokens = torch.arange(rows) % 7
     tolerance = {"atol": 1e-4, "rtol": 1e-4} if dtype is torch.float32 else {"atol": 1.0, "rtol": 0.03}
     torch.testing.assert_close(fast(tokens), plain(tokens), **tolerance)
@@ -75,7 +79,7 @@ def test_equals_torch(backend, dtype, bias, rows):
 
 def test_plain_torch_changes_nothing():
     block = make_block(False, torch.float32)[0]
-    use_linear_backend(LinearName.torch, block, CPU, torch.float32)
+    use(LinearName.torch, block, torch.float32)
     assert "out.weight" in dict(block.named_parameters())
 
 
@@ -89,7 +93,7 @@ def test_native_product(dtype, size, rows):
     x = torch.randn(rows, size[1], generator=generator).to(dtype)
     weight, bias = torch.randn(size, generator=generator).to(dtype), torch.randn(size[0], generator=generator).to(dtype)
     expected = x.double() @ weight.double().T + bias.double()
-    found = NativeProduct(weight, bias)(x).double()
+    found = NativeProduct(NativeKernels(CPU, dtype), weight, bias)(x).double()
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5 if dtype is torch.float32 else 2**-8)
 
 
@@ -97,7 +101,7 @@ def test_native_product(dtype, size, rows):
 def test_native_product_does_not_depend_on_other_rows(dtype):
     skip_where_not_usable(LinearName.native, dtype)
     x, weight = torch.randn(40, 64).to(dtype), torch.randn(96, 64).to(dtype)
-    product = NativeProduct(weight, None)
+    product = NativeProduct(NativeKernels(CPU, dtype), weight, None)
     assert torch.equal(product(x)[17:18], product(x[17:18]))
 
 
@@ -114,7 +118,7 @@ def test_native_norm_and_gate(dtype, size, rows):
     layers = torch.nn.Sequential(norm, mlp).to(dtype)
     x = torch.randn(rows, size, generator=generator).to(dtype)
     expected = layers(x)
-    use_linear_backend(LinearName.native, layers, CPU, dtype)
+    use(LinearName.native, layers, dtype)
     tolerance = {"atol": 1e-5, "rtol": 1e-4} if dtype is torch.float32 else {"atol": 2e-3, "rtol": 3e-2}
     torch.testing.assert_close(layers(x), expected, **tolerance)
     assert not torch.equal(norm(x * 2), norm(-x))
@@ -123,8 +127,7 @@ def test_native_norm_and_gate(dtype, size, rows):
 def test_native_gate_of_extreme_numbers():
     skip_where_not_usable(LinearName.native, torch.float32)
     gate_up = torch.tensor([[-1e30, -90.0, 0.0, 90.0, torch.nan, 1.0, 1.0, 1.0, 1.0, 1.0]])
-    gated = torch.empty(1, 5)
-    native_kernel("silu_multiply", torch.float32)(gate_up.data_ptr(), gated.data_ptr(), 1, 5)
+    gated = NativeKernels(CPU, torch.float32).silu_multiply(gate_up)
     torch.testing.assert_close(gated, torch.nn.functional.silu(gate_up[:, :5]), equal_nan=True)
 
 
@@ -132,6 +135,6 @@ def test_native_gate_of_extreme_numbers():
 def test_by_name_where_it_cannot_be_used(backend):
     block = make_block(False, torch.float16)[0]
     with pytest.raises(InvalidSettingError, match=r"not torch\.float16"):
-        use_linear_backend(backend, block, CPU, torch.float16)
-    use_linear_backend(LinearName.auto, block, CPU, torch.float16)
+        use(backend, block, torch.float16)
+    use(LinearName.auto, block, torch.float16)
     assert "out.weight" in dict(block.named_parameters())

@@ -6,12 +6,12 @@ from tiny_models import load_model, logits_of, make_llama
 from transformers.activations import ACT2FN
 
 from pipezoo_core.config import KVCacheConfig
-from pipezoo_core.native import why_not_native
+from pipezoo_core.native import NativeKernels
 from pipezoo_llama.model import LlamaPipelineModel
 from pipezoo_llama.weight_adapters import adapt_safetensors
 
 NATIVE = pytest.mark.skipif(
-    why_not_native(torch.device("cpu"), torch.float32) is not None, reason="pipezoo-kernels cannot be used here"
+    NativeKernels(torch.device("cpu"), torch.float32).obstacle is not None, reason="pipezoo-kernels cannot be used here"
 )
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 CONFIGS = {

@@ -145,6 +145,7 @@ class PipelineConfig(Settings):
         max_batch_tokens: most tokens that go through the model in one step; longer prompts are fed in chunks.
         attention: the attention backend.
         linear: how linear layers are computed.
+        enforce_eager: run every step through Python, instead of recording small steps and replaying them.
         kv_cache: settings of the KV cache.
     """
 
@@ -157,4 +158,5 @@ class PipelineConfig(Settings):
     max_batch_tokens: int = Field(default=2048, ge=1)
     attention: AttentionName = AttentionName.auto
     linear: LinearName = LinearName.auto
+    enforce_eager: bool = False
     kv_cache: KVCacheConfig = KVCacheConfig()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
-from pipezoo_core.attention import AttentionBackend, AttentionSpec, select_backend
+from pipezoo_core.attention import AttentionBackend, AttentionSpec, NativeAttention, select_backend
 from pipezoo_core.config import KVCacheConfig, PipelineConfig, ReturnLogits, SupportedEncoding
 from pipezoo_core.context import TextContext
 from pipezoo_core.errors import InvalidSettingError
@@ -23,6 +23,7 @@ from pipezoo_core.interfaces import (
 )
 from pipezoo_core.kv_cache import KVCacheInputs, KVCacheParams, PagedKVCacheManager
 from pipezoo_core.layers import use_linear_backend
+from pipezoo_core.native import NativeKernels, RecordedModule
 from pipezoo_core.session import InferenceSession
 from pipezoo_core.weights import Weights, WeightsAdapter, load_module, materialize, torch_dtype
 
@@ -137,12 +138,9 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
         return_logits: ReturnLogits = ReturnLogits.VARIABLE,
     ) -> None:
         self.config = self.config_class.from_huggingface(huggingface_config)
+        self._kernels = NativeKernels(session.device, torch_dtype(encoding))
         self._backend: AttentionBackend = select_backend(
-            pipeline_config.attention,
-            self.config.attention,
-            session.device,
-            torch_dtype(encoding),
-            kv_cache_config.page_size,
+            pipeline_config.attention, self.config.attention, self._kernels, kv_cache_config.page_size
         )
         super().__init__(
             pipeline_config,
@@ -156,6 +154,9 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
             return_logits,
         )
         self.module = self._load_module()
+        self._forward: Callable[[Tensor, KVCacheInputs[Any]], Tensor] = self.module
+        if isinstance(self._backend, NativeAttention) and not pipeline_config.enforce_eager:
+            self._forward = RecordedModule(self.module, self._kernels)
 
     def _load_module(self) -> DecoderModule:
         with torch.device("meta"):
@@ -163,7 +164,7 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
         materialize(module, self.session.device, self.dtype)
         adapt = self.adapter or (lambda tensors, _config: dict(tensors))
         load_module(module, adapt(self.weights, self.huggingface_config))
-        use_linear_backend(self.pipeline_config.linear, module, self.session.device, self.dtype)
+        use_linear_backend(self.pipeline_config.linear, module, self.session.device, self.dtype, self._kernels)
         return module.eval()  # type: ignore[return-value]  # nn.Module.__call__ is typed as Any
 
     @classmethod
@@ -304,7 +305,7 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
         """Runs the module once and computes the wanted rows of logits, in float32."""
         assert isinstance(model_inputs, DecoderInputs)
         assert model_inputs.kv_cache_inputs is not None
-        hidden_TH = self.module(model_inputs.tokens, model_inputs.kv_cache_inputs)
+        hidden_TH = self._forward(model_inputs.tokens, model_inputs.kv_cache_inputs)
         logits = self.module.compute_logits(hidden_TH[model_inputs.logit_rows]).float()
         last_rows = model_inputs.logit_offsets[1:] - 1
         return ModelOutputs(

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint", "LoadPlan", "build_pipeline", "open_checkpoint", "plan_load"]
 
 _KV_SETTINGS = {"page_size": "page_size", "kv_cache_memory": "memory", "enable_prefix_caching": "enable_prefix_caching"}
-_SETTINGS = ("attention", "linear", "max_batch_size", "max_batch_tokens", "max_length")
+_SETTINGS = ("attention", "enforce_eager", "linear", "max_batch_size", "max_batch_tokens", "max_length")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from pipezoo_core.attention.base import AttentionBackend, AttentionSpec, Rotation
 from pipezoo_core.errors import UnsupportedAttentionError
 from pipezoo_core.kv_cache import KVCacheParams, RaggedBatch
-from pipezoo_core.native import native_kernel, why_not_native
+from pipezoo_core.native import NativeKernels, bits
 
 __all__ = ["NativeAttention"]
 
@@ -31,38 +31,43 @@ class NativePlan:
     """One step's work, the same for all layers.
 
     Attributes:
-        tensors: what the addresses in `arguments` point into.
-        arguments: what the kernel wants after the layer's own tensors.
+        tensors: what the description points into, and itself.
+        address: where the description lies.
     """
 
     tensors: tuple[Tensor, ...]
-    arguments: tuple[float, ...]
+    address: int
 
 
 class NativeAttention(AttentionBackend):
     """In one kernel. Pages are `[num_pages, num_kv_heads, page_size · head_dim]`, ordered within as the kernel reads.
 
+    Args:
+        spec: what the model's layers need.
+        kernels: compute it.
+        page_size: tokens per page.
+
     Raises:
-        UnsupportedAttentionError: the kernels are not usable here, or not for these sizes.
+        UnsupportedAttentionError: the kernels cannot be used here, or not for these sizes.
     """
 
     name = "native"
 
-    def __init__(self, spec: AttentionSpec, device: torch.device, dtype: torch.dtype, page_size: int) -> None:
+    def __init__(self, spec: AttentionSpec, kernels: NativeKernels, page_size: int) -> None:
         super().__init__(spec)
-        if reason := self.why_not(spec, device, dtype, page_size):
-            raise UnsupportedAttentionError(f"attention 'native' is not usable: {reason}", cure="Leave it at auto.")
-        self._attend = native_kernel("attend", dtype)
+        if reason := self.why_not(spec, kernels, page_size):
+            raise UnsupportedAttentionError(f"attention 'native' cannot be used: {reason}", cure="Leave it at auto.")
+        self._kernels = kernels
         self._slopes = torch.tensor(spec.alibi_slopes or (), dtype=torch.float32)
 
     @staticmethod
-    def why_not(spec: AttentionSpec, device: torch.device, dtype: torch.dtype, page_size: int) -> str | None:
+    def why_not(spec: AttentionSpec, kernels: NativeKernels, page_size: int) -> str | None:
         """Returns what stands in the way of this backend; None if it can be used."""
         if spec.head_dim % _MULTIPLE or spec.head_dim > 256:
             return f"head_dim is {spec.head_dim}, not a multiple of {_MULTIPLE} up to 256"
         if page_size % _MULTIPLE:
             return f"page_size is {page_size}, not a multiple of {_MULTIPLE}"
-        return why_not_native(device, dtype)
+        return kernels.obstacle
 
     def page_shape(self, num_pages: int, params: KVCacheParams) -> tuple[int, ...]:
         """Returns the shape of one layer's key (and value) pages."""
@@ -104,17 +109,20 @@ class NativeAttention(AttentionBackend):
             torch.tensor(page_table, dtype=torch.int32),
             torch.tensor(splits, dtype=torch.int32),
         )
-        row_addresses, slot_addresses, item_addresses, page_addresses, split_addresses = (t.data_ptr() for t in tensors)
-        return NativePlan(
-            tensors=(*tensors, partials),
-            arguments=(
-                *(len(row_pages), row_addresses, slot_addresses),
-                *(len(items), item_addresses, page_addresses),
-                *(len(splits), split_addresses, partials.data_ptr()),
+        row_table, slot_table, item_table, page_addresses, split_table = (tensor.data_ptr() for tensor in tensors)
+        description = torch.tensor(
+            [
+                *(len(row_pages), row_table, slot_table, len(items), item_table, page_addresses),
+                *(len(splits), split_table, partials.data_ptr()),
                 *(self.spec.num_heads, self.spec.num_kv_heads, self.spec.head_dim, page_size),
-                *(self.spec.sliding_window or 0, self._slopes.data_ptr(), self.spec.scale),
-            ),
+                *(
+                    self.spec.sliding_window or 0,
+                    self._slopes.data_ptr(),
+                    bits(self.spec.scale),
+                ),
+            ]
         )
+        return NativePlan(tensors=(*tensors, partials, description), address=description.data_ptr())
 
     def _query_ranges(self, active: int) -> list[tuple[int, int]]:
         size = max(1, _QUERIES // self.spec.num_groups)
@@ -141,11 +149,4 @@ class NativeAttention(AttentionBackend):
         rotation: Rotation | None = None,
     ) -> Tensor:
         """Does all of it in one call."""
-        out = torch.empty(q.shape, dtype=q.dtype)
-        cos, sin = (0, 0) if rotation is None else (rotation[0].data_ptr(), rotation[1].data_ptr())
-        self._attend(
-            *(q.data_ptr(), q.stride(0), k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0)),
-            *(cos, sin, key_pages.data_ptr(), value_pages.data_ptr(), out.data_ptr()),
-            *plan.arguments,
-        )
-        return out
+        return self._kernels.attend((q, k, v), rotation, (key_pages, value_pages), plan.address)

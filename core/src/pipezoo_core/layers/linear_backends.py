@@ -10,11 +10,11 @@ from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.layers.linear import Linear
 from pipezoo_core.layers.mlp import GatedMLP
 from pipezoo_core.layers.norm import RMSNorm
-from pipezoo_core.native import native_kernel, why_not_native
+from pipezoo_core.layers.rotary import RotaryEmbedding
+from pipezoo_core.native import NativeKernels
 
 __all__ = ["NativeProduct", "OneDNNProduct", "use_linear_backend"]
 
-_PANEL = 32  # output columns of a panel of native weights
 _TYPICAL_ROWS = 512  # oneDNN chooses the weights' layout for so many rows; it serves any number as well
 
 
@@ -42,33 +42,25 @@ class NativeProduct:
     """`x Wᵀ + b` by the kernels of `pipezoo-kernels`, with W packed once into the panels they read.
 
     Args:
-        weight: [out_features, in_features], float32 or bfloat16, in_features even. Copied.
+        kernels: compute it.
+        weight: [out_features, in_features], in_features even. Copied.
         bias: [out_features], or None.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self._out_features, self._in_features = weight.shape
-        num_panels = -(-self._out_features // _PANEL)
-        self._packed = torch.empty(num_panels * _PANEL * self._in_features, dtype=weight.dtype)
-        self._bias = None if bias is None else bias.detach().contiguous()
-        self._bias_address = 0 if self._bias is None else self._bias.data_ptr()
-        self._linear = native_kernel("linear", weight.dtype)
-        pack = native_kernel("pack", weight.dtype)
-        pack(weight.contiguous().data_ptr(), self._packed.data_ptr(), self._out_features, self._in_features)
+    def __init__(self, kernels: NativeKernels, weight: Tensor, bias: Tensor | None) -> None:
+        self._kernels = kernels
+        self._packed = kernels.pack(weight.detach())
+        self._bias = None if bias is None else bias.detach()
+        self._out_features = len(weight)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Maps [..., in_features] to [..., out_features]."""
-        x = x.contiguous()
-        y = torch.empty((*x.shape[:-1], self._out_features), dtype=x.dtype)
-        rows = x.numel() // self._in_features
-        self._linear(
-            *(x.data_ptr(), self._packed.data_ptr(), self._bias_address, y.data_ptr()),
-            *(rows, self._in_features, self._out_features),
-        )
-        return y
+        return self._kernels.linear(x, self._packed, self._bias, self._out_features)
 
 
-def use_linear_backend(name: LinearName, module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+def use_linear_backend(
+    name: LinearName, module: nn.Module, device: torch.device, dtype: torch.dtype, kernels: NativeKernels
+) -> None:
     """Makes all `Linear`s of a loaded module compute with a backend; for `auto` the fastest one.
 
     One layer is converted after the other, so that there are never two copies of all weights.
@@ -76,7 +68,7 @@ def use_linear_backend(name: LinearName, module: nn.Module, device: torch.device
     Raises:
         InvalidSettingError: the backend was asked for by name and cannot be used here.
     """
-    obstacles = {LinearName.native: why_not_native(device, dtype), LinearName.onednn: _why_not_onednn(device, dtype)}
+    obstacles = {LinearName.native: kernels.obstacle, LinearName.onednn: _why_not_onednn(device, dtype)}
     if name is LinearName.auto:
         name = next((usable for usable, obstacle in obstacles.items() if obstacle is None), LinearName.torch)
     if obstacle := obstacles.get(name):
@@ -84,21 +76,19 @@ def use_linear_backend(name: LinearName, module: nn.Module, device: torch.device
             f"setting 'linear' cannot be {name.value!r} here", found=obstacle, cure="Leave it at auto."
         )
     if name is LinearName.native:
-        _use_native(module, dtype)
+        _use_native(module, kernels)
     elif name is LinearName.onednn:
         for layer in module.modules():
             if isinstance(layer, Linear):
                 layer.compute_with(OneDNNProduct(layer.weight, layer.bias))
 
 
-def _use_native(module: nn.Module, dtype: torch.dtype) -> None:
+def _use_native(module: nn.Module, kernels: NativeKernels) -> None:
     for layer in module.modules():
         if isinstance(layer, Linear) and layer.weight.shape[1] % 2 == 0:  # bfloat16 products take two at a time
-            layer.compute_with(NativeProduct(layer.weight, layer.bias))
-        elif isinstance(layer, RMSNorm):
-            layer.compute_with(native_kernel("rms_norm", dtype))
-        elif isinstance(layer, GatedMLP) and layer.activation_name == "silu":
-            layer.compute_with(native_kernel("silu_multiply", dtype))
+            layer.compute_with(NativeProduct(kernels, layer.weight, layer.bias))
+        elif isinstance(layer, RMSNorm | GatedMLP | RotaryEmbedding):
+            layer.compute_with(kernels)
 
 
 def _why_not_onednn(device: torch.device, dtype: torch.dtype) -> str | None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from pipezoo_core.layers.linear import Linear, MergedLinear
+from pipezoo_core.native import NativeKernels
 
 __all__ = ["GatedMLP"]
 
@@ -31,19 +28,16 @@ class GatedMLP(nn.Module):
         self.down_proj = Linear(intermediate_size, hidden_size, bias=bias)
         self.activation_name = activation
         self.activation: nn.Module = ACT2FN[activation]
-        self._kernel: Callable[..., Any] | None = None
+        self._kernels: NativeKernels | None = None
 
     def forward(self, x_TH: Tensor) -> Tensor:
         """Maps [T, hidden_size] to [T, hidden_size]."""
-        if self._kernel is None:
+        if self._kernels is None:
             gate, up = self.gate_up_proj(x_TH)
             return self.down_proj(self.activation(gate) * up)
-        gate_up = self.gate_up_proj.merged(x_TH)
-        rows, size = len(gate_up), gate_up.shape[-1] // 2
-        gated = torch.empty(rows, size, dtype=gate_up.dtype)
-        self._kernel(gate_up.data_ptr(), gated.data_ptr(), rows, size)
-        return self.down_proj(gated)
+        return self.down_proj(self._kernels.silu_multiply(self.gate_up_proj.merged(x_TH)))
 
-    def compute_with(self, kernel: Callable[..., Any]) -> None:
-        """Computes `silu(gate) · up` with the native kernel `silu_multiply` from now on."""
-        self._kernel = kernel
+    def compute_with(self, kernels: NativeKernels) -> None:
+        """Computes `act(gate) · up` with the native kernels from now on, where they have the activation."""
+        if self.activation_name == "silu":
+            self._kernels = kernels

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pipezoo_core.native import NativeKernels
 
 __all__ = ["RMSNorm"]
 
@@ -19,17 +18,14 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size))
         self.eps = eps
-        self._kernel: Callable[..., Any] | None = None
+        self._kernels: NativeKernels | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [..., size] to [..., size]."""
-        if self._kernel is None:
+        if self._kernels is None:
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        x, size = x.contiguous(), x.shape[-1]
-        y = torch.empty_like(x)
-        self._kernel(x.data_ptr(), self.weight.data_ptr(), y.data_ptr(), x.numel() // size, size, self.eps)
-        return y
+        return self._kernels.rms_norm(x, self.weight, self.eps)
 
-    def compute_with(self, kernel: Callable[..., Any]) -> None:
-        """Computes with the native kernel `rms_norm` from now on."""
-        self._kernel = kernel
+    def compute_with(self, kernels: NativeKernels) -> None:
+        """Computes with the native kernels from now on."""
+        self._kernels = kernels

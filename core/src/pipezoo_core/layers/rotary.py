@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipezoo_core.errors import UnsupportedModelError
+from pipezoo_core.native import NativeKernels
 
 __all__ = ["ROPE_TYPES", "RotaryEmbedding", "apply_rotary", "max_rotary_length"]
 
@@ -54,6 +55,7 @@ class RotaryEmbedding(nn.Module):
                 f"the config's rope_parameters lack {error} for rope_type {rope_type!r}", found=sorted(self._rope)
             ) from error
         self.register_buffer("inverse_frequencies", frequencies, persistent=False)
+        self._kernels: NativeKernels | None = None
 
     def forward(self, positions: Tensor, context_lengths: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Returns cosines and sines for the rows of a step.
@@ -66,10 +68,17 @@ class RotaryEmbedding(nn.Module):
         Returns:
             Two tensors [T, head_dim], the second half of each row a copy of the first.
         """
+        if self._kernels is not None:
+            return self._kernels.rotary_angles(positions, self.inverse_frequencies, self.attention_scaling)
         frequencies = self._dynamic(context_lengths) if self._is_dynamic else self.inverse_frequencies
         angles = positions.float().unsqueeze(-1) * frequencies
         angles = torch.cat((angles, angles), dim=-1)
         return (angles.cos() * self.attention_scaling).to(dtype), (angles.sin() * self.attention_scaling).to(dtype)
+
+    def compute_with(self, kernels: NativeKernels) -> None:
+        """Computes with the native kernels from now on, where they can: not dynamic NTK."""
+        if not self._is_dynamic:
+            self._kernels = kernels
 
     def _frequencies(self, rope_type: str) -> Tensor:
         if rope_type == "linear":  # position interpolation (Chen et al., 2023)

@@ -1,0 +1,149 @@
+"""The kernels of `pipezoo-kernels` as functions of tensors, and whether they can be used here.
+
+The backends that call them live beside the others, in `attention` and `layers`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import struct
+from collections.abc import Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from pipezoo_core.native.recording import Recording
+
+__all__ = ["NativeKernels", "bits"]
+
+PANEL = 32  # output columns of a panel of packed weights
+
+_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+_INSTRUCTIONS = ("avx512_f", "avx512_bw", "avx512_cd", "avx512_dq", "avx512_vl", "avx512_bf16", "avx512_vnni")
+
+
+class NativeKernels:
+    """One model's kernels. A step can be recorded: see `recording`.
+
+    Args:
+        device: where the model runs.
+        dtype: of its weights and activations.
+
+    Attributes:
+        obstacle: what stands in the way of using them; None if they can be used.
+        recording: notes each call while a step is recorded; else None.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.obstacle = _obstacle(device, dtype)
+        self.recording: Recording | None = None
+        self._suffix = "" if self.obstacle else f"_{_DTYPES[dtype]}"
+        self._native: ModuleType | None = None if self.obstacle else importlib.import_module("pipezoo_kernels").native
+
+    def pack(self, weight: Tensor) -> Tensor:
+        """Returns a weight [out_features, in_features] in the order that `linear` reads. in_features must be even."""
+        out_features, in_features = weight.shape
+        packed = torch.empty(-(-out_features // PANEL) * PANEL * in_features, dtype=weight.dtype)
+        self._run("pack", weight.contiguous().data_ptr(), packed.data_ptr(), out_features, in_features)
+        return packed
+
+    def linear(self, x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+        """Returns `x Wᵀ + b`: [..., in_features] to [..., out_features]."""
+        x, in_features = x.contiguous(), x.shape[-1]
+        y = torch.empty((*x.shape[:-1], out_features), dtype=x.dtype)
+        bias_address = 0 if bias is None else bias.data_ptr()
+        rows = x.numel() // in_features
+        self._run(
+            *("linear", x.data_ptr(), packed.data_ptr(), bias_address, y.data_ptr()), *(rows, in_features, out_features)
+        )
+        return y
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Returns `x / sqrt(mean(x²) + eps) · weight` over the last dimension."""
+        x, size = x.contiguous(), x.shape[-1]
+        y = torch.empty_like(x)
+        self._run("rms_norm", x.data_ptr(), weight.data_ptr(), y.data_ptr(), x.numel() // size, size, eps)
+        return y
+
+    def silu_multiply(self, gate_up: Tensor) -> Tensor:
+        """Returns `silu(gate) · up`: [rows, 2 · size], gate first, to [rows, size]."""
+        rows, size = len(gate_up), gate_up.shape[-1] // 2
+        y = torch.empty((rows, size), dtype=gate_up.dtype)
+        self._run("silu_multiply", gate_up.data_ptr(), y.data_ptr(), rows, size)
+        return y
+
+    def rotary_angles(self, positions: Tensor, frequencies: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+        """Returns cosines and sines of `positions · frequencies`, times `scaling`: two [T, 2 · len(frequencies)]."""
+        shape = (len(positions), 2 * len(frequencies))
+        cos, sin = torch.empty(shape, dtype=self.dtype), torch.empty(shape, dtype=self.dtype)
+        self._run(
+            *("rotary_angles", positions.data_ptr(), frequencies.data_ptr(), cos.data_ptr(), sin.data_ptr()),
+            *(len(positions), len(frequencies), scaling),
+        )
+        return cos, sin
+
+    def attend(
+        self,
+        qkv: Sequence[Tensor],
+        rotation: tuple[Tensor, Tensor] | None,
+        pages: tuple[Tensor, Tensor],
+        step: int,
+    ) -> Tensor:
+        """Returns what the queries see, and writes keys and values into their pages; see `attention.native`.
+
+        Args:
+            qkv: queries [T, num_heads · head_dim], keys and values [T, num_kv_heads · head_dim].
+            rotation: cosines and sines, or None.
+            pages: the layer's keys and values.
+            step: address of the step's description.
+        """
+        q, k, v = qkv
+        out = torch.empty(q.shape, dtype=q.dtype)
+        cos, sin = (0, 0) if rotation is None else (rotation[0].data_ptr(), rotation[1].data_ptr())
+        self._run(
+            *("attend", q.data_ptr(), q.stride(0), k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0)),
+            *(cos, sin, pages[0].data_ptr(), pages[1].data_ptr(), out.data_ptr(), step),
+        )
+        return out
+
+    def address(self, name: str) -> int:
+        """Returns where a kernel lies, for a recorded step."""
+        assert self._native is not None
+        address: int = self._native.addresses[name + self._suffix]
+        return address
+
+    def replay(self, program: int, num_calls: int) -> None:
+        """Runs a recorded step: `num_calls` rows of a kernel's address and its arguments."""
+        assert self._native is not None
+        self._native.replay(program, num_calls)
+
+    def _run(self, name: str, *arguments: float) -> None:
+        getattr(self._native, name + self._suffix)(*arguments)
+        if self.recording is not None:
+            self.recording.add(name, arguments)
+
+
+def bits(number: float) -> int:
+    """Returns a float64's bits as an integer, the form in which kernels that read arguments from memory want it."""
+    integer: int = struct.unpack("q", struct.pack("d", number))[0]
+    return integer
+
+
+def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cpu":
+        return f"the kernels are for CPUs, not for {device}"
+    if dtype not in _DTYPES:
+        return f"the kernels compute float32 and bfloat16, not {dtype}"
+    capabilities = torch.cpu.get_capabilities()
+    missing = [name for name in _INSTRUCTIONS if not capabilities.get(name)]
+    if missing:
+        return f"this CPU lacks {', '.join(missing)}"
+    try:
+        importlib.import_module("pipezoo_kernels")
+    except ImportError as error:
+        return f"pipezoo-kernels is not installed ({error})"
+    return None
