@@ -9,7 +9,7 @@ from transformers.generation import logits_process as reference
 
 from pipezoo_core.context import TextContext
 from pipezoo_core.errors import InvalidSettingError
-from pipezoo_core.pipeline.sampler import _adjust, _draw_tokens, sample
+from pipezoo_core.pipeline.sampler import NO_TOKEN, _adjust, _draw_tokens, sample
 from pipezoo_core.sampling_params import SamplingParams
 
 VOCABULARY = 50
@@ -155,3 +155,14 @@ def test_generation_config_lies_between_ours_and_the_callers():
     assert (params.temperature, params.top_p, params.top_k) == (0.6, 0.9, 0)
     assert params.updated(temperature=0.0).top_p == 0.9
     assert SamplingParams.from_generation_config({"do_sample": False, "temperature": 0.6}).is_greedy
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.5}])
+def test_rows_without_a_finite_best_get_no_token(sampling):
+    sound = torch.tensor([0.0, 5.0, -torch.inf, 1.0])
+    rows = [sound.clone() for _ in range(4)] + [torch.full((4,), -torch.inf)]
+    rows[1][2], rows[2][3] = torch.nan, torch.inf
+    tokens = sample(torch.stack(rows), [make_context([], seed=i, **sampling) for i in range(5)]).tolist()
+    assert [tokens[i] for i in (1, 2, 4)] == [NO_TOKEN] * 3
+    for i in (0, 3):
+        assert tokens[i] == sample(sound.unsqueeze(0), [make_context([], seed=i, **sampling)]).item()

@@ -14,6 +14,7 @@ from pipezoo_core.errors import (
     InsufficientPagesError,
     InvalidRequestError,
     InvalidSettingError,
+    NonFiniteLogitsError,
     PromptTooLongError,
 )
 from pipezoo_core.interfaces import GenerateMixin, get_paged_manager
@@ -285,6 +286,71 @@ def test_a_model_that_fails_fails_its_batch_and_nothing_else(load_tiny, error):
         llm.generate(["hello", "he"], **GREEDY)
     assert llm.kv_managers[0].num_free_pages == llm.kv_managers[0].total_num_pages
     assert len(llm.generate("hello", **GREEDY)[0].tokens) == 12
+
+
+BAD = 100  # a token whose embedding is spoiled
+BAD_PROMPT = [*range(1, 20), BAD, *range(30, 40)]
+
+
+@pytest.fixture(params=[float("nan"), float("inf")])
+def spoiled(load_tiny, request):
+    llm = load_tiny()
+    llm.model.module.model.embed_tokens.weight.data[BAD] = request.param
+    return llm
+
+
+def test_logits_that_are_not_finite_end_their_request_and_no_other(spoiled):
+    llm = spoiled
+    whole = llm.generate("hello", **GREEDY)[0].tokens
+    request = TextGenerationRequest(prompt="hello")
+    tokens = []
+
+    async def good():
+        async for outputs in llm.generate_async(request, **GREEDY):
+            tokens.extend(token for output in outputs for token in output.tokens)
+
+    async def bad(settings):
+        async for _ in llm.generate_async(TextGenerationRequest(prompt=BAD_PROMPT), **settings):
+            pass
+
+    async def all_of_them():
+        settings = (GREEDY, {"temperature": 1.0}, {**GREEDY, "log_probabilities": 2, "echo": True})
+        return await asyncio.gather(good(), *(bad(own) for own in settings), return_exceptions=True)
+
+    fine, *errors = asyncio.run(all_of_them())
+    assert fine is None
+    assert tokens == whole
+    for error in errors:
+        assert isinstance(error, NonFiniteLogitsError)
+        assert "after 30 prompt tokens and 0 new ones" in str(error)
+
+
+def test_a_request_that_failed_leaves_nothing_in_the_prefix_cache(spoiled, greedy, tiny_reference):
+    llm = spoiled
+    with pytest.raises(NonFiniteLogitsError):
+        llm.generate(TextGenerationRequest(prompt=BAD_PROMPT), **GREEDY)
+    llm.model.module.model.embed_tokens.weight.data[BAD] = tiny_reference.model.embed_tokens.weight.data[BAD]
+    output = llm.generate(TextGenerationRequest(prompt=BAD_PROMPT), **GREEDY)[0]
+    assert llm.kv_managers[0].metrics.prefix_hit_tokens == 0
+    assert output.tokens == greedy(BAD_PROMPT, 12)
+
+
+def test_a_failure_within_several_steps_at_once(spoiled):
+    llm = spoiled
+    expected = llm.generate("hello", **GREEDY)[0].tokens
+    params = SamplingParams(**GREEDY)
+    bad, good = (
+        llm.tokenizer.new_context(TextGenerationRequest(prompt=prompt, sampling_params=params))
+        for prompt in (BAD_PROMPT, "hello")
+    )
+    outputs = llm.execute(TextGenerationInputs([{c.request_id: c for c in (bad, good)}], num_steps=12))
+    assert outputs[bad.request_id].final_status is bad.status is GenerationStatus.CANCELLED
+    assert isinstance(bad.error, NonFiniteLogitsError)
+    assert outputs[bad.request_id].tokens == bad.generated_tokens == []
+    assert outputs[good.request_id].tokens == expected
+    assert good.error is None
+    for context in (bad, good):
+        llm.release(context.request_id)
 
 
 def test_execute_alone_runs_several_steps_at_once(load_tiny):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Sequence
 
-from pipezoo_core.errors import EmptyPromptError, InsufficientPagesError, PromptTooLongError
+from pipezoo_core.errors import EmptyPromptError, InsufficientPagesError, PipezooError, PromptTooLongError
 from pipezoo_core.request import GenerationStatus, LogProbabilities, RequestID
 from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.structured_output import TokenMatcher
@@ -64,6 +64,7 @@ class TextContext:
         self.cache_length = 0
         self.active_length = 0
         self.status = GenerationStatus.ACTIVE
+        self.error: PipezooError | None = None
         self.prompt_log_probabilities = LogProbabilities([], [])
         own = frozenset(sampling_params.stop_token_ids)
         self.stop_token_ids = own if sampling_params.ignore_eos else own | frozenset(end_token_ids)
@@ -142,9 +143,10 @@ class TextContext:
         elif len(self.tokens) >= self.max_length:
             self.status = GenerationStatus.MAXIMUM_LENGTH
 
-    def finish(self, status: GenerationStatus) -> None:
-        """Ends the request from outside: a stop text was met, or the caller cancelled."""
+    def finish(self, status: GenerationStatus, error: PipezooError | None = None) -> None:
+        """Ends the request from outside: a stop text was met, the caller cancelled, or `error` says why it failed."""
         self.status = status
+        self.error = error
 
     def check_fits(self, num_cache_tokens: int) -> None:
         """Checks that the request fits the KV cache even when it is alone there.

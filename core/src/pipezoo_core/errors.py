@@ -26,6 +26,7 @@ __all__ = [
     "MissingDependencyError",
     "MissingShardError",
     "ModelNotFoundError",
+    "NonFiniteLogitsError",
     "PipezooError",
     "PluginConflictError",
     "PluginError",
@@ -202,6 +203,10 @@ class InsufficientMemoryError(PipezooError, MemoryError):
 
 class InsufficientPagesError(PipezooError, MemoryError):
     """A request can never fit the KV cache, or pages were asked for that are not free."""
+
+
+class NonFiniteLogitsError(PipezooError, ArithmeticError):
+    """The model computed NaN or infinity for a request, so that no next token can be chosen; the others go on."""
 
 
 class CacheIntegrityError(PipezooError, AssertionError):

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from pipezoo_core.context import TextContext
+from pipezoo_core.errors import NonFiniteLogitsError, PipezooError
 from pipezoo_core.interfaces import ModelInputs, ModelOutputs, PipelineModel
-from pipezoo_core.pipeline.sampler import sample
+from pipezoo_core.pipeline.sampler import NO_TOKEN, sample
 from pipezoo_core.pipeline.token_masks import TokenMasker, TokenMasks
 from pipezoo_core.request import (
     GenerationStatus,
@@ -71,7 +72,8 @@ class BatchRunner:
                 model_inputs = None
             for output in self._advance(batch, next_tokens.tolist(), logged):
                 pieces.setdefault(output.request_id, []).append(output)
-            self._manager.step(batch)
+            # What a failed request wrote may be unsound: nobody shall find it in the prefix cache.
+            self._manager.step([context for context in batch if context.error is None])
             going_on = [context for context in batch if not context.status.is_done]
             if len(going_on) < len(batch):
                 model_inputs, batch = None, going_on
@@ -113,7 +115,8 @@ class BatchRunner:
         if not any(top_n):
             return [None] * len(batch)
         echo = [context.sampling_params.echo and context.num_generated == 0 for context in batch]
-        return self._model.compute_log_probabilities(self._model.session, inputs, outputs, next_tokens, top_n, echo)
+        existing = next_tokens.clamp(min=0)
+        return self._model.compute_log_probabilities(self._model.session, inputs, outputs, existing, top_n, echo)
 
     def _advance(
         self, batch: Sequence[TextContext], next_tokens: Sequence[int], logged: Sequence[LogProbabilities | None]
@@ -126,7 +129,11 @@ class BatchRunner:
                 continue
             if context.matcher is not None and context.matcher.is_done:  # the token fits nothing
                 context.advance(None)
-                yield self._end(context, context.matcher)
+                yield self._end(context, _final_status(context.matcher), context.matcher.error)
+                continue
+            if token == NO_TOKEN:
+                context.advance(None)
+                yield self._end(context, GenerationStatus.CANCELLED, _non_finite(context))
                 continue
             first = context.num_generated == 0
             context.advance(token)
@@ -136,9 +143,9 @@ class BatchRunner:
                 output = replace(output, log_probabilities=[whole])
             yield output
 
-    def _end(self, context: TextContext, matcher: TokenMatcher) -> TextGenerationOutput:
-        """Ends a request whose grammar lets no token follow."""
-        context.finish(_final_status(matcher))
+    def _end(self, context: TextContext, status: GenerationStatus, error: PipezooError | None) -> TextGenerationOutput:
+        """Ends a request without another token: its grammar allows none, or its logits name none."""
+        context.finish(status, error)
         text = self.remaining_text(context.request_id)
         return TextGenerationOutput(request_id=context.request_id, text=text, final_status=context.status)
 
@@ -158,12 +165,20 @@ class BatchRunner:
         elif context.matcher is not None and not ended:
             context.matcher.consume(token)
             if context.matcher.is_done:
-                context.finish(_final_status(context.matcher))
+                context.finish(_final_status(context.matcher), context.matcher.error)
         if context.status.is_done:
             text += stream.finish()
         return TextGenerationOutput(
             request_id=context.request_id, text=text, tokens=[token], final_status=context.status
         )
+
+
+def _non_finite(context: TextContext) -> NonFiniteLogitsError:
+    return NonFiniteLogitsError(
+        "the model's logits for the next token are NaN or infinite",
+        found=f"after {context.prompt_length} prompt tokens and {context.num_generated} new ones",
+        cure="Load with dtype bfloat16 or float32, which overflow later than float16, and check the weights.",
+    )
 
 
 def _final_status(matcher: TokenMatcher) -> GenerationStatus:

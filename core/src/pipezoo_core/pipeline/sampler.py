@@ -11,7 +11,10 @@ from pipezoo_core.context import TextContext
 from pipezoo_core.pipeline.token_masks import TokenMasks
 from pipezoo_core.sampling_params import SamplingParams
 
-__all__ = ["sample"]
+__all__ = ["NO_TOKEN", "sample"]
+
+NO_TOKEN = -1
+"""Instead of a token, where the greatest logit is NaN or infinite."""
 
 
 def sample(logits: Tensor, contexts: Sequence[TextContext], masks: TokenMasks | None = None) -> Tensor:
@@ -23,16 +26,17 @@ def sample(logits: Tensor, contexts: Sequence[TextContext], masks: TokenMasks | 
         masks: what the grammars of these contexts allow; None where no context has one.
 
     Returns:
-        int64 [B].
+        int64 [B], `NO_TOKEN` where a row has NaN, plus infinity, or nothing but minus infinity.
     """
     adjusted = _adjust(logits, contexts, masks)
-    tokens = adjusted.argmax(-1)
+    tokens = adjusted.argmax(-1)  # NaN counts as greatest
+    is_sound = adjusted.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).isfinite()
     rows = [i for i, context in enumerate(contexts) if not context.sampling_params.is_greedy]
     if rows:
         chosen = [contexts[i] for i in rows]
         draws = torch.tensor([context.draw() for context in chosen], dtype=torch.float64, device=logits.device)
         tokens[rows] = _draw_tokens(adjusted[rows], [context.sampling_params for context in chosen], draws)
-    return tokens
+    return tokens.where(is_sound, NO_TOKEN)
 
 
 def _adjust(logits: Tensor, contexts: Sequence[TextContext], masks: TokenMasks | None = None) -> Tensor:

@@ -107,6 +107,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             InvalidRequestError: a prompt is empty, too long, or of an unknown kind, or a grammar cannot be used. No
                 request was begun then.
             InvalidGrammarError: an answer cannot follow its grammar any further.
+            NonFiniteLogitsError: the model computed NaN or infinity for a prompt.
             MissingDependencyError: there is a grammar, and llguidance is not installed.
         """
         requests = self._with_settings(as_requests(prompts), sampling)
@@ -178,8 +179,8 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             inputs: contexts with their chunks set. One that is not claimed yet is, and feeds all its tokens.
 
         Returns:
-            What each request produced; nothing for one whose prompt is not through yet. A request that cannot follow
-            its grammar any further is `CANCELLED`, and `context.matcher.error` says why.
+            What each request produced; nothing for one whose prompt is not through yet. A request that failed, because
+            it cannot follow its grammar or its logits are not finite, is `CANCELLED`, and `context.error` says why.
 
         Raises:
             InsufficientPagesError: the pages do not suffice. Nothing was computed then.
@@ -258,5 +259,5 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         request.outputs.append(output)
         if output.is_done:
             request.is_done = True
-            request.error = request.context.matcher.error if request.context.matcher is not None else None
+            request.error = request.context.error
             self.release(output.request_id)
