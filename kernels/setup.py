@@ -11,7 +11,7 @@ setup(
     ext_modules=[
         Extension(
             "pipezoo_kernels._native",
-            sources=[f"{NATIVE}/{name}.cpp" for name in ("attention", "layers", "linear", "module")],
+            sources=[f"{NATIVE}/{name}.cpp" for name in ("attention", "layers", "linear", "module", "quantized")],
             depends=[str(header.relative_to(ROOT)) for header in sorted((ROOT / NATIVE).glob("*.h"))],
             language="c++",
             extra_compile_args=[

@@ -7,10 +7,6 @@
 
 namespace pipezoo {
 
-// Numbers that the packed form of a weight [out, in] takes: `out` is rounded up to panels.
-template <typename T>
-std::int64_t packed_size(std::int64_t out, std::int64_t in);
-
 // Packs a weight [out, in] into [panels, in / per_step, 32, per_step]. `in` must be a multiple of per_step.
 template <typename T>
 void pack(const T* weight, T* packed, std::int64_t out, std::int64_t in);
@@ -18,5 +14,9 @@ void pack(const T* weight, T* packed, std::int64_t out, std::int64_t in);
 // x [rows, in] and y [rows, out], both contiguous; bias [out] or null. Sums are float32.
 template <typename T>
 void linear(const T* x, const T* packed, const T* bias, T* y, std::int64_t rows, std::int64_t in, std::int64_t out);
+
+// y[i] = row tokens[i] of a packed weight: a head that shares the embedding's weight serves both.
+template <typename T>
+void packed_rows(const std::int64_t* tokens, const T* packed, T* y, std::int64_t rows, std::int64_t in);
 
 }  // namespace pipezoo

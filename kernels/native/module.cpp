@@ -12,6 +12,7 @@
 #include "attention.h"
 #include "layers.h"
 #include "linear.h"
+#include "quantized.h"
 
 namespace {
 
@@ -92,6 +93,43 @@ void linear(const void* x, const void* packed, const void* bias, void* y, std::i
                     static_cast<T*>(y), rows, in, out);
 }
 
+template <typename T, int bits>
+void pack_quantized(const void* weight, void* packed, std::int64_t out, std::int64_t in) {
+    pipezoo::pack_quantized<T, bits>(static_cast<const T*>(weight), static_cast<std::uint8_t*>(packed), out, in);
+}
+
+template <typename T, int bits>
+void linear_quantized(const void* x, const void* packed, const void* bias, void* y, std::int64_t rows, std::int64_t in,
+                      std::int64_t out) {
+    pipezoo::linear_quantized<T, bits>(static_cast<const T*>(x), static_cast<const std::uint8_t*>(packed),
+                                       static_cast<const T*>(bias), static_cast<T*>(y), rows, in, out);
+}
+
+template <typename T>
+void packed_rows(const void* tokens, const void* packed, void* y, std::int64_t rows, std::int64_t in) {
+    pipezoo::packed_rows(static_cast<const std::int64_t*>(tokens), static_cast<const T*>(packed), static_cast<T*>(y),
+                         rows, in);
+}
+
+template <typename T, int bits>
+void packed_rows_quantized(const void* tokens, const void* packed, void* y, std::int64_t rows, std::int64_t in) {
+    pipezoo::packed_rows_quantized<T, bits>(static_cast<const std::int64_t*>(tokens),
+                                            static_cast<const std::uint8_t*>(packed), static_cast<T*>(y), rows, in);
+}
+
+template <typename T>
+constexpr auto packed_rows_int8 = packed_rows_quantized<T, 8>;
+template <typename T>
+constexpr auto packed_rows_int4 = packed_rows_quantized<T, 4>;
+template <typename T>
+constexpr auto pack_int8 = pack_quantized<T, 8>;
+template <typename T>
+constexpr auto pack_int4 = pack_quantized<T, 4>;
+template <typename T>
+constexpr auto linear_int8 = linear_quantized<T, 8>;
+template <typename T>
+constexpr auto linear_int4 = linear_quantized<T, 4>;
+
 template <typename T>
 void rms_norm(const void* x, const void* weight, void* y, std::int64_t rows, std::int64_t size, double eps) {
     pipezoo::rms_norm(static_cast<const T*>(x), static_cast<const T*>(weight), static_cast<T*>(y), rows, size,
@@ -128,9 +166,10 @@ void replay(const void* program, std::int64_t num_calls) {
         reinterpret_cast<void (*)(const std::int64_t*)>(row[0])(row + 1);
 }
 
-#define PIPEZOO_KERNELS(apply)                                                                           \
-    apply(pack) apply(linear) apply(rms_norm) apply(silu_multiply) apply(attend) apply(add) apply(embedding) \
-        apply(rotary_angles)
+#define PIPEZOO_KERNELS(apply)                                                                            \
+    apply(pack) apply(pack_int8) apply(pack_int4) apply(linear) apply(linear_int8) apply(linear_int4)     \
+        apply(packed_rows) apply(packed_rows_int8) apply(packed_rows_int4)                                \
+        apply(rms_norm) apply(silu_multiply) apply(attend) apply(add) apply(embedding) apply(rotary_angles)
 
 template <auto function>
 PyCFunction python_function() {
@@ -138,8 +177,8 @@ PyCFunction python_function() {
 }
 
 #define PIPEZOO_METHODS(name)                                                                  \
-    {#name "_float32", python_function<&name<float>>(), METH_FASTCALL, nullptr},               \
-    {#name "_bfloat16", python_function<&name<bfloat16>>(), METH_FASTCALL, nullptr},
+    {#name "_float32", python_function<name<float>>(), METH_FASTCALL, nullptr},               \
+    {#name "_bfloat16", python_function<name<bfloat16>>(), METH_FASTCALL, nullptr},
 
 PyMethodDef methods[] = {PIPEZOO_KERNELS(PIPEZOO_METHODS){"replay", python_function<&replay>(), METH_FASTCALL, nullptr},
                          {nullptr, nullptr, 0, nullptr}};
@@ -155,8 +194,8 @@ int fill_module(PyObject* module) {
     PyObject* addresses = PyDict_New();
     int failed = addresses == nullptr;
 #define PIPEZOO_ADDRESSES(name)                                                                  \
-    failed = failed || add_address(addresses, #name "_float32", &Binding<&name<float>>::replay); \
-    failed = failed || add_address(addresses, #name "_bfloat16", &Binding<&name<bfloat16>>::replay);
+    failed = failed || add_address(addresses, #name "_float32", &Binding<name<float>>::replay); \
+    failed = failed || add_address(addresses, #name "_bfloat16", &Binding<name<bfloat16>>::replay);
     PIPEZOO_KERNELS(PIPEZOO_ADDRESSES)
     failed = failed || PyModule_AddObjectRef(module, "addresses", addresses) < 0;
     Py_XDECREF(addresses);

@@ -122,28 +122,13 @@ PIPEZOO_INLINE void multiply(__m512 (&accumulator)[MR][2], const T* a, std::ptrd
     }
 }
 
-// Calls `work` with a compile-time number of rows.
-template <typename Work>
+// Calls `work` with a compile-time number of rows, from 1 to `most`.
+template <int most = kTileRows, typename Work>
 PIPEZOO_INLINE void with_rows(int rows, Work&& work) {
-    switch (rows) {
-#define PIPEZOO_CASE(n) \
-    case n:             \
-        work(std::integral_constant<int, n>{}); \
-        break;
-        PIPEZOO_CASE(1)
-        PIPEZOO_CASE(2)
-        PIPEZOO_CASE(3)
-        PIPEZOO_CASE(4)
-        PIPEZOO_CASE(5)
-        PIPEZOO_CASE(6)
-        PIPEZOO_CASE(7)
-        PIPEZOO_CASE(8)
-        PIPEZOO_CASE(9)
-        PIPEZOO_CASE(10)
-        PIPEZOO_CASE(11)
-        PIPEZOO_CASE(12)
-#undef PIPEZOO_CASE
+    if constexpr (most > 1) {
+        if (rows != most) return with_rows<most - 1>(rows, work);
     }
+    work(std::integral_constant<int, most>{});
 }
 
 }  // namespace pipezoo

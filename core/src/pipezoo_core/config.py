@@ -28,11 +28,22 @@ __all__ = [
 
 
 class SupportedEncoding(enum.StrEnum):
-    """The precision that weights and activations are run in."""
+    """The precision that a model is run in.
+
+    With `int8` and `int4` the weights of linear layers are quantized at load, in groups of 32 (a head to 8 bits in
+    both); everything else is bfloat16.
+    """
 
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+    int8 = "int8"
+    int4 = "int4"
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether weights are kept in fewer bits than they are computed with."""
+        return self in (SupportedEncoding.int8, SupportedEncoding.int4)
 
 
 class WeightsFormat(enum.StrEnum):

@@ -164,7 +164,7 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
         materialize(module, self.session.device, self.dtype)
         adapt = self.adapter or (lambda tensors, _config: dict(tensors))
         load_module(module, adapt(self.weights, self.huggingface_config))
-        use_linear_backend(self.pipeline_config.linear, module, self.session.device, self.dtype, self._kernels)
+        use_linear_backend(self.pipeline_config.linear, module, self.session.device, self.encoding, self._kernels)
         return module.eval()  # type: ignore[return-value]  # nn.Module.__call__ is typed as Any
 
     @classmethod

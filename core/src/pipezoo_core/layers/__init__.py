@@ -1,6 +1,7 @@
 """Layers that more than one plugin uses."""
 
 from pipezoo_core.layers.alibi import alibi_slopes
+from pipezoo_core.layers.embedding import Embedding, LMHead
 from pipezoo_core.layers.linear import Linear, MergedLinear
 from pipezoo_core.layers.linear_backends import use_linear_backend
 from pipezoo_core.layers.mlp import GatedMLP
@@ -9,7 +10,9 @@ from pipezoo_core.layers.rotary import ROPE_TYPES, RotaryEmbedding, apply_rotary
 
 __all__ = [
     "ROPE_TYPES",
+    "Embedding",
     "GatedMLP",
+    "LMHead",
     "Linear",
     "MergedLinear",
     "RMSNorm",

@@ -6,13 +6,27 @@ How the product is computed is chosen once, after the weights are loaded: see `l
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Self, cast
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Linear", "MergedLinear"]
+__all__ = ["Linear", "MergedLinear", "Product"]
+
+
+class Product(Protocol):
+    """`x Wᵀ + b`, with W in whatever form it is computed from.
+
+    Attributes:
+        rows: maps int64 [T] to these rows of W; None where the form does not allow it.
+    """
+
+    rows: Callable[[Tensor], Tensor] | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Maps [..., in_features] to [..., out_features]."""
+        ...
 
 
 class Linear(nn.Module):
@@ -30,13 +44,6 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
         self._product: Callable[[Tensor], Tensor] = self._plain
 
-    @classmethod
-    def sharing(cls, embedding: nn.Embedding) -> Self:
-        """Returns a head whose weight is the embedding's."""
-        head = cls(embedding.embedding_dim, embedding.num_embeddings)
-        head.weight = cast("nn.Parameter", embedding.weight)
-        return head
-
     def _plain(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
 
@@ -44,7 +51,7 @@ class Linear(nn.Module):
         """Maps [..., in_features] to [..., out_features]."""
         return self._product(x)
 
-    def compute_with(self, product: Callable[[Tensor], Tensor]) -> None:
+    def compute_with(self, product: Product) -> None:
         """Computes with `product` from now on, which holds the weights in a form of its own; lets go of the plain ones.
 
         A weight that another layer shares stays there.

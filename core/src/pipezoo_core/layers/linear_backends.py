@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
-from pipezoo_core.config import LinearName
+from pipezoo_core.config import LinearName, SupportedEncoding
 from pipezoo_core.errors import InvalidSettingError
-from pipezoo_core.layers.linear import Linear
+from pipezoo_core.layers.embedding import LMHead
+from pipezoo_core.layers.linear import Linear, Product
 from pipezoo_core.layers.mlp import GatedMLP
 from pipezoo_core.layers.norm import RMSNorm
+from pipezoo_core.layers.quantized import GROUP, QuantizedProduct
 from pipezoo_core.layers.rotary import RotaryEmbedding
 from pipezoo_core.native import NativeKernels
 
@@ -18,7 +22,7 @@ __all__ = ["NativeProduct", "OneDNNProduct", "use_linear_backend"]
 _TYPICAL_ROWS = 512  # oneDNN chooses the weights' layout for so many rows; it serves any number as well
 
 
-class OneDNNProduct:
+class OneDNNProduct(Product):
     """`x Wᵀ + b` by oneDNN, with W reordered once into the layout its kernels read.
 
     Plain `F.linear` reads W as it lies and, in float32 on a CPU, leaves the product to MKL.
@@ -27,6 +31,8 @@ class OneDNNProduct:
         weight: [out_features, in_features], float32 or bfloat16, on a CPU. Copied.
         bias: [out_features], or None.
     """
+
+    rows = None
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _TYPICAL_ROWS)
@@ -38,28 +44,40 @@ class OneDNNProduct:
         return product
 
 
-class NativeProduct:
+class NativeProduct(Product):
     """`x Wᵀ + b` by the kernels of `pipezoo-kernels`, with W packed once into the panels they read.
 
     Args:
         kernels: compute it.
-        weight: [out_features, in_features], in_features even. Copied.
+        weight: [out_features, in_features]. Copied. in_features is even, or a multiple of `GROUP` to be quantized.
         bias: [out_features], or None.
+        bits: 8 or 4 to quantize the weight; None to keep its numbers.
     """
 
-    def __init__(self, kernels: NativeKernels, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(
+        self, kernels: NativeKernels, weight: Tensor, bias: Tensor | None, bits: Literal[8, 4] | None = None
+    ) -> None:
         self._kernels = kernels
-        self._packed = kernels.pack(weight.detach())
+        self._bits = bits
+        self._packed = kernels.pack(weight.detach(), bits)
         self._bias = None if bias is None else bias.detach()
-        self._out_features = len(weight)
+        self._out_features, self._in_features = weight.shape
 
     def __call__(self, x: Tensor) -> Tensor:
         """Maps [..., in_features] to [..., out_features]."""
-        return self._kernels.linear(x, self._packed, self._bias, self._out_features)
+        return self._kernels.linear(x, self._packed, self._bias, self._out_features, self._bits)
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """Maps int64 [T] to these rows of W."""
+        return self._kernels.packed_rows(indices, self._packed, self._in_features, self._bits)
 
 
 def use_linear_backend(
-    name: LinearName, module: nn.Module, device: torch.device, dtype: torch.dtype, kernels: NativeKernels
+    name: LinearName,
+    module: nn.Module,
+    device: torch.device,
+    encoding: SupportedEncoding,
+    kernels: NativeKernels,
 ) -> None:
     """Makes all `Linear`s of a loaded module compute with a backend; for `auto` the fastest one.
 
@@ -68,34 +86,48 @@ def use_linear_backend(
     Raises:
         InvalidSettingError: the backend was asked for by name and cannot be used here.
     """
-    obstacles = {LinearName.native: kernels.obstacle, LinearName.onednn: _why_not_onednn(device, dtype)}
+    obstacles = {LinearName.native: kernels.obstacle, LinearName.onednn: _why_not_onednn(device, encoding)}
     if name is LinearName.auto:
         name = next((usable for usable, obstacle in obstacles.items() if obstacle is None), LinearName.torch)
     if obstacle := obstacles.get(name):
         raise InvalidSettingError(
             f"setting 'linear' cannot be {name.value!r} here", found=obstacle, cure="Leave it at auto."
         )
-    if name is LinearName.native:
-        _use_native(module, kernels)
-    elif name is LinearName.onednn:
-        for layer in module.modules():
-            if isinstance(layer, Linear):
-                layer.compute_with(OneDNNProduct(layer.weight, layer.bias))
-
-
-def _use_native(module: nn.Module, kernels: NativeKernels) -> None:
     for layer in module.modules():
-        if isinstance(layer, Linear) and layer.weight.shape[1] % 2 == 0:  # bfloat16 products take two at a time
-            layer.compute_with(NativeProduct(kernels, layer.weight, layer.bias))
-        elif isinstance(layer, RMSNorm | GatedMLP | RotaryEmbedding):
+        if isinstance(layer, Linear):
+            if product := _product(name, layer, encoding, kernels):
+                layer.compute_with(product)
+        elif name is LinearName.native and isinstance(layer, RMSNorm | GatedMLP | RotaryEmbedding):
             layer.compute_with(kernels)
 
 
-def _why_not_onednn(device: torch.device, dtype: torch.dtype) -> str | None:
+def _product(name: LinearName, layer: Linear, encoding: SupportedEncoding, kernels: NativeKernels) -> Product | None:
+    """Returns how a layer is computed; None for as it is."""
+    bits = _bits(layer, encoding)
+    if name is LinearName.native and layer.weight.shape[1] % 2 == 0:  # bfloat16 products take two numbers at a time
+        return NativeProduct(kernels, layer.weight, layer.bias, bits)
+    if name is LinearName.onednn:
+        return OneDNNProduct(layer.weight, layer.bias)
+    return None if bits is None else QuantizedProduct(layer.weight, layer.bias, bits)
+
+
+def _bits(layer: Linear, encoding: SupportedEncoding) -> Literal[8, 4] | None:
+    """Returns how many bits a layer's numbers have; None where they are not quantized.
+
+    A head of 4 bits costs more in quality than in memory: it is 8 bits then. What does not divide into groups is left
+    as it is.
+    """
+    if not encoding.is_quantized or layer.weight.shape[1] % GROUP:
+        return None
+    return 4 if encoding is SupportedEncoding.int4 and not isinstance(layer, LMHead) else 8
+
+
+def _why_not_onednn(device: torch.device, encoding: SupportedEncoding) -> str | None:
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return f"oneDNN is not available for {device}"
     if torch.cpu.get_capabilities().get("architecture") != "x86_64":
         return "it is for x86 CPUs"
-    if dtype is torch.float32 or (dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+    has_bfloat16 = encoding is SupportedEncoding.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if has_bfloat16 or encoding is SupportedEncoding.float32:
         return None
-    return f"oneDNN computes float32 and bfloat16 where the CPU has instructions for it, not {dtype} here"
+    return f"oneDNN computes float32 and bfloat16 where the CPU has instructions for it, not {encoding} here"

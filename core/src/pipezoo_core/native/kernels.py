@@ -17,9 +17,12 @@ from torch import Tensor
 if TYPE_CHECKING:
     from pipezoo_core.native.recording import Recording
 
-__all__ = ["NativeKernels", "bits"]
+__all__ = ["GROUP", "NativeKernels", "bits"]
 
-PANEL = 32  # output columns of a panel of packed weights
+GROUP = 32  # numbers of a quantized weight that share a scale
+
+_PANEL = 32  # output columns of a panel of packed weights
+_GROUP_BYTES = {8: GROUP + 2, 4: GROUP // 2 + 4}
 
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _INSTRUCTIONS = ("avx512_f", "avx512_bw", "avx512_cd", "avx512_dq", "avx512_vl", "avx512_bf16", "avx512_vnni")
@@ -44,22 +47,39 @@ class NativeKernels:
         self._suffix = "" if self.obstacle else f"_{_DTYPES[dtype]}"
         self._native: ModuleType | None = None if self.obstacle else importlib.import_module("pipezoo_kernels").native
 
-    def pack(self, weight: Tensor) -> Tensor:
-        """Returns a weight [out_features, in_features] in the order that `linear` reads. in_features must be even."""
+    def pack(self, weight: Tensor, bits: int | None = None) -> Tensor:
+        """Returns a weight [out_features, in_features] in the order that `linear` reads.
+
+        Args:
+            weight: in_features must be even, or a multiple of `GROUP` to be quantized.
+            bits: 8 or 4 to quantize, see `layers.quantized`; None to keep the numbers.
+        """
         out_features, in_features = weight.shape
-        packed = torch.empty(-(-out_features // PANEL) * PANEL * in_features, dtype=weight.dtype)
-        self._run("pack", weight.contiguous().data_ptr(), packed.data_ptr(), out_features, in_features)
+        num_rows = -(-out_features // _PANEL) * _PANEL
+        if bits is None:
+            packed = torch.empty(num_rows * in_features, dtype=weight.dtype)
+        else:
+            packed = torch.empty(num_rows * in_features // GROUP * _GROUP_BYTES[bits], dtype=torch.uint8)
+        name = _of_bits("pack", bits)
+        self._run(name, weight.contiguous().data_ptr(), packed.data_ptr(), out_features, in_features)
         return packed
 
-    def linear(self, x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+    def linear(
+        self, x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int, bits: int | None = None
+    ) -> Tensor:
         """Returns `x Wᵀ + b`: [..., in_features] to [..., out_features]."""
         x, in_features = x.contiguous(), x.shape[-1]
         y = torch.empty((*x.shape[:-1], out_features), dtype=x.dtype)
         bias_address = 0 if bias is None else bias.data_ptr()
-        rows = x.numel() // in_features
-        self._run(
-            *("linear", x.data_ptr(), packed.data_ptr(), bias_address, y.data_ptr()), *(rows, in_features, out_features)
-        )
+        addresses = (x.data_ptr(), packed.data_ptr(), bias_address, y.data_ptr())
+        self._run(_of_bits("linear", bits), *addresses, x.numel() // in_features, in_features, out_features)
+        return y
+
+    def packed_rows(self, indices: Tensor, packed: Tensor, size: int, bits: int | None) -> Tensor:
+        """Returns rows of a packed weight: int64 [T] to [T, size]."""
+        y = torch.empty((len(indices), size), dtype=self.dtype)
+        addresses = (indices.data_ptr(), packed.data_ptr(), y.data_ptr())
+        self._run(_of_bits("packed_rows", bits), *addresses, len(indices), size)
         return y
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -125,6 +145,10 @@ class NativeKernels:
         getattr(self._native, name + self._suffix)(*arguments)
         if self.recording is not None:
             self.recording.add(name, arguments)
+
+
+def _of_bits(kernel: str, bits: int | None) -> str:
+    return kernel if bits is None else f"{kernel}_int{bits}"
 
 
 def bits(number: float) -> int:

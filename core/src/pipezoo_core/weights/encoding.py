@@ -14,8 +14,8 @@ __all__ = ["resolve_encoding", "torch_dtype"]
 
 
 def torch_dtype(encoding: SupportedEncoding) -> torch.dtype:
-    """Returns the dtype of weights, activations, keys and values in this encoding."""
-    dtype: torch.dtype = getattr(torch, encoding.value)
+    """Returns the dtype of activations, keys and values in this encoding, and of weights that are not quantized."""
+    dtype: torch.dtype = torch.bfloat16 if encoding.is_quantized else getattr(torch, encoding.value)
     return dtype
 
 

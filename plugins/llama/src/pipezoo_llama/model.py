@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipezoo_core.attention import Attention, AttentionBackend, Rotation
 from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.kv_cache import KVCacheInputs
-from pipezoo_core.layers import GatedMLP, Linear, MergedLinear, RMSNorm, RotaryEmbedding
+from pipezoo_core.layers import Embedding, GatedMLP, Linear, LMHead, MergedLinear, RMSNorm, RotaryEmbedding
 from pipezoo_llama.config import LlamaConfig
 
 __all__ = ["LlamaForCausalLM", "LlamaPipelineModel"]
@@ -54,7 +54,7 @@ class LlamaModel(nn.Module):
 
     def __init__(self, config: LlamaConfig, backend: AttentionBackend) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.rotary = RotaryEmbedding(config.rope_parameters, config.head_dim, config.max_position_embeddings)
         self.layers = nn.ModuleList(LlamaDecoderLayer(config, i, backend) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -74,9 +74,9 @@ class LlamaForCausalLM(nn.Module):
         super().__init__()
         self.model = LlamaModel(config, backend)
         if config.tie_word_embeddings:
-            self.lm_head = Linear.sharing(self.model.embed_tokens)
+            self.lm_head = LMHead.sharing(self.model.embed_tokens)
         else:
-            self.lm_head = Linear(config.hidden_size, config.vocab_size)
+            self.lm_head = LMHead(config.hidden_size, config.vocab_size)
 
     def forward(self, tokens_T: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
         """Maps tokens [T] to hidden states [T, H]."""

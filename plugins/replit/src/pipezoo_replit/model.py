@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipezoo_core.attention import Attention, AttentionBackend
 from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.kv_cache import KVCacheInputs
-from pipezoo_core.layers import Linear
+from pipezoo_core.layers import Embedding, Linear, LMHead
 from pipezoo_replit.config import MptConfig
 
 __all__ = ["MptForCausalLM", "MptPipelineModel"]
@@ -75,8 +75,8 @@ class MptModel(nn.Module):
 
     def __init__(self, config: MptConfig, backend: AttentionBackend) -> None:
         super().__init__()
-        self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.wpe = nn.Embedding(config.max_seq_len, config.hidden_size) if config.learned_positions else None
+        self.wte = Embedding(config.vocab_size, config.hidden_size)
+        self.wpe = Embedding(config.max_seq_len, config.hidden_size) if config.learned_positions else None
         self.blocks = nn.ModuleList(MptBlock(config, i, backend) for i in range(config.num_layers))
         self.norm_f = _norm(config, config.hidden_size)
 
@@ -96,9 +96,9 @@ class MptForCausalLM(nn.Module):
         super().__init__()
         self.transformer = MptModel(config, backend)
         if config.tie_word_embeddings:
-            self.lm_head = Linear.sharing(self.transformer.wte)
+            self.lm_head = LMHead.sharing(self.transformer.wte)
         else:
-            self.lm_head = Linear(config.hidden_size, config.vocab_size)
+            self.lm_head = LMHead(config.hidden_size, config.vocab_size)
         self.logit_scale = config.logit_scale
 
     def forward(self, tokens_T: Tensor, kv: KVCacheInputs[Any]) -> Tensor:

@@ -1,0 +1,221 @@
+#include "quantized.h"
+
+#include <cmath>
+#include <limits>
+
+#include "tiles.h"
+
+namespace pipezoo {
+namespace {
+
+constexpr int kGroup = 32;                // numbers that share a scale
+constexpr int kPerInt = 4;                // numbers of 8 bits in a lane of 32
+constexpr int kSteps = kGroup / kPerInt;  // per group
+constexpr int kRows = 6;                  // of a tile: integer and float sums of 6 x 32 stay in registers
+
+template <int bits>
+constexpr std::int64_t kGroupBytes = bits == 8 ? kPanel * 2 + kPanel * kGroup : kPanel * 4 + kPanel * kGroup / 2;
+
+// Rows of x, rounded to 8 bits: what a tile's products read, group by group.
+struct Group {
+    std::int8_t values[kSteps][kRows][kPerInt];
+    float scale[kRows];
+    float total[kRows];         // scale · sum of values, for the weights' minima
+    std::int32_t offset[kRows];  // -128 · sum of values, because the weights are stored with 128 added
+};
+
+template <typename T>
+void round_rows(const T* x, std::int64_t in, int rows, Group* groups) {
+    for (std::int64_t g = 0; g < in / kGroup; ++g) {
+        for (int i = 0; i < rows; ++i) {
+            const T* from = x + i * in + g * kGroup;
+            const __m512 first = load(from), second = load(from + kLanes);
+            const __m512 magnitude = _mm512_max_ps(_mm512_abs_ps(first), _mm512_abs_ps(second));
+            float scale = _mm512_reduce_max_ps(magnitude) / 127.0f;
+            if (_mm512_cmp_ps_mask(first, second, _CMP_UNORD_Q)) scale = std::numeric_limits<float>::quiet_NaN();
+            const __m512 inverse = _mm512_set1_ps(scale > 0 ? 1.0f / scale : 0.0f);
+            const __m512i low = _mm512_cvtps_epi32(_mm512_mul_ps(first, inverse));
+            const __m512i high = _mm512_cvtps_epi32(_mm512_mul_ps(second, inverse));
+            const std::int32_t sum = _mm512_reduce_add_epi32(_mm512_add_epi32(low, high));
+            alignas(16) std::int8_t rounded[kGroup];
+            _mm_store_si128(reinterpret_cast<__m128i*>(rounded), _mm512_cvtsepi32_epi8(low));
+            _mm_store_si128(reinterpret_cast<__m128i*>(rounded + kLanes), _mm512_cvtsepi32_epi8(high));
+            for (int s = 0; s < kSteps; ++s) std::memcpy(groups[g].values[s][i], rounded + s * kPerInt, kPerInt);
+            groups[g].scale[i] = scale;
+            groups[g].total[i] = scale * float(sum);
+            groups[g].offset[i] = -128 * sum;
+        }
+    }
+}
+
+PIPEZOO_INLINE __m512 load_halves(const std::uint8_t* from) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+
+template <int bits>
+PIPEZOO_INLINE void load_step(const std::uint8_t* from, int step, __m512i& first, __m512i& second) {
+    if constexpr (bits == 8) {
+        first = _mm512_loadu_si512(from + step * kPanel * kPerInt);
+        second = _mm512_loadu_si512(from + step * kPanel * kPerInt + 64);
+    } else {
+        const __m512i both = _mm512_loadu_si512(from + step * 64), mask = _mm512_set1_epi8(0x0F);
+        first = _mm512_and_si512(both, mask);
+        second = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+    }
+}
+
+template <int MR, int bits>
+PIPEZOO_INLINE void multiply_groups(__m512 (&sum)[MR][2], const Group* a, const std::uint8_t* b, std::int64_t groups) {
+    constexpr int scale_bytes = bits == 8 ? kPanel * 2 : kPanel * 4;
+    for (std::int64_t g = 0; g < groups; ++g, ++a, b += kGroupBytes<bits>) {
+        for (int line = 0; line < kGroupBytes<bits>; line += 64) _mm_prefetch(b + 8 * kGroupBytes<bits> + line, _MM_HINT_T0);
+        __m512i products[MR][2];
+#pragma GCC unroll 6
+        for (int i = 0; i < MR; ++i)
+            products[i][0] = products[i][1] = bits == 8 ? _mm512_set1_epi32(a->offset[i]) : _mm512_setzero_si512();
+#pragma GCC unroll 8
+        for (int s = 0; s < kSteps; ++s) {
+            __m512i first, second;
+            load_step<bits>(b + scale_bytes, s, first, second);
+#pragma GCC unroll 6
+            for (int i = 0; i < MR; ++i) {
+                std::int32_t four;
+                std::memcpy(&four, a->values[s][i], sizeof four);
+                products[i][0] = _mm512_dpbusd_epi32(products[i][0], first, _mm512_set1_epi32(four));
+                products[i][1] = _mm512_dpbusd_epi32(products[i][1], second, _mm512_set1_epi32(four));
+            }
+        }
+        const __m512 scale0 = load_halves(b), scale1 = load_halves(b + 32);
+#pragma GCC unroll 6
+        for (int i = 0; i < MR; ++i) {
+            const __m512 scale = _mm512_set1_ps(a->scale[i]);
+            sum[i][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[i][0]), _mm512_mul_ps(scale0, scale), sum[i][0]);
+            sum[i][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[i][1]), _mm512_mul_ps(scale1, scale), sum[i][1]);
+            if constexpr (bits == 4) {
+                const __m512 total = _mm512_set1_ps(a->total[i]);
+                sum[i][0] = _mm512_fmadd_ps(load_halves(b + 64), total, sum[i][0]);
+                sum[i][1] = _mm512_fmadd_ps(load_halves(b + 96), total, sum[i][1]);
+            }
+        }
+    }
+}
+
+std::uint16_t to_half(float value) {
+    return std::uint16_t(_mm_extract_epi16(_mm_cvtps_ph(_mm_set_ss(value), _MM_FROUND_TO_NEAREST_INT), 0));
+}
+
+float from_half(std::uint16_t half) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half))); }
+
+// Scale and minimum of one group, and its numbers as small integers: 8 bits with 128 added.
+template <int bits>
+void round_group(const float (&numbers)[kGroup], std::uint16_t& scale, std::uint16_t& minimum, std::uint8_t* rounded) {
+    const __m512 first = load(numbers), second = load(numbers + kLanes);
+    const float lowest = _mm512_reduce_min_ps(_mm512_min_ps(first, second));
+    const float highest = _mm512_reduce_max_ps(_mm512_max_ps(first, second));
+    minimum = bits == 8 ? 0 : to_half(lowest);
+    scale = to_half(bits == 8 ? std::max(-lowest, highest) / 127.0f : (highest - lowest) / 15.0f);
+    const float step = from_half(scale), start = from_half(minimum), inverse = step > 0 ? 1.0f / step : 0.0f;
+    const int least = bits == 8 ? -127 : 0, most = bits == 8 ? 127 : 15, added = bits == 8 ? 128 : 0;
+    for (int k = 0; k < kGroup; ++k) {
+        const int q = int(std::nearbyint((numbers[k] - start) * inverse));
+        rounded[k] = std::uint8_t(std::clamp(q, least, most) + added);
+    }
+}
+
+}  // namespace
+
+template <typename T, int bits>
+void pack_quantized(const T* weight, std::uint8_t* packed, std::int64_t out, std::int64_t in) {
+    const std::int64_t panels = (out + kPanel - 1) / kPanel, groups = in / kGroup;
+#pragma omp parallel for
+    for (std::int64_t panel = 0; panel < panels; ++panel)
+        for (std::int64_t g = 0; g < groups; ++g) {
+            std::uint8_t* to = packed + (panel * groups + g) * kGroupBytes<bits>;
+            std::memset(to, 0, kGroupBytes<bits>);
+            for (int column = 0; column < kPanel && panel * kPanel + column < out; ++column) {
+                alignas(64) float numbers[kGroup];
+                const T* from = weight + (panel * kPanel + column) * in + g * kGroup;
+                store(numbers, load(from));
+                store(numbers + kLanes, load(from + kLanes));
+                std::uint16_t scale, minimum;
+                std::uint8_t rounded[kGroup];
+                round_group<bits>(numbers, scale, minimum, rounded);
+                std::memcpy(to + column * 2, &scale, 2);
+                if (bits == 4) std::memcpy(to + kPanel * 2 + column * 2, &minimum, 2);
+                for (int k = 0; k < kGroup; ++k) {
+                    const int step = k / kPerInt, place = k % kPerInt;
+                    if (bits == 8)
+                        to[kPanel * 2 + (step * kPanel + column) * kPerInt + place] = rounded[k];
+                    else
+                        to[kPanel * 4 + (step * kLanes + column % kLanes) * kPerInt + place] |=
+                            column < kLanes ? rounded[k] : std::uint8_t(rounded[k] << 4);
+                }
+            }
+        }
+}
+
+template <typename T, int bits>
+void linear_quantized(const T* x, const std::uint8_t* packed, const T* bias, T* y, std::int64_t rows, std::int64_t in,
+                      std::int64_t out) {
+    const std::int64_t panels = (out + kPanel - 1) / kPanel, groups = in / kGroup;
+    const std::int64_t block_tiles = tiles_per_block(rows, kRows, groups * sizeof(Group) / kRows);
+    Group* rounded = scratch<Group>(block_tiles * groups);
+    for_panels(
+        rows, kRows, block_tiles, panels, true,
+        [&](Tile tile) { round_rows(x + tile.first_row * in, in, tile.rows, rounded + tile.index * groups); },
+        [&](std::int64_t panel, Tile tile) {
+            const std::int64_t column = panel * kPanel;
+            __m512 first, second;
+            read_panel(bias ? bias + column : nullptr, out - column, first, second);
+            with_rows<kRows>(tile.rows, [&](auto count) {
+                constexpr int MR = decltype(count)::value;
+                __m512 sum[MR][2];
+#pragma GCC unroll 6
+                for (int i = 0; i < MR; ++i) sum[i][0] = first, sum[i][1] = second;
+                multiply_groups<MR, bits>(sum, rounded + tile.index * groups,
+                                          packed + panel * groups * kGroupBytes<bits>, groups);
+#pragma GCC unroll 6
+                for (int i = 0; i < MR; ++i)
+                    write_panel(y + (tile.first_row + i) * out + column, sum[i][0], sum[i][1], out - column);
+            });
+        });
+}
+
+template <typename T, int bits>
+void packed_rows_quantized(const std::int64_t* tokens, const std::uint8_t* packed, T* y, std::int64_t rows,
+                           std::int64_t in) {
+    constexpr int scale_bytes = bits == 8 ? kPanel * 2 : kPanel * 4;
+    const std::int64_t groups = in / kGroup;
+#pragma omp parallel for if (rows > 8)
+    for (std::int64_t row = 0; row < rows; ++row)
+        for (std::int64_t g = 0; g < groups; ++g) {
+            const int column = int(tokens[row] % kPanel);
+            const std::uint8_t* from = packed + (tokens[row] / kPanel * groups + g) * kGroupBytes<bits>;
+            alignas(64) float scales[kPanel], minima[kPanel] = {}, numbers[kGroup];
+            store(scales, load_halves(from)), store(scales + kLanes, load_halves(from + 32));
+            if (bits == 4) store(minima, load_halves(from + 64)), store(minima + kLanes, load_halves(from + 96));
+            for (int k = 0; k < kGroup; ++k) {
+                alignas(64) std::uint8_t step[kPanel * kPerInt];
+                __m512i first, second;
+                load_step<bits>(from + scale_bytes, k / kPerInt, first, second);
+                _mm512_store_si512(step, first), _mm512_store_si512(step + 64, second);
+                const int q = step[column * kPerInt + k % kPerInt] - (bits == 8 ? 128 : 0);
+                numbers[k] = scales[column] * float(q) + minima[column];
+            }
+            store(y + row * in + g * kGroup, load(numbers));
+            store(y + row * in + g * kGroup + kLanes, load(numbers + kLanes));
+        }
+}
+
+#define PIPEZOO_INSTANTIATE(T, bits)                                                                            \
+    template void pack_quantized<T, bits>(const T*, std::uint8_t*, std::int64_t, std::int64_t);                 \
+    template void linear_quantized<T, bits>(const T*, const std::uint8_t*, const T*, T*, std::int64_t, std::int64_t, \
+                                            std::int64_t);                                                       \
+    template void packed_rows_quantized<T, bits>(const std::int64_t*, const std::uint8_t*, T*, std::int64_t,         \
+                                                 std::int64_t);
+PIPEZOO_INSTANTIATE(float, 8)
+PIPEZOO_INSTANTIATE(float, 4)
+PIPEZOO_INSTANTIATE(bfloat16, 8)
+PIPEZOO_INSTANTIATE(bfloat16, 4)
+
+}  // namespace pipezoo

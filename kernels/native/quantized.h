@@ -1,0 +1,32 @@
+// y = x Wᵀ + b with W of 8 or 4 bits, in groups of 32 numbers along the inner dimension.
+//
+// A number of 8 bits is scale · q, q from -127 to 127; one of 4 bits is scale · q + minimum, q from 0 to 15. Scales and
+// minima are float16, one per group. Each row of x is rounded to 8 bits per group as well, and products within a group
+// are exact in integers (VPDPBUSD); what groups contribute is added in float32.
+//
+// Packed: for each panel of 32 output columns and each group
+//     scales [32] float16, for 4 bits minima [32] float16, then 8 steps of 4 numbers per column:
+//     8 bits: [8, 32, 4] of q + 128; 4 bits: [8, 16, 4], columns 0 to 15 in the low halves, 16 to 31 in the high ones.
+#pragma once
+
+#include <cstdint>
+
+#include "simd.h"
+
+namespace pipezoo {
+
+// Quantizes and packs a weight [out, in], in a multiple of 32. Columns beyond `out` are zeros.
+template <typename T, int bits>
+void pack_quantized(const T* weight, std::uint8_t* packed, std::int64_t out, std::int64_t in);
+
+// x [rows, in] and y [rows, out], both contiguous; bias [out] or null.
+template <typename T, int bits>
+void linear_quantized(const T* x, const std::uint8_t* packed, const T* bias, T* y, std::int64_t rows, std::int64_t in,
+                      std::int64_t out);
+
+// y[i] = row tokens[i] of a packed weight.
+template <typename T, int bits>
+void packed_rows_quantized(const std::int64_t* tokens, const std::uint8_t* packed, T* y, std::int64_t rows,
+                           std::int64_t in);
+
+}  // namespace pipezoo

@@ -1,0 +1,84 @@
+// How a product's work is divided: rows in tiles, output columns in panels, one thread per panel at a time.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+
+#include "simd.h"
+
+namespace pipezoo {
+
+constexpr std::int64_t kBlockBytes = 2 << 20;  // prepared rows that are worked on at a time: they stay in the caches
+
+// Memory of one thread, kept between calls, so that no step pays for fresh pages.
+template <typename T>
+T* scratch(std::int64_t count) {
+    thread_local std::unique_ptr<T[]> buffer;
+    thread_local std::int64_t size = 0;
+    if (count > size) {
+        buffer.reset(new T[count]);
+        size = count;
+    }
+    return buffer.get();
+}
+
+struct Tile {
+    std::int64_t index;      // in its block, where its prepared rows lie
+    std::int64_t first_row;
+    int rows;
+};
+
+inline std::int64_t tiles_per_block(std::int64_t rows, int tile_rows, std::int64_t bytes_per_row) {
+    const std::int64_t fitting = std::max<std::int64_t>(1, kBlockBytes / (bytes_per_row * tile_rows));
+    return std::min(fitting, (rows + tile_rows - 1) / tile_rows);
+}
+
+// Block by block: prepares each tile of rows, then computes each panel with each tile. Threads take the next panel
+// when they are done with one, because they are not equally fast on a busy machine.
+template <typename Prepare, typename Compute>
+void for_panels(std::int64_t rows, int tile_rows, std::int64_t block_tiles, std::int64_t panels, bool needs_preparation,
+                Prepare&& prepare, Compute&& compute) {
+    const std::int64_t all_tiles = (rows + tile_rows - 1) / tile_rows;
+    for (std::int64_t begin = 0; begin < all_tiles; begin += block_tiles) {
+        const std::int64_t tiles = std::min(block_tiles, all_tiles - begin);
+        const auto tile = [&](std::int64_t index) {
+            const std::int64_t first_row = (begin + index) * tile_rows;
+            return Tile{index, first_row, int(std::min<std::int64_t>(tile_rows, rows - first_row))};
+        };
+        std::atomic<std::int64_t> next{0};
+#pragma omp parallel
+        {
+            if (needs_preparation) {
+#pragma omp for
+                for (std::int64_t i = 0; i < tiles; ++i) prepare(tile(i));
+            }
+            for (std::int64_t panel; (panel = next.fetch_add(1, std::memory_order_relaxed)) < panels;)
+                for (std::int64_t i = 0; i < tiles; ++i) compute(panel, tile(i));
+        }
+    }
+}
+
+// Writes 32 columns of a row; fewer at the matrix's edge.
+template <typename T>
+PIPEZOO_INLINE void write_panel(T* to, __m512 first, __m512 second, std::int64_t columns) {
+    if (columns >= kPanel) {
+        store(to, first);
+        store(to + kLanes, second);
+    } else {
+        store(to, first, first_lanes(columns));
+        store(to + kLanes, second, first_lanes(columns - kLanes));
+    }
+}
+
+// Reads 32 numbers that belong to the columns of a panel; zeros where there is no vector, and beyond the edge.
+template <typename T>
+PIPEZOO_INLINE void read_panel(const T* from, std::int64_t columns, __m512& first, __m512& second) {
+    first = second = _mm512_setzero_ps();
+    if (!from) return;
+    first = load(from, first_lanes(columns));
+    second = load(from + kLanes, first_lanes(columns - kLanes));
+}
+
+}  // namespace pipezoo

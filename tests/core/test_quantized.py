@@ -1,0 +1,125 @@
+"""Weights of 8 and 4 bits: the formats, and the kernels against them."""
+
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize as gguf_dequantize
+from gguf.quants import quantize as gguf_quantize
+
+from pipezoo_core.config import LinearName, SupportedEncoding
+from pipezoo_core.layers import Embedding, Linear, LMHead, use_linear_backend
+from pipezoo_core.layers.linear_backends import NativeProduct
+from pipezoo_core.layers.quantized import GROUP, QuantizedProduct, dequantize, quantize
+from pipezoo_core.native import NativeKernels
+
+CPU = torch.device("cpu")
+FORMATS = {8: GGMLQuantizationType.Q8_0, 4: GGMLQuantizationType.Q4_1}
+
+
+def kernels(dtype):
+    kernels = NativeKernels(CPU, dtype)
+    if kernels.obstacle:
+        pytest.skip(kernels.obstacle)
+    return kernels
+
+
+def random(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("bits", FORMATS)
+def test_the_formats_are_those_of_gguf(bits):
+    """As near to the weight as GGUF's own rounding, and exact on what GGUF has rounded."""
+    weight = random(40, 96)
+    theirs = torch.from_numpy(gguf_dequantize(gguf_quantize(weight.numpy(), FORMATS[bits]), FORMATS[bits]))
+    ours = dequantize(*quantize(weight, bits), torch.float32)
+    assert (ours - weight).square().mean() <= 1.01 * (theirs - weight).square().mean()
+    torch.testing.assert_close(dequantize(*quantize(theirs, bits), torch.float32), theirs, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("bits", FORMATS)
+def test_groups_without_a_range(bits):
+    weight = torch.cat((torch.zeros(1, GROUP), torch.full((1, GROUP), 0.5), torch.full((1, GROUP), -3.0)))
+    torch.testing.assert_close(dequantize(*quantize(weight, bits), torch.float32), weight, atol=0, rtol=1e-3)
+
+
+def rounded_rows(x):
+    """A row's numbers in 8 bits per group, as the kernels round them: in float32, so that ties fall the same way."""
+    groups = x.float().unflatten(-1, (-1, GROUP))
+    scale = groups.abs().amax(-1, keepdim=True) / 127
+    values = (groups * torch.where(scale > 0, 1 / scale, 0)).round()
+    return (values.double() * scale).flatten(-2)
+
+
+@pytest.mark.parametrize("bits", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [(1, 32), (33, 64), (64, 288)])
+@pytest.mark.parametrize("rows", [1, 5, 6, 20])
+def test_native_product(bits, dtype, size, rows):
+    x, weight, bias = random(rows, size[1], seed=1).to(dtype), random(*size).to(dtype), random(size[0]).to(dtype)
+    x[0, :GROUP] = 0
+    product = NativeProduct(kernels(dtype), weight, bias, bits)
+    exact = dequantize(*quantize(weight, bits), torch.float64)
+    expected = rounded_rows(x) @ exact.T + bias.double()
+    step = 2**-8 if dtype is torch.bfloat16 else 1e-5
+    torch.testing.assert_close(product(x).double(), expected, atol=1e-4, rtol=step)
+    indices = torch.arange(rows) % size[0]
+    torch.testing.assert_close(product.rows(indices), exact[indices].to(dtype), atol=1e-6, rtol=step)
+
+
+@pytest.mark.parametrize("bits", FORMATS)
+def test_native_product_does_not_depend_on_other_rows(bits):
+    x, product = random(40, 64), NativeProduct(kernels(torch.float32), random(96, 64), None, bits)
+    assert torch.equal(product(x)[17:18], product(x[17:18]))
+
+
+@pytest.mark.parametrize("bits", FORMATS)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_row_that_is_not_finite_stays_so_and_alone(bits, value):
+    x, product = random(3, 64), NativeProduct(kernels(torch.float32), random(32, 64), None, bits)
+    expected = product(x)
+    x[1, 40] = value
+    assert not product(x)[1].isfinite().any()
+    assert torch.equal(product(x)[::2], expected[::2])
+
+
+@pytest.mark.parametrize("bits", FORMATS)
+def test_plain_product(bits):
+    x, weight = random(3, 64, seed=1), random(48, 64)
+    product = QuantizedProduct(weight, None, bits)
+    exact = dequantize(*quantize(weight, bits), torch.float32)
+    torch.testing.assert_close(product(x), x @ exact.T)
+    assert torch.equal(product.rows(torch.tensor([5, 0])), exact[[5, 0]])
+
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = Embedding(50, 64)
+        self.inner, self.odd = Linear(64, 48), Linear(48, 64)
+        self.head = LMHead.sharing(self.embedding)
+        self.embedding.weight.data, self.inner.weight.data = random(50, 64), random(48, 64)
+        self.odd.weight.data = random(64, 48)
+
+    def forward(self, tokens):
+        return self.head(self.odd(self.inner(self.embedding(tokens))))
+
+
+@pytest.mark.parametrize("backend", [LinearName.torch, LinearName.native])
+@pytest.mark.parametrize("encoding", [SupportedEncoding.int8, SupportedEncoding.int4])
+@torch.inference_mode()
+def test_which_layers_are_quantized(backend, encoding):
+    """All that divide into groups; a head to 8 bits, and the embedding that shares its weight with it."""
+    model, expected = Model(), Model()
+    bits = {SupportedEncoding.int8: 8, SupportedEncoding.int4: 4}[encoding]
+    shared = dequantize(*quantize(expected.head.weight, 8), torch.float32)
+    expected.head.weight.data = expected.embedding.weight.data = shared
+    expected.inner.weight.data = dequantize(*quantize(expected.inner.weight, bits), torch.float32)
+    native = kernels(torch.float32) if backend is LinearName.native else NativeKernels(CPU, torch.float32)
+    use_linear_backend(backend, model, CPU, encoding, native)
+    tokens = torch.arange(6)
+    torch.testing.assert_close(model.embedding(tokens), expected.embedding(tokens))
+    found, wanted = model(tokens), expected(tokens)
+    assert (found - wanted).norm() < (0.02 if backend is LinearName.native else 1e-6) * wanted.norm()
+    left = [name for name, _ in model.named_parameters()]
+    assert left == (["odd.weight"] if backend is LinearName.torch else [])
