@@ -42,7 +42,7 @@ def test_no_prompt_is_given_twice_and_figures_have_the_shapes_they_name():
     every = [tuple(prompt) for figure in asked.values() for prompts in figure for prompt in prompts]
     assert len(set(every)) == len(every)
     assert {len(prompt) for [prompt] in asked["prefill 512 tok/s"]} == {512}
-    assert [len(prompts) for prompts in asked["decode B=8 tok/s"]] == [8, 8]
+    assert [len(prompts) for prompts in asked["decode B=8 tok/s"]] == [8, 8, 8]
     [shared] = asked["shared prefix s"]
     assert len({tuple(prompt[:1024]) for prompt in shared}) == 1
     assert len({prompt[1024] for prompt in shared}) > 1
