@@ -38,9 +38,7 @@ void silu_multiply(const T* gate_up, T* y, std::int64_t rows, std::int64_t size)
         for (std::int64_t i = 0; i < size; i += kLanes) {
             const __mmask16 lanes = first_lanes(size - i);
             const __m512 gate = load(gates + i, lanes), up = load(gates + size + i, lanes);
-            const __m512 negated = _mm512_min_ps(_mm512_set1_ps(88.0f), _mm512_sub_ps(_mm512_setzero_ps(), gate));
-            const __m512 activated = _mm512_div_ps(gate, _mm512_add_ps(_mm512_set1_ps(1.0f), exponential(negated)));
-            store(y + row * size + i, _mm512_mul_ps(activated, up), lanes);
+            store(y + row * size + i, _mm512_mul_ps(silu(gate), up), lanes);
         }
     }
 }

@@ -8,27 +8,52 @@ namespace {
 template <typename T>
 constexpr int kPerStep = Number<T>::per_step;
 
-// Interleaves rows of x for the tiles: [tiles, in / per_step, kTileRows, per_step].
+// Turns 16 vectors of 16 numbers of 4 bytes over: to[j][i] = from[i][j].
+PIPEZOO_INLINE void transpose(__m512i (&rows)[16]) {
+    __m512i t[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+        rows[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        rows[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        rows[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        rows[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {  // what is left is to turn over 4 x 4 pieces of 4 numbers
+        const __m512i low0 = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0x88);
+        const __m512i low1 = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0x88);
+        const __m512i high0 = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0xdd);
+        const __m512i high1 = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0xdd);
+        t[i] = _mm512_shuffle_i32x4(low0, low1, 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(high0, high1, 0x88);
+        t[i + 8] = _mm512_shuffle_i32x4(low0, low1, 0xdd);
+        t[i + 12] = _mm512_shuffle_i32x4(high0, high1, 0xdd);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) rows[i] = t[i];
+}
+
+// Interleaves rows of x for a tile: [in / per_step, kTileRows, per_step].
 template <typename T>
 void interleave_tile(const T* x, std::int64_t in, int rows, T* to) {
-    using Pair = std::uint32_t;  // what one step takes of a row: 4 bytes of either type
-    const auto* from = reinterpret_cast<const Pair*>(x);
-    auto* pairs = reinterpret_cast<Pair*>(to);
+    static_assert(sizeof(T) * kPerStep<T> == 4);
     const std::int64_t steps = in / kPerStep<T>;
-    std::int64_t s = 0;
-    for (; s + kLanes <= steps; s += kLanes) {
-        alignas(64) Pair block[kTileRows][kLanes];
-        for (int i = 0; i < rows; ++i) std::memcpy(block[i], from + i * steps + s, sizeof block[i]);
-        const __m512i index = _mm512_mullo_epi32(
-            _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32(kLanes));
-        const __mmask16 lanes = first_lanes(rows);
-        for (int j = 0; j < kLanes; ++j) {
-            const __m512i column = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), lanes, index, &block[0][j], 4);
-            _mm512_mask_storeu_epi32(pairs + (s + j) * kTileRows, lanes, column);
-        }
+    for (std::int64_t s = 0; s < steps; s += kLanes) {
+        const __mmask16 lanes = first_lanes(steps - s);
+        __m512i block[16];
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i)
+            block[i] = i < rows ? _mm512_maskz_loadu_epi32(lanes, x + i * in + s * kPerStep<T>) : _mm512_setzero_si512();
+        transpose(block);
+#pragma GCC unroll 16
+        for (int j = 0; j < 16; ++j)
+            if (s + j < steps) _mm512_mask_storeu_epi32(to + (s + j) * kTileRows * kPerStep<T>, 0x0FFF, block[j]);
     }
-    for (; s < steps; ++s)
-        for (int i = 0; i < rows; ++i) pairs[s * kTileRows + i] = from[i * steps + s];
 }
 
 }  // namespace
@@ -49,7 +74,8 @@ void pack(const T* weight, T* packed, std::int64_t out, std::int64_t in) {
 }
 
 template <typename T>
-void linear(const T* x, const T* packed, const T* bias, T* y, std::int64_t rows, std::int64_t in, std::int64_t out) {
+void linear(const T* x, const T* packed, const T* bias, T* y, std::int64_t rows, std::int64_t in, std::int64_t out,
+            bool gated) {
     const std::int64_t panels = (out + kPanel - 1) / kPanel, steps = in / kPerStep<T>;
     const std::int64_t block_tiles = tiles_per_block(rows, kTileRows, in * sizeof(T));
     const bool one_row = rows == 1;  // as it lies, it is interleaved
@@ -73,7 +99,7 @@ void linear(const T* x, const T* packed, const T* bias, T* y, std::int64_t rows,
                 multiply<MR>(sum, a, kPerStep<T>, step_stride, packed + panel * kPanel * in, kPanel * kPerStep<T>, steps);
 #pragma GCC unroll 12
                 for (int i = 0; i < MR; ++i)
-                    write_panel(y + (tile.first_row + i) * out + column, sum[i][0], sum[i][1], out - column);
+                    write_product(y, tile.first_row + i, panel, out, gated, sum[i][0], sum[i][1]);
             });
         });
 }
@@ -90,7 +116,7 @@ void packed_rows(const std::int64_t* tokens, const T* packed, T* y, std::int64_t
 
 #define PIPEZOO_INSTANTIATE(T)                                                                                   \
     template void pack<T>(const T*, T*, std::int64_t, std::int64_t);                                             \
-    template void linear<T>(const T*, const T*, const T*, T*, std::int64_t, std::int64_t, std::int64_t);         \
+    template void linear<T>(const T*, const T*, const T*, T*, std::int64_t, std::int64_t, std::int64_t, bool);   \
     template void packed_rows<T>(const std::int64_t*, const T*, T*, std::int64_t, std::int64_t);
 PIPEZOO_INSTANTIATE(float)
 PIPEZOO_INSTANTIATE(bfloat16)

@@ -12,8 +12,12 @@ template <typename T>
 void pack(const T* weight, T* packed, std::int64_t out, std::int64_t in);
 
 // x [rows, in] and y [rows, out], both contiguous; bias [out] or null. Sums are float32.
+//
+// Gated, y is silu(x Gᵀ) · (x Uᵀ) [rows, out / 2], and the rows of the weight (and of the bias) are 16 of G, 16 of U,
+// the next 16 of G, and so on.
 template <typename T>
-void linear(const T* x, const T* packed, const T* bias, T* y, std::int64_t rows, std::int64_t in, std::int64_t out);
+void linear(const T* x, const T* packed, const T* bias, T* y, std::int64_t rows, std::int64_t in, std::int64_t out,
+            bool gated);
 
 // y[i] = row tokens[i] of a packed weight: a head that shares the embedding's weight serves both.
 template <typename T>

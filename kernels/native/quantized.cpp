@@ -156,7 +156,7 @@ void pack_quantized(const T* weight, std::uint8_t* packed, std::int64_t out, std
 
 template <typename T, int bits>
 void linear_quantized(const T* x, const std::uint8_t* packed, const T* bias, T* y, std::int64_t rows, std::int64_t in,
-                      std::int64_t out) {
+                      std::int64_t out, bool gated) {
     const std::int64_t panels = (out + kPanel - 1) / kPanel, groups = in / kGroup;
     const std::int64_t block_tiles = tiles_per_block(rows, kRows, groups * sizeof(Group) / kRows);
     Group* rounded = scratch<Group>(block_tiles * groups);
@@ -176,7 +176,7 @@ void linear_quantized(const T* x, const std::uint8_t* packed, const T* bias, T* 
                                           packed + panel * groups * kGroupBytes<bits>, groups);
 #pragma GCC unroll 6
                 for (int i = 0; i < MR; ++i)
-                    write_panel(y + (tile.first_row + i) * out + column, sum[i][0], sum[i][1], out - column);
+                    write_product(y, tile.first_row + i, panel, out, gated, sum[i][0], sum[i][1]);
             });
         });
 }
@@ -210,7 +210,7 @@ void packed_rows_quantized(const std::int64_t* tokens, const std::uint8_t* packe
 #define PIPEZOO_INSTANTIATE(T, bits)                                                                            \
     template void pack_quantized<T, bits>(const T*, std::uint8_t*, std::int64_t, std::int64_t);                 \
     template void linear_quantized<T, bits>(const T*, const std::uint8_t*, const T*, T*, std::int64_t, std::int64_t, \
-                                            std::int64_t);                                                       \
+                                            std::int64_t, bool);                                                 \
     template void packed_rows_quantized<T, bits>(const std::int64_t*, const std::uint8_t*, T*, std::int64_t,         \
                                                  std::int64_t);
 PIPEZOO_INSTANTIATE(float, 8)

@@ -92,6 +92,12 @@ PIPEZOO_INLINE __m512 exponential(__m512 x) {
     return _mm512_scalef_ps(p, n);
 }
 
+// x · sigmoid(x), the activation that models call silu or swish.
+PIPEZOO_INLINE __m512 silu(__m512 x) {
+    const __m512 negated = _mm512_min_ps(_mm512_set1_ps(88.0f), _mm512_sub_ps(_mm512_setzero_ps(), x));
+    return _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1.0f), exponential(negated)));
+}
+
 // One step of a product: accumulator += (what `b` holds of 16 columns) x (what `a` holds of one row).
 PIPEZOO_INLINE __m512 step(__m512 accumulator, __m512 b, const float* a) {
     return _mm512_fmadd_ps(b, _mm512_set1_ps(*a), accumulator);

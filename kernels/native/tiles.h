@@ -72,6 +72,17 @@ PIPEZOO_INLINE void write_panel(T* to, __m512 first, __m512 second, std::int64_t
     }
 }
 
+// Writes the two vectors of a row's panel to y [rows, out]. Gated, the first is a gate and the second what it lets
+// through: 16 columns of y [rows, out / 2].
+template <typename T>
+PIPEZOO_INLINE void write_product(T* y, std::int64_t row, std::int64_t panel, std::int64_t out, bool gated, __m512 first,
+                                  __m512 second) {
+    if (gated)
+        store(y + row * (out / 2) + panel * kLanes, _mm512_mul_ps(silu(first), second));
+    else
+        write_panel(y + row * out + panel * kPanel, first, second, out - panel * kPanel);
+}
+
 // Reads 32 numbers that belong to the columns of a panel; zeros where there is no vector, and beyond the edge.
 template <typename T>
 PIPEZOO_INLINE void read_panel(const T* from, std::int64_t columns, __m512& first, __m512& second) {

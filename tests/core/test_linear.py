@@ -24,8 +24,8 @@ def skip_where_not_usable(backend, dtype):
         pytest.skip(reason)
 
 
-def use(backend, module, dtype):
-    use_linear_backend(backend, module, CPU, encoding_of(dtype), NativeKernels(CPU, dtype))
+def use(backend, module, dtype, **options):
+    use_linear_backend(backend, module, CPU, encoding_of(dtype), NativeKernels(CPU, dtype), **options)
 
 
 class Block(torch.nn.Module):
@@ -112,19 +112,22 @@ def test_native_product_does_not_depend_on_other_rows(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("size", [8, 40, 576])
+@pytest.mark.parametrize("size", [8, 32, 48, 576])
 @pytest.mark.parametrize("rows", [1, 70])
+@pytest.mark.parametrize("fuse", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
 @torch.inference_mode()
-def test_native_norm_and_gate(dtype, size, rows):
+def test_native_norm_and_gate(dtype, size, rows, fuse, bias):
     skip_where_not_usable(LinearName.native, dtype)
     generator = torch.Generator().manual_seed(0)
-    norm, mlp = RMSNorm(size, 1e-5), GatedMLP(size, size, "silu")
+    norm, mlp = RMSNorm(size, 1e-5), GatedMLP(size, size, "silu", bias=bias)
     for parameter in (*norm.parameters(), *mlp.parameters()):
         parameter.copy_(torch.randn(parameter.shape, generator=generator) / size**0.5)
     layers = torch.nn.Sequential(norm, mlp).to(dtype)
     x = torch.randn(rows, size, generator=generator).to(dtype)
     expected = layers(x)
-    use(LinearName.native, layers, dtype)
+    use(LinearName.native, layers, dtype, fuse=fuse)
+    assert (mlp._gated is not None) is (fuse and size % 16 == 0)
     tolerance = {"atol": 1e-5, "rtol": 1e-4} if dtype is torch.float32 else {"atol": 2e-3, "rtol": 3e-2}
     torch.testing.assert_close(layers(x), expected, **tolerance)
     assert not torch.equal(norm(x * 2), norm(-x))

@@ -15,7 +15,7 @@ from pipezoo_core.layers.mlp import GatedMLP
 from pipezoo_core.layers.norm import RMSNorm
 from pipezoo_core.layers.quantized import GROUP, QuantizedProduct
 from pipezoo_core.layers.rotary import RotaryEmbedding
-from pipezoo_core.native import NativeKernels
+from pipezoo_core.native import GATE, NativeKernels
 
 __all__ = ["NativeProduct", "OneDNNProduct", "use_linear_backend"]
 
@@ -52,20 +52,30 @@ class NativeProduct(Product):
         weight: [out_features, in_features]. Copied. in_features is even, or a multiple of `GROUP` to be quantized.
         bias: [out_features], or None.
         bits: 8 or 4 to quantize the weight; None to keep its numbers.
+        gated: the weight is a gate's and, below it, that of what it lets through: `silu(x Gᵀ) · (x Uᵀ)` is computed.
     """
 
     def __init__(
-        self, kernels: NativeKernels, weight: Tensor, bias: Tensor | None, bits: Literal[8, 4] | None = None
+        self,
+        kernels: NativeKernels,
+        weight: Tensor,
+        bias: Tensor | None,
+        bits: Literal[8, 4] | None = None,
+        *,
+        gated: bool = False,
     ) -> None:
         self._kernels = kernels
         self._bits = bits
+        self._gated = gated
+        if gated:
+            weight, bias = _by_turns(weight), None if bias is None else _by_turns(bias)
         self._packed = kernels.pack(weight.detach(), bits)
         self._bias = None if bias is None else bias.detach()
         self._out_features, self._in_features = weight.shape
 
     def __call__(self, x: Tensor) -> Tensor:
         """Maps [..., in_features] to [..., out_features]."""
-        return self._kernels.linear(x, self._packed, self._bias, self._out_features, self._bits)
+        return self._kernels.linear(x, self._packed, self._bias, self._out_features, bits=self._bits, gated=self._gated)
 
     def rows(self, indices: Tensor) -> Tensor:
         """Maps int64 [T] to these rows of W."""
@@ -78,10 +88,13 @@ def use_linear_backend(
     device: torch.device,
     encoding: SupportedEncoding,
     kernels: NativeKernels,
+    *,
+    fuse: bool = True,
 ) -> None:
     """Makes all `Linear`s of a loaded module compute with a backend; for `auto` the fastest one.
 
-    One layer is converted after the other, so that there are never two copies of all weights.
+    One layer is converted after the other, so that there are never two copies of all weights. With `fuse`, what
+    follows a layer may become a part of it; the layer alone can then not be used any more.
 
     Raises:
         InvalidSettingError: the backend was asked for by name and cannot be used here.
@@ -93,6 +106,8 @@ def use_linear_backend(
         raise InvalidSettingError(
             f"setting 'linear' cannot be {name.value!r} here", found=obstacle, cure="Leave it at auto."
         )
+    if name is LinearName.native and fuse:
+        _fuse_gates(module, encoding, kernels)
     for layer in module.modules():
         if isinstance(layer, Linear):
             if product := _product(name, layer, encoding, kernels):
@@ -109,6 +124,20 @@ def _product(name: LinearName, layer: Linear, encoding: SupportedEncoding, kerne
     if name is LinearName.onednn:
         return OneDNNProduct(layer.weight, layer.bias)
     return None if bits is None else QuantizedProduct(layer.weight, layer.bias, bits)
+
+
+def _fuse_gates(module: nn.Module, encoding: SupportedEncoding, kernels: NativeKernels) -> None:
+    for layer in [layer for layer in module.modules() if isinstance(layer, GatedMLP)]:
+        merged = layer.gate_up_proj.merged
+        size, in_features = merged.weight.shape
+        if layer.activation_name == "silu" and size % (2 * GATE) == 0 and in_features % 2 == 0:
+            bits = _bits(merged, encoding)
+            layer.gate_with(NativeProduct(kernels, merged.weight, merged.bias, bits, gated=True))
+
+
+def _by_turns(rows: Tensor) -> Tensor:
+    """Returns the rows in the order in which a gated product wants them: some of the first half, some of the second."""
+    return rows.detach().unflatten(0, (2, -1, GATE)).transpose(0, 1).flatten(0, 2)
 
 
 def _bits(layer: Linear, encoding: SupportedEncoding) -> Literal[8, 4] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
@@ -29,9 +31,12 @@ class GatedMLP(nn.Module):
         self.activation_name = activation
         self.activation: nn.Module = ACT2FN[activation]
         self._kernels: NativeKernels | None = None
+        self._gated: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, x_TH: Tensor) -> Tensor:
         """Maps [T, hidden_size] to [T, hidden_size]."""
+        if self._gated is not None:
+            return self.down_proj(self._gated(x_TH))
         if self._kernels is None:
             gate, up = self.gate_up_proj(x_TH)
             return self.down_proj(self.activation(gate) * up)
@@ -41,3 +46,8 @@ class GatedMLP(nn.Module):
         """Computes `act(gate) · up` with the native kernels from now on, where they have the activation."""
         if self.activation_name == "silu":
             self._kernels = kernels
+
+    def gate_with(self, gated: Callable[[Tensor], Tensor]) -> None:
+        """Computes `act(gate(x)) · up(x)` with `gated` from now on, which holds the weights in a form of its own."""
+        self._gated = gated
+        del self.gate_up_proj

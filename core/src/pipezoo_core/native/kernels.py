@@ -17,9 +17,10 @@ from torch import Tensor
 if TYPE_CHECKING:
     from pipezoo_core.native.recording import Recording
 
-__all__ = ["GROUP", "NativeKernels", "bits"]
+__all__ = ["GATE", "GROUP", "NativeKernels", "bits"]
 
 GROUP = 32  # numbers of a quantized weight that share a scale
+GATE = 16  # columns of a gate, and then of what it lets through, in a gated weight
 
 _PANEL = 32  # output columns of a panel of packed weights
 _GROUP_BYTES = {8: GROUP + 2, 4: GROUP // 2 + 4}
@@ -65,14 +66,26 @@ class NativeKernels:
         return packed
 
     def linear(
-        self, x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int, bits: int | None = None
+        self,
+        x: Tensor,
+        packed: Tensor,
+        bias: Tensor | None,
+        out_features: int,
+        *,
+        bits: int | None = None,
+        gated: bool = False,
     ) -> Tensor:
-        """Returns `x Wᵀ + b`: [..., in_features] to [..., out_features]."""
+        """Returns `x Wᵀ + b`: [..., in_features] to [..., out_features].
+
+        Gated, the rows of W are `GATE` of G, `GATE` of U, and so on, and the result is `silu(x Gᵀ) · (x Uᵀ)`,
+        [..., out_features / 2].
+        """
         x, in_features = x.contiguous(), x.shape[-1]
-        y = torch.empty((*x.shape[:-1], out_features), dtype=x.dtype)
+        y = torch.empty((*x.shape[:-1], out_features // 2 if gated else out_features), dtype=x.dtype)
         bias_address = 0 if bias is None else bias.data_ptr()
         addresses = (x.data_ptr(), packed.data_ptr(), bias_address, y.data_ptr())
-        self._run(_of_bits("linear", bits), *addresses, x.numel() // in_features, in_features, out_features)
+        rows = x.numel() // in_features
+        self._run(_of_bits("linear", bits), *addresses, rows, in_features, out_features, int(gated))
         return y
 
     def packed_rows(self, indices: Tensor, packed: Tensor, size: int, bits: int | None) -> Tensor:
