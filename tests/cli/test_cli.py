@@ -56,6 +56,23 @@ def test_generate(tiny_folder):
     assert pipezoo(*arguments, "--chat", "hello").stdout != first.stdout
 
 
+def test_generate_follows_a_schema_a_regex_or_a_grammar(tiny_folder, tmp_path):
+    schema, grammar = '{"enum": ["red", "blue"]}', 'start: "yes" | "no"'
+    (tmp_path / "schema.json").write_text(schema)
+    (tmp_path / "grammar.lark").write_text(grammar)
+    arguments = ["generate", tiny_folder, *SMALL, "hello"]
+    for option, value, answers in (
+        ("--json-schema", schema, ['"red"', '"blue"']),
+        ("--json-schema", tmp_path / "schema.json", ['"red"', '"blue"']),
+        ("--regex", "[ab]", ["a", "b"]),
+        ("--grammar", grammar, ["yes", "no"]),
+        ("--grammar", tmp_path / "grammar.lark", ["yes", "no"]),
+    ):
+        result = pipezoo(*arguments, option, value)
+        assert result.exit_code == 0, result.output
+        assert result.stdout in [answer + "\n" for answer in answers]
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
@@ -63,6 +80,9 @@ def test_generate(tiny_folder):
         (["info", "pkg:no_such_package"], 1, "no_such_package"),
         (["generate", "TINY", "hello", "--temperature", "nan"], 1, "temperature"),
         (["generate", "TINY", "hello", "--dtype", "float7"], 1, "float7"),
+        (["generate", "TINY", "hello", "--regex", "("], 1, "regex"),
+        (["generate", "TINY", "hello", "--json-schema", "nowhere.json"], 1, "nowhere.json"),
+        (["generate", "TINY", "hello", "--regex", "a", "--grammar", "b"], 1, "'regex' excludes 'grammar'"),
         (["generate", "TINY", ""], 1, "prompt is empty"),
         (["generate", "TINY"], 2, "prompt"),
         (["frobnicate"], 2, "frobnicate"),

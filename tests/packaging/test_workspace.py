@@ -133,8 +133,8 @@ def test_documents_name_files_that_exist():
 
 
 def test_python_in_the_readme_is_the_examples():
-    """The README's Python block runs: it parses, and its calls are those of examples/quickstart.py."""
-    block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
-    example = (ROOT / "examples/quickstart.py").read_text()
-    body = example.partition('"""\n\n')[2]
-    assert ast.dump(ast.parse(block)) == ast.dump(ast.parse(body))
+    """The README's Python blocks run: each is one of the examples, which the tests of SmolLM2 run."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for block, name in zip(blocks, ["quickstart", "structured_output"], strict=True):
+        body = (ROOT / f"examples/{name}.py").read_text().partition('"""\n\n')[2]
+        assert ast.dump(ast.parse(block)) == ast.dump(ast.parse(body)), name

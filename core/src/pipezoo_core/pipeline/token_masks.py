@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pipezoo_core.context import TextContext
 
@@ -26,22 +27,20 @@ class TokenMasks:
 
     Attributes:
         rows: where they are among the batch's logits.
-        allowed: bool [len(rows), W], on the host. Tokens from W on, padding of the model's head, are not allowed.
+        barred: bool [len(rows), W], on the host. Tokens from W on, padding of the model's head, are barred, too.
     """
 
     rows: list[int]
-    allowed: Tensor
+    barred: Tensor
 
     def apply_(self, logits: Tensor) -> None:
-        """Sets the logits of tokens that are not allowed to minus infinity.
+        """Sets the logits of barred tokens to minus infinity.
 
         Args:
             logits: [B, V].
         """
-        width = min(logits.shape[-1], self.allowed.shape[-1])
-        barred = torch.ones(len(self.rows), logits.shape[-1], dtype=torch.bool)
-        barred[:, :width] = ~self.allowed[:, :width]
-        logits[self.rows] = logits[self.rows].masked_fill(barred.to(logits.device), -torch.inf)
+        barred = pad(self.barred.to(logits.device), (0, logits.shape[-1] - self.barred.shape[-1]), value=True)
+        logits[self.rows] = logits[self.rows].masked_fill(barred, -torch.inf)
 
 
 class TokenMasker:
@@ -78,4 +77,4 @@ class TokenMasker:
         allowed = unpacked.view(np.bool_)
         for matcher, context, row in zip(matchers, contexts, allowed, strict=True):
             matcher.settle(row, stop_token_ids=context.stop_token_ids, may_end=context.may_end)
-        return TokenMasks(rows, torch.from_numpy(allowed))
+        return TokenMasks(rows, torch.from_numpy(~allowed))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -29,6 +31,9 @@ Temperature = Annotated[float | None, typer.Option(help="0 takes the most likely
 TopP = Annotated[float | None, typer.Option(help="Keep the most likely tokens up to this probability.")]
 TopK = Annotated[int | None, typer.Option(help="Keep this many of the most likely tokens.")]
 Seed = Annotated[int | None, typer.Option(help="Makes the answer repeatable.")]
+JSONSchema = Annotated[str | None, typer.Option(help="Answer in JSON of this schema; a schema, or a file with one.")]
+Regex = Annotated[str | None, typer.Option(help="Answer with what this regular expression matches.")]
+Grammar = Annotated[str | None, typer.Option(help="Answer by this Lark grammar; a grammar, or a file with one.")]
 System = Annotated[str | None, typer.Option(help="What the model is told before the chat.")]
 
 
@@ -93,6 +98,9 @@ def generate(
     top_p: TopP = None,
     top_k: TopK = None,
     seed: Seed = None,
+    json_schema: JSONSchema = None,
+    regex: Regex = None,
+    grammar: Grammar = None,
     chat: Annotated[bool, typer.Option("--chat", help="Ask by the model's chat template.")] = False,
 ) -> None:
     """Complete a text, as it is written."""
@@ -100,7 +108,16 @@ def generate(
         settings = _given(max_length=max_length, kv_cache_memory=kv_cache_memory)
         llm = registry.load(model, revision=revision, plugin=plugin, device=device, dtype=dtype, **settings)
         text = sys.stdin.read() if prompt == "-" else prompt
-        sampling = _given(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+        sampling = _given(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+            json_schema=_text_or_file(json_schema),
+            regex=regex,
+            grammar=_text_or_file(grammar),
+        )
         for piece in llm.stream([{"role": "user", "content": text}] if chat else text, **sampling):
             typer.echo(piece, nl=False)
         typer.echo()
@@ -134,6 +151,11 @@ def chat(
 
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _text_or_file(value: str | None) -> str | None:
+    """Returns the contents of the file that the value names, or the value itself where there is no such file."""
+    return Path(value).read_text("utf-8") if value is not None and os.path.isfile(value) else value
 
 
 @contextmanager
