@@ -18,6 +18,7 @@ __all__ = [
     "AttentionName",
     "KVCacheConfig",
     "LinearName",
+    "LoRAConfig",
     "PipelineConfig",
     "ReturnLogits",
     "Settings",
@@ -142,6 +143,26 @@ class KVCacheConfig(Settings):
     enable_prefix_caching: bool = True
 
 
+def _as_paths(value: object) -> object:
+    paths = [value] if isinstance(value, str | Path) else value
+    return [str(path) if isinstance(path, Path) else path for path in paths] if isinstance(paths, list) else paths
+
+
+class LoRAConfig(Settings):
+    """Settings of LoRA adapters, for a model that may use any.
+
+    Attributes:
+        lora_paths: the adapters to load at once: folders in PEFT's format or Hub ids, each with `name=` before it or
+            else its own name.
+        max_num_loras: how many of the loaded adapters can be used at the same time; None for one per path.
+        max_lora_rank: the greatest rank that an adapter may have; None for that of the adapters in `lora_paths`.
+    """
+
+    lora_paths: Annotated[tuple[str, ...], BeforeValidator(_as_paths)] = ()
+    max_num_loras: int | None = Field(default=None, ge=1)
+    max_lora_rank: int | None = Field(default=None, ge=1)
+
+
 class PipelineConfig(Settings):
     """Everything that decides how a model is run.
 
@@ -158,6 +179,7 @@ class PipelineConfig(Settings):
         linear: how linear layers are computed.
         enforce_eager: run every step through Python, instead of recording small steps and replaying them.
         kv_cache: settings of the KV cache.
+        lora: settings of LoRA adapters; None for a model without.
     """
 
     model_path: str
@@ -171,3 +193,4 @@ class PipelineConfig(Settings):
     linear: LinearName = LinearName.auto
     enforce_eager: bool = False
     kv_cache: KVCacheConfig = KVCacheConfig()
+    lora: LoRAConfig | None = None

@@ -31,6 +31,10 @@ class TextContext:
         sampling_params: complete settings.
         end_token_ids: the model's own end-of-sequence tokens.
         matcher: where the answer stands in the request's grammar; None where it has none.
+        lora: name of the adapter it uses; None for the model as it is.
+
+    Attributes:
+        cache_namespace: requests share pages of the KV cache only with others of the same namespace.
 
     Raises:
         EmptyPromptError: there are no prompt tokens.
@@ -46,6 +50,7 @@ class TextContext:
         sampling_params: SamplingParams,
         end_token_ids: Collection[int] = (),
         matcher: TokenMatcher | None = None,
+        lora: str | None = None,
     ) -> None:
         if not prompt_tokens:
             raise EmptyPromptError("the prompt is empty", cure="Give at least one token of text.")
@@ -59,6 +64,8 @@ class TextContext:
         self.request_id = request_id
         self.sampling_params = sampling_params
         self.matcher = matcher
+        self.lora = lora
+        self.cache_namespace = ""
         self.tokens = list(prompt_tokens)
         self.prompt_length = len(self.tokens)
         self.cache_length = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipezoo_core.attention import AttentionBackend, AttentionSpec, NativeAttention, select_backend
-from pipezoo_core.config import KVCacheConfig, PipelineConfig, ReturnLogits, SupportedEncoding
+from pipezoo_core.config import AttentionName, KVCacheConfig, PipelineConfig, ReturnLogits, SupportedEncoding
 from pipezoo_core.context import TextContext
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.interfaces import (
@@ -23,9 +23,10 @@ from pipezoo_core.interfaces import (
 )
 from pipezoo_core.kv_cache import KVCacheInputs, KVCacheParams, PagedKVCacheManager
 from pipezoo_core.layers import use_linear_backend
+from pipezoo_core.lora import LoRAManager, lora_memory
 from pipezoo_core.native import NativeKernels, RecordedModule
 from pipezoo_core.session import InferenceSession
-from pipezoo_core.weights import Weights, WeightsAdapter, load_module, materialize, torch_dtype
+from pipezoo_core.weights import LazyTensor, Weights, WeightsAdapter, load_module, materialize, torch_dtype
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -154,6 +155,7 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
             return_logits,
         )
         self.module = self._load_module()
+        self._lora_manager = self._load_lora_manager()
         self._forward: Callable[[Tensor, KVCacheInputs[Any]], Tensor] = self.module
         if isinstance(self._backend, NativeAttention) and not pipeline_config.enforce_eager:
             self._forward = RecordedModule(self.module, self._kernels)
@@ -162,10 +164,31 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
         with torch.device("meta"):
             module: nn.Module = self.module_class(self.config, self._backend)
         materialize(module, self.session.device, self.dtype)
-        adapt = self.adapter or (lambda tensors, _config: dict(tensors))
-        load_module(module, adapt(self.weights, self.huggingface_config))
-        use_linear_backend(self.pipeline_config.linear, module, self.session.device, self.encoding, self._kernels)
+        load_module(module, self._adapt(self.weights))
+        use_linear_backend(
+            self.pipeline_config.linear,
+            module,
+            self.session.device,
+            self.encoding,
+            self._kernels,
+            fuse=self.pipeline_config.lora is None,  # an adapter may change a layer alone
+        )
         return module.eval()  # type: ignore[return-value]  # nn.Module.__call__ is typed as Any
+
+    def _adapt(self, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+        return dict(tensors) if self.adapter is None else self.adapter(tensors, self.huggingface_config)
+
+    def _load_lora_manager(self) -> LoRAManager | None:
+        if self.pipeline_config.lora is None:
+            return None
+        assert isinstance(self.module, nn.Module)
+        return LoRAManager(
+            self.pipeline_config.lora,
+            self.module,
+            self._adapt,
+            device=self.session.device,
+            dtype=self.dtype,
+        )
 
     @classmethod
     def calculate_max_seq_len(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> int:
@@ -239,6 +262,21 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
         logits = 3 * 4 * pipeline_config.max_batch_size * config.vocab_size  # own, in float32, and sorted
         return pipeline_config.max_batch_tokens * width * itemsize + mask + logits
 
+    @classmethod
+    def estimate_lora_memory(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> int:
+        """Returns the bytes of the slots, which every linear layer but the head has."""
+        assert pipeline_config.lora is not None
+        config, dtype = cls.config_class.from_huggingface(huggingface_config), torch_dtype(pipeline_config.encoding)
+        backend = select_backend(
+            AttentionName.reference,
+            config.attention,
+            NativeKernels(torch.device(pipeline_config.device), dtype),
+            pipeline_config.kv_cache.page_size,
+        )
+        with torch.device("meta"):
+            module: nn.Module = cls.module_class(config, backend)
+        return lora_memory(pipeline_config.lora, module, dtype)
+
     def load_kv_manager(self, session: InferenceSession, available_cache_memory: int | None) -> PagedKVCacheManager:
         """Allocates the cache on the session's device."""
         params = self.get_kv_params(
@@ -280,32 +318,37 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
             rows += range(len(tokens) - wanted, len(tokens))
             offsets.append(len(rows))
         device = self.session.device
-        return DecoderInputs(
+        inputs = DecoderInputs(
             tokens=torch.tensor(tokens, device=device),
             input_row_offsets=kv_cache_inputs.input_row_offsets,
             logit_rows=torch.tensor(rows, device=device),
             logit_offsets=torch.tensor(offsets, device=device),
             kv_cache_inputs=kv_cache_inputs,
         )
+        if self.lora_manager is not None:
+            inputs.lora_ids, inputs.lora_ranks = self.lora_manager.inputs_of(context_batch)
+        return inputs
 
     def prepare_next_token_inputs(self, next_tokens: Tensor, prev_model_inputs: ModelInputs) -> DecoderInputs:
         """Makes inputs of one new token per request."""
         assert prev_model_inputs.kv_cache_inputs is not None
         rows = torch.arange(len(next_tokens) + 1, device=next_tokens.device)
-        return DecoderInputs(
+        inputs = DecoderInputs(
             tokens=next_tokens,
             input_row_offsets=rows,
             logit_rows=rows[:-1],
             logit_offsets=rows,
             kv_cache_inputs=prev_model_inputs.kv_cache_inputs,
         )
+        inputs.lora_ids, inputs.lora_ranks = prev_model_inputs.lora_ids, prev_model_inputs.lora_ranks
+        return inputs
 
     @torch.inference_mode()
     def execute(self, model_inputs: ModelInputs) -> ModelOutputs:
         """Runs the module once and computes the wanted rows of logits, in float32."""
         assert isinstance(model_inputs, DecoderInputs)
         assert model_inputs.kv_cache_inputs is not None
-        hidden_TH = self._forward(model_inputs.tokens, model_inputs.kv_cache_inputs)
+        hidden_TH = self._hidden(model_inputs, model_inputs.kv_cache_inputs)
         logits = self.module.compute_logits(hidden_TH[model_inputs.logit_rows]).float()
         last_rows = model_inputs.logit_offsets[1:] - 1
         return ModelOutputs(
@@ -313,3 +356,9 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
             next_token_logits=logits if len(logits) == len(last_rows) else logits[last_rows],
             logit_offsets=model_inputs.logit_offsets,
         )
+
+    def _hidden(self, inputs: DecoderInputs, kv: KVCacheInputs[Any]) -> Tensor:
+        if self.lora_manager is None or inputs.lora_ids is None or inputs.lora_ranks is None:
+            return self._forward(inputs.tokens, kv)
+        with self.lora_manager.applied(inputs.lora_ids, inputs.lora_ranks, inputs.input_row_offsets):
+            return self.module(inputs.tokens, kv)  # never replayed: a recording knows nothing of adapters

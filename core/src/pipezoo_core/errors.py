@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 __all__ = [
+    "AdapterInUseError",
+    "AdapterNotFoundError",
+    "AdapterSlotsError",
     "BrokenPluginError",
     "CacheIntegrityError",
     "CheckpointError",
@@ -33,6 +36,7 @@ __all__ = [
     "PluginNotFoundError",
     "PromptTooLongError",
     "UnsafeCheckpointError",
+    "UnsupportedAdapterError",
     "UnsupportedAttentionError",
     "UnsupportedCheckpointError",
     "UnsupportedModelError",
@@ -88,6 +92,18 @@ class EmptyPromptError(InvalidRequestError):
 
 class PromptTooLongError(InvalidRequestError):
     """The prompt leaves no room for a new token in the model's context."""
+
+
+class AdapterNotFoundError(InvalidRequestError, LookupError):
+    """A request names a LoRA adapter that is not loaded."""
+
+
+class AdapterInUseError(PipezooError, RuntimeError):
+    """A LoRA adapter cannot be unloaded, because requests use it."""
+
+
+class AdapterSlotsError(PipezooError, RuntimeError):
+    """A batch has more LoRA adapters than there are slots."""
 
 
 class InvalidGrammarError(InvalidRequestError):
@@ -160,6 +176,10 @@ class UnsafeCheckpointError(CheckpointError, ValueError):
 
 class UnsupportedCheckpointError(CheckpointError, ValueError):
     """The checkpoint is well formed, but of a kind that pipezoo or the plugin does not read."""
+
+
+class UnsupportedAdapterError(UnsupportedCheckpointError):
+    """A LoRA adapter changes more than linear layers, or was trained on another model."""
 
 
 class CheckpointMismatchError(CheckpointError, ValueError):

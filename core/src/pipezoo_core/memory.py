@@ -12,6 +12,7 @@ import torch
 from pipezoo_core.config import PipelineConfig
 from pipezoo_core.errors import InsufficientMemoryError, InsufficientPagesError
 from pipezoo_core.interfaces import PipelineModel
+from pipezoo_core.lora import resolve_lora_config
 from pipezoo_core.weights import torch_dtype
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class MemoryPlan:
     Attributes:
         weights: in the run's precision.
         activations: the most a step needs besides.
+        lora: slots of adapters.
         kv_cache: all pages.
         available: what was free on the device when the plan was made.
         num_cache_tokens: tokens that fit the pages.
@@ -40,6 +42,7 @@ class MemoryPlan:
 
     weights: int
     activations: int
+    lora: int
     kv_cache: int
     available: int
     num_cache_tokens: int
@@ -57,9 +60,11 @@ class MemoryPlan:
             for label, size in (
                 ("weights", self.weights),
                 ("activations", self.activations),
+                ("adapters", self.lora),
                 ("KV cache", self.kv_cache),
                 ("available", self.available),
             )
+            if size or label != "adapters"
         )
         return (
             f"{sizes}; the cache holds {self.num_cache_tokens} tokens, "
@@ -98,9 +103,9 @@ def plan_memory(
     huggingface_config: PretrainedConfig,
     device: torch.device,
 ) -> tuple[PipelineConfig, MemoryPlan]:
-    """Fills in what the settings leave open: the size of the KV cache and the greatest length of a request.
+    """Fills in what the settings leave open: adapters' slots, the KV cache's size, and the longest request's length.
 
-    Reads the headers of the weight files, never the weights.
+    Reads the headers of the weight files, of adapters too, never the weights.
 
     Returns:
         The completed config, and the plan.
@@ -109,14 +114,18 @@ def plan_memory(
         InvalidSettingError: `max_length` is above what the model can do.
         InsufficientMemoryError: the weights, or the cache that was asked for, do not fit.
         InsufficientPagesError: the cache is too small for one request.
+        CheckpointError, ModelNotFoundError: an adapter cannot be read.
     """
+    if pipeline_config.lora is not None:
+        pipeline_config = pipeline_config.updated(lora=resolve_lora_config(pipeline_config.lora))
     kv_config = pipeline_config.kv_cache
     dtype = torch_dtype(pipeline_config.encoding)
     max_length = model.calculate_max_seq_len(pipeline_config, huggingface_config)
     weights = model.estimate_weights_size(pipeline_config)
     activations = model.estimate_activation_memory(pipeline_config, huggingface_config)
+    lora = 0 if pipeline_config.lora is None else model.estimate_lora_memory(pipeline_config, huggingface_config)
     available = available_memory(device)
-    left = int(available * _USABLE) - weights - activations
+    left = int(available * _USABLE) - weights - activations - lora
     share = left if device.type == "cuda" else int(left * _CPU_SHARE)
     params = model.get_kv_params(huggingface_config, 1, kv_config, dtype)  # type: ignore[attr-defined]
     wanted = kv_config.memory
@@ -133,6 +142,7 @@ def plan_memory(
     plan = MemoryPlan(
         weights=weights,
         activations=activations,
+        lora=lora,
         kv_cache=wanted,
         available=available,
         num_cache_tokens=num_pages * params.page_size,

@@ -79,12 +79,14 @@ class TextGenerationRequest:
         prompt: text that is completed as it is, or token ids.
         messages: a chat, `{"role": …, "content": …}` each; the model's chat template makes the prompt of it.
         sampling_params: None takes the pipeline's defaults.
+        lora: name of the loaded adapter to answer with; None takes the model as it is.
         request_id: unique among the requests of a pipeline.
     """
 
     prompt: str | Sequence[int] | None = None
     messages: Sequence[ChatMessage] | None = None
     sampling_params: SamplingParams | None = None
+    lora: str | None = None
     request_id: RequestID = field(default_factory=new_request_id)
 
 

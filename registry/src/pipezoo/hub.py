@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipezoo.hub_download import download_file, download_files, list_files
 from pipezoo_core.errors import (
     CorruptCheckpointError,
     HubUnreachableError,
@@ -23,6 +22,7 @@ from pipezoo_core.errors import (
     UnsafeCheckpointError,
     UnsupportedCheckpointError,
 )
+from pipezoo_core.hub_download import download_file, download_files, list_files
 
 __all__ = ["ModelSource", "download", "locate", "read_config"]
 

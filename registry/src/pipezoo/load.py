@@ -13,7 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from pipezoo.hub import ModelSource, read_config
 from pipezoo_core.architecture import SupportedArchitecture
-from pipezoo_core.config import KVCacheConfig, PipelineConfig, ReturnLogits
+from pipezoo_core.config import KVCacheConfig, LoRAConfig, PipelineConfig, ReturnLogits
 from pipezoo_core.errors import (
     CorruptCheckpointError,
     InvalidSettingError,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint", "LoadPlan", "build_pipeline", "open_checkpoint", "plan_load"]
 
 _KV_SETTINGS = {"page_size": "page_size", "kv_cache_memory": "memory", "enable_prefix_caching": "enable_prefix_caching"}
+_LORA_SETTINGS = ("lora_paths", "max_lora_rank", "max_num_loras")
 _SETTINGS = ("attention", "enforce_eager", "linear", "max_batch_size", "max_batch_tokens", "max_length")
 
 
@@ -146,14 +147,17 @@ def build_pipeline(plan: LoadPlan) -> TextGenerationPipeline:
 
 
 def _pipeline_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    unknown = sorted(settings.keys() - {*_SETTINGS, *_KV_SETTINGS})
+    unknown = sorted(settings.keys() - {*_SETTINGS, *_KV_SETTINGS, *_LORA_SETTINGS})
     if unknown:
         raise InvalidSettingError(
-            f"unknown setting {unknown[0]!r}", allowed=[*_SETTINGS, *_KV_SETTINGS], cure="Check the spelling."
+            f"unknown setting {unknown[0]!r}",
+            allowed=[*_SETTINGS, *_KV_SETTINGS, *_LORA_SETTINGS],
+            cure="Check the spelling.",
         )
     of_cache = {_KV_SETTINGS[name]: value for name, value in settings.items() if name in _KV_SETTINGS}
     own = {name: value for name, value in settings.items() if name in _SETTINGS}
-    return {**own, "kv_cache": KVCacheConfig(**of_cache)}
+    of_lora = {name: value for name, value in settings.items() if name in _LORA_SETTINGS}
+    return {**own, "kv_cache": KVCacheConfig(**of_cache), "lora": LoRAConfig(**of_lora) if of_lora else None}
 
 
 def _device(name: str) -> torch.device:

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from pipezoo_core.config import KVCacheConfig, PipelineConfig, ReturnLogits, SupportedEncoding
 from pipezoo_core.context import TextContext
+from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.interfaces.kv_cache import KVCacheMixin
 from pipezoo_core.kv_cache import KVCacheInputs, PagedKVCacheManager
 from pipezoo_core.log_probabilities import log_probabilities_of
+from pipezoo_core.lora import LoRAManager
 from pipezoo_core.request import LogProbabilities
 from pipezoo_core.session import InferenceSession
 from pipezoo_core.weights import Weights, WeightsAdapter, open_weights, torch_dtype
@@ -40,8 +42,8 @@ class ModelInputs:
 
     Attributes:
         kv_cache_inputs: the step's view of the KV cache; None for a model without one.
-        lora_ids: which adapter each request uses; None where adapters are not in use.
-        lora_ranks: the rank of each of these adapters.
+        lora_ids: int64 [B] on the host, the slot of each request's adapter, -1 for none; None where no request has one.
+        lora_ranks: int64 [B] on the host, the rank of each of these adapters.
     """
 
     kv_cache_inputs: KVCacheInputs[Any] | None = None
@@ -117,15 +119,17 @@ class PipelineModel(abc.ABC, Generic[ContextT]):
         if isinstance(self, KVCacheMixin):
             self.kv_manager: PagedKVCacheManager = self.load_kv_manager(session, kv_cache_config.memory)
 
+    _lora_manager: LoRAManager | None = None
+
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of weights and activations."""
         return torch_dtype(self.encoding)
 
     @property
-    def lora_manager(self) -> None:
-        """The adapters in use. There are none: no setting loads any yet."""
-        return None
+    def lora_manager(self) -> LoRAManager | None:
+        """The adapters; None where `pipeline_config.lora` is."""
+        return self._lora_manager
 
     @property
     def signal_buffers(self) -> list[Tensor]:
@@ -224,6 +228,16 @@ class PipelineModel(abc.ABC, Generic[ContextT]):
         """Returns the bytes a step needs besides weights and KV cache; 0 where a model does not say."""
         del pipeline_config, huggingface_config
         return 0
+
+    @classmethod
+    def estimate_lora_memory(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> int:
+        """Returns the bytes of the slots of `pipeline_config.lora`, which is complete.
+
+        Raises:
+            InvalidSettingError: the model's layers take no adapters.
+        """
+        del pipeline_config, huggingface_config
+        raise InvalidSettingError(f"{cls.__name__} takes no LoRA adapters", cure="Load it without lora settings.")
 
     @classmethod
     def infer_optimal_batch_size(

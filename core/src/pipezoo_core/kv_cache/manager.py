@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,17 +43,21 @@ class _Claim:
     """One request's pages.
 
     Attributes:
+        root: what its hash chain starts from.
         pages: in the order of its tokens, `NO_PAGE` for those behind the sliding window.
         hashes: of its full pages.
         num_committed: how many of those the prefix cache was told of.
         num_hidden: how many pages fell behind the sliding window.
+        upcoming: hash of the page that it fills next with tokens that are known; None where there is none.
         is_counted: whether the metrics have it.
     """
 
+    root: bytes
     pages: list[int] = field(default_factory=list)
     hashes: list[bytes] = field(default_factory=list)
     num_committed: int = 0
     num_hidden: int = 0
+    upcoming: bytes | None = None
     is_counted: bool = False
 
     @property
@@ -85,6 +90,7 @@ class PagedKVCacheManager:
         self._prefix_cache = PrefixCache()
         self._root = root_hash(params.model_id)
         self._claims: dict[RequestID, _Claim] = {}
+        self._upcoming: Counter[bytes] = Counter()
         self._num_prompt = self._num_hits = self._num_evicted = 0
 
     @property
@@ -135,13 +141,36 @@ class PagedKVCacheManager:
         """
         assert context.request_id not in self._claims, f"{context.request_id} is claimed twice"
         assert context.cache_length == 0, "a context is claimed before its first step"
-        claim = self._claims[context.request_id] = _Claim()
+        claim = self._claims[context.request_id] = _Claim(self._root_of(context))
         if not self._shares(context) or context.wants_prompt_logits:
             return
         self._find_prefix(claim, context.tokens)
         for page in claim.own_pages:
             self._pool.retain(page)
         context.skip_to(len(claim.pages) * self.params.page_size)
+        self._look_ahead(claim, context)
+
+    def awaits_prefix(self, context: TextContext) -> bool:
+        """Whether the page after the request's known prefix is about to be computed for another request.
+
+        It is worth waiting for: when that request has made its step, the page can be shared.
+        """
+        upcoming = self._claims[context.request_id].upcoming
+        return upcoming is not None and self._upcoming[upcoming] > 1
+
+    def _look_ahead(self, claim: _Claim, context: TextContext) -> None:
+        self._forget_upcoming(claim)
+        start, end = (n * self.params.page_size for n in (claim.num_committed, claim.num_committed + 1))
+        if end <= len(context.tokens):
+            claim.upcoming = self._next_hash(claim, context.tokens[start:end])
+            self._upcoming[claim.upcoming] += 1
+
+    def _forget_upcoming(self, claim: _Claim) -> None:
+        if claim.upcoming is not None:
+            self._upcoming[claim.upcoming] -= 1
+            if not self._upcoming[claim.upcoming]:
+                del self._upcoming[claim.upcoming]
+            claim.upcoming = None
 
     def _find_prefix(self, claim: _Claim, tokens: Sequence[int]) -> None:
         """Fills the claim with the known pages of the longest prefix that can be gone on from."""
@@ -235,6 +264,7 @@ class PagedKVCacheManager:
             self._prefix_cache.insert(hash_, claim.pages[claim.num_committed])
             claim.hashes.append(hash_)
             claim.num_committed += 1
+        self._look_ahead(claim, context)
 
     def _hide(self, claim: _Claim, context: TextContext) -> None:
         first = self.params.first_visible_page(context.cache_length)
@@ -251,6 +281,7 @@ class PagedKVCacheManager:
         claim = self._claims.pop(request_id, None)
         if claim is None:
             return
+        self._forget_upcoming(claim)
         for page in reversed(claim.own_pages):  # a prefix's end is of less use than its beginning: evict it first
             self._release_page(page)
 
@@ -274,8 +305,12 @@ class PagedKVCacheManager:
         limit = self.params.max_shareable_prompt
         return self.params.enable_prefix_caching and (limit is None or context.prompt_length <= limit)
 
+    def _root_of(self, context: TextContext) -> bytes:
+        namespace = context.cache_namespace
+        return root_hash(self.params.model_id, namespace) if namespace else self._root
+
     def _next_hash(self, claim: _Claim, tokens: Sequence[int]) -> bytes:
-        return page_hash(claim.hashes[-1] if claim.hashes else self._root, tokens)
+        return page_hash(claim.hashes[-1] if claim.hashes else claim.root, tokens)
 
     @classmethod
     def estimated_memory_size(

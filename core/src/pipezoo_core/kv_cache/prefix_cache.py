@@ -10,7 +10,7 @@ __all__ = ["PrefixCache", "page_hash", "root_hash"]
 
 
 def root_hash(*parts: str) -> bytes:
-    """Returns what the hash chains of one model (and adapter) start from, so that different ones never meet."""
+    """Returns what the hash chains of one model and namespace start from, so that different ones never meet."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         encoded = part.encode()

@@ -40,6 +40,8 @@ class Linear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool = False) -> None:
         super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
         self._product: Callable[[Tensor], Tensor] = self._plain
@@ -59,6 +61,20 @@ class Linear(nn.Module):
         self._product = product
         del self.weight
         self.bias = None
+
+    def add_to_product(self, add: Callable[[Tensor, Tensor], None]) -> None:
+        """Calls `add(x, y)` after every product from now on, which adds to y, [..., out_features], in place.
+
+        Call it when the way to compute the product is chosen.
+        """
+        product = self._product
+
+        def sum_(x: Tensor) -> Tensor:
+            y = product(x)
+            add(x, y)
+            return y
+
+        self._product = sum_
 
 
 class MergedLinear(nn.Module):

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from pipezoo_core.context import TextContext
-from pipezoo_core.errors import NonFiniteLogitsError, PipezooError
+from pipezoo_core.errors import AdapterSlotsError, NonFiniteLogitsError, PipezooError
 from pipezoo_core.interfaces import ModelInputs, ModelOutputs, PipelineModel
+from pipezoo_core.lora import hold_adapter
 from pipezoo_core.pipeline.sampler import NO_TOKEN, sample
 from pipezoo_core.pipeline.token_masks import TokenMasker, TokenMasks
 from pipezoo_core.request import (
@@ -37,13 +38,19 @@ class BatchRunner:
     def __init__(self, model: PipelineModel[TextContext], tokenizer: TextTokenizer) -> None:
         self._model = model
         self._manager = model.kv_manager
+        self._lora_manager = model.lora_manager
         self._tokenizer = tokenizer
         self._streams: dict[RequestID, TextStream] = {}
         self._masker = TokenMasker()
 
     def release(self, request_id: RequestID) -> None:
-        """Gives back the request's pages and forgets its text. Does nothing for one that is released already."""
+        """Gives back the request's pages and adapter, and forgets its text.
+
+        Does nothing for one that is released already.
+        """
         self._manager.release(request_id)
+        if self._lora_manager is not None:
+            self._lora_manager.release(request_id)
         self._streams.pop(request_id, None)
 
     def remaining_text(self, request_id: RequestID) -> str:
@@ -87,8 +94,18 @@ class BatchRunner:
         """Claims requests that did not come through the scheduler."""
         for context in batch:
             if not self._manager.contains(context.request_id):
+                self._claim_adapter(context)
                 self._manager.external_claim(context)
                 context.set_chunk(context.num_pending)
+
+    def _claim_adapter(self, context: TextContext) -> None:
+        hold_adapter(self._lora_manager, context)
+        if self._lora_manager is not None and not self._lora_manager.claim(context):
+            raise AdapterSlotsError(
+                f"the adapter {context.lora!r} finds no slot, because running requests use all of them",
+                found=f"{self._lora_manager.max_num_loras} slots",
+                cure="Run fewer adapters at once, or load the model with a greater max_num_loras.",
+            )
 
     def _next_tokens(
         self, batch: Sequence[TextContext], model_outputs: ModelOutputs, masks: TokenMasks | None

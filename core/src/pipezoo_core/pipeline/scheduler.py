@@ -6,6 +6,7 @@ from collections import OrderedDict
 
 from pipezoo_core.context import TextContext
 from pipezoo_core.kv_cache import PagedKVCacheManager
+from pipezoo_core.lora import LoRAManager, hold_adapter
 from pipezoo_core.request import RequestID, TextGenerationInputs
 
 __all__ = ["Scheduler"]
@@ -16,18 +17,31 @@ class Scheduler:
 
     Each step has a budget of tokens. Requests that decode take one each, first; what is left goes to prompts, oldest
     first, in chunks. A request is let in when the pages for all its tokens are free; with a sliding window, as many as
-    it holds at the same time. When a decoding request needs a page and none is free, the youngest running request is
+    it holds at the same time. It waits, and those behind it, while its next page is being computed for another request:
+    the page will be shared. When a decoding request needs a page and none is free, the youngest running request is
     preempted: it gives its pages back and waits at the front, to be computed again from its tokens. The oldest request
     is never preempted, so something always gets done.
 
+    A request whose adapter finds no slot waits like one that finds no pages, and those after it with it. A preempted
+    request keeps its slot: it is the first to be let in again.
+
     Args:
         manager: gives the pages.
+        lora_manager: gives the adapters' slots; None where there are no adapters.
         max_batch_size: most requests that run at the same time.
         max_batch_tokens: the budget.
     """
 
-    def __init__(self, manager: PagedKVCacheManager, *, max_batch_size: int, max_batch_tokens: int) -> None:
+    def __init__(
+        self,
+        manager: PagedKVCacheManager,
+        lora_manager: LoRAManager | None = None,
+        *,
+        max_batch_size: int,
+        max_batch_tokens: int,
+    ) -> None:
         self._manager = manager
+        self._lora_manager = lora_manager
         self._max_batch_size = max_batch_size
         self._max_batch_tokens = max_batch_tokens
         self._waiting: OrderedDict[RequestID, TextContext] = OrderedDict()
@@ -49,8 +63,10 @@ class Scheduler:
 
         Raises:
             InsufficientPagesError: it does not fit the KV cache even when it is alone there.
+            AdapterNotFoundError: it names an adapter that is not loaded.
         """
         context.check_fits(self._manager.max_num_tokens)
+        hold_adapter(self._lora_manager, context)
         self._waiting[context.request_id] = context
 
     def remove(self, request_id: RequestID) -> None:
@@ -79,9 +95,11 @@ class Scheduler:
         return TextGenerationInputs([dict(batch)] if batch else [])
 
     def _admit(self, context: TextContext) -> bool:
+        if self._lora_manager is not None and not self._lora_manager.claim(context):
+            return False
         self._manager.external_claim(context)
         context.set_chunk(self._most(context))
-        if not self._manager.maybe_reserve(context):
+        if self._manager.awaits_prefix(context) or not self._manager.maybe_reserve(context):
             self._manager.release(context.request_id)
             context.restart()
             return False

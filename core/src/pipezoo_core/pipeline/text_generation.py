@@ -67,6 +67,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         self.memory_plan = memory_plan
         self.scheduler = Scheduler(
             model.kv_manager,
+            model.lora_manager,
             max_batch_size=pipeline_config.max_batch_size,
             max_batch_tokens=pipeline_config.max_batch_tokens,
         )
@@ -94,35 +95,40 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         """The settings of requests that bring none: our defaults under the model's generation config."""
         return self._tokenizer.sampling_params
 
-    def generate(self, prompts: Any, **sampling: Any) -> list[TextGenerationOutput]:
+    def generate(self, prompts: Any, *, lora: str | None = None, **sampling: Any) -> list[TextGenerationOutput]:
         """Answers prompts, in their order.
 
         Args:
             prompts: a string (completed as it is), a chat (a list of messages), a `TextGenerationRequest`, or a list
                 of these.
+            lora: name of the loaded adapter to answer with; None leaves it to the requests.
             **sampling: settings of `SamplingParams` that differ from the pipeline's defaults.
 
         Raises:
             InvalidSettingError: a sampling setting is unknown or out of range.
             InvalidRequestError: a prompt is empty, too long, or of an unknown kind, or a grammar cannot be used. No
                 request was begun then.
+            AdapterNotFoundError: no adapter of this name is loaded. No prompt was answered then.
             InvalidGrammarError: an answer cannot follow its grammar any further.
             NonFiniteLogitsError: the model computed NaN or infinity for a prompt.
             MissingDependencyError: there is a grammar, and llguidance is not installed.
         """
-        requests = self._with_settings(as_requests(prompts), sampling)
+        requests = self._with_settings(as_requests(prompts), lora, sampling)
         return join_outputs(requests, self._run(requests))
 
-    async def generate_async(self, prompts: Any, **sampling: Any) -> AsyncIterator[list[TextGenerationOutput]]:
+    async def generate_async(
+        self, prompts: Any, *, lora: str | None = None, **sampling: Any
+    ) -> AsyncIterator[list[TextGenerationOutput]]:
         """Answers prompts and yields, step by step, what is new.
 
         Steps run in a thread of their own, so the event loop goes on meanwhile.
 
         Args:
             prompts: as for `generate`.
+            lora: as for `generate`.
             **sampling: as for `generate`.
         """
-        steps = self._run(self._with_settings(as_requests(prompts), sampling))
+        steps = self._run(self._with_settings(as_requests(prompts), lora, sampling))
         step: asyncio.Future[Any] | None = None
         try:
             while True:
@@ -136,24 +142,28 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
                 await asyncio.wait([step])  # a generator cannot be closed while a thread is inside
             steps.close()
 
-    def stream(self, prompt: Any, **sampling: Any) -> Iterator[str]:
+    def stream(self, prompt: Any, *, lora: str | None = None, **sampling: Any) -> Iterator[str]:
         """Answers one prompt and yields its text, piece by piece.
 
         Args:
             prompt: a string, a chat, or a `TextGenerationRequest`.
+            lora: as for `generate`.
             **sampling: as for `generate`.
         """
-        for outputs in self._run(self._with_settings(as_requests([prompt]), sampling)):
+        for outputs in self._run(self._with_settings(as_requests([prompt]), lora, sampling)):
             yield from (output.text for output in outputs if output.text)
 
-    def chat(self, messages: Sequence[ChatMessage], **sampling: Any) -> TextGenerationOutput:
+    def chat(
+        self, messages: Sequence[ChatMessage], *, lora: str | None = None, **sampling: Any
+    ) -> TextGenerationOutput:
         """Answers a chat, `{"role": …, "content": …}` each, by the model's chat template.
 
         Args:
             messages: the chat so far.
+            lora: as for `generate`.
             **sampling: as for `generate`.
         """
-        return self.generate(TextGenerationRequest(messages=messages), **sampling)[0]
+        return self.generate(TextGenerationRequest(messages=messages), lora=lora, **sampling)[0]
 
     def cancel(self, request_id: RequestID) -> None:
         """Ends a request; whoever waits for it gets what it produced so far, with status `CANCELLED`."""
@@ -167,7 +177,10 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
                 )
 
     def release(self, request_id: RequestID) -> None:
-        """Gives back the request's pages and forgets its text. Does nothing for one that is released already."""
+        """Gives back the request's pages and adapter, and forgets its text.
+
+        Does nothing for one that is released already.
+        """
         with self._lock:
             self.scheduler.remove(request_id)
             self._runner.release(request_id)
@@ -184,13 +197,17 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
 
         Raises:
             InsufficientPagesError: the pages do not suffice. Nothing was computed then.
+            AdapterNotFoundError: a context that is not claimed yet names an adapter that is not loaded.
+            AdapterSlotsError: there are fewer slots than adapters. Nothing was computed then.
         """
         with self._lock:
             return self._runner.run(inputs)
 
     def _with_settings(
-        self, requests: Sequence[TextGenerationRequest], sampling: dict[str, Any]
+        self, requests: Sequence[TextGenerationRequest], lora: str | None, sampling: dict[str, Any]
     ) -> list[TextGenerationRequest]:
+        if lora is not None:
+            requests = [replace(request, lora=lora) for request in requests]
         if not sampling:
             return list(requests)
         return [
@@ -239,7 +256,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         inputs = self.scheduler.schedule()
         if not inputs.batches:
             raise InsufficientPagesError(
-                "no request can begin, because requests outside the scheduler hold the KV cache's pages",
+                "no request can begin, because requests outside the scheduler hold the KV cache's pages or slots",
                 cure="Release what was given to `execute` directly.",
             )
         try:

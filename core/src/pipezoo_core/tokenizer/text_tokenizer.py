@@ -81,6 +81,7 @@ class TextTokenizer:
             sampling_params=params,
             end_token_ids=self._eos_token_ids,
             matcher=self._grammars.matcher(params),
+            lora=request.lora,
         )
 
     def encode(self, prompt: str | Tokens, add_special_tokens: bool = True) -> NDArray[np.integer[Any]]:

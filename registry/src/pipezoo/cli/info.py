@@ -46,6 +46,7 @@ def tables(resolution: Resolution, plan: LoadPlan) -> Iterator[Table]:
         [
             ("weights", _size(memory.weights)),
             ("activations", _size(memory.activations)),
+            ("adapters", _size(memory.lora)),
             ("KV cache", _size(memory.kv_cache)),
             ("free now", _size(memory.available)),
             ("tokens in the cache", memory.num_cache_tokens),

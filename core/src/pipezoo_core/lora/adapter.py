@@ -1,0 +1,224 @@
+"""One adapter's files, as PEFT writes them: adapter_config.json and adapter_model.safetensors.
+
+Read is what changes linear layers by `B A · scaling` and nothing else. Whatever else a config asks for, and every
+tensor that is no A or B of a layer, is refused with its name: an adapter is never applied in part.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+
+from pipezoo_core.errors import (
+    CorruptCheckpointError,
+    ModelNotFoundError,
+    UnsafeCheckpointError,
+    UnsupportedAdapterError,
+)
+from pipezoo_core.hub_download import download_files
+from pipezoo_core.weights import LazyTensor, open_safetensors
+
+__all__ = ["LoRAModel", "LoRAWeights", "name_and_path", "open_adapter"]
+
+_CONFIG = "adapter_config.json"
+_WEIGHTS = "adapter_model.safetensors"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_MAX_CONFIG_BYTES = 8 << 20
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+", re.ASCII)
+_TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
+
+# What a config may say without a change to the result: notes, training, and which layers (the tensors say that).
+_WITHOUT_EFFECT = {
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "exclude_modules",
+    "fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha",
+    "lora_dropout", "lora_ga_config", "megatron_core", "peft_version", "qalora_group_size", "r", "rank_pattern",
+    "revision", "runtime_config", "target_modules", "task_type", "use_rslora",
+}  # fmt: skip
+# Other ways to begin (PiSSA, OLoRA, LoftQ, …) change the model's own weights, too, unless converted when saved.
+_READ = {
+    "bias": ("none",),
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
+    "peft_type": ("LORA",),
+}
+_OFF: tuple[object, ...] = (None, False, [], {})
+
+Value = TypeVar("Value")
+
+
+class _AdapterConfig(BaseModel, extra="ignore", allow_inf_nan=False):
+    """The numbers in adapter_config.json; PEFT's own defaults."""
+
+    r: int = Field(default=8, ge=1)
+    lora_alpha: float = 8
+    use_rslora: bool = False
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
+    alpha_pattern: dict[str, float] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class LoRAWeights:
+    """What an adapter adds to one linear layer: `x Aᵀ Bᵀ · scaling`.
+
+    Attributes:
+        a: [rank, in_features].
+        b: [out_features, rank].
+        scaling: alpha / rank, or alpha / √rank with rsLoRA (Kalajdzievski, 2023).
+    """
+
+    a: LazyTensor
+    b: LazyTensor
+    scaling: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoRAModel:
+    """An adapter, its weights still on disk.
+
+    Attributes:
+        name: by which requests ask for it.
+        path: its folder.
+        layers: by the name of the layer in the model that was trained, e.g. `model.layers.0.self_attn.q_proj`.
+    """
+
+    name: str
+    path: Path
+    layers: Mapping[str, LoRAWeights]
+
+    @property
+    def rank(self) -> int:
+        """The greatest rank of its layers."""
+        return max(weights.a.shape[0] for weights in self.layers.values())
+
+
+def name_and_path(lora_path: str) -> tuple[str, str]:
+    """Splits `name=path`; what has no name is its own."""
+    name, equals, path = lora_path.partition("=")
+    return (name, path) if equals else (lora_path, lora_path)
+
+
+def open_adapter(lora_path: str) -> LoRAModel:
+    """Reads an adapter's config and the header of its weights.
+
+    Args:
+        lora_path: a folder or a Hub id, or `name=` and one of these.
+
+    Raises:
+        ModelNotFoundError, GatedModelError, HubUnreachableError: the files cannot be had.
+        CorruptCheckpointError: a file is damaged.
+        UnsafeCheckpointError: there are only pickle weights.
+        UnsupportedAdapterError: it is no LoRA adapter, or changes more than linear layers.
+    """
+    name, path = name_and_path(lora_path)
+    folder = _folder(path)
+    raw = _read_config(folder)
+    _check_kind(raw, folder)
+    try:
+        config = _AdapterConfig(**raw)
+    except ValidationError as error:
+        raise CorruptCheckpointError(f"{folder / _CONFIG} is not sound", found=error.errors()[0]["loc"]) from error
+    return LoRAModel(name, folder, _layers(_open_weights(folder), config, folder))
+
+
+def _folder(path: str) -> Path:
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if _HUB_ID.fullmatch(path):
+        return download_files(path, None, (_CONFIG, _WEIGHTS))
+    raise ModelNotFoundError(
+        f"{path!r} is neither a folder nor a name on the Hub",
+        allowed=f'a folder with {_CONFIG} and {_WEIGHTS}, or a Hub id "org/name"',
+    )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / _CONFIG
+    if not path.is_file():
+        raise ModelNotFoundError(f"{folder} has no {_CONFIG}", cure="Give the folder that PEFT saved the adapter to.")
+    with path.open("rb") as file:
+        text = file.read(_MAX_CONFIG_BYTES + 1)
+    try:
+        config = json.loads(text) if len(text) <= _MAX_CONFIG_BYTES else None
+    except (ValueError, RecursionError) as error:
+        raise CorruptCheckpointError(f"{path} is not JSON", found=error, cure="Download the file again.") from error
+    if not isinstance(config, dict):
+        raise CorruptCheckpointError(f"{path} is no JSON object of at most {_MAX_CONFIG_BYTES} bytes")
+    return config
+
+
+def _check_kind(config: Mapping[str, Any], folder: Path) -> None:
+    """Refuses what is not read, entries that are unknown here included: they may be ways to compute of a later PEFT."""
+    asked = [
+        f"{name}={value!r}"
+        for name, value in {"peft_type": None, **config}.items()
+        if name not in _WITHOUT_EFFECT and value not in _READ.get(name, _OFF)
+    ]
+    if asked:
+        raise UnsupportedAdapterError(
+            f"the adapter {folder} is of a kind that is not served",
+            found=asked,
+            allowed="LoRA and rsLoRA of linear layers, bias none, on the model's own weights",
+        )
+
+
+def _open_weights(folder: Path) -> Mapping[str, LazyTensor]:
+    if (folder / _WEIGHTS).is_file():
+        return open_safetensors([folder / _WEIGHTS])
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise UnsafeCheckpointError(
+            f"{folder} holds only pickle weights, which can run code when loaded",
+            found=pickles,
+            allowed=_WEIGHTS,
+            cure="Save the adapter again with safe_serialization=True.",
+        )
+    raise ModelNotFoundError(f"{folder} has no {_WEIGHTS}")
+
+
+def _layers(tensors: Mapping[str, LazyTensor], config: _AdapterConfig, folder: Path) -> dict[str, LoRAWeights]:
+    found: dict[str, dict[str, LazyTensor]] = {}
+    strangers = []
+    for name, tensor in tensors.items():
+        match = _TENSOR.fullmatch(name)
+        if match and len(tensor.shape) == 2:
+            found.setdefault(match[1], {})[match[2]] = tensor
+        else:
+            strangers.append(name)
+    if strangers or not found:
+        raise UnsupportedAdapterError(
+            f"the adapter {folder} holds other tensors than the A and B of linear layers",
+            found=strangers,
+            allowed="base_model.model.<layer>.lora_A.weight and …lora_B.weight",
+        )
+    layers = {}
+    for layer, pair in found.items():
+        rank = _of_pattern(config.rank_pattern, layer, config.r, folder)
+        alpha = _of_pattern(config.alpha_pattern, layer, config.lora_alpha, folder)
+        if pair.keys() != {"A", "B"} or not pair["A"].shape[0] == pair["B"].shape[1] == rank:
+            raise CorruptCheckpointError(
+                f"the adapter {folder} does not fit its {_CONFIG}",
+                found=f"{layer}: " + ", ".join(f"{which} {list(tensor.shape)}" for which, tensor in pair.items()),
+                allowed=f"A [{rank}, in_features] and B [out_features, {rank}]",
+            )
+        layers[layer] = LoRAWeights(pair["A"], pair["B"], alpha / (rank**0.5 if config.use_rslora else rank))
+    return layers
+
+
+def _of_pattern(patterns: Mapping[str, Value], layer: str, default: Value, folder: Path) -> Value:
+    """Returns the value of the first pattern that matches the end of a layer's name, from a dot on, as PEFT does."""
+    for pattern, value in patterns.items():
+        # A group that is repeated, or many repetitions, may take for ever to match.
+        if re.search(r"\)[*+?{]", pattern) or len(re.findall(r"[*+{]", pattern)) > 3:
+            raise UnsupportedAdapterError(f"{folder / _CONFIG} has a pattern that is too involved", found=pattern)
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", layer):
+                return value
+        except re.error as error:
+            raise CorruptCheckpointError(f"{folder / _CONFIG} has a pattern that is none", found=pattern) from error
+    return default

@@ -1,0 +1,283 @@
+"""The adapters of a running model: loaded by name, moved into slots when requests need them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from pipezoo_core.config import LoRAConfig
+from pipezoo_core.context import TextContext
+from pipezoo_core.errors import AdapterInUseError, AdapterNotFoundError, InvalidSettingError, UnsupportedAdapterError
+from pipezoo_core.lora.adapter import LoRAModel, LoRAWeights, open_adapter
+from pipezoo_core.lora.layers import NO_LORA, LoRABatch, LoRALinear, adaptable_layers, group_rows
+from pipezoo_core.lora.slots import LoRASlots
+from pipezoo_core.request import RequestID
+from pipezoo_core.weights import LazyTensor
+
+__all__ = ["LoRAManager", "hold_adapter", "lora_memory", "resolve_lora_config"]
+
+_DEFAULT_RANK = 16
+
+Rename: TypeAlias = Callable[[Mapping[str, LazyTensor]], dict[str, LazyTensor]]
+
+
+def resolve_lora_config(config: LoRAConfig) -> LoRAConfig:
+    """Fills in what the settings leave open: a slot for each adapter of `lora_paths`, and the greatest rank of these.
+
+    Raises:
+        CheckpointError, ModelNotFoundError, GatedModelError, HubUnreachableError: as `LoRAManager.load_adapter`.
+    """
+    if config.max_num_loras is not None and config.max_lora_rank is not None:
+        return config
+    ranks = [open_adapter(path).rank for path in config.lora_paths]
+    return config.updated(
+        max_num_loras=config.max_num_loras or max(1, len(ranks)),
+        max_lora_rank=config.max_lora_rank or max(ranks, default=_DEFAULT_RANK),
+    )
+
+
+def lora_memory(config: LoRAConfig, module: nn.Module, dtype: torch.dtype) -> int:
+    """Returns the bytes of all slots for a module, which may be on the meta device. The config is resolved."""
+    assert config.max_num_loras is not None
+    assert config.max_lora_rank is not None
+    width = sum(linear.in_features + size for linear, parts in adaptable_layers(module) for size in parts.values())
+    return config.max_num_loras * config.max_lora_rank * width * dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class _Adapter:
+    """A loaded adapter: its rank, which load it was, and its weights by the names of the module's parts."""
+
+    rank: int
+    serial: int
+    layers: Mapping[str, LoRAWeights]
+
+
+class LoRAManager:
+    """Owns a model's adapters and the slots that they are computed from.
+
+    A loaded adapter has a name and stays on disk; it is read into a slot when the first request that uses it begins.
+    The order of calls for such a request is `hold_adapter`, then `claim`, then the steps, at last `release`. Methods
+    may be called from any thread.
+
+    Args:
+        config: how many slots, of which rank, and the adapters to load at once.
+        module: loaded, and its layers' products chosen; its linear layers are made to add what the adapters say.
+        rename: the checkpoint's adapter: from names of the trained model to those of the module.
+        device: where the module computes.
+        dtype: of its activations.
+
+    Raises:
+        What `load_adapter` raises.
+    """
+
+    def __init__(
+        self, config: LoRAConfig, module: nn.Module, rename: Rename, *, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        config = resolve_lora_config(config)
+        assert config.max_num_loras is not None
+        assert config.max_lora_rank is not None
+        self.max_num_loras = config.max_num_loras
+        self.max_lora_rank = config.max_lora_rank
+        self._rename = rename
+        self._device = device
+        self._batch = LoRABatch()
+        sizes = {"num_slots": self.max_num_loras, "max_rank": self.max_lora_rank}
+        self._layers = [
+            LoRALinear(linear, self._batch, parts, **sizes, device=device, dtype=dtype)
+            for linear, parts in adaptable_layers(module)
+        ]
+        self._parts = {name: part for layer in self._layers for name, part in layer.parts.items()}
+        self._slots = LoRASlots(self.max_num_loras)
+        self._adapters: dict[str, _Adapter] = {}
+        self._users: dict[RequestID, str] = {}
+        self._serial = count()
+        self._lock = threading.RLock()
+        for path in config.lora_paths:
+            self.load_adapter(path)
+
+    @property
+    def loras(self) -> list[str]:
+        """The names of the loaded adapters."""
+        return list(self._adapters)
+
+    def is_lora(self, name: str) -> bool:
+        """Whether an adapter of this name is loaded."""
+        return name in self._adapters
+
+    def is_active_lora(self, name: str) -> bool:
+        """Whether the adapter is in a slot."""
+        return name in self._slots
+
+    def load_adapter(self, path: str) -> None:
+        """Loads an adapter, so that requests can name it.
+
+        Args:
+            path: a folder or a Hub id, or `name=` and one of these; without a name, this text is the name.
+
+        Raises:
+            InvalidSettingError: the name is taken.
+            ModelNotFoundError, GatedModelError, HubUnreachableError: the files cannot be had.
+            CheckpointError: they are damaged, pickles, or ask for what is not served; `UnsupportedAdapterError` where
+                the adapter's rank is too great or it does not fit the model.
+        """
+        lora = open_adapter(path)
+        if lora.rank > self.max_lora_rank:
+            raise UnsupportedAdapterError(
+                f"the adapter {lora.name!r} has too great a rank",
+                found=lora.rank,
+                allowed=f"at most {self.max_lora_rank}",
+                cure="Load the model with a greater max_lora_rank.",
+            )
+        layers = self._fit(lora)
+        with self._lock:
+            if lora.name in self._adapters:
+                raise InvalidSettingError(
+                    "an adapter of this name is loaded already",
+                    found=lora.name,
+                    cure="Unload it first, or give another name: 'name=path'.",
+                )
+            self._adapters[lora.name] = _Adapter(lora.rank, next(self._serial), layers)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forgets an adapter.
+
+        Raises:
+            AdapterNotFoundError: there is none of this name.
+            AdapterInUseError: a request that is not done uses it.
+        """
+        with self._lock:
+            if name not in self._adapters:
+                raise _not_found(name, self.loras)
+            if name in self._users.values():
+                raise AdapterInUseError(
+                    f"the adapter {name!r} is in use", cure="Wait for its requests, or cancel them."
+                )
+            del self._adapters[name]
+            self._slots.forget(name)
+
+    def hold(self, context: TextContext) -> None:
+        """Notes that a request uses an adapter, which stays loaded until the request is released.
+
+        Sets the context's `cache_namespace`: what the adapter computed is found by its own requests only, and not by
+        those of another adapter that is loaded under the same name later.
+
+        Raises:
+            AdapterNotFoundError: no adapter of this name is loaded.
+        """
+        assert context.lora is not None
+        with self._lock:
+            if context.lora not in self._adapters:
+                raise _not_found(context.lora, self.loras)
+            self._users[context.request_id] = context.lora
+            context.cache_namespace = f"lora {self._adapters[context.lora].serial}"
+
+    def claim(self, context: TextContext) -> bool:
+        """Gives the adapter of a request that begins a slot, until it is released.
+
+        Returns:
+            False where running requests use all slots for other adapters.
+        """
+        if context.lora is None:
+            return True
+        with self._lock:
+            is_active = self.is_active_lora(context.lora)
+            slot = self._slots.claim(context.lora)
+            if slot is None:
+                return False
+            if not is_active:
+                self._fill(slot, self._adapters[context.lora])
+            self._slots.hold(context.lora, context.request_id)
+        return True
+
+    def release(self, request_id: RequestID) -> None:
+        """Notes that a request is through. Does nothing for one that uses no adapter, or is released already."""
+        with self._lock:
+            self._users.pop(request_id, None)
+            self._slots.release(request_id)
+
+    def inputs_of(self, batch: Sequence[TextContext]) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Returns `lora_ids` and `lora_ranks` of a step: of each request its adapter's slot, or `NO_LORA`, and rank.
+
+        Both are int64 [B] and on the host, where it is decided what is computed; None where no request has an adapter.
+        """
+        if all(context.lora is None for context in batch):
+            return None, None
+        names = [context.lora for context in batch]
+        ids = [NO_LORA if name is None else self._slots[name] for name in names]
+        ranks = [0 if name is None else self._adapters[name].rank for name in names]
+        return torch.tensor(ids), torch.tensor(ranks)
+
+    @contextmanager
+    def applied(self, lora_ids: Tensor, lora_ranks: Tensor, input_row_offsets: Tensor) -> Iterator[None]:
+        """Makes the layers add the adapters of one step, as long as the context lasts.
+
+        Args:
+            lora_ids: of `inputs_of`.
+            lora_ranks: of `inputs_of`.
+            input_row_offsets: int64 [B + 1], where each request's rows begin.
+        """
+        self._batch.groups = group_rows(
+            lora_ids.tolist(), lora_ranks.tolist(), input_row_offsets.tolist(), self._device
+        )
+        try:
+            yield
+        finally:
+            self._batch.groups = ()
+
+    def _fit(self, lora: LoRAModel) -> dict[str, LoRAWeights]:
+        """Returns an adapter's weights by the names of the module's parts."""
+        layers: dict[str, LoRAWeights] = {}
+        misfits = []
+        for name, weights in lora.layers.items():
+            # Where the checkpoint's adapter changes the order of a weight's rows, it changes that of B's alike.
+            renamed = self._rename({f"{name}.weight": weights.b})
+            own_name, b = renamed.popitem() if len(renamed) == 1 else ("", weights.b)
+            own_name = own_name.removesuffix(".weight")
+            shape = (b.shape[0], weights.a.shape[1])
+            if own_name not in self._parts:
+                misfits.append(f"{name} is no linear layer below the head")
+            elif shape != self._parts[own_name].shape:
+                misfits.append(f"{name} is for {list(shape)} instead of {list(self._parts[own_name].shape)}")
+            else:
+                layers[own_name] = LoRAWeights(weights.a, b, weights.scaling)
+        if misfits:
+            raise UnsupportedAdapterError(
+                f"the adapter {lora.name!r} does not fit the model",
+                found=misfits,
+                cure="Take an adapter that was trained on this model, and on linear layers other than the head.",
+            )
+        return layers
+
+    def _fill(self, slot: int, adapter: _Adapter) -> None:
+        for layer in self._layers:
+            layer.parts_of.pop(slot, None)
+        for name, weights in adapter.layers.items():
+            self._parts[name].fill(slot, weights.a.load(), weights.b.load(), weights.scaling)
+
+
+def hold_adapter(manager: LoRAManager | None, context: TextContext) -> None:
+    """Notes that a request uses the adapter it names, if it names one; None is the manager of a model without any.
+
+    Raises:
+        AdapterNotFoundError: no adapter of this name is loaded.
+    """
+    if manager is not None and context.lora is not None:
+        manager.hold(context)
+    elif context.lora is not None:
+        raise _not_found(context.lora, [])
+
+
+def _not_found(name: str, loaded: list[str]) -> AdapterNotFoundError:
+    return AdapterNotFoundError(
+        f"no adapter {name!r} is loaded",
+        allowed=loaded,
+        cure="Load the model with lora_paths, or load the adapter with lora_manager.load_adapter.",
+    )

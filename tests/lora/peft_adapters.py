@@ -1,0 +1,22 @@
+"""Adapters with random weights, made and saved by peft, and the model that peft merges them into."""
+
+import copy
+import warnings
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+
+def save_adapter(base, folder, *, seed=0, **config):
+    """Saves an adapter of a transformers model, and returns what the model becomes with it."""
+    values = {"r": 4, "lora_alpha": 6, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **config}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by names that are going away
+        adapted = get_peft_model(copy.deepcopy(base), LoraConfig(**values))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    adapted.save_pretrained(folder)
+    return adapted.merge_and_unload().eval()

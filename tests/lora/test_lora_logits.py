@@ -1,0 +1,83 @@
+"""Logits with adapters against those of peft's merged model, with and without adapters in one batch."""
+
+import pytest
+import torch
+from lora.peft_adapters import save_adapter
+from tiny_models import TINY_LLAMA, load_model, logits_of, make_llama, randomize
+from transformers import MistralConfig, MistralForCausalLM, MptConfig, MptForCausalLM
+
+import pipezoo_llama.weight_adapters
+import pipezoo_mistral.weight_adapters
+import pipezoo_replit.weight_adapters
+from pipezoo_core.config import LoRAConfig
+from pipezoo_llama.model import LlamaPipelineModel
+from pipezoo_mistral.model import MistralPipelineModel
+from pipezoo_replit.huggingface_config import read_huggingface_config
+from pipezoo_replit.model import MptPipelineModel
+
+PROMPTS = [[5, 9, 2, 7, 7, 1], list(range(1, 41)), [3], [(7 * i) % 99 for i in range(30)], [8, 8], [5, 9, 2, 7, 7, 1]]
+LORAS = ["one", None, "two", "one", "two", None]
+
+FAMILIES = {
+    "llama": (
+        lambda: make_llama(attention_bias=True),
+        LlamaPipelineModel,
+        pipezoo_llama.weight_adapters.adapt_safetensors,
+        {"target_modules": ["q_proj", "down_proj"], "rank_pattern": {"layers.1.self_attn.q_proj": 2}},
+    ),
+    "mistral": (
+        lambda: randomize(MistralForCausalLM(MistralConfig(**TINY_LLAMA, sliding_window=12, head_dim=20))),
+        MistralPipelineModel,
+        pipezoo_mistral.weight_adapters.adapt_safetensors,
+        {"target_modules": ["v_proj", "up_proj"], "alpha_pattern": {r"model\.layers\.\d+\.mlp\.up_proj": 11}},
+    ),
+    "mpt": (
+        lambda: randomize(MptForCausalLM(MptConfig(vocab_size=99, d_model=48, n_heads=4, n_layers=3, max_seq_len=99))),
+        MptPipelineModel,
+        pipezoo_replit.weight_adapters.adapt_safetensors,
+        {"target_modules": ["Wqkv"], "layers_to_transform": [1, 2]},
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, tmp_path_factory):
+    """A family's reference for each adapter, and a function that loads pipezoo's model with both adapters."""
+    make, model_class, adapt, config = FAMILIES[request.param]
+    folder = tmp_path_factory.mktemp(request.param)
+    base = make()
+    base.save_pretrained(folder)
+    references = {
+        None: base,
+        "one": save_adapter(base, folder / "one", r=5),
+        "two": save_adapter(base, folder / "two", r=3, seed=1, use_rslora="mistral" not in request.param, **config),
+    }
+    huggingface_config = base.config
+    if request.param == "mpt":
+        huggingface_config = read_huggingface_config(base.config.to_dict())
+
+    def load(**settings):
+        lora = LoRAConfig(lora_paths=[f"{name}={folder / name}" for name in ("one", "two")])
+        return load_model(model_class, folder, huggingface_config, adapt, lora=lora, **settings)
+
+    return references, load
+
+
+@pytest.mark.parametrize("chunk", [None, 7, 1])
+@pytest.mark.parametrize("linear", ["torch", "auto"])
+def test_a_mixed_batch_equals_merged_models(family, linear, chunk):
+    references, load = family
+    for prompt, lora, logits in zip(PROMPTS, LORAS, logits_of(load(linear=linear), PROMPTS, chunk, LORAS), strict=True):
+        with torch.no_grad():
+            expected = references[lora](torch.tensor([prompt])).logits[0]
+        assert (logits - expected).abs().max() < 1e-4
+        assert torch.equal(logits.argmax(-1), expected.argmax(-1))
+
+
+def test_adapters_matter(family):
+    """Without it the oracle above could not fail."""
+    references, _ = family
+    tokens = torch.tensor([PROMPTS[0]])
+    with torch.no_grad():
+        base, one, two = (references[name](tokens).logits for name in (None, "one", "two"))
+    assert all((a - b).abs().max() > 0.1 for a, b in ((base, one), (base, two), (one, two)))
