@@ -163,40 +163,28 @@ class ItemWork {
 #pragma GCC unroll 12
             for (int i = 0; i < MR; ++i) store(&scores[i][j], sum[i][0]), store(&scores[i][j + kLanes], sum[i][1]);
         }
-        float* maxima = space_.maxima.get() + row;
-        alignas(64) float before[kLanes] = {}, after[kLanes] = {};
-        const bool all_seen = key + num_keys - 1 <= position(row) && first_seen(last_row(tile)) <= key;
-        __mmask16 seen[MR][kBlock / kLanes];
-        for (int i = 0; i < MR; ++i) {
-            __m512 highest = _mm512_set1_ps(kLowest);
-            for (std::int64_t j = 0; j < num_keys; j += kLanes) {
-                __mmask16 lanes = first_lanes(num_keys - j);
-                if (!all_seen) {
-                    lanes &= first_lanes(position(row + i) - (key + j) + 1);
-                    lanes &= ~first_lanes(first_seen(row + i) - (key + j));
-                }
-                __m512 score = _mm512_mul_ps(load(&scores[i][j]), _mm512_set1_ps(float(step_.scale)));
-                if (step_.slopes) score = _mm512_fmadd_ps(slope(row + i), distances(key + j - position(row + i)), score);
-                store(&scores[i][j], score);
-                seen[i][j / kLanes] = lanes;
-                highest = _mm512_mask_max_ps(highest, lanes, highest, score);
-            }
-            before[i] = maxima[i];
-            after[i] = std::max(maxima[i], _mm512_reduce_max_ps(highest));
-            maxima[i] = after[i];
+        float scale = float(step_.scale);
+        if (step_.slopes) {
+            for (int i = 0; i < MR; ++i)
+                for (std::int64_t j = 0; j < num_keys; j += kLanes)
+                    store(&scores[i][j], _mm512_fmadd_ps(slope(row + i), distances(key + j - position(row + i)),
+                                                         _mm512_mul_ps(load(&scores[i][j]), _mm512_set1_ps(scale))));
+            scale = 1;
         }
         alignas(64) float decay[kLanes];
-        store(decay, exponential(_mm512_sub_ps(load(before), load(after))));
-        for (int i = 0; i < MR; ++i) {
-            float* sums = space_.sums.get() + (row + i) * kLanes;
-            __m512 total = _mm512_mul_ps(load(sums), _mm512_set1_ps(decay[i]));
-            for (std::int64_t j = 0; j < num_keys; j += kLanes) {
-                const __m512 relative = _mm512_sub_ps(load(&scores[i][j]), _mm512_set1_ps(after[i]));
-                const __m512 weight = _mm512_maskz_mov_ps(seen[i][j / kLanes], exponential(relative));
-                total = _mm512_add_ps(total, weight);
-                store(&weights[i][j], weight);
+        const bool all_seen = key + num_keys - 1 <= position(row) && first_seen(last_row(tile)) <= key;
+        if (all_seen && num_keys == kBlock) {
+            weigh<MR>(row, kBlock, scale, scores, weights, decay, [](int, std::int64_t) { return __mmask16(0xFFFF); });
+        } else {
+            __mmask16 seen[MR][kBlock / kLanes];
+            for (int i = 0; i < MR; ++i) {
+                const std::int64_t end = std::min(num_keys, position(row + i) - key + 1);
+                const std::int64_t begin = first_seen(row + i) - key;
+                for (std::int64_t j = 0; j < num_keys; j += kLanes)
+                    seen[i][j / kLanes] = first_lanes(end - j) & ~first_lanes(begin - j);
             }
-            store(sums, total);
+            weigh<MR>(row, num_keys, scale, scores, weights, decay,
+                      [&](int i, std::int64_t j) { return seen[i][j / kLanes]; });
         }
         float* sums_of_values = space_.values.get() + row * dim_;
         for (std::int64_t d = 0; d < dim_; d += kPanel) {
@@ -213,6 +201,35 @@ class ItemWork {
                 store(sums_of_values + i * dim_ + d, sum[i][0]);
                 store(sums_of_values + i * dim_ + d + kLanes, sum[i][1]);
             }
+        }
+    }
+
+    // Turns a block's scores into weights, relative to the largest score of a row so far, and adds them to its sum. What
+    // was summed before is to be multiplied by `decay`. The scores are multiplied by `scale`, which is not negative.
+    template <int MR, typename Seen>
+    PIPEZOO_INLINE void weigh(std::int64_t row, std::int64_t num_keys, float scale, const float (&scores)[MR][kBlock],
+                              T (&weights)[MR][kBlock], float (&decay)[kLanes], Seen&& seen) {
+        float* maxima = space_.maxima.get() + row;
+        alignas(64) float before[kLanes] = {}, after[kLanes] = {};
+        for (int i = 0; i < MR; ++i) {
+            __m512 highest = _mm512_set1_ps(kLowest);
+            for (std::int64_t j = 0; j < num_keys; j += kLanes)
+                highest = _mm512_mask_max_ps(highest, seen(i, j), highest, load(&scores[i][j]));
+            before[i] = maxima[i];
+            maxima[i] = after[i] = std::max(before[i], _mm512_reduce_max_ps(highest) * scale);
+        }
+        store(decay, exponential(_mm512_sub_ps(load(before), load(after))));
+        for (int i = 0; i < MR; ++i) {
+            float* sums = space_.sums.get() + (row + i) * kLanes;
+            __m512 total = _mm512_mul_ps(load(sums), _mm512_set1_ps(decay[i]));
+            for (std::int64_t j = 0; j < num_keys; j += kLanes) {
+                const __m512 relative =
+                    _mm512_fmsub_ps(load(&scores[i][j]), _mm512_set1_ps(scale), _mm512_set1_ps(after[i]));
+                const __m512 weight = _mm512_maskz_mov_ps(seen(i, j), exponential(relative));
+                total = _mm512_add_ps(total, weight);
+                store(&weights[i][j], weight);
+            }
+            store(sums, total);
         }
     }
 

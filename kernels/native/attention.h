@@ -45,7 +45,7 @@ struct Step {
     std::int64_t num_heads, num_kv_heads, head_dim, page_size;
     std::int64_t window;            // how many tokens a query sees, itself included; 0 for all
     const float* slopes;            // [num_heads] of ALiBi, or null
-    double scale;
+    double scale;                   // not negative
 };
 static_assert(sizeof(Step) == 16 * 8);
 
