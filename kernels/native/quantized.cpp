@@ -67,8 +67,10 @@ PIPEZOO_INLINE void load_step(const std::uint8_t* from, int step, __m512i& first
 template <int MR, int bits>
 PIPEZOO_INLINE void multiply_groups(__m512 (&sum)[MR][2], const Group* a, const std::uint8_t* b, std::int64_t groups) {
     constexpr int scale_bytes = bits == 8 ? kPanel * 2 : kPanel * 4;
+    constexpr int kAhead = 32 / bits;  // groups to prefetch, about 4 KiB
     for (std::int64_t g = 0; g < groups; ++g, ++a, b += kGroupBytes<bits>) {
-        for (int line = 0; line < kGroupBytes<bits>; line += 64) _mm_prefetch(b + 8 * kGroupBytes<bits> + line, _MM_HINT_T0);
+        for (int line = 0; line < kGroupBytes<bits>; line += 64)
+            _mm_prefetch(b + kAhead * kGroupBytes<bits> + line, _MM_HINT_T0);
         __m512i products[MR][2];
 #pragma GCC unroll 6
         for (int i = 0; i < MR; ++i)
