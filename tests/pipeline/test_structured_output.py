@@ -297,6 +297,8 @@ def test_a_bad_grammar_fails_its_own_request(load_tiny, name):
     (setting,) = BAD[name]
     with pytest.raises(InvalidGrammarError, match=setting):
         llm.generate("he", **GREEDY, **BAD[name])
+    with pytest.raises(InvalidGrammarError, match=setting):  # before anything is scheduled
+        llm.tokenizer.new_context(TextGenerationRequest(prompt="he", sampling_params=SamplingParams(**BAD[name])))
     assert first + "".join(stream) == expected
     assert is_valid(llm.generate("hello", **GREEDY, regex=REGEX)[0].text, {"regex": REGEX})
 

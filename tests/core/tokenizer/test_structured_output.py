@@ -62,6 +62,10 @@ def test_special_and_end_tokens_are_no_text(tokenizer, matcher):
     assert not set(tokens) & set(tokenizer.all_special_ids)
     assert tokenizer.eos_token_id in allowed(matcher("(?s:.*)"), stop_token_ids=[tokenizer.eos_token_id])
     assert tokenizer.eos_token_id not in allowed(matcher("(?s:.+)"), stop_token_ids=[tokenizer.eos_token_id])
+    ordinary = tokenizer.encode("12", add_special_tokens=False)[-1]
+    assert ordinary in tokens
+    also_an_end = GrammarCompiler(tokenizer, end_token_ids=[ordinary]).matcher(SamplingParams(regex="(?s:.*)"))
+    assert set(tokens) - set(allowed(also_an_end)) == {ordinary}
 
 
 def test_the_tokenizer_is_left_as_it_is(tokenizer, matcher):
