@@ -2,16 +2,16 @@
 
 import copy
 import warnings
+from contextlib import contextmanager
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 
 
 def save_adapter(base, folder, *, seed=0, **config):
-    """Saves an adapter of a transformers model, and returns what the model becomes with it."""
+    """Saves an adapter of a transformers model."""
     values = {"r": 4, "lora_alpha": 6, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **config}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by names that are going away
+    with _quietly():
         adapted = get_peft_model(copy.deepcopy(base), LoraConfig(**values))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -19,4 +19,16 @@ def save_adapter(base, folder, *, seed=0, **config):
             if "lora_" in name:
                 parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
     adapted.save_pretrained(folder)
-    return adapted.merge_and_unload().eval()
+
+
+def merged(base, folder):
+    """Returns what a transformers model becomes with a saved adapter."""
+    with _quietly():
+        return PeftModel.from_pretrained(copy.deepcopy(base), folder).merge_and_unload().eval()
+
+
+@contextmanager
+def _quietly():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by names that are going away
+        yield

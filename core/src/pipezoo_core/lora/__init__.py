@@ -1,11 +1,12 @@
 """LoRA adapters: read from PEFT folders, kept in slots, added to the products of linear layers request by request."""
 
 from pipezoo_core.lora.adapter import LoRAModel, LoRAWeights, open_adapter
-from pipezoo_core.lora.layers import LoRABatch, LoRAGroup, LoRALinear, group_rows
+from pipezoo_core.lora.layers import NO_LORA, LoRABatch, LoRAGroup, LoRALinear, adaptable_layers, group_rows
 from pipezoo_core.lora.manager import LoRAManager, hold_adapter, lora_memory, resolve_lora_config
 from pipezoo_core.lora.slots import LoRASlots
 
 __all__ = [
+    "NO_LORA",
     "LoRABatch",
     "LoRAGroup",
     "LoRALinear",
@@ -13,6 +14,7 @@ __all__ = [
     "LoRAModel",
     "LoRASlots",
     "LoRAWeights",
+    "adaptable_layers",
     "group_rows",
     "hold_adapter",
     "lora_memory",

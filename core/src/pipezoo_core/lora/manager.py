@@ -246,6 +246,8 @@ class LoRAManager:
                 misfits.append(f"{name} is no linear layer below the head")
             elif shape != self._parts[own_name].shape:
                 misfits.append(f"{name} is for {list(shape)} instead of {list(self._parts[own_name].shape)}")
+            elif own_name in layers:
+                misfits.append(f"{name} is there twice")
             else:
                 layers[own_name] = LoRAWeights(weights.a, b, weights.scaling)
         if misfits:

@@ -19,6 +19,8 @@ app = typer.Typer(
     help="Run language models whose plugins are installed.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 
+_LORA_NAME = "lora"
+
 Model = Annotated[str, typer.Argument(help="A Hub id, a folder, a .gguf file, or pkg:NAME.", show_default=False)]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
 Plugin = Annotated[str | None, typer.Option(help="Distribution to take where several serve the model.")]
@@ -26,6 +28,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, or a GPU such as cuda:0.")
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 MaxLength = Annotated[int | None, typer.Option(help="Most tokens of prompt and answer together.")]
 KVCacheMemory = Annotated[str | None, typer.Option(help="Memory for the KV cache, such as 2GiB.")]
+LoRA = Annotated[str | None, typer.Option(help="Adapter to answer with: a folder that PEFT saved, or a Hub id.")]
 MaxNewTokens = Annotated[int | None, typer.Option(help="Most tokens to generate.")]
 Temperature = Annotated[float | None, typer.Option(help="0 takes the most likely token.")]
 TopP = Annotated[float | None, typer.Option(help="Keep the most likely tokens up to this probability.")]
@@ -93,6 +96,7 @@ def generate(
     dtype: Dtype = "auto",
     max_length: MaxLength = None,
     kv_cache_memory: KVCacheMemory = None,
+    lora: LoRA = None,
     max_new_tokens: MaxNewTokens = None,
     temperature: Temperature = None,
     top_p: TopP = None,
@@ -105,10 +109,11 @@ def generate(
 ) -> None:
     """Complete a text, as it is written."""
     with _errors_as_text():
-        settings = _given(max_length=max_length, kv_cache_memory=kv_cache_memory)
+        settings = _given(max_length=max_length, kv_cache_memory=kv_cache_memory, lora_paths=_one_adapter(lora))
         llm = registry.load(model, revision=revision, plugin=plugin, device=device, dtype=dtype, **settings)
         text = sys.stdin.read() if prompt == "-" else prompt
         sampling = _given(
+            lora=lora and _LORA_NAME,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,
@@ -132,6 +137,7 @@ def chat(
     dtype: Dtype = "auto",
     max_length: MaxLength = None,
     kv_cache_memory: KVCacheMemory = None,
+    lora: LoRA = None,
     max_new_tokens: MaxNewTokens = None,
     temperature: Temperature = None,
     top_p: TopP = None,
@@ -143,14 +149,25 @@ def chat(
     from pipezoo.cli.chat import ChatSession
 
     with _errors_as_text():
-        settings = _given(max_length=max_length, kv_cache_memory=kv_cache_memory)
+        settings = _given(max_length=max_length, kv_cache_memory=kv_cache_memory, lora_paths=_one_adapter(lora))
         llm = registry.load(model, revision=revision, plugin=plugin, device=device, dtype=dtype, **settings)
-        sampling = _given(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+        sampling = _given(
+            lora=lora and _LORA_NAME,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+        )
         ChatSession(llm, system=system, sampling=sampling).run()
 
 
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _one_adapter(lora: str | None) -> list[str] | None:
+    return None if lora is None else [f"{_LORA_NAME}={lora}"]
 
 
 def _text_or_file(value: str | None) -> str | None:

@@ -1,0 +1,99 @@
+"""What an adapter adds to a layer, however that is computed: against one row at a time, from the formula."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipezoo_core.config import LinearName, SupportedEncoding
+from pipezoo_core.layers import Linear, LMHead, MergedLinear, use_linear_backend
+from pipezoo_core.lora import LoRABatch, LoRALinear, adaptable_layers, group_rows
+from pipezoo_core.native import NativeKernels
+
+CPU = torch.device("cpu")
+
+
+@given(st.lists(st.tuples(st.integers(-1, 3), st.integers(1, 4)), min_size=1, max_size=12))
+def test_rows_are_grouped_by_adapter(requests):
+    ids, lengths = zip(*requests, strict=True)
+    offsets = [0, *torch.tensor(lengths).cumsum(0).tolist()]
+    groups = group_rows(ids, [10 + i for i in ids], offsets, CPU)
+    found = torch.full((offsets[-1],), -1)
+    for group in groups:
+        assert (found[group.rows] == -1).all()
+        assert group.rank == 10 + group.slot
+        found[group.rows] = group.slot
+    assert found.tolist() == [i for i, length in requests for _ in range(length)]
+    assert len({group.slot for group in groups}) == len(groups)
+
+
+def test_rows_in_a_row_are_a_slice():
+    groups = group_rows([1, 1, -1, 0, 0], [2, 2, 0, 3, 3], [0, 2, 3, 5, 6, 10], CPU)
+    assert [(group.slot, group.rows) for group in groups] == [(1, slice(0, 3)), (0, slice(5, 10))]
+
+
+@pytest.mark.parametrize(
+    ("linear", "encoding"),
+    [(LinearName.onednn, SupportedEncoding.float32)]
+    + [
+        (linear, SupportedEncoding(e))
+        for linear in (LinearName.torch, LinearName.native)
+        for e in ("float32", "bfloat16", "int8")
+    ],
+)
+@torch.inference_mode()
+def test_a_merged_layer_adds_to_the_columns_of_its_parts(linear, encoding):
+    """Three slots: q and v, only k, and q with a smaller rank; rows of each, and rows without an adapter, mixed."""
+    dtype = torch.float32 if encoding is SupportedEncoding.float32 else torch.bfloat16
+    kernels = NativeKernels(CPU, dtype)
+    if linear is LinearName.native and kernels.obstacle:
+        pytest.skip(kernels.obstacle)
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(shape, generator=generator)
+
+    merged = MergedLinear(64, {"q": 32, "k": 16, "v": 16})
+    merged.merged.weight = torch.nn.Parameter(random(64, 64).to(dtype))
+    use_linear_backend(linear, merged, CPU, encoding, kernels)
+    x = random(9, 64).to(dtype)
+    before = torch.cat(merged(x), -1)
+
+    batch = LoRABatch()
+    layer = LoRALinear(merged.merged, batch, merged.parts, num_slots=3, max_rank=5, device=CPU, dtype=dtype)
+    adapters = {0: {"q": 4, "v": 4}, 1: {"k": 5}, 2: {"q": 2}}
+    delta = {slot: torch.zeros(64, 64) for slot in adapters}
+    for slot, parts in adapters.items():
+        for name, rank in parts.items():
+            part = layer.parts[name]
+            a, b = random(rank, 64), random(part.shape[0], rank)
+            part.fill(slot, a, b, 0.5)
+            delta[slot][part.columns] = 0.5 * b @ a
+    assert torch.equal(torch.cat(merged(x), -1), before)
+
+    ids, lengths = [0, -1, 2, 0, 1, 1], [1, 2, 1, 3, 1, 1]
+    offsets = [0, *torch.tensor(lengths).cumsum(0).tolist()]
+    batch.groups = group_rows(ids, [4, 0, 2, 4, 5, 5], offsets, CPU)
+    found = torch.cat(merged(x), -1)
+    slots = [slot for slot, length in zip(ids, lengths, strict=True) for _ in range(length)]
+    for row, slot in enumerate(slots):
+        if slot == -1:
+            assert torch.equal(found[row], before[row])
+            continue
+        added = delta[slot] @ x[row].float()
+        error = (found[row].float() - before[row].float() - added).abs().max()
+        assert error < (1e-4 if dtype is torch.float32 else 0.02 * added.abs().max() + 0.3)
+        untouched = added == 0
+        assert untouched.any()
+        assert torch.equal(found[row][untouched], before[row][untouched])
+
+
+def test_every_linear_layer_but_the_head_takes_adapters():
+    block = torch.nn.ModuleDict({"attn": torch.nn.ModuleDict({"qkv": MergedLinear(8, {"q": 8, "k": 4}, bias=True)})})
+    block["out"] = Linear(8, 6)
+    block["head"] = LMHead(8, 99)
+    block["norm"] = torch.nn.LayerNorm(8)
+    assert [(linear.in_features, parts) for linear, parts in adaptable_layers(block)] == [
+        (8, {"attn.q": 8, "attn.k": 4}),
+        (8, {"out": 6}),
+    ]
