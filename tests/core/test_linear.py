@@ -8,7 +8,7 @@ from pipezoo_core.errors import CheckpointMismatchError, InvalidSettingError
 from pipezoo_core.layers import Embedding, GatedMLP, Linear, LMHead, MergedLinear, RMSNorm, use_linear_backend
 from pipezoo_core.layers.linear_backends import NativeProduct, _why_not_onednn
 from pipezoo_core.native import NativeKernels
-from pipezoo_core.weights import LazyTensor, load_module, materialize
+from pipezoo_core.weights import LazyTensor, load_module
 
 CPU = torch.device("cpu")
 
@@ -45,14 +45,15 @@ def make_block(bias, dtype):
     generator = torch.Generator().manual_seed(0)
     with torch.device("meta"):
         block = Block(bias)
-    materialize(block, CPU, dtype)
     names = {"embedding.weight": (7, 24), "out.weight": (24, 32)}
     names |= {f"{part}.weight": (size, 24) for part, size in (("q_proj", 32), ("k_proj", 8), ("v_proj", 8))}
     if bias:
         names |= {"out.bias": (24,), "q_proj.bias": (32,), "k_proj.bias": (8,), "v_proj.bias": (8,)}
     tensors = {name: torch.randn(shape, generator=generator) for name, shape in names.items()}
-    lazy = {name: LazyTensor(tuple(t.shape), t.dtype, lambda t=t: t) for name, t in tensors.items()}
-    load_module(block, lazy)
+    lazy = {
+        name: LazyTensor(tuple(t.shape), t.dtype, lambda target, t=t: target.copy_(t)) for name, t in tensors.items()
+    }
+    load_module(block, lazy, CPU, dtype)
     return block, tensors, lazy
 
 
@@ -62,8 +63,9 @@ def test_parts_and_shared_weights_end_where_they_belong():
     assert torch.equal(block.qkv_proj.merged.weight, merged)
     assert block.head.weight is block.embedding.weight
     assert torch.equal(block.head.weight, tensors["embedding.weight"])
+    wrong = {**{n: t for n, t in lazy.items() if n != "k_proj.bias"}, "head.weight": lazy["out.weight"]}
     with pytest.raises(CheckpointMismatchError, match=r"missing: k_proj.bias; left over: head.weight"):
-        load_module(block, {**{n: t for n, t in lazy.items() if n != "k_proj.bias"}, "head.weight": lazy["out.weight"]})
+        load_module(block, wrong, CPU, torch.float32)
 
 
 @pytest.mark.parametrize("backend", [LinearName.onednn, LinearName.native])

@@ -26,7 +26,7 @@ from pipezoo_core.layers import use_linear_backend
 from pipezoo_core.lora import LoRAManager, lora_memory
 from pipezoo_core.native import NativeKernels, RecordedModule
 from pipezoo_core.session import InferenceSession
-from pipezoo_core.weights import LazyTensor, Weights, WeightsAdapter, load_module, materialize, torch_dtype
+from pipezoo_core.weights import LazyTensor, Weights, WeightsAdapter, load_module, torch_dtype
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -163,17 +163,18 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
     def _load_module(self) -> DecoderModule:
         with torch.device("meta"):
             module: nn.Module = self.module_class(self.config, self._backend)
-        materialize(module, self.session.device, self.dtype)
-        load_module(module, self._adapt(self.weights))
+        load_module(module, self._adapt(self.weights), self.session.device, self.dtype, self._convert)
+        return module.eval()  # type: ignore[return-value]  # nn.Module.__call__ is typed as Any
+
+    def _convert(self, part: nn.Module) -> None:
         use_linear_backend(
             self.pipeline_config.linear,
-            module,
+            part,
             self.session.device,
             self.encoding,
             self._kernels,
             fuse=self.pipeline_config.lora is None,  # an adapter may change a layer alone
         )
-        return module.eval()  # type: ignore[return-value]  # nn.Module.__call__ is typed as Any
 
     def _adapt(self, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         return dict(tensors) if self.adapter is None else self.adapter(tensors, self.huggingface_config)

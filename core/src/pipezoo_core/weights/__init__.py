@@ -4,7 +4,7 @@ from pipezoo_core.weights.base import LazyTensor, Weights, WeightsAdapter
 from pipezoo_core.weights.encoding import resolve_encoding, torch_dtype
 from pipezoo_core.weights.files import open_weights
 from pipezoo_core.weights.gguf import GGUFFile, open_gguf
-from pipezoo_core.weights.loading import load_module, materialize
+from pipezoo_core.weights.loading import load_module
 from pipezoo_core.weights.safetensors import find_safetensors, open_safetensors
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "WeightsAdapter",
     "find_safetensors",
     "load_module",
-    "materialize",
     "open_gguf",
     "open_safetensors",
     "open_weights",

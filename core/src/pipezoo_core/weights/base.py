@@ -16,20 +16,46 @@ if TYPE_CHECKING:
 
 __all__ = ["LazyTensor", "Weights", "WeightsAdapter"]
 
+_NUMBERS_AT_ONCE = 2**20
+
 
 @dataclass(frozen=True, slots=True)
 class LazyTensor:
     """A tensor of a checkpoint, known by its header.
 
     Attributes:
-        shape: of the tensor that `load` returns.
-        dtype: of that tensor.
-        load: reads it from the file, or from the memory map.
+        shape: of the tensor.
+        dtype: that it has in the file; of a quantized one float32.
+        copy_to: reads it into a tensor of its shape, whose dtype it takes on.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    load: Callable[[], Tensor]
+    copy_to: Callable[[Tensor], object]
+
+    @classmethod
+    def of_rows(cls, shape: tuple[int, ...], dtype: torch.dtype, read: Callable[[slice], Tensor]) -> LazyTensor:
+        """Returns a tensor that is read a few of its rows at a time, so that reading takes little memory besides it.
+
+        Args:
+            shape: of the tensor, which has a dimension at least.
+            dtype: of what `read` returns.
+            read: reads a range of rows, which are along the first dimension.
+        """
+
+        def copy_to(target: Tensor) -> None:
+            at_once = max(1, _NUMBERS_AT_ONCE // max(1, torch.Size(shape[1:]).numel()))
+            for first in range(0, len(target), at_once):
+                rows = slice(first, min(first + at_once, len(target)))
+                target[rows].copy_(read(rows))
+
+        return cls(shape, dtype, copy_to)
+
+    def load(self) -> Tensor:
+        """Reads it whole."""
+        tensor = torch.empty(self.shape, dtype=self.dtype)
+        self.copy_to(tensor)
+        return tensor
 
     @property
     def num_elements(self) -> int:
@@ -38,7 +64,7 @@ class LazyTensor:
 
     def then(self, change: Callable[[Tensor], Tensor]) -> LazyTensor:
         """Returns this tensor with a change to its values that keeps shape and dtype."""
-        return LazyTensor(self.shape, self.dtype, lambda: change(self.load()))
+        return LazyTensor(self.shape, self.dtype, lambda target: target.copy_(change(self.load())))
 
 
 class Weights(Mapping[str, LazyTensor]):

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
@@ -24,6 +23,7 @@ from torch import Tensor
 from pipezoo_core.config import WeightsFormat
 from pipezoo_core.errors import CorruptCheckpointError, UnsupportedCheckpointError
 from pipezoo_core.weights.base import LazyTensor, Weights
+from pipezoo_core.weights.reading import read_bytes
 
 __all__ = ["GGUFFile", "open_gguf"]
 
@@ -54,16 +54,15 @@ class GGUFFile:
 
 
 def open_gguf(path: Path) -> GGUFFile:
-    """Maps a GGUF file into memory and reads its header.
+    """Reads the header of a GGUF file.
 
     Raises:
         CorruptCheckpointError: the file is truncated, or not a GGUF file.
         UnsupportedCheckpointError: it is of another version or byte order, or has a type that cannot be dequantized.
     """
     try:
-        with path.open("rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return _Reader(data, path).read()
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _Reader(data, path).read()
     except (struct.error, ValueError, UnicodeDecodeError, IndexError) as error:
         raise CorruptCheckpointError(
             f"{path} is not a whole GGUF file", found=error, cure="Download the file again."
@@ -134,23 +133,30 @@ class _Reader:
 
     def _tensor(self, name: str, shape: tuple[int, ...], type_: GGMLQuantizationType, offset: int) -> LazyTensor:
         block_size, type_size = GGML_QUANT_SIZES[type_]
+        if shape[-1:] < (block_size,) or len(shape) < min(block_size, 2):
+            raise ValueError(f"tensor {name!r} of shape {list(shape)} has no whole rows of {block_size} numbers")
         num_bytes = torch.Size(shape).numel() // block_size * type_size
         if offset + num_bytes > len(self._data):
             raise ValueError(f"tensor {name!r} ends at byte {offset + num_bytes} of {len(self._data)}")
-        raw = np.frombuffer(self._data, dtype=np.uint8, count=num_bytes, offset=offset)
-        return LazyTensor(shape, _PLAIN.get(type_, torch.float32), self._loader(name, raw, shape, type_))
+        read = _row_reader(self._path, name, offset, shape, type_)
+        return LazyTensor.of_rows(shape, _PLAIN.get(type_, torch.float32), read)
 
-    def _loader(
-        self, name: str, raw: np.ndarray[Any, Any], shape: tuple[int, ...], type_: GGMLQuantizationType
-    ) -> Callable[[], Tensor]:
-        def load() -> Tensor:
-            if type_ in _PLAIN:
-                return torch.from_numpy(raw.copy()).view(_PLAIN[type_]).view(shape)
-            try:
-                return torch.from_numpy(dequantize(raw.reshape(*shape[:-1], -1), type_))
-            except NotImplementedError as error:
-                raise UnsupportedCheckpointError(
-                    f"{self._path}: tensor {name!r} is of a type that cannot be dequantized", found=type_.name
-                ) from error
 
-        return load
+def _row_reader(
+    path: Path, name: str, offset: int, shape: tuple[int, ...], type_: GGMLQuantizationType
+) -> Callable[[slice], Tensor]:
+    block_size, type_size = GGML_QUANT_SIZES[type_]
+    row_bytes = torch.Size(shape[1:]).numel() // block_size * type_size
+
+    def read(rows: slice) -> Tensor:
+        data = read_bytes(path, offset + rows.start * row_bytes, (rows.stop - rows.start) * row_bytes)
+        if type_ in _PLAIN:
+            return torch.from_numpy(data).view(_PLAIN[type_]).view(-1, *shape[1:])
+        try:
+            return torch.from_numpy(dequantize(data.reshape(rows.stop - rows.start, *shape[1:-1], -1), type_))
+        except NotImplementedError as error:
+            raise UnsupportedCheckpointError(
+                f"{path}: tensor {name!r} is of a type that cannot be dequantized", found=type_.name
+            ) from error
+
+    return read

@@ -1,9 +1,10 @@
-"""Puts a checkpoint's tensors into a module: every name accounted for, and never two copies of the weights."""
+"""Gives a module a checkpoint's tensors: every name accounted for, and never two copies of the weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -12,38 +13,47 @@ from pipezoo_core.errors import CheckpointMismatchError
 from pipezoo_core.layers.linear import MergedLinear
 from pipezoo_core.weights.base import LazyTensor
 
-__all__ = ["load_module", "materialize"]
+__all__ = ["load_module"]
 
 _NUM_THREADS = 4  # dequantizing leaves the interpreter lock most of the time
 
 
 @torch.inference_mode(mode=False)  # its tensors are filled by other threads, to which a caller's mode does not reach
-def materialize(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Gives a module that was built on the meta device real, still empty parameters, and moves its buffers.
+def load_module(
+    module: nn.Module,
+    tensors: Mapping[str, LazyTensor],
+    device: torch.device,
+    dtype: torch.dtype,
+    convert: Callable[[nn.Module], None] | None = None,
+) -> None:
+    """Gives a module that was built on the meta device real parameters, filled from a checkpoint.
 
-    A parameter that two layers share stays shared.
-    """
-    real: dict[nn.Parameter, nn.Parameter] = {}
-    for child in module.modules():
-        for name, parameter in child._parameters.items():
-            if parameter is None:
-                continue
-            if parameter not in real:
-                empty = torch.empty(parameter.shape, device=device, dtype=dtype)
-                real[parameter] = nn.Parameter(empty, requires_grad=False)
-            child._parameters[name] = real[parameter]
-        for name, buffer in child._buffers.items():
-            if buffer is not None:
-                child._buffers[name] = buffer.to(device)
+    Part after part, the largest first: where `convert` gives a part's weights another form, the first form is gone
+    before the next part's is there. A parameter that two layers share stays shared, and buffers are moved.
 
-
-def load_module(module: nn.Module, tensors: Mapping[str, LazyTensor]) -> None:
-    """Copies each tensor into the module's parameter of that name, converting its dtype.
+    Args:
+        module: on the meta device.
+        tensors: by the names of its parameters, those of a `MergedLinear` by the names of its parts.
+        device: where parameters and buffers will be.
+        dtype: of the parameters.
+        convert: called with each part when it is loaded.
 
     Raises:
-        CheckpointMismatchError: a name is missing or left over, or a shape differs. Nothing was copied then.
+        CheckpointMismatchError: a name is missing or left over, or a shape differs. Nothing was read then.
     """
-    slots = _slots(module)
+    names = _check(_slots(module), tensors)
+    real: WeakValueDictionary[int, nn.Parameter] = WeakValueDictionary()
+    parts = sorted(_parts(module), key=lambda part: sum(p.numel() for p in part[1].parameters()), reverse=True)
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        for prefix, part in parts:
+            _materialize(part, device, dtype, real)
+            slots = {name: slot for name, slot in _slots(part, prefix).items() if name in names}
+            list(pool.map(lambda name, slots=slots: tensors[name].copy_to(slots[name]), slots))
+            if convert is not None:
+                convert(part)
+
+
+def _check(slots: Mapping[str, Tensor], tensors: Mapping[str, LazyTensor]) -> set[str]:
     wrong_shape = [
         f"{name}: {list(tensors[name].shape)} -> {list(slot.shape)}"
         for name, slot in slots.items()
@@ -52,24 +62,54 @@ def load_module(module: nn.Module, tensors: Mapping[str, LazyTensor]) -> None:
     missing, unexpected = slots.keys() - tensors.keys(), tensors.keys() - slots.keys()
     if missing or unexpected or wrong_shape:
         raise CheckpointMismatchError(missing=missing, unexpected=unexpected, wrong_shape=wrong_shape)
-
-    def copy(name: str) -> None:
-        slots[name].copy_(tensors[name].load())
-
-    with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        list(pool.map(copy, slots))
+    return set(slots)
 
 
-def _slots(module: nn.Module) -> dict[str, Tensor]:
+def _parts(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yields the elements of the module's lists, and what lies beside them, with their names."""
+    has_lists = any(isinstance(child, nn.ModuleList) for child in module.modules())
+    if not has_lists or module._parameters or module._buffers:
+        yield name, module
+        return
+    for child_name, child in module.named_children():
+        yield from _parts(child, f"{name}.{child_name}".lstrip("."))
+
+
+def _materialize(
+    part: nn.Module, device: torch.device, dtype: torch.dtype, real: WeakValueDictionary[int, nn.Parameter]
+) -> None:
+    """Gives a part empty parameters in place of those without memory, and moves its buffers.
+
+    Args:
+        part: of a module on the meta device.
+        device: of the parameters.
+        dtype: of the parameters.
+        real: the parameters made so far, by the identity of those that they stand for.
+    """
+    for child in part.modules():
+        for name, parameter in child._parameters.items():
+            if parameter is None or not parameter.is_meta:
+                continue
+            made = real.get(id(parameter))
+            if made is None:
+                empty = torch.empty(parameter.shape, device=device, dtype=dtype)
+                made = real[id(parameter)] = nn.Parameter(empty, requires_grad=False)
+            child._parameters[name] = made
+        for name, buffer in child._buffers.items():
+            if buffer is not None:
+                child._buffers[name] = buffer.to(device)
+
+
+def _slots(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
     """Returns where each tensor of a checkpoint belongs, merged linears by the names of their parts."""
     slots: dict[str, Tensor] = {}
     merged: set[str] = set()
-    for name, child in module.named_modules():
+    for name, child in module.named_modules(prefix=prefix):
         if isinstance(child, MergedLinear):
             parent = name.rpartition(".")[0]
             merged.add(name)
             slots |= {f"{parent}.{part}".lstrip("."): rows for part, rows in child.slots().items()}
-    for name, parameter in module.named_parameters():
+    for name, parameter in module.named_parameters(prefix=prefix):
         if name.rpartition(".merged.")[0] not in merged:
             slots[name] = parameter.detach()
     return slots

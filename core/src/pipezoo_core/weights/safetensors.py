@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from pipezoo_core.errors import (
     UnsupportedCheckpointError,
 )
 from pipezoo_core.weights.base import LazyTensor, Weights
+from pipezoo_core.weights.reading import read_bytes
 
 __all__ = ["find_safetensors", "open_safetensors"]
 
@@ -72,7 +74,7 @@ def _shards(folder: Path) -> tuple[Path, ...]:
 
 
 def open_safetensors(paths: Sequence[Path]) -> Weights:
-    """Maps the files into memory and reads their headers.
+    """Reads the files' headers.
 
     Raises:
         CorruptCheckpointError: a file is truncated or its header is damaged.
@@ -80,25 +82,43 @@ def open_safetensors(paths: Sequence[Path]) -> Weights:
     """
     tensors: dict[str, LazyTensor] = {}
     for path in paths:
-        try:
-            file = safe_open(path, framework="pt", device="cpu")
-        except (SafetensorError, OSError) as error:
-            raise CorruptCheckpointError(
-                f"{path} is not a whole safetensors file", found=error, cure="Download the file again."
-            ) from error
-        for name in file.keys():  # noqa: SIM118 - not a mapping, it has no __iter__
-            header = file.get_slice(name)
-            dtype = _DTYPES.get(header.get_dtype())
+        header, start = _header(path)
+        for name, entry in header.items():
+            dtype = _DTYPES.get(entry["dtype"])
             if dtype is None:
                 raise UnsupportedCheckpointError(
                     f"{path}: tensor {name!r} has an unsupported dtype",
-                    found=header.get_dtype(),
+                    found=entry["dtype"],
                     allowed=sorted(_DTYPES),
                     cure="Quantized safetensors are not read; take the unquantized checkpoint or a GGUF file.",
                 )
-            tensors[name] = LazyTensor(tuple(header.get_shape()), dtype, _reader(file, name))
+            shape = tuple(entry["shape"]) or (1,)
+            read = _row_reader(path, start + entry["data_offsets"][0], shape, dtype)
+            tensors[name] = LazyTensor.of_rows(shape, dtype, read)
     return Weights(WeightsFormat.safetensors, tensors)
 
 
-def _reader(file: Any, name: str) -> Callable[[], Tensor]:
-    return lambda: file.get_tensor(name)
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """Returns the entries of a file's header, which the library has found sound, and where the data begins."""
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise CorruptCheckpointError(
+            f"{path} is not a whole safetensors file", found=error, cure="Download the file again."
+        ) from error
+    with path.open("rb") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    return header, 8 + size
+
+
+def _row_reader(path: Path, offset: int, shape: tuple[int, ...], dtype: torch.dtype) -> Callable[[slice], Tensor]:
+    row_bytes = torch.Size(shape[1:]).numel() * dtype.itemsize
+
+    def read(rows: slice) -> Tensor:
+        data = read_bytes(path, offset + rows.start * row_bytes, (rows.stop - rows.start) * row_bytes)
+        return torch.from_numpy(data).view(dtype).view(-1, *shape[1:])
+
+    return read
