@@ -243,11 +243,12 @@ def test_every_way_to_ask(load, expected):
 
 def test_the_memory_plan_counts_the_slots(load, load_tiny):
     llm = load(max_num_loras=5, max_lora_rank=8)
-    tensors = [t for layer in llm.model.lora_manager._layers for part in layer.parts.values() for t in (part.a, part.b)]
+    tensors = [t for layer in set(llm.model.lora_manager._layers.values()) for t in (layer.a, layer.b)]
+    merged_parts = {"qkv": 3, "gate_up": 2, "other": 1}
     assert llm.memory_plan.lora == sum(t.numel() * t.element_size() for t in tensors)
     assert "adapters" in str(llm.memory_plan)
     assert {len(t) for t in tensors} == {5}
-    assert {t.shape[1] for t in tensors} == {8}
+    assert {t.shape[1] for t in tensors} == {8 * num_parts for num_parts in merged_parts.values()}
     with pytest.raises(InsufficientMemoryError, match="adapters"):
         load_tiny(max_num_loras=10**6, max_lora_rank=10**4)
 

@@ -63,12 +63,14 @@ def test_a_merged_layer_adds_to_the_columns_of_its_parts(linear, encoding):
     layer = LoRALinear(merged.merged, batch, merged.parts, num_slots=3, max_rank=5, device=CPU, dtype=dtype)
     adapters = {0: {"q": 4, "v": 4}, 1: {"k": 5}, 2: {"q": 2}}
     delta = {slot: torch.zeros(64, 64) for slot in adapters}
+    columns = {"q": slice(0, 32), "k": slice(32, 48), "v": slice(48, 64)}
     for slot, parts in adapters.items():
+        layer.fill(slot, "k", random(3, 64), random(16, 3), 1.0)  # another adapter, which gave way
+        layer.empty(slot)
         for name, rank in parts.items():
-            part = layer.parts[name]
-            a, b = random(rank, 64), random(part.shape[0], rank)
-            part.fill(slot, a, b, 0.5)
-            delta[slot][part.columns] = 0.5 * b @ a
+            a, b = random(rank, 64), random(merged.parts[name], rank)
+            layer.fill(slot, name, a, b, 0.5)
+            delta[slot][columns[name]] = 0.5 * b @ a
     assert torch.equal(torch.cat(merged(x), -1), before)
 
     ids, lengths = [0, -1, 2, 0, 1, 1], [1, 2, 1, 3, 1, 1]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipezoo_core.layers import Linear, LMHead, MergedLinear
 
-__all__ = ["NO_LORA", "LoRABatch", "LoRAGroup", "LoRALinear", "LoRAPart", "adaptable_layers", "group_rows"]
+__all__ = ["NO_LORA", "LoRABatch", "LoRAGroup", "LoRALinear", "adaptable_layers", "group_rows"]
 
 NO_LORA = -1
 """In `lora_ids`: the request uses the model as it is."""
@@ -73,48 +73,18 @@ def _rows(segments: Sequence[tuple[int, int]], device: torch.device) -> slice | 
     return torch.tensor([row for segment in segments for row in range(*segment)], device=device)
 
 
-@dataclass(slots=True)
-class LoRAPart:
-    """One of a checkpoint's linear layers: all columns of a `Linear`, or some of a merged one.
-
-    Attributes:
-        layer: what it belongs to.
-        columns: of the layer's output.
-        a: [slots, R, I], zeros below an adapter's own rank.
-        b: [slots, R, O], that is Bᵀ, times the scaling.
-    """
-
-    layer: LoRALinear
-    columns: slice
-    a: Tensor
-    b: Tensor
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Out_features and in_features."""
-        return self.b.shape[-1], self.a.shape[-1]
-
-    def fill(self, slot: int, a: Tensor, b: Tensor, scaling: float) -> None:
-        """Puts an adapter's A [R, I] and B [O, R] into a slot."""
-        rank = len(a)
-        for matrices, values in ((self.a, a.float()), (self.b, b.float().T * scaling)):
-            matrices[slot].zero_()
-            matrices[slot, :rank].copy_(values)
-        self.layer.parts_of.setdefault(slot, []).append(self)
-
-    def add(self, x_TI: Tensor, y_TO: Tensor, group: LoRAGroup) -> None:
-        """Adds the adapter to y's rows of the group; `x_TI` has these rows only."""
-        low_TR = x_TI @ self.a[group.slot, : group.rank].T
-        b_RO = self.b[group.slot, : group.rank]
-        y_TO = y_TO[:, self.columns]
-        if isinstance(group.rows, slice):
-            y_TO[group.rows].addmm_(low_TR, b_RO)
-        else:
-            y_TO.index_add_(0, group.rows, low_TR @ b_RO)
-
-
 class LoRALinear:
     """Adds the step's adapters to what a `Linear` computes, however it does.
+
+    All of a merged layer's parts are added by one pair of products, because short products cost more in number than in
+    size. Rows of A and of Bᵀ lie rank by rank, part by part, so that the first `rank · parts` rows are those of an
+    adapter. For parts q and v, of 3 and 2 columns, with rank 2:
+
+        A    Bᵀ
+        q0   q q q . .
+        v0   . . . v v
+        q1   q q q . .
+        v1   . . . v v
 
     Args:
         linear: the layer.
@@ -124,10 +94,6 @@ class LoRALinear:
         max_rank: the greatest rank there is room for.
         device: where the layer computes.
         dtype: of its rows.
-
-    Attributes:
-        parts: by name, in the order of the output's columns.
-        parts_of: slot -> the parts that its adapter changes.
     """
 
     @torch.inference_mode(mode=False)  # slots are filled at any time, also outside a caller's inference mode
@@ -143,23 +109,44 @@ class LoRALinear:
         dtype: torch.dtype,
     ) -> None:
         self._batch = batch
-        self.parts: dict[str, LoRAPart] = {}
-        self.parts_of: dict[int, list[LoRAPart]] = {}
-        start = 0
-        for name, size in sizes.items():
-            a = torch.zeros(num_slots, max_rank, linear.in_features, device=device, dtype=dtype)
-            b = torch.zeros(num_slots, max_rank, size, device=device, dtype=dtype)
-            self.parts[name] = LoRAPart(self, slice(start, start + size), a, b)
-            start += size
+        self._sizes = dict(sizes)
+        rows = max_rank * len(sizes)
+        self.a = torch.zeros(num_slots, rows, linear.in_features, device=device, dtype=dtype)
+        self.b = torch.zeros(num_slots, rows, linear.out_features, device=device, dtype=dtype)
+        self._filled: set[int] = set()
         linear.add_to_product(self._add)
+
+    def shape_of(self, name: str) -> tuple[int, int]:
+        """Returns out_features and in_features of a part."""
+        return self._sizes[name], self.a.shape[-1]
+
+    def empty(self, slot: int) -> None:
+        """Makes the layer add nothing for a slot."""
+        if slot in self._filled:
+            self._filled.remove(slot)
+            self.a[slot].zero_()
+            self.b[slot].zero_()
+
+    def fill(self, slot: int, name: str, a: Tensor, b: Tensor, scaling: float) -> None:
+        """Puts an adapter's A [R, I] and B [O, R] of a part into a slot, which is empty there."""
+        index, num_parts = list(self._sizes).index(name), len(self._sizes)
+        start = sum(list(self._sizes.values())[:index])
+        rows = slice(index, len(a) * num_parts, num_parts)
+        self.a[slot, rows] = a.to(self.a)
+        self.b[slot, rows, start : start + self._sizes[name]] = (b.float().T * scaling).to(self.b)
+        self._filled.add(slot)
 
     def _add(self, x_TI: Tensor, y_TO: Tensor) -> None:
         for group in self._batch.groups:
-            parts = self.parts_of.get(group.slot)
-            if parts:
-                rows = x_TI[group.rows]
-                for part in parts:
-                    part.add(rows, y_TO, group)
+            if group.slot not in self._filled:
+                continue
+            num_rows = group.rank * len(self._sizes)
+            low = x_TI[group.rows] @ self.a[group.slot, :num_rows].T
+            b = self.b[group.slot, :num_rows]
+            if isinstance(group.rows, slice):
+                y_TO[group.rows].addmm_(low, b)
+            else:
+                y_TO.index_add_(0, group.rows, low @ b)
 
 
 def adaptable_layers(module: nn.Module) -> Iterator[tuple[Linear, dict[str, int]]]:

@@ -47,7 +47,7 @@ def lora_memory(config: LoRAConfig, module: nn.Module, dtype: torch.dtype) -> in
     """Returns the bytes of all slots for a module, which may be on the meta device. The config is resolved."""
     assert config.max_num_loras is not None
     assert config.max_lora_rank is not None
-    width = sum(linear.in_features + size for linear, parts in adaptable_layers(module) for size in parts.values())
+    width = sum(len(parts) * (linear.in_features + linear.out_features) for linear, parts in adaptable_layers(module))
     return config.max_num_loras * config.max_lora_rank * width * dtype.itemsize
 
 
@@ -90,11 +90,10 @@ class LoRAManager:
         self._device = device
         self._batch = LoRABatch()
         sizes = {"num_slots": self.max_num_loras, "max_rank": self.max_lora_rank}
-        self._layers = [
-            LoRALinear(linear, self._batch, parts, **sizes, device=device, dtype=dtype)
-            for linear, parts in adaptable_layers(module)
-        ]
-        self._parts = {name: part for layer in self._layers for name, part in layer.parts.items()}
+        self._layers: dict[str, LoRALinear] = {}
+        for linear, parts in adaptable_layers(module):
+            layer = LoRALinear(linear, self._batch, parts, **sizes, device=device, dtype=dtype)
+            self._layers |= dict.fromkeys(parts, layer)
         self._slots = LoRASlots(self.max_num_loras)
         self._adapters: dict[str, _Adapter] = {}
         self._users: dict[RequestID, str] = {}
@@ -242,10 +241,10 @@ class LoRAManager:
             own_name, b = renamed.popitem() if len(renamed) == 1 else ("", weights.b)
             own_name = own_name.removesuffix(".weight")
             shape = (b.shape[0], weights.a.shape[1])
-            if own_name not in self._parts:
+            if own_name not in self._layers:
                 misfits.append(f"{name} is no linear layer below the head")
-            elif shape != self._parts[own_name].shape:
-                misfits.append(f"{name} is for {list(shape)} instead of {list(self._parts[own_name].shape)}")
+            elif shape != (needed := self._layers[own_name].shape_of(own_name)):
+                misfits.append(f"{name} is for {list(shape)} instead of {list(needed)}")
             elif own_name in layers:
                 misfits.append(f"{name} is there twice")
             else:
@@ -259,10 +258,10 @@ class LoRAManager:
         return layers
 
     def _fill(self, slot: int, adapter: _Adapter) -> None:
-        for layer in self._layers:
-            layer.parts_of.pop(slot, None)
+        for layer in self._layers.values():
+            layer.empty(slot)
         for name, weights in adapter.layers.items():
-            self._parts[name].fill(slot, weights.a.load(), weights.b.load(), weights.scaling)
+            self._layers[name].fill(slot, name, weights.a.load(), weights.b.load(), weights.scaling)
 
 
 def hold_adapter(manager: LoRAManager | None, context: TextContext) -> None:
