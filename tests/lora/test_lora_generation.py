@@ -1,6 +1,7 @@
 """Requests with adapters through the pipeline: greedy tokens against peft's merged model, however they are run."""
 
 import contextlib
+import shutil
 
 import pytest
 import torch
@@ -160,6 +161,18 @@ def test_a_name_that_is_loaded_again_is_another_adapter(load, adapters, expected
     tokens = llm.generate(requests(PROMPTS[4:5], ["a"]), **GREEDY)[0].tokens
     assert tokens == expected(PROMPTS[4], "c")
     assert llm.kv_managers[0].metrics.prefix_hit_tokens == 0
+
+
+def test_an_adapter_is_what_it_was_when_it_was_loaded(load_tiny, adapters, expected, tmp_path):
+    """Its files may be written anew, or go, before its first request and while it has no slot."""
+    files = {name: (adapters[name] / "adapter_model.safetensors").read_bytes() for name in NAMES}
+    folder = shutil.copytree(adapters["a"], tmp_path / "a")
+    llm = load_tiny(lora_paths=[f"a={folder}", f"c={adapters['c']}"], max_num_loras=1)
+    (folder / "adapter_model.safetensors").write_bytes(files["b"])
+    check(llm, expected, PROMPTS[:1], ["a"])
+    check(llm, expected, PROMPTS[:1], ["c"])
+    shutil.rmtree(folder)
+    check(llm, expected, PROMPTS[:1], ["a"])
 
 
 def test_an_adapter_in_use_is_neither_evicted_nor_unloaded(load, expected):

@@ -65,12 +65,12 @@ def test_a_merged_layer_adds_to_the_columns_of_its_parts(linear, encoding):
     delta = {slot: torch.zeros(64, 64) for slot in adapters}
     columns = {"q": slice(0, 32), "k": slice(32, 48), "v": slice(48, 64)}
     for slot, parts in adapters.items():
-        layer.fill(slot, "k", random(3, 64), random(16, 3), 1.0)  # another adapter, which gave way
+        layer.fill(slot, "k", random(3, 64), random(16, 3))  # another adapter, which gave way
         layer.empty(slot)
         for name, rank in parts.items():
             a, b = random(rank, 64), random(merged.parts[name], rank)
-            layer.fill(slot, name, a, b, 0.5)
-            delta[slot][columns[name]] = 0.5 * b @ a
+            layer.fill(slot, name, a, b)
+            delta[slot][columns[name]] = b @ a
     assert torch.equal(torch.cat(merged(x), -1), before)
 
     ids, lengths = [0, -1, 2, 0, 1, 1], [1, 2, 1, 3, 1, 1]

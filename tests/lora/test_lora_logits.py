@@ -1,8 +1,12 @@
 """Logits with adapters against those of peft's merged model, with and without adapters in one batch."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from lora.peft_adapters import merged, save_adapter
+from safetensors.torch import load_file, save_file
 from tiny_models import TINY_LLAMA, load_model, logits_of, make_llama, randomize
 from transformers import MistralConfig, MistralForCausalLM, MptConfig, MptForCausalLM
 
@@ -55,7 +59,7 @@ def family(request, tmp_path_factory):
         huggingface_config = read_huggingface_config(base.config.to_dict())
 
     def load(**settings):
-        lora = LoRAConfig(lora_paths=[f"{name}={folder / name}" for name in ("one", "two")])
+        lora = LoRAConfig(lora_paths=[f"{name}={folder / name}" for name in ("one", "two")], max_num_loras=3)
         return load_model(model_class, folder, huggingface_config, adapt, lora=lora, **settings)
 
     return references, load
@@ -70,6 +74,24 @@ def test_a_mixed_batch_equals_merged_models(family, linear, chunk):
             expected = references[lora](torch.tensor([prompt])).logits[0]
         assert (logits - expected).abs().max() < 1e-4
         assert torch.equal(logits.argmax(-1), expected.argmax(-1))
+
+
+@pytest.mark.parametrize("family", ["mpt"], indirect=True)
+def test_an_adapter_in_the_names_of_replits_first_model(family, tmp_path):
+    """The plugin's function that renames a checkpoint's weights renames an adapter's, too."""
+    _, load = family
+    model = load()
+    (folder,) = {Path(path.partition("=")[2]).parent for path in model.pipeline_config.lora.lora_paths}
+    shutil.copytree(folder / "one", tmp_path, dirs_exist_ok=True)
+    names = {"ffn.up_proj": "mlp.mlp_up", "ffn.down_proj": "mlp.mlp_down"}
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    for ours, replits in names.items():
+        assert any(ours in name for name in tensors)
+        tensors = {name.replace(ours, replits): tensor for name, tensor in tensors.items()}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    model.lora_manager.load_adapter(f"replit={tmp_path}")
+    expected, found = logits_of(model, [PROMPTS[1]] * 2, loras=["one", "replit"])
+    torch.testing.assert_close(found, expected)
 
 
 def test_adapters_matter(family):

@@ -127,13 +127,13 @@ class LoRALinear:
             self.a[slot].zero_()
             self.b[slot].zero_()
 
-    def fill(self, slot: int, name: str, a: Tensor, b: Tensor, scaling: float) -> None:
-        """Puts an adapter's A [R, I] and B [O, R] of a part into a slot, which is empty there."""
+    def fill(self, slot: int, name: str, a: Tensor, b: Tensor) -> None:
+        """Puts an adapter's A [R, I], and B [O, R] times the scaling, of a part into a slot, which is empty there."""
         index, num_parts = list(self._sizes).index(name), len(self._sizes)
         start = sum(list(self._sizes.values())[:index])
         rows = slice(index, len(a) * num_parts, num_parts)
         self.a[slot, rows] = a.to(self.a)
-        self.b[slot, rows, start : start + self._sizes[name]] = (b.float().T * scaling).to(self.b)
+        self.b[slot, rows, start : start + self._sizes[name]] = b.T.to(self.b)
         self._filled.add(slot)
 
     def _add(self, x_TI: Tensor, y_TO: Tensor) -> None:

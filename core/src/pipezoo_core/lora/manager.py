@@ -53,19 +53,25 @@ def lora_memory(config: LoRAConfig, module: nn.Module, dtype: torch.dtype) -> in
 
 @dataclass(frozen=True, slots=True)
 class _Adapter:
-    """A loaded adapter: its rank, which load it was, and its weights by the names of the module's parts."""
+    """A loaded adapter.
+
+    Attributes:
+        rank: the greatest of its layers.
+        serial: which load it was.
+        layers: by the names of the module's parts, A [R, I] and B [O, R], the latter times the scaling.
+    """
 
     rank: int
     serial: int
-    layers: Mapping[str, LoRAWeights]
+    layers: Mapping[str, tuple[Tensor, Tensor]]
 
 
 class LoRAManager:
     """Owns a model's adapters and the slots that they are computed from.
 
-    A loaded adapter has a name and stays on disk; it is read into a slot when the first request that uses it begins.
-    The order of calls for such a request is `hold_adapter`, then `claim`, then the steps, at last `release`. Methods
-    may be called from any thread.
+    A loaded adapter has a name and is kept in host memory, whatever becomes of its files. It is copied into a slot when
+    the first request that uses it begins. The order of calls for such a request is `hold_adapter`, then `claim`, then
+    the steps, at last `release`. Methods may be called from any thread.
 
     Args:
         config: how many slots, of which rank, and the adapters to load at once.
@@ -88,6 +94,7 @@ class LoRAManager:
         self.max_lora_rank = config.max_lora_rank
         self._rename = rename
         self._device = device
+        self._dtype = dtype
         self._batch = LoRABatch()
         sizes = {"num_slots": self.max_num_loras, "max_rank": self.max_lora_rank}
         self._layers: dict[str, LoRALinear] = {}
@@ -135,7 +142,13 @@ class LoRAManager:
                 allowed=f"at most {self.max_lora_rank}",
                 cure="Load the model with a greater max_lora_rank.",
             )
-        layers = self._fit(lora)
+        layers = {
+            name: (
+                weights.a.load().to(self._dtype, copy=True),
+                (weights.b.load().float() * weights.scaling).to(self._dtype),
+            )
+            for name, weights in self._fit(lora).items()
+        }
         with self._lock:
             if lora.name in self._adapters:
                 raise InvalidSettingError(
@@ -260,8 +273,8 @@ class LoRAManager:
     def _fill(self, slot: int, adapter: _Adapter) -> None:
         for layer in self._layers.values():
             layer.empty(slot)
-        for name, weights in adapter.layers.items():
-            self._layers[name].fill(slot, name, weights.a.load(), weights.b.load(), weights.scaling)
+        for name, (a, b) in adapter.layers.items():
+            self._layers[name].fill(slot, name, a, b)
 
 
 def hold_adapter(manager: LoRAManager | None, context: TextContext) -> None:
