@@ -128,7 +128,8 @@ class ItemWork {
                 T* to = out + ((item_.row + r / groups_) * step_.num_heads + query_head) * dim_;
                 for (std::int64_t d = 0; d < dim_; d += kLanes) store(to + d, _mm512_mul_ps(load(values + d), share));
             } else {
-                float* to = step_.partials + (item_.partial * step_.num_heads + query_head) * (2 + dim_);
+                const std::int64_t partial = item_.partial + r / groups_;
+                float* to = step_.partials + (partial * step_.num_heads + query_head) * (2 + dim_);
                 to[0] = space_.maxima[r];
                 to[1] = sum;
                 std::memcpy(to + 2, values, dim_ * sizeof(float));
@@ -249,14 +250,16 @@ class ItemWork {
 // Joins the partial results of a row: each is weighted by how far its maximum is from the largest.
 template <typename T>
 void join(const Step& step, const Split& split, std::int64_t head, T* out) {
-    const std::int64_t dim = step.head_dim, stride = step.num_heads * (2 + dim);
-    const float* first = step.partials + (split.first_partial * step.num_heads + head) * (2 + dim);
+    const std::int64_t dim = step.head_dim;
+    const auto partial_at = [&](int p) {
+        return step.partials + (step.partial_numbers[split.first + p] * step.num_heads + head) * (2 + dim);
+    };
     float highest = kLowest;
-    for (int p = 0; p < split.num_partials; ++p) highest = std::max(highest, first[p * stride]);
+    for (int p = 0; p < split.num_partials; ++p) highest = std::max(highest, *partial_at(p));
     float sum = 0;
     alignas(64) float values[kMaxHeadDim] = {};
     for (int p = 0; p < split.num_partials; ++p) {
-        const float* partial = first + p * stride;
+        const float* partial = partial_at(p);
         const __m512 share = exponential(_mm512_set1_ps(partial[0] - highest));
         sum += _mm512_cvtss_f32(share) * partial[1];
         for (std::int64_t d = 0; d < dim; d += kLanes)

@@ -13,7 +13,8 @@
 
 namespace pipezoo {
 
-// A piece of work: the queries of some rows of one request against a range of its keys.
+// A piece of work: the queries of some rows against a range of keys. The rows are of one request, or of several that
+// share these keys and see all of them.
 struct Item {
     std::int32_t row;          // of its first query in the step
     std::int32_t num_queries;
@@ -21,17 +22,17 @@ struct Item {
     std::int32_t first_key;    // a multiple of page_size
     std::int32_t end_key;
     std::int32_t pages;        // where the request's page numbers begin in the page table
-    std::int32_t partial;      // where its partial result goes; -1 if it sees all keys of its queries
+    std::int32_t partial;      // where its first query's partial result goes; -1 if the queries see no other keys
 };
 
 // A row whose keys were split over several items.
 struct Split {
     std::int32_t row;
-    std::int32_t first_partial;
+    std::int32_t first;         // where the numbers of its partial results begin in `partial_numbers`
     std::int32_t num_partials;
 };
 
-// What is the same for all layers of a step. Python writes it: 16 fields of 8 bytes each.
+// What is the same for all layers of a step. Python writes it: 17 fields of 8 bytes each.
 struct Step {
     std::int64_t num_rows;
     const std::int32_t* row_pages;  // [num_rows], the page that a row's key and value are written to
@@ -41,13 +42,14 @@ struct Step {
     const std::int32_t* page_table;
     std::int64_t num_splits;
     const Split* splits;
+    const std::int32_t* partial_numbers;
     float* partials;                // [num_partials, num_heads, 2 + head_dim]: maximum, sum, weighted values
     std::int64_t num_heads, num_kv_heads, head_dim, page_size;
     std::int64_t window;            // how many tokens a query sees, itself included; 0 for all
     const float* slopes;            // [num_heads] of ALiBi, or null
     double scale;                   // not negative
 };
-static_assert(sizeof(Step) == 16 * 8);
+static_assert(sizeof(Step) == 17 * 8);
 
 // Rotates q and k where cos is not null, writes k and v into their pages, and then what the queries see into `out`.
 //

@@ -13,7 +13,7 @@ from pipezoo_core.layers import apply_rotary
 from pipezoo_core.native import NativeKernels
 
 PAGE_SIZE = 32
-NUM_PAGES = 64
+NUM_PAGES = 96
 CPU = torch.device("cpu")
 
 
@@ -108,6 +108,8 @@ BATCHES = {
     "shared_prefix": ([1, 1, 1], [90, 120, 80], 2),
     "shared_and_chunks": ([1, 40, 1], [90, 80, 130], 2),
     "long_decode": ([1, 1], [700, 256], 0),
+    "long_shared_prefix": ([1] * 9, [600, 550, 520, 700, 540, 530, 600, 599, 513], 16),
+    "long_shared_and_chunk": ([1, 3, 1, 1], [300, 310, 290, 270], 8),
 }
 
 
@@ -153,11 +155,12 @@ def test_rows_of_a_merged_product():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_request_does_not_depend_on_the_batch(dtype):
-    """Bit for bit: alone, and in the batch of all."""
+@pytest.mark.parametrize("batch_name", ["mixed", "long_shared_prefix", "long_shared_and_chunk"])
+def test_a_request_does_not_depend_on_the_batch(dtype, batch_name):
+    """Bit for bit: alone, and in the batch of all, where some share a prefix."""
     spec = SPECS["grouped"]
-    active, cached, _ = BATCHES["mixed"]
-    batch, q, k, v, past_k, past_v = random_case(spec, 0, active, cached, dtype=dtype)
+    active, cached, num_shared = BATCHES[batch_name]
+    batch, q, k, v, past_k, past_v = random_case(spec, 0, active, cached, dtype=dtype, num_shared=num_shared)
     together = run(native(spec, dtype), batch, q, k, v, past_k, past_v)
     for i in range(len(active)):
         rows = slice(batch.row_offsets[i], batch.row_offsets[i + 1])

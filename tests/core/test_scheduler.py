@@ -77,6 +77,34 @@ def test_batch_size_is_bounded_and_order_is_kept():
     assert list(step(scheduler, manager)) == ["c"]
 
 
+def test_a_prefix_is_computed_once():
+    """Four requests come together, with 12 tokens in common: the first computes them, the others wait and share."""
+    scheduler, manager = make_scheduler(max_batch_tokens=32, enable_prefix_caching=True)
+    contexts = [make_context(name, 14) for name in "abc"] + [make_context("other", 7)]
+    for name, context in zip("abc", contexts, strict=False):
+        context.tokens[12:] = [ord(name)] * 2
+    contexts[3].tokens[:] = [9] * 7
+    for context in contexts:
+        scheduler.add(context)
+    assert step(scheduler, manager) == {"a": 14}
+    assert step(scheduler, manager) == {"a": 1, "b": 2, "c": 2, "other": 7}
+    for context in contexts:
+        scheduler.remove(context.request_id)
+    assert not manager._upcoming
+
+
+def test_who_waits_for_a_prefix_goes_on_when_its_owner_is_gone():
+    scheduler, manager = make_scheduler(enable_prefix_caching=True)
+    for name in "ab":
+        scheduler.add(make_context(name, 40))
+    assert step(scheduler, manager) == {"a": 16}
+    assert step(scheduler, manager) == {"a": 16}
+    scheduler.remove("a")
+    assert step(scheduler, manager) == {"b": 8}
+    scheduler.remove("b")
+    assert not manager._upcoming
+
+
 def test_youngest_is_preempted_and_nothing_is_lost():
     scheduler, manager = make_scheduler(num_pages=4)
     old, young = make_context("old", 8, max_new_tokens=8), make_context("young", 7, max_new_tokens=8)

@@ -2,14 +2,16 @@
 
 A step is cut into *items*: some queries of one request against a range of its keys, which the kernel works through on
 all cores. A decode over many keys is cut along them, so that one long request keeps all cores busy, and its partial
-results are joined. Where the cuts lie depends on the request alone: its result is the same, bit for bit, whatever else
-is in the batch.
+results are joined. Decodes that share the pages of a cut go through it together, so that a common prefix is read once
+for all of them. Where the cuts lie depends on the request alone: its result is the same, bit for bit, whatever else is
+in the batch.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -58,6 +60,7 @@ class NativeAttention(AttentionBackend):
         if reason := self.why_not(spec, kernels, page_size):
             raise UnsupportedAttentionError(f"attention 'native' cannot be used: {reason}", cure="Leave it at auto.")
         self._kernels = kernels
+        self._max_queries = max(1, _QUERIES // spec.num_groups)
         self._slopes = torch.tensor(spec.alibi_slopes or (), dtype=torch.float32)
 
     @staticmethod
@@ -77,55 +80,83 @@ class NativeAttention(AttentionBackend):
         """Cuts the step into items.
 
         With 3 query heads per key/value head, pages of 64 and a request of 300 tokens that feeds one more: items
-        (keys 0 to 255) and (keys 256 to 300), joined. One that begins with 20 tokens: items of 16 and 4 queries.
+        (keys 0 to 255) and (keys 256 to 300), joined. One that begins with 20 tokens: items of 16 and 4 queries. Two
+        of 300 tokens that share their first 256: an item (keys 0 to 255) of 2 queries, and one each (keys 256 to 300).
         """
         del device
         items: list[tuple[int, ...]] = []
-        splits: list[tuple[int, ...]] = []
+        alike: dict[tuple[int, ...], list[tuple[int, int, int]]] = defaultdict(list)
         page_table: list[int] = []
-        num_partials = 0
         spans = zip(batch.row_offsets, batch.active_lengths, batch.cache_lengths, batch.pages, strict=False)
         for row, active, cached, pages in spans:
             for first, end in self._query_ranges(active):
                 keys = self._key_ranges(cached + first, cached + end, page_size)
-                if len(keys) > 1:
-                    splits.append((row + first, num_partials, len(keys)))
+                start = (row + first, cached + first, len(page_table))
+                if len(keys) == 1:
+                    items.append((start[0], end - first, start[1], *keys[0], start[2], -1))
+                    continue
                 for key, end_key in keys:
-                    partial = -1 if len(keys) == 1 else num_partials
-                    items.append((row + first, end - first, cached + first, key, end_key, len(page_table), partial))
-                    num_partials += len(keys) > 1
+                    alike[self._seen(key, end_key, pages, page_size, start[0])].append(start)
             page_table += pages
+        partials_of: dict[int, list[int]] = defaultdict(list)
+        num_partials = 0
+        for (key, end_key, *_), starts in alike.items():
+            for run in self._runs(starts):
+                row, position, at = run[0]
+                items.append((row, len(run), position, key, end_key, at, num_partials))
+                for i in range(len(run)):
+                    partials_of[row + i].append(num_partials + i)
+                num_partials += len(run)
         items.sort(key=lambda item: item[1] * (item[4] - item[3]), reverse=True)  # the largest first: all end together
+        counts = [len(numbers) for numbers in partials_of.values()]
+        splits = list(zip(partials_of, [0, *accumulate(counts)], counts, strict=False))
         row_pages = [
             pages[position // page_size]
             for active, cached, pages in zip(batch.active_lengths, batch.cache_lengths, batch.pages, strict=True)
             for position in range(cached, cached + active)
         ]
-        partials = torch.empty(num_partials, self.spec.num_heads, 2 + self.spec.head_dim)
-        tensors = (
-            torch.tensor(row_pages, dtype=torch.int32),
-            torch.tensor([position % page_size for position in batch.positions], dtype=torch.int32),
-            torch.tensor(items, dtype=torch.int32),
-            torch.tensor(page_table, dtype=torch.int32),
-            torch.tensor(splits, dtype=torch.int32),
+        lists = (
+            row_pages,
+            [position % page_size for position in batch.positions],
+            items,
+            page_table,
+            splits,
+            [number for numbers in partials_of.values() for number in numbers],
         )
-        row_table, slot_table, item_table, page_addresses, split_table = (tensor.data_ptr() for tensor in tensors)
+        tensors = [torch.tensor(values, dtype=torch.int32) for values in lists]
+        partials = torch.empty(num_partials, self.spec.num_heads, 2 + self.spec.head_dim)
+        row_table, slot_table, item_table, page_addresses, split_table, numbers = (t.data_ptr() for t in tensors)
         description = torch.tensor(
             [
                 *(len(row_pages), row_table, slot_table, len(items), item_table, page_addresses),
-                *(len(splits), split_table, partials.data_ptr()),
+                *(len(splits), split_table, numbers, partials.data_ptr()),
                 *(self.spec.num_heads, self.spec.num_kv_heads, self.spec.head_dim, page_size),
-                *(
-                    self.spec.sliding_window or 0,
-                    self._slopes.data_ptr(),
-                    bits(self.spec.scale),
-                ),
+                *(self.spec.sliding_window or 0, self._slopes.data_ptr(), bits(self.spec.scale)),
             ]
         )
         return NativePlan(tensors=(*tensors, partials, description), address=description.data_ptr())
 
+    def _seen(self, key: int, end_key: int, pages: list[int], page_size: int, row: int) -> tuple[int, ...]:
+        """Returns what a decode sees in a range of keys; the same for two that share the pages.
+
+        With ALiBi or a window it matters where the query is, too.
+        """
+        if self.spec.alibi_slopes is not None or self.spec.sliding_window is not None:
+            return (key, end_key, row)
+        return (key, end_key, *pages[key // page_size : -(-end_key // page_size)])
+
+    def _runs(self, starts: list[tuple[int, int, int]]) -> list[list[tuple[int, int, int]]]:
+        """Divides rows into those that follow each other, no more than an item can have."""
+        runs: list[list[tuple[int, int, int]]] = []
+        for start in starts:
+            if runs and start[0] == runs[-1][-1][0] + 1 and len(runs[-1]) < self._max_queries:
+                runs[-1].append(start)
+            else:
+                runs.append([start])
+        return runs
+
     def _query_ranges(self, active: int) -> list[tuple[int, int]]:
-        size = max(1, _QUERIES // self.spec.num_groups)
+        size = self._max_queries
         return [(first, min(first + size, active)) for first in range(0, active, size)]
 
     def _key_ranges(self, position: int, end: int, page_size: int) -> list[tuple[int, int]]:
