@@ -94,7 +94,15 @@ def child(source: str, dtype: str, start: float) -> dict[str, float]:
     def run(num_requests: int, length: int, num_tokens: int) -> None:
         prompts = [[rng.randrange(1000, 40_000) for _ in range(length)] for _ in range(num_requests)]
         requests = [TextGenerationRequest(prompt=prompt) for prompt in prompts]
-        llm.generate(requests, max_new_tokens=num_tokens, temperature=1.0, top_p=0.9, seed=0, ignore_eos=True)
+        llm.generate(
+            requests,
+            max_new_tokens=num_tokens,
+            temperature=1.0,
+            top_p=0.9,
+            repetition_penalty=1.1,
+            seed=0,
+            ignore_eos=True,
+        )
 
     run(1, 8, 1)
     figures["first token s"] = time.time() - start

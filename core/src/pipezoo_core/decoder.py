@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from pipezoo_core.attention import AttentionBackend, AttentionSpec, NativeAttention, select_backend
-from pipezoo_core.config import AttentionName, KVCacheConfig, PipelineConfig, ReturnLogits, SupportedEncoding
+from pipezoo_core.config import (
+    AttentionName,
+    KVCacheConfig,
+    LinearName,
+    PipelineConfig,
+    ReturnLogits,
+    SupportedEncoding,
+)
 from pipezoo_core.context import TextContext
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.interfaces import (
@@ -25,6 +32,7 @@ from pipezoo_core.kv_cache import KVCacheInputs, KVCacheParams, PagedKVCacheMana
 from pipezoo_core.layers import use_linear_backend
 from pipezoo_core.lora import LoRAManager, lora_memory
 from pipezoo_core.native import NativeKernels, RecordedModule
+from pipezoo_core.sampling_params import NUMBERS_SAMPLED_AT_ONCE
 from pipezoo_core.session import InferenceSession
 from pipezoo_core.weights import LazyTensor, Weights, WeightsAdapter, load_module, torch_dtype
 
@@ -32,6 +40,11 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 __all__ = ["DecoderConfig", "DecoderInputs", "DecoderModule", "DecoderPipelineModel"]
+
+# Bytes per number of what is alive together:
+_BIAS_BYTES = 13  # distances in int64, whether they are hidden, and the bias in float32
+_LOGIT_BYTES = 8  # in float32, and once more where penalties or a grammar change them
+_SAMPLED_BYTES = 50  # see `pipeline.sampler`: a dozen tensors like the logits, two of them in float64, one of indices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,14 +267,30 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
 
     @classmethod
     def estimate_activation_memory(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> int:
-        """Returns the bytes of the widest layer at a full step, the attention's scores, and the logits."""
+        """Returns the bytes of the most that is alive at once in a full step: in a layer, or from logits to tokens.
+
+        Not in it are the logits of whole prompts, which `echo` asks for.
+        """
         config = cls.config_class.from_huggingface(huggingface_config)
-        itemsize = torch_dtype(pipeline_config.encoding).itemsize
-        width = 4 * config.hidden_size + 3 * config.intermediate_size + 4 * config.num_heads * config.head_dim
-        length = cls.calculate_max_seq_len(pipeline_config, huggingface_config)
-        mask = 4 * min(pipeline_config.max_batch_tokens, length) * length
-        logits = 3 * 4 * pipeline_config.max_batch_size * config.vocab_size  # own, in float32, and sorted
-        return pipeline_config.max_batch_tokens * width * itemsize + mask + logits
+        kernels = NativeKernels(torch.device(pipeline_config.device), torch_dtype(pipeline_config.encoding))
+        backend = select_backend(
+            pipeline_config.attention, config.attention, kernels, pipeline_config.kv_cache.page_size
+        )
+        num_tokens, itemsize = pipeline_config.max_batch_tokens, kernels.dtype.itemsize
+        hidden, inner = config.hidden_size, config.intermediate_size
+        queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        attention = 2 * (queries + keys) + hidden
+        if kernels.obstacle is None and pipeline_config.linear in (LinearName.auto, LinearName.native):
+            feed_forward = inner + hidden if pipeline_config.lora is None else 3 * inner
+        else:
+            feed_forward = 4 * inner
+        width = 3 * hidden + max(attention, feed_forward)  # a layer's input, the sum with its first half, a norm
+        layer = num_tokens * width * itemsize
+        if not isinstance(backend, NativeAttention):
+            length = cls.calculate_max_seq_len(pipeline_config, huggingface_config)
+            layer += _BIAS_BYTES * min(num_tokens, length) * length + 2 * length * (queries + keys) * itemsize
+        logits = pipeline_config.max_batch_size * config.vocab_size * _LOGIT_BYTES
+        return max(layer, logits + max(NUMBERS_SAMPLED_AT_ONCE, config.vocab_size) * _SAMPLED_BYTES)
 
     @classmethod
     def estimate_lora_memory(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> int:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
 
 from pipezoo_core.config import PipelineConfig
+from pipezoo_core.control_group import memory_left
 from pipezoo_core.errors import InsufficientMemoryError, InsufficientPagesError
 from pipezoo_core.interfaces import PipelineModel
 from pipezoo_core.lora import resolve_lora_config
@@ -18,9 +21,8 @@ from pipezoo_core.weights import torch_dtype
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["MemoryPlan", "available_memory", "plan_memory"]
+__all__ = ["MemoryPlan", "available_memory", "plan_memory", "release_freed_memory"]
 
-_CGROUP = Path("/sys/fs/cgroup")
 _USABLE = 0.9  # of what is free: the rest is for the interpreter, libraries, and neighbours
 _CPU_SHARE = 0.25  # of what is left on a CPU, whose memory others use, too
 
@@ -84,17 +86,19 @@ def available_memory(device: torch.device) -> int:
     """Returns the free bytes of the device; on a CPU what the machine and its control group have left."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    free = psutil.virtual_memory().available
-    limit = _read_number(_CGROUP / "memory.max")
-    used = _read_number(_CGROUP / "memory.current")
-    return free if limit is None or used is None else max(0, min(free, limit - used))
+    free: int = psutil.virtual_memory().available
+    left = memory_left()
+    return free if left is None else min(free, left)
 
 
-def _read_number(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):  # not a control group, or no limit: "max"
-        return None
+def release_freed_memory() -> None:
+    """Gives back to the system what the process has freed but keeps: garbage in cycles, and what glibc's malloc holds.
+
+    Loading frees about as much as it keeps, in pieces that lie between others.
+    """
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def plan_memory(

@@ -20,7 +20,7 @@ from pipezoo_core.errors import (
     UnsupportedCheckpointError,
     UnsupportedModelError,
 )
-from pipezoo_core.memory import MemoryPlan, plan_memory
+from pipezoo_core.memory import MemoryPlan, plan_memory, release_freed_memory
 from pipezoo_core.pipeline import TextGenerationPipeline
 from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.session import InferenceSession
@@ -143,6 +143,7 @@ def build_pipeline(plan: LoadPlan) -> TextGenerationPipeline:
         adapter=plan.architecture.weight_adapters[plan.weights.format],
         return_logits=ReturnLogits.VARIABLE,
     )
+    release_freed_memory()
     return TextGenerationPipeline(plan.pipeline_config, model, tokenizer, plan.memory)
 
 

@@ -17,22 +17,21 @@ PageShape = Callable[[int, KVCacheParams], tuple[int, ...]]
 
 
 class KVCacheStorage:
-    """Owns one tensor of key pages and one of value pages per layer.
+    """Owns one tensor of key pages and one of value pages per layer, all in one piece of memory.
 
     They start as zeros, never as whatever was in memory: a masked-out position is multiplied by 0, and 0 · NaN is NaN.
     """
 
     def __init__(self, params: KVCacheParams, num_pages: int, page_shape: PageShape, device: torch.device) -> None:
-        shape = page_shape(num_pages, params)
-        self.key_pages = tuple(_zeros(shape, params.dtype, device) for _ in range(params.num_layers))
-        self.value_pages = tuple(_zeros(shape, params.dtype, device) for _ in range(params.num_layers))
+        shape = (2, params.num_layers, *page_shape(num_pages, params))
+        self.key_pages, self.value_pages = (tuple(pages) for pages in _zeros(shape, params.dtype, device))
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Returns zeros; on a CPU in memory that the system hands out when it is first written.
 
     Unlike numpy, torch writes the zeros itself, so that a cache of gigabytes would take seconds and all of its memory
-    before the first request.
+    before the first request. It is one piece, because numpy writes them, too, where a piece is small.
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipezoo_core.context import TextContext
 from pipezoo_core.pipeline.token_masks import TokenMasks
-from pipezoo_core.sampling_params import SamplingParams
+from pipezoo_core.sampling_params import NUMBERS_SAMPLED_AT_ONCE, SamplingParams
 
 __all__ = ["NO_TOKEN", "sample"]
 
@@ -31,8 +31,10 @@ def sample(logits: Tensor, contexts: Sequence[TextContext], masks: TokenMasks | 
     adjusted = _adjust(logits, contexts, masks)
     tokens = adjusted.argmax(-1)  # NaN counts as greatest
     is_sound = adjusted.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).isfinite()
-    rows = [i for i, context in enumerate(contexts) if not context.sampling_params.is_greedy]
-    if rows:
+    drawn = [i for i, context in enumerate(contexts) if not context.sampling_params.is_greedy]
+    at_once = max(1, NUMBERS_SAMPLED_AT_ONCE // logits.shape[-1])
+    for first in range(0, len(drawn), at_once):
+        rows = drawn[first : first + at_once]
         chosen = [contexts[i] for i in rows]
         draws = torch.tensor([context.draw() for context in chosen], dtype=torch.float64, device=logits.device)
         tokens[rows] = _draw_tokens(adjusted[rows], [context.sampling_params for context in chosen], draws)
