@@ -47,7 +47,7 @@ BACKENDS = [paged, native]
 
 
 def run(backend, batch, q, k, v, past_k, past_v, rotation=None):
-    """Feeds each request's past as a prompt of its own, then the batch."""
+    """Feeds each request's past as a prompt of its own, then the batch; the reference's is written to its pages."""
     params = KVCacheParams(
         dtype=q.dtype,
         num_layers=1,
@@ -58,7 +58,11 @@ def run(backend, batch, q, k, v, past_k, past_v, rotation=None):
     shape = backend.page_shape(NUM_PAGES, params)
     key_pages, value_pages = torch.zeros(shape, dtype=q.dtype), torch.zeros(shape, dtype=q.dtype)
     for pages, cached, keys, values in zip(batch.pages, batch.cache_lengths, past_k, past_v, strict=True):
-        if cached:
+        if isinstance(backend, ReferenceAttention):  # it would take long
+            for position in range(cached):
+                at = (pages[position // PAGE_SIZE], position % PAGE_SIZE)
+                key_pages[at], value_pages[at] = (x[position].view(shape[2:]) for x in (keys, values))
+        elif cached:
             past = backend.plan(RaggedBatch([cached], [0], [cached], [pages]), PAGE_SIZE, CPU)
             queries = torch.zeros(cached, q.shape[1], dtype=q.dtype)
             backend.attend(queries, keys, values, key_pages, value_pages, past)
