@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import dataclasses
+import gc
 import json
 import os
 import random
@@ -59,7 +60,8 @@ def resident(key: str = "VmRSS") -> float:
 
 
 def trim() -> None:
-    """Gives back what malloc keeps of freed memory, which would hide in what comes next."""
+    """Gives back freed memory that is still resident, which would hide in what comes next."""
+    gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -84,7 +86,11 @@ def child(source: str, dtype: str, start: float) -> dict[str, float]:
         model = plan.architecture.pipeline_model(**arguments)
         figures["peak load"] = resident("VmHWM")
         trim()
-        figures["weights"] = resident("RssAnon") - before
+        loaded = resident("RssAnon")
+        figures["weights"] = loaded - before
+        for pages in model.kv_manager.device_tensors:
+            pages.zero_()
+        figures["KV cache"] = resident("RssAnon") - loaded
         return model
 
     architecture = dataclasses.replace(plan.architecture, pipeline_model=measured)
@@ -106,10 +112,6 @@ def child(source: str, dtype: str, start: float) -> dict[str, float]:
 
     run(1, 8, 1)
     figures["first token s"] = time.time() - start
-    before = resident("RssAnon")
-    for pages in llm.kv_managers[0].device_tensors:
-        pages.zero_()
-    figures["KV cache"] = resident("RssAnon") - before
     peak = resident("VmHWM")
     trim()
     reset_peak()

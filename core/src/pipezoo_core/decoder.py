@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DecoderConfig", "DecoderInputs", "DecoderModule", "DecoderPipelineModel"]
 
+_RECORDED_ROWS = 64  # of the largest step that `RecordedModule` records; until it has, all that layers return is kept
 # Bytes per number of what is alive together:
 _BIAS_BYTES = 13  # distances in int64, whether they are hidden, and the bias in float32
 _LOGIT_BYTES = 8  # in float32, and once more where penalties or a grammar change them
@@ -267,30 +268,35 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
 
     @classmethod
     def estimate_activation_memory(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> int:
-        """Returns the bytes of the most that is alive at once in a full step: in a layer, or from logits to tokens.
+        """Returns the bytes of a full step's layer, of a full batch's logits and sampling, and of recording a step.
 
-        Not in it are the logits of whole prompts, which `echo` asks for.
+        These come one after the other, but malloc keeps what it has in pieces that the next does not always fit: see
+        docs/decisions/memory-plan.md. Not in it are the logits of whole prompts, which `echo` asks for.
         """
         config = cls.config_class.from_huggingface(huggingface_config)
         kernels = NativeKernels(torch.device(pipeline_config.device), torch_dtype(pipeline_config.encoding))
         backend = select_backend(
             pipeline_config.attention, config.attention, kernels, pipeline_config.kv_cache.page_size
         )
-        num_tokens, itemsize = pipeline_config.max_batch_tokens, kernels.dtype.itemsize
-        hidden, inner = config.hidden_size, config.intermediate_size
+        num_tokens, num_requests = pipeline_config.max_batch_tokens, pipeline_config.max_batch_size
+        hidden, inner, itemsize = config.hidden_size, config.intermediate_size, kernels.dtype.itemsize
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         attention = 2 * (queries + keys) + hidden
-        if kernels.obstacle is None and pipeline_config.linear in (LinearName.auto, LinearName.native):
+        is_native = kernels.obstacle is None and pipeline_config.linear in (LinearName.auto, LinearName.native)
+        feed_forward = 4 * inner
+        if is_native:
             feed_forward = inner + hidden if pipeline_config.lora is None else 3 * inner
-        else:
-            feed_forward = 4 * inner
         width = 3 * hidden + max(attention, feed_forward)  # a layer's input, the sum with its first half, a norm
-        layer = num_tokens * width * itemsize
+        needed = num_tokens * width * itemsize
+        needed += num_requests * config.vocab_size * _LOGIT_BYTES
+        needed += max(NUMBERS_SAMPLED_AT_ONCE, config.vocab_size) * _SAMPLED_BYTES
         if not isinstance(backend, NativeAttention):
             length = cls.calculate_max_seq_len(pipeline_config, huggingface_config)
-            layer += _BIAS_BYTES * min(num_tokens, length) * length + 2 * length * (queries + keys) * itemsize
-        logits = pipeline_config.max_batch_size * config.vocab_size * _LOGIT_BYTES
-        return max(layer, logits + max(NUMBERS_SAMPLED_AT_ONCE, config.vocab_size) * _SAMPLED_BYTES)
+            needed += _BIAS_BYTES * min(num_tokens, length) * length + 2 * length * (queries + keys) * itemsize
+        elif is_native and not pipeline_config.enforce_eager:
+            outputs = 6 * hidden + 2 * (queries + keys) + inner
+            needed += min(_RECORDED_ROWS, num_requests) * config.num_layers * outputs * itemsize
+        return needed
 
     @classmethod
     def estimate_lora_memory(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> int:

@@ -44,7 +44,9 @@ class LazyTensor:
         """
 
         def copy_to(target: Tensor) -> None:
-            at_once = max(1, _NUMBERS_AT_ONCE // max(1, torch.Size(shape[1:]).numel()))
+            if not target.numel():
+                return
+            at_once = max(1, _NUMBERS_AT_ONCE // torch.Size(shape[1:]).numel())
             for first in range(0, len(target), at_once):
                 rows = slice(first, min(first + at_once, len(target)))
                 target[rows].copy_(read(rows))

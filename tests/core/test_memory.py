@@ -1,0 +1,200 @@
+"""The memory plan: what control groups leave, what it refuses before it loads, and what loading takes."""
+
+import json
+
+import pytest
+import torch
+from gguf_files import TOKENS
+from safetensors.torch import save_file
+from tiny_models import make_llama
+from torch import nn
+
+from pipezoo import registry
+from pipezoo_core import memory
+from pipezoo_core.control_group import memory_left
+from pipezoo_core.errors import CorruptCheckpointError, InsufficientMemoryError
+from pipezoo_core.layers import Embedding, Linear, LMHead
+from pipezoo_core.weights import load_module, open_safetensors
+
+MIB = 2**20
+CPU = torch.device("cpu")
+
+
+class Groups:
+    """A process's folder below /proc, and the trees of control groups that it names."""
+
+    def __init__(self, root):
+        self.root = root
+        self.process = root / "proc"
+        self.process.mkdir()
+        self.memberships, self.mounts = [], []
+
+    def mount(self, kind, group, *, seen_from="/", controllers="memory"):
+        """Puts the process into a group of a mounted tree, of which it sees what lies below `seen_from`."""
+        point = self.root / f"{kind}-{controllers}"
+        point.mkdir()
+        self.memberships.append(f"{len(self.mounts)}:{controllers if kind == 'cgroup' else ''}:{group}")
+        self.mounts.append(
+            f"31 23 0:{len(self.mounts)} {seen_from} {point} rw shared:1 - {kind} {kind} rw,{controllers}"
+        )
+        (self.process / "cgroup").write_text("\n".join(self.memberships))
+        (self.process / "mountinfo").write_text("\n".join(["23 1 0:1 / / rw - ext4 /dev/vda rw", *self.mounts]))
+        return point
+
+    @staticmethod
+    def limit(folder, limit, usage, files=0):
+        """Writes the files of both versions: a tree's version says which of them are looked at."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for names in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            for name, value in zip(names, (limit, usage), strict=True):
+                (folder / name).write_text(f"{value}\n")
+        prefix = "total_" if "cgroup-" in str(folder) else ""
+        (folder / "memory.stat").write_text(f"anon 5\n{prefix}active_file {files}\n{prefix}inactive_file {files}\n")
+
+
+@pytest.fixture
+def groups(tmp_path):
+    return Groups(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["cgroup", "cgroup2"])
+def test_the_tightest_of_nested_groups_counts(groups, kind):
+    tree = groups.mount(kind, "/slice/pod/container")
+    groups.limit(tree / "slice/pod/container", 900 * MIB, 100 * MIB)
+    groups.limit(tree / "slice/pod", 500 * MIB, 200 * MIB)
+    groups.limit(tree / "slice", "max" if kind == "cgroup2" else 2**63 - 4096, 300 * MIB)
+    assert memory_left(groups.process) == 300 * MIB
+
+
+@pytest.mark.parametrize("kind", ["cgroup", "cgroup2"])
+def test_cached_files_are_not_in_the_way(groups, kind):
+    tree = groups.mount(kind, "/a")
+    groups.limit(tree / "a", 500 * MIB, 450 * MIB, files=100 * MIB)
+    assert memory_left(groups.process) == 250 * MIB
+
+
+@pytest.mark.parametrize("kind", ["cgroup", "cgroup2"])
+@pytest.mark.parametrize("group", ["/docker/abc", "/elsewhere"])
+def test_a_container_sees_its_own_group_as_the_root(groups, kind, group):
+    tree = groups.mount(kind, group, seen_from="/docker/abc")
+    groups.limit(tree, 400 * MIB, 100 * MIB)
+    assert memory_left(groups.process) == 300 * MIB
+
+
+def test_a_mixture_of_both_versions(groups):
+    groups.mount("cgroup", "/cpus", controllers="cpu,cpuacct")
+    old = groups.mount("cgroup", "/old")
+    new = groups.mount("cgroup2", "/new")
+    groups.limit(groups.root / "cgroup-cpu,cpuacct/cpus", MIB, 0)  # of another controller: nobody's business
+    groups.limit(old / "old", 700 * MIB, 0)
+    groups.limit(new / "new", 600 * MIB, 0)
+    assert memory_left(groups.process) == 600 * MIB
+
+
+def test_without_limits_and_over_the_limit(groups, tmp_path):
+    assert memory_left(tmp_path / "no such process") is None
+    tree = groups.mount("cgroup2", "/a")
+    groups.limit(tree / "a", "max", 100)
+    assert memory_left(groups.process) is None
+    groups.limit(tree / "a", 100, 200)
+    assert memory_left(groups.process) == 0
+
+
+def plan(folder, **settings):
+    return registry.plan(folder, device="cpu", dtype="float32", page_size=8, **settings)
+
+
+def test_the_group_decides_the_size_of_the_cache(tiny_folder, monkeypatch):
+    """Once a quarter of what is left over, once no more than a full batch of longest requests."""
+    monkeypatch.setattr(memory, "memory_left", lambda: 2**63)
+    assert plan(tiny_folder).memory.concurrency == 64
+    fixed = plan(tiny_folder).memory.weights + plan(tiny_folder).memory.activations
+    monkeypatch.setattr(memory, "memory_left", lambda: int((fixed + 8 * MIB) / 0.9))
+    found = plan(tiny_folder).memory
+    assert found.kv_cache == pytest.approx(2 * MIB, rel=0.01)
+    assert found.kv_cache <= 2 * MIB
+
+
+def test_what_does_not_fit_is_refused_before_it_is_loaded(tiny_folder, monkeypatch):
+    monkeypatch.setattr("pipezoo_core.decoder.load_module", None)
+    monkeypatch.setattr(memory, "memory_left", lambda: 1000 * MIB)
+    with pytest.raises(InsufficientMemoryError, match=r"weights .*activations .*KV cache 1.5 GiB.*available 1000 MiB"):
+        registry.load(tiny_folder, device="cpu", dtype="float32", kv_cache_memory="1.5GiB")
+    monkeypatch.setattr(memory, "memory_left", lambda: 1 * MIB)
+    with pytest.raises(InsufficientMemoryError, match=r"available 1 MiB"):
+        registry.load(tiny_folder, device="cpu", dtype="float32")
+
+
+@pytest.mark.parametrize("max_length", [16, 100, 256])
+def test_the_optimal_batch_size_is_the_plans_concurrency(tiny_folder, max_length):
+    found = plan(tiny_folder, kv_cache_memory="1MiB", max_length=max_length)
+    config, model = found.pipeline_config, found.architecture.pipeline_model
+    batch_size = model.infer_optimal_batch_size(
+        config, found.memory.kv_cache, found.huggingface_config, [CPU], config.kv_cache, torch.float32
+    )
+    whole_pages = -(-max_length // 8) * 8
+    assert batch_size == found.memory.num_cache_tokens // whole_pages
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_and_pages_take_what_the_plan_says(tmp_path, tiny_gguf, dtype, tied):
+    from pipezoo_core.tokenizer import tokenizer_from_gguf
+    from pipezoo_core.weights import open_gguf
+
+    make_llama(vocab_size=len(TOKENS), tie_word_embeddings=tied).save_pretrained(tmp_path)
+    tokenizer_from_gguf(open_gguf(tiny_gguf).metadata).save_pretrained(tmp_path)
+    settings = {"dtype": dtype, "device": "cpu", "kv_cache_memory": "1MiB", "linear": "torch"}
+    llm = registry.load(tmp_path, **settings)
+    planned = registry.plan(tmp_path, **settings).memory
+    assert sum(parameter.nbytes for parameter in llm.model.module.parameters()) == planned.weights
+    pages = sum(tensor.nbytes for tensor in llm.kv_managers[0].device_tensors)
+    assert pages == planned.num_cache_tokens * 2 * 3 * 2 * 8 * llm.model.dtype.itemsize <= planned.kv_cache
+
+
+class Layered(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = Embedding(40, 4)
+        self.layers = nn.ModuleList(Linear(4, 4, bias=True) for _ in range(3))
+        self.head = LMHead.sharing(self.embedding)
+
+
+def test_each_part_is_converted_before_the_next_is_there(tmp_path):
+    with torch.device("meta"):
+        module = Layered()
+    values = {name: torch.randn(tuple(p.shape)) for name, p in module.named_parameters()}
+    save_file(values, tmp_path / "model.safetensors")
+    seen = []
+
+    def convert(part):
+        seen.append(part)
+        waiting = [p for layer in module.layers if layer not in seen for p in layer.parameters()]
+        assert all(parameter.is_meta for parameter in waiting)
+        assert not any(parameter.is_meta for parameter in part.parameters())
+
+    load_module(module, open_safetensors([tmp_path / "model.safetensors"]), CPU, torch.float32, convert)
+    assert seen == [module.embedding, module.head, *module.layers]
+    assert module.head.weight is module.embedding.weight
+    for name, parameter in module.named_parameters():
+        assert torch.equal(parameter, values[name]), name
+
+
+def test_large_tensors_are_read_in_pieces(tmp_path, monkeypatch):
+    values = {"a": torch.randn(10, 3, dtype=torch.float64), "b": torch.randn(7), "c": torch.randn(2, 0)}
+    save_file(values, tmp_path / "model.safetensors")
+    monkeypatch.setattr("pipezoo_core.weights.base._NUMBERS_AT_ONCE", 8)
+    tensors = open_safetensors([tmp_path / "model.safetensors"])
+    for name, expected in values.items():
+        assert torch.equal(tensors[name].load(), expected)
+        half = torch.empty(expected.shape, dtype=torch.bfloat16)
+        tensors[name].copy_to(half)
+        assert torch.equal(half, expected.bfloat16())
+
+
+def test_a_file_that_is_cut_while_it_is_read(tmp_path):
+    save_file({"a": torch.randn(10)}, tmp_path / "model.safetensors")
+    tensors = open_safetensors([tmp_path / "model.safetensors"])
+    (tmp_path / "model.safetensors").write_bytes(json.dumps({}).encode())
+    with pytest.raises(CorruptCheckpointError, match="became shorter"):
+        tensors["a"].load()
