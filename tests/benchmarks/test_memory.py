@@ -1,4 +1,4 @@
-"""The plan's estimates against what a process really takes. Its libraries and malloc take part, hence the tolerances."""
+"""The plan against what a process really takes; its libraries and malloc have a share in that, hence the tolerances."""
 
 import sys
 
