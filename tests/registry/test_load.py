@@ -135,6 +135,7 @@ def test_other_head(folder):
         ),
         ({"hidden_size": 33}, UnsupportedModelError, "multiple"),
         ({"hidden_act": "sparkle"}, UnsupportedModelError, "sparkle"),
+        ({"num_attention_heads": 0}, UnsupportedModelError, "config"),
         ({"num_hidden_layers": "three"}, UnsupportedModelError, "config"),
         ({"quantization_config": {"quant_method": "awq"}}, UnsupportedCheckpointError, "awq"),
         ({"num_hidden_layers": 4}, CheckpointMismatchError, "missing: model.layers.3"),

@@ -197,7 +197,7 @@ def _huggingface_config(architecture: SupportedArchitecture, raw_config: dict[st
     known = {name: value for name, value in raw_config.items() if not name.startswith("_") and name != "auto_map"}
     try:
         return architecture.huggingface_config(known)
-    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, StrictDataclassError) as error:
         raise UnsupportedModelError(
             f"the config is not one of {architecture.name}", found=error, cure="Check the model's config.json."
         ) from error

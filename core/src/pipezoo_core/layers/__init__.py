@@ -1,5 +1,6 @@
 """Layers that more than one plugin uses."""
 
+from pipezoo_core.layers.activations import ACTIVATIONS
 from pipezoo_core.layers.alibi import alibi_slopes
 from pipezoo_core.layers.embedding import Embedding, LMHead
 from pipezoo_core.layers.linear import Linear, MergedLinear
@@ -9,6 +10,7 @@ from pipezoo_core.layers.norm import RMSNorm
 from pipezoo_core.layers.rotary import ROPE_TYPES, RotaryEmbedding, apply_rotary, max_rotary_length
 
 __all__ = [
+    "ACTIVATIONS",
     "ROPE_TYPES",
     "Embedding",
     "GatedMLP",

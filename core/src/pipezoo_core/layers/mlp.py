@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
 
+from pipezoo_core.layers.activations import ACTIVATIONS
 from pipezoo_core.layers.linear import Linear, MergedLinear
 from pipezoo_core.native import NativeKernels
 
@@ -19,7 +19,7 @@ class GatedMLP(nn.Module):
     Args:
         hidden_size: numbers per input and output row.
         intermediate_size: numbers per row in between.
-        activation: a name that Hugging Face configs use, e.g. `silu`.
+        activation: a name of `ACTIVATIONS`, e.g. `silu`.
         bias: whether the three linears have one.
     """
 
@@ -29,7 +29,7 @@ class GatedMLP(nn.Module):
         self.gate_up_proj = MergedLinear(hidden_size, parts, bias=bias)
         self.down_proj = Linear(intermediate_size, hidden_size, bias=bias)
         self.activation_name = activation
-        self.activation: nn.Module = ACT2FN[activation]
+        self.activation = ACTIVATIONS[activation]
         self._kernels: NativeKernels | None = None
         self._gated: Callable[[Tensor], Tensor] | None = None
 
@@ -50,4 +50,5 @@ class GatedMLP(nn.Module):
     def gate_with(self, gated: Callable[[Tensor], Tensor]) -> None:
         """Computes `act(gate(x)) · up(x)` with `gated` from now on, which holds the weights in a form of its own."""
         self._gated = gated
+        del self.gate_up_proj.merged.weight  # the layer is in a cycle: its memory would wait for the collector
         del self.gate_up_proj

@@ -9,12 +9,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig
-from transformers.activations import ACT2FN
 
 from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import CorruptCheckpointError, UnsupportedModelError
-from pipezoo_core.layers import RotaryEmbedding, max_rotary_length
+from pipezoo_core.layers import ACTIVATIONS, RotaryEmbedding, max_rotary_length
 from pipezoo_core.weights import GGUFFile
 
 __all__ = ["LlamaConfig", "config_from_gguf"]
@@ -44,14 +43,14 @@ class LlamaConfig(DecoderConfig):
 
     @classmethod
     def from_huggingface(cls, config: PretrainedConfig) -> Self:
-        """Reads a transformers `LlamaConfig`.
+        """Reads a `LlamaHuggingFaceConfig`, or transformers' own.
 
         Raises:
             UnsupportedModelError: the activation function is unknown.
         """
-        if config.hidden_act not in ACT2FN:
+        if config.hidden_act not in ACTIVATIONS:
             raise UnsupportedModelError(
-                "the activation function is unknown", found=config.hidden_act, allowed=sorted(ACT2FN)
+                "the activation function is unknown", found=config.hidden_act, allowed=sorted(ACTIVATIONS)
             )
         rope = config.rope_parameters
         return cls(

@@ -17,9 +17,8 @@ API_VERSION = 1
 @hookimpl
 def pipezoo_architectures() -> list[SupportedArchitecture]:
     """Returns Llama."""
-    from transformers import LlamaConfig
-
     from pipezoo_llama.config import config_from_gguf
+    from pipezoo_llama.huggingface_config import LlamaHuggingFaceConfig
     from pipezoo_llama.model import LlamaPipelineModel
     from pipezoo_llama.weight_adapters import adapt_gguf, adapt_safetensors
 
@@ -28,7 +27,7 @@ def pipezoo_architectures() -> list[SupportedArchitecture]:
             name="LlamaForCausalLM",
             model_types=("llama",),
             pipeline_model=LlamaPipelineModel,
-            huggingface_config=LlamaConfig.from_dict,
+            huggingface_config=LlamaHuggingFaceConfig.from_dict,
             weight_adapters={WeightsFormat.safetensors: adapt_safetensors, WeightsFormat.gguf: adapt_gguf},
             config_from_gguf=config_from_gguf,
             probe=_probe,

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from transformers import PretrainedConfig
-from transformers.activations import ACT2FN
 
 from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import UnsupportedModelError
-from pipezoo_core.layers import max_rotary_length
+from pipezoo_core.layers import ACTIVATIONS, max_rotary_length
 
 __all__ = ["MistralConfig"]
 
@@ -39,14 +38,14 @@ class MistralConfig(DecoderConfig):
 
     @classmethod
     def from_huggingface(cls, config: PretrainedConfig) -> Self:
-        """Reads a transformers `MistralConfig`.
+        """Reads a `MistralHuggingFaceConfig`, or transformers' own.
 
         Raises:
             UnsupportedModelError: the activation function is unknown.
         """
-        if config.hidden_act not in ACT2FN:
+        if config.hidden_act not in ACTIVATIONS:
             raise UnsupportedModelError(
-                "the activation function is unknown", found=config.hidden_act, allowed=sorted(ACT2FN)
+                "the activation function is unknown", found=config.hidden_act, allowed=sorted(ACTIVATIONS)
             )
         rope = config.rope_parameters
         return cls(

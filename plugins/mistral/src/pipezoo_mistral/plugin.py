@@ -17,8 +17,7 @@ API_VERSION = 1
 @hookimpl
 def pipezoo_architectures() -> list[SupportedArchitecture]:
     """Returns Mistral. GGUF files of Mistral call themselves llama and are served there."""
-    from transformers import MistralConfig
-
+    from pipezoo_mistral.huggingface_config import MistralHuggingFaceConfig
     from pipezoo_mistral.model import MistralPipelineModel
     from pipezoo_mistral.tokenizer import load_tokenizer
     from pipezoo_mistral.weight_adapters import adapt_safetensors
@@ -28,7 +27,7 @@ def pipezoo_architectures() -> list[SupportedArchitecture]:
             name="MistralForCausalLM",
             model_types=("mistral",),
             pipeline_model=MistralPipelineModel,
-            huggingface_config=MistralConfig.from_dict,
+            huggingface_config=MistralHuggingFaceConfig.from_dict,
             weight_adapters={WeightsFormat.safetensors: adapt_safetensors},
             probe=_probe,
             tokenizer=load_tokenizer,

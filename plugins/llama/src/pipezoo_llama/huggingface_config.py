@@ -1,0 +1,57 @@
+"""The config.json of a Llama model as a class of our own.
+
+Its fields and defaults are those of transformers' `LlamaConfig`, whose import brings in torch's compiler and tensors
+of many devices: a second, and 80 MB.
+"""
+
+# No `from __future__ import annotations`: `strict` checks values by the annotations, and those must be types for that.
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PretrainedConfig
+
+__all__ = ["LlamaHuggingFaceConfig"]
+
+
+@strict
+class LlamaHuggingFaceConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
+    """What a config.json of Llama says, RoPE's settings in one place, `rope_parameters`.
+
+    Attributes:
+        num_key_value_heads: key/value heads; as many as query heads where it is left out.
+        head_dim: numbers per head; `hidden_size` over the heads where it is left out.
+        hidden_act: a name of `pipezoo_core.layers.ACTIVATIONS`.
+    """
+
+    model_type = "llama"
+
+    vocab_size: int = 32000
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
+    rope_parameters: dict[str, Any] | None = None
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    tie_word_embeddings: bool = False
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+
+    def __post_init__(self, **others: Any) -> None:
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        super().__post_init__(**others)  # type: ignore[no-untyped-call]
+
+    def validate_sizes(self) -> None:
+        """Raises ValueError where the heads do not divide what they must."""
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}"
+            )

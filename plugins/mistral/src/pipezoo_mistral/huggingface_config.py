@@ -1,0 +1,47 @@
+"""The config.json of a Mistral model as a class of our own.
+
+Its fields and defaults are those of transformers' `MistralConfig`, whose import brings in torch's compiler and tensors
+of many devices: a second, and 80 MB.
+"""
+
+# No `from __future__ import annotations`: `strict` checks values by the annotations, and those must be types for that.
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PretrainedConfig
+
+__all__ = ["MistralHuggingFaceConfig"]
+
+
+@strict
+class MistralHuggingFaceConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
+    """What a config.json of Mistral says, RoPE's settings in one place, `rope_parameters`.
+
+    Attributes:
+        head_dim: numbers per head; `hidden_size` over the heads where it is left out.
+        sliding_window: how many tokens a query sees, itself included; None for all.
+        hidden_act: a name of `pipezoo_core.layers.ACTIVATIONS`.
+    """
+
+    model_type = "mistral"
+
+    vocab_size: int = 32000
+    hidden_size: int = 4096
+    intermediate_size: int = 14336
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 8
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 131072
+    sliding_window: int | None = 4096
+    rms_norm_eps: float = 1e-6
+    rope_parameters: dict[str, Any] | None = None
+    tie_word_embeddings: bool = False
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+
+    def __post_init__(self, **others: Any) -> None:
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        super().__post_init__(**others)  # type: ignore[no-untyped-call]
