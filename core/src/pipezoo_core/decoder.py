@@ -29,7 +29,7 @@ from pipezoo_core.interfaces import (
     upper_bounded_default,
 )
 from pipezoo_core.kv_cache import KVCacheInputs, KVCacheParams, PagedKVCacheManager
-from pipezoo_core.layers import use_linear_backend
+from pipezoo_core.layers import use_linear_backend, weights_memory
 from pipezoo_core.lora import LoRAManager, lora_memory
 from pipezoo_core.native import NativeKernels, RecordedModule
 from pipezoo_core.sampling_params import NUMBERS_SAMPLED_AT_ONCE
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 
 __all__ = ["DecoderConfig", "DecoderInputs", "DecoderModule", "DecoderPipelineModel"]
 
-_RECORDED_ROWS = 64  # of the largest step that `RecordedModule` records; until it has, all that layers return is kept
 # Bytes per number of what is alive together:
 _BIAS_BYTES = 13  # distances in int64, whether they are hidden, and the bias in float32
 _LOGIT_BYTES = 8  # in float32, and once more where penalties or a grammar change them
+_HOLES = 1.1  # malloc keeps freed pieces that nothing fits: measured, see docs/decisions/memory-plan.md
 _SAMPLED_BYTES = 50  # see `pipeline.sampler`: a dozen tensors like the logits, two of them in float64, one of indices
 
 
@@ -268,7 +268,7 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
 
     @classmethod
     def estimate_activation_memory(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> int:
-        """Returns the bytes of a full step's layer, of a full batch's logits and sampling, and of recording a step.
+        """Returns the bytes of a full step's layer, and of a full batch's logits and sampling.
 
         These come one after the other, but malloc keeps what it has in pieces that the next does not always fit: see
         docs/decisions/memory-plan.md. Not in it are the logits of whole prompts, which `echo` asks for.
@@ -293,25 +293,32 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
         if not isinstance(backend, NativeAttention):
             length = cls.calculate_max_seq_len(pipeline_config, huggingface_config)
             needed += _BIAS_BYTES * min(num_tokens, length) * length + 2 * length * (queries + keys) * itemsize
-        elif is_native and not pipeline_config.enforce_eager:
-            outputs = 6 * hidden + 2 * (queries + keys) + inner
-            needed += min(_RECORDED_ROWS, num_requests) * config.num_layers * outputs * itemsize
-        return needed
+        return int(needed * _HOLES)
 
     @classmethod
     def estimate_lora_memory(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> int:
-        """Returns the bytes of the slots, which every linear layer but the head has."""
+        """Returns the bytes of the slots, which every linear layer but the head has, and of adapters in host memory."""
         assert pipeline_config.lora is not None
+        module = cls._outline(pipeline_config, huggingface_config)
+        return lora_memory(pipeline_config.lora, module, torch.device(pipeline_config.device))
+
+    @classmethod
+    def _outline(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> nn.Module:
+        """Returns the module in the run's precision, on the meta device: shapes without numbers."""
         config, dtype = cls.config_class.from_huggingface(huggingface_config), torch_dtype(pipeline_config.encoding)
-        backend = select_backend(
-            AttentionName.reference,
-            config.attention,
-            NativeKernels(torch.device(pipeline_config.device), dtype),
-            pipeline_config.kv_cache.page_size,
-        )
+        kernels = NativeKernels(torch.device("meta"), dtype)
+        backend = select_backend(AttentionName.reference, config.attention, kernels, pipeline_config.kv_cache.page_size)
         with torch.device("meta"):
             module: nn.Module = cls.module_class(config, backend)
-        return lora_memory(pipeline_config.lora, module, dtype)
+        return module.to(dtype)
+
+    @classmethod
+    def estimate_weights_size(cls, pipeline_config: PipelineConfig) -> int:
+        """Returns the bytes of the weights in the form that they are computed from, padding and scales included."""
+        device, encoding = torch.device(pipeline_config.device), pipeline_config.encoding
+        module = cls._outline(pipeline_config, pipeline_config.huggingface_config)
+        kernels = NativeKernels(device, torch_dtype(encoding))
+        return weights_memory(pipeline_config.linear, module, device, encoding, kernels)
 
     def load_kv_manager(self, session: InferenceSession, available_cache_memory: int | None) -> PagedKVCacheManager:
         """Allocates the cache on the session's device."""

@@ -111,6 +111,7 @@ def plan_load(
     requested = PipelineConfig(
         model_path=checkpoint.source.name,
         weight_paths=paths,
+        huggingface_config=huggingface_config,
         device=str(torch_device),
         encoding=encoding,
         **pipeline_settings,

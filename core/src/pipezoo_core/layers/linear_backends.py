@@ -15,9 +15,9 @@ from pipezoo_core.layers.mlp import GatedMLP
 from pipezoo_core.layers.norm import RMSNorm
 from pipezoo_core.layers.quantized import GROUP, QuantizedProduct
 from pipezoo_core.layers.rotary import RotaryEmbedding
-from pipezoo_core.native import GATE, NativeKernels
+from pipezoo_core.native import GATE, NativeKernels, packed_size
 
-__all__ = ["NativeProduct", "OneDNNProduct", "use_linear_backend"]
+__all__ = ["NativeProduct", "OneDNNProduct", "use_linear_backend", "weights_memory"]
 
 _TYPICAL_ROWS = 512  # oneDNN chooses the weights' layout for so many rows; it serves any number as well
 
@@ -99,6 +99,53 @@ def use_linear_backend(
     Raises:
         InvalidSettingError: the backend was asked for by name and cannot be used here.
     """
+    name = _usable(name, device, encoding, kernels)
+    if name is LinearName.native and fuse:
+        _fuse_gates(module, encoding, kernels)
+    for layer in module.modules():
+        if isinstance(layer, Linear):
+            bits, form = _bits(layer, encoding), _form(name, layer, encoding)
+            if form is NativeProduct:
+                layer.compute_with(NativeProduct(kernels, layer.weight, layer.bias, bits))
+            elif form is OneDNNProduct:
+                layer.compute_with(OneDNNProduct(layer.weight, layer.bias))
+            elif form is QuantizedProduct:
+                assert bits is not None
+                layer.compute_with(QuantizedProduct(layer.weight, layer.bias, bits))
+        elif name is LinearName.native and isinstance(layer, RMSNorm | GatedMLP | RotaryEmbedding):
+            layer.compute_with(kernels)
+
+
+def weights_memory(
+    name: LinearName, module: nn.Module, device: torch.device, encoding: SupportedEncoding, kernels: NativeKernels
+) -> int:
+    """Returns the bytes that a module's weights take when `use_linear_backend` has given them their form.
+
+    Args:
+        name: as there.
+        module: on the meta device, in the dtype of the run.
+        device: where it will be.
+        encoding: as there.
+        kernels: as there.
+
+    Raises:
+        InvalidSettingError: as there.
+    """
+    name = _usable(name, device, encoding, kernels)
+    plain = {parameter: parameter.nbytes for parameter in module.parameters()}
+    size = 0
+    for layer in [layer for layer in module.modules() if isinstance(layer, Linear)]:
+        form = _form(name, layer, encoding)
+        if form is None:
+            continue
+        size += _form_size(form, layer.weight, _bits(layer, encoding))
+        if form.rows is not None or not (isinstance(layer, LMHead) and layer.is_shared):
+            del plain[layer.weight]  # else the embedding keeps it
+    return size + sum(plain.values())
+
+
+def _usable(name: LinearName, device: torch.device, encoding: SupportedEncoding, kernels: NativeKernels) -> LinearName:
+    """Returns the backend, where `auto` was asked for the fastest one."""
     obstacles = {LinearName.native: kernels.obstacle, LinearName.onednn: _why_not_onednn(device, encoding)}
     if name is LinearName.auto:
         name = next((usable for usable, obstacle in obstacles.items() if obstacle is None), LinearName.torch)
@@ -106,24 +153,24 @@ def use_linear_backend(
         raise InvalidSettingError(
             f"setting 'linear' cannot be {name.value!r} here", found=obstacle, cure="Leave it at auto."
         )
-    if name is LinearName.native and fuse:
-        _fuse_gates(module, encoding, kernels)
-    for layer in module.modules():
-        if isinstance(layer, Linear):
-            if product := _product(name, layer, encoding, kernels):
-                layer.compute_with(product)
-        elif name is LinearName.native and isinstance(layer, RMSNorm | GatedMLP | RotaryEmbedding):
-            layer.compute_with(kernels)
+    return name
 
 
-def _product(name: LinearName, layer: Linear, encoding: SupportedEncoding, kernels: NativeKernels) -> Product | None:
+def _form(name: LinearName, layer: Linear, encoding: SupportedEncoding) -> type[Product] | None:
     """Returns how a layer is computed; None for as it is."""
-    bits = _bits(layer, encoding)
     if name is LinearName.native and layer.weight.shape[1] % 2 == 0:  # bfloat16 products take two numbers at a time
-        return NativeProduct(kernels, layer.weight, layer.bias, bits)
+        return NativeProduct
     if name is LinearName.onednn:
-        return OneDNNProduct(layer.weight, layer.bias)
-    return None if bits is None else QuantizedProduct(layer.weight, layer.bias, bits)
+        return OneDNNProduct
+    return None if _bits(layer, encoding) is None else QuantizedProduct
+
+
+def _form_size(form: type[Product], weight: Tensor, bits: int | None) -> int:
+    if form is NativeProduct:
+        return packed_size(weight, bits)
+    if form is QuantizedProduct:
+        return weight.numel() + weight.numel() // GROUP * 4  # scale and minimum in float16
+    return weight.nbytes
 
 
 def _fuse_gates(module: nn.Module, encoding: SupportedEncoding, kernels: NativeKernels) -> None:

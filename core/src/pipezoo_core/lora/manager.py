@@ -43,12 +43,22 @@ def resolve_lora_config(config: LoRAConfig) -> LoRAConfig:
     )
 
 
-def lora_memory(config: LoRAConfig, module: nn.Module, dtype: torch.dtype) -> int:
-    """Returns the bytes of all slots for a module, which may be on the meta device. The config is resolved."""
+def lora_memory(config: LoRAConfig, module: nn.Module, device: torch.device) -> int:
+    """Returns the bytes of all slots, and on a CPU of the adapters that are loaded at once.
+
+    Args:
+        config: resolved.
+        module: in the run's precision, on the meta device.
+        device: where it will be.
+    """
     assert config.max_num_loras is not None
     assert config.max_lora_rank is not None
-    width = sum(len(parts) * (linear.in_features + linear.out_features) for linear, parts in adaptable_layers(module))
-    return config.max_num_loras * config.max_lora_rank * width * dtype.itemsize
+    num_adapters = config.max_num_loras + (len(config.lora_paths) if device.type == "cpu" else 0)
+    width = sum(
+        len(parts) * (linear.in_features + linear.out_features) * linear.weight.dtype.itemsize
+        for linear, parts in adaptable_layers(module)
+    )
+    return num_adapters * config.max_lora_rank * width
 
 
 @dataclass(frozen=True, slots=True)

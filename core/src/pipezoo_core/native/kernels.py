@@ -17,7 +17,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from pipezoo_core.native.recording import Recording
 
-__all__ = ["GATE", "GROUP", "NativeKernels", "bits"]
+__all__ = ["GATE", "GROUP", "NativeKernels", "bits", "packed_size"]
 
 GROUP = 32  # numbers of a quantized weight that share a scale
 GATE = 16  # columns of a gate, and then of what it lets through, in a gated weight
@@ -55,14 +55,8 @@ class NativeKernels:
             weight: in_features must be even, or a multiple of `GROUP` to be quantized.
             bits: 8 or 4 to quantize, see `layers.quantized`; None to keep the numbers.
         """
-        out_features, in_features = weight.shape
-        num_rows = -(-out_features // _PANEL) * _PANEL
-        if bits is None:
-            packed = torch.empty(num_rows * in_features, dtype=weight.dtype)
-        else:
-            packed = torch.empty(num_rows * in_features // GROUP * _GROUP_BYTES[bits], dtype=torch.uint8)
-        name = _of_bits("pack", bits)
-        self._run(name, weight.contiguous().data_ptr(), packed.data_ptr(), out_features, in_features)
+        packed = torch.empty(packed_size(weight, bits), dtype=torch.uint8)
+        self._run(_of_bits("pack", bits), weight.contiguous().data_ptr(), packed.data_ptr(), *weight.shape)
         return packed
 
     def linear(
@@ -158,6 +152,14 @@ class NativeKernels:
         getattr(self._native, name + self._suffix)(*arguments)
         if self.recording is not None:
             self.recording.add(name, arguments)
+
+
+def packed_size(weight: Tensor, bits: int | None) -> int:
+    """Returns the bytes of a weight, which may be on the meta device, when it is packed."""
+    out_features, in_features = weight.shape
+    num_rows = -(-out_features // _PANEL) * _PANEL
+    row = in_features * weight.dtype.itemsize if bits is None else in_features // GROUP * _GROUP_BYTES[bits]
+    return num_rows * row
 
 
 def _of_bits(kernel: str, bits: int | None) -> str:

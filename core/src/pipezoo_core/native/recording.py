@@ -10,7 +10,7 @@ own, views cost nothing, and with any other one the module is run as it is, alwa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,34 +32,39 @@ _WIDTH = 16  # numbers per call: the kernel's address and its arguments
 _ALIGNMENT = 64
 
 aten = torch.ops.aten
-_FREE = {  # operations that compute nothing
+_VIEWS = {
     aten.alias.default,
     aten.detach.default,
-    aten.empty.memory_format,
-    aten.empty_like.default,
     aten.slice.Tensor,
     aten.split.Tensor,
     aten.split_with_sizes.default,
     aten.unsqueeze.default,
     aten.view.default,
 }
+_EMPTY = {aten.empty.memory_format, aten.empty_like.default}
 
 
 class Recording(TorchDispatchMode):
     """Notes what a module computes while it runs.
 
+    A tensor's memory may be used again for a later one, so that an address alone does not tell which one is meant:
+    each gets a number when it is made, and an address means the last one made there.
+
     Attributes:
         calls: each kernel's address and arguments.
-        tensors: all that were made; alive, so that no two share an address.
+        places: which arguments lie in tensors that were made: call, argument, the tensor's number, bytes into it.
+        sizes: of the tensors, in bytes.
         obstacle: an operation that has no kernel; None if the notes are complete.
     """
 
     def __init__(self, kernels: NativeKernels) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[list[int]] = []
-        self.tensors: list[Tensor] = []
+        self.places: list[tuple[int, int, int, int]] = []
+        self.sizes: list[int] = []
         self.obstacle: str | None = None
         self._kernels = kernels
+        self._made: dict[range, int] = {}
 
     def __enter__(self) -> Recording:
         self._kernels.recording = self
@@ -72,20 +77,37 @@ class Recording(TorchDispatchMode):
 
     def add(self, name: str, arguments: tuple[float, ...]) -> None:
         """Notes a kernel."""
-        numbers = [bits(a) if isinstance(a, float) else a for a in arguments]
-        self.calls.append([self._kernels.address(name), *numbers])
+        numbers = [self._kernels.address(name), *(bits(a) if isinstance(a, float) else a for a in arguments)]
+        found = ((argument, self.find(number)) for argument, number in enumerate(numbers))
+        self.places += [(len(self.calls), argument, *place) for argument, place in found if place is not None]
+        self.calls.append(numbers)
+
+    def find(self, address: int) -> tuple[int, int] | None:
+        """Returns the number of the tensor that an address is in, and how many bytes into it."""
+        made = ((number, address - span.start) for span, number in self._made.items() if address in span)
+        return next(made, None)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the operation and notes the kernel that does the same."""
         result = function(*args, **(kwargs or {}))
+        if function in _VIEWS:
+            return result
         if isinstance(result, Tensor):
-            self.tensors.append(result)
-        if function in _FREE:
+            self._make(result.untyped_storage())
+        if function in _EMPTY:
             return result
         note = _KERNELS.get(function)
         if note is None or kwargs or not note(self, result, *args):
             self.obstacle = str(function)
         return result
+
+    def _make(self, storage: torch.UntypedStorage) -> None:
+        made = range(storage.data_ptr(), storage.data_ptr() + storage.nbytes())
+        gone = [span for span in self._made if span.start < made.stop and made.start < span.stop]
+        for span in gone:
+            del self._made[span]
+        self._made[made] = len(self.sizes)
+        self.sizes.append(len(made))
 
 
 def _note_add(recording: Recording, result: Tensor, x: Tensor, y: Any) -> bool:
@@ -162,49 +184,43 @@ class RecordedModule:
 
 
 def _program(recording: Recording, output: Tensor, inputs: tuple[int, ...]) -> _Program:
-    """Moves the step's tensors into one piece of memory, where those that are not alive together share places."""
+    """Gives the step's tensors places in one piece of memory; those that are not alive together may share them."""
     calls = np.zeros((len(recording.calls), _WIDTH), dtype=np.int64)
-    for row, call in zip(calls, recording.calls, strict=True):
-        row[: len(call)] = call
-    storages = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in recording.tensors) if s.nbytes()}
-    lifetimes = {}
-    for address, size in storages.items():
-        users = np.nonzero(((calls >= address) & (calls < address + size)).any(axis=1))[0]
-        if len(users):
-            lifetimes[address] = (users[0], users[-1])
-    lifetimes[output.untyped_storage().data_ptr()] = (lifetimes[output.untyped_storage().data_ptr()][0], len(calls))
-    places = _arrange(lifetimes, storages)
-    end = max(places[address] + storages[address] for address in places)
+    for row, numbers in zip(calls, recording.calls, strict=True):
+        row[: len(numbers)] = numbers
+    found = recording.find(output.data_ptr())
+    assert found is not None, "the module returns what it was given"
+    lifetimes: dict[int, tuple[int, int]] = {}
+    for call, _, tensor, _ in [*recording.places, (len(calls), 0, *found)]:
+        lifetimes[tensor] = (lifetimes.get(tensor, (call, call))[0], call)
+    starts = _arrange(lifetimes, recording.sizes)
+    end = max(start + recording.sizes[tensor] for tensor, start in starts.items())
     arena = torch.empty(end + _ALIGNMENT, dtype=torch.uint8)
-    start = -arena.data_ptr() % _ALIGNMENT
-    moved = calls.copy()
-    for address, place in places.items():
-        inside = (calls >= address) & (calls < address + storages[address])
-        moved[inside] += arena.data_ptr() + start + place - address
-    at = start + places[output.untyped_storage().data_ptr()]
-    return _Program(
-        calls=moved,
-        inputs=tuple(np.nonzero((calls == address).ravel())[0] for address in inputs),
-        output=arena[at : at + output.nbytes].view(output.dtype).view(output.shape),
-    )
+    aligned = -arena.data_ptr() % _ALIGNMENT
+    places = tuple(np.nonzero((calls == address).ravel())[0] for address in inputs)
+    for call, argument, tensor, offset in recording.places:
+        calls[call, argument] = arena.data_ptr() + aligned + starts[tensor] + offset
+    at = aligned + starts[found[0]] + found[1]
+    return _Program(calls, places, arena[at : at + output.nbytes].view(output.dtype).view(output.shape))
 
 
-def _arrange(lifetimes: dict[int, tuple[int, int]], sizes: dict[int, int]) -> dict[int, int]:
+def _arrange(lifetimes: Mapping[int, tuple[int, int]], sizes: Sequence[int]) -> dict[int, int]:
     """Gives each tensor the first place that is free while it lives.
 
-    With sizes 64, 128 and 64, alive during calls 0 to 1, 1 to 2 and 2 to 3, the places are 0, 64 and 0.
+    With sizes 64, 128 and 64, alive during calls 0 to 1, 1 to 2 and 2 to 3, the first two begin at 0 and 64, and the
+    third at 0 again.
     """
-    places: dict[int, int] = {}
-    for address, (first, last) in sorted(lifetimes.items(), key=lambda item: item[1]):
+    starts: dict[int, int] = {}
+    for tensor, (first, last) in sorted(lifetimes.items(), key=lambda item: item[1]):
         neighbours = sorted(
-            (places[other], places[other] + sizes[other])
-            for other in places
+            (starts[other], starts[other] + sizes[other])
+            for other in starts
             if lifetimes[other][0] <= last and first <= lifetimes[other][1]
         )
-        place = 0
+        start = 0
         for begin, end in neighbours:
-            if begin - place >= sizes[address]:
+            if begin - start >= sizes[tensor]:
                 break
-            place = max(place, -(-end // _ALIGNMENT) * _ALIGNMENT)
-        places[address] = place
-    return places
+            start = max(start, -(-end // _ALIGNMENT) * _ALIGNMENT)
+        starts[tensor] = start
+    return starts
