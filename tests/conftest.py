@@ -1,9 +1,12 @@
 """A tiny llama with a tokenizer, as a GGUF file, as a folder, and as the transformers model both were made from."""
 
+import shutil
+
 import pytest
 import torch
 from gguf_files import TOKENS, write_llama_gguf
-from tiny_models import make_llama
+from tiny_models import TINY_LLAMA, make_llama, randomize
+from transformers import MistralConfig, MistralForCausalLM, MptConfig, MptForCausalLM
 
 from pipezoo import registry
 
@@ -29,14 +32,38 @@ def tiny_folder(tiny_reference, tiny_gguf, tmp_path_factory):
     return folder
 
 
+def make_mistral():
+    return randomize(
+        MistralForCausalLM(MistralConfig(**{**TINY_LLAMA, "vocab_size": len(TOKENS), "sliding_window": 12}))
+    )
+
+
+def make_mpt():
+    config = MptConfig(d_model=32, n_heads=4, n_layers=3, max_seq_len=256, vocab_size=len(TOKENS), use_cache=False)
+    return randomize(MptForCausalLM(config))
+
+
+@pytest.fixture(scope="session", params=["llama", "mistral", "mpt"])
+def of_each_plugin(request, tiny_reference, tiny_folder, tmp_path_factory):
+    """A tiny transformers model that the plugin serves, and its folder."""
+    if request.param == "llama":
+        return tiny_reference, tiny_folder
+    model = {"mistral": make_mistral, "mpt": make_mpt}[request.param]()
+    folder = tmp_path_factory.mktemp(request.param)
+    model.save_pretrained(folder)
+    for path in tiny_folder.glob("tokenizer*"):
+        shutil.copy(path, folder)
+    return model, folder
+
+
 @pytest.fixture
 def load_tiny(tiny_gguf):
     """Loads the tiny model with settings; afterwards every page of it must be free."""
     loaded = []
 
-    def load(**settings):
+    def load(model=tiny_gguf, **settings):
         values = {"dtype": "float32", "device": "cpu", "page_size": 8, "kv_cache_memory": "4MiB", **settings}
-        loaded.append(registry.load(tiny_gguf, **values))
+        loaded.append(registry.load(model, **values))
         return loaded[-1]
 
     yield load
@@ -45,9 +72,9 @@ def load_tiny(tiny_gguf):
 
 
 def assert_all_free(llm):
-    manager = llm.kv_managers[0]
-    manager.check_integrity()
-    assert manager.num_free_pages == manager.total_num_pages
+    for manager in llm.kv_managers:
+        manager.check_integrity()
+        assert manager.num_free_pages == manager.total_num_pages
     assert llm.scheduler.num_running == llm.scheduler.num_waiting == 0
 
 

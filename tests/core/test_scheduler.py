@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pipezoo_core.attention import AttentionSpec, PagedAttention
 from pipezoo_core.context import TextContext
@@ -13,9 +16,7 @@ from pipezoo_core.sampling_params import SamplingParams
 PAGE_SIZE = 4
 
 
-def make_scheduler(
-    num_pages=64, max_batch_size=4, max_batch_tokens=16, enable_prefix_caching=False, sliding_window=None
-):
+def make_manager(num_pages=64, enable_prefix_caching=False, sliding_window=None):
     params = KVCacheParams(
         dtype=torch.float32,
         num_layers=1,
@@ -27,8 +28,12 @@ def make_scheduler(
     )
     spec = AttentionSpec(num_heads=1, num_kv_heads=1, head_dim=2, scale=1.0, sliding_window=sliding_window)
     backend = PagedAttention(spec)
-    manager = PagedKVCacheManager(params, num_pages, backend, torch.device("cpu"))
-    return Scheduler(manager, max_batch_size=max_batch_size, max_batch_tokens=max_batch_tokens), manager
+    return PagedKVCacheManager(params, num_pages, backend, torch.device("cpu"))
+
+
+def make_scheduler(max_batch_size=4, max_batch_tokens=16, **settings):
+    manager = make_manager(**settings)
+    return Scheduler([manager], max_batch_size=max_batch_size, max_batch_tokens=max_batch_tokens), manager
 
 
 def make_context(request_id, prompt_length, max_new_tokens=4):
@@ -220,3 +225,82 @@ def test_with_a_window_everything_gets_done_however_few_pages_there_are(num_page
             break
     assert all(context.status.is_done for context in contexts)
     assert manager.num_free_pages == num_pages
+
+
+class ReplicasMachine(RuleBasedStateMachine):
+    """Random requests, steps and removals over several replicas: all that came and was not removed gets done."""
+
+    @initialize(
+        num_replicas=st.integers(1, 3),
+        num_pages=st.integers(3, 12),
+        sliding_window=st.sampled_from([None, 5]),
+        max_batch_size=st.integers(1, 4),
+        max_batch_tokens=st.integers(1, 16),
+    )
+    def start(self, num_replicas, num_pages, sliding_window, **settings):
+        self.managers = [make_manager(num_pages, True, sliding_window) for _ in range(num_replicas)]
+        self.scheduler = Scheduler(self.managers, **settings)
+        self.settings = settings
+        self.contexts, self.places = {}, {}
+        self.count = 0
+
+    @rule(begin=st.integers(0, 2), length=st.integers(1, 10), max_new_tokens=st.integers(1, 3))
+    def add(self, begin, length, max_new_tokens):
+        self.count += 1
+        context = make_context(str(self.count), length, max_new_tokens)
+        context.tokens[:] = [token + begin for token in context.tokens]
+        self.contexts[context.request_id] = context
+        self.scheduler.add(context)
+
+    @precondition(lambda self: self.contexts)
+    @rule(data=st.data())
+    def remove(self, data):
+        self.forget(data.draw(st.sampled_from(list(self.contexts))))
+
+    def forget(self, request_id):
+        self.scheduler.remove(request_id)
+        del self.contexts[request_id]
+
+    @rule()
+    def step(self):
+        first = next((c for c in self.contexts.values() if c.request_id not in self.places), None)
+        inputs = self.scheduler.schedule()
+        assert bool(inputs.batches) is bool(self.contexts)
+        if first is not None and not all(inputs.batches):  # another one computes its next page, or it is there
+            alike = [context for context in inputs.batch if context.tokens[:PAGE_SIZE] == first.tokens[:PAGE_SIZE]]
+            assert alike
+        for replica, (manager, batch) in enumerate(zip(self.managers, inputs.batches, strict=False)):
+            assert len(batch) <= self.settings["max_batch_size"]
+            assert sum(context.active_length for context in batch.values()) <= self.settings["max_batch_tokens"]
+            assert batch or manager.num_free_pages == manager.total_num_pages
+            if batch:
+                manager.fetch(list(batch.values()))
+            for context in batch.values():
+                assert self.places.setdefault(context.request_id, replica) == replica
+                assert manager.get_or_recommend_replica(context) == replica
+                context.advance(1 if context.samples else None)
+            manager.step(list(batch.values()))
+        for context in inputs.batch:
+            if context.status.is_done:
+                self.forget(context.request_id)
+
+    @invariant()
+    def each_has_pages_in_one_place(self):
+        for manager in getattr(self, "managers", ()):
+            manager.check_integrity()
+        for request_id in getattr(self, "contexts", ()):
+            owners = [number for number, manager in enumerate(self.managers) if manager.contains(request_id)]
+            assert owners in ([], [self.places.get(request_id)])
+
+    def teardown(self):
+        for _ in range(1000):
+            if not getattr(self, "contexts", None):
+                break
+            self.step()
+        for manager in getattr(self, "managers", ()):
+            assert manager.num_free_pages == manager.total_num_pages
+            assert not manager._upcoming
+
+
+ReplicasMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestReplicasMachine = ReplicasMachine.TestCase

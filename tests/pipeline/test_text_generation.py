@@ -69,8 +69,8 @@ def test_two_tasks_share_steps(load_tiny):
     llm = load_tiny()
     alone = [llm.generate(prompt, **GREEDY)[0].text for prompt in ("hello", "he")]
     sizes = []
-    execute = llm.execute
-    llm.execute = lambda inputs: (sizes.append(len(inputs.batch)), execute(inputs))[1]
+    execute = llm.model.execute
+    llm.model.execute = lambda inputs: (sizes.append(len(inputs.input_row_offsets) - 1), execute(inputs))[1]
 
     async def one(prompt):
         return "".join([output.text async for outputs in llm.generate_async(prompt, **GREEDY) for output in outputs])

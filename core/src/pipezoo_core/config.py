@@ -179,6 +179,8 @@ class PipelineConfig(Settings):
         attention: the attention backend.
         linear: how linear layers are computed.
         enforce_eager: run every step through Python, instead of recording small steps and replaying them.
+        data_parallel_degree: how many replicas of the model answer requests side by side. The other settings hold for
+            each of them.
         kv_cache: settings of the KV cache.
         lora: settings of LoRA adapters; None for a model without.
     """
@@ -194,5 +196,6 @@ class PipelineConfig(Settings):
     attention: AttentionName = AttentionName.auto
     linear: LinearName = LinearName.auto
     enforce_eager: bool = False
+    data_parallel_degree: int = Field(default=1, ge=1)
     kv_cache: KVCacheConfig = KVCacheConfig()
     lora: LoRAConfig | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,19 +30,21 @@ _CPU_SHARE = 0.25  # of what is left on a CPU, whose memory others use, too
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
-    """What the memory of a run is used for, in bytes.
+    """What the memory of a run is used for, in bytes; of each replica where there are several.
 
     Attributes:
+        num_replicas: of the model.
         weights: in the run's precision.
         activations: the most a step needs besides.
         lora: slots of adapters.
         kv_cache: all pages.
-        available: what was free on the device when the plan was made.
+        available: what was free on the device when the plan was made; where replicas share it, each one's part.
         num_cache_tokens: tokens that fit the pages.
         max_length: most tokens of one request.
         num_tokens_held: for how many of them it has pages at the same time.
     """
 
+    num_replicas: int = 1
     weights: int
     activations: int
     lora: int
@@ -68,8 +71,9 @@ class MemoryPlan:
             )
             if size or label != "adapters"
         )
+        replicas = f"{self.num_replicas} replicas of: " if self.num_replicas > 1 else ""
         return (
-            f"{sizes}; the cache holds {self.num_cache_tokens} tokens, "
+            f"{replicas}{sizes}; the cache holds {self.num_cache_tokens} tokens, "
             f"{self.concurrency:.1f} requests of {self.max_length}"
         )
 
@@ -105,11 +109,17 @@ def plan_memory(
     model: type[PipelineModel[Any]],
     pipeline_config: PipelineConfig,
     huggingface_config: PretrainedConfig,
-    device: torch.device,
+    devices: Sequence[torch.device],
 ) -> tuple[PipelineConfig, MemoryPlan]:
     """Fills in what the settings leave open: adapters' slots, the KV cache's size, and the longest request's length.
 
     Reads the headers of the weight files, of adapters too, never the weights.
+
+    Args:
+        model: the plugin's class.
+        pipeline_config: the settings.
+        huggingface_config: what the model is.
+        devices: of each replica. Those on the same one, on a CPU all of them, share its memory.
 
     Returns:
         The completed config, and the plan.
@@ -128,7 +138,8 @@ def plan_memory(
     weights = model.estimate_weights_size(pipeline_config)
     activations = model.estimate_activation_memory(pipeline_config, huggingface_config)
     lora = 0 if pipeline_config.lora is None else model.estimate_lora_memory(pipeline_config, huggingface_config)
-    available = available_memory(device)
+    available = min(available_memory(device) // devices.count(device) for device in devices)
+    device = devices[0]
     left = int(available * _USABLE) - weights - activations - lora
     share = left if device.type == "cuda" else int(left * _CPU_SHARE)
     params = model.get_kv_params(huggingface_config, 1, kv_config, dtype)  # type: ignore[attr-defined]
@@ -144,6 +155,7 @@ def plan_memory(
     if pipeline_config.max_length is None:
         max_length = max(1, min(max_length, longest))
     plan = MemoryPlan(
+        num_replicas=len(devices),
         weights=weights,
         activations=activations,
         lora=lora,
@@ -157,7 +169,7 @@ def plan_memory(
         raise InsufficientMemoryError(
             "the model does not fit the memory",
             found=plan,
-            cure="Take a smaller dtype, a smaller kv_cache_memory or max_length, or a larger machine.",
+            cure="Take a smaller dtype, kv_cache_memory, max_length or data_parallel_degree, or a larger machine.",
         )
     if longest < max_length or max_length < 2:
         raise InsufficientPagesError(

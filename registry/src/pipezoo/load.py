@@ -14,12 +14,14 @@ from huggingface_hub.errors import StrictDataclassError
 from pipezoo.hub import ModelSource, read_config
 from pipezoo_core.architecture import SupportedArchitecture
 from pipezoo_core.config import KVCacheConfig, LoRAConfig, PipelineConfig, ReturnLogits
+from pipezoo_core.context import TextContext
 from pipezoo_core.errors import (
     CorruptCheckpointError,
     InvalidSettingError,
     UnsupportedCheckpointError,
     UnsupportedModelError,
 )
+from pipezoo_core.interfaces import PipelineModel
 from pipezoo_core.memory import MemoryPlan, plan_memory, release_freed_memory
 from pipezoo_core.pipeline import TextGenerationPipeline
 from pipezoo_core.sampling_params import SamplingParams
@@ -34,7 +36,9 @@ __all__ = ["Checkpoint", "LoadPlan", "build_pipeline", "open_checkpoint", "plan_
 
 _KV_SETTINGS = {"page_size": "page_size", "kv_cache_memory": "memory", "enable_prefix_caching": "enable_prefix_caching"}
 _LORA_SETTINGS = ("lora_paths", "max_lora_rank", "max_num_loras")
-_SETTINGS = ("attention", "enforce_eager", "linear", "max_batch_size", "max_batch_tokens", "max_length")
+_SETTINGS = (
+    "attention", "data_parallel_degree", "enforce_eager", "linear", "max_batch_size", "max_batch_tokens", "max_length"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,7 @@ class LoadPlan:
         pipeline_config: how it runs, complete.
         memory: what the memory is used for.
         sampling_params: the defaults of its requests.
-        device: where it runs.
+        devices: where each replica runs.
         weights: the checkpoint, headers read.
         checkpoint: its files.
     """
@@ -87,7 +91,7 @@ class LoadPlan:
     pipeline_config: PipelineConfig
     memory: MemoryPlan
     sampling_params: SamplingParams
-    device: torch.device
+    devices: tuple[torch.device, ...]
     weights: Weights
     checkpoint: Checkpoint
 
@@ -116,24 +120,31 @@ def plan_load(
         encoding=encoding,
         **pipeline_settings,
     )
-    pipeline_config, memory = plan_memory(architecture.pipeline_model, requested, huggingface_config, torch_device)
+    devices = _replica_devices(torch_device, requested.data_parallel_degree)
+    pipeline_config, memory = plan_memory(architecture.pipeline_model, requested, huggingface_config, devices)
     return LoadPlan(
         architecture=architecture,
         huggingface_config=huggingface_config,
         pipeline_config=pipeline_config,
         memory=memory,
         sampling_params=SamplingParams.from_generation_config(_generation_config(checkpoint)),
-        device=torch_device,
+        devices=devices,
         weights=weights,
         checkpoint=checkpoint,
     )
 
 
 def build_pipeline(plan: LoadPlan) -> TextGenerationPipeline:
-    """Loads tokenizer and weights and allocates the KV cache."""
+    """Loads the tokenizer and, for each replica, the weights, and allocates its KV cache."""
     tokenizer = _tokenizer(plan)
-    session = InferenceSession([plan.device])
-    model = plan.architecture.pipeline_model(
+    models = [_build_model(plan, device) for device in plan.devices]
+    release_freed_memory()
+    return TextGenerationPipeline(plan.pipeline_config, models, tokenizer, plan.memory)
+
+
+def _build_model(plan: LoadPlan, device: torch.device) -> PipelineModel[TextContext]:
+    session = InferenceSession([device])
+    return plan.architecture.pipeline_model(
         pipeline_config=plan.pipeline_config,
         session=session,
         huggingface_config=plan.huggingface_config,
@@ -144,8 +155,6 @@ def build_pipeline(plan: LoadPlan) -> TextGenerationPipeline:
         adapter=plan.architecture.weight_adapters[plan.weights.format],
         return_logits=ReturnLogits.VARIABLE,
     )
-    release_freed_memory()
-    return TextGenerationPipeline(plan.pipeline_config, model, tokenizer, plan.memory)
 
 
 def _pipeline_settings(settings: dict[str, Any]) -> dict[str, Any]:
@@ -173,6 +182,20 @@ def _device(name: str) -> torch.device:
             "there is no such device", found=name, allowed="auto, cpu, or a GPU that torch sees, such as cuda:0"
         ) from error
     return device
+
+
+def _replica_devices(device: torch.device, degree: int) -> tuple[torch.device, ...]:
+    """Gives each replica a GPU of its own, from this one on; on a CPU they share it."""
+    if device.type == "cpu" or degree == 1:
+        return (device,) * degree
+    first = device.index or 0
+    if first + degree > torch.cuda.device_count():
+        raise InvalidSettingError(
+            "there are fewer GPUs than replicas",
+            found=f"{torch.cuda.device_count() - first} from {device} on",
+            cure=f"Set data_parallel_degree to at most that, instead of {degree}.",
+        )
+    return tuple(torch.device(device.type, index) for index in range(first, first + degree))
 
 
 def _open_weights(

@@ -46,8 +46,8 @@ def load(
         dtype: `"auto"`, or the precision to run in, such as `"float32"` or `"bfloat16"`.
         plugin: the distribution to take where several serve the type.
         **settings: of the pipeline: `max_length`, `max_batch_size`, `max_batch_tokens`, `attention`, `linear`,
-            `enforce_eager`, `page_size`, `kv_cache_memory`, `enable_prefix_caching`; and for a model that may use
-            adapters `lora_paths`, `max_num_loras`, `max_lora_rank`. See `pipezoo_core.config`.
+            `enforce_eager`, `page_size`, `kv_cache_memory`, `enable_prefix_caching`, `data_parallel_degree`; and for a
+            model that may use adapters `lora_paths`, `max_num_loras`, `max_lora_rank`. See `pipezoo_core.config`.
 
     Raises:
         PluginError: no plugin serves the model, several do, or the one that does is broken or refuses it.

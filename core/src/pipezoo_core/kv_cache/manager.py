@@ -77,6 +77,9 @@ class PagedKVCacheManager:
         total_num_pages: pages to allocate.
         planner: the attention backend, which states the layout of the pages.
         device: where the pages are.
+
+    Attributes:
+        replicas: the managers of all replicas of the model, in their order; only this one until somebody sets them.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class PagedKVCacheManager:
         self._claims: dict[RequestID, _Claim] = {}
         self._upcoming: Counter[bytes] = Counter()
         self._num_prompt = self._num_hits = self._num_evicted = 0
+        self.replicas: Sequence[PagedKVCacheManager] = [self]
 
     @property
     def total_num_pages(self) -> int:
@@ -128,9 +132,27 @@ class PagedKVCacheManager:
         return request_id in self._claims
 
     def get_or_recommend_replica(self, context: TextContext) -> int:
-        """Returns the replica that serves the request. There is one."""
-        del context
-        return 0
+        """Returns the number of the replica that serves the request, or else of the one that should.
+
+        That is the one whose prefix cache holds most of the request's tokens, then the one with the fewest requests. A
+        replica with more than twice the requests of another, and one, is passed over, however much it holds: else all
+        requests that begin alike would meet in one place.
+        """
+        for number, manager in enumerate(self.replicas):
+            if manager.contains(context.request_id):
+                return number
+        loads = [len(manager._claims) for manager in self.replicas]
+        limit = 2 * min(loads) + 1
+        candidates = [number for number, load in enumerate(loads) if load <= limit]
+        if len(candidates) == 1:
+            return candidates[0]
+        return max(candidates, key=lambda number: (self.replicas[number]._num_known_pages(context), -loads[number]))
+
+    def _num_known_pages(self, context: TextContext) -> int:
+        claim = _Claim(self._root_of(context))
+        if self._may_find_prefix(context):
+            self._find_prefix(claim, context.tokens)
+        return claim.num_committed
 
     def external_claim(self, context: TextContext) -> None:
         """Begins to keep pages for a request.
@@ -142,7 +164,7 @@ class PagedKVCacheManager:
         assert context.request_id not in self._claims, f"{context.request_id} is claimed twice"
         assert context.cache_length == 0, "a context is claimed before its first step"
         claim = self._claims[context.request_id] = _Claim(self._root_of(context))
-        if not self._shares(context) or context.wants_prompt_logits:
+        if not self._may_find_prefix(context):
             return
         self._find_prefix(claim, context.tokens)
         for page in claim.own_pages:
@@ -304,6 +326,9 @@ class PagedKVCacheManager:
     def _shares(self, context: TextContext) -> bool:
         limit = self.params.max_shareable_prompt
         return self.params.enable_prefix_caching and (limit is None or context.prompt_length <= limit)
+
+    def _may_find_prefix(self, context: TextContext) -> bool:
+        return self._shares(context) and not context.wants_prompt_logits
 
     def _root_of(self, context: TextContext) -> bytes:
         namespace = context.cache_namespace

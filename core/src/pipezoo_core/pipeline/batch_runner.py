@@ -18,7 +18,6 @@ from pipezoo_core.request import (
     GenerationStatus,
     LogProbabilities,
     RequestID,
-    TextGenerationInputs,
     TextGenerationOutput,
 )
 from pipezoo_core.structured_output import TokenMatcher
@@ -31,7 +30,7 @@ class BatchRunner:
     """Owns the text of running requests, as far as it is not certain yet. Knows nothing of queues and callers.
 
     Args:
-        model: with its KV cache.
+        model: one replica, with its KV cache.
         tokenizer: turns tokens into text.
     """
 
@@ -57,14 +56,13 @@ class BatchRunner:
         """Returns the text that was held back, because more tokens might have changed it."""
         return self._streams[request_id].finish() if request_id in self._streams else ""
 
-    def run(self, inputs: TextGenerationInputs) -> dict[RequestID, TextGenerationOutput]:
-        """Runs one batch; the contract is that of `TextGenerationPipeline.execute`."""
+    def run(self, batch: Sequence[TextContext], num_steps: int) -> dict[RequestID, TextGenerationOutput]:
+        """Runs one replica's batch; the contract is that of `TextGenerationPipeline.execute`."""
         pieces: dict[RequestID, list[TextGenerationOutput]] = {}
-        batch = inputs.batch
         model_inputs: ModelInputs | None = None
         next_tokens = torch.empty(0)
         self._claim(batch)
-        for remaining in range(inputs.num_steps, 0, -1):
+        for remaining in range(num_steps, 0, -1):
             kv_cache_inputs = self._manager.fetch(batch, remaining)
             if model_inputs is None:
                 model_inputs = self._model.prepare_initial_token_inputs(batch, kv_cache_inputs)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from pipezoo_core.context import TextContext
 from pipezoo_core.kv_cache import PagedKVCacheManager
@@ -10,6 +12,27 @@ from pipezoo_core.lora import LoRAManager, hold_adapter
 from pipezoo_core.request import RequestID, TextGenerationInputs
 
 __all__ = ["Scheduler"]
+
+
+@dataclass(slots=True)
+class _Replica:
+    """What one replica works on.
+
+    Attributes:
+        manager: gives its pages.
+        lora_manager: gives its adapters' slots; None where there are no adapters.
+        running: requests that have pages, oldest first.
+        preempted: requests that had pages, oldest first.
+        batch: the step's requests so far.
+        budget: the tokens that the step may still feed.
+    """
+
+    manager: PagedKVCacheManager
+    lora_manager: LoRAManager | None
+    running: OrderedDict[RequestID, TextContext] = field(default_factory=OrderedDict)
+    preempted: OrderedDict[RequestID, TextContext] = field(default_factory=OrderedDict)
+    batch: dict[RequestID, TextContext] = field(default_factory=dict)
+    budget: int = 0
 
 
 class Scheduler:
@@ -25,55 +48,63 @@ class Scheduler:
     A request whose adapter finds no slot waits like one that finds no pages, and those after it with it. A preempted
     request keeps its slot: it is the first to be let in again.
 
+    Replicas share the queue; each has its own pages, slots, budget and batch size. The first in the queue goes where
+    `PagedKVCacheManager.get_or_recommend_replica` says, or where there is no room, to the replica with the fewest
+    requests that has, and stays there. One that is preempted waits for its own replica, before the queue.
+
     Args:
-        manager: gives the pages.
-        lora_manager: gives the adapters' slots; None where there are no adapters.
-        max_batch_size: most requests that run at the same time.
-        max_batch_tokens: the budget.
+        managers: give the pages, one per replica; they are told of each other.
+        lora_managers: give the adapters' slots, one per replica; none where there are no adapters.
+        max_batch_size: most requests that run at the same time, per replica.
+        max_batch_tokens: the budget, per replica.
     """
 
     def __init__(
         self,
-        manager: PagedKVCacheManager,
-        lora_manager: LoRAManager | None = None,
+        managers: Sequence[PagedKVCacheManager],
+        lora_managers: Sequence[LoRAManager | None] = (),
         *,
         max_batch_size: int,
         max_batch_tokens: int,
     ) -> None:
-        self._manager = manager
-        self._lora_manager = lora_manager
         self._max_batch_size = max_batch_size
         self._max_batch_tokens = max_batch_tokens
         self._waiting: OrderedDict[RequestID, TextContext] = OrderedDict()
-        self._running: OrderedDict[RequestID, TextContext] = OrderedDict()
+        adapters = lora_managers or [None] * len(managers)
+        self._replicas = [_Replica(*both) for both in zip(managers, adapters, strict=True)]
+        for manager in managers:
+            manager.replicas = managers
         self.num_preemptions = 0
 
     @property
     def num_waiting(self) -> int:
         """Requests that have no pages yet, or none any more."""
-        return len(self._waiting)
+        return len(self._waiting) + sum(len(replica.preempted) for replica in self._replicas)
 
     @property
     def num_running(self) -> int:
         """Requests that have pages."""
-        return len(self._running)
+        return sum(len(replica.running) for replica in self._replicas)
 
     def add(self, context: TextContext) -> None:
         """Lets a request wait for its turn.
 
         Raises:
             InsufficientPagesError: it does not fit the KV cache even when it is alone there.
-            AdapterNotFoundError: it names an adapter that is not loaded.
+            AdapterNotFoundError: it names an adapter that is not loaded in every replica.
         """
-        context.check_fits(self._manager.max_num_tokens)
-        hold_adapter(self._lora_manager, context)
+        context.check_fits(min(replica.manager.max_num_tokens for replica in self._replicas))
+        for replica in self._replicas:
+            hold_adapter(replica.lora_manager, context)
         self._waiting[context.request_id] = context
 
     def remove(self, request_id: RequestID) -> None:
         """Forgets a request and gives its pages back. Does nothing for one that is not known."""
         self._waiting.pop(request_id, None)
-        if self._running.pop(request_id, None) is not None:
-            self._manager.release(request_id)
+        for replica in self._replicas:
+            replica.preempted.pop(request_id, None)
+            if replica.running.pop(request_id, None) is not None:
+                replica.manager.release(request_id)
 
     def schedule(self) -> TextGenerationInputs:
         """Chooses the next step's requests, sets their chunks and reserves their pages.
@@ -81,51 +112,83 @@ class Scheduler:
         Returns:
             An empty batch where nothing is left to do.
         """
-        batch: OrderedDict[RequestID, TextContext] = OrderedDict()
-        budget = self._max_batch_tokens
-        for decodes in (True, False):
-            for context in list(self._running.values()):
-                if budget and (context.num_pending == 1) is decodes and context.request_id in self._running:
-                    budget -= self._grow(context, budget, batch)
-        while budget and self._waiting and len(self._running) < self._max_batch_size:
-            context = next(iter(self._waiting.values()))
-            if not self._admit(context):
-                break
-            budget -= self._grow(context, budget, batch)
-        return TextGenerationInputs([dict(batch)] if batch else [])
+        for replica in self._replicas:
+            replica.batch, replica.budget = {}, self._max_batch_tokens
+            self._continue(replica)
+            while replica.preempted and self._has_room(replica) and self._admit(replica.preempted, [replica]):
+                pass
+        while self._waiting and self._admit(self._waiting, self._by_preference(next(iter(self._waiting.values())))):
+            pass
+        batches = [replica.batch for replica in self._replicas]
+        return TextGenerationInputs(batches if any(batches) else [])
 
-    def _admit(self, context: TextContext) -> bool:
-        if self._lora_manager is not None and not self._lora_manager.claim(context):
-            return False
-        self._manager.external_claim(context)
-        context.set_chunk(self._most(context))
-        if self._manager.awaits_prefix(context) or not self._manager.maybe_reserve(context):
-            self._manager.release(context.request_id)
+    def _continue(self, replica: _Replica) -> None:
+        for decodes in (True, False):
+            for context in list(replica.running.values()):
+                is_next = (context.num_pending == 1) is decodes and context.request_id in replica.running
+                if is_next and replica.budget:
+                    self._grow(context, replica)
+
+    def _has_room(self, replica: _Replica) -> bool:
+        return replica.budget > 0 and len(replica.running) < self._max_batch_size
+
+    def _by_preference(self, context: TextContext) -> list[_Replica]:
+        replicas = [replica for replica in self._replicas if self._has_room(replica) and not replica.preempted]
+        if len(replicas) > 1:
+            best = self._replicas[replicas[0].manager.get_or_recommend_replica(context)]
+            replicas.sort(key=lambda replica: (replica is not best, len(replica.running)))
+        return replicas
+
+    def _admit(self, queue: OrderedDict[RequestID, TextContext], replicas: Sequence[_Replica]) -> bool:
+        """Lets the first of a queue into the first of these replicas that has pages and a slot for it."""
+        context = next(iter(queue.values()))
+        for replica in replicas:
+            if not self._claim_adapter(context, replica):
+                continue
+            replica.manager.external_claim(context)
+            context.set_chunk(self._most(context, replica))
+            awaits_prefix = replica.manager.awaits_prefix(context)
+            if not awaits_prefix and replica.manager.maybe_reserve(context):
+                break
+            replica.manager.release(context.request_id)
             context.restart()
+            if awaits_prefix:  # soon to be had here: it is not computed elsewhere
+                return False
+        else:
             return False
-        del self._waiting[context.request_id]
-        self._running[context.request_id] = context
+        del queue[context.request_id]
+        for other in self._replicas:
+            if other is not replica and other.lora_manager is not None:
+                other.lora_manager.release(context.request_id)
+        replica.running[context.request_id] = context
+        self._grow(context, replica)
         return True
 
-    def _grow(self, context: TextContext, budget: int, batch: OrderedDict[RequestID, TextContext]) -> int:
+    def _claim_adapter(self, context: TextContext, replica: _Replica) -> bool:
+        if replica.lora_manager is None:
+            return True
+        hold_adapter(replica.lora_manager, context)  # each manager has its own name for what the adapter computed
+        return replica.lora_manager.claim(context)
+
+    def _grow(self, context: TextContext, replica: _Replica) -> None:
         """Puts a chunk of the request into the batch, at the cost of younger ones if need be."""
-        context.set_chunk(min(budget, self._most(context)))
-        while not self._manager.maybe_reserve(context):
-            youngest = next(reversed(self._running.values()))
-            self._preempt(youngest)
-            batch.pop(youngest.request_id, None)
+        context.set_chunk(min(replica.budget, self._most(context, replica)))
+        while not replica.manager.maybe_reserve(context):
+            youngest = next(reversed(replica.running.values()))
+            self._preempt(youngest, replica)
             if youngest is context:
-                return 0
-        batch[context.request_id] = context
-        return context.active_length
+                return
+        replica.batch[context.request_id] = context
+        replica.budget -= context.active_length
 
-    def _most(self, context: TextContext) -> int:
-        return min(context.num_pending, self._manager.room_for(context, self._max_batch_tokens))
+    def _most(self, context: TextContext, replica: _Replica) -> int:
+        return min(context.num_pending, replica.manager.room_for(context, self._max_batch_tokens))
 
-    def _preempt(self, context: TextContext) -> None:
-        self._manager.release(context.request_id)
+    def _preempt(self, context: TextContext, replica: _Replica) -> None:
+        replica.manager.release(context.request_id)
         context.restart()
-        del self._running[context.request_id]
-        self._waiting[context.request_id] = context
-        self._waiting.move_to_end(context.request_id, last=False)
+        del replica.running[context.request_id]
+        replica.batch.pop(context.request_id, None)
+        replica.preempted[context.request_id] = context
+        replica.preempted.move_to_end(context.request_id, last=False)
         self.num_preemptions += 1

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeAlias
 
 from pipezoo_core.config import PipelineConfig
 from pipezoo_core.context import TextContext
@@ -30,6 +32,8 @@ from pipezoo_core.tokenizer import TextTokenizer
 
 __all__ = ["TextGenerationPipeline"]
 
+_Outcome: TypeAlias = dict[RequestID, TextGenerationOutput] | BaseException
+
 
 @dataclass(slots=True)
 class _Request:
@@ -42,43 +46,53 @@ class _Request:
 
 
 class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
-    """Generates text with one model.
+    """Generates text with one model, or several replicas of it.
 
     Calls from several threads or tasks share the model's steps: whoever waits for an output runs the next step, for
     everybody's requests. `execute` is the step alone, for those who schedule themselves.
 
     Args:
         pipeline_config: how to run it.
-        model: with its KV cache.
+        models: the replicas, at least one, each with its own weights and KV cache.
         tokenizer: holds the pipeline's default sampling settings.
         memory_plan: what the memory is used for.
+
+    Attributes:
+        models: the replicas. An adapter that is loaded later is loaded into the `lora_manager` of each.
+        memory_plan: what the memory is used for.
+        scheduler: assigns requests to replicas, and chooses each step's.
     """
 
     def __init__(
         self,
         pipeline_config: PipelineConfig,
-        model: PipelineModel[TextContext],
+        models: Sequence[PipelineModel[TextContext]],
         tokenizer: TextTokenizer,
         memory_plan: MemoryPlan,
     ) -> None:
         self._pipeline_config = pipeline_config
         self._tokenizer = tokenizer
-        self.model = model
+        self.models = list(models)
         self.memory_plan = memory_plan
         self.scheduler = Scheduler(
-            model.kv_manager,
-            model.lora_manager,
+            self.kv_managers,
+            [model.lora_manager for model in models],
             max_batch_size=pipeline_config.max_batch_size,
             max_batch_tokens=pipeline_config.max_batch_tokens,
         )
-        self._runner = BatchRunner(model, tokenizer)
+        self._runners = [BatchRunner(model, tokenizer) for model in models]
         self._requests: dict[RequestID, _Request] = {}
         self._lock = threading.RLock()
 
     @property
+    def model(self) -> PipelineModel[TextContext]:
+        """The first replica; the others are in `models`."""
+        return self.models[0]
+
+    @property
     def kv_managers(self) -> list[PagedKVCacheManager]:
-        """The KV cache manager of the one replica."""
-        return [self.model.kv_manager]
+        """The KV cache managers, one per replica."""
+        return [model.kv_manager for model in self.models]
 
     @property
     def pipeline_config(self) -> PipelineConfig:
@@ -171,7 +185,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             request = self._requests.get(request_id)
             if request is not None and not request.is_done:
                 request.context.finish(GenerationStatus.CANCELLED)
-                rest = self._runner.remaining_text(request_id)
+                rest = "".join(runner.remaining_text(request_id) for runner in self._runners)  # one has any
                 self._deliver(
                     TextGenerationOutput(request_id=request_id, text=rest, final_status=GenerationStatus.CANCELLED)
                 )
@@ -183,25 +197,60 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         """
         with self._lock:
             self.scheduler.remove(request_id)
-            self._runner.release(request_id)
+            for runner in self._runners:
+                runner.release(request_id)
 
     def execute(self, inputs: TextGenerationInputs) -> dict[RequestID, TextGenerationOutput]:
-        """Runs one batch.
+        """Runs one batch per replica, all at the same time.
 
         Args:
-            inputs: contexts with their chunks set. One that is not claimed yet is, and feeds all its tokens.
+            inputs: contexts with their chunks set. One that is not claimed yet is, and feeds all its tokens. A request
+                stays with its replica until it is released.
 
         Returns:
             What each request produced; nothing for one whose prompt is not through yet. A request that failed, because
             it cannot follow its grammar or its logits are not finite, is `CANCELLED`, and `context.error` says why.
 
         Raises:
-            InsufficientPagesError: the pages do not suffice. Nothing was computed then.
+            InvalidRequestError: there are more batches than replicas.
+            InsufficientPagesError: the pages do not suffice. Nothing was computed then in this replica.
             AdapterNotFoundError: a context that is not claimed yet names an adapter that is not loaded.
-            AdapterSlotsError: there are fewer slots than adapters. Nothing was computed then.
+            AdapterSlotsError: there are fewer slots than adapters. Nothing was computed then in this replica.
         """
+        outputs: dict[RequestID, TextGenerationOutput] = {}
         with self._lock:
-            return self._runner.run(inputs)
+            for outcome in self._run_replicas(inputs):
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                outputs |= outcome
+        return outputs
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(max_workers=len(self.models) - 1, thread_name_prefix="pipezoo-replica")
+
+    def _run_replicas(self, inputs: TextGenerationInputs) -> list[_Outcome]:
+        """Runs all batches, one of them in this thread, and returns what came of each."""
+        if len(inputs.batches) > len(self.models):
+            raise InvalidRequestError(
+                "there are more batches than replicas", found=len(inputs.batches), allowed=len(self.models)
+            )
+
+        def run(replica: int) -> _Outcome:
+            try:
+                return self._runners[replica].run(list(inputs.batches[replica].values()), inputs.num_steps)
+            except BaseException as error:
+                return error
+
+        outcomes: list[_Outcome] = [{} for _ in inputs.batches]
+        busy = [replica for replica, batch in enumerate(inputs.batches) if batch]
+        futures = {replica: self._threads.submit(run, replica) for replica in busy[1:]}
+        for replica in busy[:1]:
+            outcomes[replica] = run(replica)
+        _join(futures.values())
+        for replica, future in futures.items():
+            outcomes[replica] = future.result()
+        return outcomes
 
     def _with_settings(
         self, requests: Sequence[TextGenerationRequest], lora: str | None, sampling: dict[str, Any]
@@ -222,7 +271,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             with self._lock:
                 for request in mine:
                     self._add(request)
-            while not all(request.is_done and not request.outputs for request in mine):
+            while any(not request.is_done or request.outputs or request.error for request in mine):
                 with self._lock:
                     if not any(request.outputs or request.error for request in mine):
                         self._step()
@@ -242,8 +291,8 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         request_id = request.context.request_id
         if request_id in self._requests:
             raise InvalidRequestError("a request with this id is running already", found=request_id)
-        self.scheduler.add(request.context)
         self._requests[request_id] = request
+        self.scheduler.add(request.context)
 
     def _forget(self, request: _Request) -> None:
         with self._lock:
@@ -260,16 +309,26 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
                 cure="Release what was given to `execute` directly.",
             )
         try:
-            for output in self.execute(inputs).values():
-                self._deliver(output)
-        except BaseException as error:  # whatever ends a step concerns all who wait for this batch
-            for context in inputs.batch:
-                request = self._requests[context.request_id]
-                request.error = error
-                request.is_done = True
-                self.release(context.request_id)
-            if not isinstance(error, Exception):
-                raise
+            outcomes = self._run_replicas(inputs)
+        except BaseException as error:
+            outcomes = [error] * len(inputs.batches)
+        for batch, outcome in zip(inputs.batches, outcomes, strict=True):
+            if isinstance(outcome, BaseException):
+                self._fail(batch, outcome)
+            else:
+                for output in outcome.values():
+                    self._deliver(output)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, Exception):
+                raise outcome
+
+    def _fail(self, batch: Iterable[RequestID], error: BaseException) -> None:
+        """Ends a replica's batch: whatever ends its step concerns all who wait for it, and nobody else."""
+        for request_id in batch:
+            request = self._requests[request_id]
+            request.error = error
+            request.is_done = True
+            self.release(request_id)
 
     def _deliver(self, output: TextGenerationOutput) -> None:
         request = self._requests[output.request_id]
@@ -278,3 +337,12 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             request.is_done = True
             request.error = request.context.error
             self.release(output.request_id)
+
+
+def _join(futures: Collection[Future[_Outcome]]) -> None:
+    """Waits until the replicas' threads are through, whatever comes in between: their pages are in use until then."""
+    try:
+        wait(futures)
+    except BaseException:
+        _join(futures)
+        raise

@@ -42,7 +42,7 @@ def tables(resolution: Resolution, plan: LoadPlan) -> Iterator[Table]:
     yield _table("sampling defaults", plan.sampling_params)
     memory = plan.memory
     yield _table(
-        "memory",
+        "memory" if memory.num_replicas == 1 else f"memory of each of {memory.num_replicas} replicas",
         [
             ("weights", _size(memory.weights)),
             ("activations", _size(memory.activations)),
