@@ -5,10 +5,14 @@ import shutil
 import pytest
 import torch
 from gguf_files import TOKENS, write_llama_gguf
+from hypothesis import settings
 from tiny_models import TINY_LLAMA, make_llama, randomize
 from transformers import MistralConfig, MistralForCausalLM, MptConfig, MptForCausalLM
 
 from pipezoo import registry
+
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

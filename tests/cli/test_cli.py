@@ -146,8 +146,9 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(tiny_folder):
 SLOW_CHAT = """
 import sys, time
 from pipezoo_core.pipeline import TextGenerationPipeline
-execute, stream = TextGenerationPipeline.execute, TextGenerationPipeline.stream
-TextGenerationPipeline.execute = lambda self, inputs: (time.sleep(0.2), execute(self, inputs))[1]
+from pipezoo_core.decoder import DecoderPipelineModel
+execute, stream = DecoderPipelineModel.execute, TextGenerationPipeline.stream
+DecoderPipelineModel.execute = lambda self, inputs: (time.sleep(0.2), execute(self, inputs))[1]
 TextGenerationPipeline.stream = lambda self, chat, **sampling: stream(self, chat, ignore_eos=True, **sampling)
 from pipezoo.cli.main import app
 app()

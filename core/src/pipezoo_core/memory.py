@@ -139,16 +139,15 @@ def plan_memory(
     activations = model.estimate_activation_memory(pipeline_config, huggingface_config)
     lora = 0 if pipeline_config.lora is None else model.estimate_lora_memory(pipeline_config, huggingface_config)
     available = min(available_memory(device) // devices.count(device) for device in devices)
-    device = devices[0]
     left = int(available * _USABLE) - weights - activations - lora
-    share = left if device.type == "cuda" else int(left * _CPU_SHARE)
+    share = left if devices[0].type == "cuda" else int(left * _CPU_SHARE)
     params = model.get_kv_params(huggingface_config, 1, kv_config, dtype)  # type: ignore[attr-defined]
     wanted = kv_config.memory
     if wanted is None:
         num_held = params.num_tokens_held(max_length, pipeline_config.max_batch_tokens)
         one_request = params.num_pages_for(num_held) * params.bytes_per_page
         wanted = model.estimate_kv_cache_size(  # type: ignore[attr-defined]
-            pipeline_config, min(left, max(share, one_request)), [device], huggingface_config, kv_config, dtype
+            pipeline_config, min(left, max(share, one_request)), devices[:1], huggingface_config, kv_config, dtype
         )
     num_pages = max(0, wanted // params.bytes_per_page)
     longest = params.max_tokens_in(num_pages)
