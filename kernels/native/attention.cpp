@@ -106,14 +106,15 @@ class ItemWork {
     void look_at_keys(const T* key_pages, const T* value_pages) {
         const std::int64_t page_size = step_.page_size, block = std::min<std::int64_t>(kBlock, page_size);
         for (std::int64_t key = item_.first_key; key < item_.end_key; key += block) {
-            const std::int64_t page = step_.page_table[item_.pages + key / page_size];
-            const std::int64_t at = (page * step_.num_kv_heads + head_) * page_size * dim_, slot = key % page_size;
+            const std::int64_t at = page_of(key), slot = key % page_size;
             const std::int64_t num_keys = std::min(block, item_.end_key - key);
+            const std::int64_t next = key + block < item_.end_key ? key + block : key;
+            const T* next_keys = key_pages + page_of(next) + next % page_size * kPerStep<T>;
             for (std::int64_t tile = 0; tile < tiles_; ++tile)
                 if (tile_sees(tile, key, num_keys))
                     with_rows(int(std::min<std::int64_t>(kTileRows, rows_ - tile * kTileRows)), [&](auto count) {
                         add_block<decltype(count)::value>(tile, key, num_keys, key_pages + at + slot * kPerStep<T>,
-                                                          value_pages + at + slot * dim_);
+                                                          value_pages + at + slot * dim_, next_keys);
                     });
         }
     }
@@ -138,6 +139,12 @@ class ItemWork {
     }
 
    private:
+    // Where the head's numbers begin in the page of a key.
+    std::int64_t page_of(std::int64_t key) const {
+        const std::int64_t page = step_.page_table[item_.pages + key / step_.page_size];
+        return (page * step_.num_kv_heads + head_) * step_.page_size * dim_;
+    }
+
     std::int64_t position(std::int64_t r) const { return item_.position + r / groups_; }
 
     std::int64_t first_seen(std::int64_t r) const {
@@ -150,9 +157,11 @@ class ItemWork {
         return position(last_row(tile)) >= key && first_seen(tile * kTileRows) < key + num_keys;
     }
 
-    // Adds the keys [key, key + num_keys) to what the rows of a tile have seen.
+    // Adds the keys [key, key + num_keys) to what the rows of a tile have seen. The first product fetches the values, the
+    // second the next block's keys.
     template <int MR>
-    void add_block(std::int64_t tile, std::int64_t key, std::int64_t num_keys, const T* keys, const T* values) {
+    void add_block(std::int64_t tile, std::int64_t key, std::int64_t num_keys, const T* keys, const T* values,
+                   const T* next_keys) {
         constexpr int ps = kPerStep<T>;
         const std::int64_t row = tile * kTileRows;
         alignas(64) float scores[MR][kBlock];
@@ -160,7 +169,8 @@ class ItemWork {
         const T* queries = space_.queries.get() + row * dim_;
         for (std::int64_t j = 0; j < num_keys; j += kPanel) {
             __m512 sum[MR][2] = {};
-            multiply<MR>(sum, queries, ps, kTileRows * ps, keys + j * ps, step_.page_size * ps, dim_ / ps);
+            multiply<MR>(sum, queries, ps, kTileRows * ps, keys + j * ps, step_.page_size * ps, dim_ / ps,
+                         values + j * dim_);
 #pragma GCC unroll 12
             for (int i = 0; i < MR; ++i) store(&scores[i][j], sum[i][0]), store(&scores[i][j + kLanes], sum[i][1]);
         }
@@ -196,7 +206,8 @@ class ItemWork {
                 sum[i][0] = _mm512_mul_ps(load(sums_of_values + i * dim_ + d), factor);
                 sum[i][1] = _mm512_mul_ps(load(sums_of_values + i * dim_ + d + kLanes), factor);
             }
-            multiply<MR>(sum, &weights[0][0], kBlock, ps, values + d * ps, dim_ * ps, (num_keys + ps - 1) / ps);
+            multiply<MR>(sum, &weights[0][0], kBlock, ps, values + d * ps, dim_ * ps, (num_keys + ps - 1) / ps,
+                         next_keys + d * kBlock);
 #pragma GCC unroll 12
             for (int i = 0; i < MR; ++i) {
                 store(sums_of_values + i * dim_ + d, sum[i][0]);

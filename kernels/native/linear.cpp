@@ -96,7 +96,9 @@ void linear(const T* x, const T* packed, const T* bias, T* y, std::int64_t rows,
 #pragma GCC unroll 12
                 for (int i = 0; i < MR; ++i) sum[i][0] = first, sum[i][1] = second;
                 const std::ptrdiff_t step_stride = one_row ? kPerStep<T> : kTileRows * kPerStep<T>;
-                multiply<MR>(sum, a, kPerStep<T>, step_stride, packed + panel * kPanel * in, kPanel * kPerStep<T>, steps);
+                const T* b = packed + panel * kPanel * in;
+                const std::ptrdiff_t b_stride = kPanel * kPerStep<T>;
+                multiply<MR>(sum, a, kPerStep<T>, step_stride, b, b_stride, steps, b + kAhead * b_stride);
 #pragma GCC unroll 12
                 for (int i = 0; i < MR; ++i)
                     write_product(y, tile.first_row + i, panel, out, gated, sum[i][0], sum[i][1]);

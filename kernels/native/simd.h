@@ -21,7 +21,8 @@ enum class bfloat16 : std::uint16_t {};
 constexpr int kLanes = 16;       // float32 numbers in a vector
 constexpr int kPanel = 32;       // columns that a tile of a product computes: two vectors
 constexpr int kTileRows = 12;    // rows that a tile computes at most: 12 x 2 accumulators stay in registers
-constexpr int kAhead = 64;        // steps of B to prefetch: reaches into the next 4 KiB, where the hardware does not
+constexpr int kStepBytes = 128;   // that a step reads of 32 columns
+constexpr int kAhead = 64;        // steps to prefetch: reaches into the next 4 KiB, where the hardware does not
 constexpr float kLowest = -1e30f; // below every score, and finite: lowest - lowest is 0, not NaN
 
 template <typename T>
@@ -111,15 +112,18 @@ PIPEZOO_INLINE __m512 step(__m512 accumulator, __m512 b, const bfloat16* a) {
 
 // accumulator[i][v] += sum over steps of A[i] x B[:, 16 v .. 16 v + 15], for MR rows and 32 columns.
 //
-// Row i of A at step s lies at a + i * row_stride + s * step_stride, B at b + s * b_stride; strides count numbers.
+// Row i of A at step s lies at a + i * row_stride + s * step_stride, B at b + s * b_stride; strides count numbers. Each
+// step also fetches `kStepBytes` of what is needed next, which begins at `ahead`.
 template <int MR, typename T>
 PIPEZOO_INLINE void multiply(__m512 (&accumulator)[MR][2], const T* a, std::ptrdiff_t row_stride,
-                             std::ptrdiff_t step_stride, const T* b, std::ptrdiff_t b_stride, std::int64_t steps) {
+                             std::ptrdiff_t step_stride, const T* b, std::ptrdiff_t b_stride, std::int64_t steps,
+                             const T* ahead) {
     constexpr int vector = kLanes * Number<T>::per_step;
-    for (std::int64_t s = 0; s < steps; ++s, a += step_stride, b += b_stride) {
+    static_assert(2 * vector * sizeof(T) == kStepBytes);
+    for (std::int64_t s = 0; s < steps; ++s, a += step_stride, b += b_stride, ahead += 2 * vector) {
         const __m512 b0 = _mm512_loadu_ps(b), b1 = _mm512_loadu_ps(b + vector);
-        _mm_prefetch(b + kAhead * b_stride, _MM_HINT_T0);
-        _mm_prefetch(b + kAhead * b_stride + vector, _MM_HINT_T0);
+        _mm_prefetch(ahead, _MM_HINT_T0);
+        _mm_prefetch(ahead + vector, _MM_HINT_T0);
 #pragma GCC unroll 12
         for (int i = 0; i < MR; ++i) {
             accumulator[i][0] = step(accumulator[i][0], b0, a + i * row_stride);
