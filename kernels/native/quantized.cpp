@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "tiles.h"
 
@@ -13,8 +14,20 @@ constexpr int kPerInt = 4;                // numbers of 8 bits in a lane of 32
 constexpr int kSteps = kGroup / kPerInt;  // per group
 constexpr int kRows = 6;                  // of a tile: integer and float sums of 6 x 32 stay in registers
 
+constexpr float kLevels = 255;            // of scales and minima of 4 bits
+
+constexpr std::int64_t kScaleBytes = kPanel * 2;  // of a group; with 4 bits minima included
+
 template <int bits>
-constexpr std::int64_t kGroupBytes = bits == 8 ? kPanel * 2 + kPanel * kGroup : kPanel * 4 + kPanel * kGroup / 2;
+constexpr std::int64_t kGroupBytes = kScaleBytes + kPanel * kGroup * bits / 8;
+
+template <int bits>
+constexpr std::int64_t kHeadBytes = bits == 4 ? 2 * kPanel * sizeof(float) : 0;
+
+template <int bits>
+std::int64_t panel_bytes(std::int64_t groups) {
+    return kHeadBytes<bits> + groups * kGroupBytes<bits>;
+}
 
 // Rows of x, rounded to 8 bits: what a tile's products read, group by group.
 struct Group {
@@ -52,6 +65,22 @@ PIPEZOO_INLINE __m512 load_halves(const std::uint8_t* from) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 }
 
+PIPEZOO_INLINE __m512 load_bytes(const std::uint8_t* from) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+}
+
+// Scales and minima of 16 columns of a panel, from `column` on.
+template <int bits>
+PIPEZOO_INLINE void load_scales(const float* head, const std::uint8_t* group, int column, __m512& scales,
+                                __m512& minima) {
+    if constexpr (bits == 8) {
+        scales = load_halves(group + column * 2), minima = _mm512_setzero_ps();
+    } else {
+        scales = _mm512_mul_ps(load_bytes(group + column), load(head + column));
+        minima = _mm512_mul_ps(load_bytes(group + kPanel + column), load(head + kPanel + column));
+    }
+}
+
 template <int bits>
 PIPEZOO_INLINE void load_step(const std::uint8_t* from, int step, __m512i& first, __m512i& second) {
     if constexpr (bits == 8) {
@@ -66,8 +95,9 @@ PIPEZOO_INLINE void load_step(const std::uint8_t* from, int step, __m512i& first
 
 template <int MR, int bits>
 PIPEZOO_INLINE void multiply_groups(__m512 (&sum)[MR][2], const Group* a, const std::uint8_t* b, std::int64_t groups) {
-    constexpr int scale_bytes = bits == 8 ? kPanel * 2 : kPanel * 4;
-    constexpr int kAhead = 32 / bits;  // groups to prefetch, about 4 KiB
+    const float* head = reinterpret_cast<const float*>(b);
+    b += kHeadBytes<bits>;
+    constexpr int kAhead = 64 / bits;  // groups to prefetch, about 8 KiB
     for (std::int64_t g = 0; g < groups; ++g, ++a, b += kGroupBytes<bits>) {
         for (int line = 0; line < kGroupBytes<bits>; line += 64)
             _mm_prefetch(b + kAhead * kGroupBytes<bits> + line, _MM_HINT_T0);
@@ -78,7 +108,7 @@ PIPEZOO_INLINE void multiply_groups(__m512 (&sum)[MR][2], const Group* a, const 
 #pragma GCC unroll 8
         for (int s = 0; s < kSteps; ++s) {
             __m512i first, second;
-            load_step<bits>(b + scale_bytes, s, first, second);
+            load_step<bits>(b + kScaleBytes, s, first, second);
 #pragma GCC unroll 6
             for (int i = 0; i < MR; ++i) {
                 std::int32_t four;
@@ -87,7 +117,9 @@ PIPEZOO_INLINE void multiply_groups(__m512 (&sum)[MR][2], const Group* a, const 
                 products[i][1] = _mm512_dpbusd_epi32(products[i][1], second, _mm512_set1_epi32(four));
             }
         }
-        const __m512 scale0 = load_halves(b), scale1 = load_halves(b + 32);
+        __m512 scale0, scale1, minimum0, minimum1;
+        load_scales<bits>(head, b, 0, scale0, minimum0);
+        load_scales<bits>(head, b, kLanes, scale1, minimum1);
 #pragma GCC unroll 6
         for (int i = 0; i < MR; ++i) {
             const __m512 scale = _mm512_set1_ps(a->scale[i]);
@@ -95,8 +127,8 @@ PIPEZOO_INLINE void multiply_groups(__m512 (&sum)[MR][2], const Group* a, const 
             sum[i][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[i][1]), _mm512_mul_ps(scale1, scale), sum[i][1]);
             if constexpr (bits == 4) {
                 const __m512 total = _mm512_set1_ps(a->total[i]);
-                sum[i][0] = _mm512_fmadd_ps(load_halves(b + 64), total, sum[i][0]);
-                sum[i][1] = _mm512_fmadd_ps(load_halves(b + 96), total, sum[i][1]);
+                sum[i][0] = _mm512_fmadd_ps(minimum0, total, sum[i][0]);
+                sum[i][1] = _mm512_fmadd_ps(minimum1, total, sum[i][1]);
             }
         }
     }
@@ -108,19 +140,89 @@ std::uint16_t to_half(float value) {
 
 float from_half(std::uint16_t half) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half))); }
 
-// Scale and minimum of one group, and its numbers as small integers: 8 bits with 128 added.
-template <int bits>
-void round_group(const float (&numbers)[kGroup], std::uint16_t& scale, std::uint16_t& minimum, std::uint8_t* rounded) {
-    const __m512 first = load(numbers), second = load(numbers + kLanes);
-    const float lowest = _mm512_reduce_min_ps(_mm512_min_ps(first, second));
-    const float highest = _mm512_reduce_max_ps(_mm512_max_ps(first, second));
-    minimum = bits == 8 ? 0 : to_half(lowest);
-    scale = to_half(bits == 8 ? std::max(-lowest, highest) / 127.0f : (highest - lowest) / 15.0f);
-    const float step = from_half(scale), start = from_half(minimum), inverse = step > 0 ? 1.0f / step : 0.0f;
-    const int least = bits == 8 ? -127 : 0, most = bits == 8 ? 127 : 15, added = bits == 8 ? 128 : 0;
-    for (int k = 0; k < kGroup; ++k) {
-        const int q = int(std::nearbyint((numbers[k] - start) * inverse));
-        rounded[k] = std::uint8_t(std::clamp(q, least, most) + added);
+// The scale of a group of 8 bits, and its numbers as small integers with 128 added.
+void round_group(const float* numbers, std::uint16_t& scale, std::uint8_t* rounded) {
+    const __m512 magnitude = _mm512_max_ps(_mm512_abs_ps(load(numbers)), _mm512_abs_ps(load(numbers + kLanes)));
+    scale = to_half(_mm512_reduce_max_ps(magnitude) / 127.0f);
+    const float step = from_half(scale), inverse = step > 0 ? 1.0f / step : 0.0f;
+    for (int k = 0; k < kGroup; ++k)
+        rounded[k] = std::uint8_t(std::clamp(int(std::nearbyint(numbers[k] * inverse)), -127, 127) + 128);
+}
+
+// Rounds numbers of one sign away from 0 to 8 bits of the greatest of them, which is `step` times 255; returns `step`.
+float in_levels(const float* numbers, std::int64_t groups, std::uint8_t* rounded) {
+    float greatest = 0;
+    for (std::int64_t g = 0; g < groups; ++g)
+        if (std::abs(numbers[g]) > std::abs(greatest)) greatest = numbers[g];
+    const float step = greatest / kLevels;
+    for (std::int64_t g = 0; g < groups; ++g)
+        rounded[g] = step != 0 ? std::uint8_t(std::min(std::ceil(numbers[g] / step), kLevels)) : 0;
+    return step;
+}
+
+// A column's groups of 4 bits: numbers, scales and minima as small integers, and the steps of the latter two.
+struct Column {
+    std::vector<float> numbers, lowest, widths;
+    std::vector<std::uint8_t> rounded, scales, minima;
+    float scale_step, minimum_step;
+
+    explicit Column(std::int64_t groups)
+        : numbers(groups * kGroup), lowest(groups), widths(groups), rounded(groups * kGroup), scales(groups),
+          minima(groups) {}
+
+    template <typename T>
+    void round(const T* from) {
+        const std::int64_t groups = std::int64_t(scales.size());
+        for (std::int64_t k = 0; k < groups * kGroup; k += kLanes) store(&numbers[k], load(from + k));
+        for (std::int64_t g = 0; g < groups; ++g) {
+            const __m512 both = _mm512_min_ps(load(&numbers[g * kGroup]), load(&numbers[g * kGroup + kLanes]));
+            lowest[g] = std::min(0.0f, _mm512_reduce_min_ps(both));
+        }
+        minimum_step = in_levels(lowest.data(), groups, minima.data());
+        for (std::int64_t g = 0; g < groups; ++g) {
+            const __m512 both = _mm512_max_ps(load(&numbers[g * kGroup]), load(&numbers[g * kGroup + kLanes]));
+            widths[g] = (_mm512_reduce_max_ps(both) - float(minima[g]) * minimum_step) / 15.0f;
+        }
+        scale_step = in_levels(widths.data(), groups, scales.data());
+        for (std::int64_t g = 0; g < groups; ++g) {
+            const float scale = float(scales[g]) * scale_step, start = float(minima[g]) * minimum_step;
+            const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
+            for (std::int64_t k = g * kGroup; k < (g + 1) * kGroup; ++k)
+                rounded[k] = std::uint8_t(std::clamp(int(std::nearbyint((numbers[k] - start) * inverse)), 0, 15));
+        }
+    }
+};
+
+template <typename T>
+void pack_panel_of_8(const T* weight, std::uint8_t* to, std::int64_t columns, std::int64_t groups) {
+    for (std::int64_t g = 0; g < groups; ++g, to += kGroupBytes<8>)
+        for (std::int64_t column = 0; column < columns; ++column) {
+            alignas(64) float numbers[kGroup];
+            const T* from = weight + (column * groups + g) * kGroup;
+            store(numbers, load(from)), store(numbers + kLanes, load(from + kLanes));
+            std::uint16_t scale;
+            std::uint8_t rounded[kGroup];
+            round_group(numbers, scale, rounded);
+            std::memcpy(to + column * 2, &scale, 2);
+            for (int k = 0; k < kGroup; k += kPerInt)
+                std::memcpy(to + kScaleBytes + (k / kPerInt * kPanel + column) * kPerInt, rounded + k, kPerInt);
+        }
+}
+
+template <typename T>
+void pack_panel_of_4(const T* weight, std::uint8_t* to, std::int64_t columns, std::int64_t groups) {
+    Column rounded(groups);
+    for (std::int64_t column = 0; column < columns; ++column) {
+        rounded.round(weight + column * groups * kGroup);
+        std::memcpy(to + column * sizeof(float), &rounded.scale_step, sizeof(float));
+        std::memcpy(to + (kPanel + column) * sizeof(float), &rounded.minimum_step, sizeof(float));
+        for (std::int64_t g = 0; g < groups; ++g) {
+            std::uint8_t* group = to + kHeadBytes<4> + g * kGroupBytes<4>;
+            group[column] = rounded.scales[g], group[kPanel + column] = rounded.minima[g];
+            for (int k = 0; k < kGroup; ++k)
+                group[kScaleBytes + (k / kPerInt * kLanes + column % kLanes) * kPerInt + k % kPerInt] |=
+                    std::uint8_t(rounded.rounded[g * kGroup + k] << (column < kLanes ? 0 : 4));
+        }
     }
 }
 
@@ -130,30 +232,16 @@ template <typename T, int bits>
 void pack_quantized(const T* weight, std::uint8_t* packed, std::int64_t out, std::int64_t in) {
     const std::int64_t panels = (out + kPanel - 1) / kPanel, groups = in / kGroup;
 #pragma omp parallel for
-    for (std::int64_t panel = 0; panel < panels; ++panel)
-        for (std::int64_t g = 0; g < groups; ++g) {
-            std::uint8_t* to = packed + (panel * groups + g) * kGroupBytes<bits>;
-            std::memset(to, 0, kGroupBytes<bits>);
-            for (int column = 0; column < kPanel && panel * kPanel + column < out; ++column) {
-                alignas(64) float numbers[kGroup];
-                const T* from = weight + (panel * kPanel + column) * in + g * kGroup;
-                store(numbers, load(from));
-                store(numbers + kLanes, load(from + kLanes));
-                std::uint16_t scale, minimum;
-                std::uint8_t rounded[kGroup];
-                round_group<bits>(numbers, scale, minimum, rounded);
-                std::memcpy(to + column * 2, &scale, 2);
-                if (bits == 4) std::memcpy(to + kPanel * 2 + column * 2, &minimum, 2);
-                for (int k = 0; k < kGroup; ++k) {
-                    const int step = k / kPerInt, place = k % kPerInt;
-                    if (bits == 8)
-                        to[kPanel * 2 + (step * kPanel + column) * kPerInt + place] = rounded[k];
-                    else
-                        to[kPanel * 4 + (step * kLanes + column % kLanes) * kPerInt + place] |=
-                            column < kLanes ? rounded[k] : std::uint8_t(rounded[k] << 4);
-                }
-            }
-        }
+    for (std::int64_t panel = 0; panel < panels; ++panel) {
+        std::uint8_t* to = packed + panel * panel_bytes<bits>(groups);
+        std::memset(to, 0, panel_bytes<bits>(groups));
+        const T* from = weight + panel * kPanel * in;
+        const std::int64_t columns = std::min<std::int64_t>(kPanel, out - panel * kPanel);
+        if constexpr (bits == 8)
+            pack_panel_of_8(from, to, columns, groups);
+        else
+            pack_panel_of_4(from, to, columns, groups);
+    }
 }
 
 template <typename T, int bits>
@@ -175,7 +263,7 @@ void linear_quantized(const T* x, const std::uint8_t* packed, const T* bias, T* 
 #pragma GCC unroll 6
                 for (int i = 0; i < MR; ++i) sum[i][0] = first, sum[i][1] = second;
                 multiply_groups<MR, bits>(sum, rounded + tile.index * groups,
-                                          packed + panel * groups * kGroupBytes<bits>, groups);
+                                          packed + panel * panel_bytes<bits>(groups), groups);
 #pragma GCC unroll 6
                 for (int i = 0; i < MR; ++i)
                     write_product(y, tile.first_row + i, panel, out, gated, sum[i][0], sum[i][1]);
@@ -186,23 +274,24 @@ void linear_quantized(const T* x, const std::uint8_t* packed, const T* bias, T* 
 template <typename T, int bits>
 void packed_rows_quantized(const std::int64_t* tokens, const std::uint8_t* packed, T* y, std::int64_t rows,
                            std::int64_t in) {
-    constexpr int scale_bytes = bits == 8 ? kPanel * 2 : kPanel * 4;
     const std::int64_t groups = in / kGroup;
 #pragma omp parallel for if (rows > 8)
     for (std::int64_t row = 0; row < rows; ++row)
         for (std::int64_t g = 0; g < groups; ++g) {
-            const int column = int(tokens[row] % kPanel);
-            const std::uint8_t* from = packed + (tokens[row] / kPanel * groups + g) * kGroupBytes<bits>;
-            alignas(64) float scales[kPanel], minima[kPanel] = {}, numbers[kGroup];
-            store(scales, load_halves(from)), store(scales + kLanes, load_halves(from + 32));
-            if (bits == 4) store(minima, load_halves(from + 64)), store(minima + kLanes, load_halves(from + 96));
+            const int column = int(tokens[row] % kPanel), half = column / kLanes * kLanes;
+            const std::uint8_t* panel = packed + tokens[row] / kPanel * panel_bytes<bits>(groups);
+            const std::uint8_t* from = panel + kHeadBytes<bits> + g * kGroupBytes<bits>;
+            __m512 some_scales, some_minima;
+            load_scales<bits>(reinterpret_cast<const float*>(panel), from, half, some_scales, some_minima);
+            alignas(64) float scales[kLanes], minima[kLanes], numbers[kGroup];
+            store(scales, some_scales), store(minima, some_minima);
             for (int k = 0; k < kGroup; ++k) {
                 alignas(64) std::uint8_t step[kPanel * kPerInt];
                 __m512i first, second;
-                load_step<bits>(from + scale_bytes, k / kPerInt, first, second);
+                load_step<bits>(from + kScaleBytes, k / kPerInt, first, second);
                 _mm512_store_si512(step, first), _mm512_store_si512(step + 64, second);
                 const int q = step[column * kPerInt + k % kPerInt] - (bits == 8 ? 128 : 0);
-                numbers[k] = scales[column] * float(q) + minima[column];
+                numbers[k] = scales[column - half] * float(q) + minima[column - half];
             }
             store(y + row * in + g * kGroup, load(numbers));
             store(y + row * in + g * kGroup + kLanes, load(numbers + kLanes));

@@ -1,12 +1,14 @@
 // y = x Wᵀ + b with W of 8 or 4 bits, in groups of 32 numbers along the inner dimension.
 //
-// A number of 8 bits is scale · q, q from -127 to 127; one of 4 bits is scale · q + minimum, q from 0 to 15. Scales and
-// minima are float16, one per group. Each row of x is rounded to 8 bits per group as well, and products within a group
-// are exact in integers (VPDPBUSD); what groups contribute is added in float32.
+// A number of 8 bits is scale · q, q from -127 to 127, the scale a float16 per group. One of 4 bits is
+// scale · q + minimum, q from 0 to 15; a group's scale and minimum are 8 bits, times the column's step of scales and of
+// minima, which are float32, the latter negative or 0. Each row of x is rounded to 8 bits per group as well, and
+// products within a group are exact in integers (VPDPBUSD); what groups contribute is added in float32.
 //
-// Packed: for each panel of 32 output columns and each group
-//     scales [32] float16, for 4 bits minima [32] float16, then 8 steps of 4 numbers per column:
-//     8 bits: [8, 32, 4] of q + 128; 4 bits: [8, 16, 4], columns 0 to 15 in the low halves, 16 to 31 in the high ones.
+// Packed: for each panel of 32 output columns, with 4 bits first the steps of scales [32] and of minima [32], and then
+// for each group
+//     8 bits: scales [32] float16, and 8 steps of 4 numbers per column: [8, 32, 4] of q + 128
+//     4 bits: scales [32], minima [32], and [8, 16, 4], columns 0 to 15 in the low halves, 16 to 31 in the high ones
 #pragma once
 
 #include <cstdint>

@@ -28,13 +28,30 @@ def random(*shape, seed=0):
 
 
 @pytest.mark.parametrize("bits", FORMATS)
-def test_the_formats_are_those_of_gguf(bits):
-    """As near to the weight as GGUF's own rounding, and exact on what GGUF has rounded."""
+def test_as_near_to_the_weight_as_gguf(bits):
     weight = random(40, 96)
     theirs = torch.from_numpy(gguf_dequantize(gguf_quantize(weight.numpy(), FORMATS[bits]), FORMATS[bits]))
     ours = dequantize(*quantize(weight, bits), torch.float32)
     assert (ours - weight).square().mean() <= 1.01 * (theirs - weight).square().mean()
-    torch.testing.assert_close(dequantize(*quantize(theirs, bits), torch.float32), theirs, atol=2e-3, rtol=0)
+
+
+def test_8_bits_are_what_gguf_has_rounded():
+    theirs = torch.from_numpy(gguf_dequantize(gguf_quantize(random(40, 96).numpy(), FORMATS[8]), FORMATS[8]))
+    torch.testing.assert_close(dequantize(*quantize(theirs, 8), torch.float32), theirs, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1, 1e4])
+def test_4_bits_cut_nothing_off(scale):
+    """Rows whose groups are of very different sizes, some above 0 and some below."""
+    sizes = torch.logspace(-3, 0, 8)[torch.arange(8 * GROUP) // GROUP] * scale
+    weight = (random(20, 8 * GROUP) + random(20, 1, seed=1)) * sizes
+    values, scales, minima = quantize(weight, 4)
+    error = (dequantize(values, scales, minima, torch.float32) - weight).unflatten(-1, (-1, GROUP)).abs()
+    assert (error <= 0.5001 * scales).all()
+    groups = weight.unflatten(-1, (-1, GROUP))
+    least = (groups.amax(-1, keepdim=True) - groups.amin(-1, keepdim=True).clamp(max=0)) / 15
+    coarser = (scales.amax(1, keepdim=True) + minima.amin(1, keepdim=True).abs() / 15) / 255
+    assert (scales <= least + 1.001 * coarser).all()
 
 
 @pytest.mark.parametrize("bits", FORMATS)

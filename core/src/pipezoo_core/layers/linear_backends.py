@@ -169,7 +169,7 @@ def _form_size(form: type[Product], weight: Tensor, bits: int | None) -> int:
     if form is NativeProduct:
         return packed_size(weight, bits)
     if form is QuantizedProduct:
-        return weight.numel() + weight.numel() // GROUP * 4  # scale and minimum in float16
+        return weight.numel() + weight.numel() // GROUP * 8  # scale and minimum in float32
     return weight.nbytes
 
 

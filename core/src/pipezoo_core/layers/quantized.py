@@ -1,8 +1,11 @@
 """Weights of 8 or 4 bits, in groups of 32 numbers along the inner dimension.
 
-A group of 8 bits holds `scale · q` with q from -127 to 127, one of 4 bits `scale · q + minimum` with q from 0 to 15,
-scale and minimum in float16: the formats that GGUF calls Q8_0 and Q4_1, rounded to nearest. Here they are plain torch,
-for any device, and the oracle of the kernels, which pack them in an order of their own.
+A group of 8 bits holds `scale · q` with q from -127 to 127 and the scale in float16: GGUF's Q8_0. One of 4 bits holds
+`scale · q + minimum` with q from 0 to 15. Scale and minimum are 8 bits, too, of the greatest scale and of the least
+minimum of their row, which are float32: as in GGUF's Q4_K, with 8 bits instead of 6 and rows instead of blocks of 256.
+They are rounded so that no number is cut off: minima down, scales up.
+
+Here they are plain torch, for any device, and the oracle of the kernels, which pack them in an order of their own.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from pipezoo_core.native import GROUP
 
 __all__ = ["GROUP", "QuantizedProduct", "dequantize", "quantize"]
 
-_RANGES = {8: (-127, 127), 4: (0, 15)}
+_LEVELS = 255  # of scales and minima of 4 bits
 
 
 def quantize(weight: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -27,23 +30,29 @@ def quantize(weight: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
         bits: 8 or 4.
 
     Returns:
-        int8 [out_features, groups, GROUP], and float16 [out_features, groups, 1] scales and minima.
+        int8 [out_features, groups, GROUP], and float32 [out_features, groups, 1] scales and minima.
     """
     groups = weight.float().unflatten(-1, (-1, GROUP))
-    low, high = _RANGES[bits]
     if bits == 8:
-        scale, minimum = (groups.abs().amax(-1, keepdim=True) / high).half(), torch.zeros_like(groups[..., :1]).half()
+        scale = (groups.abs().amax(-1, keepdim=True) / 127).half().float()
+        minimum = torch.zeros_like(scale)
     else:
-        lowest, highest = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-        scale, minimum = ((highest - lowest) / high).half(), lowest.half()
-    inverse = torch.where(scale > 0, 1 / scale.float(), 0)
-    values = ((groups - minimum.float()) * inverse).round().clamp(low, high)
-    return values.to(torch.int8), scale, minimum
+        minimum = _in_levels(groups.amin(-1, keepdim=True).clamp(max=0))
+        scale = _in_levels((groups.amax(-1, keepdim=True) - minimum) / 15)
+    inverse = torch.where(scale > 0, 1 / scale, 0)
+    values = ((groups - minimum) * inverse).round()
+    return values.clamp(-127 if bits == 8 else 0, 127 if bits == 8 else 15).to(torch.int8), scale, minimum
+
+
+def _in_levels(numbers: Tensor) -> Tensor:
+    """Rounds numbers of one sign, [out_features, groups, 1], away from 0 to 8 bits of the greatest in their row."""
+    level = numbers.abs().amax(1, keepdim=True).copysign(numbers.sum(1, keepdim=True)) / _LEVELS
+    return torch.where(level != 0, (numbers / level).ceil().clamp(max=_LEVELS), 0) * level
 
 
 def dequantize(values: Tensor, scale: Tensor, minimum: Tensor, dtype: torch.dtype) -> Tensor:
     """Returns the weight [out_features, in_features] that the integers stand for."""
-    return (values * scale.float() + minimum.float()).flatten(-2).to(dtype)
+    return (values * scale + minimum).flatten(-2).to(dtype)
 
 
 class QuantizedProduct(Product):

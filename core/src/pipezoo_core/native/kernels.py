@@ -23,7 +23,7 @@ GROUP = 32  # numbers of a quantized weight that share a scale
 GATE = 16  # columns of a gate, and then of what it lets through, in a gated weight
 
 _PANEL = 32  # output columns of a panel of packed weights
-_GROUP_BYTES = {8: GROUP + 2, 4: GROUP // 2 + 4}
+_GROUP_BYTES, _ROW_BYTES = {8: GROUP + 2, 4: GROUP // 2 + 2}, {8: 0, 4: 8}  # of a quantized weight
 
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _INSTRUCTIONS = ("avx512_f", "avx512_bw", "avx512_cd", "avx512_dq", "avx512_vl", "avx512_bf16", "avx512_vnni")
@@ -158,8 +158,9 @@ def packed_size(weight: Tensor, bits: int | None) -> int:
     """Returns the bytes of a weight, which may be on the meta device, when it is packed."""
     out_features, in_features = weight.shape
     num_rows = -(-out_features // _PANEL) * _PANEL
-    row = in_features * weight.dtype.itemsize if bits is None else in_features // GROUP * _GROUP_BYTES[bits]
-    return num_rows * row
+    if bits is None:
+        return num_rows * in_features * weight.dtype.itemsize
+    return num_rows * (_ROW_BYTES[bits] + in_features // GROUP * _GROUP_BYTES[bits])
 
 
 def _of_bits(kernel: str, bits: int | None) -> str:
