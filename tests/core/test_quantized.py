@@ -103,7 +103,7 @@ def test_a_row_that_is_not_finite_stays_so_and_alone(bits, value):
 @pytest.mark.parametrize("bits", FORMATS)
 def test_plain_product(bits):
     x, weight = random(3, 64, seed=1), random(48, 64)
-    product = QuantizedProduct(weight, None, bits)
+    product = QuantizedProduct(weight, None, bits, torch.float32)
     exact = dequantize(*quantize(weight, bits), torch.float32)
     torch.testing.assert_close(product(x), x @ exact.T)
     assert torch.equal(product.rows(torch.tensor([5, 0])), exact[[5, 0]])

@@ -9,6 +9,7 @@ from transformers import LlamaConfig
 
 from pipezoo_core.config import KVCacheConfig, PipelineConfig, ReturnLogits, SupportedEncoding
 from pipezoo_core.errors import CorruptCheckpointError, UnsupportedCheckpointError, UnsupportedModelError
+from pipezoo_core.layers.quantized import QuantizedProduct, dequantize
 from pipezoo_core.session import InferenceSession
 from pipezoo_core.weights import open_gguf
 from pipezoo_llama.config import config_from_gguf
@@ -22,17 +23,17 @@ def make(**changes):
     return make_llama(vocab_size=len(TOKENS), intermediate_size=64, **changes)
 
 
-def load(path):
+def load(path, encoding=SupportedEncoding.float32, **settings):
     file = open_gguf(path)
     config = PipelineConfig(
-        model_path=str(path), weight_paths=(path,), kv_cache=KVCacheConfig(page_size=8, memory=2**22)
+        model_path=str(path), weight_paths=(path,), kv_cache=KVCacheConfig(page_size=8, memory=2**22), **settings
     )
     session = InferenceSession([torch.device("cpu")])
     return LlamaPipelineModel(
         pipeline_config=config,
         session=session,
         huggingface_config=LlamaConfig.from_dict(config_from_gguf(file)),
-        encoding=SupportedEncoding.float32,
+        encoding=encoding,
         devices=session.devices,
         kv_cache_config=config.kv_cache,
         weights=file.weights,
@@ -75,6 +76,19 @@ def test_quantized_weights_equal_transformers_on_the_dequantized_ones(kind, tmp_
                 packed = gguf.quants.quantize(parameter.numpy(), quantization)
                 parameter.copy_(torch.from_numpy(gguf.quants.dequantize(packed, quantization).copy()))
     assert_equal_logits(reference, load(path))
+
+
+@pytest.mark.parametrize("linear", ["torch", "auto"])
+def test_int8_holds_the_numbers_of_a_q8_0_file(linear, tmp_path):
+    """Also those that bfloat16, the precision of the activations, would round."""
+    path = write_llama_gguf(tmp_path / "m.gguf", make(tie_word_embeddings=True), gguf.GGMLQuantizationType.Q8_0)
+    product = load(path, SupportedEncoding.int8, linear=linear).module.lm_head._product
+    numbers = open_gguf(path).weights["token_embd.weight"].load()
+    assert not torch.equal(numbers.bfloat16().float(), numbers)
+    rows = product.rows(torch.arange(len(numbers)))
+    torch.testing.assert_close(rows, numbers.bfloat16(), atol=0, rtol=0)
+    if isinstance(product, QuantizedProduct):
+        assert torch.equal(dequantize(*product._quantized, torch.float32), numbers)
 
 
 def test_linear_rope_scaling(tmp_path):

@@ -29,7 +29,7 @@ from pipezoo_core.interfaces import (
     upper_bounded_default,
 )
 from pipezoo_core.kv_cache import KVCacheInputs, KVCacheParams, PagedKVCacheManager
-from pipezoo_core.layers import use_linear_backend, weights_memory
+from pipezoo_core.layers import Linear, use_linear_backend, weights_memory
 from pipezoo_core.lora import LoRAManager, lora_memory
 from pipezoo_core.native import NativeKernels, RecordedModule
 from pipezoo_core.sampling_params import NUMBERS_SAMPLED_AT_ONCE
@@ -177,7 +177,10 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
     def _load_module(self) -> DecoderModule:
         with torch.device("meta"):
             module: nn.Module = self.module_class(self.config, self._backend)
-        load_module(module, self._adapt(self.weights), self.session.device, self.dtype, self._convert)
+        # What is quantized is read in full, so that the numbers of a Q8_0 file stay what they are in int8.
+        quantized = {layer.weight for layer in module.modules() if isinstance(layer, Linear)}
+        in_full = quantized if self.encoding.is_quantized else frozenset()
+        load_module(module, self._adapt(self.weights), self.session.device, self.dtype, self._convert, in_full)
         return module.eval()  # type: ignore[return-value]  # nn.Module.__call__ is typed as Any
 
     def _convert(self, part: nn.Module) -> None:

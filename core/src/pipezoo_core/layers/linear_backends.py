@@ -69,8 +69,8 @@ class NativeProduct(Product):
         self._gated = gated
         if gated:
             weight, bias = _by_turns(weight), None if bias is None else _by_turns(bias)
-        self._packed = kernels.pack(weight.detach(), bits)
-        self._bias = None if bias is None else bias.detach()
+        self._packed = kernels.pack(weight.detach() if bits else weight.detach().to(kernels.dtype), bits)
+        self._bias = None if bias is None else bias.detach().to(kernels.dtype)
         self._out_features, self._in_features = weight.shape
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def use_linear_backend(
                 layer.compute_with(OneDNNProduct(layer.weight, layer.bias))
             elif form is QuantizedProduct:
                 assert bits is not None
-                layer.compute_with(QuantizedProduct(layer.weight, layer.bias, bits))
+                layer.compute_with(QuantizedProduct(layer.weight, layer.bias, bits, kernels.dtype))
         elif name is LinearName.native and isinstance(layer, RMSNorm | GatedMLP | RotaryEmbedding):
             layer.compute_with(kernels)
 

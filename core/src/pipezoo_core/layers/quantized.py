@@ -62,12 +62,13 @@ class QuantizedProduct(Product):
         weight: [out_features, in_features], in_features a multiple of `GROUP`.
         bias: [out_features], or None.
         bits: 8 or 4.
+        dtype: of what it computes.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, bits: int) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, bits: int, dtype: torch.dtype) -> None:
         self._quantized = quantize(weight.detach(), bits)
-        self._dtype = weight.dtype
-        self._bias = None if bias is None else bias.detach()
+        self._dtype = dtype
+        self._bias = None if bias is None else bias.detach().to(dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Maps [..., in_features] to [..., out_features]."""

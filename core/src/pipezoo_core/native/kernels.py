@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,8 @@ GATE = 16  # columns of a gate, and then of what it lets through, in a gated wei
 
 _PANEL = 32  # output columns of a panel of packed weights
 _GROUP_BYTES, _ROW_BYTES = {8: GROUP + 2, 4: GROUP // 2 + 2}, {8: 0, 4: 8}  # of a quantized weight
+
+_PIECE, _LINE = 2**26, 64  # bytes of memory that weights share, and of a line of the caches
 
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _INSTRUCTIONS = ("avx512_f", "avx512_bw", "avx512_cd", "avx512_dq", "avx512_vl", "avx512_bf16", "avx512_vnni")
@@ -45,6 +48,7 @@ class NativeKernels:
         self.dtype = dtype
         self.obstacle = _obstacle(device, dtype)
         self.recording: Recording | None = None
+        self._piece, self._used = torch.empty(0, dtype=torch.uint8), 0
         self._suffix = "" if self.obstacle else f"_{_DTYPES[dtype]}"
         self._native: ModuleType | None = None if self.obstacle else importlib.import_module("pipezoo_kernels").native
 
@@ -52,12 +56,26 @@ class NativeKernels:
         """Returns a weight [out_features, in_features] in the order that `linear` reads.
 
         Args:
-            weight: in_features must be even, or a multiple of `GROUP` to be quantized.
+            weight: in_features must be even, or a multiple of `GROUP` to be quantized. In the model's dtype, or to be
+                quantized also in float32.
             bits: 8 or 4 to quantize, see `layers.quantized`; None to keep the numbers.
         """
-        packed = torch.empty(packed_size(weight, bits), dtype=torch.uint8)
-        self._run(_of_bits("pack", bits), weight.contiguous().data_ptr(), packed.data_ptr(), *weight.shape)
+        packed = self._allocate(packed_size(weight, bits))
+        pack = getattr(self._native, f"{_of_bits('pack', bits)}_{_DTYPES[weight.dtype]}")
+        pack(weight.contiguous().data_ptr(), packed.data_ptr(), *weight.shape)
         return packed
+
+    def _allocate(self, size: int) -> Tensor:
+        """Returns bytes of a piece of memory that is shared with other weights, large enough for pages of 2 MiB.
+
+        numpy asks the system for such pages, torch does not. Weights are read from end to end at every step: with
+        pages of 4 KiB that stops at each of them to look up the next one.
+        """
+        start = -(-self._used // _LINE) * _LINE
+        if start + size > len(self._piece):
+            self._piece, start = torch.from_numpy(np.empty(max(size, _PIECE), dtype=np.uint8)), 0
+        self._used = start + size
+        return self._piece[start : self._used]
 
     def linear(
         self,

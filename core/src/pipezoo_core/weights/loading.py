@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ def load_module(
     device: torch.device,
     dtype: torch.dtype,
     convert: Callable[[nn.Module], None] | None = None,
+    in_full: Set[nn.Parameter] = frozenset(),
 ) -> None:
     """Gives a module that was built on the meta device real parameters, filled from a checkpoint.
 
@@ -37,6 +39,7 @@ def load_module(
         device: where parameters and buffers will be.
         dtype: of the parameters.
         convert: called with each part when it is loaded.
+        in_full: parameters that `convert` gets in float32; what it leaves of them is in `dtype` then.
 
     Raises:
         CheckpointMismatchError: a name is missing or left over, or a shape differs. Nothing was read then.
@@ -46,11 +49,13 @@ def load_module(
     parts = sorted(_parts(module), key=lambda part: sum(p.numel() for p in part[1].parameters()), reverse=True)
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         for prefix, part in parts:
-            _materialize(part, device, dtype, real)
+            _materialize(part, device, dtype, real, in_full)
             slots = {name: slot for name, slot in _slots(part, prefix).items() if name in names}
             list(pool.map(lambda name, slots=slots: tensors[name].copy_to(slots[name]), slots))
             if convert is not None:
                 convert(part)
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def _check(slots: Mapping[str, Tensor], tensors: Mapping[str, LazyTensor]) -> set[str]:
@@ -76,7 +81,11 @@ def _parts(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]
 
 
 def _materialize(
-    part: nn.Module, device: torch.device, dtype: torch.dtype, real: WeakValueDictionary[int, nn.Parameter]
+    part: nn.Module,
+    device: torch.device,
+    dtype: torch.dtype,
+    real: WeakValueDictionary[int, nn.Parameter],
+    in_full: Set[nn.Parameter],
 ) -> None:
     """Gives a part empty parameters in place of those without memory, and moves its buffers.
 
@@ -85,6 +94,7 @@ def _materialize(
         device: of the parameters.
         dtype: of the parameters.
         real: the parameters made so far, by the identity of those that they stand for.
+        in_full: those that are float32 whatever the dtype.
     """
     for child in part.modules():
         for name, parameter in child._parameters.items():
@@ -92,12 +102,20 @@ def _materialize(
                 continue
             made = real.get(id(parameter))
             if made is None:
-                empty = torch.empty(parameter.shape, device=device, dtype=dtype)
+                empty = _empty(parameter.shape, device, torch.float32 if parameter in in_full else dtype)
                 made = real[id(parameter)] = nn.Parameter(empty, requires_grad=False)
             child._parameters[name] = made
         for name, buffer in child._buffers.items():
             if buffer is not None:
                 child._buffers[name] = buffer.to(device)
+
+
+def _empty(shape: torch.Size, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Returns memory for a parameter; on a CPU from numpy, which asks the system for pages of 2 MiB."""
+    if device.type != "cpu":
+        return torch.empty(shape, device=device, dtype=dtype)
+    num_bytes = shape.numel() * dtype.itemsize
+    return torch.from_numpy(np.empty(num_bytes, dtype=np.uint8)).view(dtype).view(shape)
 
 
 def _slots(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
