@@ -74,8 +74,8 @@ void pack(const T* weight, T* packed, std::int64_t out, std::int64_t in) {
 }
 
 template <typename T>
-void linear(const T* x, const T* packed, const T* bias, T* y, std::int64_t rows, std::int64_t in, std::int64_t out,
-            bool gated) {
+void linear(const T* x, const T* packed, const T* bias, void* y, std::int64_t rows, std::int64_t in, std::int64_t out,
+            Form form) {
     const std::int64_t panels = (out + kPanel - 1) / kPanel, steps = in / kPerStep<T>;
     const std::int64_t block_tiles = tiles_per_block(rows, kTileRows, in * sizeof(T));
     const bool one_row = rows == 1;  // as it lies, it is interleaved
@@ -101,7 +101,7 @@ void linear(const T* x, const T* packed, const T* bias, T* y, std::int64_t rows,
                 multiply<MR>(sum, a, kPerStep<T>, step_stride, b, b_stride, steps, b + kAhead * b_stride);
 #pragma GCC unroll 12
                 for (int i = 0; i < MR; ++i)
-                    write_product(y, tile.first_row + i, panel, out, gated, sum[i][0], sum[i][1]);
+                    write_product<T>(y, tile.first_row + i, panel, out, form, sum[i][0], sum[i][1]);
             });
         });
 }
@@ -118,7 +118,7 @@ void packed_rows(const std::int64_t* tokens, const T* packed, T* y, std::int64_t
 
 #define PIPEZOO_INSTANTIATE(T)                                                                                   \
     template void pack<T>(const T*, T*, std::int64_t, std::int64_t);                                             \
-    template void linear<T>(const T*, const T*, const T*, T*, std::int64_t, std::int64_t, std::int64_t, bool);   \
+    template void linear<T>(const T*, const T*, const T*, void*, std::int64_t, std::int64_t, std::int64_t, Form);   \
     template void packed_rows<T>(const std::int64_t*, const T*, T*, std::int64_t, std::int64_t);
 PIPEZOO_INSTANTIATE(float)
 PIPEZOO_INSTANTIATE(bfloat16)

@@ -11,13 +11,16 @@ namespace pipezoo {
 template <typename T>
 void pack(const T* weight, T* packed, std::int64_t out, std::int64_t in);
 
+// What is written: the product, gated, or wide, which is the product in float32 whatever T is.
+enum class Form : std::int64_t { plain, gated, wide };
+
 // x [rows, in] and y [rows, out], both contiguous; bias [out] or null. Sums are float32.
 //
 // Gated, y is silu(x Gᵀ) · (x Uᵀ) [rows, out / 2], and the rows of the weight (and of the bias) are 16 of G, 16 of U,
 // the next 16 of G, and so on.
 template <typename T>
-void linear(const T* x, const T* packed, const T* bias, T* y, std::int64_t rows, std::int64_t in, std::int64_t out,
-            bool gated);
+void linear(const T* x, const T* packed, const T* bias, void* y, std::int64_t rows, std::int64_t in, std::int64_t out,
+            Form form);
 
 // y[i] = row tokens[i] of a packed weight: a head that shares the embedding's weight serves both.
 template <typename T>

@@ -88,9 +88,9 @@ void pack(const void* weight, void* packed, std::int64_t out, std::int64_t in) {
 
 template <typename T>
 void linear(const void* x, const void* packed, const void* bias, void* y, std::int64_t rows, std::int64_t in,
-            std::int64_t out, std::int64_t gated) {
+            std::int64_t out, std::int64_t form) {
     pipezoo::linear(static_cast<const T*>(x), static_cast<const T*>(packed), static_cast<const T*>(bias),
-                    static_cast<T*>(y), rows, in, out, gated != 0);
+                    y, rows, in, out, pipezoo::Form(form));
 }
 
 template <typename T, int bits>
@@ -100,9 +100,9 @@ void pack_quantized(const void* weight, void* packed, std::int64_t out, std::int
 
 template <typename T, int bits>
 void linear_quantized(const void* x, const void* packed, const void* bias, void* y, std::int64_t rows, std::int64_t in,
-                      std::int64_t out, std::int64_t gated) {
+                      std::int64_t out, std::int64_t form) {
     pipezoo::linear_quantized<T, bits>(static_cast<const T*>(x), static_cast<const std::uint8_t*>(packed),
-                                       static_cast<const T*>(bias), static_cast<T*>(y), rows, in, out, gated != 0);
+                                       static_cast<const T*>(bias), y, rows, in, out, pipezoo::Form(form));
 }
 
 template <typename T>

@@ -245,8 +245,8 @@ void pack_quantized(const T* weight, std::uint8_t* packed, std::int64_t out, std
 }
 
 template <typename T, int bits>
-void linear_quantized(const T* x, const std::uint8_t* packed, const T* bias, T* y, std::int64_t rows, std::int64_t in,
-                      std::int64_t out, bool gated) {
+void linear_quantized(const T* x, const std::uint8_t* packed, const T* bias, void* y, std::int64_t rows, std::int64_t in,
+                      std::int64_t out, Form form) {
     const std::int64_t panels = (out + kPanel - 1) / kPanel, groups = in / kGroup;
     const std::int64_t block_tiles = tiles_per_block(rows, kRows, groups * sizeof(Group) / kRows);
     Group* rounded = scratch<Group>(block_tiles * groups);
@@ -266,7 +266,7 @@ void linear_quantized(const T* x, const std::uint8_t* packed, const T* bias, T* 
                                           packed + panel * panel_bytes<bits>(groups), groups);
 #pragma GCC unroll 6
                 for (int i = 0; i < MR; ++i)
-                    write_product(y, tile.first_row + i, panel, out, gated, sum[i][0], sum[i][1]);
+                    write_product<T>(y, tile.first_row + i, panel, out, form, sum[i][0], sum[i][1]);
             });
         });
 }
@@ -300,8 +300,8 @@ void packed_rows_quantized(const std::int64_t* tokens, const std::uint8_t* packe
 
 #define PIPEZOO_INSTANTIATE(T, bits)                                                                            \
     template void pack_quantized<T, bits>(const T*, std::uint8_t*, std::int64_t, std::int64_t);                 \
-    template void linear_quantized<T, bits>(const T*, const std::uint8_t*, const T*, T*, std::int64_t, std::int64_t, \
-                                            std::int64_t, bool);                                                 \
+    template void linear_quantized<T, bits>(const T*, const std::uint8_t*, const T*, void*, std::int64_t, std::int64_t, \
+                                            std::int64_t, Form);                                                 \
     template void packed_rows_quantized<T, bits>(const std::int64_t*, const std::uint8_t*, T*, std::int64_t,         \
                                                  std::int64_t);
 PIPEZOO_INSTANTIATE(float, 8)

@@ -13,7 +13,7 @@
 
 #include <cstdint>
 
-#include "simd.h"
+#include "linear.h"
 
 namespace pipezoo {
 
@@ -21,10 +21,10 @@ namespace pipezoo {
 template <typename T, int bits>
 void pack_quantized(const T* weight, std::uint8_t* packed, std::int64_t out, std::int64_t in);
 
-// x [rows, in] and y [rows, out], both contiguous; bias [out] or null; gated as in linear.h.
+// x [rows, in] and y [rows, out], both contiguous; bias [out] or null; forms as in linear.h.
 template <typename T, int bits>
-void linear_quantized(const T* x, const std::uint8_t* packed, const T* bias, T* y, std::int64_t rows, std::int64_t in,
-                      std::int64_t out, bool gated);
+void linear_quantized(const T* x, const std::uint8_t* packed, const T* bias, void* y, std::int64_t rows, std::int64_t in,
+                      std::int64_t out, Form form);
 
 // y[i] = row tokens[i] of a packed weight.
 template <typename T, int bits>

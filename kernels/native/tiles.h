@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "simd.h"
+#include "linear.h"
 
 namespace pipezoo {
 
@@ -72,15 +72,17 @@ PIPEZOO_INLINE void write_panel(T* to, __m512 first, __m512 second, std::int64_t
     }
 }
 
-// Writes the two vectors of a row's panel to y [rows, out]. Gated, the first is a gate and the second what it lets
-// through: 16 columns of y [rows, out / 2].
+// Writes the two vectors of a row's panel; gated, the first is a gate and the second what it lets through.
 template <typename T>
-PIPEZOO_INLINE void write_product(T* y, std::int64_t row, std::int64_t panel, std::int64_t out, bool gated, __m512 first,
-                                  __m512 second) {
-    if (gated)
-        store(y + row * (out / 2) + panel * kLanes, _mm512_mul_ps(silu(first), second));
+PIPEZOO_INLINE void write_product(void* to, std::int64_t row, std::int64_t panel, std::int64_t out, Form form,
+                                  __m512 first, __m512 second) {
+    const std::int64_t column = panel * kPanel;
+    if (form == Form::gated)
+        store(static_cast<T*>(to) + row * (out / 2) + column / 2, _mm512_mul_ps(silu(first), second));
+    else if (form == Form::wide)
+        write_panel(static_cast<float*>(to) + row * out + column, first, second, out - column);
     else
-        write_panel(y + row * out + panel * kPanel, first, second, out - panel * kPanel);
+        write_panel(static_cast<T*>(to) + row * out + column, first, second, out - column);
 }
 
 // Reads 32 numbers that belong to the columns of a panel; zeros where there is no vector, and beyond the edge.

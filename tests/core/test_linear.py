@@ -79,7 +79,7 @@ def test_equals_torch(backend, dtype, bias, rows):
     use(backend, fast, dtype)
     tokens = torch.arange(rows) % 7
     tolerance = {"atol": 1e-4, "rtol": 1e-4} if dtype is torch.float32 else {"atol": 1.0, "rtol": 0.03}
-    torch.testing.assert_close(fast(tokens), plain(tokens), **tolerance)
+    torch.testing.assert_close(fast(tokens).to(dtype), plain(tokens), **tolerance)
     left = list(dict(fast.named_parameters()))
     shared = ["embedding.weight"] if backend is LinearName.onednn else []  # its form of a weight has no rows to look up
     assert left == shared, "the plain weights are still there"

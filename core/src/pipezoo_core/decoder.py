@@ -395,7 +395,9 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
         assert isinstance(model_inputs, DecoderInputs)
         assert model_inputs.kv_cache_inputs is not None
         hidden_TH = self._hidden(model_inputs, model_inputs.kv_cache_inputs)
-        logits = self.module.compute_logits(hidden_TH[model_inputs.logit_rows]).float()
+        if len(model_inputs.logit_rows) < len(hidden_TH):
+            hidden_TH = hidden_TH[model_inputs.logit_rows]
+        logits = self.module.compute_logits(hidden_TH).float()
         last_rows = model_inputs.logit_offsets[1:] - 1
         return ModelOutputs(
             logits=logits,

@@ -41,7 +41,10 @@ class Embedding(nn.Module):
 
 
 class LMHead(Linear):
-    """The linear layer that computes logits, [..., in_features] to [..., vocab_size]. It may share a weight."""
+    """The linear layer that computes logits, [..., in_features] to [..., vocab_size]. It may share a weight.
+
+    A backend may return them in float32, whatever the dtype of the model.
+    """
 
     _shared: tuple[Embedding, ...] = ()  # in a tuple, so that it is no submodule
 

@@ -15,7 +15,7 @@ from pipezoo_core.layers.mlp import GatedMLP
 from pipezoo_core.layers.norm import RMSNorm
 from pipezoo_core.layers.quantized import GROUP, QuantizedProduct
 from pipezoo_core.layers.rotary import RotaryEmbedding
-from pipezoo_core.native import GATE, NativeKernels, packed_size
+from pipezoo_core.native import GATE, Form, NativeKernels, packed_size
 
 __all__ = ["NativeProduct", "OneDNNProduct", "use_linear_backend", "weights_memory"]
 
@@ -52,7 +52,7 @@ class NativeProduct(Product):
         weight: [out_features, in_features]. Copied. in_features is even, or a multiple of `GROUP` to be quantized.
         bias: [out_features], or None.
         bits: 8 or 4 to quantize the weight; None to keep its numbers.
-        gated: the weight is a gate's and, below it, that of what it lets through: `silu(x Gᵀ) · (x Uᵀ)` is computed.
+        form: of the result. Gated, the weight is a gate's and, below it, that of what it lets through.
     """
 
     def __init__(
@@ -61,13 +61,12 @@ class NativeProduct(Product):
         weight: Tensor,
         bias: Tensor | None,
         bits: Literal[8, 4] | None = None,
-        *,
-        gated: bool = False,
+        form: Form = Form.plain,
     ) -> None:
         self._kernels = kernels
         self._bits = bits
-        self._gated = gated
-        if gated:
+        self._form = form
+        if form is Form.gated:
             weight, bias = _by_turns(weight), None if bias is None else _by_turns(bias)
         self._packed = kernels.pack(weight.detach() if bits else weight.detach().to(kernels.dtype), bits)
         self._bias = None if bias is None else bias.detach().to(kernels.dtype)
@@ -75,7 +74,7 @@ class NativeProduct(Product):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Maps [..., in_features] to [..., out_features]."""
-        return self._kernels.linear(x, self._packed, self._bias, self._out_features, bits=self._bits, gated=self._gated)
+        return self._kernels.linear(x, self._packed, self._bias, self._out_features, bits=self._bits, form=self._form)
 
     def rows(self, indices: Tensor) -> Tensor:
         """Maps int64 [T] to these rows of W."""
@@ -106,7 +105,8 @@ def use_linear_backend(
         if isinstance(layer, Linear):
             bits, form = _bits(layer, encoding), _form(name, layer, encoding)
             if form is NativeProduct:
-                layer.compute_with(NativeProduct(kernels, layer.weight, layer.bias, bits))
+                form_of_result = Form.wide if isinstance(layer, LMHead) else Form.plain  # logits lose nothing
+                layer.compute_with(NativeProduct(kernels, layer.weight, layer.bias, bits, form_of_result))
             elif form is OneDNNProduct:
                 layer.compute_with(OneDNNProduct(layer.weight, layer.bias))
             elif form is QuantizedProduct:
@@ -179,7 +179,7 @@ def _fuse_gates(module: nn.Module, encoding: SupportedEncoding, kernels: NativeK
         size, in_features = merged.weight.shape
         if layer.activation_name == "silu" and size % (2 * GATE) == 0 and in_features % 2 == 0:
             bits = _bits(merged, encoding)
-            layer.gate_with(NativeProduct(kernels, merged.weight, merged.bias, bits, gated=True))
+            layer.gate_with(NativeProduct(kernels, merged.weight, merged.bias, bits, Form.gated))
 
 
 def _by_turns(rows: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ The backends that call them live beside the others, in `attention` and `layers`.
 
 from __future__ import annotations
 
+import enum
 import importlib
 import struct
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from pipezoo_core.native.recording import Recording
 
-__all__ = ["GATE", "GROUP", "NativeKernels", "bits", "packed_size"]
+__all__ = ["GATE", "GROUP", "Form", "NativeKernels", "bits", "packed_size"]
 
 GROUP = 32  # numbers of a quantized weight that share a scale
 GATE = 16  # columns of a gate, and then of what it lets through, in a gated weight
@@ -30,6 +31,20 @@ _PIECE, _LINE = 2**26, 64  # bytes of memory that weights share, and of a line o
 
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _INSTRUCTIONS = ("avx512_f", "avx512_bw", "avx512_cd", "avx512_dq", "avx512_vl", "avx512_bf16", "avx512_vnni")
+
+
+class Form(enum.IntEnum):
+    """What a linear layer's kernel writes.
+
+    Attributes:
+        plain: the product.
+        gated: `silu(x Gᵀ) · (x Uᵀ)`, where the rows of W are `GATE` of G, `GATE` of U, and so on.
+        wide: the product in float32, whatever the dtype of the model.
+    """
+
+    plain = 0
+    gated = 1
+    wide = 2
 
 
 class NativeKernels:
@@ -85,19 +100,16 @@ class NativeKernels:
         out_features: int,
         *,
         bits: int | None = None,
-        gated: bool = False,
+        form: Form = Form.plain,
     ) -> Tensor:
-        """Returns `x Wᵀ + b`: [..., in_features] to [..., out_features].
-
-        Gated, the rows of W are `GATE` of G, `GATE` of U, and so on, and the result is `silu(x Gᵀ) · (x Uᵀ)`,
-        [..., out_features / 2].
-        """
+        """Returns `x Wᵀ + b`: [..., in_features] to [..., out_features]; gated to [..., out_features / 2]."""
         x, in_features = x.contiguous(), x.shape[-1]
-        y = torch.empty((*x.shape[:-1], out_features // 2 if gated else out_features), dtype=x.dtype)
+        size = out_features // 2 if form is Form.gated else out_features
+        y = torch.empty((*x.shape[:-1], size), dtype=torch.float32 if form is Form.wide else x.dtype)
         bias_address = 0 if bias is None else bias.data_ptr()
         addresses = (x.data_ptr(), packed.data_ptr(), bias_address, y.data_ptr())
         rows = x.numel() // in_features
-        self._run(_of_bits("linear", bits), *addresses, rows, in_features, out_features, int(gated))
+        self._run(_of_bits("linear", bits), *addresses, rows, in_features, out_features, form)
         return y
 
     def packed_rows(self, indices: Tensor, packed: Tensor, size: int, bits: int | None) -> Tensor:

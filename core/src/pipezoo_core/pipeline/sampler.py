@@ -30,7 +30,7 @@ def sample(logits: Tensor, contexts: Sequence[TextContext], masks: TokenMasks | 
     """
     adjusted = _adjust(logits, contexts, masks)
     tokens = adjusted.argmax(-1)  # NaN counts as greatest
-    is_sound = adjusted.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).isfinite()
+    is_sound = adjusted.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).abs() < torch.inf
     drawn = [i for i, context in enumerate(contexts) if not context.sampling_params.is_greedy]
     at_once = max(1, NUMBERS_SAMPLED_AT_ONCE // logits.shape[-1])
     for first in range(0, len(drawn), at_once):
