@@ -84,8 +84,8 @@ class Recording(TorchDispatchMode):
 
     def find(self, address: int) -> tuple[int, int] | None:
         """Returns the number of the tensor that an address is in, and how many bytes into it."""
-        made = ((number, address - span.start) for span, number in self._made.items() if address in span)
-        return next(made, None)
+        made = self._made.items()
+        return next(((n, address - span.start) for span, n in made if span.start <= address < span.stop), None)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the operation and notes the kernel that does the same."""
