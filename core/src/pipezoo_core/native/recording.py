@@ -66,6 +66,11 @@ class Recording(TorchDispatchMode):
         self._kernels = kernels
         self._made: dict[range, int] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Torch would have its compiler keep away from us, and import it for that: a second, and 80 MB."""
+        return False
+
     def __enter__(self) -> Recording:
         self._kernels.recording = self
         super().__enter__()  # type: ignore[no-untyped-call]
