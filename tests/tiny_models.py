@@ -3,7 +3,7 @@
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pipezoo_core.config import KVCacheConfig, PipelineConfig, ReturnLogits, SupportedEncoding
+from pipezoo_core.config import KVCacheConfig, PipelineConfig, ReturnLogits
 from pipezoo_core.context import TextContext
 from pipezoo_core.lora import hold_adapter
 from pipezoo_core.sampling_params import SamplingParams
@@ -35,17 +35,20 @@ def make_llama(**changes):
     return randomize(LlamaForCausalLM(LlamaConfig(**{**TINY_LLAMA, **changes})))
 
 
-def load_model(model_class, folder, huggingface_config, adapter, *, return_logits=ReturnLogits.ALL, **settings):
-    """Loads pipezoo's model from a folder, in float32 on the CPU."""
+def load_model(
+    model_class, folder, huggingface_config, adapter, *, return_logits=ReturnLogits.ALL, group=None, **settings
+):
+    """Loads pipezoo's model from a folder, in float32 on the CPU; of a group's model this rank's part."""
     values = {"kv_cache": KVCacheConfig(page_size=8, memory=2**22), **settings}
     paths = find_safetensors(folder)
     config = PipelineConfig(model_path=str(folder), weight_paths=paths, **values)
-    session = InferenceSession([torch.device("cpu")])
+    encoding = config.encoding
+    session = InferenceSession([torch.device("cpu")] * (group.size if group else 1), group)
     return model_class(
         pipeline_config=config,
         session=session,
         huggingface_config=huggingface_config,
-        encoding=SupportedEncoding.float32,
+        encoding=encoding,
         devices=session.devices,
         kv_cache_config=config.kv_cache,
         weights=open_safetensors(paths),

@@ -135,6 +135,6 @@ def test_documents_name_files_that_exist():
 def test_python_in_the_readme_is_the_examples():
     """The README's Python blocks run: each is one of the examples, which the tests of SmolLM2 run."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    for block, name in zip(blocks, ["quickstart", "structured_output", "lora"], strict=True):
+    for block, name in zip(blocks, ["quickstart", "structured_output", "lora", "several_devices"], strict=True):
         body = (ROOT / f"examples/{name}.py").read_text().partition('"""\n\n')[2]
         assert ast.dump(ast.parse(block)) == ast.dump(ast.parse(body)), name

@@ -181,6 +181,7 @@ class PipelineConfig(Settings):
         enforce_eager: run every step through Python, instead of recording small steps and replaying them.
         data_parallel_degree: how many replicas of the model answer requests side by side. The other settings hold for
             each of them.
+        tensor_parallel_degree: how many devices compute each step together. The memory settings hold for each of them.
         kv_cache: settings of the KV cache.
         lora: settings of LoRA adapters; None for a model without.
     """
@@ -197,5 +198,6 @@ class PipelineConfig(Settings):
     linear: LinearName = LinearName.auto
     enforce_eager: bool = False
     data_parallel_degree: int = Field(default=1, ge=1)
+    tensor_parallel_degree: int = Field(default=1, ge=1)
     kv_cache: KVCacheConfig = KVCacheConfig()
     lora: LoRAConfig | None = None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import torch
@@ -20,19 +21,21 @@ from pipezoo_core.config import (
     SupportedEncoding,
 )
 from pipezoo_core.context import TextContext
+from pipezoo_core.distributed import DistributedGroup, TensorParallelGroup
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.interfaces import (
+    AlwaysSignalBuffersMixin,
     KVCacheMixin,
     ModelInputs,
     ModelOutputs,
     PipelineModel,
     upper_bounded_default,
 )
-from pipezoo_core.kv_cache import KVCacheInputs, KVCacheParams, PagedKVCacheManager
-from pipezoo_core.layers import Linear, use_linear_backend, weights_memory
+from pipezoo_core.kv_cache import KVCacheInputs, KVCacheParams, PagedKVCacheManager, RaggedBatch
+from pipezoo_core.layers import Heads, as_split, shard_module, use_linear_backend, weights_memory
 from pipezoo_core.lora import LoRAManager, lora_memory
 from pipezoo_core.native import NativeKernels, RecordedModule
-from pipezoo_core.sampling_params import NUM_ECHOED_AT_ONCE, NUMBERS_SAMPLED_AT_ONCE
+from pipezoo_core.sampling_params import NUMBERS_SAMPLED_AT_ONCE
 from pipezoo_core.session import InferenceSession
 from pipezoo_core.weights import LazyTensor, Weights, WeightsAdapter, load_module, torch_dtype
 
@@ -88,6 +91,11 @@ class DecoderConfig(abc.ABC):
     def attention(self) -> AttentionSpec:
         """What the attention layers compute."""
 
+    @property
+    def heads(self) -> Heads:
+        """The attention heads, as dimensions that devices can divide."""
+        return Heads(self.num_heads, self.num_kv_heads, self.head_dim)
+
 
 class DecoderModule(Protocol):
     """What `DecoderPipelineModel` needs of a plugin's module. Built as `Module(config, backend)`."""
@@ -127,7 +135,7 @@ class DecoderInputs(ModelInputs):
         self.kv_cache_inputs = kv_cache_inputs
 
 
-class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
+class DecoderPipelineModel(AlwaysSignalBuffersMixin, PipelineModel[TextContext], KVCacheMixin):
     """Implements all of `PipelineModel` over a plugin's config and module.
 
     A subclass sets two class attributes and nothing else:
@@ -135,6 +143,9 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
         class LlamaPipelineModel(DecoderPipelineModel):
             config_class = LlamaConfig
             module_class = LlamaForCausalLM
+
+    With several devices it is one of the ranks that compute a model together. Rank 0 is used as on a single device; it
+    decides everything and sends each step to the others, who `serve`. The module is the same on all, a part of it.
     """
 
     config_class: ClassVar[type[DecoderConfig]]
@@ -154,8 +165,10 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
     ) -> None:
         self.config = self.config_class.from_huggingface(huggingface_config)
         self._kernels = NativeKernels(session.device, torch_dtype(encoding))
+        self._group = session.group
+        spec = self.config.attention.part(self._group.rank, self._group.size)
         self._backend: AttentionBackend = select_backend(
-            pipeline_config.attention, self.config.attention, self._kernels, kv_cache_config.page_size
+            pipeline_config.attention, spec, self._kernels, kv_cache_config.page_size
         )
         super().__init__(
             pipeline_config,
@@ -171,16 +184,22 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
         self.module = self._load_module()
         self._lora_manager = self._load_lora_manager()
         self._forward: Callable[[Tensor, KVCacheInputs[Any]], Tensor] = self.module
-        if isinstance(self._backend, NativeAttention) and not pipeline_config.enforce_eager:
+        is_recordable = isinstance(self._backend, NativeAttention) and self._group.size == 1
+        if is_recordable and not pipeline_config.enforce_eager:
             self._forward = RecordedModule(self.module, self._kernels)
 
     def _load_module(self) -> DecoderModule:
         with torch.device("meta"):
             module: nn.Module = self.module_class(self.config, self._backend)
-        # What is quantized is read in full, so that the numbers of a Q8_0 file stay what they are in int8.
-        quantized = {layer.weight for layer in module.modules() if isinstance(layer, Linear)}
-        in_full = quantized if self.encoding.is_quantized else frozenset()
-        load_module(module, self._adapt(self.weights), self.session.device, self.dtype, self._convert, in_full)
+        load_module(
+            module,
+            self._adapt(self.weights),
+            self.session.device,
+            self.dtype,
+            self._convert,
+            in_full=self.encoding.is_quantized,  # so that the numbers of a Q8_0 file stay what they are in int8
+            group=self._group,
+        )
         return module.eval()  # type: ignore[return-value]  # nn.Module.__call__ is typed as Any
 
     def _convert(self, part: nn.Module) -> None:
@@ -236,13 +255,13 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
         *,
         model_id: str = "",
     ) -> KVCacheParams:
-        """Returns the shape of the cache."""
-        del n_devices  # one device holds all heads
+        """Returns the shape of the cache of one device, where devices differ of the one with most heads."""
         config = cls.config_class.from_huggingface(huggingface_config)
+        spec = config.attention.part(n_devices - 1, n_devices)  # the last one has what does not divide
         return KVCacheParams(
             dtype=cache_dtype,
             num_layers=config.num_layers,
-            num_kv_heads=config.num_kv_heads,
+            num_kv_heads=spec.num_kv_heads,
             head_dim=config.head_dim,
             page_size=kv_cache_config.page_size,
             enable_prefix_caching=kv_cache_config.enable_prefix_caching,
@@ -274,16 +293,17 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
         """Returns the bytes of a full step's layer, and of a full batch's logits and sampling.
 
         These come one after the other, but malloc keeps what it has in pieces that the next does not always fit: see
-        docs/decisions/memory-plan.md. Prompts that are echoed are fed so that their logits fit.
+        docs/decisions/memory-plan.md. Not in it are the logits of whole prompts, which `echo` asks for.
         """
         config = cls.config_class.from_huggingface(huggingface_config)
         kernels = NativeKernels(torch.device(pipeline_config.device), torch_dtype(pipeline_config.encoding))
-        backend = select_backend(
-            pipeline_config.attention, config.attention, kernels, pipeline_config.kv_cache.page_size
-        )
+        num_ranks = pipeline_config.tensor_parallel_degree
+        spec = config.attention.part(num_ranks - 1, num_ranks)
+        backend = select_backend(pipeline_config.attention, spec, kernels, pipeline_config.kv_cache.page_size)
         num_tokens, num_requests = pipeline_config.max_batch_tokens, pipeline_config.max_batch_size
-        hidden, inner, itemsize = config.hidden_size, config.intermediate_size, kernels.dtype.itemsize
-        queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        hidden, itemsize = config.hidden_size, kernels.dtype.itemsize
+        inner = max(as_split(config.intermediate_size).sizes(num_ranks))
+        queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         attention = 2 * (queries + keys) + hidden
         is_native = kernels.obstacle is None and pipeline_config.linear in (LinearName.auto, LinearName.native)
         feed_forward = 4 * inner
@@ -291,7 +311,7 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
             feed_forward = inner + hidden if pipeline_config.lora is None else 3 * inner
         width = 3 * hidden + max(attention, feed_forward)  # a layer's input, the sum with its first half, a norm
         needed = num_tokens * width * itemsize
-        needed += (num_requests + NUM_ECHOED_AT_ONCE) * config.vocab_size * _LOGIT_BYTES
+        needed += num_requests * config.vocab_size * _LOGIT_BYTES
         needed += max(NUMBERS_SAMPLED_AT_ONCE, config.vocab_size) * _SAMPLED_BYTES
         if not isinstance(backend, NativeAttention):
             length = cls.calculate_max_seq_len(pipeline_config, huggingface_config)
@@ -307,12 +327,18 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
 
     @classmethod
     def _outline(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> nn.Module:
-        """Returns the module in the run's precision, on the meta device: shapes without numbers."""
+        """Returns the module in the run's precision, on the meta device: shapes without numbers.
+
+        Of several ranks it is that of the last one, whose part is the largest.
+        """
         config, dtype = cls.config_class.from_huggingface(huggingface_config), torch_dtype(pipeline_config.encoding)
         kernels = NativeKernels(torch.device("meta"), dtype)
         backend = select_backend(AttentionName.reference, config.attention, kernels, pipeline_config.kv_cache.page_size)
         with torch.device("meta"):
             module: nn.Module = cls.module_class(config, backend)
+        num_ranks = pipeline_config.tensor_parallel_degree
+        if num_ranks > 1:
+            shard_module(module, TensorParallelGroup(num_ranks - 1, num_ranks))
         return module.to(dtype)
 
     @classmethod
@@ -337,6 +363,7 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
             num_pages = self.pipeline_config.max_batch_size * params.num_pages_for(num_held)
         else:
             num_pages = available_cache_memory // params.bytes_per_page
+        params = replace(params, num_kv_heads=self._backend.spec.num_kv_heads)
         return PagedKVCacheManager(params, num_pages, self._backend, session.device)
 
     def prepare_initial_token_inputs(
@@ -391,13 +418,19 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
 
     @torch.inference_mode()
     def execute(self, model_inputs: ModelInputs) -> ModelOutputs:
-        """Runs the module once and computes the wanted rows of logits, in float32."""
+        """Runs the module once and computes the wanted rows of logits, in float32.
+
+        Raises:
+            RankLostError: another device's process is gone; the model cannot be used any more.
+        """
         assert isinstance(model_inputs, DecoderInputs)
         assert model_inputs.kv_cache_inputs is not None
-        hidden_TH = self._hidden(model_inputs, model_inputs.kv_cache_inputs)
-        if len(model_inputs.logit_rows) < len(hidden_TH):
-            hidden_TH = hidden_TH[model_inputs.logit_rows]
-        logits = self.module.compute_logits(hidden_TH).float()
+        if isinstance(self._group, DistributedGroup):
+            with self._group.step():
+                self._group.send(_as_lists(model_inputs, model_inputs.kv_cache_inputs.batch))
+                logits = self._logits(model_inputs, model_inputs.kv_cache_inputs)
+        else:
+            logits = self._logits(model_inputs, model_inputs.kv_cache_inputs)
         last_rows = model_inputs.logit_offsets[1:] - 1
         return ModelOutputs(
             logits=logits,
@@ -405,8 +438,38 @@ class DecoderPipelineModel(PipelineModel[TextContext], KVCacheMixin):
             logit_offsets=model_inputs.logit_offsets,
         )
 
+    @torch.inference_mode()
+    def serve(self) -> None:
+        """Computes this rank's part of rank 0's steps, until that is done.
+
+        Raises:
+            RankLostError: another rank is gone.
+        """
+        assert isinstance(self._group, DistributedGroup)
+        while lists := self._group.receive():
+            tokens, logit_rows, active_lengths, cache_lengths, prompt_lengths, *pages = lists
+            kv = self.kv_manager.inputs_of(RaggedBatch(active_lengths, cache_lengths, prompt_lengths, pages))
+            tokens_T = torch.tensor(tokens, device=self.session.device)
+            hidden_TH = self._forward(tokens_T, kv)
+            self.module.compute_logits(hidden_TH[torch.tensor(logit_rows, device=self.session.device)])
+
+    @cached_property
+    def _signal_buffers(self) -> list[Tensor]:
+        return self._group.signal_buffers or super()._signal_buffers
+
+    def _logits(self, inputs: DecoderInputs, kv: KVCacheInputs[Any]) -> Tensor:
+        hidden_TH = self._hidden(inputs, kv)
+        if len(inputs.logit_rows) < len(hidden_TH):
+            hidden_TH = hidden_TH[inputs.logit_rows]
+        return self.module.compute_logits(hidden_TH).float()
+
     def _hidden(self, inputs: DecoderInputs, kv: KVCacheInputs[Any]) -> Tensor:
         if self.lora_manager is None or inputs.lora_ids is None or inputs.lora_ranks is None:
             return self._forward(inputs.tokens, kv)
         with self.lora_manager.applied(inputs.lora_ids, inputs.lora_ranks, inputs.input_row_offsets):
             return self.module(inputs.tokens, kv)  # never replayed: a recording knows nothing of adapters
+
+
+def _as_lists(inputs: DecoderInputs, batch: RaggedBatch) -> list[list[int]]:
+    lengths = (batch.active_lengths, batch.cache_lengths, batch.prompt_lengths)
+    return [inputs.tokens.tolist(), inputs.logit_rows.tolist(), *lengths, *batch.pages]

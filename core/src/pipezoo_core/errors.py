@@ -6,7 +6,9 @@ built-in exception that fits best, so that code which knows nothing of pipezoo c
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 __all__ = [
     "AdapterInUseError",
@@ -35,6 +37,7 @@ __all__ = [
     "PluginError",
     "PluginNotFoundError",
     "PromptTooLongError",
+    "RankLostError",
     "UnsafeCheckpointError",
     "UnsupportedAdapterError",
     "UnsupportedAttentionError",
@@ -68,6 +71,10 @@ class PipezooError(Exception):
         ]
         message = what + (f" ({'; '.join(details)})" if details else "")
         super().__init__(f"{message}. {cure}" if cure else message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Lets an error travel between the processes of a model as it is, whatever its constructor takes."""
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]
 
 
 def _listed(value: object) -> str:
@@ -227,6 +234,10 @@ class InsufficientPagesError(PipezooError, MemoryError):
 
 class NonFiniteLogitsError(PipezooError, ArithmeticError):
     """The model computed NaN or infinity for a request, so that no next token can be chosen; the others go on."""
+
+
+class RankLostError(PipezooError, RuntimeError):
+    """One of the processes that compute a model together is gone; its pipeline cannot go on."""
 
 
 class CacheIntegrityError(PipezooError, AssertionError):

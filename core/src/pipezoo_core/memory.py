@@ -30,21 +30,23 @@ _CPU_SHARE = 0.25  # of what is left on a CPU, whose memory others use, too
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
-    """What the memory of a run is used for, in bytes; of each replica where there are several.
+    """What the memory of a run is used for, in bytes; of each replica and each device where there are several.
 
     Attributes:
         num_replicas: of the model.
+        num_ranks: devices that compute a replica together.
         weights: in the run's precision.
         activations: the most a step needs besides.
         lora: slots of adapters.
         kv_cache: all pages.
-        available: what was free on the device when the plan was made; where replicas share it, each one's part.
+        available: what was free on the device when the plan was made; of a device that several share, one's part.
         num_cache_tokens: tokens that fit the pages.
         max_length: most tokens of one request.
         num_tokens_held: for how many of them it has pages at the same time.
     """
 
     num_replicas: int = 1
+    num_ranks: int = 1
     weights: int
     activations: int
     lora: int
@@ -72,6 +74,8 @@ class MemoryPlan:
             if size or label != "adapters"
         )
         replicas = f"{self.num_replicas} replicas of: " if self.num_replicas > 1 else ""
+        if self.num_ranks > 1:
+            replicas += f"on each of {self.num_ranks} devices: "
         return (
             f"{replicas}{sizes}; the cache holds {self.num_cache_tokens} tokens, "
             f"{self.concurrency:.1f} requests of {self.max_length}"
@@ -119,7 +123,8 @@ def plan_memory(
         model: the plugin's class.
         pipeline_config: the settings.
         huggingface_config: what the model is.
-        devices: of each replica. Those on the same one, on a CPU all of them, share its memory.
+        devices: of each replica or, where several devices compute one together, those of this host. Those on the same
+            one, on a CPU all of them, share its memory.
 
     Returns:
         The completed config, and the plan.
@@ -141,20 +146,23 @@ def plan_memory(
     available = min(available_memory(device) // devices.count(device) for device in devices)
     left = int(available * _USABLE) - weights - activations - lora
     share = left if devices[0].type == "cuda" else int(left * _CPU_SHARE)
-    params = model.get_kv_params(huggingface_config, 1, kv_config, dtype)  # type: ignore[attr-defined]
+    num_ranks = pipeline_config.tensor_parallel_degree
+    params = model.get_kv_params(huggingface_config, num_ranks, kv_config, dtype)  # type: ignore[attr-defined]
     wanted = kv_config.memory
     if wanted is None:
         num_held = params.num_tokens_held(max_length, pipeline_config.max_batch_tokens)
         one_request = params.num_pages_for(num_held) * params.bytes_per_page
         wanted = model.estimate_kv_cache_size(  # type: ignore[attr-defined]
-            pipeline_config, min(left, max(share, one_request)), devices[:1], huggingface_config, kv_config, dtype
+            *(pipeline_config, min(left, max(share, one_request)), [devices[0]] * num_ranks),
+            *(huggingface_config, kv_config, dtype),
         )
     num_pages = max(0, wanted // params.bytes_per_page)
     longest = params.max_tokens_in(num_pages)
     if pipeline_config.max_length is None:
         max_length = max(1, min(max_length, longest))
     plan = MemoryPlan(
-        num_replicas=len(devices),
+        num_replicas=pipeline_config.data_parallel_degree,
+        num_ranks=num_ranks,
         weights=weights,
         activations=activations,
         lora=lora,

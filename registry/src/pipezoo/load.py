@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ from pipezoo.hub import ModelSource, read_config
 from pipezoo_core.architecture import SupportedArchitecture
 from pipezoo_core.config import KVCacheConfig, LoRAConfig, PipelineConfig, ReturnLogits
 from pipezoo_core.context import TextContext
+from pipezoo_core.decoder import DecoderPipelineModel
+from pipezoo_core.distributed import TensorParallelGroup, ranks_here
 from pipezoo_core.errors import (
     CorruptCheckpointError,
     InvalidSettingError,
@@ -32,7 +34,16 @@ from pipezoo_core.weights import GGUFFile, Weights, find_safetensors, open_gguf,
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["Checkpoint", "LoadPlan", "build_pipeline", "open_checkpoint", "plan_load"]
+__all__ = [
+    "Checkpoint",
+    "LoadPlan",
+    "build_pipeline",
+    "check_device",
+    "device_names",
+    "open_checkpoint",
+    "open_model",
+    "plan_load",
+]
 
 _KV_SETTINGS = {"page_size": "page_size", "kv_cache_memory": "memory", "enable_prefix_caching": "enable_prefix_caching"}
 _LORA_SETTINGS = ("lora_paths", "max_lora_rank", "max_num_loras")
@@ -97,9 +108,23 @@ class LoadPlan:
 
 
 def plan_load(
-    checkpoint: Checkpoint, architecture: SupportedArchitecture, *, device: str, dtype: str, settings: dict[str, Any]
+    checkpoint: Checkpoint,
+    architecture: SupportedArchitecture,
+    *,
+    devices: Sequence[str],
+    dtype: str,
+    settings: dict[str, Any],
+    decided: tuple[PipelineConfig, MemoryPlan] | None = None,
 ) -> LoadPlan:
     """Checks settings and files against each other and plans the memory. Reads headers, no weights.
+
+    Args:
+        checkpoint: the model's files.
+        architecture: what the plugin says of itself.
+        devices: where it runs.
+        dtype: the precision to run in, or `"auto"`.
+        settings: of the pipeline.
+        decided: what rank 0 has decided, for the other ranks of several.
 
     Raises:
         InvalidSettingError: a setting is unknown or out of range, or there is no such device.
@@ -108,43 +133,59 @@ def plan_load(
         InsufficientMemoryError: the model does not fit.
     """
     pipeline_settings = _pipeline_settings(settings)
-    torch_device = _device(device)
     raw_config, paths, weights = _open_weights(checkpoint, architecture)
     huggingface_config = _huggingface_config(architecture, raw_config)
-    encoding = resolve_encoding(dtype, weights, torch_device, architecture.supported_encodings)
-    requested = PipelineConfig(
-        model_path=checkpoint.source.name,
-        weight_paths=paths,
-        huggingface_config=huggingface_config,
-        device=str(torch_device),
-        encoding=encoding,
-        **pipeline_settings,
-    )
-    devices = _replica_devices(torch_device, requested.data_parallel_degree)
-    pipeline_config, memory = plan_memory(architecture.pipeline_model, requested, huggingface_config, devices)
+    if decided is None:
+        torch_devices = _devices(devices, pipeline_settings)
+        requested = PipelineConfig(
+            model_path=checkpoint.source.name,
+            weight_paths=paths,
+            huggingface_config=huggingface_config,
+            device=str(torch_devices[0]),
+            encoding=resolve_encoding(dtype, weights, torch_devices[0], architecture.supported_encodings),
+            tensor_parallel_degree=len(torch_devices) // pipeline_settings.get("data_parallel_degree", 1),
+            **pipeline_settings,
+        )
+        _check_parallel(requested, architecture, len(torch_devices))
+        near = torch_devices[: ranks_here(len(torch_devices))]
+        if requested.tensor_parallel_degree > 1:
+            near = tuple(device for device in near if device == near[0])  # another GPU is as large, and not ours to use
+        pipeline_config, memory = plan_memory(architecture.pipeline_model, requested, huggingface_config, near)
+    else:
+        torch_devices = tuple(map(torch.device, devices))
+        pipeline_config, memory = decided
+        pipeline_config = pipeline_config.updated(weight_paths=paths, huggingface_config=huggingface_config)
     return LoadPlan(
         architecture=architecture,
         huggingface_config=huggingface_config,
         pipeline_config=pipeline_config,
         memory=memory,
         sampling_params=SamplingParams.from_generation_config(_generation_config(checkpoint)),
-        devices=devices,
+        devices=torch_devices,
         weights=weights,
         checkpoint=checkpoint,
     )
 
 
-def build_pipeline(plan: LoadPlan) -> TextGenerationPipeline:
-    """Loads the tokenizer and, for each replica, the weights, and allocates its KV cache."""
+def build_pipeline(plan: LoadPlan, group: TensorParallelGroup | None = None) -> TextGenerationPipeline:
+    """Loads the tokenizer and, for each replica, the weights, and allocates its KV cache.
+
+    Args:
+        plan: of `plan_load`.
+        group: the ranks that compute the model together, of which this is rank 0; None where this process is alone.
+    """
     tokenizer = _tokenizer(plan)
-    models = [_build_model(plan, device) for device in plan.devices]
-    release_freed_memory()
+    places = [plan.devices] if group else [[device] for device in plan.devices]
+    models = [open_model(plan, devices, group) for devices in places]
     return TextGenerationPipeline(plan.pipeline_config, models, tokenizer, plan.memory)
 
 
-def _build_model(plan: LoadPlan, device: torch.device) -> PipelineModel[TextContext]:
-    session = InferenceSession([device])
-    return plan.architecture.pipeline_model(
+def open_model(
+    plan: LoadPlan, devices: Sequence[torch.device], group: TensorParallelGroup | None = None
+) -> PipelineModel[TextContext]:
+    """Loads the weights of one replica, or one rank's part of them, and allocates its KV cache."""
+    session = InferenceSession(devices, group)
+    model = plan.architecture.pipeline_model(
         pipeline_config=plan.pipeline_config,
         session=session,
         huggingface_config=plan.huggingface_config,
@@ -155,6 +196,54 @@ def _build_model(plan: LoadPlan, device: torch.device) -> PipelineModel[TextCont
         adapter=plan.architecture.weight_adapters[plan.weights.format],
         return_logits=ReturnLogits.VARIABLE,
     )
+    release_freed_memory()
+    return model
+
+
+def device_names(device: str, devices: Sequence[str] | None) -> tuple[str, ...]:
+    """Returns the devices that `registry.load` was given in one way or the other.
+
+    Raises:
+        InvalidSettingError: it was given both, or none.
+    """
+    if devices is None:
+        return (device,)
+    if device != "auto" or isinstance(devices, str) or not devices:
+        raise InvalidSettingError(
+            "the devices are not clear",
+            found=f"device={device!r}, devices={devices!r}",
+            allowed="one of them, and devices a list of names",
+        )
+    if len({name.partition(":")[0] for name in devices}) > 1:
+        raise InvalidSettingError("the devices of a model are of different kinds", found=devices, allowed="all of one")
+    return tuple(devices)
+
+
+def _devices(names: Sequence[str], settings: Mapping[str, Any]) -> tuple[torch.device, ...]:
+    if len(names) == 1:
+        return _replica_devices(check_device(names[0]), settings.get("data_parallel_degree", 1))
+    return tuple(map(torch.device, names))
+
+
+def _check_parallel(config: PipelineConfig, architecture: SupportedArchitecture, num_devices: int) -> None:
+    if config.data_parallel_degree > 1 and num_devices != config.data_parallel_degree:
+        raise InvalidSettingError(
+            "a replica cannot have several devices, or a part of one",
+            found=f"{config.data_parallel_degree} replicas on {num_devices} devices",
+            allowed="a single device, or as many as replicas",
+        )
+    if config.tensor_parallel_degree == 1:
+        return
+    if config.lora is not None:
+        raise InvalidSettingError(
+            "LoRA adapters are served on a single device only", cure="Load the model on one device, or without them."
+        )
+    if not issubclass(architecture.pipeline_model, DecoderPipelineModel):
+        raise InvalidSettingError(
+            f"{architecture.name} runs on a single device only",
+            found=f"{config.tensor_parallel_degree} devices",
+            cure="Load it on one device.",
+        )
 
 
 def _pipeline_settings(settings: dict[str, Any]) -> dict[str, Any]:
@@ -171,12 +260,20 @@ def _pipeline_settings(settings: dict[str, Any]) -> dict[str, Any]:
     return {**own, "kv_cache": KVCacheConfig(**of_cache), "lora": LoRAConfig(**of_lora) if of_lora else None}
 
 
-def _device(name: str) -> torch.device:
+def check_device(name: str) -> torch.device:
+    """Returns the device of this name.
+
+    Raises:
+        InvalidSettingError: there is none.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise RuntimeError(f"torch sees {torch.cuda.device_count()} GPUs")
+        if device.type != "cuda":  # it would take some of a GPU's memory, which may be another process's to use
+            torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InvalidSettingError(
             "there is no such device", found=name, allowed="auto, cpu, or a GPU that torch sees, such as cuda:0"

@@ -10,6 +10,7 @@ Importing this module imports neither torch nor any plugin; `load`, `plan` and `
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from pipezoo.load import Checkpoint, LoadPlan
     from pipezoo_core.pipeline import TextGenerationPipeline
 
-__all__ = ["load", "plan", "plugins", "refresh", "resolve"]
+__all__ = ["find", "load", "plan", "plugins", "refresh", "resolve"]
 
 _index = PluginIndex()  # what is installed does not change while a process runs; `refresh` is for notebooks
 
@@ -32,6 +33,7 @@ def load(
     *,
     revision: str | None = None,
     device: str = "auto",
+    devices: Sequence[str] | None = None,
     dtype: str = "auto",
     plugin: str | None = None,
     **settings: Any,
@@ -43,6 +45,11 @@ def load(
             installed Python package carries.
         revision: a branch, tag or commit of the Hub repository.
         device: `"auto"`, `"cpu"`, or a GPU such as `"cuda:0"`.
+        devices: several of these in place of `device`, such as `["cuda:0", "cuda:1"]`. They compute every step
+            together, each a part of the model, in a process of its own that is started here; or with a
+            `data_parallel_degree` of as many, each has a replica. Under a launcher such as torchrun, whose processes
+            all run the same script, nothing is started, and only rank 0 goes on: in the others this call serves rank 0
+            until it is done, and then raises SystemExit.
         dtype: `"auto"`, or the precision to run in, such as `"float32"` or `"bfloat16"`.
         plugin: the distribution to take where several serve the type.
         **settings: of the pipeline: `max_length`, `max_batch_size`, `max_batch_tokens`, `attention`, `linear`,
@@ -55,10 +62,18 @@ def load(
         CheckpointError: the files are damaged, incomplete, unsafe, or do not fit the config.
         InvalidSettingError: a setting is unknown or out of range.
         InsufficientMemoryError, InsufficientPagesError: it does not fit; the message carries the plan.
+        RankLostError: another device's process is gone.
     """
-    from pipezoo.load import build_pipeline
+    from pipezoo.load import build_pipeline, device_names
 
-    return build_pipeline(plan(model, revision=revision, device=device, dtype=dtype, plugin=plugin, **settings))
+    names = device_names(device, devices)
+    if len(names) > settings.get("data_parallel_degree", 1):
+        from pipezoo.parallel import load_parallel
+
+        return load_parallel(lambda: find(model, revision=revision, plugin=plugin), names, dtype, settings)
+    return build_pipeline(
+        plan(model, revision=revision, device=device, devices=devices, dtype=dtype, plugin=plugin, **settings)
+    )
 
 
 def plan(
@@ -66,18 +81,32 @@ def plan(
     *,
     revision: str | None = None,
     device: str = "auto",
+    devices: Sequence[str] | None = None,
     dtype: str = "auto",
     plugin: str | None = None,
     **settings: Any,
 ) -> LoadPlan:
     """Decides everything that `load` decides, without reading the weights. Takes and raises what `load` does."""
-    from pipezoo.load import open_checkpoint, plan_load
+    from pipezoo.load import device_names, plan_load
+
+    names = device_names(device, devices)
+    checkpoint, resolution = find(model, revision=revision, plugin=plugin)
+    return plan_load(checkpoint, resolution.architecture, devices=names, dtype=dtype, settings=settings)
+
+
+def find(model: str | Path, *, revision: str | None = None, plugin: str | None = None) -> tuple[Checkpoint, Resolution]:
+    """Returns a model's files, all of them downloaded, and the plugin that `load` would take.
+
+    Raises:
+        PluginError, ModelNotFoundError, GatedModelError, HubUnreachableError, CheckpointError: as `load`.
+    """
+    from pipezoo.load import open_checkpoint
 
     checkpoint, resolution = _choose(model, revision, plugin)
     complete = download(checkpoint.source)
     if complete != checkpoint.source:
         checkpoint = open_checkpoint(complete)
-    return plan_load(checkpoint, resolution.architecture, device=device, dtype=dtype, settings=settings)
+    return checkpoint, resolution
 
 
 def resolve(model: str | Path, *, revision: str | None = None, plugin: str | None = None) -> Resolution:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import abc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pipezoo_core.kv_cache import KVCacheInputs, KVCacheParams, RaggedBatch
-from pipezoo_core.layers import apply_rotary
+from pipezoo_core.layers import Heads, apply_rotary
 
 __all__ = ["Attention", "AttentionBackend", "AttentionSpec", "Rotation"]
 
@@ -47,6 +47,20 @@ class AttentionSpec:
     def num_groups(self) -> int:
         """Query heads per key/value head."""
         return self.num_heads // self.num_kv_heads
+
+    def part(self, rank: int, num_ranks: int) -> AttentionSpec:
+        """Returns what one of several ranks computes: see `layers.Heads`.
+
+        Raises:
+            InvalidSettingError: the heads cannot be divided among so many.
+        """
+        queries, keys = Heads(self.num_heads, self.num_kv_heads, self.head_dim).part(rank, num_ranks)
+        return replace(
+            self,
+            num_heads=queries.stop - queries.start,
+            num_kv_heads=keys.stop - keys.start,
+            alibi_slopes=None if self.alibi_slopes is None else self.alibi_slopes[queries],
+        )
 
     def bias(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
         """Returns what is added to the scores: minus infinity where a key is not seen, else ALiBi's penalty.

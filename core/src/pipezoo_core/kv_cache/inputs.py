@@ -88,6 +88,7 @@ class KVCacheInputs(Generic[Plan]):
         context_lengths: int64 [T], see `RaggedBatch.context_lengths`.
         input_row_offsets: int64 [B + 1], where each request's rows begin.
         cache_lengths: int64 [B], tokens in the cache before this step.
+        batch: what all this was made of; its lists of pages are the manager's own.
         key_pages: per layer, in the layout of the attention backend. Written during the step.
         value_pages: likewise.
         plan: what the attention backend made of the step.
@@ -97,6 +98,7 @@ class KVCacheInputs(Generic[Plan]):
     context_lengths: Tensor
     input_row_offsets: Tensor
     cache_lengths: Tensor
+    batch: RaggedBatch
     key_pages: tuple[Tensor, ...]
     value_pages: tuple[Tensor, ...]
     plan: Plan
@@ -115,6 +117,7 @@ def build_kv_cache_inputs(
         context_lengths=tensor(batch.context_lengths),
         input_row_offsets=tensor(batch.row_offsets),
         cache_lengths=tensor(batch.cache_lengths),
+        batch=batch,
         key_pages=storage.key_pages,
         value_pages=storage.value_pages,
         plan=planner.plan(batch, page_size, device),

@@ -265,7 +265,11 @@ class PagedKVCacheManager:
             prompt_lengths=[context.prompt_length for context in batch],
             pages=[self._claims[context.request_id].pages for context in batch],
         )
-        return build_kv_cache_inputs(ragged, self.params.page_size, self._storage, self._planner, self._device)
+        return self.inputs_of(ragged)
+
+    def inputs_of(self, batch: RaggedBatch) -> KVCacheInputs[Any]:
+        """Returns a step's view of the cache that another manager, of as many pages, has decided: see `distributed`."""
+        return build_kv_cache_inputs(batch, self.params.page_size, self._storage, self._planner, self._device)
 
     def step(self, batch: Sequence[TextContext]) -> None:
         """Notes what the step wrote: full pages can be shared from now on, those behind the sliding window are free.

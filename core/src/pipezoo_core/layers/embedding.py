@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipezoo_core.distributed import TensorParallelGroup
 from pipezoo_core.layers.linear import Linear, Product
+from pipezoo_core.layers.split import Shard, as_split, sharded
 
-__all__ = ["Embedding", "LMHead"]
+__all__ = ["Embedding", "LMHead", "VocabParallelEmbedding"]
 
 
 class Embedding(nn.Module):
@@ -40,13 +42,68 @@ class Embedding(nn.Module):
         del self.weight
 
 
+class VocabParallelEmbedding(Embedding):
+    """An `Embedding` whose rows the ranks of a group divide: each looks up the tokens that it has, and adds zeros else.
+
+    Args:
+        vocab_size: rows.
+        size: numbers per row.
+    """
+
+    def __init__(self, vocab_size: int, size: int) -> None:
+        super().__init__(vocab_size, size)
+        self.shards: dict[str, Shard] = {}
+        self._rows = slice(0, vocab_size)
+        self._group: TensorParallelGroup | None = None
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Maps int64 [T] to [T, size]."""
+        if self._group is None:
+            return self._lookup(tokens)
+        elsewhere = (tokens < self._rows.start) | (tokens >= self._rows.stop)
+        rows = self._lookup((tokens - self._rows.start).masked_fill_(elsewhere, 0))
+        return self._group.all_reduce(rows.masked_fill_(elsewhere.unsqueeze(-1), 0))
+
+    def shard(self, group: TensorParallelGroup) -> None:
+        """Keeps this rank's rows."""
+        self._group = group
+        self._rows = as_split(len(self.weight)).part(group.rank, group.size)
+        self.shards = {"weight": Shard(0, (self._rows,))}
+        self.weight = sharded(self.weight, self.shards["weight"])
+
+
 class LMHead(Linear):
     """The linear layer that computes logits, [..., in_features] to [..., vocab_size]. It may share a weight.
 
-    A backend may return them in float32, whatever the dtype of the model.
+    A backend may return them in float32, whatever the dtype of the model. The ranks of a group divide the vocabulary;
+    rank 0 gets all logits, and the others something to ignore.
     """
 
     _shared: tuple[Embedding, ...] = ()  # in a tuple, so that it is no submodule
+    _group: TensorParallelGroup | None = None
+
+    def __init__(self, in_features: int, vocab_size: int) -> None:
+        super().__init__(in_features, vocab_size)
+        self.shards: dict[str, Shard] = {}
+        self._sizes = [vocab_size]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [rows, in_features] to [rows, vocab_size]."""
+        logits = self._product(x)
+        return logits if self._group is None else self._group.gather(logits, self._sizes)
+
+    def shard(self, group: TensorParallelGroup) -> None:
+        """Keeps this rank's rows; those of an embedding that it shares, which is divided before."""
+        split = as_split(self.out_features)
+        self._group = group
+        self._sizes = split.sizes(group.size)
+        self.out_features = self._sizes[group.rank]
+        if self._shared:
+            self.weight = self._shared[0].weight
+        else:
+            self.shards = {"weight": Shard(0, (split.part(group.rank, group.size),))}
+            self.weight = sharded(self.weight, self.shards["weight"])
+        assert len(self.weight) == self.out_features
 
     @classmethod
     def sharing(cls, embedding: Embedding) -> Self:

@@ -5,14 +5,18 @@ How the product is computed is chosen once, after the weights are loaded: see `l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Linear", "MergedLinear", "Product"]
+from pipezoo_core.distributed import TensorParallelGroup
+from pipezoo_core.layers.split import Shard, Split, as_split, sharded
+
+__all__ = ["ColumnParallelLinear", "Linear", "MergedLinear", "Product", "RowParallelLinear"]
 
 
 class Product(Protocol):
@@ -77,11 +81,81 @@ class Linear(nn.Module):
         self._product = sum_
 
 
+class ColumnParallelLinear(Linear):
+    """A `Linear` whose outputs the ranks of a group divide: each computes its columns of `y`, from all of `x`.
+
+    Args:
+        in_features: numbers per input row.
+        out_features: numbers per output row; several, where these are parts that are divided each by itself.
+        bias: whether there is a b.
+
+    Attributes:
+        sizes: this rank's numbers of each part.
+        ranges: which of all numbers of a part these are; empty where the ranks do not divide them.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int | Split | Sequence[int | Split], *, bias: bool = False
+    ) -> None:
+        parts = out_features if isinstance(out_features, Sequence) else [out_features]
+        self._splits = [as_split(part) for part in parts]
+        self.sizes = [split.size for split in self._splits]
+        super().__init__(in_features, sum(self.sizes), bias=bias)
+        self.ranges: list[slice] = []
+        self.shards: dict[str, Shard] = {}
+
+    def shard(self, group: TensorParallelGroup) -> None:
+        """Keeps this rank's rows of W and b."""
+        self.ranges = [split.part(group.rank, group.size) for split in self._splits]
+        starts = accumulate(self.sizes, initial=0)
+        rows = (slice(at + part.start, at + part.stop) for at, part in zip(starts, self.ranges, strict=False))
+        self.sizes = [part.stop - part.start for part in self.ranges]
+        self.out_features = sum(self.sizes)
+        self.shards = dict.fromkeys(("weight", "bias"), Shard(0, tuple(rows)))
+        self.weight = sharded(self.weight, self.shards["weight"])
+        if self.bias is not None:
+            self.bias = sharded(self.bias, self.shards["bias"])
+
+
+class RowParallelLinear(Linear):
+    """A `Linear` whose inputs the ranks of a group divide: each has its columns of `x`, and the products are summed.
+
+    What comes before it is computed by layers that divide their outputs in the same way.
+
+    Args:
+        in_features: numbers per input row.
+        out_features: numbers per output row.
+        bias: whether there is a b. Rank 0 adds it.
+    """
+
+    def __init__(self, in_features: int | Split, out_features: int, *, bias: bool = False) -> None:
+        self._split = as_split(in_features)
+        super().__init__(self._split.size, out_features, bias=bias)
+        self.shards: dict[str, Shard] = {}
+        self._group: TensorParallelGroup | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [..., this rank's in_features] to [..., out_features]."""
+        y = self._product(x)
+        return y if self._group is None else self._group.all_reduce(y)
+
+    def shard(self, group: TensorParallelGroup) -> None:
+        """Keeps this rank's columns of W."""
+        self._group = group
+        part = self._split.part(group.rank, group.size)
+        self.in_features = part.stop - part.start
+        self.shards = {"weight": Shard(1, (part,))}
+        self.weight = sharded(self.weight, self.shards["weight"])
+        if group.rank:
+            self.bias = None
+
+
 class MergedLinear(nn.Module):
     """Linear layers side by side that read the same input, computed as one product.
 
     `self.qkv_proj = MergedLinear(h, {"q_proj": nq, "k_proj": nkv, "v_proj": nkv})` takes the place of three layers;
-    a checkpoint's `q_proj.weight`, `k_proj.weight` and `v_proj.weight` next to it are loaded into its rows.
+    a checkpoint's `q_proj.weight`, `k_proj.weight` and `v_proj.weight` next to it are loaded into its rows. The ranks
+    of a group divide each part's outputs.
 
     Args:
         in_features: numbers per input row.
@@ -89,20 +163,33 @@ class MergedLinear(nn.Module):
         bias: whether each has a bias.
     """
 
-    def __init__(self, in_features: int, parts: Mapping[str, int], *, bias: bool = False) -> None:
+    def __init__(self, in_features: int, parts: Mapping[str, int | Split], *, bias: bool = False) -> None:
         super().__init__()
-        self.parts = dict(parts)
-        self.merged = Linear(in_features, sum(parts.values()), bias=bias)
+        self._names = list(parts)
+        self.merged = ColumnParallelLinear(in_features, list(parts.values()), bias=bias)
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Name -> out_features of each layer, on this rank."""
+        return dict(zip(self._names, self.merged.sizes, strict=True))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Maps [..., in_features] to one [..., out_features] per part."""
-        return self.merged(x).split(list(self.parts.values()), dim=-1)
+        return self.merged(x).split(self.merged.sizes, dim=-1)
 
     def slots(self) -> dict[str, Tensor]:
         """Returns the rows of each part, named as in a checkpoint, e.g. `q_proj.weight`."""
-        sizes = list(self.parts.values())
         return {
             f"{part}.{name}": rows
             for name, parameter in self.merged.named_parameters()
-            for part, rows in zip(self.parts, parameter.detach().split(sizes), strict=True)
+            for part, rows in zip(self._names, parameter.detach().split(self.merged.sizes), strict=True)
+        }
+
+    @property
+    def shards(self) -> dict[str, Shard]:
+        """Which rows of which of these tensors this rank has; nothing where the ranks do not divide them."""
+        return {
+            f"{part}.{name}": Shard(0, (rows,))
+            for part, rows in zip(self._names, self.merged.ranges, strict=False)
+            for name in ("weight", "bias")
         }

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from pipezoo_core.layers.activations import ACTIVATIONS
-from pipezoo_core.layers.linear import Linear, MergedLinear
+from pipezoo_core.layers.linear import MergedLinear, RowParallelLinear
 from pipezoo_core.native import NativeKernels
 
 __all__ = ["GatedMLP"]
@@ -27,7 +27,7 @@ class GatedMLP(nn.Module):
         super().__init__()
         parts = {"gate_proj": intermediate_size, "up_proj": intermediate_size}
         self.gate_up_proj = MergedLinear(hidden_size, parts, bias=bias)
-        self.down_proj = Linear(intermediate_size, hidden_size, bias=bias)
+        self.down_proj = RowParallelLinear(intermediate_size, hidden_size, bias=bias)
         self.activation_name = activation
         self.activation = ACTIVATIONS[activation]
         self._kernels: NativeKernels | None = None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
@@ -24,34 +25,26 @@ class LazyTensor:
     """A tensor of a checkpoint, known by its header.
 
     Attributes:
-        shape: of the tensor.
+        shape: of the tensor, which has a dimension at least.
         dtype: that it has in the file; of a quantized one float32.
-        copy_to: reads it into a tensor of its shape, whose dtype it takes on.
+        read: reads a range of its rows, which are along the first dimension.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    copy_to: Callable[[Tensor], object]
+    read: Callable[[slice], Tensor]
 
-    @classmethod
-    def of_rows(cls, shape: tuple[int, ...], dtype: torch.dtype, read: Callable[[slice], Tensor]) -> LazyTensor:
-        """Returns a tensor that is read a few of its rows at a time, so that reading takes little memory besides it.
+    def copy_to(self, target: Tensor) -> None:
+        """Reads it into a tensor of its shape, whose dtype it takes on.
 
-        Args:
-            shape: of the tensor, which has a dimension at least.
-            dtype: of what `read` returns.
-            read: reads a range of rows, which are along the first dimension.
+        A few rows at a time, so that reading takes little memory besides the target.
         """
-
-        def copy_to(target: Tensor) -> None:
-            if not target.numel():
-                return
-            at_once = max(1, _NUMBERS_AT_ONCE // torch.Size(shape[1:]).numel())
-            for first in range(0, len(target), at_once):
-                rows = slice(first, min(first + at_once, len(target)))
-                target[rows].copy_(read(rows))
-
-        return cls(shape, dtype, copy_to)
+        if not target.numel():
+            return
+        at_once = max(1, _NUMBERS_AT_ONCE // torch.Size(self.shape[1:]).numel())
+        for first in range(0, len(target), at_once):
+            rows = slice(first, min(first + at_once, len(target)))
+            target[rows].copy_(self.read(rows))
 
     def load(self) -> Tensor:
         """Reads it whole."""
@@ -64,9 +57,39 @@ class LazyTensor:
         """How many numbers it holds."""
         return torch.Size(self.shape).numel()
 
-    def then(self, change: Callable[[Tensor], Tensor]) -> LazyTensor:
-        """Returns this tensor with a change to its values that keeps shape and dtype."""
-        return LazyTensor(self.shape, self.dtype, lambda target: target.copy_(change(self.load())))
+    def then(self, change: Callable[[Tensor], Tensor], num_rows: int) -> LazyTensor:
+        """Returns this tensor with a change to its values that keeps shape and dtype.
+
+        Args:
+            change: is given some rows and returns what they become.
+            num_rows: it is given a multiple of so many, from a multiple on: a row becomes what these say.
+        """
+
+        def read(rows: slice) -> Tensor:
+            start = rows.start // num_rows * num_rows
+            stop = min(-(-rows.stop // num_rows) * num_rows, self.shape[0])
+            return change(self.read(slice(start, stop)))[rows.start - start : rows.stop - start]
+
+        return LazyTensor(self.shape, self.dtype, read)
+
+    def take(self, dim: int, ranges: Sequence[slice]) -> LazyTensor:
+        """Returns some ranges of a dimension, 0 or 1, one after the other. Of the rows, no others are read."""
+        starts = list(accumulate((part.stop - part.start for part in ranges), initial=0))
+
+        def read_rows(rows: slice) -> Tensor:
+            wanted = [
+                self.read(slice(part.start + max(rows.start - start, 0), part.start + min(rows.stop, end) - start))
+                for part, (start, end) in zip(ranges, pairwise(starts), strict=True)
+                if start < rows.stop and rows.start < end
+            ]
+            return torch.cat(wanted) if len(wanted) > 1 else wanted[0]
+
+        def read_columns(rows: slice) -> Tensor:
+            read = self.read(rows)
+            return torch.cat([read[:, part] for part in ranges], dim=1)
+
+        shape = (*self.shape[:dim], starts[-1], *self.shape[dim + 1 :])
+        return LazyTensor(shape, self.dtype, read_columns if dim else read_rows)
 
 
 class Weights(Mapping[str, LazyTensor]):

@@ -139,7 +139,7 @@ class _Reader:
         if offset + num_bytes > len(self._data):
             raise ValueError(f"tensor {name!r} ends at byte {offset + num_bytes} of {len(self._data)}")
         read = _row_reader(self._path, name, offset, shape, type_)
-        return LazyTensor.of_rows(shape, _PLAIN.get(type_, torch.float32), read)
+        return LazyTensor(shape, _PLAIN.get(type_, torch.float32), read)
 
 
 def _row_reader(

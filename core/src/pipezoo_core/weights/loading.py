@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipezoo_core.distributed import TensorParallelGroup
 from pipezoo_core.errors import CheckpointMismatchError
-from pipezoo_core.layers.linear import MergedLinear
+from pipezoo_core.layers.linear import Linear, MergedLinear
+from pipezoo_core.layers.split import Shard, Shardable, shard_module
 from pipezoo_core.weights.base import LazyTensor
 
 __all__ = ["load_module"]
@@ -26,7 +28,9 @@ def load_module(
     device: torch.device,
     dtype: torch.dtype,
     convert: Callable[[nn.Module], None] | None = None,
-    in_full: Set[nn.Parameter] = frozenset(),
+    *,
+    in_full: bool = False,
+    group: TensorParallelGroup = TensorParallelGroup(),  # noqa: B008 - it has no state
 ) -> None:
     """Gives a module that was built on the meta device real parameters, filled from a checkpoint.
 
@@ -39,17 +43,27 @@ def load_module(
         device: where parameters and buffers will be.
         dtype: of the parameters.
         convert: called with each part when it is loaded.
-        in_full: parameters that `convert` gets in float32; what it leaves of them is in `dtype` then.
+        in_full: `convert` gets the weights of linear layers in float32; what it leaves of them is in `dtype` then.
+        group: the ranks that divide the module; only this rank's part of the tensors is kept, and of rows read.
 
     Raises:
         CheckpointMismatchError: a name is missing or left over, or a shape differs. Nothing was read then.
+        InvalidSettingError: the module cannot be divided among so many.
     """
     names = _check(_slots(module), tensors)
+    if group.size > 1:
+        shard_module(module, group)
+    shards = _shards(module)
+    tensors = {
+        name: tensor.take(shards[name].dim, shards[name].ranges) if name in shards else tensor
+        for name, tensor in tensors.items()
+    }
+    wide = {layer.weight for layer in module.modules() if isinstance(layer, Linear) and in_full}
     real: WeakValueDictionary[int, nn.Parameter] = WeakValueDictionary()
     parts = sorted(_parts(module), key=lambda part: sum(p.numel() for p in part[1].parameters()), reverse=True)
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         for prefix, part in parts:
-            _materialize(part, device, dtype, real, in_full)
+            _materialize(part, device, dtype, real, wide)
             slots = {name: slot for name, slot in _slots(part, prefix).items() if name in names}
             list(pool.map(lambda name, slots=slots: tensors[name].copy_to(slots[name]), slots))
             if convert is not None:
@@ -116,6 +130,16 @@ def _empty(shape: torch.Size, device: torch.device, dtype: torch.dtype) -> Tenso
         return torch.empty(shape, device=device, dtype=dtype)
     num_bytes = shape.numel() * dtype.itemsize
     return torch.from_numpy(np.empty(num_bytes, dtype=np.uint8)).view(dtype).view(shape)
+
+
+def _shards(module: nn.Module) -> dict[str, Shard]:
+    """Returns which part of which tensor this rank has; nothing of those that it has whole."""
+    shards: dict[str, Shard] = {}
+    for name, child in module.named_modules():
+        if isinstance(child, Shardable | MergedLinear):
+            prefix = name.rpartition(".")[0] if isinstance(child, MergedLinear) else name
+            shards |= {f"{prefix}.{parameter}".lstrip("."): shard for parameter, shard in child.shards.items()}
+    return shards
 
 
 def _slots(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:

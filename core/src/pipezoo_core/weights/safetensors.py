@@ -94,7 +94,7 @@ def open_safetensors(paths: Sequence[Path]) -> Weights:
                 )
             shape = tuple(entry["shape"]) or (1,)
             read = _row_reader(path, start + entry["data_offsets"][0], shape, dtype)
-            tensors[name] = LazyTensor.of_rows(shape, dtype, read)
+            tensors[name] = LazyTensor(shape, dtype, read)
     return Weights(WeightsFormat.safetensors, tensors)
 
 

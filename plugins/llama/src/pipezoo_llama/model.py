@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from pipezoo_core.attention import Attention, AttentionBackend, Rotation
 from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.kv_cache import KVCacheInputs
-from pipezoo_core.layers import Embedding, GatedMLP, Linear, LMHead, MergedLinear, RMSNorm, RotaryEmbedding
+from pipezoo_core.layers import (
+    GatedMLP,
+    LMHead,
+    MergedLinear,
+    RMSNorm,
+    RotaryEmbedding,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+)
 from pipezoo_llama.config import LlamaConfig
 
 __all__ = ["LlamaForCausalLM", "LlamaPipelineModel"]
@@ -23,10 +31,10 @@ class LlamaAttention(nn.Module):
 
     def __init__(self, config: LlamaConfig, layer_idx: int, backend: AttentionBackend) -> None:
         super().__init__()
-        query_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        parts = {"q_proj": query_size, "k_proj": kv_size, "v_proj": kv_size}
+        queries, keys = config.heads.queries, config.heads.keys
+        parts = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
         self.qkv_proj = MergedLinear(config.hidden_size, parts, bias=config.attention_bias)
-        self.o_proj = Linear(query_size, config.hidden_size, bias=config.attention_bias)
+        self.o_proj = RowParallelLinear(queries, config.hidden_size, bias=config.attention_bias)
         self.attention = Attention(layer_idx, backend)
 
     def forward(self, x_TH: Tensor, rotation: Rotation, kv: KVCacheInputs[Any]) -> Tensor:
@@ -54,7 +62,7 @@ class LlamaModel(nn.Module):
 
     def __init__(self, config: LlamaConfig, backend: AttentionBackend) -> None:
         super().__init__()
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = VocabParallelEmbedding(config.vocab_size, config.hidden_size)
         self.rotary = RotaryEmbedding(config.rope_parameters, config.head_dim, config.max_position_embeddings)
         self.layers = nn.ModuleList(LlamaDecoderLayer(config, i, backend) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)

@@ -52,14 +52,15 @@ def adapt_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> d
         layer, kind, parameter = match.groups()
         prefix = "" if layer is None else f"model.layers.{layer}."
         if kind in num_heads:
-            tensor = tensor.then(_halves(num_heads[kind]))
+            head_dim = tensor.shape[0] // num_heads[kind]
+            tensor = tensor.then(_halves(head_dim), num_rows=head_dim)
         adapted[f"{prefix}{_GGUF_NAMES[kind]}.{parameter}"] = tensor
     return adapted
 
 
-def _halves(num_heads: int) -> Callable[[Tensor], Tensor]:
+def _halves(head_dim: int) -> Callable[[Tensor], Tensor]:
     def reorder(rows: Tensor) -> Tensor:
         """Rows r0 r0' r1 r1' … of each head become r0 r1 … r0' r1' …."""
-        return rows.unflatten(0, (num_heads, -1, 2)).transpose(1, 2).reshape(rows.shape)
+        return rows.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).reshape(rows.shape)
 
     return reorder

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from pipezoo_core.attention import Attention, AttentionBackend
 from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.kv_cache import KVCacheInputs
-from pipezoo_core.layers import Embedding, Linear, LMHead
+from pipezoo_core.layers import (
+    ColumnParallelLinear,
+    Embedding,
+    LMHead,
+    ParallelLayerNorm,
+    RowParallelLinear,
+    Split,
+    VocabParallelEmbedding,
+)
 from pipezoo_replit.config import MptConfig
 
 __all__ = ["MptForCausalLM", "MptPipelineModel"]
@@ -27,19 +35,18 @@ class MptAttention(nn.Module):
     def __init__(self, config: MptConfig, layer_idx: int, backend: AttentionBackend) -> None:
         super().__init__()
         self.clip_qkv = config.clip_qkv
-        kv_size = config.num_kv_heads * config.head_dim
-        self.sizes = [config.hidden_size, kv_size, kv_size]
-        self.Wqkv = Linear(config.hidden_size, sum(self.sizes), bias=config.bias)
-        self.out_proj = Linear(config.hidden_size, config.hidden_size, bias=config.bias)
-        self.q_ln = _norm(config, config.hidden_size) if config.qk_ln else nn.Identity()
-        self.k_ln = _norm(config, kv_size) if config.qk_ln else nn.Identity()
+        queries, keys = config.heads.queries, config.heads.keys
+        self.Wqkv = ColumnParallelLinear(config.hidden_size, [queries, keys, keys], bias=config.bias)
+        self.out_proj = RowParallelLinear(queries, config.hidden_size, bias=config.bias)
+        self.q_ln = _parallel_norm(config, queries) if config.qk_ln else nn.Identity()
+        self.k_ln = _parallel_norm(config, keys) if config.qk_ln else nn.Identity()
         self.attention = Attention(layer_idx, backend)
 
     def forward(self, x_TH: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
         qkv = self.Wqkv(x_TH)
         if self.clip_qkv is not None:
             qkv = qkv.clamp(min=-self.clip_qkv, max=self.clip_qkv)
-        q, k, v = qkv.split(self.sizes, dim=-1)
+        q, k, v = qkv.split(self.Wqkv.sizes, dim=-1)
         return self.out_proj(self.attention(self.q_ln(q), self.k_ln(k), v, kv))
 
 
@@ -48,8 +55,8 @@ class MptMLP(nn.Module):
 
     def __init__(self, config: MptConfig) -> None:
         super().__init__()
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=config.bias)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.bias)
+        self.up_proj = ColumnParallelLinear(config.hidden_size, config.intermediate_size, bias=config.bias)
+        self.down_proj = RowParallelLinear(config.intermediate_size, config.hidden_size, bias=config.bias)
 
     def forward(self, x_TH: Tensor) -> Tensor:
         return self.down_proj(nn.functional.gelu(self.up_proj(x_TH)))
@@ -75,7 +82,7 @@ class MptModel(nn.Module):
 
     def __init__(self, config: MptConfig, backend: AttentionBackend) -> None:
         super().__init__()
-        self.wte = Embedding(config.vocab_size, config.hidden_size)
+        self.wte = VocabParallelEmbedding(config.vocab_size, config.hidden_size)
         self.wpe = Embedding(config.max_seq_len, config.hidden_size) if config.learned_positions else None
         self.blocks = nn.ModuleList(MptBlock(config, i, backend) for i in range(config.num_layers))
         self.norm_f = _norm(config, config.hidden_size)
@@ -113,6 +120,10 @@ class MptForCausalLM(nn.Module):
 
 def _norm(config: MptConfig, size: int) -> nn.LayerNorm:
     return nn.LayerNorm(size, config.layer_norm_epsilon, bias=config.bias)
+
+
+def _parallel_norm(config: MptConfig, size: Split) -> ParallelLayerNorm:
+    return ParallelLayerNorm(size, config.layer_norm_epsilon, bias=config.bias)
 
 
 class MptPipelineModel(DecoderPipelineModel):

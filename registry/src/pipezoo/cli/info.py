@@ -57,8 +57,9 @@ def tables(resolution: Resolution, plan: LoadPlan) -> Iterator[Table]:
 
 def _shape(plan: LoadPlan) -> Iterator[tuple[str, Any]]:
     model = plan.architecture.pipeline_model
+    config = plan.pipeline_config
     params = model.get_kv_params(  # type: ignore[attr-defined]  # every text model so far has a KV cache
-        plan.huggingface_config, 1, plan.pipeline_config.kv_cache, torch_dtype(plan.pipeline_config.encoding)
+        plan.huggingface_config, config.tensor_parallel_degree, config.kv_cache, torch_dtype(config.encoding)
     )
     yield "parameters", f"{sum(tensor.num_elements for tensor in plan.weights.values()):,}"
     yield "layers", params.num_layers

@@ -25,6 +25,7 @@ Model = Annotated[str, typer.Argument(help="A Hub id, a folder, a .gguf file, or
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
 Plugin = Annotated[str | None, typer.Option(help="Distribution to take where several serve the model.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, or a GPU such as cuda:0.")]
+Devices = Annotated[str | None, typer.Option(help="Several that compute together, such as cuda:0,cuda:1.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 MaxLength = Annotated[int | None, typer.Option(help="Most tokens of prompt and answer together.")]
 KVCacheMemory = Annotated[str | None, typer.Option(help="Memory for the KV cache, such as 2GiB.")]
@@ -70,6 +71,7 @@ def info(
     revision: Revision = None,
     plugin: Plugin = None,
     device: Device = "auto",
+    devices: Devices = None,
     dtype: Dtype = "auto",
     max_length: MaxLength = None,
     kv_cache_memory: KVCacheMemory = None,
@@ -81,7 +83,7 @@ def info(
 
     with _errors_as_text():
         resolution = registry.resolve(model, revision=revision, plugin=plugin)
-        settings = _given(max_length=max_length, kv_cache_memory=kv_cache_memory)
+        settings = _given(max_length=max_length, kv_cache_memory=kv_cache_memory, devices=_names(devices))
         plan = registry.plan(model, revision=revision, plugin=plugin, device=device, dtype=dtype, **settings)
     Console().print(*tables(resolution, plan), sep="\n")
 
@@ -93,6 +95,7 @@ def generate(
     revision: Revision = None,
     plugin: Plugin = None,
     device: Device = "auto",
+    devices: Devices = None,
     dtype: Dtype = "auto",
     max_length: MaxLength = None,
     kv_cache_memory: KVCacheMemory = None,
@@ -109,7 +112,12 @@ def generate(
 ) -> None:
     """Complete a text, as it is written."""
     with _errors_as_text():
-        settings = _given(max_length=max_length, kv_cache_memory=kv_cache_memory, lora_paths=_one_adapter(lora))
+        settings = _given(
+            max_length=max_length,
+            kv_cache_memory=kv_cache_memory,
+            lora_paths=_one_adapter(lora),
+            devices=_names(devices),
+        )
         llm = registry.load(model, revision=revision, plugin=plugin, device=device, dtype=dtype, **settings)
         text = sys.stdin.read() if prompt == "-" else prompt
         sampling = _given(
@@ -134,6 +142,7 @@ def chat(
     revision: Revision = None,
     plugin: Plugin = None,
     device: Device = "auto",
+    devices: Devices = None,
     dtype: Dtype = "auto",
     max_length: MaxLength = None,
     kv_cache_memory: KVCacheMemory = None,
@@ -149,7 +158,12 @@ def chat(
     from pipezoo.cli.chat import ChatSession
 
     with _errors_as_text():
-        settings = _given(max_length=max_length, kv_cache_memory=kv_cache_memory, lora_paths=_one_adapter(lora))
+        settings = _given(
+            max_length=max_length,
+            kv_cache_memory=kv_cache_memory,
+            lora_paths=_one_adapter(lora),
+            devices=_names(devices),
+        )
         llm = registry.load(model, revision=revision, plugin=plugin, device=device, dtype=dtype, **settings)
         sampling = _given(
             lora=lora and _LORA_NAME,
@@ -164,6 +178,10 @@ def chat(
 
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _names(devices: str | None) -> list[str] | None:
+    return None if devices is None else devices.split(",")
 
 
 def _one_adapter(lora: str | None) -> list[str] | None:

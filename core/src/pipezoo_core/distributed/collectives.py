@@ -1,0 +1,313 @@
+"""What the ranks of a model do together: sums, gathers, and messages of rank 0 to the others."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import tempfile
+import threading
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from itertools import accumulate, pairwise
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore, Store
+
+from pipezoo_core.distributed.signals import (
+    SHARED_MEMORY,
+    SIGNAL_BUFFER_BYTES,
+    Signals,
+    can_signal,
+    map_signal_buffers,
+)
+from pipezoo_core.errors import RankLostError
+
+__all__ = ["DistributedGroup", "TensorParallelGroup"]
+
+_FOREVER = timedelta(days=365)  # a rank that waits for the next step waits as long as nobody asks anything
+_INLINE = 1024  # numbers of a message that go with its length
+
+
+class TensorParallelGroup:
+    """The ranks that compute one model together; this class is that of a model in a single process.
+
+    Args:
+        rank: of this process.
+        size: how many ranks there are. With several, this class says how a model is divided, but cannot compute it.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank = rank
+        self.size = size
+
+    @property
+    def signal_buffers(self) -> list[Tensor]:
+        """The memory that the ranks of one host share: uint8, one per rank; none where there is no such memory."""
+        return []
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """Returns the sum over all ranks, of the shape and dtype of x, which may be overwritten."""
+        return x
+
+    def gather(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Returns on rank 0 the parts of all ranks side by side, [rows, sum(sizes)]; on others something to ignore.
+
+        Args:
+            x: [rows, sizes[rank]].
+            sizes: of all ranks' parts.
+        """
+        del sizes
+        return x
+
+
+class DistributedGroup(TensorParallelGroup):
+    """Ranks that are processes, on one host or several.
+
+    When a rank is gone, or rank 0 leaves a step in its middle, the group cannot go on: `failure` is set and everything
+    that would need the others raises it.
+
+    Args:
+        rank: of this process.
+        size: how many ranks there are.
+        store: where the ranks find each other.
+        device: that this rank computes on.
+        interface: the network interface to use; None for the one that the host's name leads to.
+        stop: rank 0's way to end the other processes where it started them; called once, when it closes the group.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        store: Store,
+        device: torch.device,
+        *,
+        interface: str | None = None,
+        stop: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__(rank, size)
+        self.failure: RankLostError | None = None
+        self._device = device
+        self._stop = stop
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._peers: dict[int, psutil.Process] = {}
+        self._signals: Signals | None = None
+        self._signal_buffers: list[Tensor] = []
+        self._gloo = self._guarded(lambda: _gloo(PrefixStore("gloo", store), rank, size, interface))
+        self._collectives: Any = self._gloo
+        if device.type == "cuda":
+            options = dist.ProcessGroupNCCL.Options()
+            self._collectives = dist.ProcessGroupNCCL(PrefixStore("nccl", store), rank, size, options)
+        self._share_memory()
+
+    @property
+    def signal_buffers(self) -> list[Tensor]:
+        """The memory that the ranks of one host share: uint8, one per rank; none where there is no such memory."""
+        return self._signal_buffers
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """Returns the sum over all ranks, the same on all of them; x may be overwritten.
+
+        Raises:
+            RankLostError: a rank is gone.
+        """
+        if self._signals is not None and x.nbytes <= Signals.max_bytes:
+            return self._signals.all_reduce(x)
+        x = x.contiguous()
+        self._guarded(lambda: self._collectives.allreduce([x]).wait())
+        return x
+
+    def gather(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Returns on rank 0 the parts of all ranks side by side, [rows, sum(sizes)]; on others something to ignore.
+
+        Raises:
+            RankLostError: a rank is gone.
+        """
+        width = max(sizes)
+        if self._signals is not None and len(x) * width * x.itemsize <= Signals.max_bytes:
+            parts = self._signals.exchange(x, [(len(x), size) for size in sizes])
+            return torch.cat(parts, dim=-1) if self.rank == 0 else x
+        padded = x.new_zeros(len(x), width)
+        padded[:, : x.shape[-1]] = x
+        gathered = [[torch.empty_like(padded) for _ in sizes]]
+        self._guarded(lambda: self._collectives.allgather(gathered, [padded]).wait())
+        return torch.cat([part[:, :size] for part, size in zip(gathered[0], sizes, strict=True)], dim=-1)
+
+    def send(self, lists: Sequence[Sequence[int]]) -> None:
+        """Sends lists of whole numbers from rank 0 to the others, who call `receive`."""
+        numbers = array("q", [0, len(lists), *map(len, lists)])
+        for values in lists:
+            numbers.extend(values)
+        numbers[0] = len(numbers)
+        numbers.extend([0] * (_INLINE - len(numbers)))
+        message = torch.frombuffer(numbers, dtype=torch.int64)
+        self._broadcast(message[:_INLINE])
+        if len(message) > _INLINE:
+            self._broadcast(message[_INLINE:])
+
+    def receive(self) -> list[list[int]]:
+        """Waits for what rank 0 sends next."""
+        message = torch.empty(_INLINE, dtype=torch.int64)
+        self._broadcast(message)
+        length, num_lists = message[:2].tolist()
+        if length > _INLINE:
+            rest = torch.empty(length - _INLINE, dtype=torch.int64)
+            self._broadcast(rest)
+            message = torch.cat((message, rest))
+        numbers = message[2:length].tolist()
+        ends = accumulate(numbers[:num_lists], initial=num_lists)
+        return [numbers[start:end] for start, end in pairwise(ends)]
+
+    def exchange_objects(self, value: Any) -> list[Any]:
+        """Returns the values of all ranks, in their order. Slow: for a few at load."""
+        return [self._broadcast_object(value, source) for source in range(self.size)]
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Holds together what rank 0 does in one step of all ranks.
+
+        Ctrl-C takes effect after the step, because without its rank 0 the others could not end it. Where it is pressed
+        a second time, or the step fails, the group does too.
+
+        Raises:
+            RankLostError: a rank is gone, or was before.
+        """
+        with self._lock, _interrupts_deferred():
+            if self.failure is not None:
+                raise self.failure
+            try:
+                yield
+            except BaseException as error:
+                if self.failure is None:
+                    self.failure = _lost("a step on several devices was left in its middle", error)
+                self._end()
+                raise
+
+    def close(self) -> None:
+        """Parts from the others; rank 0 lets them end. More than once does nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        is_idle = self._lock.acquire(blocking=False)  # else a step is being left in its middle
+        if self.rank == 0 and self.failure is None and is_idle:
+            with suppress(RankLostError):
+                self.send([])
+        self.failure = self.failure or RankLostError("the pipeline was closed", cure="Load the model again.")
+        if is_idle:
+            self._lock.release()
+        self._end()
+        self._gloo = self._collectives = None
+
+    def check(self) -> None:
+        """Raises RankLostError if a rank of this host is gone."""
+        for rank, process in self._peers.items():
+            with suppress(psutil.NoSuchProcess):
+                if process.is_running() and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+                    continue
+            self.failure = _lost(f"the process of rank {rank} is gone")
+            raise self.failure
+
+    def _end(self) -> None:
+        stop, self._stop = self._stop, None
+        if stop is not None:
+            stop()
+
+    def _share_memory(self) -> None:
+        """Maps the signal buffers where all ranks are on one host and compute on its CPU."""
+        path = None
+        if self.rank == 0 and self._device.type == "cpu" and can_signal():
+            handle, name = tempfile.mkstemp(prefix="pipezoo-", dir=SHARED_MEMORY)
+            os.ftruncate(handle, self.size * SIGNAL_BUFFER_BYTES)
+            os.close(handle)
+            path = Path(name)
+        try:
+            path = self._broadcast_object(path, 0)
+            seen = path is not None and path.exists() and can_signal()
+            infos = self.exchange_objects((seen, _pid_namespace(), os.getpid()))
+            if not all(info[:2] == (True, infos[0][1]) for info in infos):
+                return
+            assert path is not None
+            self._peers = {rank: psutil.Process(info[2]) for rank, info in enumerate(infos) if rank != self.rank}
+            self._signal_buffers = map_signal_buffers(path, self.size)
+            self._signals = Signals(self._signal_buffers, self.rank, self.check)
+            self.exchange_objects(None)  # all have mapped it
+        except psutil.NoSuchProcess as error:
+            raise _lost("a rank is gone", error) from error
+        finally:
+            if self.rank == 0 and path is not None:
+                path.unlink(missing_ok=True)
+
+    def _broadcast(self, tensor: Tensor, source: int = 0) -> None:
+        options = dist.BroadcastOptions()
+        options.rootRank = source
+        self._guarded(lambda: self._gloo.broadcast([tensor], options).wait())
+
+    def _broadcast_object(self, value: Any, source: int) -> Any:
+        data = bytearray(pickle.dumps(value) if self.rank == source else b"")
+        size = torch.tensor([len(data)])
+        self._broadcast(size, source)
+        message = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(int(size), dtype=torch.uint8)
+        self._broadcast(message, source)
+        return pickle.loads(message.numpy().tobytes())
+
+    def _guarded(self, run: Callable[[], Any]) -> Any:
+        try:
+            return run()
+        except RuntimeError as error:  # what torch raises when a connection ends
+            self.failure = _lost("a process of the model is gone", error)
+            raise self.failure from error
+
+
+def _gloo(store: Store, rank: int, size: int, interface: str | None) -> dist.ProcessGroupGloo:
+    options: Any = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    options._timeout = _FOREVER
+    device = dist.ProcessGroupGloo.create_default_device() if interface is None else None
+    options._devices = [device or dist.ProcessGroupGloo.create_device(interface=interface)]
+    return dist.ProcessGroupGloo(store, rank, size, options)
+
+
+def _pid_namespace() -> str:
+    with suppress(OSError):
+        return os.readlink("/proc/self/ns/pid")
+    return ""
+
+
+def _lost(what: str, cause: BaseException | None = None) -> RankLostError:
+    found = None if cause is None else f"{type(cause).__name__}: {cause}".strip().splitlines()[0]
+    return RankLostError(what, found=found, cure="See what its process has printed, and load the model again.")
+
+
+@contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """Keeps Ctrl-C waiting until the end, unless it is pressed twice. Only the main thread is ever interrupted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    if before is None or before is signal.SIG_IGN:
+        yield
+        return
+    pressed: list[tuple[int, FrameType | None]] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        pressed.append((number, frame))
+        if len(pressed) > 1:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if len(pressed) == 1:
+            signal.raise_signal(signal.SIGINT)

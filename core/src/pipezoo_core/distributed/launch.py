@@ -1,0 +1,168 @@
+"""How the processes of a model begin and end.
+
+Rank 0 is the user's own process. It starts the others itself, or a launcher such as torchrun has started all of them.
+What it starts hangs on a pipe: when rank 0 is gone, however it went, the pipe's end tells the others, and they end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._C._distributed_c10d import FileStore, PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from pipezoo_core.distributed.collectives import DistributedGroup
+from pipezoo_core.errors import InvalidSettingError, RankLostError
+
+__all__ = ["Workers", "follow_parent", "join_launched", "join_local", "launched_rank", "ranks_here"]
+
+_BEGIN = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {module} import {name} as main; main()"
+_HERE = "rank {} is here"
+_LOADS = "pipezoo loads"
+_PAUSE = 0.02
+_GRACE = 1.0  # seconds for a process to end by itself, as it was told
+_PATIENCE = 5.0  # after that many it is made to
+
+
+class Workers:
+    """The processes that rank 0 has started. They import what they need at once, and then wait to be told what to do.
+
+    Args:
+        num_workers: one fewer than there are ranks.
+        module: where they begin.
+        name: of the function there, which calls `follow_parent` first.
+    """
+
+    def __init__(self, num_workers: int, module: str, name: str) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="pipezoo-"))
+        command = [sys.executable, "-c", _BEGIN.format(module=module, name=name), json.dumps(sys.path)]
+        self._processes = [
+            subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) for _ in range(num_workers)
+        ]
+
+    def tell(self, call: Any) -> None:
+        """Tells them where to meet, and what to do: what `follow_parent` returns there."""
+        for number, process in enumerate(self._processes):
+            assert process.stdin is not None
+            data = pickle.dumps((number + 1, len(self._processes) + 1, self._folder, call))
+            try:
+                process.stdin.write(len(data).to_bytes(8, "little") + data)
+                process.stdin.flush()
+            except OSError as error:
+                raise _gone(number + 1) from error
+
+    def join(self, device: torch.device) -> DistributedGroup:
+        """Meets them, as rank 0. The group ends them when it is closed.
+
+        Raises:
+            RankLostError: one of them is gone.
+        """
+        store = FileStore(str(self._folder / "store"), len(self._processes) + 1)
+        try:
+            for rank, process in enumerate(self._processes, 1):
+                while not store.check([_HERE.format(rank)]):
+                    if process.poll() is not None:
+                        raise _gone(rank)
+                    time.sleep(_PAUSE)
+            size = len(self._processes) + 1
+            return DistributedGroup(0, size, store, device, interface=_loopback(), stop=self.stop)
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def stop(self) -> None:
+        """Ends them."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        for process in self._processes:
+            assert process.stdin is not None
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+        for process in self._processes:
+            try:
+                process.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def follow_parent() -> tuple[int, int, Path, Any]:
+    """Waits to be told what to do, and from then on ends this process when the one that has started it is gone.
+
+    Returns:
+        Rank, number of ranks, where they meet, and the call. The process ends here where nothing is told.
+    """
+    pipe = sys.stdin.buffer
+    size = int.from_bytes(pipe.read(8), "little")
+    data = pipe.read(size)
+    if not size or len(data) < size:
+        raise SystemExit(0)
+
+    def watch() -> None:
+        os.read(pipe.fileno(), 1)  # nothing is ever written: it returns when the pipe ends
+        time.sleep(_GRACE)  # rank 0 may have said goodbye in due form
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
+    rank, num_ranks, folder, call = pickle.loads(data)
+    return rank, num_ranks, folder, call
+
+
+def join_local(rank: int, size: int, folder: Path, device: torch.device) -> DistributedGroup:
+    """Meets the others, as a process that `Workers` has started."""
+    store = FileStore(str(folder / "store"), size)
+    store.set(_HERE.format(rank), "")
+    return DistributedGroup(rank, size, store, device, interface=_loopback())
+
+
+def launched_rank() -> int | None:
+    """Returns this process's rank where a launcher such as torchrun has started it, else None."""
+    return int(os.environ["RANK"]) if {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys() else None
+
+
+def ranks_here(size: int) -> int:
+    """Returns how many of a model's ranks are processes of this host."""
+    return min(size, int(os.environ.get("LOCAL_WORLD_SIZE", size))) if launched_rank() is not None else size
+
+
+def join_launched(size: int, device: torch.device) -> DistributedGroup:
+    """Meets the others, as a process that a launcher such as torchrun has started.
+
+    Raises:
+        InvalidSettingError: there are not as many processes as devices, or the processes serve a model already.
+    """
+    store, rank, world_size = next(rendezvous("env://"))
+    if world_size != size:
+        raise InvalidSettingError(
+            "the launcher has started another number of processes than there are devices",
+            found=f"{world_size} processes",
+            allowed=f"one for each of the {size} devices",
+        )
+    if store.add(f"{_LOADS}/{rank}", 1) > 1:
+        raise InvalidSettingError(
+            "the processes that the launcher has started serve a model already",
+            cure="Load one model per launch, or start the script without a launcher: it starts what it needs itself.",
+        )
+    return DistributedGroup(rank, size, PrefixStore("pipezoo", store), device)
+
+
+def _loopback() -> str | None:
+    names = [name for _, name in socket.if_nameindex()]
+    return next((name for name in ("lo", "lo0") if name in names), None)
+
+
+def _gone(rank: int) -> RankLostError:
+    return RankLostError(
+        f"the process of rank {rank} is gone", cure="See what it has printed, and load the model again."
+    )

@@ -1,0 +1,143 @@
+"""However a rank ends, the others end, too, and who waits gets an error; scripts of users, alone and under torchrun."""
+
+import contextlib
+import re
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.slow
+
+BEGIN = """
+import os, signal, sys, threading, time
+import psutil
+from pipezoo import registry
+settings = {"dtype": "float32", "page_size": 8, "kv_cache_memory": "4MiB", "max_length": 200}
+answer = {"temperature": 0.0, "ignore_eos": True}
+print("begins", flush=True)
+llm = registry.load(sys.argv[1], devices=["cpu", "cpu"], **settings)
+children = psutil.Process().children()
+print("children", *[child.pid for child in children], flush=True)
+def soon(act, *arguments):
+    threading.Timer(0.3, act, arguments).start()
+def for_ever():
+    while True:
+        llm.generate("hello", max_new_tokens=150, **answer)
+"""
+WORKER_DIES = """
+from pipezoo_core.errors import RankLostError
+soon(children[0].kill)
+for attempt in (for_ever, for_ever, lambda: llm.generate("he", **answer)):
+    try:
+        attempt()
+    except RankLostError as error:
+        print("lost", error, flush=True)
+manager = llm.kv_managers[0]
+assert manager.num_free_pages == manager.total_num_pages
+again = registry.load(sys.argv[1], devices=["cpu", "cpu"], **settings)
+print("again", again.generate("hello", max_new_tokens=3, **answer)[0].tokens)
+"""
+INTERRUPTED = """
+soon(os.kill, os.getpid(), signal.SIGINT)
+try:
+    for_ever()
+except KeyboardInterrupt:
+    print("goes on", len(llm.generate("hello", max_new_tokens=3, **answer)[0].tokens), flush=True)
+soon(os.kill, os.getpid(), signal.SIGINT)
+for_ever()
+"""
+ENDS = {
+    "normally": ("llm.generate('hello', max_new_tokens=3, **answer)", 0),
+    "by an error": ("raise SystemExit(7)", 7),
+    "without a word": ("os._exit(5)", 5),
+    "killed while it waits": ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
+    "killed in a step": ("soon(os.kill, os.getpid(), signal.SIGKILL); for_ever()", -signal.SIGKILL),
+    "terminated in a step": ("soon(os.kill, os.getpid(), signal.SIGTERM); for_ever()", -signal.SIGTERM),
+}
+
+
+def run(script, *arguments, launcher=()):
+    """Runs a script to its end and waits for all processes that it has started."""
+    command = [sys.executable, *launcher, script, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=540)
+    for number in re.findall(r"^children (\d+)", done.stdout, re.MULTILINE):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(int(number)).wait(120)
+    return done
+
+
+def write(tmp_path, code):
+    path = tmp_path / "script.py"
+    path.write_text(BEGIN + code)
+    return path
+
+
+def test_a_worker_that_dies_ends_running_and_later_requests(tiny_gguf, tmp_path):
+    done = run(write(tmp_path, WORKER_DIES), tiny_gguf)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("lost the process of rank 1 is gone") + done.stdout.count("lost a process") == 3
+    assert done.stdout.count("load the model again") == 3
+    assert re.search(r"again \[\d+, \d+, \d+\]", done.stdout)
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_workers_end_with_rank_0(how, tiny_gguf, tmp_path):
+    code, status = ENDS[how]
+    done = run(write(tmp_path, code), tiny_gguf)
+    assert done.returncode == status, done.stderr
+    assert done.stdout.count("begins") == 1  # the workers do not run the script
+    assert not done.stderr
+
+
+def test_an_interrupted_step_is_finished_before(tiny_gguf, tmp_path):
+    done = run(write(tmp_path, INTERRUPTED), tiny_gguf)
+    assert "goes on 3" in done.stdout
+    assert done.stderr.splitlines()[-1] == "KeyboardInterrupt"
+    assert done.returncode == -signal.SIGINT
+
+
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
+LAUNCHED = """
+assert not children
+print("rank", os.environ["RANK"], llm.generate("hello", max_new_tokens=3, **answer)[0].tokens, flush=True)
+try:
+    registry.load(sys.argv[1], devices=["cpu", "cpu"], **settings)
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_the_same_script_under_torchrun(tiny_gguf, tmp_path):
+    alone = run(
+        write(tmp_path, "print('rank 0', llm.generate('hello', max_new_tokens=3, **answer)[0].tokens)"), tiny_gguf
+    )
+    launched = run(write(tmp_path, LAUNCHED), tiny_gguf, launcher=TORCHRUN)
+    assert launched.returncode == 0, launched.stderr
+    assert launched.stdout.count("begins") == 2
+    answers = [re.findall(r"^rank .*", done.stdout, re.MULTILINE) for done in (alone, launched)]
+    assert answers[0] == answers[1]
+    assert len(answers[1]) == 1
+    assert "serve a model already" in launched.stdout
+
+
+def test_what_goes_wrong_under_torchrun(tiny_gguf, tmp_path):
+    damaged = tmp_path / "damaged.gguf"
+    damaged.write_bytes(tiny_gguf.read_bytes()[:-100])
+    done = run(write(tmp_path, ""), damaged, launcher=TORCHRUN)
+    assert done.returncode == 1
+    assert "is not a whole GGUF file" in done.stderr
+    done = run(write(tmp_path, ""), tiny_gguf, launcher=(*TORCHRUN[:-1], "3"))
+    assert done.returncode == 1
+    assert "found: 3 processes; allowed: one for each of the 2 devices" in done.stderr
+
+
+def test_a_rank_killed_under_torchrun(tiny_gguf, tmp_path):
+    """Each rank prints its number before it loads; the launcher ends the others when one is gone."""
+    code = "soon(os.kill, os.getpid(), signal.SIGKILL); for_ever()"
+    done = run(write(tmp_path, code), tiny_gguf, launcher=TORCHRUN)
+    assert done.returncode == 1
+    left = [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or ())]
+    assert not left

@@ -1,0 +1,164 @@
+"""A pipeline on two ranks answers as one on a single rank, in everything that goes through it."""
+
+import asyncio
+import gc
+import shutil
+from dataclasses import replace
+
+import psutil
+import pytest
+from gguf_files import TOKENS
+
+from pipezoo import registry
+from pipezoo_core.distributed import Workers
+from pipezoo_core.errors import CorruptCheckpointError, InvalidSettingError, UnsupportedAttentionError
+from pipezoo_core.request import TextGenerationInputs, TextGenerationRequest
+from pipezoo_core.sampling_params import SamplingParams
+
+SETTINGS = {"dtype": "float32", "page_size": 8, "kv_cache_memory": "4MiB", "max_length": 200}
+GREEDY = {"temperature": 0.0, "max_new_tokens": 16, "ignore_eos": True}
+PROMPTS = ["hello", "he said that he", "h" * 100, "a quick brown fox jumps over the lazy dog, then"]
+
+pytestmark = pytest.mark.slow
+
+
+def texts(llm, prompts, **sampling):
+    return [output.text for output in llm.generate(prompts, **{**GREEDY, **sampling})]
+
+
+def test_greedy_text(both):
+    alone, divided = both
+    expected = texts(alone, PROMPTS)
+    assert texts(divided, PROMPTS) == expected
+    assert [texts(divided, prompt)[0] for prompt in PROMPTS] == expected
+    assert "".join(divided.stream(PROMPTS[0], **GREEDY)) == expected[0]
+
+
+def test_prefixes_are_shared(both):
+    alone, divided = both
+    prompt = "the same beginning, longer than a page or two, of both"
+    first = texts(divided, prompt)
+    hits = divided.kv_managers[0].metrics.prefix_hit_tokens
+    assert texts(divided, prompt) == first == texts(alone, prompt)
+    assert divided.kv_managers[0].metrics.prefix_hit_tokens >= hits + 48
+
+
+def test_sampled_text_and_log_probabilities(both):
+    sampling = {"temperature": 1.0, "seed": 7, "top_p": 0.9, "repetition_penalty": 1.2, "log_probabilities": 2}
+    expected, found = (llm.generate(PROMPTS, **{**GREEDY, **sampling}) for llm in both)
+    for one, other in zip(expected, found, strict=True):
+        assert other.tokens == one.tokens
+        logged, logged_alone = ([entry.token_log_probabilities for entry in o.log_probabilities] for o in (other, one))
+        assert [pytest.approx(values, abs=1e-3) for values in logged_alone] == logged
+
+
+def test_several_steps_at_once(both):
+    def run(llm, num_steps):
+        contexts = [
+            llm.tokenizer.new_context(
+                TextGenerationRequest(
+                    prompt=prompt, sampling_params=SamplingParams(temperature=0.0, max_new_tokens=9, ignore_eos=True)
+                )
+            )
+            for prompt in PROMPTS
+        ]
+        tokens = {context.request_id: [] for context in contexts}
+        while batch := {c.request_id: c for c in contexts if not c.status.is_done}:
+            for context in batch.values():
+                context.set_chunk(context.num_pending)
+            for request_id, output in llm.execute(TextGenerationInputs([batch], num_steps=num_steps)).items():
+                tokens[request_id] += output.tokens
+        for context in contexts:
+            llm.release(context.request_id)
+        return list(tokens.values())
+
+    alone, divided = both
+    assert run(divided, 4) == run(divided, 1) == run(alone, 1)
+
+
+def test_tasks_share_steps(both):
+    alone, divided = both
+
+    async def one(prompt):
+        pieces = divided.generate_async(prompt, **GREEDY)
+        return "".join([output.text async for outputs in pieces for output in outputs])
+
+    async def every():
+        return await asyncio.gather(*map(one, PROMPTS))
+
+    assert asyncio.run(every()) == texts(alone, PROMPTS)
+
+
+def test_each_rank_has_its_part(both):
+    alone, divided = both
+    assert [buffer.nbytes for buffer in divided.model.signal_buffers] == [2**20] * 2
+    assert len(alone.model.signal_buffers) == 1
+    assert len(divided.model.devices) == 2
+    heads = [llm.kv_managers[0].params.num_kv_heads for llm in both]
+    assert heads[1] * 2 == heads[0]
+    pages = [llm.kv_managers[0].total_num_pages for llm in both]
+    assert pages[1] // 2 == pages[0]  # in as much memory on each
+    assert divided.memory_plan.num_ranks == 2
+    assert 0.4 < divided.memory_plan.weights / alone.memory_plan.weights < 0.7
+    assert "on each of 2 devices" in str(divided.memory_plan)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
+def test_other_precisions(tiny_gguf, dtype):
+    """Rounded sums differ a little, and of halves that are narrower than a group not all are quantized."""
+    settings = {**SETTINGS, "dtype": dtype}
+    logged = []
+    for devices in (["cpu"], ["cpu", "cpu"]):
+        outputs = registry.load(tiny_gguf, devices=devices, **settings).generate(PROMPTS, **GREEDY, log_probabilities=1)
+        assert [len(output.tokens) for output in outputs] == [16] * 4
+        logged.append([output.log_probabilities[0].token_log_probabilities[0] for output in outputs])
+    assert logged[0] == pytest.approx(logged[1], abs=0.1 if dtype == "bfloat16" else 0.5)
+
+
+def test_gguf_and_three_ranks_of_which_one_does_not_divide(tiny_gguf, tmp_path):
+    alone = registry.load(tiny_gguf, device="cpu", **SETTINGS)
+    divided = registry.load(tiny_gguf, devices=["cpu"] * 4, **SETTINGS)  # 4 heads, 2 key/value heads
+    assert len(TOKENS) % 4
+    assert texts(divided, PROMPTS) == texts(alone, PROMPTS)
+    children = psutil.Process().children()
+    del divided
+    gc.collect()
+    assert len(psutil.wait_procs(children, 30)[0]) >= 3
+    with pytest.raises(InvalidSettingError, match=r"4 heads with 2 key/value heads .*found: 3.*allowed: 1, 2, 4"):
+        registry.load(tiny_gguf, devices=["cpu"] * 3, **SETTINGS)
+
+
+def test_what_goes_wrong_at_load_is_raised_and_ends_the_processes(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    with pytest.raises(InvalidSettingError, match="unknown setting 'max_lenght'"):
+        registry.load(folder, devices=["cpu", "cpu"], max_lenght=3)
+    with pytest.raises(InvalidSettingError, match="LoRA adapters are served on a single device only"):
+        registry.load(folder, devices=["cpu", "cpu"], lora_paths=[], max_num_loras=1, max_lora_rank=4)
+    with pytest.raises(UnsupportedAttentionError):
+        registry.load(folder, devices=["cpu", "cpu"], **{**SETTINGS, "attention": "native", "page_size": 7})
+    with pytest.raises(InvalidSettingError, match="no such device"):
+        registry.load(folder, devices=["cuda:77", "cuda:78"], **SETTINGS)
+    with pytest.raises(InvalidSettingError, match="different kinds"):
+        registry.load(folder, devices=["cpu", "cuda:0"], **SETTINGS)
+    with pytest.raises(InvalidSettingError, match="the devices are not clear"):
+        registry.load(folder, device="cpu", devices=["cpu", "cpu"], **SETTINGS)
+    with pytest.raises(InvalidSettingError, match="a replica cannot have several devices"):
+        registry.load(folder, devices=["cpu"] * 4, data_parallel_degree=2, **SETTINGS)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CorruptCheckpointError):
+        registry.load(folder, devices=["cpu", "cpu"], **SETTINGS)
+    assert not [child for child in psutil.Process().children() if child.status() == psutil.STATUS_ZOMBIE]
+
+
+def test_an_error_of_another_rank_reaches_the_caller(tiny_folder, tmp_path, monkeypatch):
+    """The files are whole for rank 0 and damaged for the other."""
+    damaged = shutil.copytree(tiny_folder, tmp_path / "damaged")
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    tell = Workers.tell
+    monkeypatch.setattr(Workers, "tell", lambda self, call: tell(self, replace(call, path=str(damaged))))
+    with pytest.raises(CorruptCheckpointError, match="not a whole safetensors file") as raised:
+        registry.load(tiny_folder, devices=["cpu", "cpu"], **SETTINGS)
+    assert raised.value.cure == "Download the file again."
+    assert raised.value.__notes__ == ["It happened in the process of rank 1."]
