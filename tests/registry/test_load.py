@@ -3,11 +3,14 @@
 import json
 import shutil
 import struct
+import subprocess
+import sys
 
 import pytest
 import torch
-from gguf_files import CHAT_TEMPLATE
+from gguf_files import CHAT_TEMPLATE, TOKENS
 from safetensors.torch import load_file, save_file
+from tiny_models import make_llama
 
 from pipezoo import registry
 from pipezoo_core.errors import (
@@ -24,6 +27,8 @@ from pipezoo_core.errors import (
     UnsupportedModelError,
 )
 from pipezoo_core.pipeline import TextGenerationPipeline
+from pipezoo_core.tokenizer import tokenizer_from_gguf
+from pipezoo_core.weights import open_gguf
 
 SETTINGS = {"dtype": "float32", "device": "cpu", "page_size": 8, "kv_cache_memory": "4MiB"}
 GREEDY = {"temperature": 0.0, "max_new_tokens": 8, "ignore_eos": True}
@@ -240,3 +245,17 @@ def test_after_an_error_the_next_load_works(folder, tiny_folder):
     with pytest.raises(CorruptCheckpointError):
         registry.load(folder)
     assert registry.load(tiny_folder, **SETTINGS).generate("hello", **GREEDY)[0].tokens
+
+
+def test_nothing_imports_torchs_compiler(tiny_gguf, tmp_path):
+    """It takes a second and 80 MB, which transformers' configs, and recording a step, would spend on it."""
+    make_llama(vocab_size=len(TOKENS), head_dim=32).save_pretrained(tmp_path)
+    tokenizer_from_gguf(open_gguf(tiny_gguf).metadata).save_pretrained(tmp_path)
+    script = (
+        "import sys; from pipezoo import registry\n"
+        f"llm = registry.load({str(tmp_path)!r}, device='cpu', dtype='float32', kv_cache_memory='4MiB')\n"
+        "assert len(llm.generate('hello', max_new_tokens=4, ignore_eos=True)[0].tokens) == 4\n"
+        "print(*({'torch._dynamo', 'sympy', 'torch.distributed.tensor'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert result.stdout.strip() == ""
