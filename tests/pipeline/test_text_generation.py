@@ -4,7 +4,6 @@ import asyncio
 import threading
 
 import pytest
-import torch
 from gguf_files import END, TOKENS
 
 from pipezoo_core.config import PipelineConfig
@@ -156,37 +155,6 @@ def test_settings_of_a_request_win_over_the_pipelines(load_tiny):
     request = TextGenerationRequest(prompt="hello", sampling_params=SamplingParams(**GREEDY))
     assert llm.generate(request)[0].tokens == llm.generate("hello", **GREEDY)[0].tokens
     assert len(llm.generate(request, max_new_tokens=3)[0].tokens) == 3
-
-
-def reference_log_probabilities(model, tokens):
-    with torch.no_grad():
-        return model(torch.tensor([tokens])).logits[0].log_softmax(-1)
-
-
-@pytest.mark.parametrize("max_batch_tokens", [2048, 3])
-def test_log_probabilities_equal_transformers(load_tiny, tiny_reference, max_batch_tokens):
-    llm = load_tiny(max_batch_tokens=max_batch_tokens)
-    prompt = [TOKENS.index(piece) for piece in ("he", "l", "l", "o")]
-    requests = [
-        TextGenerationRequest(prompt="hello", sampling_params=SamplingParams(**GREEDY, log_probabilities=3, echo=True)),
-        TextGenerationRequest(prompt="he", sampling_params=SamplingParams(**GREEDY)),
-        TextGenerationRequest(prompt="hello", sampling_params=SamplingParams(**GREEDY, log_probabilities=5)),
-    ]
-    echoed, silent, plain = llm.generate(requests)
-    assert silent.log_probabilities is None
-    tokens = prompt + echoed.tokens
-    expected = reference_log_probabilities(tiny_reference, tokens)
-    for output, top_n, first in ((echoed, 3, 1), (plain, 5, len(prompt))):
-        assert len(output.log_probabilities) == len(output.tokens)
-        own = [value for entry in output.log_probabilities for value in entry.token_log_probabilities]
-        top = [values for entry in output.log_probabilities for values in entry.top_log_probabilities]
-        assert len(own) == len(top) == len(tokens) - first
-        for position, (value, best) in enumerate(zip(own, top, strict=True), start=first):
-            row = expected[position - 1]
-            assert value == pytest.approx(row[tokens[position]].item(), abs=1e-4)
-            for token in row.topk(top_n).indices.tolist():
-                assert best[token] == pytest.approx(row[token].item(), abs=1e-4)
-            assert set(best) == {*row.topk(top_n).indices.tolist(), tokens[position]}
 
 
 def test_cancel_ends_a_stream_with_what_there_is(load_tiny):

@@ -35,7 +35,7 @@ from pipezoo_core.kv_cache import KVCacheInputs, KVCacheParams, PagedKVCacheMana
 from pipezoo_core.layers import Heads, as_split, shard_module, use_linear_backend, weights_memory
 from pipezoo_core.lora import LoRAManager, lora_memory
 from pipezoo_core.native import NativeKernels, RecordedModule
-from pipezoo_core.sampling_params import NUMBERS_SAMPLED_AT_ONCE
+from pipezoo_core.sampling_params import NUM_ECHOED_AT_ONCE, NUMBERS_SAMPLED_AT_ONCE
 from pipezoo_core.session import InferenceSession
 from pipezoo_core.weights import LazyTensor, Weights, WeightsAdapter, load_module, torch_dtype
 
@@ -293,7 +293,7 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, PipelineModel[TextContext],
         """Returns the bytes of a full step's layer, and of a full batch's logits and sampling.
 
         These come one after the other, but malloc keeps what it has in pieces that the next does not always fit: see
-        docs/decisions/memory-plan.md. Not in it are the logits of whole prompts, which `echo` asks for.
+        docs/decisions/memory-plan.md. Prompts that are echoed are fed so that their logits fit.
         """
         config = cls.config_class.from_huggingface(huggingface_config)
         kernels = NativeKernels(torch.device(pipeline_config.device), torch_dtype(pipeline_config.encoding))
@@ -311,7 +311,7 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, PipelineModel[TextContext],
             feed_forward = inner + hidden if pipeline_config.lora is None else 3 * inner
         width = 3 * hidden + max(attention, feed_forward)  # a layer's input, the sum with its first half, a norm
         needed = num_tokens * width * itemsize
-        needed += num_requests * config.vocab_size * _LOGIT_BYTES
+        needed += (num_requests + NUM_ECHOED_AT_ONCE) * config.vocab_size * _LOGIT_BYTES
         needed += max(NUMBERS_SAMPLED_AT_ONCE, config.vocab_size) * _SAMPLED_BYTES
         if not isinstance(backend, NativeAttention):
             length = cls.calculate_max_seq_len(pipeline_config, huggingface_config)

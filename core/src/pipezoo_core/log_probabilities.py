@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from pipezoo_core.request import LogProbabilities
+from pipezoo_core.sampling_params import NUMBERS_SAMPLED_AT_ONCE
 
 __all__ = ["log_probabilities_of"]
-
-_CHUNK = 256  # rows whose log-softmax is in memory at the same time
 
 
 def log_probabilities_of(logits: Tensor, tokens: Tensor, top_n: int) -> LogProbabilities:
@@ -22,7 +21,8 @@ def log_probabilities_of(logits: Tensor, tokens: Tensor, top_n: int) -> LogProba
         top_n: how many of the most likely tokens to list.
     """
     result = LogProbabilities([], [])
-    for rows, targets in zip(logits.split(_CHUNK), tokens.split(_CHUNK), strict=True):
+    at_once = max(1, NUMBERS_SAMPLED_AT_ONCE // logits.shape[-1])
+    for rows, targets in zip(logits.split(at_once), tokens.split(at_once), strict=True):
         log_probabilities = rows.float().log_softmax(-1)
         own = log_probabilities.gather(-1, targets.unsqueeze(-1)).squeeze(-1).tolist()
         top_values, top_tokens = log_probabilities.topk(min(top_n, rows.shape[-1]), dim=-1)

@@ -11,10 +11,13 @@ from pydantic import Field, field_validator
 from pipezoo_core.config import Settings
 from pipezoo_core.errors import InvalidSettingError
 
-__all__ = ["NUMBERS_SAMPLED_AT_ONCE", "SamplingParams"]
+__all__ = ["NUMBERS_SAMPLED_AT_ONCE", "NUM_ECHOED_AT_ONCE", "SamplingParams"]
 
 NUMBERS_SAMPLED_AT_ONCE = 2**19
 """Logits that are sampled from together: it takes a dozen tensors like them, too much for a full batch at once."""
+
+NUM_ECHOED_AT_ONCE = 16
+"""Rows of logits that a step may have besides one per request of a full batch, for prompts that are echoed."""
 
 _Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 _NEARLY_ZERO = 1e-5  # below it, dividing logits by the temperature overflows before it changes anything

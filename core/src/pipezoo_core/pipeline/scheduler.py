@@ -10,6 +10,7 @@ from pipezoo_core.context import TextContext
 from pipezoo_core.kv_cache import PagedKVCacheManager
 from pipezoo_core.lora import LoRAManager, hold_adapter
 from pipezoo_core.request import RequestID, TextGenerationInputs
+from pipezoo_core.sampling_params import NUM_ECHOED_AT_ONCE
 
 __all__ = ["Scheduler"]
 
@@ -25,6 +26,7 @@ class _Replica:
         preempted: requests that had pages, oldest first.
         batch: the step's requests so far.
         budget: the tokens that the step may still feed.
+        echo_budget: the rows of logits that it may still have besides one per request.
     """
 
     manager: PagedKVCacheManager
@@ -33,6 +35,7 @@ class _Replica:
     preempted: OrderedDict[RequestID, TextContext] = field(default_factory=OrderedDict)
     batch: dict[RequestID, TextContext] = field(default_factory=dict)
     budget: int = 0
+    echo_budget: int = 0
 
 
 class Scheduler:
@@ -47,6 +50,10 @@ class Scheduler:
 
     A request whose adapter finds no slot waits like one that finds no pages, and those after it with it. A preempted
     request keeps its slot: it is the first to be let in again.
+
+    A prompt that is echoed has a row of logits per token, and rows are as long as the vocabulary. A step has as many as
+    a full batch and `NUM_ECHOED_AT_ONCE` more, which is what the memory plan counts; chunks of such prompts share those
+    that neither running nor waiting requests may need.
 
     Replicas share the queue; each has its own pages, slots, budget and batch size. The first in the queue goes where
     `PagedKVCacheManager.get_or_recommend_replica` says, or where there is no room, to the replica with the fewest
@@ -114,6 +121,8 @@ class Scheduler:
         """
         for replica in self._replicas:
             replica.batch, replica.budget = {}, self._max_batch_tokens
+            spare = self._max_batch_size - len(replica.running) - self.num_waiting
+            replica.echo_budget = max(0, spare) + NUM_ECHOED_AT_ONCE
             self._continue(replica)
             while replica.preempted and self._has_room(replica) and self._admit(replica.preempted, [replica]):
                 pass
@@ -172,7 +181,11 @@ class Scheduler:
 
     def _grow(self, context: TextContext, replica: _Replica) -> None:
         """Puts a chunk of the request into the batch, at the cost of younger ones if need be."""
-        context.set_chunk(min(replica.budget, self._most(context, replica)))
+        most = min(replica.budget, self._most(context, replica))
+        if context.wants_prompt_logits:
+            most = min(most, 1 + replica.echo_budget)
+            replica.echo_budget -= most - 1
+        context.set_chunk(most)
         while not replica.manager.maybe_reserve(context):
             youngest = next(reversed(replica.running.values()))
             self._preempt(youngest, replica)
