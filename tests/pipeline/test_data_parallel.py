@@ -238,6 +238,7 @@ def test_the_plan_counts_all_replicas(tiny_folder, monkeypatch):
     plan(kv_cache_memory=half, data_parallel_degree=2)
 
 
-def test_bad_degrees_are_refused(tiny_folder):
+@pytest.mark.parametrize("degree", [0, -1, "two", 1.5])
+def test_bad_degrees_are_refused(degree, tiny_folder):
     with pytest.raises(InvalidSettingError, match="data_parallel_degree"):
-        registry.plan(tiny_folder, data_parallel_degree=0)
+        registry.plan(tiny_folder, data_parallel_degree=degree)

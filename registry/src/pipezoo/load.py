@@ -136,14 +136,15 @@ def plan_load(
     raw_config, paths, weights = _open_weights(checkpoint, architecture)
     huggingface_config = _huggingface_config(architecture, raw_config)
     if decided is None:
-        torch_devices = _devices(devices, pipeline_settings)
+        num_replicas = PipelineConfig(model_path=checkpoint.source.name, **pipeline_settings).data_parallel_degree
+        torch_devices = _devices(devices, num_replicas)
         requested = PipelineConfig(
             model_path=checkpoint.source.name,
             weight_paths=paths,
             huggingface_config=huggingface_config,
             device=str(torch_devices[0]),
             encoding=resolve_encoding(dtype, weights, torch_devices[0], architecture.supported_encodings),
-            tensor_parallel_degree=len(torch_devices) // pipeline_settings.get("data_parallel_degree", 1),
+            tensor_parallel_degree=len(torch_devices) // num_replicas,
             **pipeline_settings,
         )
         _check_parallel(requested, architecture, len(torch_devices))
@@ -219,9 +220,9 @@ def device_names(device: str, devices: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(devices)
 
 
-def _devices(names: Sequence[str], settings: Mapping[str, Any]) -> tuple[torch.device, ...]:
+def _devices(names: Sequence[str], num_replicas: int) -> tuple[torch.device, ...]:
     if len(names) == 1:
-        return _replica_devices(check_device(names[0]), settings.get("data_parallel_degree", 1))
+        return _replica_devices(check_device(names[0]), num_replicas)
     return tuple(map(torch.device, names))
 
 
