@@ -242,3 +242,18 @@ def test_the_plan_counts_all_replicas(tiny_folder, monkeypatch):
 def test_bad_degrees_are_refused(degree, tiny_folder):
     with pytest.raises(InvalidSettingError, match="data_parallel_degree"):
         registry.plan(tiny_folder, data_parallel_degree=degree)
+    with pytest.raises(InvalidSettingError, match="data_parallel_degree"):
+        registry.load(tiny_folder, data_parallel_degree=degree)
+
+
+def test_as_many_devices_as_replicas(tiny_folder):
+    """Each has a replica, in this process; another number of devices than that cannot be divided."""
+    settings = {"dtype": "float32", "kv_cache_memory": "1MiB", "page_size": 8}
+    one = registry.load(tiny_folder, device="cpu", **settings)
+    two = registry.load(tiny_folder, devices=["cpu", "cpu"], data_parallel_degree=2, **settings)
+    assert [model.session.device.type for model in two.models] == ["cpu", "cpu"]
+    prompts, sampling = ["hello", "he", "hehe"], {"max_new_tokens": 6, "temperature": 0.0, "ignore_eos": True}
+    found, expected = ([output.tokens for output in llm.generate(prompts, **sampling)] for llm in (two, one))
+    assert found == expected
+    with pytest.raises(InvalidSettingError, match="2 replicas on 3 devices"):
+        registry.plan(tiny_folder, devices=["cpu"] * 3, data_parallel_degree=2, **settings)

@@ -147,12 +147,12 @@ def plan_memory(
     left = int(available * _USABLE) - weights - activations - lora
     share = left if devices[0].type == "cuda" else int(left * _CPU_SHARE)
     num_ranks = pipeline_config.tensor_parallel_degree
-    params = model.get_kv_params(huggingface_config, num_ranks, kv_config, dtype)  # type: ignore[attr-defined]
+    params = model.get_kv_params(huggingface_config, num_ranks, kv_config, dtype)  # type: ignore[attr-defined]  # of `KVCacheMixin`, as all are so far
     wanted = kv_config.memory
     if wanted is None:
         num_held = params.num_tokens_held(max_length, pipeline_config.max_batch_tokens)
         one_request = params.num_pages_for(num_held) * params.bytes_per_page
-        wanted = model.estimate_kv_cache_size(  # type: ignore[attr-defined]
+        wanted = model.estimate_kv_cache_size(  # type: ignore[attr-defined]  # likewise
             *(pipeline_config, min(left, max(share, one_request)), [devices[0]] * num_ranks),
             *(huggingface_config, kv_config, dtype),
         )

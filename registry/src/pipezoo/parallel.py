@@ -11,13 +11,16 @@ import pickle
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import torch
 
 from pipezoo import registry
-from pipezoo.load import Checkpoint, LoadPlan, build_pipeline, check_device, open_model, plan_load
+from pipezoo.checkpoint import Checkpoint
+from pipezoo.devices import check_device
+from pipezoo.load import LoadPlan, build_pipeline, open_model, plan_load
 from pipezoo.resolution import Resolution
+from pipezoo_core.config import PipelineConfig
 from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.distributed import (
     DistributedGroup,
@@ -29,11 +32,13 @@ from pipezoo_core.distributed import (
     ranks_here,
 )
 from pipezoo_core.errors import RankLostError
+from pipezoo_core.memory import MemoryPlan
 from pipezoo_core.pipeline import TextGenerationPipeline
 
 __all__ = ["load_parallel", "work"]
 
 T = TypeVar("T")
+Decided: TypeAlias = tuple[PipelineConfig, MemoryPlan]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,7 @@ def load_parallel(
     rank = launched_rank()
     if rank is not None:
         group = join_launched(len(devices), check_device(devices[rank % len(devices)]))  # it counts them itself
-        return _load(group, find, devices, dtype, settings)
+        return _load(group, lambda decided: _plan_load(find(), devices, dtype, settings, decided))
     device, *_ = [check_device(name) for name in devices]
     workers = Workers(len(devices) - 1, __name__, work.__name__)
     try:
@@ -77,29 +82,41 @@ def load_parallel(
     except BaseException:
         workers.stop()
         raise
-    return _load(group, lambda: found, devices, dtype, settings)
+    return _load(group, lambda decided: _plan_load(found, devices, dtype, settings, decided))
 
 
 def work() -> NoReturn:
     """Is the whole life of a process that rank 0 has started."""
     rank, size, folder, call = follow_parent()
     group = join_local(rank, size, folder, torch.device(call.devices[rank]))
-    _load(group, lambda: registry.find(call.path, plugin=call.plugin), call.devices, call.dtype, call.settings)
+
+    def plan(decided: Decided | None) -> LoadPlan:
+        found = registry.find(call.path, plugin=call.plugin)
+        return _plan_load(found, call.devices, call.dtype, call.settings, decided)
+
+    _load(group, plan)
     raise AssertionError("only rank 0 has a pipeline")
 
 
-def _load(
-    group: DistributedGroup,
-    find: Callable[[], tuple[Checkpoint, Resolution]],
+def _plan_load(
+    found: tuple[Checkpoint, Resolution],
     devices: Sequence[str],
     dtype: str,
     settings: dict[str, Any],
-) -> TextGenerationPipeline:
+    decided: Decided | None,
+) -> LoadPlan:
+    checkpoint, resolution = found
+    return plan_load(
+        checkpoint, resolution.architecture, devices=devices, dtype=dtype, settings=settings, decided=decided
+    )
+
+
+def _load(group: DistributedGroup, plan: Callable[[Decided | None], LoadPlan]) -> TextGenerationPipeline:
     num_threads = torch.get_num_threads()
     _share_cores(group)
     try:
-        plan = _plan(group, find, devices, dtype, settings)
-        built = _together(group, lambda: _build(plan, group))
+        agreed = _agree(group, plan)
+        built = _together(group, lambda: _build(agreed, group))
     except BaseException as error:
         _close(group, num_threads)
         if group.rank and isinstance(error, Exception):
@@ -117,22 +134,9 @@ def _load(
     raise SystemExit(0)
 
 
-def _plan(
-    group: DistributedGroup,
-    find: Callable[[], tuple[Checkpoint, Resolution]],
-    devices: Sequence[str],
-    dtype: str,
-    settings: dict[str, Any],
-) -> LoadPlan:
+def _agree(group: DistributedGroup, plan: Callable[[Decided | None], LoadPlan]) -> LoadPlan:
     """Decides on rank 0 what is left open; the others take it over."""
-
-    def plan(decided: Any = None) -> LoadPlan:
-        checkpoint, resolution = find()
-        return plan_load(
-            checkpoint, resolution.architecture, devices=devices, dtype=dtype, settings=settings, decided=decided
-        )
-
-    mine = _together(group, plan if group.rank == 0 else lambda: None)
+    mine = _together(group, lambda: plan(None) if group.rank == 0 else None)
     decided = group.exchange_objects(mine and (mine.pipeline_config.updated(huggingface_config=None), mine.memory))[0]
     return _together(group, lambda: mine or plan(decided))
 
@@ -150,7 +154,7 @@ def _together(group: DistributedGroup, run: Callable[[], T]) -> T:
     error: BaseException | None = None
     try:
         result = run()
-    except Exception as raised:
+    except Exception as raised:  # the others wait for it, whatever it is
         error = raised
     errors = group.exchange_objects(_portable(error))
     if error is not None and all(other is None for other in errors[: group.rank]):
@@ -165,7 +169,7 @@ def _together(group: DistributedGroup, run: Callable[[], T]) -> T:
 def _portable(error: BaseException | None) -> BaseException | None:
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:
+    except Exception:  # an error of a plugin may hold anything
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
 

@@ -20,7 +20,8 @@ from pipezoo.resolution import Resolution
 from pipezoo.resolution import resolve as _resolve
 
 if TYPE_CHECKING:
-    from pipezoo.load import Checkpoint, LoadPlan
+    from pipezoo.checkpoint import Checkpoint
+    from pipezoo.load import LoadPlan
     from pipezoo_core.pipeline import TextGenerationPipeline
 
 __all__ = ["find", "load", "plan", "plugins", "refresh", "resolve"]
@@ -64,10 +65,11 @@ def load(
         InsufficientMemoryError, InsufficientPagesError: it does not fit; the message carries the plan.
         RankLostError: another device's process is gone.
     """
-    from pipezoo.load import build_pipeline, device_names
+    from pipezoo.devices import device_names, replicas_in
+    from pipezoo.load import build_pipeline
 
     names = device_names(device, devices)
-    if len(names) > settings.get("data_parallel_degree", 1):
+    if len(names) > replicas_in(settings):
         from pipezoo.parallel import load_parallel
 
         return load_parallel(lambda: find(model, revision=revision, plugin=plugin), names, dtype, settings)
@@ -87,7 +89,8 @@ def plan(
     **settings: Any,
 ) -> LoadPlan:
     """Decides everything that `load` decides, without reading the weights. Takes and raises what `load` does."""
-    from pipezoo.load import device_names, plan_load
+    from pipezoo.devices import device_names
+    from pipezoo.load import plan_load
 
     names = device_names(device, devices)
     checkpoint, resolution = find(model, revision=revision, plugin=plugin)
@@ -100,7 +103,7 @@ def find(model: str | Path, *, revision: str | None = None, plugin: str | None =
     Raises:
         PluginError, ModelNotFoundError, GatedModelError, HubUnreachableError, CheckpointError: as `load`.
     """
-    from pipezoo.load import open_checkpoint
+    from pipezoo.checkpoint import open_checkpoint
 
     checkpoint, resolution = _choose(model, revision, plugin)
     complete = download(checkpoint.source)
@@ -130,7 +133,7 @@ def refresh() -> None:
 
 
 def _choose(model: str | Path, revision: str | None, plugin: str | None) -> tuple[Checkpoint, Resolution]:
-    from pipezoo.load import open_checkpoint
+    from pipezoo.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(locate(model, revision=revision))
     return checkpoint, _resolve(_index, checkpoint.config, plugin=plugin)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import tempfile
 import threading
 from array import array
@@ -13,7 +12,6 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import accumulate, pairwise
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import psutil
@@ -22,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store
 
+from pipezoo_core.distributed.interrupts import interrupts_deferred
 from pipezoo_core.distributed.signals import (
     SHARED_MEMORY,
     SIGNAL_BUFFER_BYTES,
@@ -182,7 +181,7 @@ class DistributedGroup(TensorParallelGroup):
         Raises:
             RankLostError: a rank is gone, or was before.
         """
-        with self._lock, _interrupts_deferred():
+        with self._lock, interrupts_deferred():
             if self.failure is not None:
                 raise self.failure
             try:
@@ -285,29 +284,3 @@ def _pid_namespace() -> str:
 def _lost(what: str, cause: BaseException | None = None) -> RankLostError:
     found = None if cause is None else f"{type(cause).__name__}: {cause}".strip().splitlines()[0]
     return RankLostError(what, found=found, cure="See what its process has printed, and load the model again.")
-
-
-@contextmanager
-def _interrupts_deferred() -> Iterator[None]:
-    """Keeps Ctrl-C waiting until the end, unless it is pressed twice. Only the main thread is ever interrupted."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-    if before is None or before is signal.SIG_IGN:
-        yield
-        return
-    pressed: list[tuple[int, FrameType | None]] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        pressed.append((number, frame))
-        if len(pressed) > 1:
-            raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if len(pressed) == 1:
-            signal.raise_signal(signal.SIGINT)

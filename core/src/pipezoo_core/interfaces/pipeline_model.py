@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipezoo_core.config import KVCacheConfig, PipelineConfig, ReturnLogits, SupportedEncoding
 from pipezoo_core.context import TextContext
+from pipezoo_core.distributed import SIGNAL_BUFFER_BYTES
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.interfaces.kv_cache import KVCacheMixin
 from pipezoo_core.kv_cache import KVCacheInputs, PagedKVCacheManager
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["AlwaysSignalBuffersMixin", "ModelInputs", "ModelOutputs", "PipelineModel", "upper_bounded_default"]
 
 ContextT = TypeVar("ContextT", bound=TextContext)
-
-_SIGNAL_BUFFER_BYTES = 1 << 20
 
 
 class ModelInputs:
@@ -280,7 +279,7 @@ class AlwaysSignalBuffersMixin:
 
 
 def _make_signal_buffers(devices: Sequence[torch.device]) -> list[Tensor]:
-    return [torch.zeros(_SIGNAL_BUFFER_BYTES, dtype=torch.uint8, device=device) for device in devices]
+    return [torch.zeros(SIGNAL_BUFFER_BYTES, dtype=torch.uint8, device=device) for device in devices]
 
 
 def upper_bounded_default(upper_bound: int, default: int | None) -> int:

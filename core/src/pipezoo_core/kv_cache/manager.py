@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,10 +13,11 @@ from torch import Tensor
 
 from pipezoo_core.context import TextContext
 from pipezoo_core.errors import InsufficientPagesError
+from pipezoo_core.kv_cache.claim import Claim
 from pipezoo_core.kv_cache.inputs import NO_PAGE, KVCacheInputs, RaggedBatch, StepPlanner, build_kv_cache_inputs
 from pipezoo_core.kv_cache.page_pool import PagePool
 from pipezoo_core.kv_cache.params import KVCacheParams
-from pipezoo_core.kv_cache.prefix_cache import PrefixCache, page_hash, root_hash
+from pipezoo_core.kv_cache.prefix_cache import PrefixCache, root_hash
 from pipezoo_core.kv_cache.storage import KVCacheStorage
 from pipezoo_core.request import RequestID
 
@@ -36,34 +37,6 @@ class KVCacheMetrics:
     prompt_tokens: int = 0
     prefix_hit_tokens: int = 0
     evicted_pages: int = 0
-
-
-@dataclass(slots=True)
-class _Claim:
-    """One request's pages.
-
-    Attributes:
-        root: what its hash chain starts from.
-        pages: in the order of its tokens, `NO_PAGE` for those behind the sliding window.
-        hashes: of its full pages.
-        num_committed: how many of those the prefix cache was told of.
-        num_hidden: how many pages fell behind the sliding window.
-        upcoming: hash of the page that it fills next with tokens that are known; None where there is none.
-        is_counted: whether the metrics have it.
-    """
-
-    root: bytes
-    pages: list[int] = field(default_factory=list)
-    hashes: list[bytes] = field(default_factory=list)
-    num_committed: int = 0
-    num_hidden: int = 0
-    upcoming: bytes | None = None
-    is_counted: bool = False
-
-    @property
-    def own_pages(self) -> list[int]:
-        """The pages that it refers to."""
-        return self.pages[self.num_hidden :]
 
 
 class PagedKVCacheManager:
@@ -92,7 +65,7 @@ class PagedKVCacheManager:
         self._pool = PagePool(total_num_pages)
         self._prefix_cache = PrefixCache()
         self._root = root_hash(params.model_id)
-        self._claims: dict[RequestID, _Claim] = {}
+        self._claims: dict[RequestID, Claim] = {}
         self._upcoming: Counter[bytes] = Counter()
         self._num_prompt = self._num_hits = self._num_evicted = 0
         self.replicas: Sequence[PagedKVCacheManager] = [self]
@@ -149,7 +122,7 @@ class PagedKVCacheManager:
         return max(candidates, key=lambda number: (self.replicas[number]._num_known_pages(context), -loads[number]))
 
     def _num_known_pages(self, context: TextContext) -> int:
-        claim = _Claim(self._root_of(context))
+        claim = Claim(self._root_of(context))
         if self._may_find_prefix(context):
             self._find_prefix(claim, context.tokens)
         return claim.num_committed
@@ -163,7 +136,7 @@ class PagedKVCacheManager:
         """
         assert context.request_id not in self._claims, f"{context.request_id} is claimed twice"
         assert context.cache_length == 0, "a context is claimed before its first step"
-        claim = self._claims[context.request_id] = _Claim(self._root_of(context))
+        claim = self._claims[context.request_id] = Claim(self._root_of(context))
         if not self._may_find_prefix(context):
             return
         self._find_prefix(claim, context.tokens)
@@ -180,27 +153,27 @@ class PagedKVCacheManager:
         upcoming = self._claims[context.request_id].upcoming
         return upcoming is not None and self._upcoming[upcoming] > 1
 
-    def _look_ahead(self, claim: _Claim, context: TextContext) -> None:
+    def _look_ahead(self, claim: Claim, context: TextContext) -> None:
         self._forget_upcoming(claim)
         start, end = (n * self.params.page_size for n in (claim.num_committed, claim.num_committed + 1))
         if end <= len(context.tokens):
-            claim.upcoming = self._next_hash(claim, context.tokens[start:end])
+            claim.upcoming = claim.next_hash(context.tokens[start:end])
             self._upcoming[claim.upcoming] += 1
 
-    def _forget_upcoming(self, claim: _Claim) -> None:
+    def _forget_upcoming(self, claim: Claim) -> None:
         if claim.upcoming is not None:
             self._upcoming[claim.upcoming] -= 1
             if not self._upcoming[claim.upcoming]:
                 del self._upcoming[claim.upcoming]
             claim.upcoming = None
 
-    def _find_prefix(self, claim: _Claim, tokens: Sequence[int]) -> None:
+    def _find_prefix(self, claim: Claim, tokens: Sequence[int]) -> None:
         """Fills the claim with the known pages of the longest prefix that can be gone on from."""
         page_size = self.params.page_size
         pages: list[int] = []
         num_found = 0  # in a row, up to here
         for end in range(page_size, len(tokens), page_size):
-            claim.hashes.append(self._next_hash(claim, tokens[end - page_size : end]))
+            claim.hashes.append(claim.next_hash(tokens[end - page_size : end]))
             page = self._prefix_cache.find(claim.hashes[-1])
             if page is None and self.params.sliding_window is None:
                 break
@@ -282,17 +255,17 @@ class PagedKVCacheManager:
                 self._commit(claim, context)
             self._hide(claim, context)
 
-    def _commit(self, claim: _Claim, context: TextContext) -> None:
+    def _commit(self, claim: Claim, context: TextContext) -> None:
         page_size = self.params.page_size
         while (claim.num_committed + 1) * page_size <= context.cache_length:
             start = claim.num_committed * page_size
-            hash_ = self._next_hash(claim, context.tokens[start : start + page_size])
+            hash_ = claim.next_hash(context.tokens[start : start + page_size])
             self._prefix_cache.insert(hash_, claim.pages[claim.num_committed])
             claim.hashes.append(hash_)
             claim.num_committed += 1
         self._look_ahead(claim, context)
 
-    def _hide(self, claim: _Claim, context: TextContext) -> None:
+    def _hide(self, claim: Claim, context: TextContext) -> None:
         first = self.params.first_visible_page(context.cache_length)
         for index in range(claim.num_hidden, first):
             self._release_page(claim.pages[index])
@@ -337,9 +310,6 @@ class PagedKVCacheManager:
     def _root_of(self, context: TextContext) -> bytes:
         namespace = context.cache_namespace
         return root_hash(self.params.model_id, namespace) if namespace else self._root
-
-    def _next_hash(self, claim: _Claim, tokens: Sequence[int]) -> bytes:
-        return page_hash(claim.hashes[-1] if claim.hashes else claim.root, tokens)
 
     @classmethod
     def estimated_memory_size(

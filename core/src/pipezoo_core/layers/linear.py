@@ -28,6 +28,11 @@ class Product(Protocol):
 
     rows: Callable[[Tensor], Tensor] | None
 
+    @staticmethod
+    def size_of(weight: Tensor, bits: int | None) -> int:
+        """Returns the bytes of a weight, which may be on the meta device, in this form, of so many bits a number."""
+        ...
+
     def __call__(self, x: Tensor) -> Tensor:
         """Maps [..., in_features] to [..., out_features]."""
         ...

@@ -34,6 +34,12 @@ class OneDNNProduct(Product):
 
     rows = None
 
+    @staticmethod
+    def size_of(weight: Tensor, bits: int | None) -> int:
+        """Returns the bytes that a weight takes, which may be on the meta device."""
+        del bits
+        return weight.nbytes
+
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _TYPICAL_ROWS)
         self._bias = None if bias is None else bias.detach()
@@ -54,6 +60,8 @@ class NativeProduct(Product):
         bits: 8 or 4 to quantize the weight; None to keep its numbers.
         form: of the result. Gated, the weight is a gate's and, below it, that of what it lets through.
     """
+
+    size_of = staticmethod(packed_size)
 
     def __init__(
         self,
@@ -103,13 +111,13 @@ def use_linear_backend(
         _fuse_gates(module, encoding, kernels)
     for layer in module.modules():
         if isinstance(layer, Linear):
-            bits, form = _bits(layer, encoding), _form(name, layer, encoding)
-            if form is NativeProduct:
-                form_of_result = Form.wide if isinstance(layer, LMHead) else Form.plain  # logits lose nothing
-                layer.compute_with(NativeProduct(kernels, layer.weight, layer.bias, bits, form_of_result))
-            elif form is OneDNNProduct:
+            bits, kind = _bits(layer, encoding), _kind(name, layer, encoding)
+            if kind is NativeProduct:
+                form = Form.wide if isinstance(layer, LMHead) else Form.plain  # logits lose nothing
+                layer.compute_with(NativeProduct(kernels, layer.weight, layer.bias, bits, form))
+            elif kind is OneDNNProduct:
                 layer.compute_with(OneDNNProduct(layer.weight, layer.bias))
-            elif form is QuantizedProduct:
+            elif kind is QuantizedProduct:
                 assert bits is not None
                 layer.compute_with(QuantizedProduct(layer.weight, layer.bias, bits, kernels.dtype))
         elif name is LinearName.native and isinstance(layer, RMSNorm | GatedMLP | RotaryEmbedding):
@@ -135,11 +143,11 @@ def weights_memory(
     plain = {parameter: parameter.nbytes for parameter in module.parameters()}
     size = 0
     for layer in [layer for layer in module.modules() if isinstance(layer, Linear)]:
-        form = _form(name, layer, encoding)
-        if form is None:
+        kind = _kind(name, layer, encoding)
+        if kind is None:
             continue
-        size += _form_size(form, layer.weight, _bits(layer, encoding))
-        if form.rows is not None or not (isinstance(layer, LMHead) and layer.is_shared):
+        size += kind.size_of(layer.weight, _bits(layer, encoding))
+        if kind.rows is not None or not (isinstance(layer, LMHead) and layer.is_shared):
             del plain[layer.weight]  # else the embedding keeps it
     return size + sum(plain.values())
 
@@ -156,21 +164,13 @@ def _usable(name: LinearName, device: torch.device, encoding: SupportedEncoding,
     return name
 
 
-def _form(name: LinearName, layer: Linear, encoding: SupportedEncoding) -> type[Product] | None:
+def _kind(name: LinearName, layer: Linear, encoding: SupportedEncoding) -> type[Product] | None:
     """Returns how a layer is computed; None for as it is."""
     if name is LinearName.native and layer.weight.shape[1] % 2 == 0:  # bfloat16 products take two numbers at a time
         return NativeProduct
     if name is LinearName.onednn:
         return OneDNNProduct
     return None if _bits(layer, encoding) is None else QuantizedProduct
-
-
-def _form_size(form: type[Product], weight: Tensor, bits: int | None) -> int:
-    if form is NativeProduct:
-        return packed_size(weight, bits)
-    if form is QuantizedProduct:
-        return weight.numel() + weight.numel() // GROUP * 8  # scale and minimum in float32
-    return weight.nbytes
 
 
 def _fuse_gates(module: nn.Module, encoding: SupportedEncoding, kernels: NativeKernels) -> None:

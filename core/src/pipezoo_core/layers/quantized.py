@@ -65,6 +65,12 @@ class QuantizedProduct(Product):
         dtype: of what it computes.
     """
 
+    @staticmethod
+    def size_of(weight: Tensor, bits: int | None) -> int:
+        """Returns the bytes that a weight takes: an int8 per number; per group, scale and minimum in float32."""
+        del bits
+        return weight.numel() + weight.numel() // GROUP * 8
+
     def __init__(self, weight: Tensor, bias: Tensor | None, bits: int, dtype: torch.dtype) -> None:
         self._quantized = quantize(weight.detach(), bits)
         self._dtype = dtype

@@ -12,9 +12,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from pipezoo_core.config import LoRAConfig
 from pipezoo_core.layers import Linear, LMHead, MergedLinear
 
-__all__ = ["NO_LORA", "LoRABatch", "LoRAGroup", "LoRALinear", "adaptable_layers", "group_rows"]
+__all__ = ["NO_LORA", "LoRABatch", "LoRAGroup", "LoRALinear", "adaptable_layers", "group_rows", "lora_memory"]
 
 NO_LORA = -1
 """In `lora_ids`: the request uses the model as it is."""
@@ -159,3 +160,21 @@ def adaptable_layers(module: nn.Module) -> Iterator[tuple[Linear, dict[str, int]
             yield child.merged, {f"{parent}.{part}".lstrip("."): size for part, size in child.parts.items()}
         elif isinstance(child, Linear) and not isinstance(child, LMHead) and child not in merged:
             yield child, {name: child.out_features}
+
+
+def lora_memory(config: LoRAConfig, module: nn.Module, device: torch.device) -> int:
+    """Returns the bytes of all slots, and on a CPU of the adapters that are loaded at once.
+
+    Args:
+        config: resolved.
+        module: in the run's precision, on the meta device.
+        device: where it will be.
+    """
+    assert config.max_num_loras is not None
+    assert config.max_lora_rank is not None
+    num_adapters = config.max_num_loras + (len(config.lora_paths) if device.type == "cpu" else 0)
+    width = sum(
+        len(parts) * (linear.in_features + linear.out_features) * linear.weight.dtype.itemsize
+        for linear, parts in adaptable_layers(module)
+    )
+    return num_adapters * config.max_lora_rank * width

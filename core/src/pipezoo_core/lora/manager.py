@@ -21,7 +21,7 @@ from pipezoo_core.lora.slots import LoRASlots
 from pipezoo_core.request import RequestID
 from pipezoo_core.weights import LazyTensor
 
-__all__ = ["LoRAManager", "hold_adapter", "lora_memory", "resolve_lora_config"]
+__all__ = ["LoRAManager", "hold_adapter", "resolve_lora_config"]
 
 _DEFAULT_RANK = 16
 
@@ -41,24 +41,6 @@ def resolve_lora_config(config: LoRAConfig) -> LoRAConfig:
         max_num_loras=config.max_num_loras or max(1, len(ranks)),
         max_lora_rank=config.max_lora_rank or max(ranks, default=_DEFAULT_RANK),
     )
-
-
-def lora_memory(config: LoRAConfig, module: nn.Module, device: torch.device) -> int:
-    """Returns the bytes of all slots, and on a CPU of the adapters that are loaded at once.
-
-    Args:
-        config: resolved.
-        module: in the run's precision, on the meta device.
-        device: where it will be.
-    """
-    assert config.max_num_loras is not None
-    assert config.max_lora_rank is not None
-    num_adapters = config.max_num_loras + (len(config.lora_paths) if device.type == "cpu" else 0)
-    width = sum(
-        len(parts) * (linear.in_features + linear.out_features) * linear.weight.dtype.itemsize
-        for linear, parts in adaptable_layers(module)
-    )
-    return num_adapters * config.max_lora_rank * width
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Collection, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any
 
 from pipezoo_core.config import PipelineConfig
 from pipezoo_core.context import TextContext
@@ -17,7 +15,7 @@ from pipezoo_core.interfaces import GenerateMixin, PipelineModel
 from pipezoo_core.interfaces.generate import as_requests, join_outputs
 from pipezoo_core.kv_cache import PagedKVCacheManager
 from pipezoo_core.memory import MemoryPlan
-from pipezoo_core.pipeline.batch_runner import BatchRunner
+from pipezoo_core.pipeline.replica_runners import ReplicaRunners
 from pipezoo_core.pipeline.scheduler import Scheduler
 from pipezoo_core.request import (
     ChatMessage,
@@ -31,8 +29,6 @@ from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.tokenizer import TextTokenizer
 
 __all__ = ["TextGenerationPipeline"]
-
-_Outcome: TypeAlias = dict[RequestID, TextGenerationOutput] | BaseException
 
 
 @dataclass(slots=True)
@@ -80,7 +76,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             max_batch_size=pipeline_config.max_batch_size,
             max_batch_tokens=pipeline_config.max_batch_tokens,
         )
-        self._runners = [BatchRunner(model, tokenizer) for model in models]
+        self._runners = ReplicaRunners(models, tokenizer)
         self._requests: dict[RequestID, _Request] = {}
         self._lock = threading.RLock()
 
@@ -185,7 +181,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             request = self._requests.get(request_id)
             if request is not None and not request.is_done:
                 request.context.finish(GenerationStatus.CANCELLED)
-                rest = "".join(runner.remaining_text(request_id) for runner in self._runners)  # one has any
+                rest = self._runners.remaining_text(request_id)
                 self._deliver(
                     TextGenerationOutput(request_id=request_id, text=rest, final_status=GenerationStatus.CANCELLED)
                 )
@@ -197,8 +193,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         """
         with self._lock:
             self.scheduler.remove(request_id)
-            for runner in self._runners:
-                runner.release(request_id)
+            self._runners.release(request_id)
 
     def execute(self, inputs: TextGenerationInputs) -> dict[RequestID, TextGenerationOutput]:
         """Runs one batch per replica, all at the same time.
@@ -219,38 +214,11 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         """
         outputs: dict[RequestID, TextGenerationOutput] = {}
         with self._lock:
-            for outcome in self._run_replicas(inputs):
+            for outcome in self._runners.run(inputs):
                 if isinstance(outcome, BaseException):
                     raise outcome
                 outputs |= outcome
         return outputs
-
-    @cached_property
-    def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(max_workers=len(self.models) - 1, thread_name_prefix="pipezoo-replica")
-
-    def _run_replicas(self, inputs: TextGenerationInputs) -> list[_Outcome]:
-        """Runs all batches, one of them in this thread, and returns what came of each."""
-        if len(inputs.batches) > len(self.models):
-            raise InvalidRequestError(
-                "there are more batches than replicas", found=len(inputs.batches), allowed=len(self.models)
-            )
-
-        def run(replica: int) -> _Outcome:
-            try:
-                return self._runners[replica].run(list(inputs.batches[replica].values()), inputs.num_steps)
-            except BaseException as error:
-                return error
-
-        outcomes: list[_Outcome] = [{} for _ in inputs.batches]
-        busy = [replica for replica, batch in enumerate(inputs.batches) if batch]
-        futures = {replica: self._threads.submit(run, replica) for replica in busy[1:]}
-        for replica in busy[:1]:
-            outcomes[replica] = run(replica)
-        _join(futures.values())
-        for replica, future in futures.items():
-            outcomes[replica] = future.result()
-        return outcomes
 
     def _with_settings(
         self, requests: Sequence[TextGenerationRequest], lora: str | None, sampling: dict[str, Any]
@@ -309,9 +277,9 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
                 cure="Release what was given to `execute` directly.",
             )
         try:
-            outcomes = self._run_replicas(inputs)
+            outcomes = self._runners.run(inputs)
         except BaseException as error:
-            outcomes = [error] * len(inputs.batches)
+            outcomes = [error for _ in inputs.batches]
         for batch, outcome in zip(inputs.batches, outcomes, strict=True):
             if isinstance(outcome, BaseException):
                 self._fail(batch, outcome)
@@ -337,12 +305,3 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             request.is_done = True
             request.error = request.context.error
             self.release(output.request_id)
-
-
-def _join(futures: Collection[Future[_Outcome]]) -> None:
-    """Waits until the replicas' threads are through, whatever comes in between: their pages are in use until then."""
-    try:
-        wait(futures)
-    except BaseException:
-        _join(futures)
-        raise

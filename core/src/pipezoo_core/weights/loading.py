@@ -30,7 +30,7 @@ def load_module(
     convert: Callable[[nn.Module], None] | None = None,
     *,
     in_full: bool = False,
-    group: TensorParallelGroup = TensorParallelGroup(),  # noqa: B008 - it has no state
+    group: TensorParallelGroup | None = None,
 ) -> None:
     """Gives a module that was built on the meta device real parameters, filled from a checkpoint.
 
@@ -44,14 +44,15 @@ def load_module(
         dtype: of the parameters.
         convert: called with each part when it is loaded.
         in_full: `convert` gets the weights of linear layers in float32; what it leaves of them is in `dtype` then.
-        group: the ranks that divide the module; only this rank's part of the tensors is kept, and of rows read.
+        group: the ranks that divide the module, where there are several; only this rank's part of the tensors is kept,
+            and of rows read.
 
     Raises:
         CheckpointMismatchError: a name is missing or left over, or a shape differs. Nothing was read then.
         InvalidSettingError: the module cannot be divided among so many.
     """
     names = _check(_slots(module), tensors)
-    if group.size > 1:
+    if group is not None and group.size > 1:
         shard_module(module, group)
     shards = _shards(module)
     tensors = {

@@ -1,0 +1,7 @@
+"""Everything but the layers of a decoder-only model: a plugin brings a typed config and an `nn.Module`."""
+
+from pipezoo_core.decoder.config import DecoderConfig
+from pipezoo_core.decoder.inputs import DecoderInputs
+from pipezoo_core.decoder.model import DecoderModule, DecoderPipelineModel
+
+__all__ = ["DecoderConfig", "DecoderInputs", "DecoderModule", "DecoderPipelineModel"]

@@ -1,0 +1,61 @@
+"""What a decoder-only model is: the typed config that a plugin reads from a Hugging Face config."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from pipezoo_core.attention import AttentionSpec
+from pipezoo_core.layers import Heads
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ["DecoderConfig"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderConfig(abc.ABC):
+    """What every decoder-only model has; a plugin's config adds what is its own.
+
+    Attributes:
+        vocab_size: rows of the embedding.
+        hidden_size: numbers per token between layers.
+        intermediate_size: numbers per token inside the feed-forward layer.
+        num_layers: decoder layers.
+        num_heads: query heads.
+        num_kv_heads: key/value heads.
+        head_dim: numbers per head.
+        max_seq_len: the longest request the positions reach.
+        max_shareable_prompt: see `KVCacheParams`.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_seq_len: int
+    max_shareable_prompt: int | None = None
+
+    @classmethod
+    @abc.abstractmethod
+    def from_huggingface(cls, config: PretrainedConfig) -> Self:
+        """Reads a Hugging Face config.
+
+        Raises:
+            UnsupportedModelError: it asks for something the model cannot do.
+        """
+
+    @property
+    @abc.abstractmethod
+    def attention(self) -> AttentionSpec:
+        """What the attention layers compute."""
+
+    @property
+    def heads(self) -> Heads:
+        """The attention heads, as dimensions that devices can divide."""
+        return Heads(self.num_heads, self.num_kv_heads, self.head_dim)
