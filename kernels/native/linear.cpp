@@ -77,16 +77,14 @@ template <typename T>
 void linear(const T* x, const T* packed, const T* bias, void* y, std::int64_t rows, std::int64_t in, std::int64_t out,
             Form form) {
     const std::int64_t panels = (out + kPanel - 1) / kPanel, steps = in / kPerStep<T>;
-    const std::int64_t block_tiles = tiles_per_block(rows, kTileRows, in * sizeof(T));
     const bool one_row = rows == 1;  // as it lies, it is interleaved
-    T* interleaved = one_row ? nullptr : scratch<T>(block_tiles * kTileRows * in);
-    for_panels(
-        rows, kTileRows, block_tiles, panels, !one_row,
-        [&](Tile tile) {
-            interleave_tile(x + tile.first_row * in, in, tile.rows, interleaved + tile.index * kTileRows * in);
+    for_panels<T>(
+        rows, kTileRows, one_row ? 0 : kTileRows * in, panels,
+        [&](Tile tile, T* interleaved) {
+            if (!one_row) interleave_tile(x + tile.first_row * in, in, tile.rows, interleaved);
         },
-        [&](std::int64_t panel, Tile tile) {
-            const T* a = one_row ? x : interleaved + tile.index * kTileRows * in;
+        [&](std::int64_t panel, Tile tile, const T* interleaved) {
+            const T* a = one_row ? x : interleaved;
             const std::int64_t column = panel * kPanel;
             __m512 first, second;
             read_panel(bias ? bias + column : nullptr, out - column, first, second);

@@ -248,12 +248,10 @@ template <typename T, int bits>
 void linear_quantized(const T* x, const std::uint8_t* packed, const T* bias, void* y, std::int64_t rows, std::int64_t in,
                       std::int64_t out, Form form) {
     const std::int64_t panels = (out + kPanel - 1) / kPanel, groups = in / kGroup;
-    const std::int64_t block_tiles = tiles_per_block(rows, kRows, groups * sizeof(Group) / kRows);
-    Group* rounded = scratch<Group>(block_tiles * groups);
-    for_panels(
-        rows, kRows, block_tiles, panels, true,
-        [&](Tile tile) { round_rows(x + tile.first_row * in, in, tile.rows, rounded + tile.index * groups); },
-        [&](std::int64_t panel, Tile tile) {
+    for_panels<Group>(
+        rows, kRows, groups, panels,
+        [&](Tile tile, Group* rounded) { round_rows(x + tile.first_row * in, in, tile.rows, rounded); },
+        [&](std::int64_t panel, Tile tile, const Group* rounded) {
             const std::int64_t column = panel * kPanel;
             __m512 first, second;
             read_panel(bias ? bias + column : nullptr, out - column, first, second);
@@ -262,8 +260,7 @@ void linear_quantized(const T* x, const std::uint8_t* packed, const T* bias, voi
                 __m512 sum[MR][2];
 #pragma GCC unroll 6
                 for (int i = 0; i < MR; ++i) sum[i][0] = first, sum[i][1] = second;
-                multiply_groups<MR, bits>(sum, rounded + tile.index * groups,
-                                          packed + panel * panel_bytes<bits>(groups), groups);
+                multiply_groups<MR, bits>(sum, rounded, packed + panel * panel_bytes<bits>(groups), groups);
 #pragma GCC unroll 6
                 for (int i = 0; i < MR; ++i)
                     write_product<T>(y, tile.first_row + i, panel, out, form, sum[i][0], sum[i][1]);

@@ -11,6 +11,7 @@
 namespace pipezoo {
 
 constexpr std::int64_t kBlockBytes = 2 << 20;  // prepared rows that are worked on at a time: they stay in the caches
+constexpr std::int64_t kOwnTiles = 4;         // that each thread prepares for itself
 
 // Memory of one thread, kept between calls, so that no step pays for fresh pages.
 template <typename T>
@@ -25,37 +26,47 @@ T* scratch(std::int64_t count) {
 }
 
 struct Tile {
-    std::int64_t index;      // in its block, where its prepared rows lie
     std::int64_t first_row;
     int rows;
 };
 
-inline std::int64_t tiles_per_block(std::int64_t rows, int tile_rows, std::int64_t bytes_per_row) {
-    const std::int64_t fitting = std::max<std::int64_t>(1, kBlockBytes / (bytes_per_row * tile_rows));
-    return std::min(fitting, (rows + tile_rows - 1) / tile_rows);
-}
-
-// Block by block: prepares each tile of rows, then computes each panel with each tile. Threads take the next panel
-// when they are done with one, because they are not equally fast on a busy machine.
-template <typename Prepare, typename Compute>
-void for_panels(std::int64_t rows, int tile_rows, std::int64_t block_tiles, std::int64_t panels, bool needs_preparation,
-                Prepare&& prepare, Compute&& compute) {
+// Block by block: prepares each tile of rows, then computes each panel with each tile. `prepared_size` is what a
+// tile takes when it is prepared; 0 if nothing is to be done.
+//
+// What a thread has written, another waits long for. Of few tiles therefore each thread prepares its own copy. It
+// begins with panels that are its own; of the last quarter it takes the next when it is done with one, because
+// threads are not equally fast on a busy machine.
+template <typename Prepared, typename Prepare, typename Compute>
+void for_panels(std::int64_t rows, int tile_rows, std::int64_t prepared_size, std::int64_t panels, Prepare&& prepare,
+                Compute&& compute) {
     const std::int64_t all_tiles = (rows + tile_rows - 1) / tile_rows;
+    const std::int64_t fitting = kBlockBytes / std::max<std::int64_t>(1, prepared_size * sizeof(Prepared));
+    const std::int64_t block_tiles = std::clamp<std::int64_t>(fitting, 1, all_tiles);
+    Prepared* shared = scratch<Prepared>(block_tiles * prepared_size);
     for (std::int64_t begin = 0; begin < all_tiles; begin += block_tiles) {
         const std::int64_t tiles = std::min(block_tiles, all_tiles - begin);
         const auto tile = [&](std::int64_t index) {
             const std::int64_t first_row = (begin + index) * tile_rows;
-            return Tile{index, first_row, int(std::min<std::int64_t>(tile_rows, rows - first_row))};
+            return Tile{first_row, int(std::min<std::int64_t>(tile_rows, rows - first_row))};
         };
-        std::atomic<std::int64_t> next{0};
+        std::atomic<std::int64_t> next{panels - panels / 4};
 #pragma omp parallel
         {
-            if (needs_preparation) {
+            Prepared* prepared = shared;
+            if (tiles <= kOwnTiles) {
+                prepared = scratch<Prepared>(tiles * prepared_size);
+                for (std::int64_t i = 0; i < tiles; ++i) prepare(tile(i), prepared + i * prepared_size);
+            } else {
 #pragma omp for
-                for (std::int64_t i = 0; i < tiles; ++i) prepare(tile(i));
+                for (std::int64_t i = 0; i < tiles; ++i) prepare(tile(i), prepared + i * prepared_size);
             }
+            const auto compute_panel = [&](std::int64_t panel) {
+                for (std::int64_t i = 0; i < tiles; ++i) compute(panel, tile(i), prepared + i * prepared_size);
+            };
+#pragma omp for schedule(static) nowait
+            for (std::int64_t panel = 0; panel < panels - panels / 4; ++panel) compute_panel(panel);
             for (std::int64_t panel; (panel = next.fetch_add(1, std::memory_order_relaxed)) < panels;)
-                for (std::int64_t i = 0; i < tiles; ++i) compute(panel, tile(i));
+                compute_panel(panel);
         }
     }
 }

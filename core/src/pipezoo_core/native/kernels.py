@@ -88,7 +88,8 @@ class NativeKernels:
         """
         start = -(-self._used // _LINE) * _LINE
         if start + size > len(self._piece):
-            self._piece, start = torch.from_numpy(np.empty(max(size, _PIECE), dtype=np.uint8)), 0
+            piece = torch.from_numpy(np.empty(max(size, _PIECE) + _LINE, dtype=np.uint8))
+            self._piece, start = piece[-piece.data_ptr() % _LINE :], 0
         self._used = start + size
         return self._piece[start : self._used]
 
