@@ -12,7 +12,7 @@ namespace {
 constexpr int kGroup = 32;                // numbers that share a scale
 constexpr int kPerInt = 4;                // numbers of 8 bits in a lane of 32
 constexpr int kSteps = kGroup / kPerInt;  // per group
-constexpr int kRows = 6;                  // of a tile: integer and float sums of 6 x 32 stay in registers
+constexpr int kRows = 8;                  // of a tile: sums of 8 x 32 stay in registers, and weights of 16 columns
 
 constexpr float kLevels = 255;            // of scales and minima of 4 bits
 
@@ -81,15 +81,33 @@ PIPEZOO_INLINE void load_scales(const float* head, const std::uint8_t* group, in
     }
 }
 
-template <int bits>
-PIPEZOO_INLINE void load_step(const std::uint8_t* from, int step, __m512i& first, __m512i& second) {
-    if constexpr (bits == 8) {
-        first = _mm512_loadu_si512(from + step * kPanel * kPerInt);
-        second = _mm512_loadu_si512(from + step * kPanel * kPerInt + 64);
-    } else {
-        const __m512i both = _mm512_loadu_si512(from + step * 64), mask = _mm512_set1_epi8(0x0F);
-        first = _mm512_and_si512(both, mask);
-        second = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+// 4 numbers of each of 16 columns of a panel, the first 16 or the last.
+template <int bits, int half>
+PIPEZOO_INLINE __m512i load_step(const std::uint8_t* from, int step) {
+    if constexpr (bits == 8) return _mm512_loadu_si512(from + step * kPanel * kPerInt + half * 64);
+    const __m512i both = _mm512_loadu_si512(from + step * 64);
+    return _mm512_and_si512(half ? _mm512_srli_epi16(both, 4) : both, _mm512_set1_epi8(0x0F));
+}
+
+template <int MR, int bits, int half>
+PIPEZOO_INLINE void multiply_half(__m512 (&sum)[MR][2], const Group& a, const float* head, const std::uint8_t* b) {
+    __m512i weights[kSteps];
+#pragma GCC unroll 8
+    for (int s = 0; s < kSteps; ++s) weights[s] = load_step<bits, half>(b + kScaleBytes, s);
+    __m512 scales, minima;
+    load_scales<bits>(head, b, half * kLanes, scales, minima);
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; ++i) {
+        __m512i product = bits == 8 ? _mm512_set1_epi32(a.offset[i]) : _mm512_setzero_si512();
+#pragma GCC unroll 8
+        for (int s = 0; s < kSteps; ++s) {
+            std::int32_t four;
+            std::memcpy(&four, a.values[s][i], sizeof four);
+            product = _mm512_dpbusd_epi32(product, weights[s], _mm512_set1_epi32(four));
+        }
+        const __m512 scale = _mm512_mul_ps(scales, _mm512_set1_ps(a.scale[i]));
+        sum[i][half] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), scale, sum[i][half]);
+        if constexpr (bits == 4) sum[i][half] = _mm512_fmadd_ps(minima, _mm512_set1_ps(a.total[i]), sum[i][half]);
     }
 }
 
@@ -101,36 +119,9 @@ PIPEZOO_INLINE void multiply_groups(__m512 (&sum)[MR][2], const Group* a, const 
     for (std::int64_t g = 0; g < groups; ++g, ++a, b += kGroupBytes<bits>) {
         for (int line = 0; line < kGroupBytes<bits>; line += 64)
             _mm_prefetch(b + kAhead * kGroupBytes<bits> + line, _MM_HINT_T0);
-        __m512i products[MR][2];
-#pragma GCC unroll 6
-        for (int i = 0; i < MR; ++i)
-            products[i][0] = products[i][1] = bits == 8 ? _mm512_set1_epi32(a->offset[i]) : _mm512_setzero_si512();
-#pragma GCC unroll 8
-        for (int s = 0; s < kSteps; ++s) {
-            __m512i first, second;
-            load_step<bits>(b + kScaleBytes, s, first, second);
-#pragma GCC unroll 6
-            for (int i = 0; i < MR; ++i) {
-                std::int32_t four;
-                std::memcpy(&four, a->values[s][i], sizeof four);
-                products[i][0] = _mm512_dpbusd_epi32(products[i][0], first, _mm512_set1_epi32(four));
-                products[i][1] = _mm512_dpbusd_epi32(products[i][1], second, _mm512_set1_epi32(four));
-            }
-        }
-        __m512 scale0, scale1, minimum0, minimum1;
-        load_scales<bits>(head, b, 0, scale0, minimum0);
-        load_scales<bits>(head, b, kLanes, scale1, minimum1);
-#pragma GCC unroll 6
-        for (int i = 0; i < MR; ++i) {
-            const __m512 scale = _mm512_set1_ps(a->scale[i]);
-            sum[i][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[i][0]), _mm512_mul_ps(scale0, scale), sum[i][0]);
-            sum[i][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[i][1]), _mm512_mul_ps(scale1, scale), sum[i][1]);
-            if constexpr (bits == 4) {
-                const __m512 total = _mm512_set1_ps(a->total[i]);
-                sum[i][0] = _mm512_fmadd_ps(minimum0, total, sum[i][0]);
-                sum[i][1] = _mm512_fmadd_ps(minimum1, total, sum[i][1]);
-            }
-        }
+        multiply_half<MR, bits, 0>(sum, *a, head, b);
+        asm volatile("" ::: "memory");  // weights are better loaded again than kept in registers that sums need
+        multiply_half<MR, bits, 1>(sum, *a, head, b);
     }
 }
 
@@ -258,10 +249,10 @@ void linear_quantized(const T* x, const std::uint8_t* packed, const T* bias, voi
             with_rows<kRows>(tile.rows, [&](auto count) {
                 constexpr int MR = decltype(count)::value;
                 __m512 sum[MR][2];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
                 for (int i = 0; i < MR; ++i) sum[i][0] = first, sum[i][1] = second;
                 multiply_groups<MR, bits>(sum, rounded, packed + panel * panel_bytes<bits>(groups), groups);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
                 for (int i = 0; i < MR; ++i)
                     write_product<T>(y, tile.first_row + i, panel, out, form, sum[i][0], sum[i][1]);
             });
@@ -284,9 +275,8 @@ void packed_rows_quantized(const std::int64_t* tokens, const std::uint8_t* packe
             store(scales, some_scales), store(minima, some_minima);
             for (int k = 0; k < kGroup; ++k) {
                 alignas(64) std::uint8_t step[kPanel * kPerInt];
-                __m512i first, second;
-                load_step<bits>(from + kScaleBytes, k / kPerInt, first, second);
-                _mm512_store_si512(step, first), _mm512_store_si512(step + 64, second);
+                _mm512_store_si512(step, load_step<bits, 0>(from + kScaleBytes, k / kPerInt));
+                _mm512_store_si512(step + 64, load_step<bits, 1>(from + kScaleBytes, k / kPerInt));
                 const int q = step[column * kPerInt + k % kPerInt] - (bits == 8 ? 128 : 0);
                 numbers[k] = scales[column - half] * float(q) + minima[column - half];
             }
