@@ -29,7 +29,7 @@ def sample(logits: Tensor, contexts: Sequence[TextContext], masks: TokenMasks | 
         int64 [B], `NO_TOKEN` where a row has NaN, plus infinity, or nothing but minus infinity.
     """
     adjusted = _adjust(logits, contexts, masks)
-    tokens = adjusted.argmax(-1)  # NaN counts as greatest
+    tokens = _most_likely(adjusted)
     is_sound = adjusted.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).abs() < torch.inf
     drawn = [i for i, context in enumerate(contexts) if not context.sampling_params.is_greedy]
     at_once = max(1, NUMBERS_SAMPLED_AT_ONCE // logits.shape[-1])
@@ -39,6 +39,16 @@ def sample(logits: Tensor, contexts: Sequence[TextContext], masks: TokenMasks | 
         draws = torch.tensor([context.draw() for context in chosen], dtype=torch.float64, device=logits.device)
         tokens[rows] = _draw_tokens(adjusted[rows], [context.sampling_params for context in chosen], draws)
     return tokens.where(is_sound, NO_TOKEN)
+
+
+def _most_likely(logits: Tensor) -> Tensor:
+    """Returns the place of each row's greatest number, as which NaN counts.
+
+    On a CPU numpy looks for it with vectors and torch does not: 5 µs instead of 53 for 49,152 numbers.
+    """
+    if logits.device.type == "cpu":
+        return torch.from_numpy(logits.numpy().argmax(-1))
+    return logits.argmax(-1)
 
 
 def _adjust(logits: Tensor, contexts: Sequence[TextContext], masks: TokenMasks | None = None) -> Tensor:
