@@ -41,7 +41,7 @@ void for_panels(std::int64_t rows, int tile_rows, std::int64_t prepared_size, st
                 Compute&& compute) {
     const std::int64_t all_tiles = (rows + tile_rows - 1) / tile_rows;
     const std::int64_t fitting = kBlockBytes / std::max<std::int64_t>(1, prepared_size * sizeof(Prepared));
-    const std::int64_t block_tiles = std::clamp<std::int64_t>(fitting, 1, all_tiles);
+    const std::int64_t block_tiles = std::min(std::max<std::int64_t>(fitting, 1), all_tiles);
     Prepared* shared = scratch<Prepared>(block_tiles * prepared_size);
     for (std::int64_t begin = 0; begin < all_tiles; begin += block_tiles) {
         const std::int64_t tiles = std::min(block_tiles, all_tiles - begin);

@@ -193,7 +193,7 @@ class PipelineConfig(Settings):
     encoding: SupportedEncoding = SupportedEncoding.float32
     max_length: int | None = Field(default=None, ge=2)
     max_batch_size: int = Field(default=64, ge=1)
-    max_batch_tokens: int = Field(default=2048, ge=1)
+    max_batch_tokens: int = Field(default=1024, ge=1)
     attention: AttentionName = AttentionName.auto
     linear: LinearName = LinearName.auto
     enforce_eager: bool = False
