@@ -145,7 +145,8 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(tiny_folder):
 
 # The command with a model that takes its time and does not end by itself.
 SLOW_CHAT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background ignores it
 from pipezoo_core.pipeline import TextGenerationPipeline
 from pipezoo_core.decoder import DecoderPipelineModel
 execute, stream = DecoderPipelineModel.execute, TextGenerationPipeline.stream
