@@ -99,7 +99,7 @@ def main() -> None:
     name, path, dtype, result, process_start, *figures = sys.argv[1:]
     try:
         outcome = {"figures": measure(name, Path(path), dtype, figures, float(process_start))}
-    except Exception as error:
+    except Exception as error:  # an engine's own code may fail in any way
         Path(result).write_text(json.dumps({"error": f"{type(error).__name__}: {error}"}))
         raise
     Path(result).write_text(json.dumps(outcome))

@@ -14,7 +14,7 @@ CONTEXT, BATCH, MAX_SEQUENCES = 8192, 2048, 32
 
 
 class Engine:
-    def __init__(self, path: Path, dtype: str) -> None:  # noqa: ARG002
+    def __init__(self, path: Path, dtype: str) -> None:  # noqa: ARG002 - the file has one
         import llama_cpp
         import numpy
 

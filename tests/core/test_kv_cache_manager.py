@@ -166,6 +166,7 @@ def test_pages_behind_the_window_are_free_for_others():
     first = pages_of(manager)
     assert first == [NO_PAGE, 1, 2]
     assert manager.num_free_pages == 2
+    assert manager.used_pages_pct == 50
     other = make_context(list(range(8)), "other")
     manager.external_claim(other)
     run_step(manager, other, 6)

@@ -147,12 +147,7 @@ PRODUCTS = (NativeProduct, OneDNNProduct, QuantizedProduct)
 FORMS = [
     *((dtype, "torch") for dtype in ("float32", "bfloat16", "int8", "int4")),
     ("float32", "onednn"),
-    *(
-        pytest.param(
-            dtype, "native", marks=pytest.mark.skipif(not NATIVE, reason="pipezoo-kernels cannot be used here")
-        )
-        for dtype in ("float32", "bfloat16", "int8", "int4")
-    ),
+    *(pytest.param(dtype, "native", marks=NATIVE) for dtype in ("float32", "bfloat16", "int8", "int4")),
 ]
 
 

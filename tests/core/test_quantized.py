@@ -71,7 +71,7 @@ def rounded_rows(x):
 @pytest.mark.parametrize("bits", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [(1, 32), (33, 64), (64, 288)])
-@pytest.mark.parametrize("rows", [1, 5, 6, 20])
+@pytest.mark.parametrize("rows", [1, 7, 8, 9, 32, 41])  # a tile has 8, and more than 4 tiles are prepared in parts
 def test_native_product(bits, dtype, size, rows):
     x, weight, bias = random(rows, size[1], seed=1).to(dtype), random(*size).to(dtype), random(size[0]).to(dtype)
     x[0, :GROUP] = 0
@@ -82,6 +82,21 @@ def test_native_product(bits, dtype, size, rows):
     torch.testing.assert_close(product(x).double(), expected, atol=1e-4, rtol=step)
     indices = torch.arange(rows) % size[0]
     torch.testing.assert_close(product.rows(indices), exact[indices].to(dtype), atol=1e-6, rtol=step)
+
+
+@pytest.mark.parametrize("bits", [*FORMATS, None])
+def test_rows_of_several_blocks(bits):
+    """Of rows that are wide and many, some are prepared when the products of those before are done."""
+    x, weight = random(900, 4096, seed=1), random(40, 4096)
+    product = NativeProduct(kernels(torch.float32), weight, None, bits)
+    one_by_one = torch.cat([product(row) for row in x.split(1)])
+    torch.testing.assert_close(product(x), one_by_one, atol=1e-4, rtol=1e-5)
+
+
+def test_a_weight_is_packed_in_any_order_in_memory():
+    weight = random(320, 512)
+    product = NativeProduct(kernels(torch.float32), weight.T.contiguous().T, None)
+    assert torch.equal(product.rows(torch.arange(320)), weight)
 
 
 @pytest.mark.parametrize("bits", FORMATS)

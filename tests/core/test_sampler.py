@@ -110,6 +110,12 @@ def test_each_row_goes_by_its_own_settings():
     assert sample(logits, contexts).tolist() == [best, 5, best, best]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_model_may_leave_its_logits_in_any_precision(dtype):
+    logits = random_logits(rows=3).to(dtype)
+    assert sample(logits, [make_context(temperature=0.0)] * 3).tolist() == logits.argmax(-1).tolist()
+
+
 def test_a_seed_repeats_whatever_the_neighbours():
     logits = random_logits(rows=2)
     alone = sample(logits[:1], [make_context(seed=11)]).item()

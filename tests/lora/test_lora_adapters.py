@@ -220,7 +220,10 @@ def test_settings_left_open_follow_the_adapters(tmp_path):
 
 def test_an_adapter_with_two_names_for_one_layer_is_refused(load, tmp_path):
     """Of weights that a plugin renames to the same layer, none is left out in silence."""
-    twice = lambda t: {**t, **{n.replace("q_proj", "k_proj"): v.clone() for n, v in t.items()}}  # noqa: E731
+
+    def twice(tensors):
+        return {**tensors, **{name.replace("q_proj", "k_proj"): tensor.clone() for name, tensor in tensors.items()}}
+
     manager = load(max_num_loras=1, max_lora_rank=8)
     manager._rename = lambda tensors: {f"{Q_PROJ}.weight": next(iter(tensors.values()))}
     with pytest.raises(UnsupportedAdapterError, match="is there twice"):

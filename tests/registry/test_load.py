@@ -69,7 +69,7 @@ def test_package_that_carries_weights(tiny_gguf, tmp_path, monkeypatch):
 
 def test_plan_reads_no_weights(folder, monkeypatch):
     edit_weights(folder, lambda tensors: None)
-    monkeypatch.setattr("pipezoo_core.weights.loading.load_module", None)
+    monkeypatch.setattr("pipezoo_core.decoder.model.load_module", None)
     plan = registry.plan(folder, linear="torch", **SETTINGS)
     assert plan.memory.weights == sum(t.numel() * 4 for t in load_file(folder / "model.safetensors").values())
     assert plan.memory.num_cache_tokens * plan.memory.concurrency > 0

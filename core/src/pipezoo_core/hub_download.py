@@ -55,7 +55,7 @@ def list_files(repository: str, commit: str) -> list[str]:
 def _typed_errors(repository: str, revision: str | None) -> Iterator[None]:
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # those that are not the Hub's are raised again
         typed = _typed(error, repository, revision)
         if typed is None:
             raise

@@ -145,7 +145,7 @@ def _pick(
 def _probe(architecture: SupportedArchitecture, choice: PluginChoice, config: Mapping[str, Any]) -> None:
     try:
         refusal = architecture.probe(config)
-    except Exception as error:
+    except Exception as error:  # a plugin's own code may fail in any way
         raise BrokenPluginError(
             f"plugin {choice.plugin.distribution!r} failed while it looked at config.json",
             found=f"{type(error).__name__}: {error}",

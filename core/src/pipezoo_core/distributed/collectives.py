@@ -268,7 +268,7 @@ class DistributedGroup(TensorParallelGroup):
 
 
 def _gloo(store: Store, rank: int, size: int, interface: str | None) -> dist.ProcessGroupGloo:
-    options: Any = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    options: Any = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # torch's stubs lack it
     options._timeout = _FOREVER
     device = dist.ProcessGroupGloo.create_default_device() if interface is None else None
     options._devices = [device or dist.ProcessGroupGloo.create_device(interface=interface)]

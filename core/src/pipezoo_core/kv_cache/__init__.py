@@ -1,7 +1,8 @@
 """The paged KV cache: pages, who owns them, what they hold, and the tensors behind them."""
 
 from pipezoo_core.kv_cache.inputs import NO_PAGE, KVCacheInputs, RaggedBatch, StepPlanner
-from pipezoo_core.kv_cache.manager import KVCacheMetrics, PagedKVCacheManager
+from pipezoo_core.kv_cache.manager import PagedKVCacheManager
+from pipezoo_core.kv_cache.metrics import KVCacheMetrics
 from pipezoo_core.kv_cache.page_pool import PagePool
 from pipezoo_core.kv_cache.params import KVCacheParams
 from pipezoo_core.kv_cache.prefix_cache import PrefixCache

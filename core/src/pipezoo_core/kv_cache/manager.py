@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,28 +13,15 @@ from pipezoo_core.context import TextContext
 from pipezoo_core.errors import InsufficientPagesError
 from pipezoo_core.kv_cache.claim import Claim
 from pipezoo_core.kv_cache.inputs import NO_PAGE, KVCacheInputs, RaggedBatch, StepPlanner, build_kv_cache_inputs
+from pipezoo_core.kv_cache.metrics import KVCacheMetrics
 from pipezoo_core.kv_cache.page_pool import PagePool
 from pipezoo_core.kv_cache.params import KVCacheParams
 from pipezoo_core.kv_cache.prefix_cache import PrefixCache, root_hash
 from pipezoo_core.kv_cache.storage import KVCacheStorage
+from pipezoo_core.kv_cache.upcoming import UpcomingPages
 from pipezoo_core.request import RequestID
 
-__all__ = ["KVCacheMetrics", "PagedKVCacheManager"]
-
-
-@dataclass(frozen=True, slots=True)
-class KVCacheMetrics:
-    """Counters since the manager was made.
-
-    Attributes:
-        prompt_tokens: tokens of all requests when they got their first pages.
-        prefix_hit_tokens: how many of them were found in the prefix cache.
-        evicted_pages: idle pages whose contents were given up for others.
-    """
-
-    prompt_tokens: int = 0
-    prefix_hit_tokens: int = 0
-    evicted_pages: int = 0
+__all__ = ["PagedKVCacheManager"]
 
 
 class PagedKVCacheManager:
@@ -66,7 +51,7 @@ class PagedKVCacheManager:
         self._prefix_cache = PrefixCache()
         self._root = root_hash(params.model_id)
         self._claims: dict[RequestID, Claim] = {}
-        self._upcoming: Counter[bytes] = Counter()
+        self._upcoming = UpcomingPages(params.page_size)
         self._num_prompt = self._num_hits = self._num_evicted = 0
         self.replicas: Sequence[PagedKVCacheManager] = [self]
 
@@ -83,7 +68,7 @@ class PagedKVCacheManager:
     @property
     def used_pages_pct(self) -> float:
         """Share of the pages that requests refer to, in percent."""
-        return 100.0 * (1 - self._pool.num_free / self._pool.num_pages)
+        return 100.0 * (1 - self.num_free_pages / self.total_num_pages)
 
     @property
     def max_num_tokens(self) -> int:
@@ -143,29 +128,14 @@ class PagedKVCacheManager:
         for page in claim.own_pages:
             self._pool.retain(page)
         context.skip_to(len(claim.pages) * self.params.page_size)
-        self._look_ahead(claim, context)
+        self._upcoming.look_ahead(claim, context.tokens)
 
     def awaits_prefix(self, context: TextContext) -> bool:
         """Whether the page after the request's known prefix is about to be computed for another request.
 
         It is worth waiting for: when that request has made its step, the page can be shared.
         """
-        upcoming = self._claims[context.request_id].upcoming
-        return upcoming is not None and self._upcoming[upcoming] > 1
-
-    def _look_ahead(self, claim: Claim, context: TextContext) -> None:
-        self._forget_upcoming(claim)
-        start, end = (n * self.params.page_size for n in (claim.num_committed, claim.num_committed + 1))
-        if end <= len(context.tokens):
-            claim.upcoming = claim.next_hash(context.tokens[start:end])
-            self._upcoming[claim.upcoming] += 1
-
-    def _forget_upcoming(self, claim: Claim) -> None:
-        if claim.upcoming is not None:
-            self._upcoming[claim.upcoming] -= 1
-            if not self._upcoming[claim.upcoming]:
-                del self._upcoming[claim.upcoming]
-            claim.upcoming = None
+        return self._upcoming.is_shared(self._claims[context.request_id])
 
     def _find_prefix(self, claim: Claim, tokens: Sequence[int]) -> None:
         """Fills the claim with the known pages of the longest prefix that can be gone on from."""
@@ -263,7 +233,7 @@ class PagedKVCacheManager:
             self._prefix_cache.insert(hash_, claim.pages[claim.num_committed])
             claim.hashes.append(hash_)
             claim.num_committed += 1
-        self._look_ahead(claim, context)
+        self._upcoming.look_ahead(claim, context.tokens)
 
     def _hide(self, claim: Claim, context: TextContext) -> None:
         first = self.params.first_visible_page(context.cache_length)
@@ -280,7 +250,7 @@ class PagedKVCacheManager:
         claim = self._claims.pop(request_id, None)
         if claim is None:
             return
-        self._forget_upcoming(claim)
+        self._upcoming.forget(claim)
         for page in reversed(claim.own_pages):  # a prefix's end is of less use than its beginning: evict it first
             self._release_page(page)
 

@@ -75,9 +75,9 @@ class NativeKernels:
                 quantized also in float32.
             bits: 8 or 4 to quantize, see `layers.quantized`; None to keep the numbers.
         """
-        packed = self._allocate(packed_size(weight, bits))
+        weight, packed = weight.contiguous(), self._allocate(packed_size(weight, bits))
         pack = getattr(self._native, f"{_of_bits('pack', bits)}_{_DTYPES[weight.dtype]}")
-        pack(weight.contiguous().data_ptr(), packed.data_ptr(), *weight.shape)
+        pack(weight.data_ptr(), packed.data_ptr(), *weight.shape)
         return packed
 
     def _allocate(self, size: int) -> Tensor:

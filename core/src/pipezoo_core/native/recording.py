@@ -58,7 +58,7 @@ class Recording(TorchDispatchMode):
     """
 
     def __init__(self, kernels: NativeKernels) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self.calls: list[list[int]] = []
         self.places: list[tuple[int, int, int, int]] = []
         self.sizes: list[int] = []
@@ -73,12 +73,12 @@ class Recording(TorchDispatchMode):
 
     def __enter__(self) -> Recording:
         self._kernels.recording = self
-        super().__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()  # type: ignore[no-untyped-call]  # likewise
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._kernels.recording = None
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        super().__exit__(*error)  # type: ignore[no-untyped-call]  # likewise
 
     def add(self, name: str, arguments: tuple[float, ...]) -> None:
         """Notes a kernel."""

@@ -21,7 +21,7 @@ def sample(logits: Tensor, contexts: Sequence[TextContext], masks: TokenMasks | 
     """Chooses one token per request.
 
     Args:
-        logits: float32 [B, V], one row per context; left as it is.
+        logits: [B, V], of any floating-point dtype, one row per context; left as it is.
         contexts: in the order of the rows. Those that do not decode greedily draw one random number each.
         masks: what the grammars of these contexts allow; None where no context has one.
 
@@ -47,7 +47,7 @@ def _most_likely(logits: Tensor) -> Tensor:
     On a CPU numpy looks for it with vectors and torch does not: 5 µs instead of 53 for 49,152 numbers.
     """
     if logits.device.type == "cpu":
-        return torch.from_numpy(logits.numpy().argmax(-1))
+        return torch.from_numpy(logits.float().numpy().argmax(-1))
     return logits.argmax(-1)
 
 

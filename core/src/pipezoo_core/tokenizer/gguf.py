@@ -56,7 +56,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     for name, is_added in (("bos_token", adds_bos), ("eos_token", adds_eos)):
         if is_added and name not in named:
             raise UnsupportedTokenizerError(f"the GGUF file wants a {name} added, but names none", cure=_CURE)
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         add_bos_token=adds_bos,
         add_eos_token=adds_eos,

@@ -14,7 +14,7 @@ __all__ = ["LlamaHuggingFaceConfig"]
 
 
 @strict
-class LlamaHuggingFaceConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
+class LlamaHuggingFaceConfig(PretrainedConfig):
     """What a config.json of Llama says, RoPE's settings in one place, `rope_parameters`.
 
     Attributes:
@@ -47,7 +47,7 @@ class LlamaHuggingFaceConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
-        super().__post_init__(**others)  # type: ignore[no-untyped-call]
+        super().__post_init__(**others)  # type: ignore[no-untyped-call]  # transformers'
 
     def validate_sizes(self) -> None:
         """Raises ValueError where the heads do not divide what they must."""

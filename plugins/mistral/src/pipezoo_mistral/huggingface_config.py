@@ -14,7 +14,7 @@ __all__ = ["MistralHuggingFaceConfig"]
 
 
 @strict
-class MistralHuggingFaceConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
+class MistralHuggingFaceConfig(PretrainedConfig):
     """What a config.json of Mistral says, RoPE's settings in one place, `rope_parameters`.
 
     Attributes:
@@ -44,4 +44,4 @@ class MistralHuggingFaceConfig(PretrainedConfig):  # type: ignore[no-untyped-cal
     def __post_init__(self, **others: Any) -> None:
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
-        super().__post_init__(**others)  # type: ignore[no-untyped-call]
+        super().__post_init__(**others)  # type: ignore[no-untyped-call]  # transformers'

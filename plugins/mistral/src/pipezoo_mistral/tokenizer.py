@@ -50,7 +50,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     named = {name: token for name, token in _NAMED.items() if token in special}
-    built = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    built = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, add_bos_token=True, clean_up_tokenization_spaces=False, **named
     )
     return with_settings_of(folder, built)

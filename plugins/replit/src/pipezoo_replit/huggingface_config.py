@@ -41,7 +41,7 @@ _NAMES = {
 
 
 @strict
-class MptHuggingFaceConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
+class MptHuggingFaceConfig(PretrainedConfig):
     """What a config.json of MPT says, without its parts. What it leaves out is as in transformers' `MptConfig`.
 
     Attributes:
@@ -88,7 +88,7 @@ class MptHuggingFaceConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
 
 
 @strict
-class ReplitLMConfig(MptHuggingFaceConfig):  # type: ignore[no-untyped-call]
+class ReplitLMConfig(MptHuggingFaceConfig):
     """What a config.json of Replit's first model says, in MPT's names; what it leaves out is as in Replit's code."""
 
     model_type = "replit_lm"

@@ -22,11 +22,11 @@ class ReplitLMTokenizer(SentencePieceBackend):
     """
 
     vocab_files_names = {"vocab_file": _VOCABULARY}  # noqa: RUF012 - transformers' own attribute
-    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
+    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012 - likewise
 
     def __init__(self, vocab_file: str, **settings: Any) -> None:
         names = {"eos_token": "<|endoftext|>", "unk_token": "<|unk|>", "pad_token": "<|pad|>"}
-        super().__init__(vocab_file=vocab_file, **{**names, **settings})  # type: ignore[no-untyped-call]
+        super().__init__(vocab_file=vocab_file, **{**names, **settings})  # type: ignore[no-untyped-call]  # transformers'
 
     def _convert_id_to_token(self, index: int) -> str:
         # Where an embedding has more rows than the vocabulary has pieces, the rest are without text.
