@@ -182,6 +182,23 @@ def test_a_closed_stream_gives_back_its_pages(load_tiny):
     assert llm.kv_managers[0].num_free_pages == llm.kv_managers[0].total_num_pages
 
 
+def test_a_stream_that_the_collector_closes_in_the_middle_of_a_step(load_tiny, greedy):
+    llm = load_tiny()
+    execute = llm.model.execute
+    abandoned = [llm.stream("he", **{**GREEDY, "max_new_tokens": 200})]
+    next(abandoned[0])
+
+    def collecting(inputs):
+        abandoned.clear()  # in the thread that is inside the step
+        return execute(inputs)
+
+    llm.model.execute = collecting
+    prompt = list(range(1, 20))
+    assert llm.generate(TextGenerationRequest(prompt=prompt), **GREEDY)[0].tokens == greedy(prompt, 12)
+    assert not abandoned
+    assert llm.kv_managers[0].num_free_pages == llm.kv_managers[0].total_num_pages
+
+
 def test_a_cancelled_task_gives_back_its_pages(load_tiny):
     llm = load_tiny()
 

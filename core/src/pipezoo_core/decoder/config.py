@@ -7,12 +7,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from pipezoo_core.attention import AttentionSpec
+from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.layers import Heads
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 __all__ = ["DecoderConfig"]
+
+_SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
+    "max_seq_len",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +35,9 @@ class DecoderConfig(abc.ABC):
         head_dim: numbers per head.
         max_seq_len: the longest request the positions reach.
         max_shareable_prompt: see `KVCacheParams`.
+
+    Raises:
+        UnsupportedModelError: a size is not positive, or the key/value heads cannot share the query heads evenly.
     """
 
     vocab_size: int
@@ -40,6 +49,19 @@ class DecoderConfig(abc.ABC):
     head_dim: int
     max_seq_len: int
     max_shareable_prompt: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in _SIZES:
+            if getattr(self, name) < 1:
+                raise UnsupportedModelError(
+                    f"the config gives the model a {name} that no model has", found=getattr(self, name), allowed="1 on"
+                )
+        if self.num_heads % self.num_kv_heads:
+            raise UnsupportedModelError(
+                "the config's query heads cannot be shared evenly among its key/value heads",
+                found=f"{self.num_heads} heads, {self.num_kv_heads} key/value heads",
+                allowed=f"a divisor of {self.num_heads} as key/value heads",
+            )
 
     @classmethod
     @abc.abstractmethod

@@ -29,7 +29,8 @@ class RotaryEmbedding(nn.Module):
         max_position_embeddings: the trained length.
 
     Raises:
-        UnsupportedModelError: the RoPE type is not one of `ROPE_TYPES`, or a parameter of it is missing.
+        UnsupportedModelError: the RoPE type is not one of `ROPE_TYPES`, or a parameter of it is missing or gives
+            angles that are no numbers.
     """
 
     inverse_frequencies: Tensor
@@ -54,6 +55,10 @@ class RotaryEmbedding(nn.Module):
             raise UnsupportedModelError(
                 f"the config's rope_parameters lack {error} for rope_type {rope_type!r}", found=sorted(self._rope)
             ) from error
+        if not frequencies.isfinite().all():
+            raise UnsupportedModelError(
+                "the config's rope_parameters give angles that are no numbers", found=self._rope
+            )
         self.register_buffer("inverse_frequencies", frequencies, persistent=False)
         self._kernels: NativeKernels | None = None
 

@@ -59,10 +59,14 @@ class ReplicaRunners:
 
         outcomes: list[Outcome] = [{} for _ in inputs.batches]
         busy = [replica for replica, batch in enumerate(inputs.batches) if batch]
-        futures = {replica: self._threads.submit(run, replica) for replica in busy[1:]}
-        for replica in busy[:1]:
-            outcomes[replica] = run(replica)
-        _join(futures.values())
+        futures: dict[int, Future[Outcome]] = {}
+        try:
+            for replica in busy[1:]:
+                futures[replica] = self._threads.submit(run, replica)
+            for replica in busy[:1]:
+                outcomes[replica] = run(replica)
+        finally:
+            _join(futures.values())
         for replica, future in futures.items():
             outcomes[replica] = future.result()
         return outcomes

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pipezoo_core.config import PipelineConfig
 from pipezoo_core.context import TextContext
-from pipezoo_core.errors import InsufficientPagesError, InvalidRequestError
 from pipezoo_core.interfaces import GenerateMixin, PipelineModel
 from pipezoo_core.interfaces.generate import as_requests, join_outputs
 from pipezoo_core.kv_cache import PagedKVCacheManager
 from pipezoo_core.memory import MemoryPlan
 from pipezoo_core.pipeline.replica_runners import ReplicaRunners
+from pipezoo_core.pipeline.running_requests import RunningRequests
 from pipezoo_core.pipeline.scheduler import Scheduler
 from pipezoo_core.request import (
     ChatMessage,
-    GenerationStatus,
     RequestID,
     TextGenerationInputs,
     TextGenerationOutput,
@@ -29,16 +27,6 @@ from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.tokenizer import TextTokenizer
 
 __all__ = ["TextGenerationPipeline"]
-
-
-@dataclass(slots=True)
-class _Request:
-    """A request that someone waits for: what it produced and nobody has fetched yet, or why it failed."""
-
-    context: TextContext
-    outputs: list[TextGenerationOutput] = field(default_factory=list)
-    error: BaseException | None = None
-    is_done: bool = False
 
 
 class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
@@ -77,8 +65,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             max_batch_tokens=pipeline_config.max_batch_tokens,
         )
         self._runners = ReplicaRunners(models, tokenizer)
-        self._requests: dict[RequestID, _Request] = {}
-        self._lock = threading.RLock()
+        self._running = RunningRequests(self.scheduler, self._runners)
 
     @property
     def model(self) -> PipelineModel[TextContext]:
@@ -177,23 +164,14 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
 
     def cancel(self, request_id: RequestID) -> None:
         """Ends a request; whoever waits for it gets what it produced so far, with status `CANCELLED`."""
-        with self._lock:
-            request = self._requests.get(request_id)
-            if request is not None and not request.is_done:
-                request.context.finish(GenerationStatus.CANCELLED)
-                rest = self._runners.remaining_text(request_id)
-                self._deliver(
-                    TextGenerationOutput(request_id=request_id, text=rest, final_status=GenerationStatus.CANCELLED)
-                )
+        self._running.cancel(request_id)
 
     def release(self, request_id: RequestID) -> None:
         """Gives back the request's pages and adapter, and forgets its text.
 
         Does nothing for one that is released already.
         """
-        with self._lock:
-            self.scheduler.remove(request_id)
-            self._runners.release(request_id)
+        self._running.release(request_id)
 
     def execute(self, inputs: TextGenerationInputs) -> dict[RequestID, TextGenerationOutput]:
         """Runs one batch per replica, all at the same time.
@@ -213,7 +191,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             AdapterSlotsError: there are fewer slots than adapters. Nothing was computed then in this replica.
         """
         outputs: dict[RequestID, TextGenerationOutput] = {}
-        with self._lock:
+        with self._running.exclusive():
             for outcome in self._runners.run(inputs):
                 if isinstance(outcome, BaseException):
                     raise outcome
@@ -233,75 +211,4 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         ]
 
     def _run(self, requests: Sequence[TextGenerationRequest]) -> Generator[list[TextGenerationOutput]]:
-        """Adds requests and yields what they produce, until all are done; releases them however it ends."""
-        mine = [_Request(self._tokenizer.new_context(request)) for request in requests]
-        try:
-            with self._lock:
-                for request in mine:
-                    self._add(request)
-            while any(not request.is_done or request.outputs or request.error for request in mine):
-                with self._lock:
-                    if not any(request.outputs or request.error for request in mine):
-                        self._step()
-                    outputs = [output for request in mine for output in request.outputs]
-                    for request in mine:
-                        request.outputs.clear()
-                for request in mine:
-                    if request.error is not None:
-                        raise request.error
-                if outputs:
-                    yield outputs
-        finally:
-            for request in mine:
-                self._forget(request)
-
-    def _add(self, request: _Request) -> None:
-        request_id = request.context.request_id
-        if request_id in self._requests:
-            raise InvalidRequestError("a request with this id is running already", found=request_id)
-        self._requests[request_id] = request
-        self.scheduler.add(request.context)
-
-    def _forget(self, request: _Request) -> None:
-        with self._lock:
-            if self._requests.get(request.context.request_id) is request:
-                del self._requests[request.context.request_id]
-                self.release(request.context.request_id)
-
-    def _step(self) -> None:
-        """Runs the scheduler's next step and hands out what it produced, or why it failed."""
-        inputs = self.scheduler.schedule()
-        if not inputs.batches:
-            raise InsufficientPagesError(
-                "no request can begin, because requests outside the scheduler hold the KV cache's pages or slots",
-                cure="Release what was given to `execute` directly.",
-            )
-        try:
-            outcomes = self._runners.run(inputs)
-        except BaseException as error:
-            outcomes = [error for _ in inputs.batches]
-        for batch, outcome in zip(inputs.batches, outcomes, strict=True):
-            if isinstance(outcome, BaseException):
-                self._fail(batch, outcome)
-            else:
-                for output in outcome.values():
-                    self._deliver(output)
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException) and not isinstance(outcome, Exception):
-                raise outcome
-
-    def _fail(self, batch: Iterable[RequestID], error: BaseException) -> None:
-        """Ends a replica's batch: whatever ends its step concerns all who wait for it, and nobody else."""
-        for request_id in batch:
-            request = self._requests[request_id]
-            request.error = error
-            request.is_done = True
-            self.release(request_id)
-
-    def _deliver(self, output: TextGenerationOutput) -> None:
-        request = self._requests[output.request_id]
-        request.outputs.append(output)
-        if output.is_done:
-            request.is_done = True
-            request.error = request.context.error
-            self.release(output.request_id)
+        return self._running.run([self._tokenizer.new_context(request) for request in requests])
