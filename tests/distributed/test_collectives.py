@@ -1,13 +1,17 @@
 """Sums and gathers of several ranks against plain ones, through shared memory and through torch.distributed."""
 
+import errno
+import os
+from datetime import timedelta
 from itertools import product
 
 import pytest
 import torch
-from distributed.ranks import joined
+from distributed.ranks import CPU, joined
 
-from pipezoo_core.distributed import collectives
+from pipezoo_core.distributed import collectives, join_local
 from pipezoo_core.distributed.signals import SIGNAL_BUFFER_BYTES, Signals, can_signal
+from pipezoo_core.errors import RankLostError
 
 SHAPES = [(1, 1), (3, 7), (64, 96), (1,), (700, 513)]  # the last one is larger than a message may be
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
@@ -52,6 +56,25 @@ def test_sums_and_gathers(num_ranks, through_memory, tmp_path, monkeypatch):
     assert all(torch.equal(found, part) for found, part in zip(gathers, expected, strict=True))
     for sums_there, _ in others.values():
         assert all(torch.equal(here, there) for here, there in zip(sums, sums_there, strict=True))
+
+
+@pytest.mark.skipif(not can_signal(), reason="no shared memory here")
+def test_without_shared_memory_left(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    before = set(collectives.SHARED_MEMORY.glob("pipezoo-*"))
+    with joined(tmp_path, 2, run_all) as group:
+        assert not group.signal_buffers
+        run_all(group)
+        assert set(collectives.SHARED_MEMORY.glob("pipezoo-*")) <= before
+
+
+def test_a_rank_that_never_comes(tmp_path, monkeypatch):
+    monkeypatch.setattr(collectives, "_TO_CONNECT", timedelta(seconds=1))
+    with pytest.raises(RankLostError, match="a process of the model is gone"):
+        join_local(0, 2, tmp_path, CPU)
 
 
 @pytest.mark.skipif(not can_signal(), reason="no shared memory here")

@@ -9,6 +9,9 @@ import sys
 import psutil
 import pytest
 
+from pipezoo import registry
+from pipezoo_core.errors import InvalidSettingError
+
 pytestmark = pytest.mark.slow
 
 BEGIN = """
@@ -100,6 +103,30 @@ def test_an_interrupted_step_is_finished_before(tiny_gguf, tmp_path):
     assert done.returncode == -signal.SIGINT
 
 
+INTERRUPTED_LOAD = """
+import os, signal, sys
+import psutil
+from pipezoo import parallel, registry
+signal.signal(signal.SIGINT, signal.default_int_handler)
+def interrupted(plan, group):
+    print("children", *[child.pid for child in psutil.Process().children()], flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+parallel.build_pipeline = interrupted  # while the other loads, or waits for this one
+registry.load(sys.argv[1], devices=["cpu", "cpu"], dtype="float32", kv_cache_memory="4MiB")
+"""
+
+
+def test_an_interrupted_load_ends_the_others_quietly(tiny_gguf, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(INTERRUPTED_LOAD)
+    done = run(script, tiny_gguf)
+    assert done.stdout.startswith("children ")
+    assert done.stderr.splitlines()[-1] == "KeyboardInterrupt"
+    assert done.stderr.count("Traceback") == 1, done.stderr
+    assert "gloo" not in done.stderr
+    assert done.returncode == -signal.SIGINT
+
+
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
 LAUNCHED = """
 assert not children
@@ -133,6 +160,23 @@ def test_what_goes_wrong_under_torchrun(tiny_gguf, tmp_path):
     done = run(write(tmp_path, ""), tiny_gguf, launcher=(*TORCHRUN[:-1], "3"))
     assert done.returncode == 1
     assert "found: 3 processes; allowed: one for each of the 2 devices" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"RANK": "abc"}, "RANK is not what a launcher .*found: abc"),
+        ({"RANK": "2"}, "RANK is no rank .*found: 2; allowed: 0 to 1"),
+        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE is not"),
+        ({"MASTER_PORT": "first"}, "MASTER_PORT is not"),
+    ],
+)
+def test_what_no_launcher_sets(changes, message, tiny_gguf, monkeypatch):
+    launched = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for name, value in (launched | changes).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InvalidSettingError, match=message):
+        registry.load(tiny_gguf, devices=["cpu", "cpu"])
 
 
 def test_a_rank_killed_under_torchrun(tiny_gguf, tmp_path):

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import psutil
 import pytest
+import torch
 from gguf_files import TOKENS
 
-from pipezoo import registry
+from pipezoo import parallel, registry
 from pipezoo_core.distributed import Workers
 from pipezoo_core.errors import CorruptCheckpointError, InvalidSettingError, UnsupportedAttentionError
 from pipezoo_core.request import TextGenerationInputs, TextGenerationRequest
@@ -115,7 +116,23 @@ def test_other_precisions(tiny_gguf, dtype):
     assert logged[0] == pytest.approx(logged[1], abs=0.1 if dtype == "bfloat16" else 0.5)
 
 
-def test_gguf_and_three_ranks_of_which_one_does_not_divide(tiny_gguf, tmp_path):
+def test_threads_are_given_back_by_the_last_of_several_models(tiny_gguf, monkeypatch):
+    monkeypatch.setattr(parallel, "_CORES", parallel._Cores())  # models of other tests share theirs
+    before = torch.get_num_threads()
+    torch.set_num_threads(64)  # more than there are for each of two processes
+    try:
+        models = [registry.load(tiny_gguf, devices=["cpu", "cpu"], **SETTINGS) for _ in range(2)]
+        while models:
+            assert torch.get_num_threads() < 64
+            texts(models[0], PROMPTS[:1])
+            del models[0]
+            gc.collect()
+        assert torch.get_num_threads() == 64
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_gguf_and_four_ranks_of_which_three_cannot_be(tiny_gguf, tmp_path):
     alone = registry.load(tiny_gguf, device="cpu", **SETTINGS)
     divided = registry.load(tiny_gguf, devices=["cpu"] * 4, **SETTINGS)  # 4 heads, 2 key/value heads
     assert len(TOKENS) % 4

@@ -3,56 +3,76 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from pipezoo_core.architecture import SupportedArchitecture
 from pipezoo_core.config import PipelineConfig
 from pipezoo_core.decoder import DecoderPipelineModel
+from pipezoo_core.distributed import ranks_here
 from pipezoo_core.errors import InvalidSettingError
 
-__all__ = ["check_device", "check_parallel", "device_names", "place_model", "replicas_in"]
+__all__ = ["check_device", "check_parallel", "device_names", "place_model"]
+
+_ALLOWED = "auto, cpu, or a GPU that torch sees, such as cuda:0"
 
 
-def device_names(device: str, devices: Sequence[str] | None) -> tuple[str, ...]:
-    """Returns the devices that `registry.load` was given in one way or the other.
+def device_names(
+    device: str | torch.device, devices: Sequence[str | torch.device] | None, num_replicas: int
+) -> tuple[str, ...]:
+    """Returns the names that `registry.load` was given in one way or the other. Whether there are such is not checked.
 
     Raises:
-        InvalidSettingError: it was given both, or none.
+        InvalidSettingError: it was given both, or none, or names that are none, or a number of them that the replicas
+            cannot have.
     """
     if devices is None:
-        return (device,)
+        return (_name(device),)
     if device != "auto" or isinstance(devices, str) or not devices:
         raise InvalidSettingError(
             "the devices are not clear",
             found=f"device={device!r}, devices={devices!r}",
             allowed="one of them, and devices a list of names",
         )
-    if len({name.partition(":")[0] for name in devices}) > 1:
-        raise InvalidSettingError("the devices of a model are of different kinds", found=devices, allowed="all of one")
-    return tuple(devices)
+    names = tuple(map(_name, devices))
+    if len(names) > 1 and len({name.partition(":")[0] for name in names}) > 1:
+        raise InvalidSettingError("the devices of a model are of different kinds", found=names, allowed="all of one")
+    if len(names) > 1 and "auto" in names:
+        raise InvalidSettingError("of several devices none can be found automatically", found=names, allowed="names")
+    if num_replicas > 1 and len(names) not in (1, num_replicas):
+        raise InvalidSettingError(
+            "a replica cannot have several devices, or a part of one",
+            found=f"{num_replicas} replicas on {len(names)} devices",
+            allowed="a single device, or as many as replicas",
+        )
+    return names
 
 
-def replicas_in(settings: dict[str, Any]) -> int:
-    """Returns the `data_parallel_degree` among settings of `registry.load`.
-
-    Raises:
-        InvalidSettingError: it is not a number of replicas.
-    """
-    name = "data_parallel_degree"
-    return PipelineConfig(model_path="", **{name: settings[name]} if name in settings else {}).data_parallel_degree
+def _name(device: object) -> str:
+    name = str(device).strip()
+    try:
+        if name != "auto":
+            torch.device(name)
+    except RuntimeError as error:
+        raise InvalidSettingError("there is no such device", found=device, allowed=_ALLOWED) from error
+    return name
 
 
 def place_model(names: Sequence[str], num_replicas: int) -> tuple[torch.device, ...]:
     """Returns the devices of these names; of a single one, as many as there are replicas.
 
     Raises:
-        InvalidSettingError: there is no such device, or there are fewer GPUs than replicas.
+        InvalidSettingError: this host has no such device, or one GPU is to be two, or there are fewer than replicas.
     """
     if len(names) == 1:
         return _replica_devices(check_device(names[0]), num_replicas)
-    return tuple(map(torch.device, names))
+    num_here = len(names) if num_replicas > 1 else ranks_here(len(names))
+    here = tuple(map(check_device, names[:num_here]))
+    if num_replicas == 1 and here[0].type == "cuda" and len({device.index or 0 for device in here}) < num_here:
+        raise InvalidSettingError(
+            "a GPU cannot compute two parts of a model", found=names, cure="Name each GPU once, or load it on one."
+        )
+    return (*here, *map(torch.device, names[num_here:]))
 
 
 def check_device(name: str) -> torch.device:
@@ -70,9 +90,7 @@ def check_device(name: str) -> torch.device:
         if device.type != "cuda":  # it would take some of a GPU's memory, which may be another process's to use
             torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InvalidSettingError(
-            "there is no such device", found=name, allowed="auto, cpu, or a GPU that torch sees, such as cuda:0"
-        ) from error
+        raise InvalidSettingError("there is no such device", found=f"{name} ({error})", allowed=_ALLOWED) from error
     return device
 
 
@@ -90,18 +108,12 @@ def _replica_devices(device: torch.device, degree: int) -> tuple[torch.device, .
     return tuple(torch.device(device.type, index) for index in range(first, first + degree))
 
 
-def check_parallel(config: PipelineConfig, architecture: SupportedArchitecture, num_devices: int) -> None:
-    """Checks whether so many devices can do together what was asked for.
+def check_parallel(config: PipelineConfig, architecture: SupportedArchitecture) -> None:
+    """Checks whether several devices can do together what was asked for.
 
     Raises:
         InvalidSettingError: they cannot.
     """
-    if config.data_parallel_degree > 1 and num_devices != config.data_parallel_degree:
-        raise InvalidSettingError(
-            "a replica cannot have several devices, or a part of one",
-            found=f"{config.data_parallel_degree} replicas on {num_devices} devices",
-            allowed="a single device, or as many as replicas",
-        )
     if config.tensor_parallel_degree == 1:
         return
     if config.lora is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipezoo.checkpoint import Checkpoint, generation_config, open_weights, read_huggingface_config
-from pipezoo.devices import check_parallel, place_model, replicas_in
+from pipezoo.devices import check_parallel, place_model
 from pipezoo_core.architecture import SupportedArchitecture
 from pipezoo_core.config import KVCacheConfig, LoRAConfig, PipelineConfig, ReturnLogits
 from pipezoo_core.context import TextContext
@@ -26,7 +26,7 @@ from pipezoo_core.weights import Weights, resolve_encoding
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["LoadPlan", "build_pipeline", "open_model", "plan_load"]
+__all__ = ["LoadPlan", "build_pipeline", "open_model", "plan_load", "replicas_in"]
 
 _KV_SETTINGS = {"page_size": "page_size", "kv_cache_memory": "memory", "enable_prefix_caching": "enable_prefix_caching"}
 _LORA_SETTINGS = ("lora_paths", "max_lora_rank", "max_num_loras")
@@ -58,6 +58,15 @@ class LoadPlan:
     devices: tuple[torch.device, ...]
     weights: Weights
     checkpoint: Checkpoint
+
+
+def replicas_in(settings: dict[str, Any]) -> int:
+    """Returns the `data_parallel_degree` among settings of `registry.load`, of which it checks each by itself.
+
+    Raises:
+        InvalidSettingError: a setting is unknown or out of range.
+    """
+    return PipelineConfig(model_path="", **_pipeline_settings(settings)).data_parallel_degree
 
 
 def plan_load(
@@ -100,10 +109,10 @@ def plan_load(
             tensor_parallel_degree=len(torch_devices) // num_replicas,
             **pipeline_settings,
         )
-        check_parallel(requested, architecture, len(torch_devices))
-        near = torch_devices[: ranks_here(len(torch_devices))]
-        if requested.tensor_parallel_degree > 1:
-            near = tuple(device for device in near if device == near[0])  # another GPU is as large, and not ours to use
+        check_parallel(requested, architecture)
+        near = torch_devices
+        if requested.tensor_parallel_degree > 1:  # another GPU is as large, and not ours to use
+            near = tuple(device for device in near[: ranks_here(len(near))] if device == near[0])
         pipeline_config, memory = plan_memory(architecture.pipeline_model, requested, huggingface_config, near)
     else:
         torch_devices = tuple(map(torch.device, devices))

@@ -17,7 +17,7 @@ import torch
 
 from pipezoo import registry
 from pipezoo.checkpoint import Checkpoint
-from pipezoo.devices import check_device
+from pipezoo.devices import check_device, place_model
 from pipezoo.load import LoadPlan, build_pipeline, open_model, plan_load
 from pipezoo.resolution import Resolution
 from pipezoo_core.config import PipelineConfig
@@ -72,7 +72,7 @@ def load_parallel(
     if rank is not None:
         group = join_launched(len(devices), check_device(devices[rank % len(devices)]))  # it counts them itself
         return _load(group, lambda decided: _plan_load(find(), devices, dtype, settings, decided))
-    device, *_ = [check_device(name) for name in devices]
+    device, *_ = place_model(devices, 1)
     workers = Workers(len(devices) - 1, __name__, work.__name__)
     try:
         found = find()
@@ -112,18 +112,18 @@ def _plan_load(
 
 
 def _load(group: DistributedGroup, plan: Callable[[Decided | None], LoadPlan]) -> TextGenerationPipeline:
-    num_threads = torch.get_num_threads()
-    _share_cores(group)
+    _CORES.share(group)
     try:
         agreed = _agree(group, plan)
         built = _together(group, lambda: _build(agreed, group))
     except BaseException as error:
-        _close(group, num_threads)
+        group.fail("the model was not loaded", error)  # the others are not at the point where they wait for a goodbye
+        _close(group)
         if group.rank and isinstance(error, Exception):
             raise SystemExit(0) from error  # rank 0 raises it
         raise
     if isinstance(built, TextGenerationPipeline):
-        weakref.finalize(built.model, _close, group, num_threads)
+        weakref.finalize(built.model, _close, group)
         return built
     try:
         built.serve()
@@ -174,12 +174,38 @@ def _portable(error: BaseException | None) -> BaseException | None:
     return error
 
 
-def _share_cores(group: DistributedGroup) -> None:
-    """Lets the processes of this host not use more threads together than there are cores."""
-    share = max(1, len(os.sched_getaffinity(0)) // ranks_here(group.size))
-    torch.set_num_threads(min(torch.get_num_threads(), share))
+class _Cores:
+    """Lets the processes that this host has for a model not use more threads together than there are cores."""
+
+    def __init__(self) -> None:
+        self._groups: set[DistributedGroup] = set()
+        self._num_threads = 0
+
+    def share(self, group: DistributedGroup) -> None:
+        """Takes fewer threads for this process, until the last of its groups gives them back."""
+        if not self._groups:
+            self._num_threads = torch.get_num_threads()
+        self._groups.add(group)
+        share = max(1, _num_cores() // ranks_here(group.size))
+        torch.set_num_threads(min(torch.get_num_threads(), share))
+
+    def give_back(self, group: DistributedGroup) -> None:
+        """Says that a group is closed. More than once does nothing."""
+        if group in self._groups:
+            self._groups.remove(group)
+            if not self._groups:
+                torch.set_num_threads(self._num_threads)
 
 
-def _close(group: DistributedGroup, num_threads: int) -> None:
+_CORES = _Cores()
+
+
+def _num_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _close(group: DistributedGroup) -> None:
     group.close()
-    torch.set_num_threads(num_threads)
+    _CORES.give_back(group)

@@ -65,11 +65,12 @@ def load(
         InsufficientMemoryError, InsufficientPagesError: it does not fit; the message carries the plan.
         RankLostError: another device's process is gone.
     """
-    from pipezoo.devices import device_names, replicas_in
-    from pipezoo.load import build_pipeline
+    from pipezoo.devices import device_names
+    from pipezoo.load import build_pipeline, replicas_in
 
-    names = device_names(device, devices)
-    if len(names) > replicas_in(settings):
+    num_replicas = replicas_in(settings)
+    names = device_names(device, devices, num_replicas)
+    if len(names) > num_replicas:
         from pipezoo.parallel import load_parallel
 
         return load_parallel(lambda: find(model, revision=revision, plugin=plugin), names, dtype, settings)
@@ -90,9 +91,9 @@ def plan(
 ) -> LoadPlan:
     """Decides everything that `load` decides, without reading the weights. Takes and raises what `load` does."""
     from pipezoo.devices import device_names
-    from pipezoo.load import plan_load
+    from pipezoo.load import plan_load, replicas_in
 
-    names = device_names(device, devices)
+    names = device_names(device, devices, replicas_in(settings))
     checkpoint, resolution = find(model, revision=revision, plugin=plugin)
     return plan_load(checkpoint, resolution.architecture, devices=names, dtype=dtype, settings=settings)
 

@@ -32,6 +32,7 @@ from pipezoo_core.errors import RankLostError
 
 __all__ = ["DistributedGroup", "TensorParallelGroup"]
 
+_TO_CONNECT = timedelta(minutes=5)  # whoever does not come within that many is gone
 _FOREVER = timedelta(days=365)  # a rank that waits for the next step waits as long as nobody asks anything
 _INLINE = 1024  # numbers of a message that go with its length
 
@@ -187,10 +188,13 @@ class DistributedGroup(TensorParallelGroup):
             try:
                 yield
             except BaseException as error:
-                if self.failure is None:
-                    self.failure = _lost("a step on several devices was left in its middle", error)
+                self.fail("a step on several devices was left in its middle", error)
                 self._end()
                 raise
+
+    def fail(self, what: str, cause: BaseException) -> None:
+        """Notes why the group cannot go on, where nothing is noted yet. Nobody is told."""
+        self.failure = self.failure or _lost(what, cause)
 
     def close(self) -> None:
         """Parts from the others; rank 0 lets them end. More than once does nothing."""
@@ -225,10 +229,7 @@ class DistributedGroup(TensorParallelGroup):
         """Maps the signal buffers where all ranks are on one host and compute on its CPU."""
         path = None
         if self.rank == 0 and self._device.type == "cpu" and can_signal():
-            handle, name = tempfile.mkstemp(prefix="pipezoo-", dir=SHARED_MEMORY)
-            os.ftruncate(handle, self.size * SIGNAL_BUFFER_BYTES)
-            os.close(handle)
-            path = Path(name)
+            path = _shared_file(self.size * SIGNAL_BUFFER_BYTES)
         try:
             path = self._broadcast_object(path, 0)
             seen = path is not None and path.exists() and can_signal()
@@ -267,12 +268,29 @@ class DistributedGroup(TensorParallelGroup):
             raise self.failure from error
 
 
+def _shared_file(size: int) -> Path | None:
+    """Makes a file of shared memory; None where the system has none left, or none for us."""
+    path = None
+    try:
+        handle, name = tempfile.mkstemp(prefix="pipezoo-", dir=SHARED_MEMORY)
+        path = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError:
+        if path is not None:
+            path.unlink(missing_ok=True)
+        return None
+    return path
+
+
 def _gloo(store: Store, rank: int, size: int, interface: str | None) -> dist.ProcessGroupGloo:
     options: Any = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # torch's stubs lack it
-    options._timeout = _FOREVER
+    options._timeout = _TO_CONNECT
     device = dist.ProcessGroupGloo.create_default_device() if interface is None else None
     options._devices = [device or dist.ProcessGroupGloo.create_device(interface=interface)]
-    return dist.ProcessGroupGloo(store, rank, size, options)
+    group = dist.ProcessGroupGloo(store, rank, size, options)
+    group._set_default_timeout(_FOREVER)
+    return group
 
 
 def _pid_namespace() -> str:

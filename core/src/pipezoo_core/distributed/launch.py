@@ -127,13 +127,40 @@ def join_local(rank: int, size: int, folder: Path, device: torch.device) -> Dist
 
 
 def launched_rank() -> int | None:
-    """Returns this process's rank where a launcher such as torchrun has started it, else None."""
-    return int(os.environ["RANK"]) if {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys() else None
+    """Returns this process's rank where a launcher such as torchrun has started it, else None.
+
+    Raises:
+        InvalidSettingError: what the launcher says in the environment is no number, or no rank.
+    """
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        return None
+    rank, world_size, _ = map(_number, ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+    if rank >= world_size:
+        raise InvalidSettingError(
+            "the environment variable RANK is no rank of a launched process",
+            found=rank,
+            allowed=f"0 to {world_size - 1}, as WORLD_SIZE is {world_size}",
+        )
+    return rank
+
+
+def _number(name: str) -> int:
+    value = os.environ[name]
+    if not (value.isascii() and value.isdecimal()):
+        raise InvalidSettingError(
+            f"the environment variable {name} is not what a launcher such as torchrun sets",
+            found=value,
+            allowed="a whole number",
+            cure=f"Unset {name}, or start the script with a launcher.",
+        )
+    return int(value)
 
 
 def ranks_here(size: int) -> int:
     """Returns how many of a model's ranks are processes of this host."""
-    return min(size, int(os.environ.get("LOCAL_WORLD_SIZE", size))) if launched_rank() is not None else size
+    if launched_rank() is None or "LOCAL_WORLD_SIZE" not in os.environ:
+        return size
+    return min(size, max(1, _number("LOCAL_WORLD_SIZE")))
 
 
 def join_launched(size: int, device: torch.device) -> DistributedGroup:

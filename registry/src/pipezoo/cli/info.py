@@ -42,7 +42,7 @@ def tables(resolution: Resolution, plan: LoadPlan) -> Iterator[Table]:
     yield _table("sampling defaults", plan.sampling_params)
     memory = plan.memory
     yield _table(
-        "memory" if memory.num_replicas == 1 else f"memory of each of {memory.num_replicas} replicas",
+        _whose_memory(memory.num_replicas, config.tensor_parallel_degree),
         [
             ("weights", _size(memory.weights)),
             ("activations", _size(memory.activations)),
@@ -53,6 +53,12 @@ def tables(resolution: Resolution, plan: LoadPlan) -> Iterator[Table]:
             (f"requests of {memory.max_length} tokens", f"{memory.concurrency:.1f}"),
         ],
     )
+
+
+def _whose_memory(num_replicas: int, num_devices: int) -> str:
+    if num_replicas > 1:
+        return f"memory of each of {num_replicas} replicas"
+    return "memory" if num_devices == 1 else f"memory of each of {num_devices} devices"
 
 
 def _shape(plan: LoadPlan) -> Iterator[tuple[str, Any]]:
