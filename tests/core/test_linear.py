@@ -2,10 +2,19 @@
 
 import pytest
 import torch
+from alive import PeakOfTensors
 
 from pipezoo_core.config import LinearName, SupportedEncoding
 from pipezoo_core.errors import CheckpointMismatchError, InvalidSettingError
-from pipezoo_core.layers import Embedding, GatedMLP, Linear, LMHead, MergedLinear, RMSNorm, use_linear_backend
+from pipezoo_core.layers import (
+    Embedding,
+    GatedMLP,
+    Linear,
+    LMHead,
+    MergedLinear,
+    RMSNorm,
+    use_linear_backend,
+)
 from pipezoo_core.layers.linear_backends import NativeProduct, _why_not_onednn
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.weights import LazyTensor, load_module
@@ -147,3 +156,20 @@ def test_by_name_where_it_cannot_be_used(backend):
         use(backend, block, torch.float16)
     use(LinearName.auto, block, torch.float16)
     assert "out.weight" in dict(block.named_parameters())
+
+
+@pytest.mark.parametrize("activation", ["silu", "swish", "gelu", "relu2", "quick_gelu"])
+@pytest.mark.parametrize("backend", [LinearName.torch, LinearName.onednn, LinearName.native])
+@pytest.mark.parametrize(("hidden", "inner"), [(64, 512), (64, 504), (24, 512)])
+@pytest.mark.parametrize("fuse", [True, False])
+@torch.inference_mode()
+def test_what_is_alive_in_a_gated_mlp(activation, backend, hidden, inner, fuse):
+    """Never more than the plan counts, and with most activations as much."""
+    skip_where_not_usable(backend, torch.float32)
+    mlp, rows = GatedMLP(hidden, inner, activation), 64
+    counted = mlp.num_alive(is_native=backend is LinearName.native, fuse=fuse) * rows * 4
+    use(backend, mlp, torch.float32, fuse=fuse)
+    x = torch.randn(rows, hidden)
+    with PeakOfTensors() as alive:
+        mlp(x)
+    assert 0.7 * counted <= alive.peak <= counted

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from alive import PeakOfTensors
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize as gguf_dequantize
 from gguf.quants import quantize as gguf_quantize
 
 from pipezoo_core.config import LinearName, SupportedEncoding
-from pipezoo_core.layers import Embedding, Linear, LMHead, use_linear_backend
+from pipezoo_core.layers import Embedding, Linear, LMHead, quantized, use_linear_backend
 from pipezoo_core.layers.linear_backends import NativeProduct
 from pipezoo_core.layers.quantized import GROUP, QuantizedProduct, dequantize, quantize
 from pipezoo_core.native import NativeKernels
@@ -122,6 +123,24 @@ def test_plain_product(bits):
     exact = dequantize(*quantize(weight, bits), torch.float32)
     torch.testing.assert_close(product(x), x @ exact.T)
     assert torch.equal(product.rows(torch.tensor([5, 0])), exact[[5, 0]])
+
+
+@pytest.mark.parametrize("bits", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_plain_product_in_parts(bits, dtype, monkeypatch):
+    """Equal to the product with the whole weight, which is never there as a whole."""
+    at_once = 640
+    monkeypatch.setattr(quantized, "DEQUANTIZED_AT_ONCE", at_once)
+    x, weight, bias = random(2, 3, 64, seed=1).to(dtype), random(83, 64), random(83, seed=2)
+    product = QuantizedProduct(weight, bias, bits, dtype)
+    exact = dequantize(*quantize(weight, bits), dtype)
+    with PeakOfTensors() as alive:
+        found = product(x)
+    tolerance = 1e-5 if dtype is torch.float32 else 0.1
+    torch.testing.assert_close(found, x @ exact.T + bias.to(dtype), atol=tolerance, rtol=tolerance)
+    assert found.shape == (2, 3, 83)
+    assert at_once * dtype.itemsize < alive.peak <= at_once * (4 + dtype.itemsize) + found.nbytes
 
 
 class Model(torch.nn.Module):

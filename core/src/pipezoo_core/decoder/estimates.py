@@ -16,7 +16,7 @@ from pipezoo_core.distributed import TensorParallelGroup
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.interfaces import KVCacheMixin, PipelineModel, upper_bounded_default
 from pipezoo_core.kv_cache import KVCacheParams, PagedKVCacheManager
-from pipezoo_core.layers import as_split, shard_module, weights_memory
+from pipezoo_core.layers import DEQUANTIZED_AT_ONCE, GatedMLP, as_split, shard_module, weights_memory
 from pipezoo_core.lora import lora_memory
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.sampling_params import NUM_ECHOED_AT_ONCE, NUMBERS_SAMPLED_AT_ONCE
@@ -29,6 +29,7 @@ __all__ = ["DecoderEstimates"]
 
 # Bytes per number of what is alive together:
 _BIAS_BYTES = 13  # distances in int64, whether they are hidden, and the bias in float32
+_FLOAT_BYTES = 4  # of a weight that is dequantized, before it has the run's precision
 _LOGIT_BYTES = 8  # in float32, and once more where penalties or a grammar change them
 _HOLES = 1.1  # malloc keeps freed pieces that nothing fits: measured, see docs/decisions/memory-plan.md
 _SAMPLED_BYTES = 50  # see `pipeline.sampler`: a dozen tensors like the logits, two of them in float64, one of indices
@@ -124,13 +125,15 @@ class DecoderEstimates(PipelineModel[TextContext], KVCacheMixin):
         queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         attention = 2 * (queries + keys) + hidden
         is_native = kernels.obstacle is None and pipeline_config.linear in (LinearName.auto, LinearName.native)
-        feed_forward = 4 * inner
-        if is_native:
-            feed_forward = inner + hidden if pipeline_config.lora is None else 3 * inner
+        fuse = pipeline_config.lora is None
+        gated = [m for m in cls._outline(pipeline_config, huggingface_config).modules() if isinstance(m, GatedMLP)]
+        feed_forward = max((m.num_alive(is_native=is_native, fuse=fuse) for m in gated), default=2 * inner)
         width = 3 * hidden + max(attention, feed_forward)  # a layer's input, the sum with its first half, a norm
         needed = num_tokens * width * itemsize
         needed += (num_requests + NUM_ECHOED_AT_ONCE) * config.vocab_size * _LOGIT_BYTES
         needed += max(NUMBERS_SAMPLED_AT_ONCE, config.vocab_size) * _SAMPLED_BYTES
+        if pipeline_config.encoding.is_quantized and not is_native:
+            needed += DEQUANTIZED_AT_ONCE * (_FLOAT_BYTES + itemsize)
         if not isinstance(backend, NativeAttention):
             length = cls.calculate_max_seq_len(pipeline_config, huggingface_config)
             needed += _BIAS_BYTES * min(num_tokens, length) * length + 2 * length * (queries + keys) * itemsize

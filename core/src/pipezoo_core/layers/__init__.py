@@ -7,11 +7,13 @@ from pipezoo_core.layers.linear import ColumnParallelLinear, Linear, MergedLinea
 from pipezoo_core.layers.linear_backends import use_linear_backend, weights_memory
 from pipezoo_core.layers.mlp import GatedMLP
 from pipezoo_core.layers.norm import ParallelLayerNorm, RMSNorm
+from pipezoo_core.layers.quantized import DEQUANTIZED_AT_ONCE
 from pipezoo_core.layers.rotary import ROPE_TYPES, RotaryEmbedding, apply_rotary, max_rotary_length
 from pipezoo_core.layers.split import Heads, Shardable, Split, as_split, shard_module
 
 __all__ = [
     "ACTIVATIONS",
+    "DEQUANTIZED_AT_ONCE",
     "ROPE_TYPES",
     "ColumnParallelLinear",
     "Embedding",

@@ -52,3 +52,6 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
 }
 """What each name computes, number by number."""
+
+SILU = tuple(name for name, function in ACTIVATIONS.items() if function is F.silu)
+"""The names of SiLU."""

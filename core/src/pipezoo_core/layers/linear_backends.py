@@ -175,9 +175,8 @@ def _kind(name: LinearName, layer: Linear, encoding: SupportedEncoding) -> type[
 
 def _fuse_gates(module: nn.Module, encoding: SupportedEncoding, kernels: NativeKernels) -> None:
     for layer in [layer for layer in module.modules() if isinstance(layer, GatedMLP)]:
-        merged = layer.gate_up_proj.merged
-        size, in_features = merged.weight.shape
-        if layer.activation_name == "silu" and size % (2 * GATE) == 0 and in_features % 2 == 0:
+        if layer.can_be_gated:
+            merged = layer.gate_up_proj.merged
             bits = _bits(merged, encoding)
             layer.gate_with(NativeProduct(kernels, merged.weight, merged.bias, bits, Form.gated))
 

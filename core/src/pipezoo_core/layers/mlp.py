@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from pipezoo_core.layers.activations import ACTIVATIONS
+from pipezoo_core.layers.activations import ACTIVATIONS, SILU
 from pipezoo_core.layers.linear import MergedLinear, RowParallelLinear
-from pipezoo_core.native import NativeKernels
+from pipezoo_core.native import GATE, NativeKernels
 
 __all__ = ["GatedMLP"]
 
@@ -42,9 +42,22 @@ class GatedMLP(nn.Module):
             return self.down_proj(self.activation(gate) * up)
         return self.down_proj(self._kernels.silu_multiply(self.gate_up_proj.merged(x_TH)))
 
+    def num_alive(self, *, is_native: bool, fuse: bool) -> int:
+        """Returns how many numbers per row are alive together, the result's included: see `use_linear_backend`."""
+        hidden, inner = self.down_proj.weight.shape
+        if not is_native or self.activation_name not in SILU:
+            return 4 * inner
+        return inner + hidden if fuse and self.can_be_gated else 3 * inner
+
+    @property
+    def can_be_gated(self) -> bool:
+        """Whether the native kernels can make gate, activation and product with `up` one."""
+        size, in_features = self.gate_up_proj.merged.weight.shape
+        return self.activation_name in SILU and size % (2 * GATE) == 0 and in_features % 2 == 0
+
     def compute_with(self, kernels: NativeKernels) -> None:
         """Computes `act(gate) · up` with the native kernels from now on, where they have the activation."""
-        if self.activation_name == "silu":
+        if self.activation_name in SILU:
             self._kernels = kernels
 
     def gate_with(self, gated: Callable[[Tensor], Tensor]) -> None:

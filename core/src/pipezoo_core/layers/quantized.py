@@ -11,13 +11,14 @@ Here they are plain torch, for any device, and the oracle of the kernels, which 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pipezoo_core.layers.linear import Product
 from pipezoo_core.native import GROUP
 
-__all__ = ["GROUP", "QuantizedProduct", "dequantize", "quantize"]
+__all__ = ["DEQUANTIZED_AT_ONCE", "GROUP", "QuantizedProduct", "dequantize", "quantize"]
+
+DEQUANTIZED_AT_ONCE = 1 << 22  # numbers
 
 _LEVELS = 255  # of scales and minima of 4 bits
 
@@ -52,11 +53,11 @@ def _in_levels(numbers: Tensor) -> Tensor:
 
 def dequantize(values: Tensor, scale: Tensor, minimum: Tensor, dtype: torch.dtype) -> Tensor:
     """Returns the weight [out_features, in_features] that the integers stand for."""
-    return (values * scale + minimum).flatten(-2).to(dtype)
+    return (values * scale).add_(minimum).flatten(-2).to(dtype)
 
 
 class QuantizedProduct(Product):
-    """`x Wᵀ + b` with W dequantized for each product: in little memory, and slowly.
+    """`x Wᵀ + b` with W dequantized for each product, some rows after the other: in little memory, and slowly.
 
     Args:
         weight: [out_features, in_features], in_features a multiple of `GROUP`.
@@ -78,7 +79,17 @@ class QuantizedProduct(Product):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Maps [..., in_features] to [..., out_features]."""
-        return F.linear(x, dequantize(*self._quantized, x.dtype), self._bias)
+        num_rows, num_groups, _ = self._quantized[0].shape
+        at_once = max(1, DEQUANTIZED_AT_ONCE // (num_groups * GROUP))
+        x_TI = x.flatten(0, -2)
+        y_TO = x.new_empty(len(x_TI), num_rows)
+        for start in range(0, num_rows, at_once):
+            part = slice(start, start + at_once)
+            values, scale, minimum = (numbers[part] for numbers in self._quantized)
+            torch.mm(x_TI, dequantize(values, scale, minimum, x.dtype).T, out=y_TO[:, part])
+        if self._bias is not None:
+            y_TO += self._bias
+        return y_TO.unflatten(0, x.shape[:-1])
 
     def rows(self, indices: Tensor) -> Tensor:
         """Maps int64 [T] to these rows of W."""
