@@ -1,11 +1,13 @@
 """A model's own interface, as one calls it who does without the pipeline: rows of logits, sizes, several steps."""
 
+import json
 from itertools import pairwise
 
 import pytest
 import torch
 from tiny_models import load_model, make_llama
 
+from pipezoo import registry
 from pipezoo_core.config import KVCacheConfig, ReturnLogits
 from pipezoo_core.context import TextContext
 from pipezoo_core.request import TextGenerationInputs, TextGenerationOutput, TextGenerationRequest
@@ -152,3 +154,13 @@ def test_several_steps_at_once_give_the_tokens_of_one_by_one(load_tiny, num_step
         assert (found.log_probabilities is None) == (one_by_one.log_probabilities is None)
         for entry, other in zip(found.log_probabilities or [], one_by_one.log_probabilities or [], strict=True):
             assert entry.token_log_probabilities == pytest.approx(other.token_log_probabilities, abs=1e-5)
+
+
+def test_layers_and_lengths_are_the_configs(of_each_plugin):
+    _, folder = of_each_plugin
+    config = json.loads((folder / "config.json").read_text())
+    plan = registry.plan(folder, device="cpu")
+    model = plan.architecture.pipeline_model
+    assert model.get_num_layers(plan.huggingface_config) == config.get("num_hidden_layers", config.get("n_layers"))
+    length = model.calculate_max_seq_len(plan.pipeline_config, plan.huggingface_config)
+    assert length == config.get("max_position_embeddings", config.get("max_seq_len"))

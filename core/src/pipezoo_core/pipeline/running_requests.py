@@ -55,12 +55,11 @@ class RunningRequests:
             try:
                 yield
             finally:
-                while self._depth == 1 and self._abandoned:
-                    request = self._abandoned.popleft()
-                    if self._requests.get(request.context.request_id) is request:
-                        del self._requests[request.context.request_id]
-                        self.release(request.context.request_id)
-                self._depth -= 1
+                try:
+                    while self._depth == 1 and self._abandoned:
+                        self._forget(self._abandoned.popleft())
+                finally:
+                    self._depth -= 1
 
     def run(self, contexts: Sequence[TextContext]) -> Generator[list[TextGenerationOutput]]:
         """Adds requests and yields what they produce, until all are done; releases them however it ends.
@@ -118,6 +117,12 @@ class RunningRequests:
             raise InvalidRequestError("a request with this id is running already", found=request_id)
         self._requests[request_id] = request
         self._scheduler.add(request.context)
+
+    def _forget(self, request: _Request) -> None:
+        request_id = request.context.request_id
+        if self._requests.get(request_id) is request:
+            del self._requests[request_id]
+            self.release(request_id)
 
     def _step(self) -> None:
         """Runs the scheduler's next step and hands out what it produced, or why it failed."""
