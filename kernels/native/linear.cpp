@@ -59,18 +59,25 @@ void interleave_tile(const T* x, std::int64_t in, int rows, T* to) {
 }  // namespace
 
 template <typename T>
-void pack(const T* weight, T* packed, std::int64_t out, std::int64_t in) {
+void pack(const T* weight, T* packed, std::int64_t out, std::int64_t in, Form form) {
     const std::int64_t panels = (out + kPanel - 1) / kPanel, steps = in / kPerStep<T>;
 #pragma omp parallel for
-    for (std::int64_t panel = 0; panel < panels; ++panel) {
-        T* to = packed + panel * kPanel * in;
-        for (std::int64_t s = 0; s < steps; ++s)
-            for (int column = 0; column < kPanel; ++column)
-                for (int p = 0; p < kPerStep<T>; ++p) {
-                    const std::int64_t row = panel * kPanel + column;
-                    *to++ = row < out ? weight[row * in + s * kPerStep<T> + p] : T(0);
-                }
-    }
+    for (std::int64_t panel = 0; panel < panels; ++panel)
+        for (std::int64_t s = 0; s < steps; s += kLanes)
+            for (int half = 0; half < kPanel; half += kLanes) {
+                const std::int64_t column = panel * kPanel + half;
+                const T* from = weight + row_of(column, out, form) * in + s * kPerStep<T>;
+                const __mmask16 lanes = first_lanes(steps - s);
+                __m512i block[16];
+#pragma GCC unroll 16
+                for (int i = 0; i < 16; ++i)
+                    block[i] = _mm512_maskz_loadu_epi32(column + i < out ? lanes : 0, from + i * in);
+                transpose(block);
+                T* to = packed + panel * kPanel * in + (s * kPanel + half) * kPerStep<T>;
+#pragma GCC unroll 16
+                for (int j = 0; j < 16; ++j)
+                    if (s + j < steps) _mm512_storeu_si512(to + j * kPanel * kPerStep<T>, block[j]);
+            }
 }
 
 template <typename T>
@@ -115,7 +122,7 @@ void packed_rows(const std::int64_t* tokens, const T* packed, T* y, std::int64_t
 }
 
 #define PIPEZOO_INSTANTIATE(T)                                                                                   \
-    template void pack<T>(const T*, T*, std::int64_t, std::int64_t);                                             \
+    template void pack<T>(const T*, T*, std::int64_t, std::int64_t, Form);                                       \
     template void linear<T>(const T*, const T*, const T*, void*, std::int64_t, std::int64_t, std::int64_t, Form);   \
     template void packed_rows<T>(const std::int64_t*, const T*, T*, std::int64_t, std::int64_t);
 PIPEZOO_INSTANTIATE(float)

@@ -82,8 +82,8 @@ void attend(const void* q, std::int64_t q_stride, const void* k, std::int64_t k_
 }
 
 template <typename T>
-void pack(const void* weight, void* packed, std::int64_t out, std::int64_t in) {
-    pipezoo::pack(static_cast<const T*>(weight), static_cast<T*>(packed), out, in);
+void pack(const void* weight, void* packed, std::int64_t out, std::int64_t in, std::int64_t form) {
+    pipezoo::pack(static_cast<const T*>(weight), static_cast<T*>(packed), out, in, pipezoo::Form(form));
 }
 
 template <typename T>
@@ -94,8 +94,9 @@ void linear(const void* x, const void* packed, const void* bias, void* y, std::i
 }
 
 template <typename T, int bits>
-void pack_quantized(const void* weight, void* packed, std::int64_t out, std::int64_t in) {
-    pipezoo::pack_quantized<T, bits>(static_cast<const T*>(weight), static_cast<std::uint8_t*>(packed), out, in);
+void pack_quantized(const void* weight, void* packed, std::int64_t out, std::int64_t in, std::int64_t form) {
+    pipezoo::pack_quantized<T, bits>(static_cast<const T*>(weight), static_cast<std::uint8_t*>(packed), out, in,
+                                     pipezoo::Form(form));
 }
 
 template <typename T, int bits>

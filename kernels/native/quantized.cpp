@@ -184,12 +184,12 @@ struct Column {
     }
 };
 
-template <typename T>
-void pack_panel_of_8(const T* weight, std::uint8_t* to, std::int64_t columns, std::int64_t groups) {
+template <typename Row>
+void pack_panel_of_8(std::uint8_t* to, std::int64_t columns, std::int64_t groups, const Row& row) {
     for (std::int64_t g = 0; g < groups; ++g, to += kGroupBytes<8>)
         for (std::int64_t column = 0; column < columns; ++column) {
             alignas(64) float numbers[kGroup];
-            const T* from = weight + (column * groups + g) * kGroup;
+            const auto* from = row(column) + g * kGroup;
             store(numbers, load(from)), store(numbers + kLanes, load(from + kLanes));
             std::uint16_t scale;
             std::uint8_t rounded[kGroup];
@@ -200,11 +200,11 @@ void pack_panel_of_8(const T* weight, std::uint8_t* to, std::int64_t columns, st
         }
 }
 
-template <typename T>
-void pack_panel_of_4(const T* weight, std::uint8_t* to, std::int64_t columns, std::int64_t groups) {
+template <typename Row>
+void pack_panel_of_4(std::uint8_t* to, std::int64_t columns, std::int64_t groups, const Row& row) {
     Column rounded(groups);
     for (std::int64_t column = 0; column < columns; ++column) {
-        rounded.round(weight + column * groups * kGroup);
+        rounded.round(row(column));
         std::memcpy(to + column * sizeof(float), &rounded.scale_step, sizeof(float));
         std::memcpy(to + (kPanel + column) * sizeof(float), &rounded.minimum_step, sizeof(float));
         for (std::int64_t g = 0; g < groups; ++g) {
@@ -220,18 +220,18 @@ void pack_panel_of_4(const T* weight, std::uint8_t* to, std::int64_t columns, st
 }  // namespace
 
 template <typename T, int bits>
-void pack_quantized(const T* weight, std::uint8_t* packed, std::int64_t out, std::int64_t in) {
+void pack_quantized(const T* weight, std::uint8_t* packed, std::int64_t out, std::int64_t in, Form form) {
     const std::int64_t panels = (out + kPanel - 1) / kPanel, groups = in / kGroup;
 #pragma omp parallel for
     for (std::int64_t panel = 0; panel < panels; ++panel) {
         std::uint8_t* to = packed + panel * panel_bytes<bits>(groups);
         std::memset(to, 0, panel_bytes<bits>(groups));
-        const T* from = weight + panel * kPanel * in;
         const std::int64_t columns = std::min<std::int64_t>(kPanel, out - panel * kPanel);
+        const auto row = [=](std::int64_t column) { return weight + row_of(panel * kPanel + column, out, form) * in; };
         if constexpr (bits == 8)
-            pack_panel_of_8(from, to, columns, groups);
+            pack_panel_of_8(to, columns, groups, row);
         else
-            pack_panel_of_4(from, to, columns, groups);
+            pack_panel_of_4(to, columns, groups, row);
     }
 }
 
@@ -286,7 +286,7 @@ void packed_rows_quantized(const std::int64_t* tokens, const std::uint8_t* packe
 }
 
 #define PIPEZOO_INSTANTIATE(T, bits)                                                                            \
-    template void pack_quantized<T, bits>(const T*, std::uint8_t*, std::int64_t, std::int64_t);                 \
+    template void pack_quantized<T, bits>(const T*, std::uint8_t*, std::int64_t, std::int64_t, Form);           \
     template void linear_quantized<T, bits>(const T*, const std::uint8_t*, const T*, void*, std::int64_t, std::int64_t, \
                                             std::int64_t, Form);                                                 \
     template void packed_rows_quantized<T, bits>(const std::int64_t*, const std::uint8_t*, T*, std::int64_t,         \

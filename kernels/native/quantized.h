@@ -17,9 +17,9 @@
 
 namespace pipezoo {
 
-// Quantizes and packs a weight [out, in], in a multiple of 32. Columns beyond `out` are zeros.
+// Quantizes and packs a weight [out, in], in a multiple of 32. Columns beyond `out` are zeros. To be gated, see linear.h.
 template <typename T, int bits>
-void pack_quantized(const T* weight, std::uint8_t* packed, std::int64_t out, std::int64_t in);
+void pack_quantized(const T* weight, std::uint8_t* packed, std::int64_t out, std::int64_t in, Form form);
 
 // x [rows, in] and y [rows, out], both contiguous; bias [out] or null; forms as in linear.h.
 template <typename T, int bits>

@@ -71,6 +71,13 @@ void for_panels(std::int64_t rows, int tile_rows, std::int64_t prepared_size, st
     }
 }
 
+// Which row of a weight is a column of its panels; gated, a panel has 16 rows of the first half and 16 of the second.
+inline std::int64_t row_of(std::int64_t column, std::int64_t out, Form form) {
+    if (form != Form::gated) return column;
+    const std::int64_t place = column % kPanel;
+    return column / kPanel * kLanes + place % kLanes + (place < kLanes ? 0 : out / 2);
+}
+
 // Writes 32 columns of a row; fewer at the matrix's edge.
 template <typename T>
 PIPEZOO_INLINE void write_panel(T* to, __m512 first, __m512 second, std::int64_t columns) {

@@ -74,9 +74,9 @@ class NativeProduct(Product):
         self._kernels = kernels
         self._bits = bits
         self._form = form
-        if form is Form.gated:
-            weight, bias = _by_turns(weight), None if bias is None else _by_turns(bias)
-        self._packed = kernels.pack(weight.detach() if bits else weight.detach().to(kernels.dtype), bits)
+        if bias is not None and form is Form.gated:
+            bias = bias.unflatten(0, (2, -1, GATE)).transpose(0, 1).flatten()  # in the order of the packed weight
+        self._packed = kernels.pack(weight.detach() if bits else weight.detach().to(kernels.dtype), bits, form)
         self._bias = None if bias is None else bias.detach().to(kernels.dtype)
         self._out_features, self._in_features = weight.shape
 
@@ -179,11 +179,6 @@ def _fuse_gates(module: nn.Module, encoding: SupportedEncoding, kernels: NativeK
             merged = layer.gate_up_proj.merged
             bits = _bits(merged, encoding)
             layer.gate_with(NativeProduct(kernels, merged.weight, merged.bias, bits, Form.gated))
-
-
-def _by_turns(rows: Tensor) -> Tensor:
-    """Returns the rows in the order in which a gated product wants them: some of the first half, some of the second."""
-    return rows.detach().unflatten(0, (2, -1, GATE)).transpose(0, 1).flatten(0, 2)
 
 
 def _bits(layer: Linear, encoding: SupportedEncoding) -> Literal[8, 4] | None:

@@ -67,17 +67,18 @@ class NativeKernels:
         self._suffix = "" if self.obstacle else f"_{_DTYPES[dtype]}"
         self._native: ModuleType | None = None if self.obstacle else importlib.import_module("pipezoo_kernels").native
 
-    def pack(self, weight: Tensor, bits: int | None = None) -> Tensor:
+    def pack(self, weight: Tensor, bits: int | None = None, form: Form = Form.plain) -> Tensor:
         """Returns a weight [out_features, in_features] in the order that `linear` reads.
 
         Args:
             weight: in_features must be even, or a multiple of `GROUP` to be quantized. In the model's dtype, or to be
-                quantized also in float32.
+                quantized also in float32. Gated, it is all of G and, below it, all of U.
             bits: 8 or 4 to quantize, see `layers.quantized`; None to keep the numbers.
+            form: that it will be used in.
         """
         weight, packed = weight.contiguous(), self._allocate(packed_size(weight, bits))
         pack = getattr(self._native, f"{_of_bits('pack', bits)}_{_DTYPES[weight.dtype]}")
-        pack(weight.data_ptr(), packed.data_ptr(), *weight.shape)
+        pack(weight.data_ptr(), packed.data_ptr(), *weight.shape, form)
         return packed
 
     def _allocate(self, size: int) -> Tensor:
