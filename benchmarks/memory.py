@@ -5,11 +5,13 @@
 
 A model is a name of `models.NAMES`, read from safetensors; such a name and a GGUF type, `135m.q8_0`; or whatever
 `registry.load` takes. Each is loaded in a fresh process, which then prefills full steps, decodes a full batch with
-sampling, and reads a prompt of the greatest length. The last line is JSON. Sizes are MiB of resident memory:
+sampling, echoes prompts beside it, and reads a prompt of the greatest length. The last line is JSON. Sizes are MiB of
+resident memory:
 
     weights, KV cache   what building the model, and writing all of its pages, add to the process
     activations         the peak of the run, less what was resident before it
-    imports             what is resident before the weights are read: the interpreter, libraries, tokenizer
+    imports             what is resident before the weights are read: the interpreter, libraries, tokenizer, and what
+                        a tiny model that ran before has left behind
     peak load, peak     the most that was resident until the model was loaded, and until the end
     overhead            that peak, less the estimates of weights and KV cache
 
@@ -76,6 +78,7 @@ def child(source: str, dtype: str, start: float) -> dict[str, float]:
     from pipezoo_core.request import TextGenerationRequest
 
     figures: dict[str, float] = {}
+    registry.load(source_of("tiny"), device="cpu").generate("Once", max_new_tokens=2)  # what libraries take once
     settings = {"device": "cpu", "dtype": dtype, "max_length": MAX_LENGTH}
     first = registry.plan(source, **settings).memory
     bytes_per_token = first.kv_cache // first.num_cache_tokens
@@ -99,7 +102,7 @@ def child(source: str, dtype: str, start: float) -> dict[str, float]:
     llm = build_pipeline(dataclasses.replace(plan, architecture=architecture))
     rng = random.Random(0)
 
-    def run(num_requests: int, length: int, num_tokens: int) -> None:
+    def run(num_requests: int, length: int, num_tokens: int, **settings: Any) -> None:
         prompts = [[rng.randrange(1000, 40_000) for _ in range(length)] for _ in range(num_requests)]
         requests = [TextGenerationRequest(prompt=prompt) for prompt in prompts]
         llm.generate(
@@ -110,6 +113,7 @@ def child(source: str, dtype: str, start: float) -> dict[str, float]:
             repetition_penalty=1.1,
             seed=0,
             ignore_eos=True,
+            **settings,
         )
 
     run(1, 8, 1)
@@ -119,6 +123,7 @@ def child(source: str, dtype: str, start: float) -> dict[str, float]:
     reset_peak()
     before = resident()
     run(NUM_REQUESTS, PROMPT, TOKENS)
+    run(NUM_REQUESTS, PROMPT, NUM_REQUESTS, echo=True, log_probabilities=1)
     run(1, MAX_LENGTH - 1, 1)
     figures["activations"] = resident("VmHWM") - before
     figures["peak"] = max(peak, resident("VmHWM"))

@@ -12,6 +12,7 @@ from torch import nn
 from pipezoo import registry
 from pipezoo_core import memory
 from pipezoo_core.control_group import memory_left
+from pipezoo_core.decoder.estimates import _pooled
 from pipezoo_core.errors import CorruptCheckpointError, InsufficientMemoryError
 from pipezoo_core.layers import Embedding, Linear, LMHead
 from pipezoo_core.layers.linear_backends import NativeProduct, OneDNNProduct
@@ -200,6 +201,32 @@ def test_each_part_is_converted_before_the_next_is_there(tmp_path):
     assert module.head.weight is module.embedding.weight
     for name, parameter in module.named_parameters():
         assert torch.equal(parameter, values[name]), name
+
+
+def test_a_part_gets_the_memory_of_the_one_before(tmp_path):
+    """Where `convert` has let go of it; what somebody still has is nobody else's."""
+    with torch.device("meta"):
+        module = Layered()
+    values = {name: torch.randn(tuple(p.shape)) for name, p in module.named_parameters()}
+    save_file(values, tmp_path / "model.safetensors")
+    addresses, kept = [], []
+
+    def convert(part):
+        if isinstance(part, Linear) and part is not module.head:
+            addresses.append(part.weight.data_ptr())
+            weight = part.weight.detach().clone()
+            kept.append(part.bias)
+            part.compute_with(lambda x: x @ weight.T)
+
+    load_module(module, open_safetensors([tmp_path / "model.safetensors"]), CPU, torch.float32, convert)
+    assert len(set(addresses)) == 1
+    assert all(torch.equal(bias, values[f"layers.{i}.bias"]) for i, bias in enumerate(kept))
+    assert torch.equal(module.layers[1](torch.eye(4)), values["layers.1.weight"].T)
+
+
+def test_pieces_serve_one_moment_after_the_other():
+    assert _pooled([[5, 4], [2, 11, 1]]) == 11 + 4 + 1
+    assert _pooled([]) == 0
 
 
 def test_large_tensors_are_read_in_pieces(tmp_path, monkeypatch):

@@ -65,10 +65,12 @@ def test_only_small_steps_are_recorded(folder):
     assert max(model._forward._programs) <= _MAX_ROWS
 
 
-def test_the_programs_memory_is_shared_between_layers(folder):
+def test_memory_is_shared_between_layers_and_programs(folder):
     """One layer's widest moment, and the cosines and sines, are all that is alive at a time."""
     model = load(folder)
-    logits_of(model, [[1, 2, 3]])
+    for rows in (1, 3, 2):
+        logits_of(model, [list(range(1, rows + 1))])
+    assert len({program.output.untyped_storage().data_ptr() for program in model._forward._programs.values()}) == 1
     arena = model._forward._programs[3].output.untyped_storage().nbytes()
     config = model.config
     width = 4 * config.hidden_size + 3 * config.intermediate_size + 6 * config.num_heads * config.head_dim

@@ -9,7 +9,9 @@ from transformers.generation import logits_process as reference
 
 from pipezoo_core.context import TextContext
 from pipezoo_core.errors import InvalidSettingError
-from pipezoo_core.pipeline.sampler import NO_TOKEN, _adjust, _draw_tokens, sample
+from pipezoo_core.pipeline import sampler
+from pipezoo_core.pipeline.sampler import NO_TOKEN, _adjust_, _draw_tokens, sample
+from pipezoo_core.pipeline.token_masks import TokenMasks
 from pipezoo_core.sampling_params import SamplingParams
 
 VOCABULARY = 50
@@ -42,6 +44,12 @@ def kept_tokens(logits, **sampling):
     return torch.tensor([counts[i] / 20_000 for i in range(VOCABULARY)])
 
 
+def adjust(logits, context):
+    adjusted = logits.clone()
+    _adjust_(adjusted[0], context)
+    return adjusted
+
+
 SETTINGS = {
     "temperature": ({"temperature": 0.7}, [reference.TemperatureLogitsWarper(0.7)]),
     "top_k": ({"top_k": 5}, [reference.TopKLogitsWarper(5)]),
@@ -71,7 +79,7 @@ def test_distribution_equals_transformers(name, seed):
 def test_repetition_penalty_equals_transformers():
     logits, tokens = random_logits(), torch.tensor([PROMPT + ANSWER])
     expected = reference.RepetitionPenaltyLogitsProcessor(1.4)(tokens, logits.clone())
-    torch.testing.assert_close(_adjust(logits, [make_context(repetition_penalty=1.4)]), expected)
+    torch.testing.assert_close(adjust(logits, make_context(repetition_penalty=1.4)), expected)
 
 
 def test_frequency_and_presence_penalties_follow_openai():
@@ -79,14 +87,14 @@ def test_frequency_and_presence_penalties_follow_openai():
     expected = logits.clone()
     for token in set(ANSWER):
         expected[0, token] -= 0.5 * ANSWER.count(token) + 0.25
-    actual = _adjust(logits, [make_context(frequency_penalty=0.5, presence_penalty=0.25)])
+    actual = adjust(logits, make_context(frequency_penalty=0.5, presence_penalty=0.25))
     torch.testing.assert_close(actual, expected)
-    assert torch.equal(_adjust(logits, [make_context([], frequency_penalty=0.5)]), logits)
+    assert torch.equal(adjust(logits, make_context([], frequency_penalty=0.5)), logits)
 
 
 def test_logit_bias_is_added():
     logits = random_logits()
-    adjusted = _adjust(logits, [make_context(logit_bias={5: 100.0, 6: -1.0})])
+    adjusted = adjust(logits, make_context(logit_bias={5: 100.0, 6: -1.0}))
     assert torch.allclose((adjusted - logits)[0, [5, 6]], torch.tensor([100.0, -1.0]))
     assert sample(logits, [make_context(temperature=0.0, logit_bias={5: 100.0})]).tolist() == [5]
 
@@ -129,6 +137,26 @@ def test_logits_are_left_as_they_are():
     before = logits.clone()
     sample(logits, [make_context(logit_bias={1: 5.0}, temperature=0.7, top_p=0.5, repetition_penalty=2.0)])
     assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"temperature": 1.0, "repetition_penalty": 1.5}])
+def test_a_few_rows_at_a_time_are_as_good_as_all(monkeypatch, sampling):
+    """Also of rows among others, with grammars for some."""
+    logits, rows = random_logits(rows=9), [8, 1, 2, 5, 4]
+    barred = torch.zeros(2, VOCABULARY, dtype=torch.bool)
+    barred[0, :30], barred[1, 20:] = True, True
+
+    def tokens(masks):
+        return sample(logits, [make_context(seed=i, **sampling) for i in range(5)], masks, rows).tolist()
+
+    masks = TokenMasks([1, 4], barred)
+    whole = tokens(None), tokens(masks)
+    alone = [sample(logits[row : row + 1], [make_context(seed=i, **sampling)]).item() for i, row in enumerate(rows)]
+    assert whole[0] == alone
+    assert whole[1][1] >= 30
+    assert whole[1][4] < 20
+    monkeypatch.setattr(sampler, "NUMBERS_SAMPLED_AT_ONCE", 2 * VOCABULARY)
+    assert (tokens(None), tokens(masks)) == whole
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pipezoo_core.errors import InvalidSettingError
 
 __all__ = ["NUMBERS_SAMPLED_AT_ONCE", "NUM_ECHOED_AT_ONCE", "SamplingParams"]
 
-NUMBERS_SAMPLED_AT_ONCE = 2**19
+NUMBERS_SAMPLED_AT_ONCE = 2**18
 """Logits that are sampled from together: it takes a dozen tensors like them, too much for a full batch at once."""
 
 NUM_ECHOED_AT_ONCE = 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -30,9 +31,12 @@ __all__ = ["DecoderEstimates"]
 # Bytes per number of what is alive together:
 _BIAS_BYTES = 13  # distances in int64, whether they are hidden, and the bias in float32
 _FLOAT_BYTES = 4  # of a weight that is dequantized, before it has the run's precision
-_LOGIT_BYTES = 8  # in float32, and once more where penalties or a grammar change them
-_HOLES = 1.1  # malloc keeps freed pieces that nothing fits: measured, see docs/decisions/memory-plan.md
-_SAMPLED_BYTES = 50  # see `pipeline.sampler`: a dozen tensors like the logits, two of them in float64, one of indices
+_LOGIT_BYTES = 4  # in float32
+_SAMPLED_BYTES = 64  # see `pipeline.sampler`: a dozen tensors like the logits, what torch sorts them with included
+
+# Measured, see docs/decisions/memory-plan.md:
+_HOLES = 1.1  # malloc keeps freed pieces that nothing fits
+_OTHERS = 25 * 2**20  # of any model: recorded steps, the kernels' own buffers, Python's objects
 
 
 class DecoderEstimates(PipelineModel[TextContext], KVCacheMixin):
@@ -111,8 +115,9 @@ class DecoderEstimates(PipelineModel[TextContext], KVCacheMixin):
     def estimate_activation_memory(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> int:
         """Returns the bytes of a full step's layer, and of a full batch's logits and sampling.
 
-        These come one after the other, but malloc keeps what it has in pieces that the next does not always fit: see
-        docs/decisions/memory-plan.md. Prompts that are echoed are fed so that their logits fit.
+        With the native kernels, pieces of memory serve one moment after the other; else malloc keeps what does not fit
+        what comes next, and all of it adds up: see docs/decisions/memory-plan.md. Prompts that are echoed are fed so
+        that their logits fit.
         """
         config = cls.config_class.from_huggingface(huggingface_config)
         kernels = NativeKernels(torch.device(pipeline_config.device), torch_dtype(pipeline_config.encoding))
@@ -123,21 +128,24 @@ class DecoderEstimates(PipelineModel[TextContext], KVCacheMixin):
         hidden, itemsize = config.hidden_size, kernels.dtype.itemsize
         inner = max(as_split(config.intermediate_size).sizes(num_ranks))
         queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-        attention = 2 * (queries + keys) + hidden
         is_native = kernels.obstacle is None and pipeline_config.linear in (LinearName.auto, LinearName.native)
         fuse = pipeline_config.lora is None
         gated = [m for m in cls._outline(pipeline_config, huggingface_config).modules() if isinstance(m, GatedMLP)]
-        feed_forward = max((m.num_alive(is_native=is_native, fuse=fuse) for m in gated), default=2 * inner)
-        width = 3 * hidden + max(attention, feed_forward)  # a layer's input, the sum with its first half, a norm
-        needed = num_tokens * width * itemsize
-        needed += (num_requests + NUM_ECHOED_AT_ONCE) * config.vocab_size * _LOGIT_BYTES
-        needed += max(NUMBERS_SAMPLED_AT_ONCE, config.vocab_size) * _SAMPLED_BYTES
+        feed_forward = max((m.alive(is_native=is_native, fuse=fuse) for m in gated), default=[inner, inner], key=sum)
+        attention = [queries + 2 * keys, queries, hidden]
+        layer = [[hidden, hidden, *half] for half in (attention, feed_forward)]  # with a layer's input, and a norm
+        moments = [[num_tokens * width * itemsize for width in half] for half in layer]
+        row = config.vocab_size * _LOGIT_BYTES
+        moments.append([(num_requests + NUM_ECHOED_AT_ONCE) * row, num_requests * row])
+        others = _OTHERS + max(NUMBERS_SAMPLED_AT_ONCE, config.vocab_size) * _SAMPLED_BYTES
         if pipeline_config.encoding.is_quantized and not is_native:
-            needed += DEQUANTIZED_AT_ONCE * (_FLOAT_BYTES + itemsize)
+            others += DEQUANTIZED_AT_ONCE * (_FLOAT_BYTES + itemsize)
         if not isinstance(backend, NativeAttention):
             length = cls.calculate_max_seq_len(pipeline_config, huggingface_config)
-            needed += _BIAS_BYTES * min(num_tokens, length) * length + 2 * length * (queries + keys) * itemsize
-        return int(needed * _HOLES)
+            others += _BIAS_BYTES * min(num_tokens, length) * length + 2 * length * (queries + keys) * itemsize
+        if is_native:
+            return others + _pooled(moments)
+        return int((others + max(map(sum, moments[:-1])) + sum(moments[-1])) * _HOLES)
 
     @classmethod
     def estimate_lora_memory(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> int:
@@ -169,3 +177,12 @@ class DecoderEstimates(PipelineModel[TextContext], KVCacheMixin):
         module = cls._outline(pipeline_config, pipeline_config.huggingface_config)
         kernels = NativeKernels(device, torch_dtype(encoding))
         return weights_memory(pipeline_config.linear, module, device, encoding, kernels)
+
+
+def _pooled(moments: Sequence[Sequence[int]]) -> int:
+    """Returns the bytes of pieces that serve one moment after the other: the largest is as large as any moment's, ….
+
+    [5, 4] and [11, 2, 1] come to 11 + 4 + 1.
+    """
+    sizes = (sorted(moment, reverse=True) for moment in moments)
+    return sum(max(column) for column in zip_longest(*sizes, fillvalue=0))

@@ -216,7 +216,7 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, DecoderEstimates):
         last_rows = model_inputs.logit_offsets[1:] - 1
         return ModelOutputs(
             logits=logits,
-            next_token_logits=logits if len(logits) == len(last_rows) else logits[last_rows],
+            next_token_logits=logits if len(logits) == len(last_rows) else self._rows(logits, last_rows),
             logit_offsets=model_inputs.logit_offsets,
         )
 
@@ -242,8 +242,11 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, DecoderEstimates):
     def _logits(self, inputs: DecoderInputs, kv: KVCacheInputs[Any]) -> Tensor:
         hidden_TH = self._hidden(inputs, kv)
         if len(inputs.logit_rows) < len(hidden_TH):
-            hidden_TH = hidden_TH[inputs.logit_rows]
+            hidden_TH = self._rows(hidden_TH, inputs.logit_rows)
         return self.module.compute_logits(hidden_TH).float()
+
+    def _rows(self, x: Tensor, indices: Tensor) -> Tensor:
+        return self._kernels.rows(x, indices) if self._kernels.obstacle is None else x[indices]
 
     def _hidden(self, inputs: DecoderInputs, kv: KVCacheInputs[Any]) -> Tensor:
         if self.lora_manager is None or inputs.lora_ids is None or inputs.lora_ranks is None:

@@ -42,12 +42,17 @@ class GatedMLP(nn.Module):
             return self.down_proj(self.activation(gate) * up)
         return self.down_proj(self._kernels.silu_multiply(self.gate_up_proj.merged(x_TH)))
 
-    def num_alive(self, *, is_native: bool, fuse: bool) -> int:
-        """Returns how many numbers per row are alive together, the result's included: see `use_linear_backend`."""
+    def alive(self, *, is_native: bool, fuse: bool) -> list[int]:
+        """Returns the tensors that are alive together, by their numbers per row, the result's included.
+
+        Args:
+            is_native: whether the native kernels compute it.
+            fuse: see `use_linear_backend`.
+        """
         hidden, inner = self.down_proj.weight.shape
         if not is_native or self.activation_name not in SILU:
-            return 4 * inner
-        return inner + hidden if fuse and self.can_be_gated else 3 * inner
+            return [2 * inner, inner, inner]
+        return [inner, hidden] if fuse and self.can_be_gated else [2 * inner, inner]
 
     @property
     def can_be_gated(self) -> bool:

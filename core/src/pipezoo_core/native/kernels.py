@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import importlib
+import math
 import struct
 from collections.abc import Sequence
 from types import ModuleType
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
+
+from pipezoo_core.native.memory_pool import MemoryPool
 
 if TYPE_CHECKING:
     from pipezoo_core.native.recording import Recording
@@ -27,7 +30,9 @@ GATE = 16  # columns of a gate, and then of what it lets through, in a gated wei
 _PANEL = 32  # output columns of a panel of packed weights
 _GROUP_BYTES, _ROW_BYTES = {8: GROUP + 2, 4: GROUP // 2 + 2}, {8: 0, 4: 8}  # of a quantized weight
 
-_PIECE, _LINE = 2**26, 64  # bytes of memory that weights share, and of a line of the caches
+_PIECE, _LINE = 2**28, 64  # bytes of memory that weights share, and of a line of the caches
+
+_POOLED = 2**15  # numbers of a result from which on its memory is kept
 
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _INSTRUCTIONS = ("avx512_f", "avx512_bw", "avx512_cd", "avx512_dq", "avx512_vl", "avx512_bf16", "avx512_vnni")
@@ -63,6 +68,7 @@ class NativeKernels:
         self.dtype = dtype
         self.obstacle = _obstacle(device, dtype)
         self.recording: Recording | None = None
+        self._pool = MemoryPool()
         self._piece, self._used = torch.empty(0, dtype=torch.uint8), 0
         self._suffix = "" if self.obstacle else f"_{_DTYPES[dtype]}"
         self._native: ModuleType | None = None if self.obstacle else importlib.import_module("pipezoo_kernels").native
@@ -107,7 +113,7 @@ class NativeKernels:
         """Returns `x Wᵀ + b`: [..., in_features] to [..., out_features]; gated to [..., out_features / 2]."""
         x, in_features = x.contiguous(), x.shape[-1]
         size = out_features // 2 if form is Form.gated else out_features
-        y = torch.empty((*x.shape[:-1], size), dtype=torch.float32 if form is Form.wide else x.dtype)
+        y = self._empty((*x.shape[:-1], size), torch.float32 if form is Form.wide else x.dtype)
         bias_address = 0 if bias is None else bias.data_ptr()
         addresses = (x.data_ptr(), packed.data_ptr(), bias_address, y.data_ptr())
         rows = x.numel() // in_features
@@ -116,29 +122,33 @@ class NativeKernels:
 
     def packed_rows(self, indices: Tensor, packed: Tensor, size: int, bits: int | None) -> Tensor:
         """Returns rows of a packed weight: int64 [T] to [T, size]."""
-        y = torch.empty((len(indices), size), dtype=self.dtype)
+        y = self._empty((len(indices), size), self.dtype)
         addresses = (indices.data_ptr(), packed.data_ptr(), y.data_ptr())
         self._run(_of_bits("packed_rows", bits), *addresses, len(indices), size)
         return y
 
+    def rows(self, x: Tensor, indices: Tensor) -> Tensor:
+        """Returns rows of a matrix: int64 [T] to [T, ...]."""
+        return torch.index_select(x, 0, indices, out=self._empty((len(indices), *x.shape[1:]), x.dtype))
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Returns `x / sqrt(mean(x²) + eps) · weight` over the last dimension."""
         x, size = x.contiguous(), x.shape[-1]
-        y = torch.empty_like(x)
+        y = self._empty(x.shape, x.dtype)
         self._run("rms_norm", x.data_ptr(), weight.data_ptr(), y.data_ptr(), x.numel() // size, size, eps)
         return y
 
     def silu_multiply(self, gate_up: Tensor) -> Tensor:
         """Returns `silu(gate) · up`: [rows, 2 · size], gate first, to [rows, size]."""
         rows, size = len(gate_up), gate_up.shape[-1] // 2
-        y = torch.empty((rows, size), dtype=gate_up.dtype)
+        y = self._empty((rows, size), gate_up.dtype)
         self._run("silu_multiply", gate_up.data_ptr(), y.data_ptr(), rows, size)
         return y
 
     def rotary_angles(self, positions: Tensor, frequencies: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
         """Returns cosines and sines of `positions · frequencies`, times `scaling`: two [T, 2 · len(frequencies)]."""
         shape = (len(positions), 2 * len(frequencies))
-        cos, sin = torch.empty(shape, dtype=self.dtype), torch.empty(shape, dtype=self.dtype)
+        cos, sin = self._empty(shape, self.dtype), self._empty(shape, self.dtype)
         self._run(
             *("rotary_angles", positions.data_ptr(), frequencies.data_ptr(), cos.data_ptr(), sin.data_ptr()),
             *(len(positions), len(frequencies), scaling),
@@ -161,7 +171,7 @@ class NativeKernels:
             step: address of the step's description.
         """
         q, k, v = qkv
-        out = torch.empty(q.shape, dtype=q.dtype)
+        out = self._empty(q.shape, q.dtype)
         cos, sin = (0, 0) if rotation is None else (rotation[0].data_ptr(), rotation[1].data_ptr())
         self._run(
             *("attend", q.data_ptr(), q.stride(0), k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0)),
@@ -179,6 +189,12 @@ class NativeKernels:
         """Runs a recorded step: `num_calls` rows of a kernel's address and its arguments."""
         assert self._native is not None
         self._native.replay(program, num_calls)
+
+    def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Returns a tensor for a result. While a step is recorded, torch makes it, so that its dispatcher sees it."""
+        if self.recording is not None or math.prod(shape) < _POOLED:
+            return torch.empty(shape, dtype=dtype)
+        return self._pool.empty(shape, dtype)
 
     def _run(self, name: str, *arguments: float) -> None:
         getattr(self._native, name + self._suffix)(*arguments)

@@ -41,6 +41,7 @@ _VIEWS = {
     aten.unsqueeze.default,
     aten.view.default,
 }
+_IN_PLACE = {aten.add_.Tensor}
 _EMPTY = {aten.empty.memory_format, aten.empty_like.default}
 
 
@@ -97,7 +98,7 @@ class Recording(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         if function in _VIEWS:
             return result
-        if isinstance(result, Tensor):
+        if isinstance(result, Tensor) and function not in _IN_PLACE:
             self._make(result.untyped_storage())
         if function in _EMPTY:
             return result
@@ -131,23 +132,36 @@ def _note_embedding(recording: Recording, result: Tensor, weight: Tensor, tokens
 
 _KERNELS: dict[Any, Callable[..., bool]] = {
     aten.add.Tensor: _note_add,
+    aten.add_.Tensor: _note_add,
     aten.embedding.default: _note_embedding,
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Program:
     """A step with a fixed number of rows.
 
     Attributes:
         calls: int64 [num_calls, _WIDTH].
         inputs: for each input, where in `calls` its address stands.
-        output: hidden states, in `arena`.
+        made: where in `calls` addresses of tensors stand that are made, and how far these are into the memory for them.
+        size: of that memory, in bytes.
+        start: how far the hidden states are into it.
+        output: the hidden states.
     """
 
     calls: np.ndarray
     inputs: tuple[np.ndarray, ...]
+    made: tuple[np.ndarray, np.ndarray]
+    size: int
+    start: int
     output: Tensor
+
+    def use(self, memory: Tensor) -> None:
+        """Makes the tensors in `memory` from now on, which begins on a line of the caches."""
+        places, offsets = self.made
+        self.calls.put(places, memory.data_ptr() + offsets)
+        self.output = memory[self.start : self.start + self.output.nbytes].view(self.output.dtype).view_as(self.output)
 
 
 class RecordedModule:
@@ -163,6 +177,7 @@ class RecordedModule:
         self.obstacle: str | None = None
         self._kernels = kernels
         self._programs: dict[int, _Program] = {}
+        self._memory = torch.empty(0, dtype=torch.uint8)  # of all programs: one runs at a time
 
     def __call__(self, tokens: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
         """Maps tokens [T] to hidden states [T, hidden_size], valid until the next call."""
@@ -184,7 +199,13 @@ class RecordedModule:
         if self.obstacle is None:
             if len(self._programs) == _MAX_PROGRAMS:
                 self._programs.pop(next(iter(self._programs)))
-            self._programs[len(tokens)] = _program(recording, output, inputs)
+            program = self._programs[len(tokens)] = _program(recording, output, inputs)
+            if program.size > len(self._memory):
+                memory = torch.empty(program.size + _ALIGNMENT, dtype=torch.uint8)
+                self._memory = memory[-memory.data_ptr() % _ALIGNMENT :]
+                for other in self._programs.values():
+                    other.use(self._memory)
+            program.use(self._memory)
         return output
 
 
@@ -199,14 +220,16 @@ def _program(recording: Recording, output: Tensor, inputs: tuple[int, ...]) -> _
     for call, _, tensor, _ in [*recording.places, (len(calls), 0, *found)]:
         lifetimes[tensor] = (lifetimes.get(tensor, (call, call))[0], call)
     starts = _arrange(lifetimes, recording.sizes)
-    end = max(start + recording.sizes[tensor] for tensor, start in starts.items())
-    arena = torch.empty(end + _ALIGNMENT, dtype=torch.uint8)
-    aligned = -arena.data_ptr() % _ALIGNMENT
-    places = tuple(np.nonzero((calls == address).ravel())[0] for address in inputs)
-    for call, argument, tensor, offset in recording.places:
-        calls[call, argument] = arena.data_ptr() + aligned + starts[tensor] + offset
-    at = aligned + starts[found[0]] + found[1]
-    return _Program(calls, places, arena[at : at + output.nbytes].view(output.dtype).view(output.shape))
+    places = [call * _WIDTH + argument for call, argument, _, _ in recording.places]
+    offsets = [starts[tensor] + offset for _, _, tensor, offset in recording.places]
+    return _Program(
+        calls,
+        inputs=tuple(np.nonzero((calls == address).ravel())[0] for address in inputs),
+        made=(np.array(places), np.array(offsets)),
+        size=max(start + recording.sizes[tensor] for tensor, start in starts.items()),
+        start=starts[found[0]] + found[1],
+        output=output,
+    )
 
 
 def _arrange(lifetimes: Mapping[int, tuple[int, int]], sizes: Sequence[int]) -> dict[int, int]:

@@ -117,7 +117,7 @@ class BatchRunner:
         known = [0 if c.samples else c.tokens[c.cache_length + c.active_length] for c in batch]
         next_tokens = torch.tensor(known, device=logits.device)
         if rows:
-            next_tokens[rows] = sample(logits[rows], [batch[i] for i in rows], masks)
+            next_tokens[rows] = sample(logits, [batch[i] for i in rows], masks, rows)
         return next_tokens
 
     def _log_probabilities(

@@ -17,27 +17,54 @@ NO_TOKEN = -1
 """Instead of a token, where the greatest logit is NaN or infinite."""
 
 
-def sample(logits: Tensor, contexts: Sequence[TextContext], masks: TokenMasks | None = None) -> Tensor:
-    """Chooses one token per request.
+def sample(
+    logits: Tensor, contexts: Sequence[TextContext], masks: TokenMasks | None = None, rows: Sequence[int] | None = None
+) -> Tensor:
+    """Chooses one token per context.
 
     Args:
-        logits: [B, V], of any floating-point dtype, one row per context; left as it is.
-        contexts: in the order of the rows. Those that do not decode greedily draw one random number each.
+        logits: [R, V], of any floating-point dtype; left as it is.
+        contexts: those that do not decode greedily draw one random number each.
         masks: what the grammars of these contexts allow; None where no context has one.
+        rows: which of the logits' rows is each context's; None where they have the contexts' order.
 
     Returns:
         int64 [B], `NO_TOKEN` where a row has NaN, plus infinity, or nothing but minus infinity.
     """
-    adjusted = _adjust(logits, contexts, masks)
-    tokens = _most_likely(adjusted)
-    is_sound = adjusted.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).abs() < torch.inf
+    if rows is None:
+        rows = range(len(contexts))
+        if masks is None and all(_takes_most_likely(context) for context in contexts):
+            return _choose(logits, contexts)
+    at_once = max(1, NUMBERS_SAMPLED_AT_ONCE // logits.shape[-1])  # or there would be many copies of all logits
+    tokens = []
+    for first in range(0, len(contexts), at_once):
+        some = contexts[first : first + at_once]
+        adjusted = logits[list(rows[first : first + at_once])]
+        for row_V, context in zip(adjusted, some, strict=True):
+            _adjust_(row_V, context)
+        if masks is not None:
+            masks.part(first, len(some)).apply_(adjusted)
+        tokens.append(_choose(adjusted, some))
+    return torch.cat(tokens)
+
+
+def _takes_most_likely(context: TextContext) -> bool:
+    return context.sampling_params.is_greedy and not _changes_logits(context)
+
+
+def _changes_logits(context: TextContext) -> bool:
+    params = context.sampling_params
+    return bool(params.logit_bias) or _has_penalty(params) or not context.may_end
+
+
+def _choose(logits: Tensor, contexts: Sequence[TextContext]) -> Tensor:
+    tokens = _most_likely(logits)
+    is_sound = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).abs() < torch.inf
     drawn = [i for i, context in enumerate(contexts) if not context.sampling_params.is_greedy]
-    at_once = max(1, NUMBERS_SAMPLED_AT_ONCE // logits.shape[-1])
-    for first in range(0, len(drawn), at_once):
-        rows = drawn[first : first + at_once]
-        chosen = [contexts[i] for i in rows]
+    if drawn:
+        chosen = [contexts[i] for i in drawn]
         draws = torch.tensor([context.draw() for context in chosen], dtype=torch.float64, device=logits.device)
-        tokens[rows] = _draw_tokens(adjusted[rows], [context.sampling_params for context in chosen], draws)
+        tokens[drawn] = _draw_tokens(logits[drawn], [context.sampling_params for context in chosen], draws)
     return tokens.where(is_sound, NO_TOKEN)
 
 
@@ -51,26 +78,12 @@ def _most_likely(logits: Tensor) -> Tensor:
     return logits.argmax(-1)
 
 
-def _adjust(logits: Tensor, contexts: Sequence[TextContext], masks: TokenMasks | None = None) -> Tensor:
-    """Applies bias, penalties, barred end tokens and grammars to the rows that have any."""
-    adjusted = logits if masks is None else logits.clone()
-    for row, context in enumerate(contexts):
-        params = context.sampling_params
-        if not (params.logit_bias or _has_penalty(params) or not context.may_end):
-            continue
-        if adjusted is logits:
-            adjusted = logits.clone()
-        _adjust_row(adjusted[row], context)
-    if masks is not None:
-        masks.apply_(adjusted)
-    return adjusted
-
-
 def _has_penalty(params: SamplingParams) -> bool:
     return params.repetition_penalty != 1.0 or params.frequency_penalty != 0.0 or params.presence_penalty != 0.0
 
 
-def _adjust_row(row_V: Tensor, context: TextContext) -> None:
+def _adjust_(row_V: Tensor, context: TextContext) -> None:
+    """Applies bias, penalties and barred end tokens in place."""
     params = context.sampling_params
 
     def index(tokens: Sequence[int]) -> Tensor:
@@ -96,19 +109,18 @@ def _draw_tokens(logits: Tensor, params: Sequence[SamplingParams], draws: Tensor
         return torch.tensor([value(p) for p in params], device=logits.device).unsqueeze(-1)
 
     num_tokens = logits.shape[-1]
-    scaled = logits / column(lambda p: p.temperature)
-    probabilities = scaled.softmax(-1)
+    probabilities = (logits / column(lambda p: p.temperature)).softmax(-1)
     if any(0 < p.top_k < num_tokens or p.top_p < 1.0 for p in params):
         sorted_probabilities, order = probabilities.sort(dim=-1, descending=True)
         rank = torch.arange(num_tokens, device=logits.device)
         kept = rank < column(lambda p: p.top_k if p.top_k > 0 else num_tokens)
         in_top_k = sorted_probabilities * kept
-        in_top_k = in_top_k / in_top_k.sum(-1, keepdim=True)
-        before = in_top_k.cumsum(-1) - in_top_k  # a token stays while those before it do not reach p
-        kept = kept & (before < column(lambda p: p.top_p))
-        probabilities = torch.zeros_like(probabilities).scatter_(-1, order, sorted_probabilities * kept)
+        in_top_k /= in_top_k.sum(-1, keepdim=True)
+        before = in_top_k.cumsum(-1).sub_(in_top_k)  # a token stays while those before it do not reach p
+        kept &= before < column(lambda p: p.top_p)
+        probabilities.zero_().scatter_(-1, order, sorted_probabilities.mul_(kept))
     if any(p.min_p > 0.0 for p in params):
         floor = probabilities.amax(-1, keepdim=True) * column(lambda p: p.min_p)
-        probabilities = probabilities * (probabilities >= floor)
-    cdf = probabilities.double().cumsum(-1)
+        probabilities *= probabilities >= floor
+    cdf = probabilities.cumsum(-1, dtype=torch.float64)
     return torch.searchsorted(cdf, draws.unsqueeze(-1) * cdf[:, -1:], right=True).squeeze(-1).clamp(max=num_tokens - 1)

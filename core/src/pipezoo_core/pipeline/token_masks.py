@@ -33,6 +33,11 @@ class TokenMasks:
     rows: list[int]
     barred: Tensor
 
+    def part(self, first: int, count: int) -> TokenMasks:
+        """Returns the masks of `count` of the batch's requests, from `first` on."""
+        chosen = [i for i, row in enumerate(self.rows) if first <= row < first + count]
+        return TokenMasks([self.rows[i] - first for i in chosen], self.barred[chosen])
+
     def apply_(self, logits: Tensor) -> None:
         """Sets the logits of barred tokens to minus infinity.
 

@@ -6,7 +6,6 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +13,7 @@ from pipezoo_core.distributed import TensorParallelGroup
 from pipezoo_core.errors import CheckpointMismatchError
 from pipezoo_core.layers.linear import Linear, MergedLinear
 from pipezoo_core.layers.split import Shard, Shardable, shard_module
+from pipezoo_core.native import MemoryPool
 from pipezoo_core.weights.base import LazyTensor
 
 __all__ = ["load_module"]
@@ -61,11 +61,12 @@ def load_module(
     }
     wide = {layer.weight for layer in module.modules() if isinstance(layer, Linear) and in_full}
     real: weakref.WeakValueDictionary[int, nn.Parameter] = weakref.WeakValueDictionary()
-    memory = _Memory(device)
+    memory = MemoryPool(exact=True)  # new memory costs as much time as reading: a part has that of the one before
     parts = sorted(_parts(module), key=lambda part: sum(p.numel() for p in part[1].parameters()), reverse=True)
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         for prefix, part in parts:
-            _materialize(part, memory, dtype, real, wide)
+            _materialize(part, device, dtype, real, wide, memory)
+            memory.let_go()
             _fill({name: slot for name, slot in _slots(part, prefix).items() if name in names}, tensors, pool)
             if convert is not None:
                 convert(part)
@@ -74,7 +75,7 @@ def load_module(
 
 
 def _fill(slots: Mapping[str, Tensor], tensors: Mapping[str, LazyTensor], pool: ThreadPoolExecutor) -> None:
-    """Reads tensors to where they belong. Nothing refers to these places afterwards, so that `convert` can let them go."""
+    """Reads tensors to where they belong. Nothing refers to these places afterwards: `convert` can let them go."""
     list(pool.map(lambda name: tensors[name].copy_to(slots[name]), slots))
 
 
@@ -102,19 +103,21 @@ def _parts(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]
 
 def _materialize(
     part: nn.Module,
-    memory: _Memory,
+    device: torch.device,
     dtype: torch.dtype,
     real: weakref.WeakValueDictionary[int, nn.Parameter],
     in_full: Set[nn.Parameter],
+    memory: MemoryPool,
 ) -> None:
     """Gives a part empty parameters in place of those without memory, and moves its buffers.
 
     Args:
         part: of a module on the meta device.
-        memory: what the parameters get.
+        device: of the parameters.
         dtype: of the parameters.
         real: the parameters made so far, by the identity of those that they stand for.
         in_full: those that are float32 whatever the dtype.
+        memory: what they get on a CPU.
     """
     for child in part.modules():
         for name, parameter in child._parameters.items():
@@ -122,44 +125,16 @@ def _materialize(
                 continue
             made = real.get(id(parameter))
             if made is None:
-                empty = memory.empty(parameter.shape, torch.float32 if parameter in in_full else dtype)
+                empty = _empty(memory, parameter.shape, device, torch.float32 if parameter in in_full else dtype)
                 made = real[id(parameter)] = nn.Parameter(empty, requires_grad=False)
             child._parameters[name] = made
         for name, buffer in child._buffers.items():
             if buffer is not None:
-                child._buffers[name] = buffer.to(memory.device)
-    memory.let_go()
+                child._buffers[name] = buffer.to(device)
 
 
-class _Memory:
-    """Gives parameters memory; on a CPU what the part before has left, where that is of the same size.
-
-    Memory that is new to a process costs time, because the system fills it with zeros: as much as the file is read in.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._left: list[np.ndarray] = []
-
-    def empty(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """Returns a tensor without numbers; on a CPU from numpy, which asks the system for pages of 2 MiB."""
-        if self.device.type != "cpu":
-            return torch.empty(shape, device=self.device, dtype=dtype)
-        num_bytes = shape.numel() * dtype.itemsize
-        place = next((i for i, block in enumerate(self._left) if len(block) == num_bytes), None)
-        block = np.empty(num_bytes, dtype=np.uint8) if place is None else self._left.pop(place)
-        lent = block[:]  # alive as long as any tensor has the memory
-        weakref.finalize(lent, _Memory._take_back, weakref.ref(self), block)
-        return torch.from_numpy(lent).view(dtype).view(shape)
-
-    def let_go(self) -> None:
-        """Gives the system back what is left."""
-        self._left.clear()
-
-    @staticmethod
-    def _take_back(memory: weakref.ref[_Memory], block: np.ndarray) -> None:
-        if (alive := memory()) is not None:
-            alive._left.append(block)
+def _empty(pool: MemoryPool, shape: torch.Size, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return pool.empty(shape, dtype) if device.type == "cpu" else torch.empty(shape, device=device, dtype=dtype)
 
 
 def _shards(module: nn.Module) -> dict[str, Shard]:

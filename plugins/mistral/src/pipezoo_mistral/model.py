@@ -53,8 +53,9 @@ class MistralDecoderLayer(nn.Module):
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.activation)
 
     def forward(self, x_TH: Tensor, rotation: Rotation, kv: KVCacheInputs[Any]) -> Tensor:
-        x_TH = x_TH + self.self_attn(self.input_layernorm(x_TH), rotation, kv)
-        return x_TH + self.mlp(self.post_attention_layernorm(x_TH))
+        x_TH += self.self_attn(self.input_layernorm(x_TH), rotation, kv)
+        x_TH += self.mlp(self.post_attention_layernorm(x_TH))
+        return x_TH
 
 
 class MistralModel(nn.Module):

@@ -73,8 +73,9 @@ class MptBlock(nn.Module):
         self.ffn = MptMLP(config)
 
     def forward(self, x_TH: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
-        x_TH = x_TH + self.attn(self.norm_1(x_TH), kv)
-        return x_TH + self.ffn(self.norm_2(x_TH))
+        x_TH += self.attn(self.norm_1(x_TH), kv)
+        x_TH += self.ffn(self.norm_2(x_TH))
+        return x_TH
 
 
 class MptModel(nn.Module):
@@ -90,7 +91,7 @@ class MptModel(nn.Module):
     def forward(self, tokens_T: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
         x_TH = self.wte(tokens_T)
         if self.wpe is not None:
-            x_TH = x_TH + self.wpe(kv.positions)
+            x_TH += self.wpe(kv.positions)
         for block in self.blocks:
             x_TH = block(x_TH, kv)
         return self.norm_f(x_TH)

@@ -1,0 +1,68 @@
+"""Memory that serves again, and never while a tensor has it."""
+
+import gc
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipezoo_core.native import MemoryPool
+
+
+def test_memory_serves_again_when_nobody_has_it():
+    pool = MemoryPool()
+    first = pool.empty((10, 100), torch.float32)
+    assert first.shape == (10, 100)
+    assert first.data_ptr() % 64 == 0
+    address, view = first.data_ptr(), first[3:4]
+    del first
+    second = pool.empty((10, 100), torch.float32)
+    assert second.data_ptr() != address, "a view still has it"
+    del view
+    third = pool.empty((10, 50), torch.bfloat16)
+    assert third.data_ptr() == address
+
+
+def test_the_smallest_that_is_large_enough_serves_and_the_largest_gives_way():
+    pool = MemoryPool()
+    sizes = (100, 300, 200)
+    addresses = {t.nbytes: t.data_ptr() for t in [pool.empty((size,), torch.uint8) for size in sizes]}
+    assert pool.empty((150,), torch.uint8).data_ptr() == addresses[200]
+    large = pool.empty((400,), torch.uint8)
+    assert [len(piece) for piece in pool._free] == [100, 200]
+    del large
+    assert pool.empty((201,), torch.uint8).nbytes == 201
+    assert [len(piece) for piece in pool._free] == [100, 200], "the piece of 400 served"
+
+
+def test_exact_sizes():
+    pool = MemoryPool(exact=True)
+    address = pool.empty((300,), torch.uint8).data_ptr()
+    small = pool.empty((100,), torch.uint8)
+    again = pool.empty((300,), torch.uint8)
+    assert small.data_ptr() != address == again.data_ptr()
+
+
+def test_what_outlives_the_pool():
+    pool = MemoryPool()
+    kept, left = pool.empty((300,), torch.uint8), pool.empty((300,), torch.uint8)
+    kept.fill_(7)
+    del left
+    pool.let_go()
+    assert not pool._free
+    del pool
+    gc.collect()
+    assert (kept == 7).all()
+
+
+@given(st.lists(st.tuples(st.integers(1, 500), st.integers(0, 8)), max_size=60))
+def test_tensors_that_live_together_are_apart(steps):
+    """Makes tensors of any size and lets go of any of them."""
+    pool = MemoryPool()
+    alive = []
+    for number, (size, victim) in enumerate(steps):
+        alive.append((number, pool.empty((size,), torch.int32).fill_(number)))
+        if victim < len(alive) - 1:
+            alive.pop(victim)
+        for value, tensor in alive:
+            assert (tensor == value).all()
