@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-NAMES = ("pipezoo", "transformers", "vllm", "llamacpp", "openvino", "max")
+NAMES = ("pipezoo", "pipezoo_torch", "transformers", "vllm", "llamacpp", "openvino", "max")
 NUM_THREADS = len(os.sched_getaffinity(0))
 
 Prompts = list[list[int]]

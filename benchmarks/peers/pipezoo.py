@@ -10,10 +10,10 @@ WEIGHTS = dict.fromkeys(("float32", "bfloat16", "int8", "int4"), "safetensors")
 
 
 class Engine:
-    def __init__(self, path: Path, dtype: str) -> None:
+    def __init__(self, path: Path, dtype: str, **settings: str) -> None:
         from pipezoo import registry
 
-        self.llm = registry.load(path, dtype=dtype, device="cpu")
+        self.llm = registry.load(path, dtype=dtype, device="cpu", **settings)
 
     def generate(self, prompts: Prompts, num_tokens: int) -> list[list[int]]:
         from pipezoo_core.request import TextGenerationRequest

