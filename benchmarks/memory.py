@@ -11,11 +11,11 @@ resident memory:
     weights, KV cache   what building the model, and writing all of its pages, add to the process
     activations         the peak of the run, less what was resident before it
     imports             what is resident before the weights are read: the interpreter, libraries, tokenizer, and what
-                        a tiny model that ran before has left behind
-    peak load, peak     the most that was resident until the model was loaded, and until the end
+                        reading them once has left behind
+    peak load, peak     the most that was resident from then until the model was loaded, and until the end
     overhead            that peak, less the estimates of weights and KV cache
 
-It needs Linux. Run it alone: the times, from the start of the process, are of a machine with nothing else to do.
+It needs Linux.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ import os
 import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ def source_of(model: str) -> str:
 
 def measure(model: str, dtype: str) -> dict[str, float]:
     """Figures of one model, from a process of its own."""
-    command = [sys.executable, __file__, "--child", source_of(model), dtype, str(time.time())]
+    command = [sys.executable, __file__, "--child", source_of(model), dtype]
     result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(result.stdout.splitlines()[-1])
 
@@ -72,21 +71,22 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def child(source: str, dtype: str, start: float) -> dict[str, float]:
+def child(source: str, dtype: str) -> dict[str, float]:
     from pipezoo import registry
     from pipezoo.load import build_pipeline
     from pipezoo_core.request import TextGenerationRequest
 
     figures: dict[str, float] = {}
-    registry.load(source_of("tiny"), device="cpu").generate("Once", max_new_tokens=2)  # what libraries take once
     settings = {"device": "cpu", "dtype": dtype, "max_length": MAX_LENGTH}
     first = registry.plan(source, **settings).memory
     bytes_per_token = first.kv_cache // first.num_cache_tokens
     plan = registry.plan(source, kv_cache_memory=NUM_REQUESTS * 64 * bytes_per_token, **settings)
 
     def measured(**arguments: Any) -> Any:
-        """Makes the model where `build_pipeline` does, between two measurements."""
+        """Makes the model where `build_pipeline` does, between two measurements, and once before them."""
+        plan.architecture.pipeline_model(**arguments)
         trim()
+        reset_peak()
         figures["imports"], before = resident(), resident("RssAnon")
         model = plan.architecture.pipeline_model(**arguments)
         figures["peak load"] = resident("VmHWM")
@@ -117,7 +117,6 @@ def child(source: str, dtype: str, start: float) -> dict[str, float]:
         )
 
     run(1, 8, 1)
-    figures["first token s"] = time.time() - start
     peak = resident("VmHWM")
     trim()
     reset_peak()
@@ -155,6 +154,6 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
         os.environ["HF_HUB_OFFLINE"] = "1"
-        print(json.dumps(child(sys.argv[2], sys.argv[3], float(sys.argv[4]))))
+        print(json.dumps(child(sys.argv[2], sys.argv[3])))
     else:
         main()

@@ -16,7 +16,7 @@ from pipezoo_core.layers import (
     use_linear_backend,
 )
 from pipezoo_core.layers.linear_backends import NativeProduct, _why_not_onednn
-from pipezoo_core.native import NativeKernels, kernels
+from pipezoo_core.native import Form, NativeKernels, kernels
 from pipezoo_core.weights import LazyTensor, load_module
 
 CPU = torch.device("cpu")
@@ -140,6 +140,21 @@ def test_native_norm_and_gate(dtype, size, rows, fuse, bias):
     tolerance = {"atol": 1e-5, "rtol": 1e-4} if dtype is torch.float32 else {"atol": 2e-3, "rtol": 3e-2}
     torch.testing.assert_close(layers(x), expected, **tolerance)
     assert not torch.equal(norm(x * 2), norm(-x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("rows", [1, 9])
+def test_a_gated_product_of_few_bits(dtype, bits, rows):
+    """Is what the products of gate and up give, each by itself: rows are quantized apart, whatever their order."""
+    skip_where_not_usable(LinearName.native, dtype)
+    kernels, generator = NativeKernels(CPU, dtype), torch.Generator().manual_seed(0)
+    x = torch.randn(rows, 64, generator=generator).to(dtype)
+    weight, bias = torch.randn(96, 64, generator=generator), torch.randn(96, generator=generator)
+    gate = NativeProduct(kernels, weight[:48], bias[:48], bits, Form.wide)(x)
+    up = NativeProduct(kernels, weight[48:], bias[48:], bits, Form.wide)(x)
+    gated = NativeProduct(kernels, weight, bias, bits, Form.gated)(x)
+    torch.testing.assert_close(gated, (torch.nn.functional.silu(gate) * up).to(dtype))
 
 
 def test_native_gate_of_extreme_numbers():

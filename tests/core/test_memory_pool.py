@@ -1,12 +1,14 @@
 """Memory that serves again, and never while a tensor has it."""
 
-import gc
-
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipezoo_core.native import MemoryPool
+
+
+def sizes_of(pool):
+    return sorted(len(piece) for piece, _ in pool._pieces)
 
 
 def test_memory_serves_again_when_nobody_has_it():
@@ -25,14 +27,11 @@ def test_memory_serves_again_when_nobody_has_it():
 
 def test_the_smallest_that_is_large_enough_serves_and_the_largest_gives_way():
     pool = MemoryPool()
-    sizes = (100, 300, 200)
-    addresses = {t.nbytes: t.data_ptr() for t in [pool.empty((size,), torch.uint8) for size in sizes]}
+    addresses = {t.nbytes: t.data_ptr() for t in [pool.empty((size,), torch.uint8) for size in (100, 300, 200)]}
     assert pool.empty((150,), torch.uint8).data_ptr() == addresses[200]
-    large = pool.empty((400,), torch.uint8)
-    assert [len(piece) for piece in pool._free] == [100, 200]
-    del large
-    assert pool.empty((201,), torch.uint8).nbytes == 201
-    assert [len(piece) for piece in pool._free] == [100, 200], "the piece of 400 served"
+    assert sizes_of(pool) == [100, 200, 300]
+    assert pool.empty((400,), torch.uint8).nbytes == 400
+    assert sizes_of(pool) == [100, 200, 400]
 
 
 def test_exact_sizes():
@@ -41,17 +40,16 @@ def test_exact_sizes():
     small = pool.empty((100,), torch.uint8)
     again = pool.empty((300,), torch.uint8)
     assert small.data_ptr() != address == again.data_ptr()
+    assert sizes_of(pool) == [100, 300]
 
 
-def test_what_outlives_the_pool():
+def test_what_is_let_go():
     pool = MemoryPool()
-    kept, left = pool.empty((300,), torch.uint8), pool.empty((300,), torch.uint8)
-    kept.fill_(7)
+    kept, left = pool.empty((300,), torch.uint8).fill_(7), pool.empty((200,), torch.uint8)
     del left
     pool.let_go()
-    assert not pool._free
+    assert sizes_of(pool) == [300]
     del pool
-    gc.collect()
     assert (kept == 7).all()
 
 

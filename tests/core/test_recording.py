@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tiny_models import load_model, logits_of, make_llama
 
 from pipezoo_core.config import KVCacheConfig
-from pipezoo_core.native import NativeKernels
+from pipezoo_core.native import NativeKernels, kernels
 from pipezoo_core.native.recording import _ALIGNMENT, _MAX_PROGRAMS, _MAX_ROWS, _arrange
 from pipezoo_llama.model import LlamaForCausalLM, LlamaPipelineModel
 from pipezoo_llama.weight_adapters import adapt_safetensors
@@ -43,8 +43,10 @@ def load(folder, model_class=LlamaPipelineModel, **settings):
 
 
 @pytest.mark.parametrize("chunk", [1, 7])
-def test_replay_equals_eager(folder, chunk):
+@pytest.mark.parametrize("pooled", [1, kernels._POOLED])
+def test_replay_equals_eager(folder, chunk, pooled, monkeypatch):
     """Token by token, and in chunks: with 4 requests that end at different times, many numbers of rows come by."""
+    monkeypatch.setattr(kernels, "_POOLED", pooled)
     recorded, eager = load(folder), load(folder, enforce_eager=True)
     expected = logits_of(eager, PROMPTS, chunk)
     for _ in range(2):
@@ -71,6 +73,10 @@ def test_memory_is_shared_between_layers_and_programs(folder):
     for rows in (1, 3, 2):
         logits_of(model, [list(range(1, rows + 1))])
     assert len({program.output.untyped_storage().data_ptr() for program in model._forward._programs.values()}) == 1
+    eager = load(folder, enforce_eager=True)
+    for rows in (1, 2, 3):  # the first was recorded before the memory was as large as it is now
+        prompts = [list(range(5, 5 + rows))]
+        assert torch.equal(logits_of(model, prompts)[0], logits_of(eager, prompts)[0])
     arena = model._forward._programs[3].output.untyped_storage().nbytes()
     config = model.config
     width = 4 * config.hidden_size + 3 * config.intermediate_size + 6 * config.num_heads * config.head_dim

@@ -36,7 +36,8 @@ _SAMPLED_BYTES = 64  # see `pipeline.sampler`: a dozen tensors like the logits, 
 
 # Measured, see docs/decisions/memory-plan.md:
 _HOLES = 1.1  # malloc keeps freed pieces that nothing fits
-_OTHERS = 25 * 2**20  # of any model: recorded steps, the kernels' own buffers, Python's objects
+_OTHERS = 20 * 2**20  # of any model: recorded steps, what torch sorts with, Python's objects
+_THREAD = 2 * 2**20  # of each thread: the kernels' buffers
 
 
 class DecoderEstimates(PipelineModel[TextContext], KVCacheMixin):
@@ -115,9 +116,9 @@ class DecoderEstimates(PipelineModel[TextContext], KVCacheMixin):
     def estimate_activation_memory(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> int:
         """Returns the bytes of a full step's layer, and of a full batch's logits and sampling.
 
-        With the native kernels, pieces of memory serve one moment after the other; else malloc keeps what does not fit
-        what comes next, and all of it adds up: see docs/decisions/memory-plan.md. Prompts that are echoed are fed so
-        that their logits fit.
+        Where native kernels compute all of a layer, pieces of memory serve one moment after the other; else malloc
+        keeps what does not fit what comes next, and all of it adds up: see docs/decisions/memory-plan.md. Prompts that
+        are echoed are fed so that their logits fit.
         """
         config = cls.config_class.from_huggingface(huggingface_config)
         kernels = NativeKernels(torch.device(pipeline_config.device), torch_dtype(pipeline_config.encoding))
@@ -136,14 +137,19 @@ class DecoderEstimates(PipelineModel[TextContext], KVCacheMixin):
         layer = [[hidden, hidden, *half] for half in (attention, feed_forward)]  # with a layer's input, and a norm
         moments = [[num_tokens * width * itemsize for width in half] for half in layer]
         row = config.vocab_size * _LOGIT_BYTES
-        moments.append([(num_requests + NUM_ECHOED_AT_ONCE) * row, num_requests * row])
-        others = _OTHERS + max(NUMBERS_SAMPLED_AT_ONCE, config.vocab_size) * _SAMPLED_BYTES
+        logits = (num_requests + NUM_ECHOED_AT_ONCE) * row
+        gathered = [logits, 2 * logits // num_ranks] if num_ranks > 1 else []  # the ranks' parts, which become one
+        moments.append([logits, num_requests * row, *gathered])
+        others = _OTHERS + _THREAD * torch.get_num_threads()
+        others += max(NUMBERS_SAMPLED_AT_ONCE, config.vocab_size) * _SAMPLED_BYTES
+        if pipeline_config.lora is not None:
+            others += 2 * num_tokens * inner * itemsize  # what an adapter adds to the widest product
         if pipeline_config.encoding.is_quantized and not is_native:
             others += DEQUANTIZED_AT_ONCE * (_FLOAT_BYTES + itemsize)
         if not isinstance(backend, NativeAttention):
             length = cls.calculate_max_seq_len(pipeline_config, huggingface_config)
             others += _BIAS_BYTES * min(num_tokens, length) * length + 2 * length * (queries + keys) * itemsize
-        if is_native:
+        if is_native and gated and isinstance(backend, NativeAttention):
             return others + _pooled(moments)
         return int((others + max(map(sum, moments[:-1])) + sum(moments[-1])) * _HOLES)
 
@@ -180,7 +186,7 @@ class DecoderEstimates(PipelineModel[TextContext], KVCacheMixin):
 
 
 def _pooled(moments: Sequence[Sequence[int]]) -> int:
-    """Returns the bytes of pieces that serve one moment after the other: the largest is as large as any moment's, ….
+    """Returns about the bytes of a `MemoryPool` that serves these moments; its largest piece is that of any of them.
 
     [5, 4] and [11, 2, 1] come to 11 + 4 + 1.
     """

@@ -7,7 +7,7 @@ import pickle
 import tempfile
 import threading
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import accumulate, pairwise
@@ -80,7 +80,8 @@ class DistributedGroup(TensorParallelGroup):
         size: how many ranks there are.
         store: where the ranks find each other.
         device: that this rank computes on.
-        interface: the network interface to use; None for the one that the host's name leads to.
+        network: how the others reach this process, as gloo's `create_device` takes it: `interface` or `hostname`. None
+            for what the host's name leads to.
         stop: rank 0's way to end the other processes where it started them; called once, when it closes the group.
     """
 
@@ -91,7 +92,7 @@ class DistributedGroup(TensorParallelGroup):
         store: Store,
         device: torch.device,
         *,
-        interface: str | None = None,
+        network: Mapping[str, str] | None = None,
         stop: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(rank, size)
@@ -103,7 +104,7 @@ class DistributedGroup(TensorParallelGroup):
         self._peers: dict[int, psutil.Process] = {}
         self._signals: Signals | None = None
         self._signal_buffers: list[Tensor] = []
-        self._gloo = self._guarded(lambda: _gloo(PrefixStore("gloo", store), rank, size, interface))
+        self._gloo = self._guarded(lambda: _gloo(PrefixStore("gloo", store), rank, size, network))
         self._collectives: Any = self._gloo
         if device.type == "cuda":
             options = dist.ProcessGroupNCCL.Options()
@@ -283,11 +284,11 @@ def _shared_file(size: int) -> Path | None:
     return path
 
 
-def _gloo(store: Store, rank: int, size: int, interface: str | None) -> dist.ProcessGroupGloo:
+def _gloo(store: Store, rank: int, size: int, network: Mapping[str, str] | None) -> dist.ProcessGroupGloo:
     options: Any = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # torch's stubs lack it
     options._timeout = _TO_CONNECT
-    device = dist.ProcessGroupGloo.create_default_device() if interface is None else None
-    options._devices = [device or dist.ProcessGroupGloo.create_device(interface=interface)]
+    gloo = dist.ProcessGroupGloo
+    options._devices = [gloo.create_device(**network) if network else gloo.create_default_device()]
     group = dist.ProcessGroupGloo(store, rank, size, options)
     group._set_default_timeout(_FOREVER)
     return group

@@ -7,6 +7,7 @@ What it starts hangs on a pipe: when rank 0 is gone, however it went, the pipe's
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import pickle
@@ -32,6 +33,7 @@ __all__ = ["Workers", "follow_parent", "join_launched", "join_local", "launched_
 _BEGIN = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {module} import {name} as main; main()"
 _HERE = "rank {} is here"
 _LOADS = "pipezoo loads"
+_ELSEWHERE = "192.0.2.1"  # an address of no host (RFC 5737)
 _PAUSE = 0.02
 _GRACE = 1.0  # seconds for a process to end by itself, as it was told
 _PATIENCE = 5.0  # after that many it is made to
@@ -78,9 +80,10 @@ class Workers:
                         raise _gone(rank)
                     time.sleep(_PAUSE)
             size = len(self._processes) + 1
-            return DistributedGroup(0, size, store, device, interface=_loopback(), stop=self.stop)
+            return DistributedGroup(0, size, store, device, network=_loopback(), stop=self.stop)
         finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            if device.type == "cpu":  # NCCL's ranks meet at their first collective; `stop` removes it then
+                shutil.rmtree(self._folder, ignore_errors=True)
 
     def stop(self) -> None:
         """Ends them."""
@@ -123,7 +126,7 @@ def join_local(rank: int, size: int, folder: Path, device: torch.device) -> Dist
     """Meets the others, as a process that `Workers` has started."""
     store = FileStore(str(folder / "store"), size)
     store.set(_HERE.format(rank), "")
-    return DistributedGroup(rank, size, store, device, interface=_loopback())
+    return DistributedGroup(rank, size, store, device, network=_loopback())
 
 
 def launched_rank() -> int | None:
@@ -181,12 +184,45 @@ def join_launched(size: int, device: torch.device) -> DistributedGroup:
             "the processes that the launcher has started serve a model already",
             cure="Load one model per launch, or start the script without a launcher: it starts what it needs itself.",
         )
-    return DistributedGroup(rank, size, PrefixStore("pipezoo", store), device)
+    return DistributedGroup(rank, size, PrefixStore("pipezoo", store), device, network=_way_to_rank_0(size))
 
 
-def _loopback() -> str | None:
-    names = [name for _, name in socket.if_nameindex()]
-    return next((name for name in ("lo", "lo0") if name in names), None)
+def _loopback() -> dict[str, str] | None:
+    found = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
+    return {"interface": found[0]} if found else None
+
+
+def _way_to_rank_0(size: int) -> dict[str, str] | None:
+    """Returns the interface that GLOO_SOCKET_IFNAME names, else the address that this host has towards rank 0's.
+
+    A host's name often leads to an address of its own that no other host reaches, and so does MASTER_ADDR where it is
+    rank 0's own name. None where nothing better is known than the name.
+    """
+    if name := os.environ.get("GLOO_SOCKET_IFNAME"):
+        names = [other for _, other in socket.if_nameindex()]
+        if name not in names:
+            raise InvalidSettingError(
+                "the environment variable GLOO_SOCKET_IFNAME names no network interface of this host",
+                found=name,
+                allowed=names,
+            )
+        return {"interface": name}
+    is_alone = "LOCAL_WORLD_SIZE" in os.environ and ranks_here(size) == size
+    for host in (os.environ["MASTER_ADDR"], _ELSEWHERE):
+        own = _address_towards(host)
+        if own is not None and (is_alone or not ipaddress.ip_address(own).is_loopback):
+            return {"hostname": own}
+    return None
+
+
+def _address_towards(host: str) -> str | None:
+    with contextlib.suppress(OSError):
+        family, kind, _, _, address = socket.getaddrinfo(host, 9, socket.AF_INET, socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)  # nothing is sent
+            own: str = probe.getsockname()[0]
+            return own
+    return None
 
 
 def _gone(rank: int) -> RankLostError:

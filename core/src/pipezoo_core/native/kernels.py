@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pipezoo_core.native.memory_pool import MemoryPool
+from pipezoo_core.native.memory_pool import MemoryPool, aligned_bytes
 
 if TYPE_CHECKING:
     from pipezoo_core.native.recording import Recording
@@ -43,7 +42,8 @@ class Form(enum.IntEnum):
 
     Attributes:
         plain: the product.
-        gated: `silu(x Gᵀ) · (x Uᵀ)`, where the rows of W are `GATE` of G, `GATE` of U, and so on.
+        gated: `silu(x Gᵀ) · (x Uᵀ)`, where W is G and, below it, U. Packed, and in the bias, `GATE` of one and of the
+            other follow by turns.
         wide: the product in float32, whatever the dtype of the model.
     """
 
@@ -78,7 +78,7 @@ class NativeKernels:
 
         Args:
             weight: in_features must be even, or a multiple of `GROUP` to be quantized. In the model's dtype, or to be
-                quantized also in float32. Gated, it is all of G and, below it, all of U.
+                quantized also in float32.
             bits: 8 or 4 to quantize, see `layers.quantized`; None to keep the numbers.
             form: that it will be used in.
         """
@@ -90,13 +90,12 @@ class NativeKernels:
     def _allocate(self, size: int) -> Tensor:
         """Returns bytes of a piece of memory that is shared with other weights, large enough for pages of 2 MiB.
 
-        numpy asks the system for such pages, torch does not. Weights are read from end to end at every step: with
-        pages of 4 KiB that stops at each of them to look up the next one.
+        Weights are read from end to end at every step: with pages of 4 KiB that stops at each of them to look up the
+        next one.
         """
         start = -(-self._used // _LINE) * _LINE
         if start + size > len(self._piece):
-            piece = torch.from_numpy(np.empty(max(size, _PIECE) + _LINE, dtype=np.uint8))
-            self._piece, start = piece[-piece.data_ptr() % _LINE :], 0
+            self._piece, start = torch.from_numpy(aligned_bytes(max(size, _PIECE))), 0
         self._used = start + size
         return self._piece[start : self._used]
 
@@ -148,7 +147,7 @@ class NativeKernels:
     def rotary_angles(self, positions: Tensor, frequencies: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
         """Returns cosines and sines of `positions · frequencies`, times `scaling`: two [T, 2 · len(frequencies)]."""
         shape = (len(positions), 2 * len(frequencies))
-        cos, sin = self._empty(shape, self.dtype), self._empty(shape, self.dtype)
+        cos, sin = torch.empty(shape, dtype=self.dtype), torch.empty(shape, dtype=self.dtype)  # too small for the pool
         self._run(
             *("rotary_angles", positions.data_ptr(), frequencies.data_ptr(), cos.data_ptr(), sin.data_ptr()),
             *(len(positions), len(frequencies), scaling),

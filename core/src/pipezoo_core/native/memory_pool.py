@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import math
 import weakref
-from bisect import bisect_left, insort
-from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["MemoryPool"]
+__all__ = ["MemoryPool", "aligned_bytes"]
 
 _LINE = 64  # bytes of a line of the caches
 
@@ -24,52 +22,43 @@ _LINE = 64  # bytes of a line of the caches
 class MemoryPool:
     """Makes tensors for one thread at a time. Any thread may let go of them.
 
+    Whether somebody has a piece is looked up when one is wanted. Nothing is called when a tensor goes: an interrupt
+    would be lost there.
+
     Args:
         exact: whether a piece serves only for as many bytes as it was made for.
     """
 
     def __init__(self, *, exact: bool = False) -> None:
         self._exact = exact
-        self._free: list[np.ndarray] = []  # from the smallest to the largest
-        self._returned: deque[np.ndarray] = deque()
+        self._pieces: list[tuple[np.ndarray, weakref.ref[np.ndarray]]] = []  # each with what tensors have of it
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Returns a tensor without numbers that begins on a line of the caches.
 
         Its memory is the smallest free piece that is large enough. Where there is none, a new one takes the place of
-        the largest, which is too small.
+        the largest; of none, if sizes have to be exact.
         """
         size = math.prod(shape) * dtype.itemsize
-        while self._returned:
-            insort(self._free, self._returned.popleft(), key=len)
-        place = bisect_left(self._free, size, key=len)
-        if place < len(self._free) and not (self._exact and len(self._free[place]) > size):
-            piece = self._free.pop(place)
+        free = [(len(piece), i) for i, (piece, lent) in enumerate(self._pieces) if lent() is None]
+        fitting = [(length, i) for length, i in free if length == size or (length > size and not self._exact)]
+        if fitting:
+            piece, _ = self._pieces.pop(min(fitting)[1])
         else:
-            if self._free and not self._exact:
-                self._free.pop()
-            piece = _aligned(size)
+            if free and not self._exact:
+                del self._pieces[max(free)[1]]
+            piece = aligned_bytes(size)
         lent = piece[:size]  # alive as long as any tensor has its memory
-        weakref.finalize(lent, _give_back, weakref.ref(self), piece).atexit = False
+        self._pieces.append((piece, weakref.ref(lent)))
         return torch.from_numpy(lent).view(dtype).view(shape)
-
-    def give_back(self, piece: np.ndarray) -> None:
-        """Takes a piece that no tensor has any more."""
-        self._returned.append(piece)
 
     def let_go(self) -> None:
         """Gives free pieces back to the system."""
-        self._returned.clear()
-        self._free.clear()
+        self._pieces = [(piece, lent) for piece, lent in self._pieces if lent() is not None]
 
 
-def _aligned(size: int) -> np.ndarray:
-    """Returns bytes from numpy, which asks the system for pages of 2 MiB where there are many."""
+def aligned_bytes(size: int) -> np.ndarray:
+    """Returns memory that begins on a line of the caches, from numpy: it asks the system for pages of 2 MiB."""
     piece = np.empty(size + _LINE, dtype=np.uint8)
     start = -piece.ctypes.data % _LINE
     return piece[start : start + size]
-
-
-def _give_back(pool: weakref.ref[MemoryPool], piece: np.ndarray) -> None:
-    if (alive := pool()) is not None:
-        alive.give_back(piece)

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipezoo_core.native.kernels import NativeKernels, bits
+from pipezoo_core.native.memory_pool import aligned_bytes
 
 if TYPE_CHECKING:
     from pipezoo_core.kv_cache import KVCacheInputs
@@ -56,6 +57,7 @@ class Recording(TorchDispatchMode):
         places: which arguments lie in tensors that were made: call, argument, the tensor's number, bytes into it.
         sizes: of the tensors, in bytes.
         obstacle: an operation that has no kernel; None if the notes are complete.
+        dtype: that the kernels compute.
     """
 
     def __init__(self, kernels: NativeKernels) -> None:
@@ -64,6 +66,7 @@ class Recording(TorchDispatchMode):
         self.places: list[tuple[int, int, int, int]] = []
         self.sizes: list[int] = []
         self.obstacle: str | None = None
+        self.dtype = kernels.dtype
         self._kernels = kernels
         self._made: dict[range, int] = {}
 
@@ -120,7 +123,7 @@ def _note_add(recording: Recording, result: Tensor, x: Tensor, y: Any) -> bool:
     if not isinstance(y, Tensor) or x.shape != y.shape or not (x.is_contiguous() and y.is_contiguous()):
         return False
     recording.add("add", (x.data_ptr(), y.data_ptr(), result.data_ptr(), x.numel()))
-    return x.dtype is y.dtype
+    return x.dtype is y.dtype is recording.dtype
 
 
 def _note_embedding(recording: Recording, result: Tensor, weight: Tensor, tokens: Tensor, *options: Any) -> bool:
@@ -200,12 +203,11 @@ class RecordedModule:
             if len(self._programs) == _MAX_PROGRAMS:
                 self._programs.pop(next(iter(self._programs)))
             program = self._programs[len(tokens)] = _program(recording, output, inputs)
+            moved = [program]
             if program.size > len(self._memory):
-                memory = torch.empty(program.size + _ALIGNMENT, dtype=torch.uint8)
-                self._memory = memory[-memory.data_ptr() % _ALIGNMENT :]
-                for other in self._programs.values():
-                    other.use(self._memory)
-            program.use(self._memory)
+                self._memory, moved = torch.from_numpy(aligned_bytes(program.size)), [*self._programs.values()]
+            for one in moved:
+                one.use(self._memory)
         return output
 
 

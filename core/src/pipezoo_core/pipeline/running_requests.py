@@ -57,7 +57,8 @@ class RunningRequests:
             finally:
                 try:
                     while self._depth == 1 and self._abandoned:
-                        self._forget(self._abandoned.popleft())
+                        self._forget(self._abandoned[0])
+                        self._abandoned.popleft()
                 finally:
                     self._depth -= 1
 
@@ -121,8 +122,8 @@ class RunningRequests:
     def _forget(self, request: _Request) -> None:
         request_id = request.context.request_id
         if self._requests.get(request_id) is request:
-            del self._requests[request_id]
             self.release(request_id)
+            del self._requests[request_id]  # last: an interrupt before leaves it to be forgotten
 
     def _step(self) -> None:
         """Runs the scheduler's next step and hands out what it produced, or why it failed."""

@@ -31,25 +31,20 @@ def sample(
     Returns:
         int64 [B], `NO_TOKEN` where a row has NaN, plus infinity, or nothing but minus infinity.
     """
-    if rows is None:
-        rows = range(len(contexts))
-        if masks is None and all(_takes_most_likely(context) for context in contexts):
-            return _choose(logits, contexts)
+    tokens = _most_likely(logits) if rows is None else _most_likely(logits)[list(rows)]
+    rows = range(len(contexts)) if rows is None else rows
+    masked = masks.rows if masks is not None else []
+    others = [i for i, c in enumerate(contexts) if i in masked or _changes_logits(c) or not c.sampling_params.is_greedy]
     at_once = max(1, NUMBERS_SAMPLED_AT_ONCE // logits.shape[-1])  # or there would be many copies of all logits
-    tokens = []
-    for first in range(0, len(contexts), at_once):
-        some = contexts[first : first + at_once]
-        adjusted = logits[list(rows[first : first + at_once])]
-        for row_V, context in zip(adjusted, some, strict=True):
-            _adjust_(row_V, context)
+    for first in range(0, len(others), at_once):
+        places = others[first : first + at_once]
+        adjusted = logits[[rows[i] for i in places]]
+        for row_V, place in zip(adjusted, places, strict=True):
+            _adjust_(row_V, contexts[place])
         if masks is not None:
-            masks.part(first, len(some)).apply_(adjusted)
-        tokens.append(_choose(adjusted, some))
-    return torch.cat(tokens)
-
-
-def _takes_most_likely(context: TextContext) -> bool:
-    return context.sampling_params.is_greedy and not _changes_logits(context)
+            masks.of(places).apply_(adjusted)
+        tokens[places] = _choose(adjusted, [contexts[place] for place in places])
+    return tokens
 
 
 def _changes_logits(context: TextContext) -> bool:
@@ -58,24 +53,26 @@ def _changes_logits(context: TextContext) -> bool:
 
 
 def _choose(logits: Tensor, contexts: Sequence[TextContext]) -> Tensor:
+    """Chooses one token per row: the most likely one, or a drawn one."""
     tokens = _most_likely(logits)
-    is_sound = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).abs() < torch.inf
     drawn = [i for i, context in enumerate(contexts) if not context.sampling_params.is_greedy]
     if drawn:
         chosen = [contexts[i] for i in drawn]
         draws = torch.tensor([context.draw() for context in chosen], dtype=torch.float64, device=logits.device)
-        tokens[drawn] = _draw_tokens(logits[drawn], [context.sampling_params for context in chosen], draws)
-    return tokens.where(is_sound, NO_TOKEN)
+        sampled = _draw_tokens(logits[drawn], [context.sampling_params for context in chosen], draws)
+        tokens[drawn] = sampled.where(tokens[drawn] != NO_TOKEN, NO_TOKEN)
+    return tokens
 
 
 def _most_likely(logits: Tensor) -> Tensor:
-    """Returns the place of each row's greatest number, as which NaN counts.
+    """Returns the place of each row's greatest number, as which NaN counts; `NO_TOKEN` where that is not finite.
 
     On a CPU numpy looks for it with vectors and torch does not: 5 µs instead of 53 for 49,152 numbers.
     """
-    if logits.device.type == "cpu":
-        return torch.from_numpy(logits.float().numpy().argmax(-1))
-    return logits.argmax(-1)
+    on_cpu = logits.device.type == "cpu"
+    tokens = torch.from_numpy(logits.float().numpy().argmax(-1)) if on_cpu else logits.argmax(-1)
+    is_sound = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).abs() < torch.inf
+    return tokens.where(is_sound, NO_TOKEN)
 
 
 def _has_penalty(params: SamplingParams) -> bool:

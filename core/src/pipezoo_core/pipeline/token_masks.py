@@ -23,26 +23,26 @@ __all__ = ["TokenMasker", "TokenMasks"]
 
 @dataclass(frozen=True, slots=True)
 class TokenMasks:
-    """The masks of those requests in a batch that have a grammar.
+    """The masks of those contexts that have a grammar.
 
     Attributes:
-        rows: where they are among the batch's logits.
+        rows: where they are among the contexts.
         barred: bool [len(rows), W], on the host. Tokens from W on, padding of the model's head, are barred, too.
     """
 
     rows: list[int]
     barred: Tensor
 
-    def part(self, first: int, count: int) -> TokenMasks:
-        """Returns the masks of `count` of the batch's requests, from `first` on."""
-        chosen = [i for i, row in enumerate(self.rows) if first <= row < first + count]
-        return TokenMasks([self.rows[i] - first for i in chosen], self.barred[chosen])
+    def of(self, places: Sequence[int]) -> TokenMasks:
+        """Returns the masks of some of the contexts."""
+        chosen = {row: i for i, row in enumerate(self.rows) if row in places}
+        return TokenMasks([places.index(row) for row in chosen], self.barred[list(chosen.values())])
 
     def apply_(self, logits: Tensor) -> None:
         """Sets the logits of barred tokens to minus infinity.
 
         Args:
-            logits: [B, V].
+            logits: [B, V], a row per context.
         """
         barred = pad(self.barred.to(logits.device), (0, logits.shape[-1] - self.barred.shape[-1]), value=True)
         logits[self.rows] = logits[self.rows].masked_fill(barred, -torch.inf)
