@@ -16,5 +16,5 @@ def test_estimates_are_what_a_run_takes():
     assert figures["weights"] == pytest.approx(figures["weights estimate"], abs=32)  # of Python and malloc
     assert figures["KV cache"] == pytest.approx(figures["KV cache estimate"], rel=0.1)
     is_native = NativeKernels(torch.device("cpu"), torch.bfloat16).obstacle is None  # else malloc decides
-    assert figures["activations"] == pytest.approx(figures["activations estimate"], rel=0.15 if is_native else 0.5)
+    assert figures["activations"] == pytest.approx(figures["activations estimate"], rel=0.2 if is_native else 0.5)
     assert figures["peak load"] < figures["imports"] + 2 * figures["weights estimate"]
