@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 from datetime import timedelta
 from itertools import product
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 from distributed.ranks import CPU, joined
 
-from pipezoo_core.distributed import collectives, join_local
+from torch._C._distributed_c10d import FileStore
+
+from pipezoo_core.distributed import DistributedGroup, collectives, join_local
 from pipezoo_core.distributed.signals import SIGNAL_BUFFER_BYTES, Signals, can_signal
-from pipezoo_core.errors import RankLostError
+from pipezoo_core.errors import InvalidSettingError, RankLostError
 
 SHAPES = [(1, 1), (3, 7), (64, 96), (1,), (700, 513)]  # the last one is larger than a message may be
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
@@ -64,16 +67,32 @@ def test_without_shared_memory_left(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", fail)
-    before = set(collectives.SHARED_MEMORY.glob("pipezoo-*"))
+    own = tmp_path / "shared"
+    own.mkdir()
+    monkeypatch.setattr(collectives, "SHARED_MEMORY", own)
     with joined(tmp_path, 2, run_all) as group:
         assert not group.signal_buffers
         run_all(group)
-        assert set(collectives.SHARED_MEMORY.glob("pipezoo-*")) <= before
+        assert not list(own.iterdir())
+
+
+def test_a_rank_waits_for_a_step_longer_than_for_the_others_to_come(tmp_path, monkeypatch):
+    monkeypatch.setattr(collectives, "_TO_CONNECT", timedelta(seconds=1))
+    received = []
+    with joined(tmp_path, 2, lambda group: received.append(group.receive())) as group:
+        time.sleep(1.5)
+        group.send([[7]])
+    assert received == [[[7]]]
+
+
+def test_no_way_to_the_others(tmp_path):
+    with pytest.raises(InvalidSettingError, match="cannot be reached .*nowhere.*GLOO_SOCKET_IFNAME"):
+        DistributedGroup(0, 2, FileStore(str(tmp_path / "store"), 2), CPU, network={"interface": "nowhere"})
 
 
 def test_a_rank_that_never_comes(tmp_path, monkeypatch):
     monkeypatch.setattr(collectives, "_TO_CONNECT", timedelta(seconds=1))
-    with pytest.raises(RankLostError, match="a process of the model is gone"):
+    with pytest.raises(RankLostError, match="did not all meet"):
         join_local(0, 2, tmp_path, CPU)
 
 

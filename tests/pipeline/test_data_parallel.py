@@ -163,6 +163,25 @@ def test_cancelled_and_closed_requests_give_back_their_pages(load_tiny):
         stream.close()
 
 
+def test_streams_that_the_collector_closes_in_a_thread_that_the_step_waits_for(load_tiny, greedy):
+    llm = load_tiny(data_parallel_degree=2)
+    abandoned = [llm.stream(request) for request in requests_of(PROMPTS[:2], [{**GREEDY, "max_new_tokens": 150}])]
+    for stream in abandoned:
+        next(stream)
+    del stream
+    execute = llm.models[1].execute
+
+    def collecting(inputs):
+        assert threading.current_thread() is not threading.main_thread()
+        abandoned.clear()
+        return execute(inputs)
+
+    llm.models[1].execute = collecting
+    assert tokens_of(llm, PROMPTS[2:6], **GREEDY) == [greedy(prompt, 12) for prompt in PROMPTS[2:6]]
+    assert not abandoned
+    assert all(manager.num_free_pages == manager.total_num_pages for manager in llm.kv_managers)
+
+
 @pytest.mark.parametrize("split", [[2, 2], [0, 4], [4], [1, 3]])
 def test_execute_takes_a_batch_per_replica(load_tiny, greedy, split):
     llm = load_tiny(data_parallel_degree=2)

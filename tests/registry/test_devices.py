@@ -10,7 +10,7 @@ from pipezoo_core.errors import InvalidSettingError
 SETTINGS = {"dtype": "float32", "kv_cache_memory": "1MiB"}
 
 
-@pytest.mark.parametrize("devices", [["cpu", "cpu"], ["cpu", " cpu "], (torch.device("cpu"), "cpu")])
+@pytest.mark.parametrize("devices", [["cpu", "cpu"], ["cpu", " cpu "], ["cpu:0", "cpu:1"], (torch.device("cpu"), "cpu")])
 def test_names_of_several(devices, tiny_folder):
     assert device_names("auto", devices, 1) == ("cpu", "cpu")
     plan = registry.plan(tiny_folder, devices=devices, **SETTINGS)
@@ -70,13 +70,16 @@ def test_gpus(monkeypatch):
             place_model(same, 1)
 
 
-def test_gpus_of_two_hosts(monkeypatch):
-    """Each host has two of the same names, and knows nothing of the other's."""
+@pytest.mark.parametrize("names", [["cuda:0", "cuda:1"] * 2, ["cuda:0", "cuda:4", "cuda:5", "cuda:1"], ["cuda:0"] * 4])
+def test_gpus_of_launched_processes(names, monkeypatch):
+    """Each knows its own: another host has others, and a process may see no more than one, by whatever name."""
     launched = {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "host", "MASTER_PORT": "29500"}
     for name, value in launched.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [device.index for device in place_model(["cuda:0", "cuda:1"] * 2, 1)] == [0, 1, 0, 1]
-    assert [device.index for device in place_model(["cuda:0", "cuda:1", "cuda:4", "cuda:5"], 1)] == [0, 1, 4, 5]
-    with pytest.raises(InvalidSettingError, match="no such device"):
-        place_model(["cuda:2", "cuda:1"] * 2, 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert place_model(names, 1) == tuple(map(torch.device, names))
+    for rank, name in enumerate(names):
+        if name != "cuda:0":
+            monkeypatch.setenv("RANK", str(rank))
+            with pytest.raises(InvalidSettingError, match=f"no such device; found: {name} "):
+                place_model(names, 1)

@@ -9,7 +9,7 @@ import torch
 from pipezoo_core.architecture import SupportedArchitecture
 from pipezoo_core.config import PipelineConfig
 from pipezoo_core.decoder import DecoderPipelineModel
-from pipezoo_core.distributed import ranks_here
+from pipezoo_core.distributed import launched_rank
 from pipezoo_core.errors import InvalidSettingError
 
 __all__ = ["check_device", "check_parallel", "device_names", "place_model"]
@@ -51,28 +51,34 @@ def device_names(
 def _name(device: object) -> str:
     name = str(device).strip()
     try:
-        if name != "auto":
-            torch.device(name)
+        is_cpu = name != "auto" and torch.device(name).type == "cpu"
     except RuntimeError as error:
         raise InvalidSettingError("there is no such device", found=device, allowed=_ALLOWED) from error
-    return name
+    return "cpu" if is_cpu else name  # cpu:1 is no other one
 
 
 def place_model(names: Sequence[str], num_replicas: int) -> tuple[torch.device, ...]:
     """Returns the devices of these names; of a single one, as many as there are replicas.
 
+    Of a model whose processes a launcher has started, only this process's own is looked at: what others see may be
+    another host's, or under the same name another GPU.
+
     Raises:
-        InvalidSettingError: this host has no such device, or one GPU is to be two, or there are fewer than replicas.
+        InvalidSettingError: there is no such device here, or one GPU is to be two, or there are fewer than replicas.
     """
     if len(names) == 1:
         return _replica_devices(check_device(names[0]), num_replicas)
-    num_here = len(names) if num_replicas > 1 else ranks_here(len(names))
-    here = tuple(map(check_device, names[:num_here]))
-    if num_replicas == 1 and here[0].type == "cuda" and len({device.index or 0 for device in here}) < num_here:
+    rank = launched_rank() if num_replicas == 1 else None
+    if rank is not None:
+        check_device(names[rank % len(names)])  # where there are not as many processes as names, joining them says so
+        return tuple(map(torch.device, names))
+    devices = tuple(map(check_device, names))
+    is_twice = len({device.index or 0 for device in devices}) < len(devices)
+    if num_replicas == 1 and devices[0].type == "cuda" and is_twice:
         raise InvalidSettingError(
             "a GPU cannot compute two parts of a model", found=names, cure="Name each GPU once, or load it on one."
         )
-    return (*here, *map(torch.device, names[num_here:]))
+    return devices
 
 
 def check_device(name: str) -> torch.device:

@@ -111,8 +111,8 @@ def plan_load(
         )
         check_parallel(requested, architecture)
         near = torch_devices
-        if requested.tensor_parallel_degree > 1:  # another GPU is as large, and not ours to use
-            near = tuple(device for device in near[: ranks_here(len(near))] if device == near[0])
+        if requested.tensor_parallel_degree > 1:  # the ranks of a host share its memory; a GPU is one rank's alone
+            near = near[: ranks_here(len(near))] if near[0].type == "cpu" else near[:1]
         pipeline_config, memory = plan_memory(architecture.pipeline_model, requested, huggingface_config, near)
     else:
         torch_devices = tuple(map(torch.device, devices))

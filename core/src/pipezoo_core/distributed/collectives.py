@@ -6,6 +6,7 @@ import os
 import pickle
 import tempfile
 import threading
+import time
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -28,12 +29,13 @@ from pipezoo_core.distributed.signals import (
     can_signal,
     map_signal_buffers,
 )
-from pipezoo_core.errors import RankLostError
+from pipezoo_core.errors import InvalidSettingError, RankLostError
 
 __all__ = ["DistributedGroup", "TensorParallelGroup"]
 
 _TO_CONNECT = timedelta(minutes=5)  # whoever does not come within that many is gone
 _FOREVER = timedelta(days=365)  # a rank that waits for the next step waits as long as nobody asks anything
+_PAUSE = 0.01
 _INLINE = 1024  # numbers of a message that go with its length
 
 
@@ -83,6 +85,10 @@ class DistributedGroup(TensorParallelGroup):
         network: how the others reach this process, as gloo's `create_device` takes it: `interface` or `hostname`. None
             for what the host's name leads to.
         stop: rank 0's way to end the other processes where it started them; called once, when it closes the group.
+
+    Raises:
+        InvalidSettingError: others have no way to reach this process.
+        RankLostError: the others do not come.
     """
 
     def __init__(
@@ -104,7 +110,7 @@ class DistributedGroup(TensorParallelGroup):
         self._peers: dict[int, psutil.Process] = {}
         self._signals: Signals | None = None
         self._signal_buffers: list[Tensor] = []
-        self._gloo = self._guarded(lambda: _gloo(PrefixStore("gloo", store), rank, size, network))
+        self._gloo = _gloo(PrefixStore("gloo", store), rank, size, network)
         self._collectives: Any = self._gloo
         if device.type == "cuda":
             options = dist.ProcessGroupNCCL.Options()
@@ -248,17 +254,17 @@ class DistributedGroup(TensorParallelGroup):
             if self.rank == 0 and path is not None:
                 path.unlink(missing_ok=True)
 
-    def _broadcast(self, tensor: Tensor, source: int = 0) -> None:
+    def _broadcast(self, tensor: Tensor, source: int = 0, wait: Callable[[Any], Any] = dist.Work.wait) -> None:
         options = dist.BroadcastOptions()
         options.rootRank = source
-        self._guarded(lambda: self._gloo.broadcast([tensor], options).wait())
+        self._guarded(lambda: wait(self._gloo.broadcast([tensor], options)))
 
     def _broadcast_object(self, value: Any, source: int) -> Any:
         data = bytearray(pickle.dumps(value) if self.rank == source else b"")
         size = torch.tensor([len(data)])
-        self._broadcast(size, source)
+        self._broadcast(size, source, _wait_for_long)
         message = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(int(size), dtype=torch.uint8)
-        self._broadcast(message, source)
+        self._broadcast(message, source, _wait_for_long)
         return pickle.loads(message.numpy().tobytes())
 
     def _guarded(self, run: Callable[[], Any]) -> Any:
@@ -285,13 +291,36 @@ def _shared_file(size: int) -> Path | None:
 
 
 def _gloo(store: Store, rank: int, size: int, network: Mapping[str, str] | None) -> dist.ProcessGroupGloo:
-    options: Any = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # torch's stubs lack it
-    options._timeout = _TO_CONNECT
     gloo = dist.ProcessGroupGloo
-    options._devices = [gloo.create_device(**network) if network else gloo.create_default_device()]
-    group = dist.ProcessGroupGloo(store, rank, size, options)
+    options: Any = gloo._Options()  # type: ignore[attr-defined]  # torch's stubs lack it
+    options._timeout = _TO_CONNECT
+    try:
+        options._devices = [gloo.create_device(**network) if network else gloo.create_default_device()]
+    except RuntimeError as error:
+        raise InvalidSettingError(
+            "this process cannot be reached by the others of the model",
+            found=f"{network}: {_first_line(error)}",
+            cure="Set GLOO_SOCKET_IFNAME to the network interface that leads to the other hosts.",
+        ) from error
+    try:
+        group = gloo(store, rank, size, options)
+    except RuntimeError as error:
+        raise RankLostError(
+            "the processes of the model did not all meet",
+            found=_first_line(error),
+            allowed=f"within {_TO_CONNECT.total_seconds():.0f} seconds, each reachable by the others",
+            cure="See what the other processes have printed. On several hosts, set GLOO_SOCKET_IFNAME on each to the "
+            "network interface that leads to the others.",
+        ) from error
     group._set_default_timeout(_FOREVER)
     return group
+
+
+def _wait_for_long(work: dist.Work) -> None:
+    """Waits so that Ctrl-C is heard meanwhile."""
+    while not work.is_completed():
+        time.sleep(_PAUSE)
+    work.wait()
 
 
 def _pid_namespace() -> str:
@@ -300,6 +329,10 @@ def _pid_namespace() -> str:
     return ""
 
 
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
+
+
 def _lost(what: str, cause: BaseException | None = None) -> RankLostError:
-    found = None if cause is None else f"{type(cause).__name__}: {cause}".strip().splitlines()[0]
+    found = None if cause is None else _first_line(cause)
     return RankLostError(what, found=found, cure="See what its process has printed, and load the model again.")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pipezoo_core.native.memory_pool import MemoryPool, aligned_bytes
+from pipezoo_core.native.memory_pool import MemoryPool, aligned, aligned_bytes
 
 if TYPE_CHECKING:
     from pipezoo_core.native.recording import Recording
@@ -29,7 +29,7 @@ GATE = 16  # columns of a gate, and then of what it lets through, in a gated wei
 _PANEL = 32  # output columns of a panel of packed weights
 _GROUP_BYTES, _ROW_BYTES = {8: GROUP + 2, 4: GROUP // 2 + 2}, {8: 0, 4: 8}  # of a quantized weight
 
-_PIECE, _LINE = 2**28, 64  # bytes of memory that weights share, and of a line of the caches
+_PIECE = 2**28  # bytes of memory that weights share
 
 _POOLED = 2**15  # numbers of a result from which on its memory is kept
 
@@ -93,7 +93,7 @@ class NativeKernels:
         Weights are read from end to end at every step: with pages of 4 KiB that stops at each of them to look up the
         next one.
         """
-        start = -(-self._used // _LINE) * _LINE
+        start = aligned(self._used)
         if start + size > len(self._piece):
             self._piece, start = torch.from_numpy(aligned_bytes(max(size, _PIECE))), 0
         self._used = start + size

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["MemoryPool", "aligned_bytes"]
+__all__ = ["MemoryPool", "aligned", "aligned_bytes"]
 
 _LINE = 64  # bytes of a line of the caches
 
@@ -55,6 +55,11 @@ class MemoryPool:
     def let_go(self) -> None:
         """Gives free pieces back to the system."""
         self._pieces = [(piece, lent) for piece, lent in self._pieces if lent() is not None]
+
+
+def aligned(offset: int) -> int:
+    """Returns where the next line of the caches begins: at 64 for 1 to 64."""
+    return -(-offset // _LINE) * _LINE
 
 
 def aligned_bytes(size: int) -> np.ndarray:

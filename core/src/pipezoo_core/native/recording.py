@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipezoo_core.native.kernels import NativeKernels, bits
-from pipezoo_core.native.memory_pool import aligned_bytes
+from pipezoo_core.native.memory_pool import aligned, aligned_bytes
 
 if TYPE_CHECKING:
     from pipezoo_core.kv_cache import KVCacheInputs
@@ -30,7 +30,6 @@ __all__ = ["RecordedModule"]
 _MAX_ROWS = 64  # with more, Python is a small part of a step
 _MAX_PROGRAMS = 16  # numbers of rows that are remembered
 _WIDTH = 16  # numbers per call: the kernel's address and its arguments
-_ALIGNMENT = 64
 
 aten = torch.ops.aten
 _VIEWS = {
@@ -251,6 +250,6 @@ def _arrange(lifetimes: Mapping[int, tuple[int, int]], sizes: Sequence[int]) -> 
         for begin, end in neighbours:
             if begin - start >= sizes[tensor]:
                 break
-            start = max(start, -(-end // _ALIGNMENT) * _ALIGNMENT)
+            start = max(start, aligned(end))
         starts[tensor] = start
     return starts

@@ -45,22 +45,17 @@ class RunningRequests:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Lets nobody else change anything meanwhile; then lets go of the requests that were abandoned in it.
-
-        The collector closes an abandoned generator wherever it happens to run: in the middle of a step, too, in the
-        thread that is inside. The step still needs the request's pages then.
-        """
-        with self._lock:
-            self._depth += 1
-            try:
-                yield
-            finally:
+        """Lets nobody else change anything meanwhile."""
+        try:
+            with self._lock:
+                self._forget_abandoned()
+                self._depth += 1
                 try:
-                    while self._depth == 1 and self._abandoned:
-                        self._forget(self._abandoned[0])
-                        self._abandoned.popleft()
+                    yield
                 finally:
                     self._depth -= 1
+        finally:
+            self._forget_abandoned()
 
     def run(self, contexts: Sequence[TextContext]) -> Generator[list[TextGenerationOutput]]:
         """Adds requests and yields what they produce, until all are done; releases them however it ends.
@@ -89,8 +84,7 @@ class RunningRequests:
                     yield outputs
         finally:
             self._abandoned.extend(mine)
-            with self.exclusive():
-                pass
+            self._forget_abandoned()
 
     def cancel(self, request_id: RequestID) -> None:
         """Ends a request; whoever waits for it gets what it produced so far, with status `CANCELLED`."""
@@ -118,6 +112,25 @@ class RunningRequests:
             raise InvalidRequestError("a request with this id is running already", found=request_id)
         self._requests[request_id] = request
         self._scheduler.add(request.context)
+
+    def _forget_abandoned(self) -> None:
+        """Lets go of the requests that nobody waits for any more. Where a thread is inside, it does so when it leaves.
+
+        The collector closes an abandoned generator in whichever thread it happens to run: in the middle of a step, too,
+        in one that the step waits for. So this never waits.
+        """
+        while self._abandoned and self._lock.acquire(blocking=False):
+            try:
+                if self._depth > 0:
+                    return
+                self._depth += 1
+                try:
+                    self._forget(self._abandoned[0])
+                    self._abandoned.popleft()
+                finally:
+                    self._depth -= 1
+            finally:
+                self._lock.release()
 
     def _forget(self, request: _Request) -> None:
         request_id = request.context.request_id
