@@ -9,10 +9,9 @@ from itertools import product
 import pytest
 import torch
 from distributed.ranks import CPU, joined
-
 from torch._C._distributed_c10d import FileStore
 
-from pipezoo_core.distributed import DistributedGroup, collectives, join_local
+from pipezoo_core.distributed import DistributedGroup, Message, collectives, join_local, meeting
 from pipezoo_core.distributed.signals import SIGNAL_BUFFER_BYTES, Signals, can_signal
 from pipezoo_core.errors import InvalidSettingError, RankLostError
 
@@ -77,21 +76,21 @@ def test_without_shared_memory_left(tmp_path, monkeypatch):
 
 
 def test_a_rank_waits_for_a_step_longer_than_for_the_others_to_come(tmp_path, monkeypatch):
-    monkeypatch.setattr(collectives, "_TO_CONNECT", timedelta(seconds=1))
+    monkeypatch.setattr(meeting, "_TO_MEET", timedelta(seconds=1))
     received = []
     with joined(tmp_path, 2, lambda group: received.append(group.receive())) as group:
         time.sleep(1.5)
-        group.send([[7]])
-    assert received == [[[7]]]
+        group.send(Message.step, [[7]])
+    assert received == [(Message.step, [[7]])]
 
 
 def test_no_way_to_the_others(tmp_path):
-    with pytest.raises(InvalidSettingError, match="cannot be reached .*nowhere.*GLOO_SOCKET_IFNAME"):
+    with pytest.raises(InvalidSettingError, match=r"cannot be reached .*nowhere.*GLOO_SOCKET_IFNAME"):
         DistributedGroup(0, 2, FileStore(str(tmp_path / "store"), 2), CPU, network={"interface": "nowhere"})
 
 
 def test_a_rank_that_never_comes(tmp_path, monkeypatch):
-    monkeypatch.setattr(collectives, "_TO_CONNECT", timedelta(seconds=1))
+    monkeypatch.setattr(meeting, "_TO_MEET", timedelta(seconds=1))
     with pytest.raises(RankLostError, match="did not all meet"):
         join_local(0, 2, tmp_path, CPU)
 
@@ -120,5 +119,5 @@ def test_many_messages_of_changing_sizes(tmp_path):
 def test_lists_arrive_as_they_are(lists, tmp_path):
     received = []
     with joined(tmp_path, 2, lambda group: received.append(group.receive())) as group:
-        group.send(lists)
-    assert received == [lists]
+        group.send(Message.step, lists)
+    assert received == [(Message.step, lists)]

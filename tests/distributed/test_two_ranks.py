@@ -12,7 +12,12 @@ from gguf_files import TOKENS
 
 from pipezoo import parallel, registry
 from pipezoo_core.distributed import Workers
-from pipezoo_core.errors import CorruptCheckpointError, InvalidSettingError, UnsupportedAttentionError
+from pipezoo_core.errors import (
+    CorruptCheckpointError,
+    InvalidSettingError,
+    ModelNotFoundError,
+    UnsupportedAttentionError,
+)
 from pipezoo_core.request import TextGenerationInputs, TextGenerationRequest
 from pipezoo_core.sampling_params import SamplingParams
 
@@ -150,8 +155,8 @@ def test_what_goes_wrong_at_load_is_raised_and_ends_the_processes(tiny_folder, t
     folder, before = shutil.copytree(tiny_folder, tmp_path / "model"), psutil.Process().children()
     with pytest.raises(InvalidSettingError, match="unknown setting 'max_lenght'"):
         registry.load(folder, devices=["cpu", "cpu"], max_lenght=3)
-    with pytest.raises(InvalidSettingError, match="LoRA adapters are served on a single device only"):
-        registry.load(folder, devices=["cpu", "cpu"], lora_paths=[], max_num_loras=1, max_lora_rank=4)
+    with pytest.raises(ModelNotFoundError, match="nowhere"):
+        registry.load(folder, devices=["cpu", "cpu"], lora_paths=["nowhere"], max_num_loras=1, max_lora_rank=4)
     with pytest.raises(UnsupportedAttentionError):
         registry.load(folder, devices=["cpu", "cpu"], **{**SETTINGS, "attention": "native", "page_size": 7})
     with pytest.raises(InvalidSettingError, match="no such device"):

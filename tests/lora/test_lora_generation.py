@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 
+import psutil
 import pytest
 import torch
 from conftest import assert_all_free
@@ -18,6 +19,7 @@ from pipezoo_core.errors import (
     AdapterSlotsError,
     InsufficientMemoryError,
     InvalidSettingError,
+    RankLostError,
 )
 from pipezoo_core.interfaces import PipelineModel
 from pipezoo_core.request import GenerationStatus, TextGenerationInputs, TextGenerationRequest
@@ -107,6 +109,26 @@ def test_a_mixed_batch(load, expected, settings):
     check(llm, expected)
     check(llm, expected)  # adapters are in their slots, prompts in the prefix cache
     assert llm.model.lora_manager._users == {}
+
+
+@pytest.mark.slow
+def test_on_two_devices(load, expected, adapters):
+    llm = load(["a", "b"], device="auto", devices=["cpu", "cpu"], max_num_loras=1, max_lora_rank=6)
+    check(llm, expected, PROMPTS[:3], LORAS[:3])
+    llm.model.lora_manager.load_adapter(f"c={adapters['c']}")
+    check(llm, expected)
+
+
+@pytest.mark.slow
+def test_a_device_that_is_gone_when_an_adapter_is_wanted(load):
+    before = psutil.Process().children()
+    llm = load(device="auto", devices=["cpu", "cpu"], max_num_loras=1)
+    for child in {*psutil.Process().children()} - {*before}:
+        child.kill()
+        child.wait()
+    for lora in ("a", "b", None):
+        with pytest.raises(RankLostError, match="load the model again"):
+            llm.generate("hello", lora=lora, **GREEDY)
 
 
 def test_after_preemption(load, expected):
@@ -255,12 +277,14 @@ def test_every_way_to_ask(load, expected):
 
 
 def test_the_memory_plan_counts_the_slots(load, load_tiny):
-    """And as much for each of the adapters that were loaded, which stay in host memory, too."""
+    """And the adapters that were loaded, which stay in host memory, each as if it were of the greatest rank."""
     llm = load(max_num_loras=5, max_lora_rank=8)
-    tensors = [t for layer in set(llm.model.lora_manager._layers.values()) for t in (layer.a, layer.b)]
+    manager = llm.model.lora_manager
+    tensors = [t for layer in set(manager._module._layers.values()) for t in (layer.a, layer.b)]
+    of_all_layers = manager._adapters["a"]
+    loaded = sum(t.nbytes for pair in of_all_layers.layers.values() for t in pair) // of_all_layers.rank * 8
     merged_parts = {"qkv": 3, "gate_up": 2, "other": 1}
-    num_loaded = len(llm.model.lora_manager.loras)
-    assert llm.memory_plan.lora == sum(t.nbytes for t in tensors) // 5 * (5 + num_loaded)
+    assert llm.memory_plan.lora == sum(t.nbytes for t in tensors) + len(manager.loras) * loaded
     assert "adapters" in str(llm.memory_plan)
     assert {len(t) for t in tensors} == {5}
     assert {t.shape[1] for t in tensors} == {8 * num_parts for num_parts in merged_parts.values()}

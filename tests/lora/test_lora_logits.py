@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from distributed.ranks import loaded_on_ranks
 from lora.peft_adapters import merged, save_adapter
 from safetensors.torch import load_file, save_file
 from tiny_models import TINY_LLAMA, load_model, logits_of, make_llama, randomize
@@ -46,7 +47,7 @@ FAMILIES = {
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request, tmp_path_factory):
-    """A family's reference for each adapter, and a function that loads pipezoo's model with both adapters."""
+    """A family's reference for each adapter, what pipezoo's model is loaded from, and the adapters' paths."""
     make, model_class, adapt, config = FAMILIES[request.param]
     folder = tmp_path_factory.mktemp(request.param)
     base = make()
@@ -58,30 +59,50 @@ def family(request, tmp_path_factory):
     if request.param == "mpt":
         huggingface_config = read_huggingface_config(base.config.to_dict())
 
-    def load(**settings):
-        lora = LoRAConfig(lora_paths=[f"{name}={folder / name}" for name in ("one", "two")], max_num_loras=3)
-        return load_model(model_class, folder, huggingface_config, adapt, lora=lora, **settings)
-
-    return references, load
+    model = (model_class, folder, huggingface_config, adapt)
+    return references, model, [f"{name}={folder / name}" for name in ("one", "two")]
 
 
-@pytest.mark.parametrize("chunk", [None, 7, 1])
-@pytest.mark.parametrize("linear", ["torch", "auto"])
-def test_a_mixed_batch_equals_merged_models(family, linear, chunk):
-    references, load = family
-    for prompt, lora, logits in zip(PROMPTS, LORAS, logits_of(load(linear=linear), PROMPTS, chunk, LORAS), strict=True):
+def assert_equals_merged(model, references, prompts=PROMPTS, loras=LORAS, chunk=None):
+    for prompt, lora, logits in zip(prompts, loras, logits_of(model, prompts, chunk, loras), strict=True):
         with torch.no_grad():
             expected = references[lora](torch.tensor([prompt])).logits[0]
         assert (logits - expected).abs().max() < 1e-4
         assert torch.equal(logits.argmax(-1), expected.argmax(-1))
 
 
+@pytest.mark.parametrize("chunk", [None, 7, 1])
+@pytest.mark.parametrize("linear", ["torch", "auto"])
+def test_a_mixed_batch_equals_merged_models(family, linear, chunk):
+    references, model, paths = family
+    loaded = load_model(*model, lora=LoRAConfig(lora_paths=paths, max_num_loras=3), linear=linear)
+    assert_equals_merged(loaded, references, chunk=chunk)
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4])  # of which four have two key/value heads of llama and mistral
+def test_on_several_ranks(family, num_ranks, tmp_path):
+    references, model, paths = family
+    lora = LoRAConfig(lora_paths=paths, max_num_loras=2)
+    with loaded_on_ranks(num_ranks, tmp_path / "ranks", *model, lora=lora) as divided:
+        for chunk in (None, 7):
+            assert_equals_merged(divided, references, chunk=chunk)
+
+
+def test_adapters_take_turns_in_a_slot_of_several_ranks(family, tmp_path):
+    references, model, paths = family
+    lora = LoRAConfig(lora_paths=paths[:1], max_num_loras=1, max_lora_rank=7)
+    with loaded_on_ranks(2, tmp_path / "ranks", *model, lora=lora) as divided:
+        divided.lora_manager.load_adapter(paths[1])
+        for name in ("one", "two", None, "one"):
+            assert_equals_merged(divided, references, PROMPTS[:2], [name, name])
+
+
 @pytest.mark.parametrize("family", ["mpt"], indirect=True)
 def test_an_adapter_in_the_names_of_replits_first_model(family, tmp_path):
     """The plugin's function that renames a checkpoint's weights renames an adapter's, too."""
-    _, load = family
-    model = load()
-    (folder,) = {Path(path.partition("=")[2]).parent for path in model.pipeline_config.lora.lora_paths}
+    _, arguments, paths = family
+    model = load_model(*arguments, lora=LoRAConfig(lora_paths=paths, max_num_loras=3))
+    (folder,) = {Path(path.partition("=")[2]).parent for path in paths}
     shutil.copytree(folder / "one", tmp_path, dirs_exist_ok=True)
     names = {"ffn.up_proj": "mlp.mlp_up", "ffn.down_proj": "mlp.mlp_down"}
     tensors = load_file(tmp_path / "adapter_model.safetensors")
@@ -96,7 +117,7 @@ def test_an_adapter_in_the_names_of_replits_first_model(family, tmp_path):
 
 def test_adapters_matter(family):
     """Without it the oracle above could not fail."""
-    references, _ = family
+    references, *_ = family
     tokens = torch.tensor([PROMPTS[0]])
     with torch.no_grad():
         base, one, two = (references[name](tokens).logits for name in (None, "one", "two"))

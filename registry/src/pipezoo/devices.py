@@ -122,10 +122,6 @@ def check_parallel(config: PipelineConfig, architecture: SupportedArchitecture) 
     """
     if config.tensor_parallel_degree == 1:
         return
-    if config.lora is not None:
-        raise InvalidSettingError(
-            "LoRA adapters are served on a single device only", cure="Load the model on one device, or without them."
-        )
     if not issubclass(architecture.pipeline_model, DecoderPipelineModel):
         raise InvalidSettingError(
             f"{architecture.name} runs on a single device only",

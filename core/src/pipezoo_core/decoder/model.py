@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from pipezoo_core.attention import AttentionBackend, NativeAttention, select_backend
-from pipezoo_core.config import KVCacheConfig, PipelineConfig, ReturnLogits, SupportedEncoding
+from pipezoo_core.config import KVCacheConfig, LoRAConfig, PipelineConfig, ReturnLogits, SupportedEncoding
 from pipezoo_core.context import TextContext
 from pipezoo_core.decoder.estimates import DecoderEstimates
 from pipezoo_core.decoder.inputs import DecoderInputs
-from pipezoo_core.distributed import DistributedGroup
+from pipezoo_core.distributed import DistributedGroup, Message
 from pipezoo_core.interfaces import AlwaysSignalBuffersMixin, ModelInputs, ModelOutputs
 from pipezoo_core.kv_cache import KVCacheInputs, PagedKVCacheManager, RaggedBatch
 from pipezoo_core.layers import use_linear_backend
-from pipezoo_core.lora import LoRAManager
+from pipezoo_core.lora import AdaptedModule, LoRAManager, resolve_lora_config
 from pipezoo_core.native import NativeKernels, RecordedModule
 from pipezoo_core.session import InferenceSession
 from pipezoo_core.weights import LazyTensor, Weights, WeightsAdapter, load_module, torch_dtype
@@ -55,6 +56,8 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, DecoderEstimates):
     decides everything and sends each step to the others, who `serve`. The module is the same on all, a part of it.
     """
 
+    _adapted: AdaptedModule | None = None
+
     def __init__(
         self,
         pipeline_config: PipelineConfig,
@@ -86,7 +89,8 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, DecoderEstimates):
             return_logits,
         )
         self.module = self._load_module()
-        self._lora_manager = self._load_lora_manager()
+        if pipeline_config.lora is not None:
+            self._load_adapters(pipeline_config.lora)
         self._forward: Callable[[Tensor, KVCacheInputs[Any]], Tensor] = self.module
         is_recordable = isinstance(self._backend, NativeAttention) and self._group.size == 1
         if is_recordable and not pipeline_config.enforce_eager:
@@ -119,17 +123,15 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, DecoderEstimates):
     def _adapt(self, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         return dict(tensors) if self.adapter is None else self.adapter(tensors, self.huggingface_config)
 
-    def _load_lora_manager(self) -> LoRAManager | None:
-        if self.pipeline_config.lora is None:
-            return None
+    def _load_adapters(self, lora: LoRAConfig) -> None:
+        """Gives the module slots for adapters, and on rank 0 loads these."""
         assert isinstance(self.module, nn.Module)
-        return LoRAManager(
-            self.pipeline_config.lora,
-            self.module,
-            self._adapt,
-            device=self.session.device,
-            dtype=self.dtype,
+        config = resolve_lora_config(lora)
+        self._adapted = AdaptedModule(
+            self.module, config, device=self.session.device, dtype=self.dtype, group=self._group
         )
+        if self._group.rank == 0:
+            self._lora_manager = LoRAManager(config, self._adapted, self._adapt, dtype=self.dtype)
 
     def load_kv_manager(self, session: InferenceSession, available_cache_memory: int | None) -> PagedKVCacheManager:
         """Allocates the cache on the session's device."""
@@ -209,7 +211,7 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, DecoderEstimates):
         assert model_inputs.kv_cache_inputs is not None
         if isinstance(self._group, DistributedGroup):
             with self._group.step():
-                self._group.send(_as_lists(model_inputs, model_inputs.kv_cache_inputs.batch))
+                self._group.send(Message.step, _as_lists(model_inputs, model_inputs.kv_cache_inputs.batch))
                 logits = self._logits(model_inputs, model_inputs.kv_cache_inputs)
         else:
             logits = self._logits(model_inputs, model_inputs.kv_cache_inputs)
@@ -228,19 +230,28 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, DecoderEstimates):
             RankLostError: another rank is gone.
         """
         assert isinstance(self._group, DistributedGroup)
-        while lists := self._group.receive():
-            tokens, logit_rows, active_lengths, cache_lengths, prompt_lengths, *pages = lists
-            kv = self.kv_manager.inputs_of(RaggedBatch(active_lengths, cache_lengths, prompt_lengths, pages))
-            tokens_T = torch.tensor(tokens, device=self.session.device)
-            hidden_TH = self._forward(tokens_T, kv)
-            self.module.compute_logits(hidden_TH[torch.tensor(logit_rows, device=self.session.device)])
+        while True:
+            message, lists = self._group.receive()
+            if message is Message.end:
+                return
+            if message is Message.fill_slot:
+                assert self._adapted is not None
+                self._adapted.fill_as_told(lists)
+            else:
+                self._step_as_told(lists)
+
+    def _step_as_told(self, lists: Sequence[list[int]]) -> None:
+        tokens, logit_rows, active_lengths, cache_lengths, prompt_lengths, lora_ids, lora_ranks, *pages = lists
+        kv = self.kv_manager.inputs_of(RaggedBatch(active_lengths, cache_lengths, prompt_lengths, pages))
+        hidden_TH = self._hidden(torch.tensor(tokens, device=self.session.device), kv, lora_ids, lora_ranks)
+        self.module.compute_logits(hidden_TH[torch.tensor(logit_rows, device=self.session.device)])
 
     @cached_property
     def _signal_buffers(self) -> list[Tensor]:
         return self._group.signal_buffers or super()._signal_buffers
 
     def _logits(self, inputs: DecoderInputs, kv: KVCacheInputs[Any]) -> Tensor:
-        hidden_TH = self._hidden(inputs, kv)
+        hidden_TH = self._hidden(inputs.tokens, kv, *_loras(inputs))
         if len(inputs.logit_rows) < len(hidden_TH):
             hidden_TH = self._rows(hidden_TH, inputs.logit_rows)
         return self.module.compute_logits(hidden_TH).float()
@@ -248,13 +259,23 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, DecoderEstimates):
     def _rows(self, x: Tensor, indices: Tensor) -> Tensor:
         return self._kernels.rows(x, indices) if self._kernels.obstacle is None else x[indices]
 
-    def _hidden(self, inputs: DecoderInputs, kv: KVCacheInputs[Any]) -> Tensor:
-        if self.lora_manager is None or inputs.lora_ids is None or inputs.lora_ranks is None:
-            return self._forward(inputs.tokens, kv)
-        with self.lora_manager.applied(inputs.lora_ids, inputs.lora_ranks, inputs.input_row_offsets):
-            return self.module(inputs.tokens, kv)  # never replayed: a recording knows nothing of adapters
+    def _hidden(
+        self, tokens: Tensor, kv: KVCacheInputs[Any], lora_ids: Sequence[int], lora_ranks: Sequence[int]
+    ) -> Tensor:
+        if not lora_ids:
+            return self._forward(tokens, kv)
+        assert self._adapted is not None
+        with self._adapted.applied(lora_ids, lora_ranks, list(accumulate(kv.batch.active_lengths, initial=0))):
+            return self.module(tokens, kv)  # never replayed: a recording knows nothing of adapters
 
 
 def _as_lists(inputs: DecoderInputs, batch: RaggedBatch) -> list[list[int]]:
     lengths = (batch.active_lengths, batch.cache_lengths, batch.prompt_lengths)
-    return [inputs.tokens.tolist(), inputs.logit_rows.tolist(), *lengths, *batch.pages]
+    return [inputs.tokens.tolist(), inputs.logit_rows.tolist(), *lengths, *_loras(inputs), *batch.pages]
+
+
+def _loras(inputs: DecoderInputs) -> tuple[list[int], list[int]]:
+    """Returns each request's slot and rank; nothing where no request has an adapter."""
+    if inputs.lora_ids is None or inputs.lora_ranks is None:
+        return [], []
+    return inputs.lora_ids.tolist(), inputs.lora_ranks.tolist()

@@ -2,11 +2,13 @@
 
 from pipezoo_core.distributed.collectives import DistributedGroup, TensorParallelGroup
 from pipezoo_core.distributed.launch import Workers, follow_parent, join_launched, join_local, launched_rank, ranks_here
+from pipezoo_core.distributed.messages import Message
 from pipezoo_core.distributed.signals import SIGNAL_BUFFER_BYTES
 
 __all__ = [
     "SIGNAL_BUFFER_BYTES",
     "DistributedGroup",
+    "Message",
     "TensorParallelGroup",
     "Workers",
     "follow_parent",

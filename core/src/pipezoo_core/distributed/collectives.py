@@ -7,11 +7,8 @@ import pickle
 import tempfile
 import threading
 import time
-from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import timedelta
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,8 @@ from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store
 
 from pipezoo_core.distributed.interrupts import interrupts_deferred
+from pipezoo_core.distributed.meeting import first_line, meet
+from pipezoo_core.distributed.messages import INLINE, Message, decode, encode
 from pipezoo_core.distributed.signals import (
     SHARED_MEMORY,
     SIGNAL_BUFFER_BYTES,
@@ -29,14 +28,11 @@ from pipezoo_core.distributed.signals import (
     can_signal,
     map_signal_buffers,
 )
-from pipezoo_core.errors import InvalidSettingError, RankLostError
+from pipezoo_core.errors import RankLostError
 
 __all__ = ["DistributedGroup", "TensorParallelGroup"]
 
-_TO_CONNECT = timedelta(minutes=5)  # whoever does not come within that many is gone
-_FOREVER = timedelta(days=365)  # a rank that waits for the next step waits as long as nobody asks anything
 _PAUSE = 0.01
-_INLINE = 1024  # numbers of a message that go with its length
 
 
 class TensorParallelGroup:
@@ -110,7 +106,7 @@ class DistributedGroup(TensorParallelGroup):
         self._peers: dict[int, psutil.Process] = {}
         self._signals: Signals | None = None
         self._signal_buffers: list[Tensor] = []
-        self._gloo = _gloo(PrefixStore("gloo", store), rank, size, network)
+        self._gloo: Any = meet(PrefixStore("gloo", store), rank, size, network)
         self._collectives: Any = self._gloo
         if device.type == "cuda":
             options = dist.ProcessGroupNCCL.Options()
@@ -150,30 +146,27 @@ class DistributedGroup(TensorParallelGroup):
         self._guarded(lambda: self._collectives.allgather(gathered, [padded]).wait())
         return torch.cat([part[:, :size] for part, size in zip(gathered[0], sizes, strict=True)], dim=-1)
 
-    def send(self, lists: Sequence[Sequence[int]]) -> None:
-        """Sends lists of whole numbers from rank 0 to the others, who call `receive`."""
-        numbers = array("q", [0, len(lists), *map(len, lists)])
-        for values in lists:
-            numbers.extend(values)
-        numbers[0] = len(numbers)
-        numbers.extend([0] * (_INLINE - len(numbers)))
-        message = torch.frombuffer(numbers, dtype=torch.int64)
-        self._broadcast(message[:_INLINE])
-        if len(message) > _INLINE:
-            self._broadcast(message[_INLINE:])
+    def send(self, message: Message, lists: Sequence[Sequence[int]] = ()) -> None:
+        """Sends a message from rank 0 to the others, who call `receive`."""
+        numbers = encode(message, lists)
+        self.broadcast(numbers[:INLINE])
+        if len(numbers) > INLINE:
+            self.broadcast(numbers[INLINE:])
 
-    def receive(self) -> list[list[int]]:
+    def receive(self) -> tuple[Message, list[list[int]]]:
         """Waits for what rank 0 sends next."""
-        message = torch.empty(_INLINE, dtype=torch.int64)
-        self._broadcast(message)
-        length, num_lists = message[:2].tolist()
-        if length > _INLINE:
-            rest = torch.empty(length - _INLINE, dtype=torch.int64)
-            self._broadcast(rest)
-            message = torch.cat((message, rest))
-        numbers = message[2:length].tolist()
-        ends = accumulate(numbers[:num_lists], initial=num_lists)
-        return [numbers[start:end] for start, end in pairwise(ends)]
+        numbers = torch.empty(INLINE, dtype=torch.int64)
+        self.broadcast(numbers)
+        length = int(numbers[0])
+        if length > INLINE:
+            rest = torch.empty(length - INLINE, dtype=torch.int64)
+            self.broadcast(rest)
+            numbers = torch.cat((numbers, rest))
+        return decode(numbers)
+
+    def broadcast(self, x: Tensor) -> None:
+        """Fills x, contiguous and on the host, with the numbers that it has on rank 0."""
+        self._broadcast(x.view(torch.uint8))
 
     def exchange_objects(self, value: Any) -> list[Any]:
         """Returns the values of all ranks, in their order. Slow: for a few at load."""
@@ -211,7 +204,7 @@ class DistributedGroup(TensorParallelGroup):
         is_idle = self._lock.acquire(blocking=False)  # else a step is being left in its middle
         if self.rank == 0 and self.failure is None and is_idle:
             with suppress(RankLostError):
-                self.send([])
+                self.send(Message.end)
         self.failure = self.failure or RankLostError("the pipeline was closed", cure="Load the model again.")
         if is_idle:
             self._lock.release()
@@ -290,32 +283,6 @@ def _shared_file(size: int) -> Path | None:
     return path
 
 
-def _gloo(store: Store, rank: int, size: int, network: Mapping[str, str] | None) -> dist.ProcessGroupGloo:
-    gloo = dist.ProcessGroupGloo
-    options: Any = gloo._Options()  # type: ignore[attr-defined]  # torch's stubs lack it
-    options._timeout = _TO_CONNECT
-    try:
-        options._devices = [gloo.create_device(**network) if network else gloo.create_default_device()]
-    except RuntimeError as error:
-        raise InvalidSettingError(
-            "this process cannot be reached by the others of the model",
-            found=f"{network}: {_first_line(error)}",
-            cure="Set GLOO_SOCKET_IFNAME to the network interface that leads to the other hosts.",
-        ) from error
-    try:
-        group = gloo(store, rank, size, options)
-    except RuntimeError as error:
-        raise RankLostError(
-            "the processes of the model did not all meet",
-            found=_first_line(error),
-            allowed=f"within {_TO_CONNECT.total_seconds():.0f} seconds, each reachable by the others",
-            cure="See what the other processes have printed. On several hosts, set GLOO_SOCKET_IFNAME on each to the "
-            "network interface that leads to the others.",
-        ) from error
-    group._set_default_timeout(_FOREVER)
-    return group
-
-
 def _wait_for_long(work: dist.Work) -> None:
     """Waits so that Ctrl-C is heard meanwhile."""
     while not work.is_completed():
@@ -329,10 +296,6 @@ def _pid_namespace() -> str:
     return ""
 
 
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
-
-
 def _lost(what: str, cause: BaseException | None = None) -> RankLostError:
-    found = None if cause is None else _first_line(cause)
+    found = None if cause is None else first_line(cause)
     return RankLostError(what, found=found, cure="See what its process has printed, and load the model again.")

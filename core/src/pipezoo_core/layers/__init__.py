@@ -9,7 +9,7 @@ from pipezoo_core.layers.mlp import GatedMLP
 from pipezoo_core.layers.norm import ParallelLayerNorm, RMSNorm
 from pipezoo_core.layers.quantized import DEQUANTIZED_AT_ONCE
 from pipezoo_core.layers.rotary import ROPE_TYPES, RotaryEmbedding, apply_rotary, max_rotary_length
-from pipezoo_core.layers.split import Heads, Shardable, Split, as_split, shard_module
+from pipezoo_core.layers.split import Heads, Shard, Shardable, Split, as_split, shard_module
 
 __all__ = [
     "ACTIVATIONS",
@@ -26,6 +26,7 @@ __all__ = [
     "RMSNorm",
     "RotaryEmbedding",
     "RowParallelLinear",
+    "Shard",
     "Shardable",
     "Split",
     "VocabParallelEmbedding",

@@ -45,12 +45,16 @@ class Linear(nn.Module):
         in_features: numbers per input row.
         out_features: numbers per output row.
         bias: whether there is a b.
+
+    Attributes:
+        full_shape: out_features and in_features of the whole layer, of which a rank may have a part.
     """
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool = False) -> None:
         super().__init__()
         self.in_features = in_features
         self.out_features = out_features
+        self.full_shape = (out_features, in_features)
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
         self._product: Callable[[Tensor], Tensor] = self._plain
@@ -95,7 +99,8 @@ class ColumnParallelLinear(Linear):
         bias: whether there is a b.
 
     Attributes:
-        sizes: this rank's numbers of each part.
+        full_sizes: the numbers of each part.
+        sizes: this rank's of them.
         ranges: which of all numbers of a part these are; empty where the ranks do not divide them.
     """
 
@@ -104,7 +109,8 @@ class ColumnParallelLinear(Linear):
     ) -> None:
         parts = out_features if isinstance(out_features, Sequence) else [out_features]
         self._splits = [as_split(part) for part in parts]
-        self.sizes = [split.size for split in self._splits]
+        self.full_sizes = [split.size for split in self._splits]
+        self.sizes = self.full_sizes
         super().__init__(in_features, sum(self.sizes), bias=bias)
         self.ranges: list[slice] = []
         self.shards: dict[str, Shard] = {}
@@ -177,6 +183,11 @@ class MergedLinear(nn.Module):
     def parts(self) -> dict[str, int]:
         """Name -> out_features of each layer, on this rank."""
         return dict(zip(self._names, self.merged.sizes, strict=True))
+
+    @property
+    def full_parts(self) -> dict[str, int]:
+        """Name -> out_features of each layer, on all ranks together."""
+        return dict(zip(self._names, self.merged.full_sizes, strict=True))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Maps [..., in_features] to one [..., out_features] per part."""

@@ -1,26 +1,21 @@
 """LoRA adapters: read from PEFT folders, kept in slots, added to the products of linear layers request by request."""
 
+from pipezoo_core.lora.adapted_module import AdaptedModule, lora_memory
 from pipezoo_core.lora.adapter import LoRAModel, LoRAWeights, open_adapter
-from pipezoo_core.lora.layers import (
-    NO_LORA,
-    LoRABatch,
-    LoRAGroup,
-    LoRALinear,
-    adaptable_layers,
-    group_rows,
-    lora_memory,
-)
+from pipezoo_core.lora.layers import NO_LORA, LoRABatch, LoRAGroup, LoRALinear, LoRATarget, adaptable_layers, group_rows
 from pipezoo_core.lora.manager import LoRAManager, hold_adapter, resolve_lora_config
 from pipezoo_core.lora.slots import LoRASlots
 
 __all__ = [
     "NO_LORA",
+    "AdaptedModule",
     "LoRABatch",
     "LoRAGroup",
     "LoRALinear",
     "LoRAManager",
     "LoRAModel",
     "LoRASlots",
+    "LoRATarget",
     "LoRAWeights",
     "adaptable_layers",
     "group_rows",

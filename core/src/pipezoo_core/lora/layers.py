@@ -12,10 +12,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from pipezoo_core.config import LoRAConfig
-from pipezoo_core.layers import Linear, LMHead, MergedLinear
+from pipezoo_core.layers import Linear, LMHead, MergedLinear, Shard, Shardable
 
-__all__ = ["NO_LORA", "LoRABatch", "LoRAGroup", "LoRALinear", "adaptable_layers", "group_rows", "lora_memory"]
+__all__ = ["NO_LORA", "LoRABatch", "LoRAGroup", "LoRALinear", "LoRATarget", "adaptable_layers", "group_rows"]
 
 NO_LORA = -1
 """In `lora_ids`: the request uses the model as it is."""
@@ -117,10 +116,6 @@ class LoRALinear:
         self._filled: set[int] = set()
         linear.add_to_product(self._add)
 
-    def shape_of(self, name: str) -> tuple[int, int]:
-        """Returns out_features and in_features of a part."""
-        return self._sizes[name], self.a.shape[-1]
-
     def empty(self, slot: int) -> None:
         """Makes the layer add nothing for a slot."""
         if slot in self._filled:
@@ -150,31 +145,45 @@ class LoRALinear:
                 y_TO.index_add_(0, group.rows, low @ b)
 
 
-def adaptable_layers(module: nn.Module) -> Iterator[tuple[Linear, dict[str, int]]]:
-    """Yields every linear layer but the head, with the name and out_features of each layer that is merged in it."""
+@dataclass(frozen=True, slots=True)
+class LoRATarget:
+    """A layer that adapters are trained on: a linear layer of the module, or one of those that are merged in it.
+
+    Attributes:
+        shape: out_features and in_features of all of it.
+        out_features: of this rank's part.
+        shard: which part of its weight that is; None for all of it.
+    """
+
+    shape: tuple[int, int]
+    out_features: int
+    shard: Shard | None
+
+    def part(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns of A [R, in_features] and B [out_features, R] what belongs to this rank's part."""
+        if self.shard is None:
+            return a, b
+        if self.shard.dim == 0:
+            return a, torch.cat([b[rows] for rows in self.shard.ranges])
+        return torch.cat([a[:, columns] for columns in self.shard.ranges], dim=1), b
+
+
+def adaptable_layers(module: nn.Module) -> Iterator[tuple[Linear, dict[str, LoRATarget]]]:
+    """Yields every linear layer but the head, with the name of each layer that it is, or that is merged in it."""
     merged: set[nn.Module] = set()
     for name, child in module.named_modules():
         if isinstance(child, MergedLinear):
             merged.add(child.merged)
             parent = name.rpartition(".")[0]
-            yield child.merged, {f"{parent}.{part}".lstrip("."): size for part, size in child.parts.items()}
+            yield (
+                child.merged,
+                {
+                    f"{parent}.{part}".lstrip("."): LoRATarget(
+                        (child.full_parts[part], child.merged.in_features), size, child.shards.get(f"{part}.weight")
+                    )
+                    for part, size in child.parts.items()
+                },
+            )
         elif isinstance(child, Linear) and not isinstance(child, LMHead) and child not in merged:
-            yield child, {name: child.out_features}
-
-
-def lora_memory(config: LoRAConfig, module: nn.Module, device: torch.device) -> int:
-    """Returns the bytes of all slots, and on a CPU of the adapters that are loaded at once.
-
-    Args:
-        config: resolved.
-        module: in the run's precision, on the meta device.
-        device: where it will be.
-    """
-    assert config.max_num_loras is not None
-    assert config.max_lora_rank is not None
-    num_adapters = config.max_num_loras + (len(config.lora_paths) if device.type == "cpu" else 0)
-    width = sum(
-        len(parts) * (linear.in_features + linear.out_features) * linear.weight.dtype.itemsize
-        for linear, parts in adaptable_layers(module)
-    )
-    return num_adapters * config.max_lora_rank * width
+            shards = child.shards if isinstance(child, Shardable) else {}
+            yield child, {name: LoRATarget(child.full_shape, child.out_features, shards.get("weight"))}

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipezoo_core.config import LoRAConfig
 from pipezoo_core.context import TextContext
 from pipezoo_core.errors import AdapterInUseError, AdapterNotFoundError, InvalidSettingError, UnsupportedAdapterError
+from pipezoo_core.lora.adapted_module import AdaptedModule
 from pipezoo_core.lora.adapter import LoRAModel, LoRAWeights, open_adapter
-from pipezoo_core.lora.layers import NO_LORA, LoRABatch, LoRALinear, adaptable_layers, group_rows
+from pipezoo_core.lora.layers import NO_LORA
 from pipezoo_core.lora.slots import LoRASlots
 from pipezoo_core.request import RequestID
 from pipezoo_core.weights import LazyTensor
@@ -66,33 +66,23 @@ class LoRAManager:
     the steps, at last `release`. Methods may be called from any thread.
 
     Args:
-        config: how many slots, of which rank, and the adapters to load at once.
-        module: loaded, and its layers' products chosen; its linear layers are made to add what the adapters say.
+        config: how many slots, of which rank, and the adapters to load at once; resolved.
+        module: that has the slots.
         rename: the checkpoint's adapter: from names of the trained model to those of the module.
-        device: where the module computes.
-        dtype: of its activations.
+        dtype: of the module's activations.
 
     Raises:
         What `load_adapter` raises.
     """
 
-    def __init__(
-        self, config: LoRAConfig, module: nn.Module, rename: Rename, *, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        config = resolve_lora_config(config)
+    def __init__(self, config: LoRAConfig, module: AdaptedModule, rename: Rename, *, dtype: torch.dtype) -> None:
         assert config.max_num_loras is not None
         assert config.max_lora_rank is not None
         self.max_num_loras = config.max_num_loras
         self.max_lora_rank = config.max_lora_rank
+        self._module = module
         self._rename = rename
-        self._device = device
         self._dtype = dtype
-        self._batch = LoRABatch()
-        sizes = {"num_slots": self.max_num_loras, "max_rank": self.max_lora_rank}
-        self._layers: dict[str, LoRALinear] = {}
-        for linear, parts in adaptable_layers(module):
-            layer = LoRALinear(linear, self._batch, parts, **sizes, device=device, dtype=dtype)
-            self._layers |= dict.fromkeys(parts, layer)
         self._slots = LoRASlots(self.max_num_loras)
         self._adapters: dict[str, _Adapter] = {}
         self._users: dict[RequestID, str] = {}
@@ -188,6 +178,9 @@ class LoRAManager:
 
         Returns:
             False where running requests use all slots for other adapters.
+
+        Raises:
+            RankLostError: another device's process is gone.
         """
         if context.lora is None:
             return True
@@ -197,7 +190,7 @@ class LoRAManager:
             if slot is None:
                 return False
             if not is_active:
-                self._fill(slot, self._adapters[context.lora])
+                self._module.fill(slot, self._adapters[context.lora].layers)
             self._slots.hold(context.lora, context.request_id)
         return True
 
@@ -219,23 +212,6 @@ class LoRAManager:
         ranks = [0 if name is None else self._adapters[name].rank for name in names]
         return torch.tensor(ids), torch.tensor(ranks)
 
-    @contextmanager
-    def applied(self, lora_ids: Tensor, lora_ranks: Tensor, input_row_offsets: Tensor) -> Iterator[None]:
-        """Makes the layers add the adapters of one step, as long as the context lasts.
-
-        Args:
-            lora_ids: of `inputs_of`.
-            lora_ranks: of `inputs_of`.
-            input_row_offsets: int64 [B + 1], where each request's rows begin.
-        """
-        self._batch.groups = group_rows(
-            lora_ids.tolist(), lora_ranks.tolist(), input_row_offsets.tolist(), self._device
-        )
-        try:
-            yield
-        finally:
-            self._batch.groups = ()
-
     def _fit(self, lora: LoRAModel) -> dict[str, LoRAWeights]:
         """Returns an adapter's weights by the names of the module's parts."""
         layers: dict[str, LoRAWeights] = {}
@@ -246,10 +222,11 @@ class LoRAManager:
             own_name, b = renamed.popitem() if len(renamed) == 1 else ("", weights.b)
             own_name = own_name.removesuffix(".weight")
             shape = (b.shape[0], weights.a.shape[1])
-            if own_name not in self._layers:
+            target = self._module.targets.get(own_name)
+            if target is None:
                 misfits.append(f"{name} is no linear layer below the head")
-            elif shape != (needed := self._layers[own_name].shape_of(own_name)):
-                misfits.append(f"{name} is for {list(shape)} instead of {list(needed)}")
+            elif shape != target.shape:
+                misfits.append(f"{name} is for {list(shape)} instead of {list(target.shape)}")
             elif own_name in layers:
                 misfits.append(f"{name} is there twice")
             else:
@@ -261,12 +238,6 @@ class LoRAManager:
                 cure="Take an adapter that was trained on this model, and on linear layers other than the head.",
             )
         return layers
-
-    def _fill(self, slot: int, adapter: _Adapter) -> None:
-        for layer in self._layers.values():
-            layer.empty(slot)
-        for name, (a, b) in adapter.layers.items():
-            self._layers[name].fill(slot, name, a, b)
 
 
 def hold_adapter(manager: LoRAManager | None, context: TextContext) -> None:
