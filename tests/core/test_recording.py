@@ -8,7 +8,7 @@ from tiny_models import load_model, logits_of, make_llama
 
 from pipezoo_core.config import KVCacheConfig
 from pipezoo_core.native import NativeKernels, kernels
-from pipezoo_core.native.recording import _ALIGNMENT, _MAX_PROGRAMS, _MAX_ROWS, _arrange
+from pipezoo_core.native.recording import _MAX_PROGRAMS, _MAX_ROWS, _arrange
 from pipezoo_llama.model import LlamaForCausalLM, LlamaPipelineModel
 from pipezoo_llama.weight_adapters import adapt_safetensors
 
@@ -80,7 +80,7 @@ def test_memory_is_shared_between_layers_and_programs(folder):
     arena = model._forward._programs[3].output.untyped_storage().nbytes()
     config = model.config
     width = 4 * config.hidden_size + 3 * config.intermediate_size + 6 * config.num_heads * config.head_dim
-    assert arena < 3 * 4 * width + 20 * _ALIGNMENT
+    assert arena < 3 * 4 * width + 20 * 64
 
 
 def test_an_operation_without_a_kernel(folder):
@@ -104,7 +104,7 @@ def test_tensors_that_live_together_have_places_apart(tensors):
     lifetimes = {i: (first, last) for i, (first, last, _) in enumerate(tensors)}
     sizes = {i: size for i, (_, _, size) in enumerate(tensors)}
     places = _arrange(lifetimes, sizes)
-    assert all(place % _ALIGNMENT == 0 for place in places.values())
+    assert all(place % 64 == 0 for place in places.values())
     for i, (first, last) in lifetimes.items():
         for j, (other_first, other_last) in lifetimes.items():
             if i < j and first <= other_last and other_first <= last:
