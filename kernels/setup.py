@@ -1,4 +1,4 @@
-"""Builds the extension module; everything else is in pyproject.toml."""
+"""Builds an extension module for each kind of CPU, from the same sources; everything else is in pyproject.toml."""
 
 from pathlib import Path
 
@@ -7,19 +7,22 @@ from setuptools import Extension, setup
 NATIVE = "native"
 ROOT = Path(__file__).parent
 
+INSTRUCTIONS = {
+    "avx512": ["-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni"],
+    "avx2": ["-march=x86-64-v3"],
+}
+
 setup(
     ext_modules=[
         Extension(
-            "pipezoo_kernels._native",
-            sources=[f"{NATIVE}/{name}.cpp" for name in ("attention", "layers", "linear", "module", "quantized")],
+            f"pipezoo_kernels._{name}",
+            sources=[f"{NATIVE}/{source}.cpp" for source in ("attention", "layers", "linear", "module", "quantized")],
             depends=[str(header.relative_to(ROOT)) for header in sorted((ROOT / NATIVE).glob("*.h"))],
             language="c++",
             extra_compile_args=[
                 "-O3",
                 "-std=c++17",
-                "-march=x86-64-v4",
-                "-mavx512bf16",
-                "-mavx512vnni",
+                *instructions,
                 "-fopenmp",
                 "-ffp-contract=off",  # quantizing rounds as its oracle does
                 "-fvisibility=hidden",
@@ -32,5 +35,6 @@ setup(
             define_macros=[("Py_LIMITED_API", "0x030B0000")],
             py_limited_api=True,
         )
+        for name, instructions in INSTRUCTIONS.items()
     ],
 )

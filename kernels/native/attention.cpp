@@ -10,9 +10,6 @@ namespace {
 constexpr int kBlock = 64;        // keys that are looked at together
 constexpr int kMaxHeadDim = 256;  // checked by the caller
 
-template <typename T>
-constexpr int kPerStep = Number<T>::per_step;
-
 // to[i] = the i-th number of a head, rotated if there are angles, where the halves of a head are the pairs.
 template <typename T>
 PIPEZOO_INLINE void read_head(const T* from, const T* cos, const T* sin, std::int64_t head_dim, float* to) {
@@ -22,15 +19,10 @@ PIPEZOO_INLINE void read_head(const T* from, const T* cos, const T* sin, std::in
     }
     const std::int64_t half = head_dim / 2;
     for (std::int64_t d = 0; d < half; d += kLanes) {
-        const __m512 first = load(from + d), second = load(from + half + d);
-        store(to + d, _mm512_fmsub_ps(first, load(cos + d), _mm512_mul_ps(second, load(sin + d))));
-        store(to + half + d, _mm512_fmadd_ps(second, load(cos + half + d), _mm512_mul_ps(first, load(sin + half + d))));
+        const Vector first = load(from + d), second = load(from + half + d);
+        store(to + d, product_less(first, load(cos + d), second * load(sin + d)));
+        store(to + half + d, add_product(first * load(sin + half + d), second, load(cos + half + d)));
     }
-}
-
-template <typename T>
-PIPEZOO_INLINE void round_head(const float* from, std::int64_t head_dim, T* to) {
-    for (std::int64_t d = 0; d < head_dim; d += kLanes) store(to + d, load(from + d));
 }
 
 template <typename T>
@@ -55,7 +47,7 @@ void write_row(const Step& step, std::int64_t row, const T* k, const T* v, const
 // What a thread works with; kept between calls.
 template <typename T>
 struct Workspace {
-    std::unique_ptr<T[]> queries;      // [tiles, head_dim / per_step, kTileRows, per_step]
+    std::unique_ptr<Left<T>[]> queries;      // [tiles, head_dim / per_step, kTileRows, per_step]
     std::unique_ptr<float[]> values;   // [rows, head_dim], not yet divided by the sum
     std::unique_ptr<float[]> maxima;   // [rows]
     std::unique_ptr<float[]> sums;     // [rows, kLanes]
@@ -64,7 +56,7 @@ struct Workspace {
     void reserve(std::int64_t rows, std::int64_t head_dim) {
         if (rows * head_dim <= size) return;
         size = rows * head_dim;
-        queries.reset(new T[size]());
+        queries.reset(new Left<T>[size]());
         values.reset(new float[size]);
         maxima.reset(new float[size]);
         sums.reset(new float[size * kLanes]);
@@ -92,14 +84,14 @@ class ItemWork {
     void read_queries(const T* q, std::int64_t q_stride, const T* cos, const T* sin) {
         constexpr int ps = kPerStep<T>;
         alignas(64) float numbers[kMaxHeadDim];
-        alignas(64) T rounded[kMaxHeadDim];
+        alignas(64) Left<T> rounded[kMaxHeadDim];
         for (std::int64_t r = 0; r < rows_; ++r) {
             const std::int64_t row = item_.row + r / groups_;
             const T* from = q + row * q_stride + (head_ * groups_ + r % groups_) * dim_;
             read_head(from, cos ? cos + row * dim_ : nullptr, sin + row * dim_, dim_, numbers);
-            round_head(numbers, dim_, rounded);
-            T* to = space_.queries.get() + r / kTileRows * kTileRows * dim_ + r % kTileRows * ps;
-            for (std::int64_t d = 0; d < dim_; d += ps) std::memcpy(to + d * kTileRows, rounded + d, ps * sizeof(T));
+            for (std::int64_t d = 0; d < dim_; d += kLanes) store(rounded + d, load(numbers + d));
+            Left<T>* to = space_.queries.get() + r / kTileRows * kTileRows * dim_ + r % kTileRows * ps;
+            for (std::int64_t d = 0; d < dim_; d += ps) std::memcpy(to + d * kTileRows, rounded + d, ps * sizeof(Left<T>));
         }
     }
 
@@ -122,17 +114,17 @@ class ItemWork {
     void write(T* out) const {
         for (std::int64_t r = 0; r < rows_; ++r) {
             const std::int64_t query_head = head_ * groups_ + r % groups_;
-            const float sum = _mm512_reduce_add_ps(load(space_.sums.get() + r * kLanes));
+            const float total = sum(load(space_.sums.get() + r * kLanes));
             const float* values = space_.values.get() + r * dim_;
             if (item_.partial < 0) {
-                const __m512 share = _mm512_set1_ps(1.0f / sum);
+                const Vector share = all(1.0f / total);
                 T* to = out + ((item_.row + r / groups_) * step_.num_heads + query_head) * dim_;
-                for (std::int64_t d = 0; d < dim_; d += kLanes) store(to + d, _mm512_mul_ps(load(values + d), share));
+                for (std::int64_t d = 0; d < dim_; d += kLanes) store(to + d, load(values + d) * share);
             } else {
                 const std::int64_t partial = item_.partial + r / groups_;
                 float* to = step_.partials + (partial * step_.num_heads + query_head) * (2 + dim_);
                 to[0] = space_.maxima[r];
-                to[1] = sum;
+                to[1] = total;
                 std::memcpy(to + 2, values, dim_ * sizeof(float));
             }
         }
@@ -165,53 +157,53 @@ class ItemWork {
         constexpr int ps = kPerStep<T>;
         const std::int64_t row = tile * kTileRows;
         alignas(64) float scores[MR][kBlock];
-        alignas(64) T weights[MR][kBlock];
-        const T* queries = space_.queries.get() + row * dim_;
+        alignas(64) Left<T> weights[MR][kBlock];
+        const Left<T>* queries = space_.queries.get() + row * dim_;
         for (std::int64_t j = 0; j < num_keys; j += kPanel) {
-            __m512 sum[MR][2] = {};
-            multiply<MR>(sum, queries, ps, kTileRows * ps, keys + j * ps, step_.page_size * ps, dim_ / ps,
+            Vector scores_of[MR][2] = {};
+            multiply<MR, T>(scores_of, queries, ps, kTileRows * ps, keys + j * ps, step_.page_size * ps, dim_ / ps,
                          values + j * dim_);
 #pragma GCC unroll 12
-            for (int i = 0; i < MR; ++i) store(&scores[i][j], sum[i][0]), store(&scores[i][j + kLanes], sum[i][1]);
+            for (int i = 0; i < MR; ++i) store(&scores[i][j], scores_of[i][0]), store(&scores[i][j + kLanes], scores_of[i][1]);
         }
         float scale = float(step_.scale);
         if (step_.slopes) {
             for (int i = 0; i < MR; ++i)
                 for (std::int64_t j = 0; j < num_keys; j += kLanes)
-                    store(&scores[i][j], _mm512_fmadd_ps(slope(row + i), distances(key + j - position(row + i)),
-                                                         _mm512_mul_ps(load(&scores[i][j]), _mm512_set1_ps(scale))));
+                    store(&scores[i][j], add_product(load(&scores[i][j]) * all(scale), slope(row + i),
+                                                     numbers_from(key + j - position(row + i))));
             scale = 1;
         }
         alignas(64) float decay[kLanes];
         const bool all_seen = key + num_keys - 1 <= position(row) && first_seen(last_row(tile)) <= key;
         if (all_seen && num_keys == kBlock) {
-            weigh<MR>(row, kBlock, scale, scores, weights, decay, [](int, std::int64_t) { return __mmask16(0xFFFF); });
+            weigh<MR>(row, kBlock, scale, scores, weights, decay, [](int, std::int64_t) { return all_lanes(); });
         } else {
-            __mmask16 seen[MR][kBlock / kLanes];
+            Mask seen[MR][kBlock / kLanes];
             for (int i = 0; i < MR; ++i) {
                 const std::int64_t end = std::min(num_keys, position(row + i) - key + 1);
                 const std::int64_t begin = first_seen(row + i) - key;
                 for (std::int64_t j = 0; j < num_keys; j += kLanes)
-                    seen[i][j / kLanes] = first_lanes(end - j) & ~first_lanes(begin - j);
+                    seen[i][j / kLanes] = without(first_lanes(end - j), first_lanes(begin - j));
             }
             weigh<MR>(row, num_keys, scale, scores, weights, decay,
                       [&](int i, std::int64_t j) { return seen[i][j / kLanes]; });
         }
         float* sums_of_values = space_.values.get() + row * dim_;
         for (std::int64_t d = 0; d < dim_; d += kPanel) {
-            __m512 sum[MR][2];
+            Vector sums[MR][2];
 #pragma GCC unroll 12
             for (int i = 0; i < MR; ++i) {
-                const __m512 factor = _mm512_set1_ps(decay[i]);
-                sum[i][0] = _mm512_mul_ps(load(sums_of_values + i * dim_ + d), factor);
-                sum[i][1] = _mm512_mul_ps(load(sums_of_values + i * dim_ + d + kLanes), factor);
+                const Vector factor = all(decay[i]);
+                sums[i][0] = load(sums_of_values + i * dim_ + d) * factor;
+                sums[i][1] = load(sums_of_values + i * dim_ + d + kLanes) * factor;
             }
-            multiply<MR>(sum, &weights[0][0], kBlock, ps, values + d * ps, dim_ * ps, (num_keys + ps - 1) / ps,
+            multiply<MR, T>(sums, &weights[0][0], kBlock, ps, values + d * ps, dim_ * ps, (num_keys + ps - 1) / ps,
                          next_keys + d * kBlock);
 #pragma GCC unroll 12
             for (int i = 0; i < MR; ++i) {
-                store(sums_of_values + i * dim_ + d, sum[i][0]);
-                store(sums_of_values + i * dim_ + d + kLanes, sum[i][1]);
+                store(sums_of_values + i * dim_ + d, sums[i][0]);
+                store(sums_of_values + i * dim_ + d + kLanes, sums[i][1]);
             }
         }
     }
@@ -220,37 +212,31 @@ class ItemWork {
     // was summed before is to be multiplied by `decay`. The scores are multiplied by `scale`, which is not negative.
     template <int MR, typename Seen>
     PIPEZOO_INLINE void weigh(std::int64_t row, std::int64_t num_keys, float scale, const float (&scores)[MR][kBlock],
-                              T (&weights)[MR][kBlock], float (&decay)[kLanes], Seen&& seen) {
+                              Left<T> (&weights)[MR][kBlock], float (&decay)[kLanes], Seen&& seen) {
         float* maxima = space_.maxima.get() + row;
         alignas(64) float before[kLanes] = {}, after[kLanes] = {};
         for (int i = 0; i < MR; ++i) {
-            __m512 highest = _mm512_set1_ps(kLowest);
+            Vector highest = all(kLowest);
             for (std::int64_t j = 0; j < num_keys; j += kLanes)
-                highest = _mm512_mask_max_ps(highest, seen(i, j), highest, load(&scores[i][j]));
+                highest = larger_in(seen(i, j), highest, load(&scores[i][j]));
             before[i] = maxima[i];
-            maxima[i] = after[i] = std::max(before[i], _mm512_reduce_max_ps(highest) * scale);
+            maxima[i] = after[i] = std::max(before[i], largest(highest) * scale);
         }
-        store(decay, exponential(_mm512_sub_ps(load(before), load(after))));
+        store(decay, exponential(load(before) - load(after)));
         for (int i = 0; i < MR; ++i) {
             float* sums = space_.sums.get() + (row + i) * kLanes;
-            __m512 total = _mm512_mul_ps(load(sums), _mm512_set1_ps(decay[i]));
+            Vector total = load(sums) * all(decay[i]);
             for (std::int64_t j = 0; j < num_keys; j += kLanes) {
-                const __m512 relative =
-                    _mm512_fmsub_ps(load(&scores[i][j]), _mm512_set1_ps(scale), _mm512_set1_ps(after[i]));
-                const __m512 weight = _mm512_maskz_mov_ps(seen(i, j), exponential(relative));
-                total = _mm512_add_ps(total, weight);
+                const Vector relative = product_less(load(&scores[i][j]), all(scale), all(after[i]));
+                const Vector weight = where(seen(i, j), exponential(relative));
+                total = total + weight;
                 store(&weights[i][j], weight);
             }
             store(sums, total);
         }
     }
 
-    __m512 slope(std::int64_t r) const { return _mm512_set1_ps(step_.slopes[head_ * groups_ + r % groups_]); }
-
-    static __m512 distances(std::int64_t first) {
-        const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-        return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_set1_epi32(std::int32_t(first)), lane));
-    }
+    Vector slope(std::int64_t r) const { return all(step_.slopes[head_ * groups_ + r % groups_]); }
 
     const Step& step_;
     const Item& item_;
@@ -271,14 +257,14 @@ void join(const Step& step, const Split& split, std::int64_t head, T* out) {
     alignas(64) float values[kMaxHeadDim] = {};
     for (int p = 0; p < split.num_partials; ++p) {
         const float* partial = partial_at(p);
-        const __m512 share = exponential(_mm512_set1_ps(partial[0] - highest));
-        sum += _mm512_cvtss_f32(share) * partial[1];
+        const Vector share = exponential(all(partial[0] - highest));
+        sum += first(share) * partial[1];
         for (std::int64_t d = 0; d < dim; d += kLanes)
-            store(values + d, _mm512_fmadd_ps(load(partial + 2 + d), share, load(values + d)));
+            store(values + d, add_product(load(values + d), load(partial + 2 + d), share));
     }
     T* to = out + (split.row * step.num_heads + head) * dim;
     for (std::int64_t d = 0; d < dim; d += kLanes)
-        store(to + d, _mm512_div_ps(load(values + d), _mm512_set1_ps(sum)));
+        store(to + d, load(values + d) / all(sum));
 }
 
 }  // namespace

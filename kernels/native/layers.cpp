@@ -15,17 +15,17 @@ void rms_norm(const T* x, const T* weight, T* y, std::int64_t rows, std::int64_t
 #pragma omp parallel for if (rows * size > kParallelNumbers)
     for (std::int64_t row = 0; row < rows; ++row) {
         const T* from = x + row * size;
-        __m512 squares = _mm512_setzero_ps();
+        Vector squares = zeros();
         for (std::int64_t i = 0; i < size; i += kLanes) {
-            const __m512 value = load(from + i, first_lanes(size - i));
-            squares = _mm512_fmadd_ps(value, value, squares);
+            const Vector value = load(from + i, first_lanes(size - i));
+            squares = add_product(squares, value, value);
         }
-        const float mean = _mm512_reduce_add_ps(squares) / float(size);
-        const __m512 scale = _mm512_set1_ps(1.0f / std::sqrt(mean + eps));
+        const float mean = sum(squares) / float(size);
+        const Vector scale = all(1.0f / std::sqrt(mean + eps));
         for (std::int64_t i = 0; i < size; i += kLanes) {
-            const __mmask16 lanes = first_lanes(size - i);
-            const __m512 normalized = _mm512_mul_ps(load(from + i, lanes), scale);
-            store(y + row * size + i, _mm512_mul_ps(normalized, load(weight + i, lanes)), lanes);
+            const Mask lanes = first_lanes(size - i);
+            const Vector normalized = load(from + i, lanes) * scale;
+            store(y + row * size + i, normalized * load(weight + i, lanes), lanes);
         }
     }
 }
@@ -36,9 +36,9 @@ void silu_multiply(const T* gate_up, T* y, std::int64_t rows, std::int64_t size)
     for (std::int64_t row = 0; row < rows; ++row) {
         const T* gates = gate_up + row * 2 * size;
         for (std::int64_t i = 0; i < size; i += kLanes) {
-            const __mmask16 lanes = first_lanes(size - i);
-            const __m512 gate = load(gates + i, lanes), up = load(gates + size + i, lanes);
-            store(y + row * size + i, _mm512_mul_ps(silu(gate), up), lanes);
+            const Mask lanes = first_lanes(size - i);
+            const Vector gate = load(gates + i, lanes), up = load(gates + size + i, lanes);
+            store(y + row * size + i, silu(gate) * up, lanes);
         }
     }
 }
@@ -47,8 +47,8 @@ template <typename T>
 void add(const T* x, const T* y, T* sum, std::int64_t count) {
 #pragma omp parallel for if (count > kParallelNumbers)
     for (std::int64_t i = 0; i < count; i += kLanes) {
-        const __mmask16 lanes = first_lanes(count - i);
-        store(sum + i, _mm512_add_ps(load(x + i, lanes), load(y + i, lanes)), lanes);
+        const Mask lanes = first_lanes(count - i);
+        store(sum + i, load(x + i, lanes) + load(y + i, lanes), lanes);
     }
 }
 
@@ -70,7 +70,7 @@ void rotary_angles(const std::int64_t* positions, const float* frequencies, T* c
                 cosines[j - i] = std::cos(angle) * scaling;
                 sines[j - i] = std::sin(angle) * scaling;
             }
-            const __mmask16 lanes = first_lanes(half - i);
+            const Mask lanes = first_lanes(half - i);
             for (const std::int64_t at : {row * 2 * half + i, row * 2 * half + half + i}) {
                 store(cos + at, load(cosines), lanes);
                 store(sin + at, load(sines), lanes);

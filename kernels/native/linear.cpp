@@ -5,54 +5,20 @@
 namespace pipezoo {
 namespace {
 
-template <typename T>
-constexpr int kPerStep = Number<T>::per_step;
-
-// Turns 16 vectors of 16 numbers of 4 bytes over: to[j][i] = from[i][j].
-PIPEZOO_INLINE void transpose(__m512i (&rows)[16]) {
-    __m512i t[16];
-#pragma GCC unroll 8
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 16; i += 4) {
-        rows[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        rows[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        rows[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        rows[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {  // what is left is to turn over 4 x 4 pieces of 4 numbers
-        const __m512i low0 = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0x88);
-        const __m512i low1 = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0x88);
-        const __m512i high0 = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0xdd);
-        const __m512i high1 = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0xdd);
-        t[i] = _mm512_shuffle_i32x4(low0, low1, 0x88);
-        t[i + 4] = _mm512_shuffle_i32x4(high0, high1, 0x88);
-        t[i + 8] = _mm512_shuffle_i32x4(low0, low1, 0xdd);
-        t[i + 12] = _mm512_shuffle_i32x4(high0, high1, 0xdd);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) rows[i] = t[i];
-}
-
 // Interleaves rows of x for a tile: [in / per_step, kTileRows, per_step].
 template <typename T>
-void interleave_tile(const T* x, std::int64_t in, int rows, T* to) {
-    static_assert(sizeof(T) * kPerStep<T> == 4);
+void interleave_tile(const T* x, std::int64_t in, int rows, Left<T>* to) {
     const std::int64_t steps = in / kPerStep<T>;
     for (std::int64_t s = 0; s < steps; s += kLanes) {
-        const __mmask16 lanes = first_lanes(steps - s);
-        __m512i block[16];
+        const Mask lanes = first_lanes(steps - s);
+        Words block[kLanes];
 #pragma GCC unroll 16
-        for (int i = 0; i < 16; ++i)
-            block[i] = i < rows ? _mm512_maskz_loadu_epi32(lanes, x + i * in + s * kPerStep<T>) : _mm512_setzero_si512();
+        for (int i = 0; i < kLanes; ++i)
+            block[i] = i < rows ? load_words(x + i * in + s * kPerStep<T>, lanes) : no_words();
         transpose(block);
 #pragma GCC unroll 16
-        for (int j = 0; j < 16; ++j)
-            if (s + j < steps) _mm512_mask_storeu_epi32(to + (s + j) * kTileRows * kPerStep<T>, 0x0FFF, block[j]);
+        for (int j = 0; j < kLanes; ++j)
+            if (s + j < steps) store_tile_rows(to + (s + j) * kTileRows * kPerStep<T>, block[j]);
     }
 }
 
@@ -67,16 +33,16 @@ void pack(const T* weight, T* packed, std::int64_t out, std::int64_t in, Form fo
             for (int half = 0; half < kPanel; half += kLanes) {
                 const std::int64_t column = panel * kPanel + half;
                 const T* from = weight + row_of(column, out, form) * in + s * kPerStep<T>;
-                const __mmask16 lanes = first_lanes(steps - s);
-                __m512i block[16];
+                const Mask lanes = first_lanes(steps - s);
+                Words block[kLanes];
 #pragma GCC unroll 16
-                for (int i = 0; i < 16; ++i)
-                    block[i] = _mm512_maskz_loadu_epi32(column + i < out ? lanes : 0, from + i * in);
+                for (int i = 0; i < kLanes; ++i)
+                    block[i] = load_words(from + i * in, column + i < out ? lanes : no_lanes());
                 transpose(block);
                 T* to = packed + panel * kPanel * in + (s * kPanel + half) * kPerStep<T>;
 #pragma GCC unroll 16
-                for (int j = 0; j < 16; ++j)
-                    if (s + j < steps) _mm512_storeu_si512(to + j * kPanel * kPerStep<T>, block[j]);
+                for (int j = 0; j < kLanes; ++j)
+                    if (s + j < steps) store_words(to + j * kPanel * kPerStep<T>, block[j]);
             }
 }
 
@@ -84,26 +50,27 @@ template <typename T>
 void linear(const T* x, const T* packed, const T* bias, void* y, std::int64_t rows, std::int64_t in, std::int64_t out,
             Form form) {
     const std::int64_t panels = (out + kPanel - 1) / kPanel, steps = in / kPerStep<T>;
-    const bool one_row = rows == 1;  // as it lies, it is interleaved
-    for_panels<T>(
-        rows, kTileRows, one_row ? 0 : kTileRows * in, panels,
-        [&](Tile tile, T* interleaved) {
-            if (!one_row) interleave_tile(x + tile.first_row * in, in, tile.rows, interleaved);
+    const Left<T>* as_it_lies = nullptr;  // one row is interleaved
+    if constexpr (std::is_same_v<T, Left<T>>) as_it_lies = rows == 1 ? x : nullptr;
+    for_panels<Left<T>>(
+        rows, kTileRows, as_it_lies ? 0 : kTileRows * in, panels,
+        [&](Tile tile, Left<T>* interleaved) {
+            if (!as_it_lies) interleave_tile(x + tile.first_row * in, in, tile.rows, interleaved);
         },
-        [&](std::int64_t panel, Tile tile, const T* interleaved) {
-            const T* a = one_row ? x : interleaved;
+        [&](std::int64_t panel, Tile tile, const Left<T>* interleaved) {
+            const Left<T>* a = as_it_lies ? as_it_lies : interleaved;
             const std::int64_t column = panel * kPanel;
-            __m512 first, second;
+            Vector first, second;
             read_panel(bias ? bias + column : nullptr, out - column, first, second);
             with_rows(tile.rows, [&](auto count) {
                 constexpr int MR = decltype(count)::value;
-                __m512 sum[MR][2];
+                Vector sum[MR][2];
 #pragma GCC unroll 12
                 for (int i = 0; i < MR; ++i) sum[i][0] = first, sum[i][1] = second;
-                const std::ptrdiff_t step_stride = one_row ? kPerStep<T> : kTileRows * kPerStep<T>;
+                const std::ptrdiff_t step_stride = as_it_lies ? kPerStep<T> : kTileRows * kPerStep<T>;
                 const T* b = packed + panel * kPanel * in;
                 const std::ptrdiff_t b_stride = kPanel * kPerStep<T>;
-                multiply<MR>(sum, a, kPerStep<T>, step_stride, b, b_stride, steps, b + kAhead * b_stride);
+                multiply<MR, T>(sum, a, kPerStep<T>, step_stride, b, b_stride, steps, b + kAhead * b_stride);
 #pragma GCC unroll 12
                 for (int i = 0; i < MR; ++i)
                     write_product<T>(y, tile.first_row + i, panel, out, form, sum[i][0], sum[i][1]);

@@ -205,8 +205,12 @@ int fill_module(PyObject* module) {
 
 PyModuleDef_Slot slots[] = {{Py_mod_exec, reinterpret_cast<void*>(&fill_module)}, {0, nullptr}};
 
-PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", nullptr, 0, methods, slots, nullptr, nullptr, nullptr};
+PyModuleDef definition = {PyModuleDef_HEAD_INIT, "native", nullptr, 0, methods, slots, nullptr, nullptr, nullptr};
 
 }  // namespace
 
-PyMODINIT_FUNC PyInit__native() { return PyModuleDef_Init(&definition); }
+#ifdef __AVX512F__
+PyMODINIT_FUNC PyInit__avx512() { return PyModuleDef_Init(&definition); }
+#else
+PyMODINIT_FUNC PyInit__avx2() { return PyModuleDef_Init(&definition); }
+#endif

@@ -12,7 +12,8 @@ namespace {
 constexpr int kGroup = 32;                // numbers that share a scale
 constexpr int kPerInt = 4;                // numbers of 8 bits in a lane of 32
 constexpr int kSteps = kGroup / kPerInt;  // per group
-constexpr int kRows = 8;                  // of a tile: sums of 8 x 32 stay in registers, and weights of 16 columns
+constexpr int kRows = 8;                  // of a tile: with AVX-512 their sums stay in registers, and half a panel's weights
+constexpr int kVectors = kGroup / kLanes;
 
 constexpr float kLevels = 255;            // of scales and minima of 4 bits
 
@@ -34,7 +35,7 @@ struct Group {
     std::int8_t values[kSteps][kRows][kPerInt];
     float scale[kRows];
     float total[kRows];         // scale · sum of values, for the weights' minima
-    std::int32_t offset[kRows];  // -128 · sum of values, because the weights are stored with 128 added
+    std::int32_t offset[kRows];  // -kAdded · sum of values, because the weights are stored with as much added
 };
 
 template <typename T>
@@ -42,77 +43,72 @@ void round_rows(const T* x, std::int64_t in, int rows, Group* groups) {
     for (std::int64_t g = 0; g < in / kGroup; ++g) {
         for (int i = 0; i < rows; ++i) {
             const T* from = x + i * in + g * kGroup;
-            const __m512 first = load(from), second = load(from + kLanes);
-            const __m512 magnitude = _mm512_max_ps(_mm512_abs_ps(first), _mm512_abs_ps(second));
-            float scale = _mm512_reduce_max_ps(magnitude) / 127.0f;
-            if (_mm512_cmp_ps_mask(first, second, _CMP_UNORD_Q)) scale = std::numeric_limits<float>::quiet_NaN();
-            const __m512 inverse = _mm512_set1_ps(scale > 0 ? 1.0f / scale : 0.0f);
-            const __m512i low = _mm512_cvtps_epi32(_mm512_mul_ps(first, inverse));
-            const __m512i high = _mm512_cvtps_epi32(_mm512_mul_ps(second, inverse));
-            const std::int32_t sum = _mm512_reduce_add_epi32(_mm512_add_epi32(low, high));
-            alignas(16) std::int8_t rounded[kGroup];
-            _mm_store_si128(reinterpret_cast<__m128i*>(rounded), _mm512_cvtsepi32_epi8(low));
-            _mm_store_si128(reinterpret_cast<__m128i*>(rounded + kLanes), _mm512_cvtsepi32_epi8(high));
+            Vector numbers[kVectors], magnitude = zeros();
+            bool has_nan = false;
+#pragma GCC unroll 2
+            for (int v = 0; v < kVectors; v += 2) {
+                numbers[v] = load(from + v * kLanes), numbers[v + 1] = load(from + (v + 1) * kLanes);
+                magnitude = larger(magnitude, larger(absolute(numbers[v]), absolute(numbers[v + 1])));
+                has_nan |= any_nan(numbers[v], numbers[v + 1]);
+            }
+            float scale = largest(magnitude) / 127.0f;
+            if (has_nan) scale = std::numeric_limits<float>::quiet_NaN();
+            const Vector inverse = all(scale > 0 ? 1.0f / scale : 0.0f);
+            alignas(64) std::int8_t rounded[kGroup];
+            Words total = no_words();
+#pragma GCC unroll 4
+            for (int v = 0; v < kVectors; ++v) {
+                const Words integers = to_integers(numbers[v] * inverse);
+                total = add_integers(total, integers);
+                store_int8(rounded + v * kLanes, integers);
+            }
+            const std::int32_t sum = sum_of_integers(total);
             for (int s = 0; s < kSteps; ++s) std::memcpy(groups[g].values[s][i], rounded + s * kPerInt, kPerInt);
             groups[g].scale[i] = scale;
             groups[g].total[i] = scale * float(sum);
-            groups[g].offset[i] = -128 * sum;
+            groups[g].offset[i] = -kAdded * sum;
         }
     }
 }
 
-PIPEZOO_INLINE __m512 load_halves(const std::uint8_t* from) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-}
-
-PIPEZOO_INLINE __m512 load_bytes(const std::uint8_t* from) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
-}
-
-// Scales and minima of 16 columns of a panel, from `column` on.
+// Scales and minima of a vector of a panel's columns, from `column` on.
 template <int bits>
-PIPEZOO_INLINE void load_scales(const float* head, const std::uint8_t* group, int column, __m512& scales,
-                                __m512& minima) {
+PIPEZOO_INLINE void load_scales(const float* head, const std::uint8_t* group, int column, Vector& scales,
+                                Vector& minima) {
     if constexpr (bits == 8) {
-        scales = load_halves(group + column * 2), minima = _mm512_setzero_ps();
+        scales = load_float16(group + column * 2), minima = zeros();
     } else {
-        scales = _mm512_mul_ps(load_bytes(group + column), load(head + column));
-        minima = _mm512_mul_ps(load_bytes(group + kPanel + column), load(head + kPanel + column));
+        scales = load_uint8(group + column) * load(head + column);
+        minima = load_uint8(group + kPanel + column) * load(head + kPanel + column);
     }
 }
 
-// 4 numbers of each of 16 columns of a panel, the first 16 or the last.
+// 4 numbers of each column of a panel's first half, or of its second.
 template <int bits, int half>
-PIPEZOO_INLINE __m512i load_step(const std::uint8_t* from, int step) {
-    if constexpr (bits == 8) return _mm512_loadu_si512(from + step * kPanel * kPerInt + half * 64);
-    const __m512i both = _mm512_loadu_si512(from + step * 64);
-    return _mm512_and_si512(half ? _mm512_srli_epi16(both, 4) : both, _mm512_set1_epi8(0x0F));
+PIPEZOO_INLINE Words load_step(const std::uint8_t* from, int step) {
+    constexpr int vector = kLanes * kPerInt;
+    if constexpr (bits == 8) return load_bytes(from + step * 2 * vector + half * vector);
+    const Words both = load_bytes(from + step * vector);
+    return half ? high_nibbles(both) : low_nibbles(both);
 }
 
 template <int MR, int bits, int half>
-PIPEZOO_INLINE void multiply_half(__m512 (&sum)[MR][2], const Group& a, const float* head, const std::uint8_t* b) {
-    __m512i weights[kSteps];
+PIPEZOO_INLINE void multiply_half(Vector (&sum)[MR][2], const Group& a, const float* head, const std::uint8_t* b) {
+    Words weights[kSteps];
 #pragma GCC unroll 8
     for (int s = 0; s < kSteps; ++s) weights[s] = load_step<bits, half>(b + kScaleBytes, s);
-    __m512 scales, minima;
+    Vector scales, minima;
     load_scales<bits>(head, b, half * kLanes, scales, minima);
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i) {
-        __m512i product = bits == 8 ? _mm512_set1_epi32(a.offset[i]) : _mm512_setzero_si512();
-#pragma GCC unroll 8
-        for (int s = 0; s < kSteps; ++s) {
-            std::int32_t four;
-            std::memcpy(&four, a.values[s][i], sizeof four);
-            product = _mm512_dpbusd_epi32(product, weights[s], _mm512_set1_epi32(four));
-        }
-        const __m512 scale = _mm512_mul_ps(scales, _mm512_set1_ps(a.scale[i]));
-        sum[i][half] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), scale, sum[i][half]);
-        if constexpr (bits == 4) sum[i][half] = _mm512_fmadd_ps(minima, _mm512_set1_ps(a.total[i]), sum[i][half]);
+        const Words product = multiply_bytes<bits>(weights, a.values[0][i], kRows * kPerInt, a.offset[i]);
+        sum[i][half] = add_product(sum[i][half], to_floats(product), scales * all(a.scale[i]));
+        if constexpr (bits == 4) sum[i][half] = add_product(sum[i][half], minima, all(a.total[i]));
     }
 }
 
 template <int MR, int bits>
-PIPEZOO_INLINE void multiply_groups(__m512 (&sum)[MR][2], const Group* a, const std::uint8_t* b, std::int64_t groups) {
+PIPEZOO_INLINE void multiply_groups(Vector (&sum)[MR][2], const Group* a, const std::uint8_t* b, std::int64_t groups) {
     const float* head = reinterpret_cast<const float*>(b);
     b += kHeadBytes<bits>;
     constexpr int kAhead = 64 / bits;  // groups to prefetch, about 8 KiB
@@ -131,13 +127,14 @@ std::uint16_t to_half(float value) {
 
 float from_half(std::uint16_t half) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half))); }
 
-// The scale of a group of 8 bits, and its numbers as small integers with 128 added.
+// The scale of a group of 8 bits, and its numbers as small integers with `kAdded` added.
 void round_group(const float* numbers, std::uint16_t& scale, std::uint8_t* rounded) {
-    const __m512 magnitude = _mm512_max_ps(_mm512_abs_ps(load(numbers)), _mm512_abs_ps(load(numbers + kLanes)));
-    scale = to_half(_mm512_reduce_max_ps(magnitude) / 127.0f);
+    Vector magnitude = zeros();
+    for (int k = 0; k < kGroup; k += kLanes) magnitude = larger(absolute(load(numbers + k)), magnitude);
+    scale = to_half(largest(magnitude) / 127.0f);
     const float step = from_half(scale), inverse = step > 0 ? 1.0f / step : 0.0f;
     for (int k = 0; k < kGroup; ++k)
-        rounded[k] = std::uint8_t(std::clamp(int(std::nearbyint(numbers[k] * inverse)), -127, 127) + 128);
+        rounded[k] = std::uint8_t(std::clamp(int(std::nearbyint(numbers[k] * inverse)), -127, 127) + kAdded);
 }
 
 // Rounds numbers of one sign away from 0 to 8 bits of the greatest of them, which is `step` times 255; returns `step`.
@@ -166,13 +163,15 @@ struct Column {
         const std::int64_t groups = std::int64_t(scales.size());
         for (std::int64_t k = 0; k < groups * kGroup; k += kLanes) store(&numbers[k], load(from + k));
         for (std::int64_t g = 0; g < groups; ++g) {
-            const __m512 both = _mm512_min_ps(load(&numbers[g * kGroup]), load(&numbers[g * kGroup + kLanes]));
-            lowest[g] = std::min(0.0f, _mm512_reduce_min_ps(both));
+            Vector least = zeros();
+            for (int k = 0; k < kGroup; k += kLanes) least = smaller(load(&numbers[g * kGroup + k]), least);
+            lowest[g] = smallest(least);
         }
         minimum_step = in_levels(lowest.data(), groups, minima.data());
         for (std::int64_t g = 0; g < groups; ++g) {
-            const __m512 both = _mm512_max_ps(load(&numbers[g * kGroup]), load(&numbers[g * kGroup + kLanes]));
-            widths[g] = (_mm512_reduce_max_ps(both) - float(minima[g]) * minimum_step) / 15.0f;
+            Vector most = load(&numbers[g * kGroup]);
+            for (int k = kLanes; k < kGroup; k += kLanes) most = larger(load(&numbers[g * kGroup + k]), most);
+            widths[g] = (largest(most) - float(minima[g]) * minimum_step) / 15.0f;
         }
         scale_step = in_levels(widths.data(), groups, scales.data());
         for (std::int64_t g = 0; g < groups; ++g) {
@@ -190,7 +189,7 @@ void pack_panel_of_8(std::uint8_t* to, std::int64_t columns, std::int64_t groups
         for (std::int64_t column = 0; column < columns; ++column) {
             alignas(64) float numbers[kGroup];
             const auto* from = row(column) + g * kGroup;
-            store(numbers, load(from)), store(numbers + kLanes, load(from + kLanes));
+            for (int k = 0; k < kGroup; k += kLanes) store(numbers + k, load(from + k));
             std::uint16_t scale;
             std::uint8_t rounded[kGroup];
             round_group(numbers, scale, rounded);
@@ -244,11 +243,11 @@ void linear_quantized(const T* x, const std::uint8_t* packed, const T* bias, voi
         [&](Tile tile, Group* rounded) { round_rows(x + tile.first_row * in, in, tile.rows, rounded); },
         [&](std::int64_t panel, Tile tile, const Group* rounded) {
             const std::int64_t column = panel * kPanel;
-            __m512 first, second;
+            Vector first, second;
             read_panel(bias ? bias + column : nullptr, out - column, first, second);
             with_rows<kRows>(tile.rows, [&](auto count) {
                 constexpr int MR = decltype(count)::value;
-                __m512 sum[MR][2];
+                Vector sum[MR][2];
 #pragma GCC unroll 8
                 for (int i = 0; i < MR; ++i) sum[i][0] = first, sum[i][1] = second;
                 multiply_groups<MR, bits>(sum, rounded, packed + panel * panel_bytes<bits>(groups), groups);
@@ -269,19 +268,19 @@ void packed_rows_quantized(const std::int64_t* tokens, const std::uint8_t* packe
             const int column = int(tokens[row] % kPanel), half = column / kLanes * kLanes;
             const std::uint8_t* panel = packed + tokens[row] / kPanel * panel_bytes<bits>(groups);
             const std::uint8_t* from = panel + kHeadBytes<bits> + g * kGroupBytes<bits>;
-            __m512 some_scales, some_minima;
+            Vector some_scales, some_minima;
             load_scales<bits>(reinterpret_cast<const float*>(panel), from, half, some_scales, some_minima);
             alignas(64) float scales[kLanes], minima[kLanes], numbers[kGroup];
             store(scales, some_scales), store(minima, some_minima);
             for (int k = 0; k < kGroup; ++k) {
                 alignas(64) std::uint8_t step[kPanel * kPerInt];
-                _mm512_store_si512(step, load_step<bits, 0>(from + kScaleBytes, k / kPerInt));
-                _mm512_store_si512(step + 64, load_step<bits, 1>(from + kScaleBytes, k / kPerInt));
-                const int q = step[column * kPerInt + k % kPerInt] - (bits == 8 ? 128 : 0);
+                store_bytes(step, load_step<bits, 0>(from + kScaleBytes, k / kPerInt));
+                store_bytes(step + kLanes * kPerInt, load_step<bits, 1>(from + kScaleBytes, k / kPerInt));
+                const int stored = step[column * kPerInt + k % kPerInt];
+                const int q = bits == 8 ? std::int8_t(stored - kAdded) : stored;
                 numbers[k] = scales[column - half] * float(q) + minima[column - half];
             }
-            store(y + row * in + g * kGroup, load(numbers));
-            store(y + row * in + g * kGroup + kLanes, load(numbers + kLanes));
+            for (int k = 0; k < kGroup; k += kLanes) store(y + row * in + g * kGroup + k, load(numbers + k));
         }
 }
 

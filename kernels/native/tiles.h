@@ -71,16 +71,16 @@ void for_panels(std::int64_t rows, int tile_rows, std::int64_t prepared_size, st
     }
 }
 
-// Which row of a weight is a column of its panels; gated, a panel has 16 rows of the first half and 16 of the second.
+// Which row of a weight is a column of its panels; gated, a panel has a vector of the first half and one of the second.
 inline std::int64_t row_of(std::int64_t column, std::int64_t out, Form form) {
     if (form != Form::gated) return column;
     const std::int64_t place = column % kPanel;
     return column / kPanel * kLanes + place % kLanes + (place < kLanes ? 0 : out / 2);
 }
 
-// Writes 32 columns of a row; fewer at the matrix's edge.
+// Writes the columns of a row's panel; fewer at the matrix's edge.
 template <typename T>
-PIPEZOO_INLINE void write_panel(T* to, __m512 first, __m512 second, std::int64_t columns) {
+PIPEZOO_INLINE void write_panel(T* to, Vector first, Vector second, std::int64_t columns) {
     if (columns >= kPanel) {
         store(to, first);
         store(to + kLanes, second);
@@ -93,20 +93,20 @@ PIPEZOO_INLINE void write_panel(T* to, __m512 first, __m512 second, std::int64_t
 // Writes the two vectors of a row's panel; gated, the first is a gate and the second what it lets through.
 template <typename T>
 PIPEZOO_INLINE void write_product(void* to, std::int64_t row, std::int64_t panel, std::int64_t out, Form form,
-                                  __m512 first, __m512 second) {
+                                  Vector first, Vector second) {
     const std::int64_t column = panel * kPanel;
     if (form == Form::gated)
-        store(static_cast<T*>(to) + row * (out / 2) + column / 2, _mm512_mul_ps(silu(first), second));
+        store(static_cast<T*>(to) + row * (out / 2) + column / 2, silu(first) * second);
     else if (form == Form::wide)
         write_panel(static_cast<float*>(to) + row * out + column, first, second, out - column);
     else
         write_panel(static_cast<T*>(to) + row * out + column, first, second, out - column);
 }
 
-// Reads 32 numbers that belong to the columns of a panel; zeros where there is no vector, and beyond the edge.
+// Reads the numbers that belong to the columns of a panel; zeros where there is no vector, and beyond the edge.
 template <typename T>
-PIPEZOO_INLINE void read_panel(const T* from, std::int64_t columns, __m512& first, __m512& second) {
-    first = second = _mm512_setzero_ps();
+PIPEZOO_INLINE void read_panel(const T* from, std::int64_t columns, Vector& first, Vector& second) {
+    first = second = zeros();
     if (!from) return;
     first = load(from, first_lanes(columns));
     second = load(from + kLanes, first_lanes(columns - kLanes));

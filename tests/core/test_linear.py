@@ -16,7 +16,7 @@ from pipezoo_core.layers import (
     use_linear_backend,
 )
 from pipezoo_core.layers.linear_backends import NativeProduct, _why_not_onednn
-from pipezoo_core.native import Form, NativeKernels, kernels
+from pipezoo_core.native import GATE, Form, NativeKernels, kernels
 from pipezoo_core.weights import LazyTensor, load_module
 
 CPU = torch.device("cpu")
@@ -136,7 +136,7 @@ def test_native_norm_and_gate(dtype, size, rows, fuse, bias):
     x = torch.randn(rows, size, generator=generator).to(dtype)
     expected = layers(x)
     use(LinearName.native, layers, dtype, fuse=fuse)
-    assert (mlp._gated is not None) is (fuse and size % 16 == 0)
+    assert (mlp._gated is not None) is (fuse and size % GATE == 0)
     tolerance = {"atol": 1e-5, "rtol": 1e-4} if dtype is torch.float32 else {"atol": 2e-3, "rtol": 3e-2}
     torch.testing.assert_close(layers(x), expected, **tolerance)
     assert not torch.equal(norm(x * 2), norm(-x))

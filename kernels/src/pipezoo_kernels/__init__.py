@@ -1,9 +1,7 @@
-"""Kernels for x86 CPUs with AVX-512 and bfloat16 instructions. `pipezoo_core` uses them where they are installed.
+"""Kernels for x86 CPUs, which `pipezoo_core` uses where they are installed.
 
-The functions take addresses and check nothing: they are for `pipezoo_core`'s backends, which do. Importing this module
-on a CPU without those instructions is safe; calling it is not. What each computes is said in the headers in `native/`.
+There is a module for CPUs with AVX-512 and bfloat16 instructions, `_avx512`, and one for CPUs with AVX2, `_avx2`; both
+have the same functions. These take addresses and check nothing: they are for `pipezoo_core`'s backends, which do. Each
+module can be imported on any CPU; calling it is safe only where the instructions are. What each function computes is
+said in the headers in `native/`.
 """
-
-from pipezoo_kernels import _native as native
-
-__all__ = ["native"]

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["GATE", "GROUP", "Form", "NativeKernels", "bits", "packed_size"]
 
 GROUP = 32  # numbers of a quantized weight that share a scale
-GATE = 16  # columns of a gate, and then of what it lets through, in a gated weight
-
-_PANEL = 32  # output columns of a panel of packed weights
 _GROUP_BYTES, _ROW_BYTES = {8: GROUP + 2, 4: GROUP // 2 + 2}, {8: 0, 4: 8}  # of a quantized weight
 
 _PIECE = 2**28  # bytes of memory that weights share
@@ -34,7 +31,25 @@ _PIECE = 2**28  # bytes of memory that weights share
 _POOLED = 2**15  # numbers of a result from which on its memory is kept
 
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-_INSTRUCTIONS = ("avx512_f", "avx512_bw", "avx512_cd", "avx512_dq", "avx512_vl", "avx512_bf16", "avx512_vnni")
+_INSTRUCTIONS = {
+    "avx512": ("avx512_f", "avx512_bw", "avx512_cd", "avx512_dq", "avx512_vl", "avx512_bf16", "avx512_vnni"),
+    "avx2": ("avx2", "fma3", "f16c"),
+}
+_LANES = {"avx512": 16, "avx2": 8}  # numbers of a vector
+
+
+def _missing(variant: str) -> list[str]:
+    capabilities = torch.cpu.get_capabilities()
+    return [name for name in _INSTRUCTIONS[variant] if not capabilities.get(name)]
+
+
+_VARIANT = next((variant for variant in _INSTRUCTIONS if not _missing(variant)), "avx2")
+
+_MODULE = f"pipezoo_kernels._{_VARIANT}"
+
+GATE = _LANES[_VARIANT]  # columns of a gate, and then of what it lets through, in a gated weight
+
+_PANEL = 2 * _LANES[_VARIANT]  # output columns of a panel of packed weights
 
 
 class Form(enum.IntEnum):
@@ -71,7 +86,7 @@ class NativeKernels:
         self._pool = MemoryPool()
         self._piece, self._used = torch.empty(0, dtype=torch.uint8), 0
         self._suffix = "" if self.obstacle else f"_{_DTYPES[dtype]}"
-        self._native: ModuleType | None = None if self.obstacle else importlib.import_module("pipezoo_kernels").native
+        self._native: ModuleType | None = None if self.obstacle else importlib.import_module(_MODULE)
 
     def pack(self, weight: Tensor, bits: int | None = None, form: Form = Form.plain) -> Tensor:
         """Returns a weight [out_features, in_features] in the order that `linear` reads.
@@ -225,12 +240,10 @@ def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"the kernels are for CPUs, not for {device}"
     if dtype not in _DTYPES:
         return f"the kernels compute float32 and bfloat16, not {dtype}"
-    capabilities = torch.cpu.get_capabilities()
-    missing = [name for name in _INSTRUCTIONS if not capabilities.get(name)]
-    if missing:
+    if missing := _missing(_VARIANT):
         return f"this CPU lacks {', '.join(missing)}"
     try:
-        importlib.import_module("pipezoo_kernels")
+        importlib.import_module(_MODULE)
     except ImportError as error:
         return f"pipezoo-kernels is not installed ({error})"
     return None

@@ -8,6 +8,7 @@ import torch
 
 from pipezoo_core.config import SupportedEncoding
 from pipezoo_core.errors import InvalidSettingError
+from pipezoo_core.native import NativeKernels
 from pipezoo_core.weights.base import Weights
 
 __all__ = ["resolve_encoding", "torch_dtype"]
@@ -25,7 +26,8 @@ def resolve_encoding(
     """Returns the encoding the user named, or for `auto` the one that fits checkpoint and device.
 
     `auto` takes the precision of most of the checkpoint's numbers, and bfloat16 for a quantized file. On a CPU
-    float16 gives way to float32, as does bfloat16 where the CPU has no instructions for it.
+    float16 gives way to float32, as does bfloat16 where the CPU has no instructions for it and the native kernels
+    cannot be used.
 
     Raises:
         InvalidSettingError: there is no such encoding, or the model does not support it.
@@ -43,12 +45,13 @@ def _fitting(weights: Weights, device: torch.device) -> SupportedEncoding:
     for tensor in weights.values():
         sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.num_elements
     dtype = torch.bfloat16 if weights.is_quantized else max(sizes, key=lambda key: sizes[key], default=torch.float32)
-    if device.type == "cpu" and (dtype is torch.float16 or not _cpu_has_bfloat16()):
+    if device.type == "cpu" and (dtype is torch.float16 or not _is_faster_in_bfloat16(device)):
         dtype = torch.float32
     return next((e for e in SupportedEncoding if torch_dtype(e) is dtype), SupportedEncoding.float32)
 
 
-def _cpu_has_bfloat16() -> bool:
-    """Whether matrix products in bfloat16 are faster than in float32 here."""
+def _is_faster_in_bfloat16(device: torch.device) -> bool:
+    """Whether products on this CPU are faster in bfloat16 than in float32."""
     capabilities: Mapping[str, object] = torch.cpu.get_capabilities()
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
+    has_instructions = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
+    return has_instructions or NativeKernels(device, torch.bfloat16).obstacle is None

@@ -1,0 +1,196 @@
+// What simd.h says of vectors, with AVX-512 and its instructions for bfloat16 and bytes.
+//
+// A product in bfloat16 takes two numbers of the inner dimension per lane and step (VDPBF16PS), one of bytes four
+// (VPDPBUSD).
+#pragma once
+
+namespace pipezoo {
+
+using Vector = __m512;
+using Words = __m512i;  // lanes of 4 bytes: one number, or two or four smaller ones
+using Mask = __mmask16;
+
+constexpr int kLanes = 16;
+constexpr int kTileRows = 12;  // rows that a tile computes at most: 12 x 2 accumulators stay in registers
+
+template <typename T>
+constexpr int kPerStep = 4 / sizeof(T);
+
+template <typename T>
+using Left = T;  // what a product reads of its left matrix
+
+PIPEZOO_INLINE Vector zeros() { return _mm512_setzero_ps(); }
+PIPEZOO_INLINE Vector all(float number) { return _mm512_set1_ps(number); }
+
+// The first `count` lanes; all of them where count is as large or larger.
+PIPEZOO_INLINE Mask first_lanes(std::int64_t count) {
+    return count >= kLanes ? Mask(0xFFFF) : count <= 0 ? Mask(0) : Mask((1u << count) - 1);
+}
+
+PIPEZOO_INLINE Mask no_lanes() { return 0; }
+PIPEZOO_INLINE Mask all_lanes() { return 0xFFFF; }
+PIPEZOO_INLINE Mask without(Mask lanes, Mask others) { return lanes & ~others; }
+
+PIPEZOO_INLINE Vector load(const float* from) { return _mm512_loadu_ps(from); }
+
+PIPEZOO_INLINE Vector load(const bfloat16* from) {
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+// Other lanes are 0. The mask of this and of `store` is one of `first_lanes`.
+PIPEZOO_INLINE Vector load(const float* from, Mask lanes) { return _mm512_maskz_loadu_ps(lanes, from); }
+
+PIPEZOO_INLINE Vector load(const bfloat16* from, Mask lanes) {
+    const __m256i half = _mm256_maskz_loadu_epi16(lanes, from);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+// Rounds to nearest, as every store does.
+PIPEZOO_INLINE void store(float* to, Vector value) { _mm512_storeu_ps(to, value); }
+
+PIPEZOO_INLINE void store(bfloat16* to, Vector value) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(value));
+}
+
+PIPEZOO_INLINE void store(float* to, Vector value, Mask lanes) { _mm512_mask_storeu_ps(to, lanes, value); }
+
+PIPEZOO_INLINE void store(bfloat16* to, Vector value, Mask lanes) {
+    _mm256_mask_storeu_epi16(to, lanes, (__m256i)_mm512_cvtneps_pbh(value));
+}
+
+PIPEZOO_INLINE Vector add_product(Vector c, Vector a, Vector b) { return _mm512_fmadd_ps(a, b, c); }
+PIPEZOO_INLINE Vector subtract_product(Vector c, Vector a, Vector b) { return _mm512_fnmadd_ps(a, b, c); }
+PIPEZOO_INLINE Vector product_less(Vector a, Vector b, Vector c) { return _mm512_fmsub_ps(a, b, c); }
+PIPEZOO_INLINE Vector larger(Vector a, Vector b) { return _mm512_max_ps(a, b); }    // b where one is NaN
+PIPEZOO_INLINE Vector smaller(Vector a, Vector b) { return _mm512_min_ps(a, b); }  // b where one is NaN
+PIPEZOO_INLINE Vector larger_in(Mask lanes, Vector a, Vector b) { return _mm512_mask_max_ps(a, lanes, a, b); }
+PIPEZOO_INLINE Vector where(Mask lanes, Vector value) { return _mm512_maskz_mov_ps(lanes, value); }
+PIPEZOO_INLINE Vector absolute(Vector value) { return _mm512_abs_ps(value); }
+PIPEZOO_INLINE float sum(Vector value) { return _mm512_reduce_add_ps(value); }
+PIPEZOO_INLINE float largest(Vector value) { return _mm512_reduce_max_ps(value); }
+PIPEZOO_INLINE float smallest(Vector value) { return _mm512_reduce_min_ps(value); }
+PIPEZOO_INLINE float first(Vector value) { return _mm512_cvtss_f32(value); }
+PIPEZOO_INLINE Mask is_number(Vector value) { return _mm512_cmp_ps_mask(value, value, _CMP_ORD_Q); }
+PIPEZOO_INLINE bool any_nan(Vector a, Vector b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q); }
+PIPEZOO_INLINE Vector nearest(Vector x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT); }
+PIPEZOO_INLINE Vector times_power_of_two(Vector x, Vector power) { return _mm512_scalef_ps(x, power); }
+
+// first, first + 1, first + 2, ...
+PIPEZOO_INLINE Vector numbers_from(std::int64_t first) {
+    const Words lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_set1_epi32(std::int32_t(first)), lane));
+}
+
+// What a step of a product reads of the right matrix: `kPerStep<T>` numbers per lane, as they lie.
+template <typename T>
+PIPEZOO_INLINE Vector load_right(const T* from) {
+    return _mm512_loadu_ps(from);
+}
+
+// One step of a product: accumulator += (what `b` holds of its columns) x (what `a` holds of one row).
+PIPEZOO_INLINE Vector step(Vector accumulator, Vector b, const float* a) {
+    return _mm512_fmadd_ps(b, _mm512_set1_ps(*a), accumulator);
+}
+
+PIPEZOO_INLINE Vector step(Vector accumulator, Vector b, const bfloat16* a) {
+    std::int32_t pair;
+    std::memcpy(&pair, a, sizeof pair);
+    return _mm512_dpbf16_ps(accumulator, (__m512bh)b, (__m512bh)_mm512_set1_epi32(pair));
+}
+
+// Words of `kPerStep<T>` numbers, for `transpose`; other lanes are 0.
+template <typename T>
+PIPEZOO_INLINE Words load_words(const T* from, Mask lanes) {
+    return _mm512_maskz_loadu_epi32(lanes, from);
+}
+
+PIPEZOO_INLINE Words no_words() { return _mm512_setzero_si512(); }
+
+template <typename T>
+PIPEZOO_INLINE void store_words(T* to, Words words) {
+    _mm512_storeu_si512(to, words);
+}
+
+// The first `kTileRows` words.
+template <typename T>
+PIPEZOO_INLINE void store_tile_rows(T* to, Words words) {
+    _mm512_mask_storeu_epi32(to, 0x0FFF, words);
+}
+
+// Turns as many vectors over as they have words: to[j][i] = from[i][j].
+PIPEZOO_INLINE void transpose(Words (&rows)[kLanes]) {
+    Words t[kLanes];
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+        rows[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        rows[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        rows[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        rows[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {  // what is left is to turn over 4 x 4 pieces of 4 numbers
+        const Words low0 = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0x88);
+        const Words low1 = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0x88);
+        const Words high0 = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0xdd);
+        const Words high1 = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0xdd);
+        t[i] = _mm512_shuffle_i32x4(low0, low1, 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(high0, high1, 0x88);
+        t[i + 8] = _mm512_shuffle_i32x4(low0, low1, 0xdd);
+        t[i + 12] = _mm512_shuffle_i32x4(high0, high1, 0xdd);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) rows[i] = t[i];
+}
+
+// Small integers.
+
+constexpr int kAdded = 128;  // to numbers of 8 bits where they are stored: the product of bytes wants them unsigned
+
+PIPEZOO_INLINE Words to_integers(Vector value) { return _mm512_cvtps_epi32(value); }
+PIPEZOO_INLINE Vector to_floats(Words integers) { return _mm512_cvtepi32_ps(integers); }
+PIPEZOO_INLINE Words add_integers(Words a, Words b) { return _mm512_add_epi32(a, b); }
+PIPEZOO_INLINE std::int32_t sum_of_integers(Words integers) { return _mm512_reduce_add_epi32(integers); }
+
+PIPEZOO_INLINE void store_int8(std::int8_t* to, Words integers) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtsepi32_epi8(integers));
+}
+
+PIPEZOO_INLINE Vector load_float16(const std::uint8_t* from) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+
+PIPEZOO_INLINE Vector load_uint8(const std::uint8_t* from) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+}
+
+PIPEZOO_INLINE Words load_bytes(const std::uint8_t* from) { return _mm512_loadu_si512(from); }
+PIPEZOO_INLINE void store_bytes(std::uint8_t* to, Words bytes) { _mm512_storeu_si512(to, bytes); }
+PIPEZOO_INLINE Words low_nibbles(Words bytes) { return _mm512_and_si512(bytes, _mm512_set1_epi8(0x0F)); }
+
+PIPEZOO_INLINE Words high_nibbles(Words bytes) {
+    return _mm512_and_si512(_mm512_srli_epi16(bytes, 4), _mm512_set1_epi8(0x0F));
+}
+
+// Per lane the sum of products of `steps` times four bytes: of columns, and of the numbers of a row.
+//
+// `row(s)` lies at numbers + s * stride. `offset` is what they sum up to, times -kAdded: for columns of 8 bits.
+template <int bits, int steps>
+PIPEZOO_INLINE Words multiply_bytes(const Words (&columns)[steps], const std::int8_t* numbers, std::ptrdiff_t stride,
+                                    std::int32_t offset) {
+    Words product = bits == 8 ? _mm512_set1_epi32(offset) : _mm512_setzero_si512();
+#pragma GCC unroll 8
+    for (int s = 0; s < steps; ++s) {
+        std::int32_t four;
+        std::memcpy(&four, numbers + s * stride, sizeof four);
+        product = _mm512_dpbusd_epi32(product, columns[s], _mm512_set1_epi32(four));
+    }
+    return product;
+}
+
+}  // namespace pipezoo
