@@ -1,4 +1,4 @@
-// y = x Wᵀ + b with W packed once into panels of 32 output columns.
+// y = x Wᵀ + b with W packed once into panels of `kPanel` output columns.
 #pragma once
 
 #include <cstdint>
@@ -10,14 +10,15 @@ namespace pipezoo {
 // What is written: the product, gated, or wide, which is the product in float32 whatever T is.
 enum class Form : std::int64_t { plain, gated, wide };
 
-// Packs a weight [out, in] into [panels, in / per_step, 32, per_step]. `in` must be a multiple of per_step. To be gated,
-// the weight is all of G and below it all of U, `out` a multiple of 32, and each panel gets 16 rows of both.
+// Packs a weight [out, in] into [panels, in / per_step, kPanel, per_step]. `in` must be a multiple of per_step. To be
+// gated, the weight is all of G and below it all of U, `out` a multiple of kPanel, and each panel gets `kLanes` rows of
+// both.
 template <typename T>
 void pack(const T* weight, T* packed, std::int64_t out, std::int64_t in, Form form);
 
 // x [rows, in] and y [rows, out], both contiguous; bias [out] or null. Sums are float32.
 //
-// Gated, y is silu(x Gᵀ) · (x Uᵀ) [rows, out / 2], and the bias is 16 of G's, 16 of U's, the next 16 of G's, and so on.
+// Gated, y is silu(x Gᵀ) · (x Uᵀ) [rows, out / 2], and the bias is `kLanes` of G's, as many of U's, the next of G's, and so on.
 template <typename T>
 void linear(const T* x, const T* packed, const T* bias, void* y, std::int64_t rows, std::int64_t in, std::int64_t out,
             Form form);

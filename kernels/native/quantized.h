@@ -3,12 +3,12 @@
 // A number of 8 bits is scale · q, q from -127 to 127, the scale a float16 per group. One of 4 bits is
 // scale · q + minimum, q from 0 to 15; a group's scale and minimum are 8 bits, times the column's step of scales and of
 // minima, which are float32, the latter negative or 0. Each row of x is rounded to 8 bits per group as well, and
-// products within a group are exact in integers (VPDPBUSD); what groups contribute is added in float32.
+// products within a group are exact in integers; what groups contribute is added in float32.
 //
-// Packed: for each panel of 32 output columns, with 4 bits first the steps of scales [32] and of minima [32], and then
-// for each group
-//     8 bits: scales [32] float16, and 8 steps of 4 numbers per column: [8, 32, 4] of q + 128
-//     4 bits: scales [32], minima [32], and [8, 16, 4], columns 0 to 15 in the low halves, 16 to 31 in the high ones
+// Packed: for each panel of P = kPanel output columns, with 4 bits first the steps of scales [P] and of minima [P], and
+// then for each group
+//     8 bits: scales [P] float16, and 8 steps of 4 numbers per column: [8, P, 4] of q + kAdded
+//     4 bits: scales [P], minima [P], and [8, P / 2, 4], the first columns in the low halves, the others in the high ones
 #pragma once
 
 #include <cstdint>

@@ -246,7 +246,7 @@ PIPEZOO_INLINE Words high_nibbles(Words bytes) {
 
 // Per lane the sum of products of `steps` times four bytes: of columns, and of the numbers of a row.
 //
-// `row(s)` lies at numbers + s * stride. The instruction wants one factor unsigned and adds two products in 16 bits.
+// Those lie at numbers + s * stride. The instruction wants one factor unsigned and adds two products in 16 bits.
 // Numbers of 4 bits are unsigned, and 8 steps of them fit: 16 · 15 · 127 < 2^15. Of 8 bits both are signed and at most
 // 127: the row's are made unsigned, and the columns' take their signs.
 template <int bits, int steps>

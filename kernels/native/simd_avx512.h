@@ -179,7 +179,7 @@ PIPEZOO_INLINE Words high_nibbles(Words bytes) {
 
 // Per lane the sum of products of `steps` times four bytes: of columns, and of the numbers of a row.
 //
-// `row(s)` lies at numbers + s * stride. `offset` is what they sum up to, times -kAdded: for columns of 8 bits.
+// Those lie at numbers + s * stride. `offset` is what they sum up to, times -kAdded: for columns of 8 bits.
 template <int bits, int steps>
 PIPEZOO_INLINE Words multiply_bytes(const Words (&columns)[steps], const std::int8_t* numbers, std::ptrdiff_t stride,
                                     std::int32_t offset) {
