@@ -16,6 +16,8 @@ struct Mask {
 constexpr int kLanes = 8;
 constexpr int kTileRows = 6;  // rows that a tile computes at most: 6 x 2 accumulators stay in registers
 
+constexpr bool kRowInPairs = true;  // one row is multiplied by two panels at a time: its sums are too short to be alone
+
 template <typename T>
 constexpr int kPerStep = 1;
 

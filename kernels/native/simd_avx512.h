@@ -13,6 +13,8 @@ using Mask = __mmask16;
 constexpr int kLanes = 16;
 constexpr int kTileRows = 12;  // rows that a tile computes at most: 12 x 2 accumulators stay in registers
 
+constexpr bool kRowInPairs = false;  // one row by one panel keeps up with the memory
+
 template <typename T>
 constexpr int kPerStep = 4 / sizeof(T);
 

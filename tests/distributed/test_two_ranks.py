@@ -8,6 +8,7 @@ from dataclasses import replace
 import psutil
 import pytest
 import torch
+from conftest import assert_all_free
 from gguf_files import TOKENS
 
 from pipezoo import parallel, registry
@@ -16,6 +17,7 @@ from pipezoo_core.errors import (
     CorruptCheckpointError,
     InvalidSettingError,
     ModelNotFoundError,
+    RankLostError,
     UnsupportedAttentionError,
 )
 from pipezoo_core.request import TextGenerationInputs, TextGenerationRequest
@@ -151,6 +153,28 @@ def test_gguf_and_four_ranks_of_which_three_cannot_be(tiny_gguf, tmp_path):
         registry.load(tiny_gguf, devices=["cpu"] * 3, **SETTINGS)
 
 
+def test_replicas_of_several_devices(tiny_gguf, tmp_path):
+    alone = registry.load(tiny_gguf, device="cpu", **SETTINGS)
+    others = psutil.Process().children()
+    llm = registry.load(tiny_gguf, devices=["cpu"] * 4, data_parallel_degree=2, **SETTINGS)
+    children = [child for child in psutil.Process().children() if child not in others]
+    assert len(children) == 2
+    assert (llm.memory_plan.num_replicas, llm.memory_plan.num_ranks) == (2, 2)
+    prompts = PROMPTS + [prompt[::-1] for prompt in PROMPTS]
+    assert texts(llm, prompts) == texts(alone, prompts)
+    assert all(manager.metrics.prompt_tokens > 0 for manager in llm.kv_managers)
+    of_first = llm.stream(PROMPTS[0], **GREEDY)
+    text = next(of_first)
+    max(children, key=lambda child: (child.create_time(), child.pid)).kill()  # of the second replica
+    with pytest.raises(RankLostError):
+        texts(llm, ["nothing of this is in a prefix cache"])
+    assert text + "".join(of_first) == texts(alone, PROMPTS[:1])[0]
+    assert_all_free(llm)
+    del llm
+    gc.collect()
+    assert not psutil.wait_procs(children, 30)[1]
+
+
 def test_what_goes_wrong_at_load_is_raised_and_ends_the_processes(tiny_folder, tmp_path):
     folder, before = shutil.copytree(tiny_folder, tmp_path / "model"), psutil.Process().children()
     with pytest.raises(InvalidSettingError, match="unknown setting 'max_lenght'"):
@@ -165,8 +189,8 @@ def test_what_goes_wrong_at_load_is_raised_and_ends_the_processes(tiny_folder, t
         registry.load(folder, devices=["cpu", "cuda:0"], **SETTINGS)
     with pytest.raises(InvalidSettingError, match="the devices are not clear"):
         registry.load(folder, device="cpu", devices=["cpu", "cpu"], **SETTINGS)
-    with pytest.raises(InvalidSettingError, match="a replica cannot have several devices"):
-        registry.load(folder, devices=["cpu"] * 4, data_parallel_degree=2, **SETTINGS)
+    with pytest.raises(InvalidSettingError, match="cannot be divided among the replicas"):
+        registry.load(folder, devices=["cpu"] * 3, data_parallel_degree=2, **SETTINGS)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(CorruptCheckpointError):

@@ -1,6 +1,7 @@
 """Requests with adapters through the pipeline: greedy tokens against peft's merged model, however they are run."""
 
 import contextlib
+import re
 import shutil
 
 import psutil
@@ -319,6 +320,8 @@ def test_on_the_command_line(tiny_folder, adapters, expected):
     text = llm.chat(chat, lora="a", max_new_tokens=NUM_NEW, temperature=0.0).text
     assert text in answer("chat", tiny_folder, "--lora", adapters["a"], input="hello\n/exit\n")
     assert "neither a folder nor a name on the Hub" in answer("generate", tiny_folder, "hello", "--lora", "./nowhere")
+    command = ["info", str(tiny_folder), "--kv-cache-memory", "4MiB", "--lora", str(adapters["a"])]
+    assert re.search(r"max_lora_rank=4\b", CliRunner().invoke(app, command, terminal_width=200).stdout)
 
 
 def test_a_model_that_takes_no_adapters_says_so():

@@ -41,7 +41,7 @@ def test_names_of_one(device, tiny_folder):
         ([], 1, "not clear"),
         ("cpu,cpu", 1, "not clear"),
         (["cpu", "cpu"], 4, "4 replicas on 2 devices"),
-        (["cpu"] * 4, 2, "2 replicas on 4 devices"),
+        (["cpu"] * 3, 2, "2 replicas on 3 devices"),
     ],
 )
 def test_what_names_none(devices, degree, message, tiny_folder):
@@ -65,6 +65,9 @@ def test_gpus(monkeypatch):
     assert place_model(["cuda:1"], 3) == gpus(1, 2, 3)
     assert place_model(["cuda:0", "cuda:3"], 1) == gpus(0, 3)
     assert place_model(["cuda:2", "cuda:2"], 2) == gpus(2, 2)
+    assert place_model(["cuda:0", "cuda:1", "cuda:2", "cuda:3"], 2) == gpus(0, 1, 2, 3)
+    with pytest.raises(InvalidSettingError, match="two parts of a model"):
+        place_model(["cuda:0", "cuda:1", "cuda:2", "cuda:2"], 2)
     with pytest.raises(InvalidSettingError, match="fewer GPUs than replicas"):
         place_model(["cuda:1"], 4)
     for same in (["cuda:1", "cuda:1"], ["cuda", "cuda:0"]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 
@@ -12,7 +13,9 @@ from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.distributed import launched_rank
 from pipezoo_core.errors import InvalidSettingError
 
-__all__ = ["check_device", "check_parallel", "device_names", "place_model"]
+__all__ = ["check_device", "check_parallel", "device_names", "of_each_replica", "place_model"]
+
+T = TypeVar("T")
 
 _ALLOWED = "auto, cpu, or a GPU that torch sees, such as cuda:0"
 
@@ -39,11 +42,11 @@ def device_names(
         raise InvalidSettingError("the devices of a model are of different kinds", found=names, allowed="all of one")
     if len(names) > 1 and "auto" in names:
         raise InvalidSettingError("of several devices none can be found automatically", found=names, allowed="names")
-    if num_replicas > 1 and len(names) not in (1, num_replicas):
+    if len(names) > 1 and len(names) % num_replicas:
         raise InvalidSettingError(
-            "a replica cannot have several devices, or a part of one",
+            "the devices cannot be divided among the replicas",
             found=f"{num_replicas} replicas on {len(names)} devices",
-            allowed="a single device, or as many as replicas",
+            allowed="a single device, or as many for each replica",
         )
     return names
 
@@ -73,12 +76,18 @@ def place_model(names: Sequence[str], num_replicas: int) -> tuple[torch.device, 
         check_device(names[rank % len(names)])  # where there are not as many processes as names, joining them says so
         return tuple(map(torch.device, names))
     devices = tuple(map(check_device, names))
-    is_twice = len({device.index or 0 for device in devices}) < len(devices)
-    if num_replicas == 1 and devices[0].type == "cuda" and is_twice:
-        raise InvalidSettingError(
-            "a GPU cannot compute two parts of a model", found=names, cure="Name each GPU once, or load it on one."
-        )
+    for part in of_each_replica(devices, num_replicas):
+        if devices[0].type == "cuda" and len({device.index or 0 for device in part}) < len(part):
+            raise InvalidSettingError(
+                "a GPU cannot compute two parts of a model", found=names, cure="Name each GPU once, or load it on one."
+            )
     return devices
+
+
+def of_each_replica(devices: Sequence[T], num_replicas: int) -> list[Sequence[T]]:
+    """Returns the devices of each replica: the first ones are the first's."""
+    size = len(devices) // num_replicas
+    return [devices[start : start + size] for start in range(0, len(devices), size)]
 
 
 def check_device(name: str) -> torch.device:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipezoo.checkpoint import Checkpoint, generation_config, open_weights, read_huggingface_config
-from pipezoo.devices import check_parallel, place_model
+from pipezoo.devices import check_parallel, of_each_replica, place_model
 from pipezoo_core.architecture import SupportedArchitecture
 from pipezoo_core.config import KVCacheConfig, LoRAConfig, PipelineConfig, ReturnLogits
 from pipezoo_core.context import TextContext
@@ -45,7 +45,7 @@ class LoadPlan:
         pipeline_config: how it runs, complete.
         memory: what the memory is used for.
         sampling_params: the defaults of its requests.
-        devices: where each replica runs.
+        devices: where it runs, one replica's devices after the other's.
         weights: the checkpoint, headers read.
         checkpoint: its files.
     """
@@ -111,8 +111,9 @@ def plan_load(
         )
         check_parallel(requested, architecture)
         near = torch_devices
-        if requested.tensor_parallel_degree > 1:  # the ranks of a host share its memory; a GPU is one rank's alone
-            near = near[: ranks_here(len(near))] if near[0].type == "cpu" else near[:1]
+        if requested.tensor_parallel_degree > 1:  # the ranks of a host share its memory; other GPUs are not ours to use
+            on_cpu = near[0].type == "cpu"
+            near = near[: ranks_here(len(near))] if on_cpu else near[:: requested.tensor_parallel_degree]
         pipeline_config, memory = plan_memory(architecture.pipeline_model, requested, huggingface_config, near)
     else:
         torch_devices = tuple(map(torch.device, devices))
@@ -130,16 +131,18 @@ def plan_load(
     )
 
 
-def build_pipeline(plan: LoadPlan, group: TensorParallelGroup | None = None) -> TextGenerationPipeline:
+def build_pipeline(plan: LoadPlan, groups: Sequence[TensorParallelGroup] = ()) -> TextGenerationPipeline:
     """Loads the tokenizer and, for each replica, the weights, and allocates its KV cache.
 
     Args:
         plan: of `plan_load`.
-        group: the ranks that compute the model together, of which this is rank 0; None where this process is alone.
+        groups: for each replica the ranks that compute it together, of which this is rank 0; none where this process
+            is alone.
     """
     tokenizer = _tokenizer(plan)
-    places = [plan.devices] if group else [[device] for device in plan.devices]
-    models = [open_model(plan, devices, group) for devices in places]
+    parts = of_each_replica(plan.devices, plan.pipeline_config.data_parallel_degree)
+    their_groups: Sequence[TensorParallelGroup | None] = groups or [None] * len(parts)
+    models = [open_model(plan, devices, group) for devices, group in zip(parts, their_groups, strict=True)]
     return TextGenerationPipeline(plan.pipeline_config, models, tokenizer, plan.memory)
 
 

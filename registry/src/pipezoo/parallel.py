@@ -1,7 +1,8 @@
 """A model on several devices, each with a process of its own that computes its part of every step.
 
-Rank 0 is the process that calls `registry.load`; it has the pipeline, and starts the others. Under a launcher such as
-torchrun, every process calls `registry.load`, and starts none. Either way all of them come here.
+Rank 0 is the process that calls `registry.load`; it has the pipeline, and starts the others. It is rank 0 of every
+replica; each other process belongs to one. Under a launcher such as torchrun, every process calls `registry.load`, and
+starts none. Either way all of them come here.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 
 from pipezoo import registry
 from pipezoo.checkpoint import Checkpoint
-from pipezoo.devices import check_device, place_model
+from pipezoo.devices import check_device, of_each_replica, place_model
 from pipezoo.load import LoadPlan, build_pipeline, open_model, plan_load
 from pipezoo.resolution import Resolution
 from pipezoo_core.config import PipelineConfig
@@ -31,7 +32,7 @@ from pipezoo_core.distributed import (
     launched_rank,
     ranks_here,
 )
-from pipezoo_core.errors import RankLostError
+from pipezoo_core.errors import InvalidSettingError, RankLostError
 from pipezoo_core.memory import MemoryPlan
 from pipezoo_core.pipeline import TextGenerationPipeline
 
@@ -53,36 +54,51 @@ class _Call:
 
 
 def load_parallel(
-    find: Callable[[], tuple[Checkpoint, Resolution]], devices: Sequence[str], dtype: str, settings: dict[str, Any]
+    find: Callable[[], tuple[Checkpoint, Resolution]],
+    devices: Sequence[str],
+    num_replicas: int,
+    dtype: str,
+    settings: dict[str, Any],
 ) -> TextGenerationPipeline:
     """Loads a model on several devices.
 
     Args:
         find: downloads what is missing, and returns the model's files and plugin.
-        devices: one per process.
+        devices: several for each replica. This process has the first of each, the others have one of their own.
+        num_replicas: how many there are.
         dtype: as for `registry.load`.
         settings: as for `registry.load`.
 
     Raises:
         SystemExit: in a process of a rank other than 0, when rank 0 is done.
+        InvalidSettingError: there are several replicas, and a launcher has started the processes.
         RankLostError: another process is gone.
         What `registry.load` raises, in rank 0, wherever it went wrong.
     """
     rank = launched_rank()
     if rank is not None:
+        if num_replicas > 1:
+            raise InvalidSettingError(
+                "a launcher has started the processes, and those that it starts compute one replica",
+                found=f"{num_replicas} replicas",
+                cure="Start the script without a launcher: it starts what it needs itself.",
+            )
         group = join_launched(len(devices), check_device(devices[rank % len(devices)]))  # it counts them itself
-        return _load(group, lambda decided: _plan_load(find(), devices, dtype, settings, decided))
-    device, *_ = place_model(devices, 1)
-    workers = Workers(len(devices) - 1, __name__, work.__name__)
+        return _load([group], lambda decided: _plan_load(find(), devices, dtype, settings, decided))
+    places = of_each_replica(place_model(devices, num_replicas), num_replicas)
+    workers: list[Workers] = []
     try:
+        workers.extend(Workers(len(part) - 1, __name__, work.__name__) for part in places)
         found = find()
         path, plugin = str(found[0].source.path), found[1].plugin.distribution
-        workers.tell(_Call(path, plugin, devices, dtype, settings))
-        group = workers.join(device)
+        for own, names in zip(workers, of_each_replica(devices, num_replicas), strict=True):
+            own.tell(_Call(path, plugin, names, dtype, settings))
+        groups = [own.join(part[0]) for own, part in zip(workers, places, strict=True)]
     except BaseException:
-        workers.stop()
+        for own in workers:
+            own.stop()
         raise
-    return _load(group, lambda decided: _plan_load(found, devices, dtype, settings, decided))
+    return _load(groups, lambda decided: _plan_load(found, devices, dtype, settings, decided))
 
 
 def work() -> NoReturn:
@@ -94,7 +110,7 @@ def work() -> NoReturn:
         found = registry.find(call.path, plugin=call.plugin)
         return _plan_load(found, call.devices, call.dtype, call.settings, decided)
 
-    _load(group, plan)
+    _load([group], plan)
     raise AssertionError("only rank 0 has a pipeline")
 
 
@@ -111,55 +127,64 @@ def _plan_load(
     )
 
 
-def _load(group: DistributedGroup, plan: Callable[[Decided | None], LoadPlan]) -> TextGenerationPipeline:
-    _CORES.share(group)
+def _load(groups: Sequence[DistributedGroup], plan: Callable[[Decided | None], LoadPlan]) -> TextGenerationPipeline:
+    """Loads what this process has of the model, as rank 0 of a group per replica, or as another rank of one.
+
+    What follows is the same on all ranks; only rank 0 has several groups, and goes through them in order.
+    """
+    for group in groups:
+        _CORES.share(group)
     try:
-        agreed = _agree(group, plan)
-        built = _together(group, lambda: _build(agreed, group))
+        agreed = _agree(groups, plan)
+        built = _together(groups, lambda: _build(agreed, groups))
     except BaseException as error:
-        group.fail("the model was not loaded", error)  # the others are not at the point where they wait for a goodbye
-        _close(group)
-        if group.rank and isinstance(error, Exception):
+        for group in groups:
+            group.fail("the model was not loaded", error)  # the others do not wait for a goodbye yet
+            _close(group)
+        if groups[0].rank and isinstance(error, Exception):
             raise SystemExit(0) from error  # rank 0 raises it
         raise
     if isinstance(built, TextGenerationPipeline):
-        weakref.finalize(built.model, _close, group)
+        for model, group in zip(built.models, groups, strict=True):
+            weakref.finalize(model, _close, group)
         return built
     try:
         built.serve()
     except RankLostError as error:
         raise SystemExit(1) from error
     finally:
-        group.close()
+        groups[0].close()
     raise SystemExit(0)
 
 
-def _agree(group: DistributedGroup, plan: Callable[[Decided | None], LoadPlan]) -> LoadPlan:
+def _agree(groups: Sequence[DistributedGroup], plan: Callable[[Decided | None], LoadPlan]) -> LoadPlan:
     """Decides on rank 0 what is left open; the others take it over."""
-    mine = _together(group, lambda: plan(None) if group.rank == 0 else None)
-    decided = group.exchange_objects(mine and (mine.pipeline_config.updated(huggingface_config=None), mine.memory))[0]
-    return _together(group, lambda: mine or plan(decided))
+    mine = _together(groups, lambda: plan(None) if groups[0].rank == 0 else None)
+    told = mine and (mine.pipeline_config.updated(huggingface_config=None), mine.memory)
+    decided = [group.exchange_objects(told)[0] for group in groups]
+    return _together(groups, lambda: mine or plan(decided[0]))
 
 
-def _build(plan: LoadPlan, group: DistributedGroup) -> TextGenerationPipeline | DecoderPipelineModel:
-    if group.rank == 0:
-        return build_pipeline(plan, group)
-    model = open_model(plan, plan.devices, group)
+def _build(plan: LoadPlan, groups: Sequence[DistributedGroup]) -> TextGenerationPipeline | DecoderPipelineModel:
+    if groups[0].rank == 0:
+        return build_pipeline(plan, groups)
+    model = open_model(plan, plan.devices, groups[0])
     assert isinstance(model, DecoderPipelineModel)
     return model
 
 
-def _together(group: DistributedGroup, run: Callable[[], T]) -> T:
+def _together(groups: Sequence[DistributedGroup], run: Callable[[], T]) -> T:
     """Runs something on each rank. Where it fails on any, its error is raised on all of them."""
     error: BaseException | None = None
     try:
         result = run()
     except Exception as raised:  # the others wait for it, whatever it is
         error = raised
-    errors = group.exchange_objects(_portable(error))
-    if error is not None and all(other is None for other in errors[: group.rank]):
+    own = _portable(error)
+    errors = [pair for group in groups for pair in enumerate(group.exchange_objects(own))]
+    if error is not None and all(other is None for _, other in errors[: groups[0].rank]):
         raise error
-    for rank, other in enumerate(errors):
+    for rank, other in errors:
         if other is not None:
             other.add_note(f"It happened in the process of rank {rank}.")
             raise other

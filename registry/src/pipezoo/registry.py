@@ -48,7 +48,7 @@ def load(
         device: `"auto"`, `"cpu"`, or a GPU such as `"cuda:0"`.
         devices: several of these in place of `device`, such as `["cuda:0", "cuda:1"]`. They compute every step
             together, each a part of the model, in a process of its own that is started here; or with a
-            `data_parallel_degree` of as many, each has a replica. Under a launcher such as torchrun, whose processes
+            `data_parallel_degree` each replica has as many of them. Under a launcher such as torchrun, whose processes
             all run the same script, nothing is started, and only rank 0 goes on: in the others this call serves rank 0
             until it is done, and then raises SystemExit.
         dtype: `"auto"`, or the precision to run in, such as `"float32"` or `"bfloat16"`.
@@ -73,7 +73,9 @@ def load(
     if len(names) > num_replicas:
         from pipezoo.parallel import load_parallel
 
-        return load_parallel(lambda: find(model, revision=revision, plugin=plugin), names, dtype, settings)
+        return load_parallel(
+            lambda: find(model, revision=revision, plugin=plugin), names, num_replicas, dtype, settings
+        )
     return build_pipeline(
         plan(model, revision=revision, device=device, devices=devices, dtype=dtype, plugin=plugin, **settings)
     )

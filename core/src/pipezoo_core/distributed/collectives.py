@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ class DistributedGroup(TensorParallelGroup):
     """Ranks that are processes, on one host or several.
 
     When a rank is gone, or rank 0 leaves a step in its middle, the group cannot go on: `failure` is set and everything
-    that would need the others raises it.
+    that would need the others raises a copy: what has been raised keeps alive what its frames refer to.
 
     Args:
         rank: of this process.
@@ -184,7 +185,7 @@ class DistributedGroup(TensorParallelGroup):
         """
         with self._lock, interrupts_deferred():
             if self.failure is not None:
-                raise self.failure
+                raise copy(self.failure)
             try:
                 yield
             except BaseException as error:
@@ -218,7 +219,7 @@ class DistributedGroup(TensorParallelGroup):
                 if process.is_running() and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
                     continue
             self.failure = _lost(f"the process of rank {rank} is gone")
-            raise self.failure
+            raise copy(self.failure)
 
     def _end(self) -> None:
         stop, self._stop = self._stop, None
@@ -265,7 +266,7 @@ class DistributedGroup(TensorParallelGroup):
             return run()
         except RuntimeError as error:  # what torch raises when a connection ends
             self.failure = _lost("a process of the model is gone", error)
-            raise self.failure from error
+            raise copy(self.failure) from error
 
 
 def _shared_file(size: int) -> Path | None:

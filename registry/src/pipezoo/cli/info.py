@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from pipezoo_core.native import NativeKernels
 from pipezoo_core.weights import torch_dtype
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def tables(resolution: Resolution, plan: LoadPlan) -> Iterator[Table]:
         ],
     )
     config = plan.pipeline_config
+    obstacle = NativeKernels(plan.devices[0], torch_dtype(config.encoding)).obstacle
     yield _table(
         "settings in force",
         [
@@ -37,7 +39,8 @@ def tables(resolution: Resolution, plan: LoadPlan) -> Iterator[Table]:
             for name in type(config).model_fields
             if name not in ("weight_paths", "kv_cache")
         ]
-        + [(f"kv_cache.{name}", getattr(config.kv_cache, name)) for name in type(config.kv_cache).model_fields],
+        + [(f"kv_cache.{name}", getattr(config.kv_cache, name)) for name in type(config.kv_cache).model_fields]
+        + [("native kernels", obstacle or "usable")],
     )
     yield _table("sampling defaults", plan.sampling_params)
     memory = plan.memory

@@ -75,6 +75,7 @@ def info(
     dtype: Dtype = "auto",
     max_length: MaxLength = None,
     kv_cache_memory: KVCacheMemory = None,
+    lora: LoRA = None,
 ) -> None:
     """Show config, plugin, settings in force and memory plan, without loading the weights."""
     from rich.console import Console
@@ -83,7 +84,12 @@ def info(
 
     with _errors_as_text():
         resolution = registry.resolve(model, revision=revision, plugin=plugin)
-        settings = _given(max_length=max_length, kv_cache_memory=kv_cache_memory, devices=_names(devices))
+        settings = _given(
+            max_length=max_length,
+            kv_cache_memory=kv_cache_memory,
+            lora_paths=_one_adapter(lora),
+            devices=_names(devices),
+        )
         plan = registry.plan(model, revision=revision, plugin=plugin, device=device, dtype=dtype, **settings)
     Console().print(*tables(resolution, plan), sep="\n")
 

@@ -1,0 +1,33 @@
+"""The kernels for CPUs with AVX2, on a CPU that has AVX-512 as well and takes the others everywhere else."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipezoo_core.native import NativeKernels, kernels
+
+TESTS = [Path(__file__).with_name(f"test_{name}.py") for name in ("attention", "linear", "quantized", "recording")]
+WITHOUT_AVX512 = """
+import sys
+import pytest, torch
+capabilities = torch.cpu.get_capabilities()
+less = {name: False if name.startswith("avx512") else value for name, value in capabilities.items()}
+torch.cpu.get_capabilities = lambda: less
+from pipezoo_core.native import NativeKernels, kernels
+assert kernels._VARIANT == "avx2"
+assert NativeKernels(torch.device("cpu"), torch.bfloat16).obstacle is None
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(kernels._VARIANT == "avx2", reason="they are this CPU's, and all tests are theirs")
+@pytest.mark.skipif(NativeKernels(torch.device("cpu"), torch.float32).obstacle is not None, reason="no kernels here")
+def test_their_own_tests():
+    command = [sys.executable, "-c", WITHOUT_AVX512, "-q", "-p", "no:cacheprovider", *map(str, TESTS)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=540)
+    assert done.returncode == 0, done.stdout
+    assert "passed" in done.stdout
