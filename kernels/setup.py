@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent
 
 INSTRUCTIONS = {
     "avx512": ["-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni"],
-    "avx2": ["-march=x86-64-v3"],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
 }
 
 setup(

@@ -84,14 +84,14 @@ class ItemWork {
     void read_queries(const T* q, std::int64_t q_stride, const T* cos, const T* sin) {
         constexpr int ps = kPerStep<T>;
         alignas(64) float numbers[kMaxHeadDim];
-        alignas(64) Left<T> rounded[kMaxHeadDim];
+        alignas(64) Left<T> stored[kMaxHeadDim];
         for (std::int64_t r = 0; r < rows_; ++r) {
             const std::int64_t row = item_.row + r / groups_;
             const T* from = q + row * q_stride + (head_ * groups_ + r % groups_) * dim_;
             read_head(from, cos ? cos + row * dim_ : nullptr, sin + row * dim_, dim_, numbers);
-            for (std::int64_t d = 0; d < dim_; d += kLanes) store(rounded + d, load(numbers + d));
+            for (std::int64_t d = 0; d < dim_; d += kLanes) store(stored + d, load(numbers + d));
             Left<T>* to = space_.queries.get() + r / kTileRows * kTileRows * dim_ + r % kTileRows * ps;
-            for (std::int64_t d = 0; d < dim_; d += ps) std::memcpy(to + d * kTileRows, rounded + d, ps * sizeof(Left<T>));
+            for (std::int64_t d = 0; d < dim_; d += ps) std::memcpy(to + d * kTileRows, stored + d, ps * sizeof(Left<T>));
         }
     }
 

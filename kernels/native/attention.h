@@ -4,7 +4,7 @@
 // A page holds, per key/value head, what the products read in one step side by side (see simd.h):
 //     keys   [head_dim / per_step, page_size, per_step]
 //     values [page_size / per_step, head_dim, per_step]
-// head_dim and page_size are multiples of 32.
+// head_dim is a multiple of kPanel, page_size one of 32.
 #pragma once
 
 #include <cstdint>

@@ -10,7 +10,7 @@ from pipezoo_core.config import AttentionName
 from pipezoo_core.errors import UnsupportedAttentionError
 from pipezoo_core.kv_cache import KVCacheParams, RaggedBatch
 from pipezoo_core.layers import apply_rotary
-from pipezoo_core.native import NativeKernels
+from pipezoo_core.native import PANEL, NativeKernels
 
 PAGE_SIZE = 32
 NUM_PAGES = 96
@@ -199,7 +199,7 @@ def test_reference_equals_scaled_dot_product_attention():
 @pytest.mark.parametrize(
     ("changes", "dtype", "page_size", "reason"),
     [
-        ({"head_dim": 80}, torch.float32, 64, "head_dim is 80, not a multiple of 32"),
+        ({"head_dim": 40}, torch.float32, 64, f"head_dim is 40, not a multiple of {PANEL}"),
         ({}, torch.float32, 16, "page_size is 16, not a multiple of 32"),
         ({}, torch.float16, 64, r"not torch\.float16"),
     ],

@@ -9,7 +9,11 @@ import torch
 
 from pipezoo_core.native import NativeKernels, kernels
 
-TESTS = [Path(__file__).with_name(f"test_{name}.py") for name in ("attention", "linear", "quantized", "recording")]
+FILES = (
+    "core/test_attention.py", "core/test_linear.py", "core/test_memory.py", "core/test_quantized.py",
+    "core/test_recording.py", "llama/test_llama_logits.py", "lora/test_lora_layers.py",
+)  # fmt: skip
+TESTS = [Path(__file__).parents[1] / name for name in FILES]
 WITHOUT_AVX512 = """
 import sys
 import pytest, torch

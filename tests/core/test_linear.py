@@ -102,7 +102,7 @@ def test_plain_torch_changes_nothing():
 @pytest.mark.parametrize("size", [(1, 2), (5, 6), (31, 32), (33, 130), (100, 1024)])
 @pytest.mark.parametrize("rows", [1, 7, 25, 300])
 def test_native_product(dtype, size, rows):
-    """Edges of its tiles: 12 rows, 32 columns, and two numbers at a time of the inner dimension."""
+    """Edges of its tiles: 6 or 12 rows, 16 or 32 columns, and two numbers at a time of the inner dimension."""
     skip_where_not_usable(LinearName.native, dtype)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(rows, size[1], generator=generator).to(dtype)

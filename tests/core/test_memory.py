@@ -163,7 +163,7 @@ def weights_of(module):
 @pytest.mark.parametrize(("dtype", "linear"), FORMS)
 @pytest.mark.parametrize("tied", [False, True])
 def test_weights_and_pages_take_what_the_plan_says(tmp_path, tiny_gguf, dtype, linear, tied):
-    """Sizes that do not divide into the kernels' panels of 32 columns, nor all of them into groups of 32."""
+    """Sizes that do not divide into the kernels' panels of 16 or 32 columns, nor all of them into groups of 32."""
     sizes = {"hidden_size": 64, "intermediate_size": 72, "vocab_size": len(TOKENS), "attention_bias": True}
     make_llama(**sizes, tie_word_embeddings=tied).save_pretrained(tmp_path)
     tokenizer_from_gguf(open_gguf(tiny_gguf).metadata).save_pretrained(tmp_path)

@@ -76,10 +76,10 @@ def test_without_shared_memory_left(tmp_path, monkeypatch):
 
 
 def test_a_rank_waits_for_a_step_longer_than_for_the_others_to_come(tmp_path, monkeypatch):
-    monkeypatch.setattr(meeting, "_TO_MEET", timedelta(seconds=1))
+    monkeypatch.setattr(meeting, "_TO_MEET", timedelta(seconds=3))
     received = []
     with joined(tmp_path, 2, lambda group: received.append(group.receive())) as group:
-        time.sleep(1.5)
+        time.sleep(3.5)
         group.send(Message.step, [[7]])
     assert received == [(Message.step, [[7]])]
 

@@ -132,6 +132,22 @@ def test_a_device_that_is_gone_when_an_adapter_is_wanted(load):
             llm.generate("hello", lora=lora, **GREEDY)
 
 
+@pytest.mark.slow
+def test_replicas_of_several_devices_of_which_one_is_gone(load, expected):
+    before = psutil.Process().children()
+    llm = load(device="auto", devices=["cpu"] * 4, data_parallel_degree=2, max_num_loras=1)
+    check(llm, expected)
+    children = {*psutil.Process().children()} - {*before}
+    of_first = llm.stream(TextGenerationRequest(prompt=PROMPTS[3]), lora="a", **GREEDY)
+    text = next(of_first)
+    last = max(children, key=lambda child: (child.create_time(), child.pid))  # of the second replica
+    last.kill()
+    last.wait()
+    with pytest.raises(RankLostError, match="load the model again"):
+        llm.generate("hello", lora="b", **GREEDY)
+    assert text + "".join(of_first) == llm.tokenizer.decode(expected(PROMPTS[3], "a"))
+
+
 def test_after_preemption(load, expected):
     llm = load(kv_cache_memory=9 * 8 * 2 * 3 * 2 * 8 * 4, max_length=60)
     check(llm, expected)

@@ -67,7 +67,7 @@ def test_gpus(monkeypatch):
     assert place_model(["cuda:2", "cuda:2"], 2) == gpus(2, 2)
     assert place_model(["cuda:0", "cuda:1", "cuda:2", "cuda:3"], 2) == gpus(0, 1, 2, 3)
     with pytest.raises(InvalidSettingError, match="two parts of a model"):
-        place_model(["cuda:0", "cuda:1", "cuda:2", "cuda:2"], 2)
+        place_model(["cuda:0", "cuda:1", "cuda:1", "cuda:0"], 2)
     with pytest.raises(InvalidSettingError, match="fewer GPUs than replicas"):
         place_model(["cuda:1"], 4)
     for same in (["cuda:1", "cuda:1"], ["cuda", "cuda:0"]):

@@ -26,10 +26,12 @@ from pipezoo_core.errors import (
     UnsupportedCheckpointError,
     UnsupportedModelError,
 )
+from pipezoo_core.native import NativeKernels
 from pipezoo_core.pipeline import TextGenerationPipeline
 from pipezoo_core.tokenizer import tokenizer_from_gguf
-from pipezoo_core.weights import open_gguf
+from pipezoo_core.weights import encoding, open_gguf
 
+CPU = torch.device("cpu")
 SETTINGS = {"dtype": "float32", "device": "cpu", "page_size": 8, "kv_cache_memory": "4MiB"}
 GREEDY = {"temperature": 0.0, "max_new_tokens": 8, "ignore_eos": True}
 
@@ -127,6 +129,24 @@ def test_other_head(folder):
     edit_config(folder, architectures=["LlamaForSequenceClassification"])
     with pytest.raises(UnsupportedModelError, match="LlamaForSequenceClassification"):
         registry.load(folder)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"linear": "native"}, {"linear": "torch"}, {"attention": "paged"}, {"max_num_loras": 1}],
+    ids=str,
+)
+def test_auto_takes_bfloat16_of_a_slow_cpu_only_where_the_kernels_compute(folder, settings, monkeypatch):
+    can_use_kernels = NativeKernels(CPU, torch.bfloat16).obstacle is None
+    if settings == {"linear": "native"} and not can_use_kernels:
+        pytest.skip("no kernels here")
+    monkeypatch.setattr(encoding, "_cpu_has_bfloat16", lambda: False)
+    edit_weights(folder, lambda t: t.update({name: tensor.bfloat16() for name, tensor in t.items()}))
+    by_kernels = settings in ({}, {"linear": "native"}) and can_use_kernels
+    plan = registry.plan(folder, device="cpu", kv_cache_memory="4MiB", **settings)
+    assert plan.pipeline_config.encoding == ("bfloat16" if by_kernels else "float32")
+    asked = registry.plan(folder, dtype="bfloat16", device="cpu", kv_cache_memory="4MiB", **settings)
+    assert asked.pipeline_config.encoding == "bfloat16"
 
 
 @pytest.mark.parametrize(

@@ -76,11 +76,11 @@ def place_model(names: Sequence[str], num_replicas: int) -> tuple[torch.device, 
         check_device(names[rank % len(names)])  # where there are not as many processes as names, joining them says so
         return tuple(map(torch.device, names))
     devices = tuple(map(check_device, names))
-    for part in of_each_replica(devices, num_replicas):
-        if devices[0].type == "cuda" and len({device.index or 0 for device in part}) < len(part):
-            raise InvalidSettingError(
-                "a GPU cannot compute two parts of a model", found=names, cure="Name each GPU once, or load it on one."
-            )
+    has_parts, is_twice = len(names) > num_replicas, len({device.index or 0 for device in devices}) < len(devices)
+    if has_parts and devices[0].type == "cuda" and is_twice:
+        raise InvalidSettingError(
+            "a GPU cannot compute two parts of a model", found=names, cure="Name each GPU once, or load it on one."
+        )
     return devices
 
 

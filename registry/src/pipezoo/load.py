@@ -100,12 +100,16 @@ def plan_load(
     if decided is None:
         num_replicas = replicas_in(settings)
         torch_devices = place_model(devices, num_replicas)
+        asked = PipelineConfig(model_path="", **pipeline_settings)
+        by_kernels = asked.linear in ("auto", "native") and asked.attention in ("auto", "native") and not asked.lora
         requested = PipelineConfig(
             model_path=checkpoint.source.name,
             weight_paths=paths,
             huggingface_config=huggingface_config,
             device=str(torch_devices[0]),
-            encoding=resolve_encoding(dtype, weights, torch_devices[0], architecture.supported_encodings),
+            encoding=resolve_encoding(
+                dtype, weights, torch_devices[0], architecture.supported_encodings, by_kernels=by_kernels
+            ),
             tensor_parallel_degree=len(torch_devices) // num_replicas,
             **pipeline_settings,
         )

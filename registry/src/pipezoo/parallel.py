@@ -19,7 +19,7 @@ import torch
 from pipezoo import registry
 from pipezoo.checkpoint import Checkpoint
 from pipezoo.devices import check_device, of_each_replica, place_model
-from pipezoo.load import LoadPlan, build_pipeline, open_model, plan_load
+from pipezoo.load import LoadPlan, build_pipeline, open_model, plan_load, replicas_in
 from pipezoo.resolution import Resolution
 from pipezoo_core.config import PipelineConfig
 from pipezoo_core.decoder import DecoderPipelineModel
@@ -84,7 +84,9 @@ def load_parallel(
                 cure="Start the script without a launcher: it starts what it needs itself.",
             )
         group = join_launched(len(devices), check_device(devices[rank % len(devices)]))  # it counts them itself
-        return _load([group], lambda decided: _plan_load(find(), devices, dtype, settings, decided))
+        return _load(
+            [group], lambda decided: _plan_load(find(), devices, dtype, settings, decided), ranks_here(group.size)
+        )
     places = of_each_replica(place_model(devices, num_replicas), num_replicas)
     workers: list[Workers] = []
     try:
@@ -98,7 +100,7 @@ def load_parallel(
         for own in workers:
             own.stop()
         raise
-    return _load(groups, lambda decided: _plan_load(found, devices, dtype, settings, decided))
+    return _load(groups, lambda decided: _plan_load(found, devices, dtype, settings, decided), len(devices))
 
 
 def work() -> NoReturn:
@@ -110,7 +112,7 @@ def work() -> NoReturn:
         found = registry.find(call.path, plugin=call.plugin)
         return _plan_load(found, call.devices, call.dtype, call.settings, decided)
 
-    _load([group], plan)
+    _load([group], plan, size * replicas_in(call.settings))
     raise AssertionError("only rank 0 has a pipeline")
 
 
@@ -127,13 +129,20 @@ def _plan_load(
     )
 
 
-def _load(groups: Sequence[DistributedGroup], plan: Callable[[Decided | None], LoadPlan]) -> TextGenerationPipeline:
+def _load(
+    groups: Sequence[DistributedGroup], plan: Callable[[Decided | None], LoadPlan], num_ranks_here: int
+) -> TextGenerationPipeline:
     """Loads what this process has of the model, as rank 0 of a group per replica, or as another rank of one.
 
     What follows is the same on all ranks; only rank 0 has several groups, and goes through them in order.
+
+    Args:
+        groups: that this process belongs to.
+        plan: plans the load, by what rank 0 has decided.
+        num_ranks_here: how many ranks share this host's cores, those of all replicas together.
     """
     for group in groups:
-        _CORES.share(group)
+        _CORES.share(group, num_ranks_here)
     try:
         agreed = _agree(groups, plan)
         built = _together(groups, lambda: _build(agreed, groups))
@@ -181,13 +190,15 @@ def _together(groups: Sequence[DistributedGroup], run: Callable[[], T]) -> T:
     except Exception as raised:  # the others wait for it, whatever it is
         error = raised
     own = _portable(error)
-    errors = [pair for group in groups for pair in enumerate(group.exchange_objects(own))]
-    if error is not None and all(other is None for _, other in errors[: groups[0].rank]):
+    of_replicas = [group.exchange_objects(own) for group in groups]
+    if error is not None and all(other is None for other in of_replicas[0][: groups[0].rank]):
         raise error
-    for rank, other in errors:
-        if other is not None:
-            other.add_note(f"It happened in the process of rank {rank}.")
-            raise other
+    for replica, errors in enumerate(of_replicas):
+        for rank, other in enumerate(errors):
+            if other is not None:
+                where = f"rank {rank}" if len(groups) == 1 else f"rank {rank} of replica {replica}"
+                other.add_note(f"It happened in the process of {where}.")
+                raise other
     return result
 
 
@@ -200,18 +211,18 @@ def _portable(error: BaseException | None) -> BaseException | None:
 
 
 class _Cores:
-    """Lets the processes that this host has for a model not use more threads together than there are cores."""
+    """Lets the ranks that this host has of a model not use more threads together than there are cores."""
 
     def __init__(self) -> None:
         self._groups: set[DistributedGroup] = set()
         self._num_threads = 0
 
-    def share(self, group: DistributedGroup) -> None:
-        """Takes fewer threads for this process, until the last of its groups gives them back."""
+    def share(self, group: DistributedGroup, num_ranks: int) -> None:
+        """Takes fewer threads for each of so many ranks, until the last of this process's groups gives them back."""
         if not self._groups:
             self._num_threads = torch.get_num_threads()
         self._groups.add(group)
-        share = max(1, _num_cores() // ranks_here(group.size))
+        share = max(1, _num_cores() // num_ranks)
         torch.set_num_threads(min(torch.get_num_threads(), share))
 
     def give_back(self, group: DistributedGroup) -> None:

@@ -19,13 +19,13 @@ from torch import Tensor
 from pipezoo_core.attention.base import AttentionBackend, AttentionSpec, Rotation
 from pipezoo_core.errors import UnsupportedAttentionError
 from pipezoo_core.kv_cache import KVCacheParams, RaggedBatch
-from pipezoo_core.native import NativeKernels, bits
+from pipezoo_core.native import PANEL, NativeKernels, bits
 
 __all__ = ["NativeAttention"]
 
 _QUERIES = 48  # queries of one key/value head that an item has at most: four tiles of the kernel
 _KEYS = 256  # a decode is cut after so many keys
-_MULTIPLE = 32  # of head_dim and page_size: what the kernel's tiles are wide
+_PAGE_MULTIPLE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +66,10 @@ class NativeAttention(AttentionBackend):
     @staticmethod
     def why_not(spec: AttentionSpec, kernels: NativeKernels, page_size: int) -> str | None:
         """Returns what stands in the way of this backend; None if it can be used."""
-        if spec.head_dim % _MULTIPLE or spec.head_dim > 256:
-            return f"head_dim is {spec.head_dim}, not a multiple of {_MULTIPLE} up to 256"
-        if page_size % _MULTIPLE:
-            return f"page_size is {page_size}, not a multiple of {_MULTIPLE}"
+        if spec.head_dim % PANEL or spec.head_dim > 256:
+            return f"head_dim is {spec.head_dim}, not a multiple of {PANEL} up to 256"
+        if page_size % _PAGE_MULTIPLE:
+            return f"page_size is {page_size}, not a multiple of {_PAGE_MULTIPLE}"
         return kernels.obstacle
 
     def page_shape(self, num_pages: int, params: KVCacheParams) -> tuple[int, ...]:

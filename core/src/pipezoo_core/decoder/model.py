@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -265,7 +264,7 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, DecoderEstimates):
         if not lora_ids:
             return self._forward(tokens, kv)
         assert self._adapted is not None
-        with self._adapted.applied(lora_ids, lora_ranks, list(accumulate(kv.batch.active_lengths, initial=0))):
+        with self._adapted.applied(lora_ids, lora_ranks, kv.batch.row_offsets):
             return self.module(tokens, kv)  # never replayed: a recording knows nothing of adapters
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
 
 from pipezoo_core.config import LoRAConfig
 from pipezoo_core.distributed import DistributedGroup, Message, TensorParallelGroup
+from pipezoo_core.errors import RankLostError
 from pipezoo_core.lora.layers import LoRABatch, LoRALinear, LoRATarget, adaptable_layers, group_rows
 
 __all__ = ["AdaptedModule", "lora_memory"]
@@ -62,19 +63,18 @@ class AdaptedModule:
     def fill(self, slot: int, layers: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Puts an adapter into a slot, in place of another; on several ranks into that of all, as rank 0.
 
+        Where another rank is gone, this does nothing: the next step says so, to those whom it concerns.
+
         Args:
             slot: of which no running request has the adapter.
             layers: by the names of targets, A [R, in_features] and B [out_features, R], the latter times the scaling,
                 in the module's dtype.
-
-        Raises:
-            RankLostError: another rank is gone.
         """
         if not isinstance(self._group, DistributedGroup):
             self._fill(slot, layers.items())
             return
         numbers = {name: number for number, name in enumerate(self.targets)}
-        with self._group.step():
+        with suppress(RankLostError), self._group.step():
             ranks = [len(a) for a, _ in layers.values()]
             self._group.send(Message.fill_slot, [[slot], [numbers[name] for name in layers], ranks])
             self._fill(slot, self._shared(layers.items()))

@@ -37,7 +37,7 @@ class LoRAGroup:
 
 @dataclass(slots=True)
 class LoRABatch:
-    """The running step's adapters. The manager owns it and sets it for a step; the layers were given it to read.
+    """The running step's adapters. `AdaptedModule` owns it and sets it for a step; the layers were given it to read.
 
     Attributes:
         groups: one per adapter; empty between steps, and for a step without adapters.

@@ -178,9 +178,6 @@ class LoRAManager:
 
         Returns:
             False where running requests use all slots for other adapters.
-
-        Raises:
-            RankLostError: another device's process is gone.
         """
         if context.lora is None:
             return True

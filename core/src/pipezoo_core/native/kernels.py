@@ -21,7 +21,7 @@ from pipezoo_core.native.memory_pool import MemoryPool, aligned, aligned_bytes
 if TYPE_CHECKING:
     from pipezoo_core.native.recording import Recording
 
-__all__ = ["GATE", "GROUP", "Form", "NativeKernels", "bits", "packed_size"]
+__all__ = ["GATE", "GROUP", "PANEL", "Form", "NativeKernels", "bits", "packed_size"]
 
 GROUP = 32  # numbers of a quantized weight that share a scale
 _GROUP_BYTES, _ROW_BYTES = {8: GROUP + 2, 4: GROUP // 2 + 2}, {8: 0, 4: 8}  # of a quantized weight
@@ -49,7 +49,7 @@ _MODULE = f"pipezoo_kernels._{_VARIANT}"
 
 GATE = _LANES[_VARIANT]  # columns of a gate, and then of what it lets through, in a gated weight
 
-_PANEL = 2 * _LANES[_VARIANT]  # output columns of a panel of packed weights
+PANEL = 2 * _LANES[_VARIANT]  # columns that a tile of a product computes; a packed weight is divided into as many
 
 
 class Form(enum.IntEnum):
@@ -219,7 +219,7 @@ class NativeKernels:
 def packed_size(weight: Tensor, bits: int | None) -> int:
     """Returns the bytes of a weight, which may be on the meta device, when it is packed."""
     out_features, in_features = weight.shape
-    num_rows = -(-out_features // _PANEL) * _PANEL
+    num_rows = -(-out_features // PANEL) * PANEL
     if bits is None:
         return num_rows * in_features * weight.dtype.itemsize
     return num_rows * (_ROW_BYTES[bits] + in_features // GROUP * _GROUP_BYTES[bits])

@@ -125,8 +125,9 @@ class RunningRequests:
                     return
                 self._depth += 1
                 try:
-                    self._forget(self._abandoned[0])
-                    self._abandoned.popleft()
+                    while self._abandoned:  # looked at again: between the two above the collector may have come by
+                        self._forget(self._abandoned[0])
+                        self._abandoned.popleft()
                 finally:
                     self._depth -= 1
             finally:

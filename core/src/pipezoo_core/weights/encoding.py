@@ -21,37 +21,50 @@ def torch_dtype(encoding: SupportedEncoding) -> torch.dtype:
 
 
 def resolve_encoding(
-    requested: str, weights: Weights, device: torch.device, supported: Collection[SupportedEncoding]
+    requested: str,
+    weights: Weights,
+    device: torch.device,
+    supported: Collection[SupportedEncoding],
+    *,
+    by_kernels: bool,
 ) -> SupportedEncoding:
     """Returns the encoding the user named, or for `auto` the one that fits checkpoint and device.
 
     `auto` takes the precision of most of the checkpoint's numbers, and bfloat16 for a quantized file. On a CPU
-    float16 gives way to float32, as does bfloat16 where the CPU has no instructions for it and the native kernels
-    cannot be used.
+    float16 gives way to float32, as does bfloat16 where the CPU has no instructions for it and the native kernels do
+    not compute either.
+
+    Args:
+        requested: what the user named.
+        weights: the checkpoint, headers read.
+        device: where the model runs.
+        supported: what the plugin supports.
+        by_kernels: whether the native kernels may compute all that they can; other ways are slow in bfloat16 on a CPU
+            without instructions for it.
 
     Raises:
         InvalidSettingError: there is no such encoding, or the model does not support it.
     """
     if requested == "auto":
-        chosen = _fitting(weights, device)
+        chosen = _fitting(weights, device, by_kernels)
         return chosen if chosen in supported else next(iter(supported))
     if requested not in [str(encoding) for encoding in supported]:
         raise InvalidSettingError("the dtype is not supported", found=requested, allowed=["auto", *map(str, supported)])
     return SupportedEncoding(requested)
 
 
-def _fitting(weights: Weights, device: torch.device) -> SupportedEncoding:
+def _fitting(weights: Weights, device: torch.device, by_kernels: bool) -> SupportedEncoding:
     sizes: dict[torch.dtype, int] = {}
     for tensor in weights.values():
         sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.num_elements
     dtype = torch.bfloat16 if weights.is_quantized else max(sizes, key=lambda key: sizes[key], default=torch.float32)
-    if device.type == "cpu" and (dtype is torch.float16 or not _is_faster_in_bfloat16(device)):
+    by_kernels = by_kernels and NativeKernels(device, torch.bfloat16).obstacle is None
+    if device.type == "cpu" and (dtype is torch.float16 or not (by_kernels or _cpu_has_bfloat16())):
         dtype = torch.float32
     return next((e for e in SupportedEncoding if torch_dtype(e) is dtype), SupportedEncoding.float32)
 
 
-def _is_faster_in_bfloat16(device: torch.device) -> bool:
-    """Whether products on this CPU are faster in bfloat16 than in float32."""
+def _cpu_has_bfloat16() -> bool:
+    """Whether torch's products are faster in bfloat16 than in float32 here."""
     capabilities: Mapping[str, object] = torch.cpu.get_capabilities()
-    has_instructions = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
-    return has_instructions or NativeKernels(device, torch.bfloat16).obstacle is None
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))

@@ -59,9 +59,9 @@ def tables(resolution: Resolution, plan: LoadPlan) -> Iterator[Table]:
 
 
 def _whose_memory(num_replicas: int, num_devices: int) -> str:
-    if num_replicas > 1:
-        return f"memory of each of {num_replicas} replicas"
-    return "memory" if num_devices == 1 else f"memory of each of {num_devices} devices"
+    shares = [f"each of {num_devices} devices"] if num_devices > 1 else []
+    shares += [f"each of {num_replicas} replicas"] if num_replicas > 1 else []
+    return " of ".join(["memory", *shares])
 
 
 def _shape(plan: LoadPlan) -> Iterator[tuple[str, Any]]:
