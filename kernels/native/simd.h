@@ -29,7 +29,7 @@ enum class bfloat16 : std::uint16_t {};
 namespace pipezoo {
 
 constexpr int kPanel = 2 * kLanes;  // columns that a tile of a product computes: two vectors
-constexpr int kAhead = 64;          // steps to prefetch: reaches into the next 4 KiB, where the hardware does not
+constexpr int kAhead = 64;          // steps to prefetch: 2 to 8 KiB, which the hardware does not
 constexpr float kLowest = -1e30f;   // below every score, and finite: lowest - lowest is 0, not NaN
 
 // NaN becomes 0, infinities the largest finite number.
