@@ -127,11 +127,18 @@ std::uint16_t to_half(float value) {
 
 float from_half(std::uint16_t half) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half))); }
 
+// `value`, or NaN if there is a NaN among the numbers: a damaged weight has to show in what is computed from it.
+float unless_nan(float value, const float* numbers, std::int64_t count) {
+    bool has_nan = false;
+    for (std::int64_t k = 0; k < count; k += kLanes) has_nan |= any_nan(load(numbers + k), load(numbers + k));
+    return has_nan ? std::numeric_limits<float>::quiet_NaN() : value;
+}
+
 // The scale of a group of 8 bits, and its numbers as small integers with `kAdded` added.
 void round_group(const float* numbers, std::uint16_t& scale, std::uint8_t* rounded) {
     Vector magnitude = zeros();
     for (int k = 0; k < kGroup; k += kLanes) magnitude = larger(absolute(load(numbers + k)), magnitude);
-    scale = to_half(largest(magnitude) / 127.0f);
+    scale = to_half(unless_nan(largest(magnitude) / 127.0f, numbers, kGroup));
     const float step = from_half(scale), inverse = step > 0 ? 1.0f / step : 0.0f;
     for (int k = 0; k < kGroup; ++k)
         rounded[k] = std::uint8_t(std::clamp(int(std::nearbyint(numbers[k] * inverse)), -127, 127) + kAdded);
@@ -180,6 +187,7 @@ struct Column {
             for (std::int64_t k = g * kGroup; k < (g + 1) * kGroup; ++k)
                 rounded[k] = std::uint8_t(std::clamp(int(std::nearbyint((numbers[k] - start) * inverse)), 0, 15));
         }
+        scale_step = unless_nan(scale_step, numbers.data(), groups * kGroup);
     }
 };
 

@@ -61,6 +61,19 @@ def test_groups_without_a_range(bits):
     torch.testing.assert_close(dequantize(*quantize(weight, bits), torch.float32), weight, atol=0, rtol=1e-3)
 
 
+@pytest.mark.parametrize("bits", FORMATS)
+@pytest.mark.parametrize("place", [0, 9, 17, 31, 40, 63])
+@pytest.mark.parametrize("product", [NativeProduct, QuantizedProduct])
+def test_a_weight_that_is_no_number_shows(bits, place, product):
+    weight = random(33, 64)
+    weight[7, place] = torch.nan
+    if product is NativeProduct:
+        product = NativeProduct(kernels(torch.float32), weight, None, bits)
+    else:
+        product = QuantizedProduct(weight, None, bits, torch.float32)
+    assert product(random(3, 64, seed=1)).isnan().any(0).nonzero().flatten().tolist() == [7]
+
+
 def rounded_rows(x):
     """A row's numbers in 8 bits per group, as the kernels round them: in float32, so that ties fall the same way."""
     groups = x.float().unflatten(-1, (-1, GROUP))
