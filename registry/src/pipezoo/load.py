@@ -98,20 +98,20 @@ def plan_load(
     raw_config, paths, weights = open_weights(checkpoint, architecture)
     huggingface_config = read_huggingface_config(architecture, raw_config)
     if decided is None:
-        num_replicas = replicas_in(settings)
-        torch_devices = place_model(devices, num_replicas)
-        asked = PipelineConfig(model_path="", **pipeline_settings)
-        by_kernels = asked.linear in ("auto", "native") and asked.attention in ("auto", "native") and not asked.lora
-        requested = PipelineConfig(
+        asked = PipelineConfig(
             model_path=checkpoint.source.name,
             weight_paths=paths,
             huggingface_config=huggingface_config,
+            **pipeline_settings,
+        )
+        torch_devices = place_model(devices, asked.data_parallel_degree)
+        by_kernels = asked.linear in ("auto", "native") and asked.attention in ("auto", "native") and not asked.lora
+        requested = asked.updated(
             device=str(torch_devices[0]),
             encoding=resolve_encoding(
                 dtype, weights, torch_devices[0], architecture.supported_encodings, by_kernels=by_kernels
             ),
-            tensor_parallel_degree=len(torch_devices) // num_replicas,
-            **pipeline_settings,
+            tensor_parallel_degree=len(torch_devices) // asked.data_parallel_degree,
         )
         check_parallel(requested, architecture)
         near = torch_devices

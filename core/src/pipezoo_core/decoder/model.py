@@ -130,7 +130,7 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, DecoderEstimates):
             self.module, config, device=self.session.device, dtype=self.dtype, group=self._group
         )
         if self._group.rank == 0:
-            self._lora_manager = LoRAManager(config, self._adapted, self._adapt, dtype=self.dtype)
+            self._lora_manager = LoRAManager(config, self._adapted, self._adapt)
 
     def load_kv_manager(self, session: InferenceSession, available_cache_memory: int | None) -> PagedKVCacheManager:
         """Allocates the cache on the session's device."""

@@ -1,6 +1,7 @@
 """Several processes that compute one model: the ranks of a tensor-parallel group."""
 
-from pipezoo_core.distributed.collectives import DistributedGroup, TensorParallelGroup
+from pipezoo_core.distributed.collectives import DistributedGroup
+from pipezoo_core.distributed.group import TensorParallelGroup
 from pipezoo_core.distributed.launch import Workers, follow_parent, join_launched, join_local, launched_rank, ranks_here
 from pipezoo_core.distributed.messages import Message
 from pipezoo_core.distributed.signals import SIGNAL_BUFFER_BYTES

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store
 
+from pipezoo_core.distributed.group import TensorParallelGroup
 from pipezoo_core.distributed.interrupts import interrupts_deferred
 from pipezoo_core.distributed.meeting import first_line, meet
 from pipezoo_core.distributed.messages import INLINE, Message, decode, encode
@@ -31,41 +32,9 @@ from pipezoo_core.distributed.signals import (
 )
 from pipezoo_core.errors import RankLostError
 
-__all__ = ["DistributedGroup", "TensorParallelGroup"]
+__all__ = ["DistributedGroup"]
 
 _PAUSE = 0.01
-
-
-class TensorParallelGroup:
-    """The ranks that compute one model together; this class is that of a model in a single process.
-
-    Args:
-        rank: of this process.
-        size: how many ranks there are. With several, this class says how a model is divided, but cannot compute it.
-    """
-
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
-        self.rank = rank
-        self.size = size
-
-    @property
-    def signal_buffers(self) -> list[Tensor]:
-        """The memory that the ranks of one host share: uint8, one per rank; none where there is no such memory."""
-        return []
-
-    def all_reduce(self, x: Tensor) -> Tensor:
-        """Returns the sum over all ranks, of the shape and dtype of x, which may be overwritten."""
-        return x
-
-    def gather(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
-        """Returns on rank 0 the parts of all ranks side by side, [rows, sum(sizes)]; on others something to ignore.
-
-        Args:
-            x: [rows, sizes[rank]].
-            sizes: of all ranks' parts.
-        """
-        del sizes
-        return x
 
 
 class DistributedGroup(TensorParallelGroup):

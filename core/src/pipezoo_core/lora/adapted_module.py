@@ -27,6 +27,7 @@ class AdaptedModule:
         group: the ranks that compute the module together.
 
     Attributes:
+        dtype: of A and B.
         targets: the layers that an adapter may change, by their names in the module.
     """
 
@@ -42,7 +43,7 @@ class AdaptedModule:
         assert config.max_num_loras is not None
         assert config.max_lora_rank is not None
         self._device = device
-        self._dtype = dtype
+        self.dtype = dtype
         self._group = group
         self._batch = LoRABatch()
         self.targets: dict[str, LoRATarget] = {}
@@ -92,7 +93,7 @@ class AdaptedModule:
             for number, rank in zip(numbers, ranks, strict=True):
                 out_features, in_features = self.targets[names[number]].shape
                 shapes = (rank, in_features), (out_features, rank)
-                a, b = (torch.empty(shape, dtype=self._dtype) for shape in shapes)
+                a, b = (torch.empty(shape, dtype=self.dtype) for shape in shapes)
                 yield names[number], (a, b)
 
         self._fill(slot, self._shared(layers()))

@@ -69,20 +69,18 @@ class LoRAManager:
         config: how many slots, of which rank, and the adapters to load at once; resolved.
         module: that has the slots.
         rename: the checkpoint's adapter: from names of the trained model to those of the module.
-        dtype: of the module's activations.
 
     Raises:
         What `load_adapter` raises.
     """
 
-    def __init__(self, config: LoRAConfig, module: AdaptedModule, rename: Rename, *, dtype: torch.dtype) -> None:
+    def __init__(self, config: LoRAConfig, module: AdaptedModule, rename: Rename) -> None:
         assert config.max_num_loras is not None
         assert config.max_lora_rank is not None
         self.max_num_loras = config.max_num_loras
         self.max_lora_rank = config.max_lora_rank
         self._module = module
         self._rename = rename
-        self._dtype = dtype
         self._slots = LoRASlots(self.max_num_loras)
         self._adapters: dict[str, _Adapter] = {}
         self._users: dict[RequestID, str] = {}
@@ -126,8 +124,8 @@ class LoRAManager:
             )
         layers = {
             name: (
-                weights.a.load().to(self._dtype, copy=True),
-                (weights.b.load().float() * weights.scaling).to(self._dtype),
+                weights.a.load().to(self._module.dtype, copy=True),
+                (weights.b.load().float() * weights.scaling).to(self._module.dtype),
             )
             for name, weights in self._fit(lora).items()
         }
