@@ -21,7 +21,7 @@ install: $(VENV)/.installed ## create the virtual environment with everything in
 test: $(VENV)/.installed ## run all tests
 	$(BIN)/python -m pytest
 
-quick: $(VENV)/.installed ## run the tests that take seconds
+quick: $(VENV)/.installed ## run most tests, in about a minute
 	$(BIN)/python -m pytest -m "not slow"
 
 check: $(VENV)/.installed ## lint, types, import rules

@@ -1,5 +1,6 @@
 """A tiny llama with a tokenizer, as a GGUF file, as a folder, and as the transformers model both were made from."""
 
+import gc
 import shutil
 
 import pytest
@@ -13,6 +14,11 @@ from pipezoo import registry
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+def pytest_collection_finish() -> None:
+    """Takes libraries out of what `gc.collect` looks through, which each load calls: a third of the tests' time."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,8 @@ from pipezoo_core.distributed import DistributedGroup, Message, collectives, joi
 from pipezoo_core.distributed.signals import SIGNAL_BUFFER_BYTES, Signals, can_signal
 from pipezoo_core.errors import InvalidSettingError, RankLostError
 
+pytestmark = pytest.mark.slow
+
 SHAPES = [(1, 1), (3, 7), (64, 96), (1,), (700, 513)]  # the last one is larger than a message may be
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 SIZES = [[5, 3, 4], [2, 9, 1]]

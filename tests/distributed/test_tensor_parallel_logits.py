@@ -18,6 +18,8 @@ from pipezoo_replit.huggingface_config import read_huggingface_config
 from pipezoo_replit.model import MptPipelineModel
 from pipezoo_replit.weight_adapters import adapt_safetensors as adapt_mpt
 
+pytestmark = pytest.mark.slow
+
 NATIVE = pytest.mark.skipif(
     NativeKernels(torch.device("cpu"), torch.float32).obstacle is not None, reason="pipezoo-kernels cannot be used here"
 )

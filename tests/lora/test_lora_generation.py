@@ -26,6 +26,8 @@ from pipezoo_core.interfaces import PipelineModel
 from pipezoo_core.request import GenerationStatus, TextGenerationInputs, TextGenerationRequest
 from pipezoo_core.sampling_params import SamplingParams
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["a", "b", "c"]
 PROMPTS = [[(7 * i + 3 * j) % 250 for j in range(length)] for i, length in enumerate((3, 17, 30, 8, 41, 9, 1, 25))]
 LORAS = ["a", None, "b", "c", "a", None, "b", "a"]
@@ -112,7 +114,6 @@ def test_a_mixed_batch(load, expected, settings):
     assert llm.model.lora_manager._users == {}
 
 
-@pytest.mark.slow
 def test_on_two_devices(load, expected, adapters):
     llm = load(["a", "b"], device="auto", devices=["cpu", "cpu"], max_num_loras=1, max_lora_rank=6)
     check(llm, expected, PROMPTS[:3], LORAS[:3])
@@ -120,7 +121,6 @@ def test_on_two_devices(load, expected, adapters):
     check(llm, expected)
 
 
-@pytest.mark.slow
 def test_a_device_that_is_gone_when_an_adapter_is_wanted(load):
     before = psutil.Process().children()
     llm = load(device="auto", devices=["cpu", "cpu"], max_num_loras=1)
@@ -132,7 +132,6 @@ def test_a_device_that_is_gone_when_an_adapter_is_wanted(load):
             llm.generate("hello", lora=lora, **GREEDY)
 
 
-@pytest.mark.slow
 def test_replicas_of_several_devices_of_which_one_is_gone(load, expected):
     before = psutil.Process().children()
     llm = load(device="auto", devices=["cpu"] * 4, data_parallel_degree=2, max_num_loras=1)

@@ -20,6 +20,8 @@ from pipezoo_mistral.model import MistralPipelineModel
 from pipezoo_replit.huggingface_config import read_huggingface_config
 from pipezoo_replit.model import MptPipelineModel
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [[5, 9, 2, 7, 7, 1], list(range(1, 41)), [3], [(7 * i) % 99 for i in range(30)], [8, 8], [5, 9, 2, 7, 7, 1]]
 LORAS = ["one", None, "two", "one", "two", None]
 

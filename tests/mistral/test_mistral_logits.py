@@ -144,6 +144,7 @@ LONG_PROMPTS = [[(5 * i + i * i) % 90 for i in range(length)] for length in (100
 GREEDY = {"temperature": 0.0, "ignore_eos": True, "max_new_tokens": 40}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_pages", "settings"),
     [
@@ -170,6 +171,7 @@ def test_generation_beyond_the_window_equals_transformers(reference, folder, num
     assert manager.metrics.prefix_hit_tokens > 0 or num_pages < 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_steps", [1, 9, 40])
 def test_several_steps_at_once_beyond_the_window_equal_transformers(reference, folder, num_steps):
     llm = load(folder, 200)

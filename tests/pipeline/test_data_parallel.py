@@ -18,6 +18,8 @@ from pipezoo_core.errors import (
 from pipezoo_core.request import TextGenerationInputs, TextGenerationRequest
 from pipezoo_core.sampling_params import SamplingParams
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [[(7 * i + 3 * j) % 250 for j in range(length)] for i, length in enumerate((3, 17, 30, 8, 41, 9, 1, 25, 50))]
 GREEDY = {"temperature": 0.0, "max_new_tokens": 12, "ignore_eos": True}
 MIXED = [

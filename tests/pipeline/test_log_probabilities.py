@@ -11,6 +11,8 @@ from pipezoo_core.decoder.estimates import _OTHERS, _SAMPLED_BYTES, _THREAD
 from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.sampling_params import NUM_ECHOED_AT_ONCE, NUMBERS_SAMPLED_AT_ONCE, SamplingParams
 
+pytestmark = pytest.mark.slow
+
 GREEDY = {"temperature": 0.0, "max_new_tokens": 12, "ignore_eos": True}
 SAMPLED = {"temperature": 1.0, "seed": 5, "max_new_tokens": 9, "ignore_eos": True}
 MIXED = [

@@ -28,6 +28,8 @@ from pipezoo_core.request import (
 from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.tokenizer import load_tokenizer
 
+pytestmark = pytest.mark.slow
+
 SCHEMA = {
     "type": "object",
     "properties": {

@@ -24,6 +24,8 @@ from pipezoo_core.errors import (
     UnsupportedCheckpointError,
 )
 
+pytestmark = pytest.mark.slow
+
 CONFIG = b'{"model_type": "llama"}'
 SINGLE = {"config.json": CONFIG, "model.safetensors": b"weights", "tokenizer.json": b"{}"}
 SHARDED = {  # no two with the same bytes: the client would download them once
