@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 
 import torch
 from torch import Tensor
@@ -118,14 +118,15 @@ class NativeAttention(AttentionBackend):
         lists = (
             row_pages,
             [position % page_size for position in batch.positions],
-            items,
+            [*chain.from_iterable(items)],
             page_table,
-            splits,
+            [*chain.from_iterable(splits)],
             [number for numbers in partials_of.values() for number in numbers],
         )
-        tensors = [torch.tensor(values, dtype=torch.int32) for values in lists]
+        tables = torch.tensor([*chain.from_iterable(lists)], dtype=torch.int32)
+        starts = accumulate((len(values) * tables.itemsize for values in lists), initial=tables.data_ptr())
+        row_table, slot_table, item_table, page_addresses, split_table, numbers, _ = starts
         partials = torch.empty(num_partials, self.spec.num_heads, 2 + self.spec.head_dim)
-        row_table, slot_table, item_table, page_addresses, split_table, numbers = (t.data_ptr() for t in tensors)
         description = torch.tensor(
             [
                 *(len(row_pages), row_table, slot_table, len(items), item_table, page_addresses),
@@ -134,7 +135,7 @@ class NativeAttention(AttentionBackend):
                 *(self.spec.sliding_window or 0, self._slopes.data_ptr(), bits(self.spec.scale)),
             ]
         )
-        return NativePlan(tensors=(*tensors, partials, description), address=description.data_ptr())
+        return NativePlan(tensors=(tables, partials, description), address=description.data_ptr())
 
     def _seen(self, key: int, end_key: int, pages: list[int], page_size: int, row: int) -> tuple[int, ...]:
         """Returns what a decode sees in a range of keys; the same for two that share the pages.

@@ -17,7 +17,7 @@ from pipezoo_core.decoder.estimates import DecoderEstimates
 from pipezoo_core.decoder.inputs import DecoderInputs
 from pipezoo_core.distributed import DistributedGroup, Message
 from pipezoo_core.interfaces import AlwaysSignalBuffersMixin, ModelInputs, ModelOutputs
-from pipezoo_core.kv_cache import KVCacheInputs, PagedKVCacheManager, RaggedBatch
+from pipezoo_core.kv_cache import KVCacheInputs, PagedKVCacheManager, RaggedBatch, as_tensors
 from pipezoo_core.layers import use_linear_backend
 from pipezoo_core.lora import AdaptedModule, LoRAManager, resolve_lora_config
 from pipezoo_core.native import NativeKernels, RecordedModule
@@ -173,12 +173,12 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, DecoderEstimates):
             wanted = context.active_length if wants_all else min(most, context.active_length)
             rows += range(len(tokens) - wanted, len(tokens))
             offsets.append(len(rows))
-        device = self.session.device
+        token_ids, logit_rows, logit_offsets = as_tensors((tokens, rows, offsets), self.session.device)
         inputs = DecoderInputs(
-            tokens=torch.tensor(tokens, device=device),
+            tokens=token_ids,
             input_row_offsets=kv_cache_inputs.input_row_offsets,
-            logit_rows=torch.tensor(rows, device=device),
-            logit_offsets=torch.tensor(offsets, device=device),
+            logit_rows=logit_rows,
+            logit_offsets=logit_offsets,
             kv_cache_inputs=kv_cache_inputs,
         )
         if self.lora_manager is not None:
@@ -214,11 +214,12 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, DecoderEstimates):
                 logits = self._logits(model_inputs, model_inputs.kv_cache_inputs)
         else:
             logits = self._logits(model_inputs, model_inputs.kv_cache_inputs)
-        last_rows = model_inputs.logit_offsets[1:] - 1
+        offsets = model_inputs.logit_offsets
+        has_more = len(logits) > len(offsets) - 1  # than one row per request
         return ModelOutputs(
             logits=logits,
-            next_token_logits=logits if len(logits) == len(last_rows) else self._rows(logits, last_rows),
-            logit_offsets=model_inputs.logit_offsets,
+            next_token_logits=self._rows(logits, offsets[1:] - 1) if has_more else logits,
+            logit_offsets=offsets,
         )
 
     @torch.inference_mode()

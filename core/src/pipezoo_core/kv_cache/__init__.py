@@ -1,6 +1,6 @@
 """The paged KV cache: pages, who owns them, what they hold, and the tensors behind them."""
 
-from pipezoo_core.kv_cache.inputs import NO_PAGE, KVCacheInputs, RaggedBatch, StepPlanner
+from pipezoo_core.kv_cache.inputs import NO_PAGE, KVCacheInputs, RaggedBatch, StepPlanner, as_tensors
 from pipezoo_core.kv_cache.manager import PagedKVCacheManager
 from pipezoo_core.kv_cache.metrics import KVCacheMetrics
 from pipezoo_core.kv_cache.page_pool import PagePool
@@ -19,4 +19,5 @@ __all__ = [
     "PrefixCache",
     "RaggedBatch",
     "StepPlanner",
+    "as_tensors",
 ]

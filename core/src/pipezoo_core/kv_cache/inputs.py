@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from pipezoo_core.kv_cache.params import KVCacheParams
 from pipezoo_core.kv_cache.storage import KVCacheStorage
 
-__all__ = ["NO_PAGE", "KVCacheInputs", "RaggedBatch", "StepPlanner", "build_kv_cache_inputs"]
+__all__ = ["NO_PAGE", "KVCacheInputs", "RaggedBatch", "StepPlanner", "as_tensors", "build_kv_cache_inputs"]
 
 NO_PAGE = -1
 """In a request's list of pages: it fell behind the sliding window and was given back. Never read, never written."""
@@ -107,18 +108,22 @@ class KVCacheInputs(Generic[Plan]):
 def build_kv_cache_inputs(
     batch: RaggedBatch, page_size: int, storage: KVCacheStorage, planner: StepPlanner[Plan], device: torch.device
 ) -> KVCacheInputs[Plan]:
-    """Turns one step's lists into tensors: the only place where that happens."""
-
-    def tensor(values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=device)
-
+    """Turns one step's lists into tensors."""
+    lists = (batch.positions, batch.context_lengths, batch.row_offsets, batch.cache_lengths)
+    positions, context_lengths, input_row_offsets, cache_lengths = as_tensors(lists, device)
     return KVCacheInputs(
-        positions=tensor(batch.positions),
-        context_lengths=tensor(batch.context_lengths),
-        input_row_offsets=tensor(batch.row_offsets),
-        cache_lengths=tensor(batch.cache_lengths),
+        positions=positions,
+        context_lengths=context_lengths,
+        input_row_offsets=input_row_offsets,
+        cache_lengths=cache_lengths,
         batch=batch,
         key_pages=storage.key_pages,
         value_pages=storage.value_pages,
         plan=planner.plan(batch, page_size, device),
     )
+
+
+def as_tensors(lists: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, ...]:
+    """Returns a tensor of int64 for each list, all of them parts of one, which is one copy to the device."""
+    whole = torch.tensor([*chain.from_iterable(lists)], dtype=torch.int64, device=device)
+    return whole.split([len(values) for values in lists])
