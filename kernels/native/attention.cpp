@@ -1,8 +1,9 @@
 #include "attention.h"
 
 #include <algorithm>
-#include <atomic>
 #include <memory>
+
+#include "team.h"
 
 namespace pipezoo {
 namespace {
@@ -272,30 +273,27 @@ void join(const Step& step, const Split& split, std::int64_t head, T* out) {
 template <typename T>
 void attend(const T* q, std::int64_t q_stride, const T* k, std::int64_t k_stride, const T* v, std::int64_t v_stride,
             const T* cos, const T* sin, T* key_pages, T* value_pages, T* out, const Step& step) {
-    std::atomic<std::int64_t> next{0};
     const std::int64_t num_work = step.num_items * step.num_kv_heads;
-#pragma omp parallel
-    {
-#pragma omp for
-        for (std::int64_t row = 0; row < step.num_rows; ++row) {
+    on_team([&](Team& team) {
+        team.each(step.num_rows, [&](std::int64_t row) {
             const std::int64_t angle = row * step.head_dim;
             write_row(step, row, k + row * k_stride, v + row * v_stride, cos ? cos + angle : nullptr, sin + angle,
                       key_pages, value_pages);
-        }
+        });
+        team.barrier();
         thread_local Workspace<T> workspace;
-        for (std::int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < num_work;) {
+        for (std::int64_t i; (i = team.take()) < num_work;) {
             ItemWork<T> work(step, step.items[i % step.num_items], i / step.num_items, workspace);
             work.read_queries(q, q_stride, cos, sin);
             work.look_at_keys(key_pages, value_pages);
             work.write(out);
         }
-        if (step.num_splits) {
-#pragma omp barrier
-#pragma omp for
-            for (std::int64_t i = 0; i < step.num_splits * step.num_heads; ++i)
-                join(step, step.splits[i / step.num_heads], i % step.num_heads, out);
-        }
-    }
+        if (step.num_splits == 0) return;
+        team.barrier();
+        team.each(step.num_splits * step.num_heads, [&](std::int64_t i) {
+            join(step, step.splits[i / step.num_heads], i % step.num_heads, out);
+        });
+    });
 }
 
 #define PIPEZOO_INSTANTIATE(T)                                                                                     \

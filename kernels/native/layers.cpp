@@ -3,17 +3,19 @@
 #include <cmath>
 #include <initializer_list>
 
+#include "team.h"
+
 namespace pipezoo {
 namespace {
 
-constexpr std::int64_t kParallelNumbers = 16384;  // with less, waking the other threads costs more than they save
+// Whether other threads cost more than they save: waking them takes more than meeting them.
+bool is_little(std::int64_t numbers) { return numbers <= (replaying ? 1024 : 16384); }
 
 }  // namespace
 
 template <typename T>
 void rms_norm(const T* x, const T* weight, T* y, std::int64_t rows, std::int64_t size, float eps) {
-#pragma omp parallel for if (rows * size > kParallelNumbers)
-    for (std::int64_t row = 0; row < rows; ++row) {
+    on_team_each(rows, is_little(rows * size), [&](std::int64_t row) {
         const T* from = x + row * size;
         Vector squares = zeros();
         for (std::int64_t i = 0; i < size; i += kLanes) {
@@ -27,42 +29,41 @@ void rms_norm(const T* x, const T* weight, T* y, std::int64_t rows, std::int64_t
             const Vector normalized = load(from + i, lanes) * scale;
             store(y + row * size + i, normalized * load(weight + i, lanes), lanes);
         }
-    }
+    });
 }
 
 template <typename T>
 void silu_multiply(const T* gate_up, T* y, std::int64_t rows, std::int64_t size) {
-#pragma omp parallel for if (rows * size > kParallelNumbers)
-    for (std::int64_t row = 0; row < rows; ++row) {
+    on_team_each(rows, is_little(rows * size), [&](std::int64_t row) {
         const T* gates = gate_up + row * 2 * size;
         for (std::int64_t i = 0; i < size; i += kLanes) {
             const Mask lanes = first_lanes(size - i);
             const Vector gate = load(gates + i, lanes), up = load(gates + size + i, lanes);
             store(y + row * size + i, silu(gate) * up, lanes);
         }
-    }
+    });
 }
 
 template <typename T>
 void add(const T* x, const T* y, T* sum, std::int64_t count) {
-#pragma omp parallel for if (count > kParallelNumbers)
-    for (std::int64_t i = 0; i < count; i += kLanes) {
+    on_team_each((count + kLanes - 1) / kLanes, is_little(count), [&](std::int64_t vector) {
+        const std::int64_t i = vector * kLanes;
         const Mask lanes = first_lanes(count - i);
         store(sum + i, load(x + i, lanes) + load(y + i, lanes), lanes);
-    }
+    });
 }
 
 template <typename T>
 void embedding(const std::int64_t* tokens, const T* weight, T* y, std::int64_t rows, std::int64_t size) {
-    for (std::int64_t row = 0; row < rows; ++row)
+    on_team_each(rows, is_little(rows * size), [&](std::int64_t row) {
         std::memcpy(y + row * size, weight + tokens[row] * size, size * sizeof(T));
+    });
 }
 
 template <typename T>
 void rotary_angles(const std::int64_t* positions, const float* frequencies, T* cos, T* sin, std::int64_t rows,
                    std::int64_t half, float scaling) {
-#pragma omp parallel for if (rows * half > kParallelNumbers / 16)
-    for (std::int64_t row = 0; row < rows; ++row)
+    on_team_each(rows, is_little(rows * half * 16), [&](std::int64_t row) {
         for (std::int64_t i = 0; i < half; i += kLanes) {
             alignas(64) float cosines[kLanes] = {}, sines[kLanes] = {};
             for (std::int64_t j = i; j < half && j < i + kLanes; ++j) {
@@ -76,6 +77,7 @@ void rotary_angles(const std::int64_t* positions, const float* frequencies, T* c
                 store(sin + at, load(sines), lanes);
             }
         }
+    });
 }
 
 #define PIPEZOO_INSTANTIATE(T)                                                                             \

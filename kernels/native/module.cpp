@@ -13,6 +13,7 @@
 #include "layers.h"
 #include "linear.h"
 #include "quantized.h"
+#include "team.h"
 
 namespace {
 
@@ -162,9 +163,13 @@ void rotary_angles(const void* positions, const void* frequencies, void* cos, vo
 
 // A program is `num_calls` rows of 16 numbers: the address of a kernel, then its arguments.
 void replay(const void* program, std::int64_t num_calls) {
-    const auto* row = static_cast<const std::int64_t*>(program);
-    for (std::int64_t i = 0; i < num_calls; ++i, row += 16)
-        reinterpret_cast<void (*)(const std::int64_t*)>(row[0])(row + 1);
+    pipezoo::in_parallel([&](pipezoo::Team& team) {
+        pipezoo::replaying = &team;
+        const auto* row = static_cast<const std::int64_t*>(program);
+        for (std::int64_t i = 0; i < num_calls; ++i, row += 16)
+            reinterpret_cast<void (*)(const std::int64_t*)>(row[0])(row + 1);
+        pipezoo::replaying = nullptr;
+    });
 }
 
 #define PIPEZOO_KERNELS(apply)                                                                            \

@@ -2,11 +2,11 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <memory>
 
 #include "linear.h"
+#include "team.h"
 
 namespace pipezoo {
 
@@ -42,32 +42,29 @@ void for_panels(std::int64_t rows, int tile_rows, std::int64_t prepared_size, st
     const std::int64_t all_tiles = (rows + tile_rows - 1) / tile_rows;
     const std::int64_t fitting = kBlockBytes / std::max<std::int64_t>(1, prepared_size * sizeof(Prepared));
     const std::int64_t block_tiles = std::min(std::max<std::int64_t>(fitting, 1), all_tiles);
-    Prepared* shared = scratch<Prepared>(block_tiles * prepared_size);
     for (std::int64_t begin = 0; begin < all_tiles; begin += block_tiles) {
         const std::int64_t tiles = std::min(block_tiles, all_tiles - begin);
         const auto tile = [&](std::int64_t index) {
             const std::int64_t first_row = (begin + index) * tile_rows;
             return Tile{first_row, int(std::min<std::int64_t>(tile_rows, rows - first_row))};
         };
-        std::atomic<std::int64_t> next{panels - panels / 4};
-#pragma omp parallel
-        {
-            Prepared* prepared = shared;
+        on_team([&](Team& team) {
+            const auto memory = [&] { return scratch<Prepared>(tiles * prepared_size); };
+            Prepared* prepared = tiles <= kOwnTiles ? memory() : team.shared(memory);
+            const auto prepare_tile = [&](std::int64_t i) { prepare(tile(i), prepared + i * prepared_size); };
             if (tiles <= kOwnTiles) {
-                prepared = scratch<Prepared>(tiles * prepared_size);
-                for (std::int64_t i = 0; i < tiles; ++i) prepare(tile(i), prepared + i * prepared_size);
+                for (std::int64_t i = 0; i < tiles; ++i) prepare_tile(i);
             } else {
-#pragma omp for
-                for (std::int64_t i = 0; i < tiles; ++i) prepare(tile(i), prepared + i * prepared_size);
+                team.each(tiles, prepare_tile);
+                team.barrier();
             }
             const auto compute_panel = [&](std::int64_t panel) {
                 for (std::int64_t i = 0; i < tiles; ++i) compute(panel, tile(i), prepared + i * prepared_size);
             };
-#pragma omp for schedule(static) nowait
-            for (std::int64_t panel = 0; panel < panels - panels / 4; ++panel) compute_panel(panel);
-            for (std::int64_t panel; (panel = next.fetch_add(1, std::memory_order_relaxed)) < panels;)
-                compute_panel(panel);
-        }
+            const std::int64_t own = panels - panels / 4;
+            team.each(own, compute_panel);
+            for (std::int64_t panel; (panel = own + team.take()) < panels;) compute_panel(panel);
+        });
     }
 }
 

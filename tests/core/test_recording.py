@@ -42,6 +42,28 @@ def load(folder, model_class=LlamaPipelineModel, **settings):
     return load_model(model_class, folder, config, adapt_safetensors, **settings)
 
 
+@pytest.fixture(params=[1, 3, 5])
+def num_threads(request):
+    """As many, and more than there are cores where these are few."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("encoding", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("chunk", [1, 25])
+def test_however_many_threads(folder, encoding, chunk, num_threads):
+    """With 55 rows, their rounded form is made by all threads for all."""
+    recorded, eager = load(folder, encoding=encoding), load(folder, encoding=encoding, enforce_eager=True)
+    expected = logits_of(eager, PROMPTS, chunk)
+    for _ in range(2):
+        for found, logits in zip(logits_of(recorded, PROMPTS, chunk), expected, strict=True):
+            assert torch.equal(found, logits)
+    assert recorded._forward.obstacle is None
+    assert len(recorded._forward._programs) > 2
+
+
 @pytest.mark.parametrize("chunk", [1, 7])
 @pytest.mark.parametrize("pooled", [1, kernels._POOLED])
 def test_replay_equals_eager(folder, chunk, pooled, monkeypatch):

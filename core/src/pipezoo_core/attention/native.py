@@ -124,8 +124,8 @@ class NativeAttention(AttentionBackend):
             [number for numbers in partials_of.values() for number in numbers],
         )
         tables = torch.tensor([*chain.from_iterable(lists)], dtype=torch.int32)
-        starts = accumulate((len(values) * tables.itemsize for values in lists), initial=tables.data_ptr())
-        row_table, slot_table, item_table, page_addresses, split_table, numbers, _ = starts
+        addresses = accumulate((len(values) * tables.itemsize for values in lists), initial=tables.data_ptr())
+        row_table, slot_table, item_table, page_addresses, split_table, numbers, _ = addresses
         partials = torch.empty(num_partials, self.spec.num_heads, 2 + self.spec.head_dim)
         description = torch.tensor(
             [
