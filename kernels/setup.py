@@ -21,7 +21,7 @@ setup(
             language="c++",
             extra_compile_args=[
                 "-O3",
-                "-std=c++17",
+                "-std=c++20",
                 *instructions,
                 "-fopenmp",
                 "-ffp-contract=off",  # quantizing rounds as its oracle does

@@ -6,16 +6,10 @@
 #include "team.h"
 
 namespace pipezoo {
-namespace {
-
-// Whether other threads cost more than they save: waking them takes more than meeting them.
-bool is_little(std::int64_t numbers) { return numbers <= (replaying ? 1024 : 16384); }
-
-}  // namespace
 
 template <typename T>
 void rms_norm(const T* x, const T* weight, T* y, std::int64_t rows, std::int64_t size, float eps) {
-    on_team_each(rows, is_little(rows * size), [&](std::int64_t row) {
+    on_team_each(rows, rows * size, [&](std::int64_t row) {
         const T* from = x + row * size;
         Vector squares = zeros();
         for (std::int64_t i = 0; i < size; i += kLanes) {
@@ -34,7 +28,7 @@ void rms_norm(const T* x, const T* weight, T* y, std::int64_t rows, std::int64_t
 
 template <typename T>
 void silu_multiply(const T* gate_up, T* y, std::int64_t rows, std::int64_t size) {
-    on_team_each(rows, is_little(rows * size), [&](std::int64_t row) {
+    on_team_each(rows, rows * size, [&](std::int64_t row) {
         const T* gates = gate_up + row * 2 * size;
         for (std::int64_t i = 0; i < size; i += kLanes) {
             const Mask lanes = first_lanes(size - i);
@@ -46,7 +40,7 @@ void silu_multiply(const T* gate_up, T* y, std::int64_t rows, std::int64_t size)
 
 template <typename T>
 void add(const T* x, const T* y, T* sum, std::int64_t count) {
-    on_team_each((count + kLanes - 1) / kLanes, is_little(count), [&](std::int64_t vector) {
+    on_team_each((count + kLanes - 1) / kLanes, count, [&](std::int64_t vector) {
         const std::int64_t i = vector * kLanes;
         const Mask lanes = first_lanes(count - i);
         store(sum + i, load(x + i, lanes) + load(y + i, lanes), lanes);
@@ -55,7 +49,7 @@ void add(const T* x, const T* y, T* sum, std::int64_t count) {
 
 template <typename T>
 void embedding(const std::int64_t* tokens, const T* weight, T* y, std::int64_t rows, std::int64_t size) {
-    on_team_each(rows, is_little(rows * size), [&](std::int64_t row) {
+    on_team_each(rows, rows * size, [&](std::int64_t row) {
         std::memcpy(y + row * size, weight + tokens[row] * size, size * sizeof(T));
     });
 }
@@ -63,7 +57,8 @@ void embedding(const std::int64_t* tokens, const T* weight, T* y, std::int64_t r
 template <typename T>
 void rotary_angles(const std::int64_t* positions, const float* frequencies, T* cos, T* sin, std::int64_t rows,
                    std::int64_t half, float scaling) {
-    on_team_each(rows, is_little(rows * half * 16), [&](std::int64_t row) {
+    constexpr int kCosine = 16;  // takes as long as so many numbers
+    on_team_each(rows, rows * half * kCosine, [&](std::int64_t row) {
         for (std::int64_t i = 0; i < half; i += kLanes) {
             alignas(64) float cosines[kLanes] = {}, sines[kLanes] = {};
             for (std::int64_t j = i; j < half && j < i + kLanes; ++j) {

@@ -108,7 +108,7 @@ void linear(const T* x, const T* packed, const T* bias, void* y, std::int64_t ro
 template <typename T>
 void packed_rows(const std::int64_t* tokens, const T* packed, T* y, std::int64_t rows, std::int64_t in) {
     constexpr int ps = kPerStep<T>;
-    on_team_each(rows, rows <= 8, [&](std::int64_t row) {
+    on_team_each(rows, rows * in, [&](std::int64_t row) {
         const T* from = packed + tokens[row] / kPanel * kPanel * in + tokens[row] % kPanel * ps;
         for (std::int64_t i = 0; i < in; i += ps) std::memcpy(y + row * in + i, from + i * kPanel, ps * sizeof(T));
     });

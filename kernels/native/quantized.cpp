@@ -270,7 +270,7 @@ template <typename T, int bits>
 void packed_rows_quantized(const std::int64_t* tokens, const std::uint8_t* packed, T* y, std::int64_t rows,
                            std::int64_t in) {
     const std::int64_t groups = in / kGroup;
-    on_team_each(rows, rows <= 8, [&](std::int64_t row) {
+    on_team_each(rows, rows * in, [&](std::int64_t row) {
         for (std::int64_t g = 0; g < groups; ++g) {
             const int column = int(tokens[row] % kPanel), half = column / kLanes * kLanes;
             const std::uint8_t* panel = packed + tokens[row] / kPanel * panel_bytes<bits>(groups);

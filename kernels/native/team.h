@@ -9,14 +9,18 @@
 
 #include <atomic>
 #include <cstdint>
-#include <thread>
 
 namespace pipezoo {
 
+// Threads of all teams that are at work in this process.
+inline std::atomic<int> working{0};
+
 // What the threads of a team share. Each number has a line of the caches for itself.
 struct Meeting {
-    alignas(64) std::atomic<std::int64_t> arrived{0};
-    alignas(64) std::atomic<std::int64_t> taken[2]{};
+    struct alignas(64) Counter {
+        std::atomic<int> value{0};
+    };
+    Counter arrived, taken[2];
     alignas(64) void* memory = nullptr;
 };
 
@@ -28,28 +32,38 @@ class Team {
     bool is_first() const { return rank_ == 0; }
 
     // Waits until all are here, and sees what they have written.
+    //
+    // Who waits long sleeps, for others may need the core, perhaps those that are waited for; at once where there are more
+    // threads than cores.
     void barrier() {
         static const int kCores = omp_get_num_procs();
-        const int patience = size_ > kCores ? 0 : 1000;  // then others may need the core, perhaps those waited for
+        constexpr int kPauses = 5000;  // about 0.1 ms
+        std::atomic<int>& arrived = meeting_.arrived.value;
         met_ += size_;
-        meeting_.arrived.fetch_add(1, std::memory_order_acq_rel);
-        for (int i = 0; meeting_.arrived.load(std::memory_order_acquire) < met_; ++i)
-            i < patience ? _mm_pause() : std::this_thread::yield();
+        if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == met_) return arrived.notify_all();
+        int left = working.load(std::memory_order_relaxed) > kCores ? 0 : kPauses;
+        for (int seen; (seen = arrived.load(std::memory_order_acquire)) < met_;) {
+            if (left-- > 0)
+                _mm_pause();
+            else
+                arrived.wait(seen, std::memory_order_acquire);
+        }
     }
 
     // Begins a piece of work, which ends at a barrier.
     void begin() {
         ++number_;
-        if (is_first()) meeting_.taken[(number_ + 1) % 2].store(0, std::memory_order_relaxed);  // all are done with it
+        if (is_first()) meeting_.taken[(number_ + 1) % 2].value.store(0, std::memory_order_relaxed);  // all are done with it
     }
 
     // Returns 0, 1, 2, ... to whichever thread asks first, from 0 on in each piece of work.
-    std::int64_t take() { return meeting_.taken[number_ % 2].fetch_add(1, std::memory_order_relaxed); }
+    std::int64_t take() { return meeting_.taken[number_ % 2].value.fetch_add(1, std::memory_order_relaxed); }
 
-    // Does this thread's part of 0 to count - 1.
+    // Does this thread's part of 0 to count - 1. The first threads have more where it does not divide.
     template <typename Work>
     void each(std::int64_t count, Work&& work) const {
-        for (std::int64_t i = count * rank_ / size_, end = count * (rank_ + 1) / size_; i < end; ++i) work(i);
+        const auto begin = [&](int rank) { return (count * rank + size_ - 1) / size_; };
+        for (std::int64_t i = begin(rank_), end = begin(rank_ + 1); i < end; ++i) work(i);
     }
 
     // Returns what `memory` returned to the first thread, which alone calls it.
@@ -63,7 +77,7 @@ class Team {
   private:
     Meeting& meeting_;
     const int rank_, size_;
-    std::int64_t met_ = 0, number_ = 0;
+    int met_ = 0, number_ = 0;
 };
 
 // The team that this thread is replaying a program with.
@@ -74,8 +88,11 @@ void in_parallel(Work&& work) {
     Meeting meeting;
 #pragma omp parallel
     {
-        Team team(meeting, omp_get_thread_num(), omp_get_num_threads());
+        const int rank = omp_get_thread_num(), size = omp_get_num_threads();
+        if (rank == 0) working.fetch_add(size, std::memory_order_relaxed);
+        Team team(meeting, rank, size);
         work(team);
+        if (rank == 0) working.fetch_sub(size, std::memory_order_relaxed);
     }
 }
 
@@ -88,9 +105,12 @@ void on_team(Work&& work) {
     replaying->barrier();
 }
 
-// Calls `work` with 0 to count - 1, on one thread where that is too little for more of them.
+// Calls `work` with 0 to count - 1, which is about as much work as to read and write so many numbers.
+//
+// One thread does it all where others would cost more than they save: to wake them costs more than to meet them.
 template <typename Work>
-void on_team_each(std::int64_t count, bool is_little, Work&& work) {
+void on_team_each(std::int64_t count, std::int64_t numbers, Work&& work) {
+    const bool is_little = numbers <= (replaying ? 1024 : 16384);
     const auto on_one = [&] {
         for (std::int64_t i = 0; i < count; ++i) work(i);
     };
