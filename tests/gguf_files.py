@@ -14,6 +14,7 @@ NAMES = {
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
 }
+ADDERS = {str: "add_string", bool: "add_bool", int: "add_uint32", float: "add_float32"}
 # A byte-level vocabulary: the 256 bytes in their printable form, one merge, and the special tokens.
 BYTES = [chr(b) if 33 <= b <= 126 or 161 <= b <= 172 or 174 <= b <= 255 else None for b in range(256)]
 _FILLERS = iter(range(256, 512))
@@ -61,7 +62,7 @@ def write_llama_gguf(path, model, quantization=gguf.GGMLQuantizationType.F32, me
     writer.add_eos_token_id(END)
     writer.add_chat_template(CHAT_TEMPLATE)
     for key, value in (metadata or {}).items():
-        (writer.add_string if isinstance(value, str) else writer.add_float32)(key, value)
+        getattr(writer, ADDERS[type(value)])(key, value)
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue

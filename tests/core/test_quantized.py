@@ -10,7 +10,7 @@ from gguf.quants import quantize as gguf_quantize
 from pipezoo_core.config import LinearName, SupportedEncoding
 from pipezoo_core.layers import Embedding, Linear, LMHead, quantized, use_linear_backend
 from pipezoo_core.layers.linear_backends import NativeProduct
-from pipezoo_core.layers.quantized import GROUP, QuantizedProduct, dequantize, quantize
+from pipezoo_core.layers.quantized import GROUP, QuantizedProduct
 from pipezoo_core.native import NativeKernels
 
 CPU = torch.device("cpu")
@@ -28,17 +28,22 @@ def random(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def rounded(weight, bits, dtype=torch.float32):
+    """The numbers that a weight of so many bits stands for."""
+    return QuantizedProduct(weight, None, bits, dtype).dequantized(slice(None)).to(dtype)
+
+
 @pytest.mark.parametrize("bits", FORMATS)
 def test_as_near_to_the_weight_as_gguf(bits):
     weight = random(40, 96)
     theirs = torch.from_numpy(gguf_dequantize(gguf_quantize(weight.numpy(), FORMATS[bits]), FORMATS[bits]))
-    ours = dequantize(*quantize(weight, bits), torch.float32)
+    ours = rounded(weight, bits)
     assert (ours - weight).square().mean() <= 1.01 * (theirs - weight).square().mean()
 
 
 def test_8_bits_are_what_gguf_has_rounded():
     theirs = torch.from_numpy(gguf_dequantize(gguf_quantize(random(40, 96).numpy(), FORMATS[8]), FORMATS[8]))
-    torch.testing.assert_close(dequantize(*quantize(theirs, 8), torch.float32), theirs, atol=2e-3, rtol=0)
+    torch.testing.assert_close(rounded(theirs, 8), theirs, atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1, 1e4])
@@ -46,8 +51,9 @@ def test_4_bits_cut_nothing_off(scale):
     """Rows whose groups are of very different sizes, some above 0 and some below."""
     sizes = torch.logspace(-3, 0, 8)[torch.arange(8 * GROUP) // GROUP] * scale
     weight = (random(20, 8 * GROUP) + random(20, 1, seed=1)) * sizes
-    values, scales, minima = quantize(weight, 4)
-    error = (dequantize(values, scales, minima, torch.float32) - weight).unflatten(-1, (-1, GROUP)).abs()
+    _, scales, scale_step, minima, minimum_step = QuantizedProduct(weight, None, 4, torch.float32)._parts
+    scales, minima = scales * scale_step, minima * minimum_step
+    error = (rounded(weight, 4) - weight).unflatten(-1, (-1, GROUP)).abs()
     assert (error <= 0.5001 * scales).all()
     groups = weight.unflatten(-1, (-1, GROUP))
     least = (groups.amax(-1, keepdim=True) - groups.amin(-1, keepdim=True).clamp(max=0)) / 15
@@ -58,7 +64,7 @@ def test_4_bits_cut_nothing_off(scale):
 @pytest.mark.parametrize("bits", FORMATS)
 def test_groups_without_a_range(bits):
     weight = torch.cat((torch.zeros(1, GROUP), torch.full((1, GROUP), 0.5), torch.full((1, GROUP), -3.0)))
-    torch.testing.assert_close(dequantize(*quantize(weight, bits), torch.float32), weight, atol=0, rtol=1e-3)
+    torch.testing.assert_close(rounded(weight, bits), weight, atol=0, rtol=1e-3)
 
 
 @pytest.mark.parametrize("bits", FORMATS)
@@ -90,7 +96,7 @@ def test_native_product(bits, dtype, size, rows):
     x, weight, bias = random(rows, size[1], seed=1).to(dtype), random(*size).to(dtype), random(size[0]).to(dtype)
     x[0, :GROUP] = 0
     product = NativeProduct(kernels(dtype), weight, bias, bits)
-    exact = dequantize(*quantize(weight, bits), torch.float64)
+    exact = rounded(weight, bits, torch.float64)
     expected = rounded_rows(x) @ exact.T + bias.double()
     step = 2**-8 if dtype is torch.bfloat16 else 1e-5
     torch.testing.assert_close(product(x).double(), expected, atol=1e-4, rtol=step)
@@ -133,7 +139,7 @@ def test_a_row_that_is_not_finite_stays_so_and_alone(bits, value):
 def test_plain_product(bits):
     x, weight = random(3, 64, seed=1), random(48, 64)
     product = QuantizedProduct(weight, None, bits, torch.float32)
-    exact = dequantize(*quantize(weight, bits), torch.float32)
+    exact = rounded(weight, bits)
     torch.testing.assert_close(product(x), x @ exact.T)
     assert torch.equal(product.rows(torch.tensor([5, 0])), exact[[5, 0]])
 
@@ -147,7 +153,7 @@ def test_plain_product_in_parts(bits, dtype, monkeypatch):
     monkeypatch.setattr(quantized, "DEQUANTIZED_AT_ONCE", at_once)
     x, weight, bias = random(2, 3, 64, seed=1).to(dtype), random(83, 64), random(83, seed=2)
     product = QuantizedProduct(weight, bias, bits, dtype)
-    exact = dequantize(*quantize(weight, bits), dtype)
+    exact = rounded(weight, bits, dtype)
     with PeakOfTensors() as alive:
         found = product(x)
     tolerance = 1e-5 if dtype is torch.float32 else 0.1
@@ -176,9 +182,9 @@ def test_which_layers_are_quantized(backend, encoding):
     """All that divide into groups; a head to 8 bits, and the embedding that shares its weight with it."""
     model, expected = Model(), Model()
     bits = {SupportedEncoding.int8: 8, SupportedEncoding.int4: 4}[encoding]
-    shared = dequantize(*quantize(expected.head.weight, 8), torch.float32)
+    shared = rounded(expected.head.weight, 8)
     expected.head.weight.data = expected.embedding.weight.data = shared
-    expected.inner.weight.data = dequantize(*quantize(expected.inner.weight, bits), torch.float32)
+    expected.inner.weight.data = rounded(expected.inner.weight, bits)
     native = kernels(torch.float32) if backend is LinearName.native else NativeKernels(CPU, torch.float32)
     use_linear_backend(backend, model, CPU, encoding, native)
     tokens = torch.arange(6)

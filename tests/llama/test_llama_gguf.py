@@ -1,6 +1,10 @@
 """GGUF files of llama models: the same logits as the transformers model they were written from."""
 
+import math
+import struct
+
 import gguf
+import numpy as np
 import pytest
 import torch
 from gguf_files import TOKENS, gguf_name, write_llama_gguf
@@ -9,7 +13,7 @@ from transformers import LlamaConfig
 
 from pipezoo_core.config import KVCacheConfig, PipelineConfig, ReturnLogits, SupportedEncoding
 from pipezoo_core.errors import CorruptCheckpointError, UnsupportedCheckpointError, UnsupportedModelError
-from pipezoo_core.layers.quantized import QuantizedProduct, dequantize
+from pipezoo_core.layers.quantized import QuantizedProduct
 from pipezoo_core.session import InferenceSession
 from pipezoo_core.weights import open_gguf
 from pipezoo_llama.config import config_from_gguf
@@ -88,13 +92,91 @@ def test_int8_holds_the_numbers_of_a_q8_0_file(linear, tmp_path):
     rows = product.rows(torch.arange(len(numbers)))
     torch.testing.assert_close(rows, numbers.bfloat16(), atol=0, rtol=0)
     if isinstance(product, QuantizedProduct):
-        assert torch.equal(dequantize(*product._quantized, torch.float32), numbers)
+        assert torch.equal(product.dequantized(slice(None)), numbers)
 
 
-def test_linear_rope_scaling(tmp_path):
+def with_rope(values):
+    return {f"llama.rope.{key}": value for key, value in values.items()}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"scaling.type": "linear", "scaling.factor": 4.0},
+        {"scaling.type": "linear", "scaling.factor": 4.0, "scaling.finetuned": True, "scaling.attn_factor": 1.0},
+        {"scaling.factor": 4.0, "scaling.original_context_length": 64},
+        {"scale_linear": 4.0},
+        {"scaling.factor": 4.0, "scale_linear": 2.0},
+    ],
+    ids=str,
+)
+def test_linear_rope_scaling(values, tmp_path):
+    """Linear is what llama.cpp takes a scaling for whose type the file leaves out."""
     reference = make(rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0})
-    metadata = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
-    assert_equal_logits(reference, load(write_llama_gguf(tmp_path / "m.gguf", reference, metadata=metadata)))
+    assert_equal_logits(reference, load(write_llama_gguf(tmp_path / "m.gguf", reference, metadata=with_rope(values))))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"dimension_count": 8},
+        {"scaling.type": "none", "scaling.factor": 4.0},
+        {"scaling.type": "linear"},
+        {"scaling.type": "linear", "scaling.factor": 0.0},
+        {"scale_linear": 1.0},
+    ],
+    ids=str,
+)
+def test_no_rope_scaling(values, tmp_path):
+    reference = make()
+    assert_equal_logits(reference, load(write_llama_gguf(tmp_path / "m.gguf", reference, metadata=with_rope(values))))
+
+
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize(
+    ("values", "changes"),
+    [
+        ({}, {}),
+        ({"scaling.yarn_ext_factor": 1.0, "scaling.attn_factor": 1.0, "scaling.yarn_log_multiplier": 0.0}, {}),
+        ({"scaling.yarn_attn_factor": 1.25}, {"attention_factor": 1.25}),
+        ({"scaling.yarn_beta_fast": 2.0}, {"beta_fast": 2.0}),
+        ({"scaling.yarn_beta_slow": 0.5}, {"beta_slow": 0.5}),
+    ],
+    ids=str,
+)
+def test_yarn(values, changes, tmp_path):
+    reference = make(rope_parameters={**YARN, **changes}, head_dim=32)
+    values = {"scaling.type": "yarn", "scaling.factor": 4.0, "scaling.original_context_length": 64, **values}
+    assert_equal_logits(reference, load(write_llama_gguf(tmp_path / "m.gguf", reference, metadata=with_rope(values))))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"dimension_count": 4}, "a part of each head .found: 4; allowed: 8"),
+        ({"scaling.type": "longrope"}, "unknown way .found: longrope"),
+        ({"scaling.type": "dynamic", "scaling.factor": 2.0}, "unknown way .found: dynamic"),
+        ({"scaling.attn_factor": 1.5}, r"llama\.rope\.scaling\.attn_factor = 1\.5"),
+        ({"scaling.type": "yarn", "scaling.yarn_ext_factor": 0.5}, "yarn_ext_factor = 0.5"),
+        ({"scaling.type": "yarn", "scaling.yarn_log_multiplier": 0.5}, "yarn_log_multiplier = 0.5"),
+        ({"scaling.factor": 4.0, "scaling.yarn_beta_fast": 16.0}, "yarn_beta_fast = 16"),
+        ({"freq_base_of_some_layers": 2.0}, r"freq_base_of_some_layers = 2\.0"),
+    ],
+    ids=str,
+)
+def test_rope_that_no_config_can_say_is_refused(values, message, tmp_path):
+    path = write_llama_gguf(tmp_path / "m.gguf", make(), metadata=with_rope(values))
+    with pytest.raises(UnsupportedModelError, match=message):
+        config_from_gguf(open_gguf(path))
+
+
+@pytest.mark.parametrize("factor", ["4.0", math.nan, -1.0])
+def test_a_rope_factor_that_is_no_number_is_refused(factor, tmp_path):
+    path = write_llama_gguf(tmp_path / "m.gguf", make(), metadata=with_rope({"scaling.factor": factor}))
+    with pytest.raises(UnsupportedModelError, match="'factor'"):
+        load(path)
 
 
 LLAMA3 = {
@@ -127,6 +209,26 @@ def test_other_rope_divisors_are_refused(tmp_path):
     )
     with pytest.raises(UnsupportedModelError, match="rope_freqs"):
         load(path)
+
+
+@pytest.mark.parametrize("shape", [(15,), (16, 1), (4, 4)])
+def test_rope_divisors_of_another_shape_are_refused(shape, tmp_path):
+    extra = {"rope_freqs.weight": np.ones(shape, np.float32)}
+    path = write_llama_gguf(tmp_path / "m.gguf", make(head_dim=32), extra_tensors=extra)
+    with pytest.raises(UnsupportedModelError, match="rope_freqs"):
+        config_from_gguf(open_gguf(path))
+
+
+def test_rope_that_is_scaled_twice_is_refused(tmp_path):
+    reference = make(rope_parameters=LLAMA3, head_dim=32)
+    path = write_llama_gguf(
+        tmp_path / "m.gguf",
+        reference,
+        metadata=with_rope({"scaling.factor": 2.0}),
+        extra_tensors={"rope_freqs.weight": divisors(reference)},
+    )
+    with pytest.raises(UnsupportedModelError, match=r"scales RoPE twice .found: rope_freqs and linear by 2"):
+        config_from_gguf(open_gguf(path))
 
 
 def test_reader_agrees_with_the_gguf_package(tmp_path):
@@ -164,11 +266,79 @@ def test_damaged_headers_are_refused(tmp_path):
     assert refused > 20
 
 
+def text(value):
+    return struct.pack("<Q", len(value)) + value
+
+
+def entry(key, type_, value):
+    """A file with one entry of metadata and no tensors."""
+    return b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text(key) + struct.pack("<I", type_) + value
+
+
+def tensor(dims, type_=0):
+    """A file without metadata, and one tensor, of which 4 KiB are there."""
+    info = text(b"t") + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, type_, 0)
+    return b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + info + bytes(4096)
+
+
+DAMAGED = {
+    "no alignment": entry(b"general.alignment", 4, struct.pack("<I", 0)),
+    "negative alignment": entry(b"general.alignment", 5, struct.pack("<i", -32)),
+    "fractional alignment": entry(b"general.alignment", 6, struct.pack("<f", 32.0)),
+    "text as alignment": entry(b"general.alignment", 8, text(b"32")),
+    "deeply nested": entry(b"a", 9, struct.pack("<IQ", 9, 1) * 5000),
+    "endless list": entry(b"a", 9, struct.pack("<IQ", 9, 2**64 - 1)),
+    "endless numbers": entry(b"a", 9, struct.pack("<IQ", 12, 2**64 - 1)),
+    "dimension above int64": tensor([2**63]),
+    "numbers above int64": tensor([2**32, 2**32]),
+    "no rows": tensor([2**63, 0]),
+    "no columns": tensor([0, 2**63]),
+    "part of a block": tensor([33, 2], gguf.GGMLQuantizationType.Q8_0),
+    "unknown type": tensor([4], 1000),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_values_that_make_no_sense_are_refused(damage, tmp_path):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(DAMAGED[damage])
+    with pytest.raises(CorruptCheckpointError, match=r"m\.gguf is not a whole GGUF file .found: .") as caught:
+        open_gguf(path)
+    assert caught.value.__cause__ is not None
+
+
+def test_the_files_that_are_damaged_above_are_sound_otherwise(tmp_path):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(entry(b"general.alignment", 4, struct.pack("<I", 64)))
+    assert open_gguf(path).metadata == {"general.alignment": 64}
+    path.write_bytes(entry(b"a", 9, struct.pack("<IQ", 9, 1) * 5 + struct.pack("<IQi", 5, 1, 7)))
+    assert open_gguf(path).metadata == {"a": [[[[[[7]]]]]]}
+    path.write_bytes(tensor([64, 2], gguf.GGMLQuantizationType.Q8_0))
+    assert open_gguf(path).weights["t"].load().shape == (2, 64)
+
+
 def test_missing_metadata_is_named(tmp_path):
     file = open_gguf(write_llama_gguf(tmp_path / "m.gguf", make()))
     del file.metadata["llama.block_count"]
     with pytest.raises(CorruptCheckpointError, match=r"llama\.block_count"):
         config_from_gguf(file)
+
+
+@pytest.mark.parametrize("value", [0, -4, 4.0, "4", [4, 4, 4], None])
+@pytest.mark.parametrize("key", ["attention.head_count", "embedding_length", "block_count", "attention.key_length"])
+def test_what_is_no_size_is_named(key, value, tmp_path):
+    file = open_gguf(write_llama_gguf(tmp_path / "m.gguf", make()))
+    file.metadata[f"llama.{key}"] = value
+    with pytest.raises(CorruptCheckpointError, match=f"llama.{key} is no size"):
+        config_from_gguf(file)
+
+
+def test_a_head_of_another_size_than_its_share_of_the_hidden_state(tmp_path):
+    """What would be its size is not needed where the file says it."""
+    file = open_gguf(write_llama_gguf(tmp_path / "m.gguf", make(head_dim=16)))
+    assert config_from_gguf(file)["head_dim"] == 16
+    del file.metadata["llama.attention.key_length"]
+    assert config_from_gguf(file)["head_dim"] == 8
 
 
 def test_names_of_the_writer_cover_all_weights():

@@ -135,9 +135,9 @@ REFUSED_FILES = {
     "unknown_entry": ({"config": {"use_later_idea": {"x": 1}}}, UnsupportedAdapterError, "use_later_idea="),
     "rank_of_nothing": ({"config": {"r": 0}}, CorruptCheckpointError, "not sound .found: .*r"),
     "alpha_of_nan": ({"config": {"lora_alpha": math.nan}}, CorruptCheckpointError, "lora_alpha"),
-    "no_pattern": ({"config": {"alpha_pattern": {"(": 1}}}, CorruptCheckpointError, r"pattern that is none .found: \("),
-    "slow_pattern": ({"config": {"rank_pattern": {"(.+)+!": 1}}}, UnsupportedAdapterError, "too involved"),
-    "slower_pattern": ({"config": {"rank_pattern": {".*.*.*.*!": 1}}}, UnsupportedAdapterError, "too involved"),
+    "no_pattern": ({"config": {"alpha_pattern": {"(": 1}}}, CorruptCheckpointError, r"invalid regular .*found: \("),
+    "no_number": ({"config": {"rank_pattern": {"a{99999999999}": 1}}}, CorruptCheckpointError, "invalid regular"),
+    "deep_pattern": ({"config": {"rank_pattern": {"(" * 499 + ")" * 499: 1}}}, CorruptCheckpointError, "invalid reg"),
     "other_rank": ({"rank": 5}, CorruptCheckpointError, r"q_proj: A \[5, 32\], B \[32, 5\]; allowed: A \[4, in"),
     "other_rank_of_b": (
         {"tensors": lambda t: {n: v[:, :3].contiguous() if "_B" in n else v for n, v in t.items()}},
@@ -169,6 +169,66 @@ def test_files_that_are_refused(load, kind, tmp_path):
     with pytest.raises(error, match=message):
         manager.load_adapter(path)
     assert manager.loras == []
+
+
+# What people write, and the names of layers that it is for; the first two also as PEFT's `target_modules`.
+REAL_PATTERNS = {
+    r".*\.(q_proj|v_proj)$": "model.layers.{}.self_attn.q_proj",
+    r".*decoder.*(SelfAttention|EncDecAttention).*(q|v)$": "decoder.block.{}.layer.1.EncDecAttention.q",
+    r"model\.layers\.\d+\.self_attn\.q_proj": "model.layers.{}.self_attn.q_proj",
+    r"model\.layers\.(?:[0-9]|[1-9][0-9]+)\.[^.]+\.[qkv]_proj": "model.layers.{}.self_attn.v_proj",
+    r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)": (
+        "model.language_model.layers.{}.mlp.down_proj"
+    ),
+    r"layers\.\d+\.mlp\.(?:(?:gate|up)_proj|down_?proj)": "model.layers.{}.mlp.down_proj",
+}
+
+
+@pytest.mark.parametrize("pattern", REAL_PATTERNS)
+def test_patterns_of_real_adapters(pattern, tmp_path):
+    def many(_):
+        names = [REAL_PATTERNS[pattern].format(index) for index in range(144)]
+        a = {f"{PREFIX}{name}.lora_A.weight": torch.ones(4, 2) for name in names}
+        return a | {f"{PREFIX}{name}.lora_B.weight": torch.ones(2, 4) for name in names}
+
+    config = {"r": 2, "rank_pattern": {"other": 3, pattern: 4}, "alpha_pattern": {pattern: 2}}
+    lora = open_adapter(write(tmp_path, config, many))
+    assert len(lora.layers) == 144
+    assert {weights.scaling for weights in lora.layers.values()} == {0.5}
+
+
+# Most of these would take from seconds to ages to match.
+SLOW_PATTERNS = {
+    "repeated_group": ("(.+)+!", Q_PROJ),
+    "repeated_group_with_spaces": ("(?x:(a+) +!)", "a" * 28),
+    "repeated_group_with_comment": ("(?x:(a+)#\n+!)", "a" * 28),
+    "many_repetitions": (".*.*.*.*!", Q_PROJ),
+    "repetitions_on_a_long_name": (".*.*.*!", "a." * 199 + "a"),
+    "nested_look_ahead": ("(?=.*(?=.*(?=.*!)))", "a." * 199 + "a"),
+    "options": ("a?" * 28 + "a" * 28, "a" * 28),
+    "lazy_options": ("a??" * 28 + "!", "a" * 28),
+    "options_that_are_escaped": (r"\(?" * 28 + r"\(" * 28, "(" * 28),
+    "options_of_braces": ("}?" * 28 + "}" * 28, "}" * 28),
+    "options_of_classes": ("[(]?" * 28 + "[(]" * 28, "(" * 28),
+    "alternatives": ("(a|a)" * 27 + "!", "a" * 28),
+    "alternatives_without_capture": ("(?:a|a)" * 27 + "!", "a" * 28),
+    "alternatives_outside": ("a)" + "(a|a)" * 26 + "(!", "a" * 28),
+    "long": ("a" * 1001, Q_PROJ),
+}
+
+
+@pytest.mark.parametrize("name", SLOW_PATTERNS)
+@pytest.mark.parametrize("setting", ["rank_pattern", "alpha_pattern"])
+def test_slow_patterns_are_refused(name, setting, tmp_path):
+    pattern, layer = SLOW_PATTERNS[name]
+    with pytest.raises(UnsupportedAdapterError, match="too involved"):
+        open_adapter(write(tmp_path, {setting: {"other": 1, pattern: 1}}, layer=layer))
+
+
+def test_patterns_that_are_slow_together_are_refused(tmp_path):
+    patterns = {f".*.*{index}": 4 for index in range(5000)}
+    with pytest.raises(UnsupportedAdapterError, match="too involved"):
+        open_adapter(write(tmp_path, {"rank_pattern": patterns}, layer="a." * 30 + "a"))
 
 
 def test_files_that_are_missing_or_damaged(tmp_path):

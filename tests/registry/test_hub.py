@@ -214,11 +214,12 @@ def test_pickle_weights_are_refused_and_never_asked_for(hub, ask):
     assert "pytorch_model.bin" not in hub.asked()
 
 
+@pytest.mark.parametrize("name", ["model.Q4_0.gguf", "Model.Q4_0.GGUF"])
 @pytest.mark.parametrize("more", [{}, {"config.json": CONFIG}], ids=["alone", "with a config"])
-def test_a_single_gguf_file_is_taken(hub, ask, more):
-    hub.repositories["org/model"] = Repository({"README.md": b"x", "model.Q4_0.gguf": b"GGUF", **more})
+def test_a_single_gguf_file_is_taken(hub, ask, more, name):
+    hub.repositories["org/model"] = Repository({"README.md": b"x", name: b"GGUF", **more})
     source = ask("org/model")
-    assert source.path.name == "model.Q4_0.gguf"
+    assert source.path.name == name
     assert source.path.read_bytes() == b"GGUF"
     assert ask("org/model", HF_HUB_OFFLINE="1") == source
 
@@ -275,11 +276,12 @@ def test_a_folder_is_found_in_every_spelling(checkpoint, monkeypatch):
         assert download(found) is found
 
 
-def test_a_gguf_file_is_found_by_its_path_or_alone_in_its_folder(folder):
-    (folder / "model.gguf").touch()
-    assert locate(str(folder / "model.gguf")).path == locate(folder).path == folder / "model.gguf"
+@pytest.mark.parametrize("name", ["model.gguf", "Model.GGUF"])
+def test_a_gguf_file_is_found_by_its_path_or_alone_in_its_folder(folder, name):
+    (folder / name).touch()
+    assert locate(str(folder / name)).path == locate(folder).path == folder / name
     (folder / "config.json").write_bytes(CONFIG)
-    assert locate(folder).path == folder / "model.gguf"
+    assert locate(folder).path == folder / name
     (folder / "model.safetensors").touch()
     assert locate(folder).path == folder
 

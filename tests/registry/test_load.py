@@ -29,7 +29,7 @@ from pipezoo_core.errors import (
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.pipeline import TextGenerationPipeline
 from pipezoo_core.tokenizer import tokenizer_from_gguf
-from pipezoo_core.weights import encoding, open_gguf
+from pipezoo_core.weights import encoding, open_gguf, open_weights
 
 CPU = torch.device("cpu")
 SETTINGS = {"dtype": "float32", "device": "cpu", "page_size": 8, "kv_cache_memory": "4MiB"}
@@ -69,6 +69,15 @@ def test_package_that_carries_weights(tiny_gguf, tmp_path, monkeypatch):
     assert registry.load("pkg:tiny_weights", **SETTINGS).generate("hello", **GREEDY)[0].tokens
 
 
+def test_a_gguf_file_may_be_named_in_capitals(tiny_gguf, tmp_path):
+    path = tmp_path / "Tiny.GGUF"
+    shutil.copy(tiny_gguf, path)
+    expected = registry.load(tiny_gguf, **SETTINGS).generate("hello", **GREEDY)[0].tokens
+    assert registry.load(path, **SETTINGS).generate("hello", **GREEDY)[0].tokens == expected
+    assert registry.plan(tmp_path, **SETTINGS).checkpoint.source.path == path
+    assert sum(tensor.num_elements for tensor in open_weights([path]).values()) > 0
+
+
 def test_plan_reads_no_weights(folder, monkeypatch):
     edit_weights(folder, lambda tensors: None)
     monkeypatch.setattr("pipezoo_core.decoder.model.load_module", None)
@@ -83,6 +92,26 @@ def test_generation_config_gives_the_defaults(folder):
     llm = registry.load(folder, **SETTINGS)
     assert (llm.sampling_params.temperature, llm.sampling_params.top_k) == (0.25, 7)
     assert {3, 4} <= llm.tokenizer.eos_token_ids
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ('{"a": ' + "[" * 200_000, "is not JSON"),
+        ("[]", "is not a JSON object"),
+        (" " * (9 << 20), "is too large"),
+        ('{"temperature": -1.0}', r"setting 'temperature' is not valid .found: -1\.0.*Correct the value in the file"),
+        ('{"top_k": "many"}', "setting 'top_k' is not valid"),
+        ('{"max_new_tokens": 2, "min_new_tokens": 3}', "setting 'min_new_tokens' is above"),
+    ],
+    ids=["truncated", "nested", "a list", "large", "temperature", "top_k", "min_new_tokens"],
+)
+def test_damaged_generation_config(folder, text, message):
+    """It is the file that the error names, and not a setting of the caller's."""
+    (folder / "generation_config.json").write_text(text)
+    with pytest.raises(CorruptCheckpointError, match=rf"generation_config\.json:? {message}"):
+        registry.load(folder, **SETTINGS)
 
 
 def test_dtype(folder):
@@ -149,6 +178,10 @@ def test_auto_takes_bfloat16_of_a_slow_cpu_only_where_the_kernels_compute(folder
     assert asked.pipeline_config.encoding == "bfloat16"
 
 
+def rope(rope_type, **values):
+    return {"rope_parameters": {"rope_type": rope_type, "rope_theta": 1e4, **values}}
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -169,7 +202,11 @@ def test_auto_takes_bfloat16_of_a_slow_cpu_only_where_the_kernels_compute(folder
         ({"vocab_size": 0}, UnsupportedModelError, "vocab_size"),
         ({"num_hidden_layers": -1}, UnsupportedModelError, "num_layers"),
         ({"max_position_embeddings": 0}, UnsupportedModelError, "max_seq_len"),
-        ({"rope_parameters": {"rope_type": "default", "rope_theta": 0.0}}, UnsupportedModelError, "no numbers"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 0.0}}, UnsupportedModelError, "'rope_theta'"),
+        (rope("linear", factor=None), UnsupportedModelError, "'factor'"),
+        (rope("linear", factor="4.0"), UnsupportedModelError, "found: '4.0'"),
+        (rope("dynamic", factor=None), UnsupportedModelError, "'factor'"),
+        (rope("yarn", factor=2.0, rope_theta=1), UnsupportedModelError, "another rope_theta"),
         ({"num_hidden_layers": "three"}, UnsupportedModelError, "config"),
         ({"quantization_config": {"quant_method": "awq"}}, UnsupportedCheckpointError, "awq"),
         ({"num_hidden_layers": 4}, CheckpointMismatchError, "missing: model.layers.3"),
@@ -181,6 +218,17 @@ def test_config_that_does_not_fit(folder, changes, error, message):
     edit_config(folder, **changes)
     with pytest.raises(error, match=message):
         registry.load(folder, **SETTINGS)
+
+
+@pytest.mark.parametrize("depth", [50, 700])
+def test_deep_nesting_in_a_config_is_ignored_or_refused(folder, depth):
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace("{", '{"unknown": ' + "[" * depth + "]" * depth + ", ", 1))
+    if depth == 50:
+        assert registry.plan(folder, **SETTINGS).huggingface_config.hidden_size == 32
+    else:
+        with pytest.raises((UnsupportedModelError, CorruptCheckpointError)):
+            registry.plan(folder, **SETTINGS)
 
 
 def test_missing_and_left_over_weights_are_named(folder):
@@ -230,10 +278,14 @@ def test_index_that_climbs_out(folder):
         registry.load(folder, **SETTINGS)
 
 
-@pytest.mark.parametrize("index", ["[]", "{", '{"weight_map": 3}'])
+@pytest.mark.parametrize(
+    "index",
+    ["[]", "{", '{"weight_map": 3}', '{"weight_map": ' + "[" * 200_000, " " * (33 << 20) + '{"weight_map": {}}'],
+    ids=["a list", "truncated", "no map", "nested", "large"],
+)
 def test_damaged_index(folder, index):
     (folder / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(CorruptCheckpointError, match="index"):
+    with pytest.raises(CorruptCheckpointError, match=r"model\.safetensors\.index\.json is "):
         registry.load(folder, **SETTINGS)
 
 

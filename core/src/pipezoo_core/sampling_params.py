@@ -137,6 +137,9 @@ class SamplingParams(Settings):
         """Returns our defaults, overridden by what a model's generation_config.json sets.
 
         A config that says `do_sample: false` means greedy decoding, whatever its temperature.
+
+        Raises:
+            InvalidSettingError: a value is out of range, named as a setting; the caller knows the file.
         """
         found = {
             name: generation_config[name] for name in _FROM_GENERATION_CONFIG if generation_config.get(name) is not None

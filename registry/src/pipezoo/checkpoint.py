@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +9,34 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.errors import StrictDataclassError
 
-from pipezoo.hub import ModelSource, read_config
+from pipezoo.hub import ModelSource, is_gguf, read_config
 from pipezoo_core.architecture import SupportedArchitecture
-from pipezoo_core.errors import CorruptCheckpointError, UnsupportedCheckpointError, UnsupportedModelError
+from pipezoo_core.errors import (
+    CorruptCheckpointError,
+    InvalidSettingError,
+    UnsupportedCheckpointError,
+    UnsupportedModelError,
+)
+from pipezoo_core.json_file import read_json_object
+from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.weights import GGUFFile, Weights, find_safetensors, open_gguf, open_safetensors
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["Checkpoint", "generation_config", "open_checkpoint", "open_weights", "read_huggingface_config"]
+__all__ = [
+    "Checkpoint",
+    "generation_config",
+    "open_checkpoint",
+    "open_weights",
+    "read_huggingface_config",
+    "sampling_defaults",
+]
+
+# What a plugin's config class may raise over values of other types, sizes or depths than it expects.
+_MALFORMED = (
+    ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError, StrictDataclassError
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +60,7 @@ def open_checkpoint(source: ModelSource) -> Checkpoint:
     Raises:
         CheckpointError: the GGUF file or config.json cannot be read.
     """
-    if source.path.suffix != ".gguf":
+    if not is_gguf(source.path):
         return Checkpoint(source, read_config(source.path), None)
     file = open_gguf(source.path)
     try:
@@ -84,7 +102,7 @@ def read_huggingface_config(architecture: SupportedArchitecture, raw_config: dic
     known = {name: value for name, value in raw_config.items() if not name.startswith("_") and name != "auto_map"}
     try:
         return architecture.huggingface_config(known)
-    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, StrictDataclassError) as error:
+    except _MALFORMED as error:
         raise UnsupportedModelError(
             f"the config is not one of {architecture.name}", found=error, cure="Check the model's config.json."
         ) from error
@@ -94,13 +112,28 @@ def generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """Returns the folder's generation_config.json; nothing where there is none.
 
     Raises:
-        CorruptCheckpointError: it is not JSON.
+        CorruptCheckpointError: it is no JSON object, or larger than any config.
     """
-    path = checkpoint.source.path / "generation_config.json"
-    if checkpoint.gguf is not None or not path.is_file():
-        return {}
+    path = _generation_config_path(checkpoint)
+    return read_json_object(path) if checkpoint.gguf is None and path.is_file() else {}
+
+
+def sampling_defaults(checkpoint: Checkpoint) -> SamplingParams:
+    """Returns the settings of requests that bring none: ours, and over them those of the generation_config.json.
+
+    Raises:
+        CorruptCheckpointError: the file is damaged, or a value in it is out of range.
+    """
     try:
-        found = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise CorruptCheckpointError(f"{path} is not JSON", cure="Download the file again.") from error
-    return found if isinstance(found, dict) else {}
+        return SamplingParams.from_generation_config(generation_config(checkpoint))
+    except InvalidSettingError as error:  # which would read as if the caller had set it
+        raise CorruptCheckpointError(
+            f"{_generation_config_path(checkpoint)}: {error.what}",
+            found=error.found,
+            allowed=error.allowed,
+            cure="Correct the value in the file, or take it out.",
+        ) from error
+
+
+def _generation_config_path(checkpoint: Checkpoint) -> Path:
+    return checkpoint.source.path / "generation_config.json"

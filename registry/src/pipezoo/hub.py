@@ -7,7 +7,6 @@ that, `download` the rest, of the same commit. Knows file names, nothing of plug
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import re
 from dataclasses import dataclass, replace
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from pipezoo_core.errors import (
-    CorruptCheckpointError,
     HubUnreachableError,
     InvalidSettingError,
     ModelNotFoundError,
@@ -23,8 +21,9 @@ from pipezoo_core.errors import (
     UnsupportedCheckpointError,
 )
 from pipezoo_core.hub_download import download_file, download_files, list_files
+from pipezoo_core.json_file import read_json_object
 
-__all__ = ["ModelSource", "download", "locate", "read_config"]
+__all__ = ["ModelSource", "download", "is_gguf", "locate", "read_config"]
 
 _CONFIG = "config.json"
 _WEIGHTS = "model*.safetensors"  # not `consolidated.safetensors`, the same weights once more
@@ -45,7 +44,6 @@ _ALL_FILES = (
     "vocab.json",
 )
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-_MAX_CONFIG_BYTES = 8 << 20
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _PACKAGE = "pkg:"
 _FORMS = 'a Hub id "org/name", a folder, a .gguf file, or "pkg:<import name>"'
@@ -106,7 +104,7 @@ def download(source: ModelSource) -> ModelSource:
         GatedModelError: the Hub refuses access.
         HubUnreachableError: the Hub cannot be asked and not all files are cached.
     """
-    if source.commit is None or source.path.suffix == ".gguf":
+    if source.commit is None or is_gguf(source.path):
         return source
     folder = download_files(source.name, source.commit, _ALL_FILES)
     found = folder if any(folder.glob(_WEIGHTS)) else _hub_gguf(source.name, folder)
@@ -123,21 +121,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / _CONFIG
     if not path.is_file():
         raise ModelNotFoundError(f"{folder} has no {_CONFIG}", cure="Give the folder that holds the whole checkpoint.")
-    with path.open("rb") as file:
-        text = file.read(_MAX_CONFIG_BYTES + 1)
-    if len(text) > _MAX_CONFIG_BYTES:
-        raise CorruptCheckpointError(f"{path} is too large", allowed=f"at most {_MAX_CONFIG_BYTES} bytes")
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CorruptCheckpointError(f"{path} is not JSON", found=error, cure="Download the file again.") from error
-    if not isinstance(config, dict):
-        raise CorruptCheckpointError(f"{path} is not a JSON object", found=type(config).__name__)
-    return config
+    return read_json_object(path)
+
+
+def is_gguf(path: str | Path) -> bool:
+    """Tells by the ending of its name, in capitals or not, whether a file is GGUF."""
+    return str(path).lower().endswith(".gguf")
 
 
 def _is_local(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.lower().endswith(".gguf") or os.path.exists(name)
+    return name.startswith((".", "/", "~")) or is_gguf(name) or os.path.exists(name)
 
 
 def _package_folder(name: str) -> Path:
@@ -156,8 +149,12 @@ def _package_folder(name: str) -> Path:
     return Path(next(iter(folders)))
 
 
+def _ggufs_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if is_gguf(path))
+
+
 def _in_folder(folder: Path) -> Path:
-    ggufs = sorted(folder.glob("*.gguf"))
+    ggufs = _ggufs_in(folder)
     if (folder / _CONFIG).is_file() and (not ggufs or any(folder.glob("*.safetensors"))):
         return folder
     if not ggufs:
@@ -168,7 +165,7 @@ def _in_folder(folder: Path) -> Path:
 def _file(path: Path) -> Path:
     if not path.is_file():
         raise ModelNotFoundError(f"{path} does not exist", allowed=_FORMS, cure="Check the spelling.")
-    if path.suffix.lower() != ".gguf":
+    if not is_gguf(path):
         raise UnsupportedCheckpointError(
             f"{path} is not a model by itself", allowed=f"a .gguf file, or the folder of a {_CONFIG}"
         )
@@ -183,14 +180,14 @@ def _on_hub(repository: str, revision: str | None) -> ModelSource:
 
 def _hub_gguf(repository: str, folder: Path) -> Path:
     """Returns the only GGUF file of a repository without safetensors, downloaded."""
-    cached = sorted(folder.glob("*.gguf"))
+    cached = _ggufs_in(folder)
     try:
         names = list_files(repository, folder.name)
     except HubUnreachableError:
         if len(cached) != 1:
             raise
         return cached[0]
-    ggufs = [name for name in names if name.endswith(".gguf")]
+    ggufs = [name for name in names if is_gguf(name)]
     if ggufs:
         return download_file(repository, folder.name, _only_one(repository, ggufs))
     pickles = [name for name in names if name.endswith(_PICKLES)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipezoo.checkpoint import Checkpoint, generation_config, open_weights, read_huggingface_config
+from pipezoo.checkpoint import Checkpoint, generation_config, open_weights, read_huggingface_config, sampling_defaults
 from pipezoo.devices import check_parallel, of_each_replica, place_model
 from pipezoo_core.architecture import SupportedArchitecture
 from pipezoo_core.config import KVCacheConfig, LoRAConfig, PipelineConfig, ReturnLogits
@@ -128,7 +128,7 @@ def plan_load(
         huggingface_config=huggingface_config,
         pipeline_config=pipeline_config,
         memory=memory,
-        sampling_params=SamplingParams.from_generation_config(generation_config(checkpoint)),
+        sampling_params=sampling_defaults(checkpoint),
         devices=torch_devices,
         weights=weights,
         checkpoint=checkpoint,
@@ -196,4 +196,5 @@ def _tokenizer(plan: LoadPlan) -> TextTokenizer:
         max_length=plan.pipeline_config.max_length,
         sampling_params=plan.sampling_params,
         eos_token_ids=eos_token_ids(delegate, plan.huggingface_config, generation_config(checkpoint)),
+        vocab_size=plan.huggingface_config.get_text_config().vocab_size,
     )

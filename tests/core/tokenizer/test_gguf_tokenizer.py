@@ -226,9 +226,43 @@ def test_tokens_around_a_text(byte_level_metadata, changes, expected):
         ({"token_type": [1]}, "1 types"),
         ({"merges": ["no way"]}, "merges do not fit"),
         ({"add_bos_token": True, "bos_token_id": None}, "wants a bos_token added"),
+        ({"bos_token_id": "1"}, r"bos_token_id is no number of a token .found: '1'"),
+        ({"eot_token_id": [1]}, "eot_token_id is no number"),
+        ({"model": ["gpt2"]}, "cannot be read"),
+        ({"pre": ["smollm"]}, "cannot be read"),
+        ({"tokens": 5}, "cannot be read"),
+        ({"tokens": [["a"]]}, "cannot be read"),
+        ({"token_type": 3}, "cannot be read"),
+        ({"merges": [1]}, "cannot be read"),
     ],
 )
 def test_what_is_refused(byte_level_metadata, changes, message):
     metadata = byte_level_metadata | {f"tokenizer.ggml.{key}": value for key, value in changes.items()}
     with pytest.raises(UnsupportedTokenizerError, match=message):
         tokenizer_from_gguf({key: value for key, value in metadata.items() if value is not None})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scores": [0.0, -1.0]}, r"tokens without a score .found: \d+ tokens, 2 scores"),
+        ({"scores": 0.0}, "cannot be read"),
+        ({"scores": ["best"] * 1000}, "cannot be read"),
+        ({"unknown_token_id": 0.0}, "unknown_token_id is no number"),
+    ],
+)
+def test_what_is_refused_of_sentencepiece(sentencepiece_metadata, changes, message):
+    metadata = sentencepiece_metadata | {f"tokenizer.ggml.{key}": value for key, value in changes.items()}
+    with pytest.raises(UnsupportedTokenizerError, match=message):
+        tokenizer_from_gguf(metadata)
+
+
+def test_what_went_wrong_is_chained(byte_level_metadata):
+    with pytest.raises(UnsupportedTokenizerError, match="found: TypeError: ") as caught:
+        tokenizer_from_gguf({**byte_level_metadata, "tokenizer.ggml.tokens": 5})
+    assert isinstance(caught.value.__cause__, TypeError)
+
+
+def test_a_chat_template_that_is_no_text_is_refused(byte_level_metadata):
+    with pytest.raises(UnsupportedTokenizerError, match="chat_template is no text"):
+        tokenizer_from_gguf({**byte_level_metadata, "tokenizer.chat_template": 5})

@@ -54,7 +54,7 @@ class DecoderConfig(abc.ABC):
         for name in _SIZES:
             if getattr(self, name) < 1:
                 raise UnsupportedModelError(
-                    f"the config gives the model a {name} that no model has", found=getattr(self, name), allowed="1 on"
+                    f"the config's {name} is not positive", found=getattr(self, name), allowed="at least 1"
                 )
         if self.num_heads % self.num_kv_heads:
             raise UnsupportedModelError(

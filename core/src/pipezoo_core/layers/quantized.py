@@ -16,44 +16,11 @@ from torch import Tensor
 from pipezoo_core.layers.linear import Product
 from pipezoo_core.native import GROUP
 
-__all__ = ["DEQUANTIZED_AT_ONCE", "GROUP", "QuantizedProduct", "dequantize", "quantize"]
+__all__ = ["DEQUANTIZED_AT_ONCE", "GROUP", "QuantizedProduct"]
 
 DEQUANTIZED_AT_ONCE = 1 << 22  # numbers
 
 _LEVELS = 255  # of scales and minima of 4 bits
-
-
-def quantize(weight: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns a weight as small integers.
-
-    Args:
-        weight: [out_features, in_features], in_features a multiple of `GROUP`.
-        bits: 8 or 4.
-
-    Returns:
-        int8 [out_features, groups, GROUP], and float32 [out_features, groups, 1] scales and minima.
-    """
-    groups = weight.float().unflatten(-1, (-1, GROUP))
-    if bits == 8:
-        scale = (groups.abs().amax(-1, keepdim=True) / 127).half().float()
-        minimum = torch.zeros_like(scale)
-    else:
-        minimum = _in_levels(groups.amin(-1, keepdim=True).clamp(max=0))
-        scale = _in_levels((groups.amax(-1, keepdim=True) - minimum) / 15)
-    inverse = torch.where(scale > 0, 1 / scale, 0)
-    values = ((groups - minimum) * inverse).round()
-    return values.clamp(-127 if bits == 8 else 0, 127 if bits == 8 else 15).to(torch.int8), scale, minimum
-
-
-def _in_levels(numbers: Tensor) -> Tensor:
-    """Rounds numbers of one sign, [out_features, groups, 1], away from 0 to 8 bits of the greatest in their row."""
-    level = numbers.abs().amax(1, keepdim=True).copysign(numbers.sum(1, keepdim=True)) / _LEVELS
-    return torch.where(level != 0, (numbers / level).ceil().clamp(max=_LEVELS), 0) * level
-
-
-def dequantize(values: Tensor, scale: Tensor, minimum: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns the weight [out_features, in_features] that the integers stand for."""
-    return (values * scale).add_(minimum).flatten(-2).to(dtype)
 
 
 class QuantizedProduct(Product):
@@ -68,30 +35,78 @@ class QuantizedProduct(Product):
 
     @staticmethod
     def size_of(weight: Tensor, bits: int | None) -> int:
-        """Returns the bytes that a weight takes: an int8 per number; per group, scale and minimum in float32."""
-        del bits
-        return weight.numel() + weight.numel() // GROUP * 8
+        """Returns the bytes that a weight takes: its numbers, two bytes per group, with 4 bits two float32 per row."""
+        num_numbers, num_rows = weight.numel(), len(weight)
+        num_groups = num_numbers // GROUP
+        return num_numbers + 2 * num_groups if bits == 8 else num_numbers // 2 + 2 * num_groups + 8 * num_rows
 
     def __init__(self, weight: Tensor, bias: Tensor | None, bits: int, dtype: torch.dtype) -> None:
-        self._quantized = quantize(weight.detach(), bits)
+        groups = weight.detach().float().unflatten(-1, (-1, GROUP))
+        self._parts = _of_8_bits(groups) if bits == 8 else _of_4_bits(groups)
+        self._dequantize = _from_8_bits if bits == 8 else _from_4_bits
         self._dtype = dtype
         self._bias = None if bias is None else bias.detach().to(dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Maps [..., in_features] to [..., out_features]."""
-        num_rows, num_groups, _ = self._quantized[0].shape
-        at_once = max(1, DEQUANTIZED_AT_ONCE // (num_groups * GROUP))
+        num_rows = len(self._parts[0])
+        at_once = max(1, DEQUANTIZED_AT_ONCE // x.shape[-1])
         x_TI = x.flatten(0, -2)
         y_TO = x.new_empty(len(x_TI), num_rows)
         for start in range(0, num_rows, at_once):
             part = slice(start, start + at_once)
-            values, scale, minimum = (numbers[part] for numbers in self._quantized)
-            torch.mm(x_TI, dequantize(values, scale, minimum, x.dtype).T, out=y_TO[:, part])
+            torch.mm(x_TI, self.dequantized(part).to(x.dtype).T, out=y_TO[:, part])
         if self._bias is not None:
             y_TO += self._bias
         return y_TO.unflatten(0, x.shape[:-1])
 
     def rows(self, indices: Tensor) -> Tensor:
         """Maps int64 [T] to these rows of W."""
-        values, scale, minimum = (part[indices] for part in self._quantized)
-        return dequantize(values, scale, minimum, self._dtype)
+        return self.dequantized(indices).to(self._dtype)
+
+    def dequantized(self, rows: slice | Tensor) -> Tensor:
+        """Returns rows of the weight that is computed with, float32 [R, in_features]."""
+        return self._dequantize(*(part[rows] for part in self._parts)).flatten(-2)
+
+
+def _of_8_bits(groups: Tensor) -> tuple[Tensor, ...]:
+    """Returns int8 [out_features, G, GROUP] and float16 scales [out_features, G, 1]."""
+    scale = (groups.abs().amax(-1, keepdim=True) / 127).half()
+    values = (groups * _inverse(scale.float())).round().clamp(-127, 127)
+    return values.to(torch.int8), scale
+
+
+def _from_8_bits(values: Tensor, scale: Tensor) -> Tensor:
+    return values * scale.float()
+
+
+def _of_4_bits(groups: Tensor) -> tuple[Tensor, ...]:
+    """Returns two numbers per byte, and scales and minima as levels and their step.
+
+    That is uint8 [out_features, G, GROUP / 2], twice uint8 [out_features, G, 1] and float32 [out_features, 1, 1].
+    """
+    minima, minimum_step = _in_levels(groups.amin(-1, keepdim=True).clamp(max=0))
+    groups = groups - minima * minimum_step
+    scales, scale_step = _in_levels(groups.amax(-1, keepdim=True) / 15)
+    values = (groups * _inverse(scales * scale_step)).round().clamp(0, 15).to(torch.uint8)
+    return values[..., ::2] | values[..., 1::2] << 4, scales, scale_step, minima, minimum_step
+
+
+def _from_4_bits(pairs: Tensor, scales: Tensor, scale_step: Tensor, minima: Tensor, minimum_step: Tensor) -> Tensor:
+    values = torch.stack([pairs & 15, pairs >> 4], dim=-1).flatten(-2)
+    return (values * (scales * scale_step)).add_(minima * minimum_step)
+
+
+def _inverse(scale: Tensor) -> Tensor:
+    return torch.where(scale > 0, 1 / scale, 0)
+
+
+def _in_levels(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Rounds numbers of one sign, [out_features, G, 1], away from 0 to 8 bits of the greatest in their row.
+
+    Returns:
+        uint8 [out_features, G, 1], and what to multiply them with, [out_features, 1, 1].
+    """
+    step = numbers.abs().amax(1, keepdim=True).copysign(numbers.sum(1, keepdim=True)) / _LEVELS
+    levels = torch.where(step != 0, (numbers / step).ceil().clamp(max=_LEVELS), 0)
+    return levels.to(torch.uint8), step

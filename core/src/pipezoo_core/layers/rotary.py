@@ -17,7 +17,24 @@ from pipezoo_core.native import NativeKernels
 
 __all__ = ["ROPE_TYPES", "RotaryEmbedding", "apply_rotary", "max_rotary_length"]
 
-ROPE_TYPES = ("default", "dynamic", "linear", "llama3", "yarn")
+_REQUIRED = {  # the numbers that the formulas of each type compute with
+    "default": ("rope_theta",),
+    "dynamic": ("rope_theta", "factor"),
+    "linear": ("rope_theta", "factor"),
+    "llama3": ("rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": ("rope_theta", "original_max_position_embeddings"),
+}
+_OPTIONAL_FOR_YARN: dict[str, tuple[object, ...]] = {  # with the values that are as good as none
+    "factor": (None,),
+    "attention_factor": (None,),
+    "beta_fast": (None, 0),
+    "beta_slow": (None, 0),
+    "mscale": (None, 0),
+    "mscale_all_dim": (None, 0),
+}
+_FLOAT32 = torch.finfo(torch.float32)
+
+ROPE_TYPES = tuple(_REQUIRED)
 
 
 class RotaryEmbedding(nn.Module):
@@ -29,32 +46,23 @@ class RotaryEmbedding(nn.Module):
         max_position_embeddings: the trained length.
 
     Raises:
-        UnsupportedModelError: the RoPE type is not one of `ROPE_TYPES`, or a parameter of it is missing or gives
-            angles that are no numbers.
+        UnsupportedModelError: the RoPE type is not one of `ROPE_TYPES`, or a number that it needs is missing or not
+            positive, or gives angles that are no numbers.
     """
 
     inverse_frequencies: Tensor
 
     def __init__(self, rope_parameters: Mapping[str, Any], head_dim: int, max_position_embeddings: int) -> None:
         super().__init__()
-        self._rope = dict(rope_parameters)
+        self._rope = _checked(rope_parameters)
         self._head_dim = head_dim
         self._trained_length = max_position_embeddings
         self.attention_scaling = 1.0
         rope_type = self._rope.get("rope_type", "default")
-        if rope_type not in ROPE_TYPES:
-            raise UnsupportedModelError("the model uses an unknown kind of RoPE", found=rope_type, allowed=ROPE_TYPES)
-        if self._rope.get("partial_rotary_factor") not in (None, 1, 1.0):
-            raise UnsupportedModelError(
-                "the model rotates only a part of each head", found=self._rope["partial_rotary_factor"], allowed=1.0
-            )
         self._is_dynamic = rope_type == "dynamic"
-        try:
-            frequencies = self._frequencies(rope_type)
-        except KeyError as error:
-            raise UnsupportedModelError(
-                f"the config's rope_parameters lack {error} for rope_type {rope_type!r}", found=sorted(self._rope)
-            ) from error
+        if self._is_dynamic and head_dim < 4:  # its exponent is head_dim / (head_dim - 2)
+            raise UnsupportedModelError("dynamic RoPE needs larger heads", found=head_dim, allowed="at least 4")
+        frequencies = self._frequencies(rope_type)
         if not frequencies.isfinite().all():
             raise UnsupportedModelError(
                 "the config's rope_parameters give angles that are no numbers", found=self._rope
@@ -92,8 +100,6 @@ class RotaryEmbedding(nn.Module):
             return self._llama3()
         if rope_type == "yarn":
             return self._yarn()
-        if rope_type == "dynamic":
-            self._rope["factor"]  # needed from the first long request on: miss it now
         return self._default()
 
     def _default(self) -> Tensor:
@@ -126,7 +132,7 @@ class RotaryEmbedding(nn.Module):
         """NTK-by-parts with a temperature on the attention (Peng et al., 2023)."""
         rope, dim = self._rope, self._head_dim
         original = rope["original_max_position_embeddings"]
-        factor = rope["factor"] or self._trained_length / original
+        factor = rope.get("factor") or self._trained_length / original
         self.attention_scaling = _yarn_scaling(rope, factor)
 
         def boundary(turns: float) -> float:
@@ -135,11 +141,51 @@ class RotaryEmbedding(nn.Module):
         low, high = boundary(rope.get("beta_fast") or 32), boundary(rope.get("beta_slow") or 1)
         if rope.get("truncate", True):
             low, high = math.floor(low), math.ceil(high)
-        low, high = max(low, 0), min(high, dim - 1)
+        low, high = float(max(low, 0)), float(min(high, dim - 1))
         ramp = (torch.arange(dim // 2, dtype=torch.float32, device="cpu") - low) / max(high - low, 0.001)
         kept = 1 - ramp.clamp(0, 1)
         frequencies = self._default()
         return frequencies * kept + frequencies / factor * (1 - kept)
+
+
+def _checked(rope_parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the parameters, those that their type computes with as floats.
+
+    Raises:
+        UnsupportedModelError: the type is unknown, or rotates a part of each head, or a number is missing or is none
+            that can be computed with.
+    """
+    rope = dict(rope_parameters)
+    rope_type = rope.get("rope_type", "default")
+    if rope_type not in ROPE_TYPES:
+        raise UnsupportedModelError("the model uses an unknown kind of RoPE", found=rope_type, allowed=ROPE_TYPES)
+    if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
+        raise UnsupportedModelError(
+            "the model rotates only a part of each head", found=rope["partial_rotary_factor"], allowed=1.0
+        )
+    needed = list(_REQUIRED[rope_type])
+    if rope_type == "yarn":
+        needed += [name for name, as_none in _OPTIONAL_FOR_YARN.items() if rope.get(name) not in as_none]
+    for name in needed:
+        rope[name] = _positive(rope, name)
+    if rope_type == "yarn" and rope["rope_theta"] <= 1:
+        raise UnsupportedModelError("YaRN needs another rope_theta", found=rope["rope_theta"], allowed="above 1")
+    return rope
+
+
+def _positive(rope: Mapping[str, Any], name: str) -> float:
+    if name not in rope:
+        raise UnsupportedModelError(f"the config's rope_parameters lack {name!r}", found=sorted(map(str, rope)))
+    value = rope[name]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (is_number and _FLOAT32.tiny <= value <= _FLOAT32.max):
+        raise UnsupportedModelError(
+            f"the config's rope_parameters have no positive number as {name!r}",
+            found=repr(value),
+            allowed="a finite number above 0",
+            cure="Check the model's config.json.",
+        )
+    return float(value)
 
 
 def _yarn_scaling(rope: Mapping[str, Any], factor: float) -> float:
@@ -175,11 +221,14 @@ def max_rotary_length(rope_parameters: Mapping[str, Any], max_position_embedding
 
     Linear and dynamic scaling stretch the trained length by their factor. The other types' configs state the
     stretched length, except that YaRN's may state the original one.
+
+    Raises:
+        UnsupportedModelError: as `RotaryEmbedding`.
     """
-    rope_type, factor = rope_parameters.get("rope_type"), rope_parameters.get("factor") or 1.0
+    rope = _checked(rope_parameters)
+    rope_type, factor = rope.get("rope_type"), rope.get("factor")
     if rope_type in ("linear", "dynamic"):
-        return int(max_position_embeddings * factor)
+        return int(max_position_embeddings * rope["factor"])
     if rope_type == "yarn":
-        original = rope_parameters.get("original_max_position_embeddings") or max_position_embeddings
-        return max(max_position_embeddings, int(original * factor))
+        return max(max_position_embeddings, int(rope["original_max_position_embeddings"] * (factor or 1.0)))
     return max_position_embeddings

@@ -43,12 +43,24 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     Raises:
         UnsupportedTokenizerError: the model or the pre-tokenizer is unknown, or a key is missing or does not fit.
     """
+    try:
+        return _tokenizer(_Metadata(metadata), metadata.get("tokenizer.chat_template"))
+    except UnsupportedTokenizerError:
+        raise
+    except Exception as error:  # values of any type; and the tokenizers library raises bare Exception
+        raise UnsupportedTokenizerError(
+            "the GGUF file's tokenizer cannot be read", found=f"{type(error).__name__}: {error}", cure=_CURE
+        ) from error
+
+
+def _tokenizer(found: _Metadata, chat_template: object) -> PreTrainedTokenizerBase:
     from transformers import PreTrainedTokenizerFast  # most of a second, and needed by nobody who only lists models
 
-    found = _Metadata(metadata)
     kind = found.required("model")
     if kind not in _BUILDERS:
         raise UnsupportedTokenizerError("the GGUF file's tokenizer is unknown", found=kind, allowed=sorted(_BUILDERS))
+    if not isinstance(chat_template, str | None):
+        raise UnsupportedTokenizerError("the GGUF file's tokenizer.chat_template is no text", cure=_CURE)
     tokenizer, adds_bos = _BUILDERS[kind](found)
     _add_special_tokens(tokenizer, found)
     named = found.tokens_named(_NAMED)
@@ -61,7 +73,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> PreTrainedTokenizerBase:
         add_bos_token=adds_bos,
         add_eos_token=adds_eos,
         model_specific_special_tokens=found.tokens_named(_NAMED_ENDS),
-        chat_template=metadata.get("tokenizer.chat_template"),
+        chat_template=chat_template,
         clean_up_tokenization_spaces=False,
         **named,
     )
@@ -93,8 +105,16 @@ class _Metadata:
 
     def tokens_named(self, keys: Mapping[str, str]) -> dict[str, str]:
         """Returns name -> token of those that the file has."""
-        ids = {name: self.get(key, None) for name, key in keys.items()}
+        ids = {name: self._token_id(key) for name, key in keys.items()}
         return {name: self.tokens[i] for name, i in ids.items() if i is not None and 0 <= i < len(self.tokens)}
+
+    def _token_id(self, key: str) -> int | None:
+        value = self.get(key, None)
+        if not isinstance(value, int | None):
+            raise UnsupportedTokenizerError(
+                f"the GGUF file's tokenizer.ggml.{key} is no number of a token", found=repr(value), cure=_CURE
+            )
+        return value
 
     def of_type(self, *types: int) -> list[str]:
         return [token for token, type_ in zip(self.tokens, self.types, strict=False) if type_ in types]
@@ -122,6 +142,12 @@ def _byte_level(found: _Metadata) -> tuple[Tokenizer, bool]:
 def _sentencepiece(found: _Metadata) -> tuple[Tokenizer, bool]:
     pieces = found.of_type(_NORMAL, _USER_DEFINED)
     scores = dict(zip(found.tokens, found.required("scores"), strict=False))
+    if len(scores) < len(found.tokens):
+        raise UnsupportedTokenizerError(
+            "the GGUF file's vocabulary has tokens without a score",
+            found=f"{len(found.tokens)} tokens, {len(scores)} scores",
+            cure=_CURE,
+        )
     unknown = next(
         iter([*found.tokens_named({"unk_token": "unknown_token_id"}).values(), *found.of_type(_UNKNOWN)]), None
     )

@@ -32,6 +32,7 @@ class TextTokenizer:
         max_length: most tokens of a request, prompt and answer together.
         sampling_params: settings of requests that bring none.
         eos_token_ids: the tokens at which the model itself ends an answer.
+        vocab_size: tokens that the model knows, which may be fewer; None for those of the tokenizer.
 
     Raises:
         UnsupportedTokenizerError: the chat template is larger than any honest one.
@@ -44,14 +45,16 @@ class TextTokenizer:
         max_length: int,
         sampling_params: SamplingParams,
         eos_token_ids: Collection[int],
+        vocab_size: int | None = None,
     ) -> None:
         _check_template_size(delegate.chat_template)
         self.delegate = delegate
         self.max_length = max_length
         self.sampling_params = sampling_params
-        self._eos_token_ids = frozenset(eos_token_ids)
+        num_tokens = max(delegate.get_vocab().values()) + 1  # ids may have gaps, so not their number
+        self._vocab_size = num_tokens if vocab_size is None else min(num_tokens, vocab_size)
+        self._eos_token_ids = frozenset(token for token in eos_token_ids if token < self._vocab_size)
         self._grammars = GrammarCompiler(delegate, end_token_ids=self._eos_token_ids)
-        self._vocab_size = max(delegate.get_vocab().values()) + 1  # ids may have gaps, so not their number
         self._adds_bos = delegate.bos_token is not None and self._encode("")[:1] == [delegate.bos_token_id]
 
     @property
@@ -93,7 +96,8 @@ class TextTokenizer:
                 wrote them.
 
         Raises:
-            InvalidRequestError: a token id is not in the vocabulary.
+            InvalidRequestError: a token id is not in the vocabulary, or the text has a token that the model does not
+                know.
         """
         if not isinstance(prompt, str):
             self._check_token_ids(prompt, "prompt")
@@ -101,6 +105,13 @@ class TextTokenizer:
         tokens = self._encode(prompt, add_special_tokens)
         if add_special_tokens and self._adds_bos and tokens[1:2] == tokens[:1]:
             del tokens[0]  # the text brings its own
+        if tokens and max(tokens) >= self._vocab_size:
+            unknown = next(token for token in tokens if token >= self._vocab_size)
+            raise InvalidRequestError(
+                "the prompt has a token that the tokenizer knows and the model does not",
+                found=f"{self.delegate.convert_ids_to_tokens(unknown)!r}, token {unknown}",
+                allowed=f"tokens 0 to {self._vocab_size - 1}",
+            )
         return np.asarray(tokens, dtype=np.int64)
 
     def decode(self, encoded: Tokens) -> str:

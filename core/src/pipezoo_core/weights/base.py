@@ -119,6 +119,7 @@ class Weights(Mapping[str, LazyTensor]):
 WeightsAdapter: TypeAlias = "Callable[[Mapping[str, LazyTensor], PretrainedConfig], dict[str, LazyTensor]]"
 """Renames a checkpoint's tensors to the names of the model's module, and changes values where a format differs.
 
-A pure function beside the model, one per format. What it leaves in unchanged and the module does not know is reported
-as left over, so it drops only names that are known to be of no use.
+A pure function beside the model, one per format, that works tensor by tensor: the matrices of a LoRA adapter pass
+through it one at a time, [out_features, rank] under the name of their layer's weight. What it leaves in unchanged and
+the module does not know is reported as left over, so it drops only names that are known to be of no use.
 """

@@ -19,6 +19,6 @@ def open_weights(paths: Sequence[Path]) -> Weights:
         CorruptCheckpointError: a file is truncated or damaged.
         UnsupportedCheckpointError: a file holds what cannot be read.
     """
-    if paths[0].suffix == ".gguf":
+    if paths[0].suffix.lower() == ".gguf":
         return open_gguf(paths[0]).weights
     return open_safetensors(paths)

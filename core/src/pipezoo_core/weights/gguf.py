@@ -8,6 +8,7 @@ array views per string and takes seconds for a vocabulary of 49,152 tokens.
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from collections.abc import Callable
@@ -63,7 +64,7 @@ def open_gguf(path: Path) -> GGUFFile:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _Reader(data, path).read()
-    except (struct.error, ValueError, UnicodeDecodeError, IndexError) as error:
+    except (struct.error, ValueError, LookupError, RecursionError) as error:
         raise CorruptCheckpointError(
             f"{path} is not a whole GGUF file", found=error, cure="Download the file again."
         ) from error
@@ -91,7 +92,7 @@ class _Reader:
             key = self._string()
             metadata[key] = self._value(self._scalar("I"))
         infos = [self._tensor_info() for _ in range(num_tensors)]
-        alignment = metadata.get("general.alignment", 32)
+        alignment = _checked_alignment(metadata.get("general.alignment", 32))
         start = -(-self._at // alignment) * alignment
         tensors = {name: self._tensor(name, dims, type_, start + offset) for name, dims, type_, offset in infos}
         is_quantized = any(type_ not in _PLAIN for _, _, type_, _ in infos)
@@ -133,20 +134,26 @@ class _Reader:
 
     def _tensor(self, name: str, shape: tuple[int, ...], type_: GGMLQuantizationType, offset: int) -> LazyTensor:
         block_size, type_size = GGML_QUANT_SIZES[type_]
-        if shape[-1:] < (block_size,) or len(shape) < min(block_size, 2):
+        if len(shape) < min(block_size, 2) or 0 in shape or shape[-1] % block_size:
             raise ValueError(f"tensor {name!r} of shape {list(shape)} has no whole rows of {block_size} numbers")
-        num_bytes = torch.Size(shape).numel() // block_size * type_size
+        num_bytes = math.prod(shape) // block_size * type_size
         if offset + num_bytes > len(self._data):
             raise ValueError(f"tensor {name!r} ends at byte {offset + num_bytes} of {len(self._data)}")
         read = _row_reader(self._path, name, offset, shape, type_)
         return LazyTensor(shape, _PLAIN.get(type_, torch.float32), read)
 
 
+def _checked_alignment(value: object) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"general.alignment is {value!r:.80}")
+    return value
+
+
 def _row_reader(
     path: Path, name: str, offset: int, shape: tuple[int, ...], type_: GGMLQuantizationType
 ) -> Callable[[slice], Tensor]:
     block_size, type_size = GGML_QUANT_SIZES[type_]
-    row_bytes = torch.Size(shape[1:]).numel() // block_size * type_size
+    row_bytes = math.prod(shape[1:]) // block_size * type_size
 
     def read(rows: slice) -> Tensor:
         data = read_bytes(path, offset + rows.start * row_bytes, (rows.stop - rows.start) * row_bytes)

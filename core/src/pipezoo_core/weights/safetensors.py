@@ -20,6 +20,7 @@ from pipezoo_core.errors import (
     UnsafeCheckpointError,
     UnsupportedCheckpointError,
 )
+from pipezoo_core.json_file import read_json_object
 from pipezoo_core.weights.base import LazyTensor, Weights
 from pipezoo_core.weights.reading import read_bytes
 
@@ -27,6 +28,7 @@ __all__ = ["find_safetensors", "open_safetensors"]
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_MAX_INDEX_BYTES = 32 << 20  # an index of 150,000 tensors takes half of it
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -57,8 +59,8 @@ def find_safetensors(folder: Path) -> tuple[Path, ...]:
 
 def _shards(folder: Path) -> tuple[Path, ...]:
     try:
-        names = sorted(set(json.loads((folder / _INDEX).read_text("utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        names = sorted(set(read_json_object(folder / _INDEX, _MAX_INDEX_BYTES)["weight_map"].values()))
+    except (KeyError, TypeError, AttributeError) as error:
         raise CorruptCheckpointError(
             f"{folder / _INDEX} is not an index of shards", cure="Download the file again."
         ) from error

@@ -55,7 +55,7 @@ class MistralConfig(DecoderConfig):
             num_layers=config.num_hidden_layers,
             num_heads=config.num_attention_heads,
             num_kv_heads=config.num_key_value_heads,
-            head_dim=config.hidden_size // config.num_attention_heads if config.head_dim is None else config.head_dim,
+            head_dim=config.head_dim,
             max_seq_len=max_rotary_length(rope, config.max_position_embeddings),
             max_shareable_prompt=config.max_position_embeddings if rope["rope_type"] == "dynamic" else None,
             activation=config.hidden_act,
