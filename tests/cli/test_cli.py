@@ -1,8 +1,10 @@
 """The command line as a user types it."""
 
+import importlib.metadata
 import os
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +13,9 @@ import time
 import pytest
 from typer.testing import CliRunner
 
+from pipezoo import registry
 from pipezoo.cli.main import app
+from pipezoo.discovery import PluginInfo, PluginState
 
 WIDE = {**os.environ, "COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
 SMALL = ["--dtype", "float32", "--device", "cpu", "--kv-cache-memory", "4MiB"]
@@ -33,6 +37,33 @@ def test_plugins():
     assert re.search(r"llama\s+│\s+pipezoo-llama\s+│\s+\d+\.\d+\.\d+\s+│\s+available", result.stdout)
 
 
+def test_plugins_with_a_setting_that_cannot_be_understood():
+    command = [sys.executable, "-m", "pipezoo", "plugins"]
+    result = subprocess.run(command, capture_output=True, text=True, env={**WIDE, "PIPEZOO_PLUGINS": "nonsense"})
+    assert result.returncode == 1
+    assert "error: PIPEZOO_PLUGINS: item 'nonsense' is neither" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_plugins_are_shown_with_their_brackets(monkeypatch):
+    reason = "ImportError: list[int] [/x] Try: pip install 'pipezoo-core[structured]' :smile:"
+    found = PluginInfo("llama", "pipezoo-llama", "1.0", "some.module", PluginState.broken, reason)
+    monkeypatch.setattr(registry, "plugins", lambda: [found])
+    result = pipezoo("plugins")
+    assert result.exit_code == 0, result.output
+    assert reason in result.stdout
+
+
+def test_version():
+    """At once: without torch, and without a command."""
+    run = "from pipezoo.cli.main import app; app(['--version'], standalone_mode=False)"
+    code = f"import sys; {run}; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    version, modules = result.stdout.splitlines()
+    assert version == importlib.metadata.version("pipezoo")
+    assert not {"torch", "transformers"} & set(modules.split())
+
+
 def test_why(tiny_folder):
     result = pipezoo("why", tiny_folder)
     assert "LlamaForCausalLM of pipezoo-llama" in result.stdout
@@ -46,6 +77,13 @@ def test_info(tiny_folder):
         assert expected in result.stdout
     assert re.search(r"max_length\s+│ 100 ", result.stdout)
     assert re.search(r"KV cache\s+│ 4\.0 MiB", result.stdout)
+
+
+def test_info_shows_brackets(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "list[int][" / "x]")
+    result = pipezoo("info", folder, *SMALL)
+    assert result.exit_code == 0, result.output
+    assert "list[int][/x]" in result.stdout
 
 
 def test_generate(tiny_folder):

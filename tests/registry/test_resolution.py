@@ -173,13 +173,13 @@ def test_no_plugin_says_what_is_installed_and_what_to_install(site):
         ({"model_type": "mpt"}, "Try: pip install pipezoo-replit"),
         (
             {"model_type": "llamma"},
-            "Did you mean 'llama'? None is known; pipezoo-llama shows how to write one.",
+            "Did you mean 'llama'? None is known; docs/writing-a-plugin.md shows how to write one.",
         ),
-        ({"model_type": "zamba"}, "None is known; pipezoo-llama shows how to write one."),
-        ({"architectures": ["ZambaModel"]}, "None is known; pipezoo-llama shows how to write one."),
+        ({"model_type": "zamba"}, "None is known; docs/writing-a-plugin.md shows how to write one."),
+        ({"architectures": ["ZambaModel"]}, "None is known; docs/writing-a-plugin.md shows how to write one."),
         (
             {"model_type": "zamba", "text_config": {"model_type": "llama"}},
-            "None is known; pipezoo-llama shows how to write one.",
+            "None is known; docs/writing-a-plugin.md shows how to write one.",
         ),
     ],
 )

@@ -1,6 +1,7 @@
 """Settings of a pipeline: frozen, typed, complete after construction; an unknown setting is an error.
 
-Knows no torch. Where a setting says "auto", a function elsewhere returns a new config with the value filled in.
+Knows no torch. What is None, a function elsewhere fills in; the backends of attention and linear layers that "auto"
+means are chosen where they are made.
 """
 
 from __future__ import annotations
@@ -106,7 +107,8 @@ class Settings(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise _invalid_setting(type(self), error) from error
+            invalid = _invalid_setting(type(self), error)
+            raise invalid from invalid.__cause__ or error
 
     def updated(self, **changes: Any) -> Self:
         """Returns a copy with these settings changed, checked like new ones."""

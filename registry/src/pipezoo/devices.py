@@ -33,15 +33,15 @@ def device_names(
         return (_name(device),)
     if device != "auto" or isinstance(devices, str) or not devices:
         raise InvalidSettingError(
-            "the devices are not clear",
+            "the devices cannot be told from `device` and `devices`",
             found=f"device={device!r}, devices={devices!r}",
-            allowed="one of them, and devices a list of names",
+            cure="Give either `device` or `devices`, the latter as a list of names.",
         )
     names = tuple(map(_name, devices))
     if len(names) > 1 and len({name.partition(":")[0] for name in names}) > 1:
         raise InvalidSettingError("the devices of a model are of different kinds", found=names, allowed="all of one")
     if len(names) > 1 and "auto" in names:
-        raise InvalidSettingError("of several devices none can be found automatically", found=names, allowed="names")
+        raise InvalidSettingError("`auto` cannot be one of several devices", found=names, allowed="names like cuda:0")
     if len(names) > 1 and len(names) % num_replicas:
         raise InvalidSettingError(
             "the devices cannot be divided among the replicas",
@@ -102,9 +102,9 @@ def check_device(name: str) -> torch.device:
         device = torch.device(name)
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise RuntimeError(f"torch sees {torch.cuda.device_count()} GPUs")
-        if device.type != "cuda":  # it would take some of a GPU's memory, which may be another process's to use
-            torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError(f"devices of type {device.type} are not supported")
+    except RuntimeError as error:
         raise InvalidSettingError("there is no such device", found=f"{name} ({error})", allowed=_ALLOWED) from error
     return device
 

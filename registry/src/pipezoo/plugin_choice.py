@@ -118,4 +118,5 @@ def _hint(asked: Sequence[AskedName], usable: Sequence[str]) -> str:
     if known:
         return f"Try: pip install {known[0]}"
     near = difflib.get_close_matches(asked[0].name, {*usable, *_PIP_NAMES}, n=1, cutoff=0.8)
-    return (f"Did you mean {near[0]!r}? " if near else "") + "None is known; pipezoo-llama shows how to write one."
+    guess = f"Did you mean {near[0]!r}? " if near else ""
+    return f"{guess}None is known; docs/writing-a-plugin.md shows how to write one."

@@ -51,17 +51,23 @@ def load(
             `data_parallel_degree` each replica has as many of them. Under a launcher such as torchrun, whose processes
             all run the same script, nothing is started, and only rank 0 goes on: in the others this call serves rank 0
             until it is done, and then raises SystemExit.
-        dtype: `"auto"`, or the precision to run in, such as `"float32"` or `"bfloat16"`.
+        dtype: `"auto"`, or the precision to run in: `"float32"`, `"bfloat16"`, `"float16"`, `"int8"` or `"int4"`.
         plugin: the distribution to take where several serve the type.
         **settings: of the pipeline: `max_length`, `max_batch_size`, `max_batch_tokens`, `attention`, `linear`,
             `enforce_eager`, `page_size`, `kv_cache_memory`, `enable_prefix_caching`, `data_parallel_degree`; and for a
-            model that may use adapters `lora_paths`, `max_num_loras`, `max_lora_rank`. See `pipezoo_core.config`.
+            model that may use adapters, now or later, `lora_paths`, `max_num_loras`, `max_lora_rank`. Their defaults
+            are in docs/settings.md.
+
+    Returns:
+        The pipeline, ready to answer.
 
     Raises:
         PluginError: no plugin serves the model, several do, or the one that does is broken or refuses it.
         ModelNotFoundError, GatedModelError, HubUnreachableError: the files cannot be had.
         CheckpointError: the files are damaged, incomplete, unsafe, or do not fit the config.
         InvalidSettingError: a setting is unknown or out of range.
+        UnsupportedAttentionError: the attention backend that was asked for cannot do what the model needs here.
+        UnsupportedTokenizerError: the tokenizer cannot be read.
         InsufficientMemoryError, InsufficientPagesError: it does not fit; the message carries the plan.
         RankLostError: another device's process is gone.
     """
@@ -91,7 +97,10 @@ def plan(
     plugin: str | None = None,
     **settings: Any,
 ) -> LoadPlan:
-    """Decides everything that `load` decides, without reading the weights. Takes and raises what `load` does."""
+    """Decides everything that `load` decides. Downloads the model, and reads no weights but their headers.
+
+    Takes and raises what `load` does.
+    """
     from pipezoo.devices import device_names
     from pipezoo.load import plan_load, replicas_in
 
@@ -118,6 +127,8 @@ def find(model: str | Path, *, revision: str | None = None, plugin: str | None =
 def resolve(model: str | Path, *, revision: str | None = None, plugin: str | None = None) -> Resolution:
     """Says which plugin `load` would take, and why. Downloads the config at most.
 
+    A repository that has a GGUF file and no config.json is downloaded whole, because the config is in that file.
+
     Raises:
         PluginError: none can be chosen; the message says why.
         ModelNotFoundError, GatedModelError, HubUnreachableError: the config cannot be had.
@@ -126,7 +137,7 @@ def resolve(model: str | Path, *, revision: str | None = None, plugin: str | Non
 
 
 def plugins() -> list[PluginInfo]:
-    """Returns the installed plugins, one entry per model type. Imports none of them."""
+    """Returns the installed plugins, one entry per distribution and name that it serves. Imports none of them."""
     return _index.plugins()
 
 

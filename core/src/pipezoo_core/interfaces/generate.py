@@ -52,11 +52,23 @@ class GenerateMixin(Protocol[ContextT_co, RequestT_co]):
         ...
 
     def execute(self, inputs: TextGenerationInputs) -> dict[RequestID, TextGenerationOutput]:
-        """Runs one batch for `num_steps` tokens and returns what each request produced in it."""
+        """Runs one batch per replica for `num_steps` tokens and returns what each request produced in it.
+
+        A request that fails by itself ends as `CANCELLED`; the others go on.
+
+        Raises:
+            InvalidRequestError: there are more batches than replicas, or a request names an adapter that is not loaded.
+            InsufficientPagesError: the pages of the KV cache do not suffice.
+            AdapterSlotsError: the batch has more adapters than there are slots.
+            RankLostError: another device's process is gone.
+        """
         ...
 
     def release(self, request_id: RequestID) -> None:
-        """Gives back all that a request holds. Does nothing for one that is released already."""
+        """Gives back all that a request holds. Does nothing for one that is released already.
+
+        Raises nothing: `generate` releases its requests one after another, those after an error would never be.
+        """
         ...
 
     def generate(self, prompts: Any) -> list[TextGenerationOutput]:
@@ -64,6 +76,11 @@ class GenerateMixin(Protocol[ContextT_co, RequestT_co]):
 
         Args:
             prompts: a string, a chat (a list of messages), a `TextGenerationRequest`, or a list of these.
+
+        Raises:
+            InvalidRequestError: a prompt is of an unknown kind, two requests have the same id, or the tokenizer refuses
+                one: it is empty or too long, say. No request was begun then.
+            What `tokenizer.new_context` and `execute` raise besides.
         """
         requests = as_requests(prompts)
         return join_outputs(requests, _run(self, requests))
@@ -73,6 +90,9 @@ class GenerateMixin(Protocol[ContextT_co, RequestT_co]):
 
         Args:
             prompts: as for `generate`.
+
+        Raises:
+            What `generate` does.
         """
         steps = _run(self, as_requests(prompts))
         try:

@@ -23,11 +23,12 @@ class KVCacheMixin(Protocol):
     """A model that keeps keys and values in pages."""
 
     def load_kv_manager(self, session: InferenceSession, available_cache_memory: int | None) -> PagedKVCacheManager:
-        """Allocates the cache.
+        """Allocates the cache. A class with a cache overrides it; this one does nothing.
 
         Args:
             session: where.
-            available_cache_memory: bytes for all pages; None takes what a full batch of longest requests needs.
+            available_cache_memory: bytes for all pages of one device; None takes what a full batch of longest requests
+                needs.
         """
         ...
 
@@ -40,7 +41,14 @@ class KVCacheMixin(Protocol):
         kv_cache_config: KVCacheConfig,
         cache_dtype: torch.dtype,
     ) -> KVCacheParams:
-        """Returns the shape of the cache."""
+        """Returns the shape of the cache of one device; where devices differ, of the one with most heads.
+
+        Args:
+            huggingface_config: what the model is.
+            n_devices: how many devices compute the model together.
+            kv_cache_config: settings of the cache.
+            cache_dtype: of keys and values.
+        """
         ...
 
     @classmethod
@@ -60,7 +68,16 @@ class KVCacheMixin(Protocol):
         kv_cache_config: KVCacheConfig,
         cache_dtype: torch.dtype,
     ) -> int:
-        """Returns the bytes the cache takes when it may take `available_cache_memory`."""
+        """Returns the bytes that the cache takes on each device.
+
+        Args:
+            pipeline_config: how the model is run.
+            available_cache_memory: bytes that it may take on each device.
+            devices: those that compute the model together; only their number matters.
+            huggingface_config: what the model is.
+            kv_cache_config: settings of the cache.
+            cache_dtype: of keys and values.
+        """
         ...
 
 
@@ -70,7 +87,7 @@ _MANAGER_METHODS = ("external_claim", "contains", "maybe_reserve", "fetch", "ste
 def get_paged_manager(pipeline: Any) -> PagedKVCacheManager | None:
     """Returns the paged KV cache manager of a pipeline.
 
-    Anything with the manager's methods counts as one, so that a plugin may bring its own.
+    Anything with the methods that a step calls counts as one.
 
     Returns:
         The first of `pipeline.kv_managers`, or None where there is none or it is of another kind.

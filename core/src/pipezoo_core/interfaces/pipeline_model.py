@@ -37,6 +37,8 @@ ContextT = TypeVar("ContextT", bound=TextContext)
 class ModelInputs:
     """Base of a model's inputs. A subclass sets whatever tensors it needs in its constructor.
 
+    The first two are tokens, int64 [T], and input_row_offsets, int64 [B + 1]; `compute_log_probabilities` relies on it.
+
     Iterating yields these tensors in the order in which they were set, without the attributes of this base.
 
     Attributes:
@@ -62,11 +64,11 @@ class ModelInputs:
 
 @dataclass(frozen=True, slots=True)
 class ModelOutputs:
-    """What a model computed in one step.
+    """What a model computed in one step for B requests. Logits are floating-point; `DecoderPipelineModel` has float32.
 
     Attributes:
-        logits: [rows, V], for a variable number of tokens per request.
-        next_token_logits: [B, V], those of each request's last token.
+        logits: [rows, V], for a variable number of tokens per request, one request after the other.
+        next_token_logits: [B, V], those of each request's last token; a pipeline needs them.
         logit_offsets: int64 [B + 1], where each request's rows begin in `logits`.
     """
 
@@ -82,7 +84,7 @@ class PipelineModel(abc.ABC, Generic[ContextT]):
     with chunks of 1, 1 and 3 tokens, `tokens` is [t0, t1, t2, t2', t2''] and `input_row_offsets` [0, 1, 2, 5].
 
     Args:
-        pipeline_config: how to run it; complete, nothing is "auto" any more except `attention`.
+        pipeline_config: how to run it; complete, nothing is "auto" any more except `attention` and `linear`.
         session: where to run it.
         huggingface_config: what it is.
         encoding: precision of weights and activations.
@@ -132,7 +134,7 @@ class PipelineModel(abc.ABC, Generic[ContextT]):
 
     @property
     def signal_buffers(self) -> list[Tensor]:
-        """One uint8 tensor per device for collectives, made on first use; none on a single device."""
+        """A uint8 tensor of 1 MiB per device for collectives, made on first use; none on a single device."""
         return self._signal_buffers if len(self.devices) > 1 else []
 
     @cached_property
@@ -218,13 +220,16 @@ class PipelineModel(abc.ABC, Generic[ContextT]):
 
     @classmethod
     def estimate_weights_size(cls, pipeline_config: PipelineConfig) -> int:
-        """Returns the bytes the weights take in the run's precision, from the files' headers."""
+        """Returns the bytes the weights take on each device in the run's precision, by default all those of the files.
+
+        Reads the files' headers. A model that several devices compute together counts one device's part.
+        """
         tensors = open_weights(pipeline_config.weight_paths).values()
         return sum(tensor.num_elements for tensor in tensors) * torch_dtype(pipeline_config.encoding).itemsize
 
     @classmethod
     def estimate_activation_memory(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> int:
-        """Returns the bytes a step needs besides weights and KV cache; 0 where a model does not say."""
+        """Returns the bytes a step needs on each device besides weights and KV cache; 0 where a model does not say."""
         del pipeline_config, huggingface_config
         return 0
 
@@ -270,7 +275,7 @@ class AlwaysSignalBuffersMixin:
 
     @property
     def signal_buffers(self) -> list[Tensor]:
-        """One uint8 tensor per device, made on first use."""
+        """A uint8 tensor of 1 MiB per device, made on first use."""
         return self._signal_buffers
 
     @cached_property

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+from rich.text import Text
 
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.weights import torch_dtype
@@ -79,7 +80,7 @@ def _shape(plan: LoadPlan) -> Iterator[tuple[str, Any]]:
 def _table(title: str, rows: Iterable[tuple[str, Any]]) -> Table:
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in rows:
-        table.add_row(str(name), str(value))
+        table.add_row(Text(str(name)), Text(str(value)))  # as text, brackets are not taken for markup
     return table
 
 

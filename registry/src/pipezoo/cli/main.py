@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import sys
 from collections.abc import Iterator
@@ -41,20 +42,38 @@ Grammar = Annotated[str | None, typer.Option(help="Answer by this Lark grammar; 
 System = Annotated[str | None, typer.Option(help="What the model is told before the chat.")]
 
 
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(importlib.metadata.version("pipezoo"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    del version  # its callback has shown it
+
+
 @app.command()
 def plugins() -> None:
     """List the installed plugins and their state."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    found = registry.plugins()
+    with _errors_as_text():
+        found = registry.plugins()
     console = Console()
     if not found:
         console.print("No plugins are installed. Try: pip install pipezoo-llama", markup=False)
         return
     table = Table("model type", "plugin", "version", "state", "reason")
     for info in found:
-        table.add_row(info.name, info.distribution, info.version, str(info.state), info.reason or "")
+        cells = (info.name, info.distribution, info.version, str(info.state), info.reason or "")
+        table.add_row(*map(Text, cells))  # as text, brackets are not taken for markup
     console.print(table)
 
 
@@ -77,7 +96,10 @@ def info(
     kv_cache_memory: KVCacheMemory = None,
     lora: LoRA = None,
 ) -> None:
-    """Show config, plugin, settings in force and memory plan, without loading the weights."""
+    """Show config, plugin, settings in force and memory plan.
+
+    Downloads the model, and of its weights reads only the headers.
+    """
     from rich.console import Console
 
     from pipezoo.cli.info import tables
@@ -116,7 +138,7 @@ def generate(
     grammar: Grammar = None,
     chat: Annotated[bool, typer.Option("--chat", help="Ask by the model's chat template.")] = False,
 ) -> None:
-    """Complete a text, as it is written."""
+    """Complete a text; with --chat, answer it as a message."""
     with _errors_as_text():
         settings = _given(
             max_length=max_length,
