@@ -8,7 +8,8 @@ A model is a name of `models.NAMES`, read from safetensors; such a name and a GG
 sampling, echoes prompts beside it, and reads a prompt of the greatest length. The last line is JSON. Sizes are MiB of
 resident memory:
 
-    weights, KV cache   what building the model, and writing all of its pages, add to the process
+    weights             what the process gives back when a model goes that was built and not used
+    KV cache            what writing all of its pages adds
     activations         the peak of the run, less what was resident before it
     imports             what is resident before the weights are read: the interpreter, libraries, tokenizer, and what
                         reading them once has left behind
@@ -83,16 +84,20 @@ def child(source: str, dtype: str) -> dict[str, float]:
     plan = registry.plan(source, kv_cache_memory=NUM_REQUESTS * 64 * bytes_per_token, **settings)
 
     def measured(**arguments: Any) -> Any:
-        """Makes the model where `build_pipeline` does, between two measurements, and once before them."""
-        plan.architecture.pipeline_model(**arguments)
+        """Makes the model where `build_pipeline` does, and twice before."""
+        plan.architecture.pipeline_model(**arguments)  # what libraries take once does not count
+        model = plan.architecture.pipeline_model(**arguments)
         trim()
+        loaded = resident("RssAnon")
+        del model
+        trim()
+        figures["weights"] = loaded - resident("RssAnon")
         reset_peak()
-        figures["imports"], before = resident(), resident("RssAnon")
+        figures["imports"] = resident()
         model = plan.architecture.pipeline_model(**arguments)
         figures["peak load"] = resident("VmHWM")
         trim()
         loaded = resident("RssAnon")
-        figures["weights"] = loaded - before
         for pages in model.kv_manager.device_tensors:
             pages.zero_()
         figures["KV cache"] = resident("RssAnon") - loaded

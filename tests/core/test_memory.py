@@ -14,7 +14,7 @@ from pipezoo_core import memory
 from pipezoo_core.control_group import memory_left
 from pipezoo_core.decoder.estimates import _pooled
 from pipezoo_core.errors import CorruptCheckpointError, InsufficientMemoryError
-from pipezoo_core.layers import Embedding, Linear, LMHead
+from pipezoo_core.layers import Embedding, Linear, LMHead, linear_backends
 from pipezoo_core.layers.linear_backends import NativeProduct, OneDNNProduct
 from pipezoo_core.layers.quantized import QuantizedProduct
 from pipezoo_core.native import NativeKernels
@@ -162,8 +162,9 @@ def weights_of(module):
 
 @pytest.mark.parametrize(("dtype", "linear"), FORMS)
 @pytest.mark.parametrize("tied", [False, True])
-def test_weights_and_pages_take_what_the_plan_says(tmp_path, tiny_gguf, dtype, linear, tied):
+def test_weights_and_pages_take_what_the_plan_says(tmp_path, tiny_gguf, dtype, linear, tied, monkeypatch):
     """Sizes that do not divide into the kernels' panels of 16 or 32 columns, nor all of them into groups of 32."""
+    monkeypatch.setattr(linear_backends, "HUGE_PAGE", 1)
     sizes = {"hidden_size": 64, "intermediate_size": 72, "vocab_size": len(TOKENS), "attention_bias": True}
     make_llama(**sizes, tie_word_embeddings=tied).save_pretrained(tmp_path)
     tokenizer_from_gguf(open_gguf(tiny_gguf).metadata).save_pretrained(tmp_path)
@@ -173,6 +174,15 @@ def test_weights_and_pages_take_what_the_plan_says(tmp_path, tiny_gguf, dtype, l
     assert sum(t.numel() * t.element_size() for t in weights_of(llm.model.module)) == planned.weights
     pages = sum(tensor.nbytes for tensor in llm.kv_managers[0].device_tensors)
     assert pages == planned.num_cache_tokens * 2 * 3 * 2 * 16 * llm.model.dtype.itemsize <= planned.kv_cache
+
+
+@NATIVE
+def test_packed_weights_take_whole_pages(tiny_folder, monkeypatch):
+    settings = {"dtype": "float32", "device": "cpu", "kv_cache_memory": "1MiB", "linear": "native"}
+    in_pages = registry.plan(tiny_folder, **settings).memory.weights
+    monkeypatch.setattr(linear_backends, "HUGE_PAGE", 1)
+    exact = registry.plan(tiny_folder, **settings).memory.weights
+    assert 2 * MIB <= in_pages < exact + 2 * MIB
 
 
 class Layered(nn.Module):

@@ -29,6 +29,17 @@ class DoublingModel(LlamaPipelineModel):
     module_class = Doubling
 
 
+class Reading(LlamaForCausalLM):
+    """Looks a tensor of the step up that is neither its tokens nor their positions."""
+
+    def forward(self, tokens_T, kv):
+        return super().forward(tokens_T, kv) + self.model.embed_tokens(kv.context_lengths)
+
+
+class ReadingModel(LlamaPipelineModel):
+    module_class = Reading
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("llama")
@@ -112,6 +123,15 @@ def test_an_operation_without_a_kernel(folder):
             assert torch.equal(found, expected)
     assert model._forward.obstacle == "aten.mul.Tensor"
     assert not model._forward._programs
+
+
+def test_another_tensor_of_the_step(folder):
+    model, eager = load(folder, ReadingModel), load(folder, ReadingModel, enforce_eager=True)
+    prompts = [prompt[:40] for prompt in PROMPTS]  # context lengths are tokens here
+    for _ in range(2):
+        for found, expected in zip(logits_of(model, prompts, 1), logits_of(eager, prompts, 1), strict=True):
+            assert torch.equal(found, expected)
+    assert model._forward.obstacle == "a tensor of the step other than tokens and positions"
 
 
 @given(

@@ -20,6 +20,7 @@ from pipezoo_core.errors import (
     RankLostError,
     UnsupportedAttentionError,
 )
+from pipezoo_core.layers import linear_backends
 from pipezoo_core.request import TextGenerationInputs, TextGenerationRequest
 from pipezoo_core.sampling_params import SamplingParams
 
@@ -97,7 +98,7 @@ def test_tasks_share_steps(both):
     assert asyncio.run(every()) == texts(alone, PROMPTS)
 
 
-def test_each_rank_has_its_part(both):
+def test_each_rank_has_its_part(both, monkeypatch):
     alone, divided = both
     assert [buffer.nbytes for buffer in divided.model.signal_buffers] == [2**20] * 2
     assert len(alone.model.signal_buffers) == 1
@@ -107,7 +108,9 @@ def test_each_rank_has_its_part(both):
     pages = [llm.kv_managers[0].total_num_pages for llm in both]
     assert pages[1] // 2 == pages[0]  # in as much memory on each
     assert divided.memory_plan.num_ranks == 2
-    assert 0.4 < divided.memory_plan.weights / alone.memory_plan.weights < 0.7
+    monkeypatch.setattr(linear_backends, "HUGE_PAGE", 1)
+    exact = [llm.model.estimate_weights_size(llm.pipeline_config) for llm in both]
+    assert 0.4 < exact[1] / exact[0] < 0.7
     assert "on each of 2 devices" in str(divided.memory_plan)
 
 
@@ -142,13 +145,15 @@ def test_threads_are_given_back_by_the_last_of_several_models(tiny_gguf, monkeyp
 
 def test_gguf_and_four_ranks_of_which_three_cannot_be(tiny_gguf, tmp_path):
     alone = registry.load(tiny_gguf, device="cpu", **SETTINGS)
+    others = psutil.Process().children()
     divided = registry.load(tiny_gguf, devices=["cpu"] * 4, **SETTINGS)  # 4 heads, 2 key/value heads
     assert len(TOKENS) % 4
     assert texts(divided, PROMPTS) == texts(alone, PROMPTS)
-    children = psutil.Process().children()
+    children = [child for child in psutil.Process().children() if child not in others]
+    assert len(children) == 3
     del divided
     gc.collect()
-    assert len(psutil.wait_procs(children, 30)[0]) >= 3
+    assert not psutil.wait_procs(children, 30)[1]
     with pytest.raises(InvalidSettingError, match=r"4 heads with 2 key/value heads .*found: 3.*allowed: 1, 2, 4"):
         registry.load(tiny_gguf, devices=["cpu"] * 3, **SETTINGS)
 
@@ -187,7 +192,7 @@ def test_what_goes_wrong_at_load_is_raised_and_ends_the_processes(tiny_folder, t
         registry.load(folder, devices=["cuda:77", "cuda:78"], **SETTINGS)
     with pytest.raises(InvalidSettingError, match="different kinds"):
         registry.load(folder, devices=["cpu", "cuda:0"], **SETTINGS)
-    with pytest.raises(InvalidSettingError, match="the devices are not clear"):
+    with pytest.raises(InvalidSettingError, match="Give either `device` or `devices`"):
         registry.load(folder, device="cpu", devices=["cpu", "cpu"], **SETTINGS)
     with pytest.raises(InvalidSettingError, match="cannot be divided among the replicas"):
         registry.load(folder, devices=["cpu"] * 3, data_parallel_degree=2, **SETTINGS)

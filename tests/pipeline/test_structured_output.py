@@ -347,6 +347,13 @@ def test_bad_settings(settings, message):
         SamplingParams(**settings)
 
 
+def test_what_is_wrong_with_a_schema_is_the_cause():
+    with pytest.raises(InvalidSettingError) as raised:
+        SamplingParams(json_schema='{"type": }')
+    assert isinstance(raised.value.__cause__, json.JSONDecodeError)
+    assert raised.value.__cause__.pos == 9
+
+
 def test_a_schema_is_a_mapping_or_its_text():
     params = SamplingParams(json_schema=SCHEMA)
     assert params == SamplingParams(json_schema=json.dumps(SCHEMA)) == params.updated(temperature=1.0)

@@ -1,11 +1,16 @@
 """What a caller sees: kinds of prompts, streaming, settings, ends, cancelling, errors, and who shares a step."""
 
 import asyncio
+import gc
+import json
+import shutil
 import threading
+import weakref
 
 import pytest
 from gguf_files import END, TOKENS
 
+from pipezoo import registry
 from pipezoo_core.config import PipelineConfig
 from pipezoo_core.context import TextContext
 from pipezoo_core.errors import (
@@ -320,6 +325,20 @@ def test_a_request_that_failed_leaves_nothing_in_the_prefix_cache(spoiled, greed
     assert output.tokens == greedy(BAD_PROMPT, 12)
 
 
+def test_a_chunk_that_is_not_finite_ends_its_request(load_tiny, greedy, tiny_reference):
+    """The next chunk would see zeros where it was, and go on as if nothing had been."""
+    llm = load_tiny(max_batch_tokens=24)
+    weight = llm.model.module.model.embed_tokens.weight.data
+    weight[BAD] = float("nan")
+    fine, bad = TextGenerationRequest(prompt=[5]), TextGenerationRequest(prompt=BAD_PROMPT)
+    with pytest.raises(NonFiniteLogitsError, match="after 23 prompt tokens and 0 new ones"):
+        llm.generate([fine, bad], **GREEDY)
+    weight[BAD] = tiny_reference.model.embed_tokens.weight.data[BAD]
+    output = llm.generate(bad, **GREEDY)[0]
+    assert llm.kv_managers[0].metrics.prefix_hit_tokens == 0
+    assert output.tokens == greedy(BAD_PROMPT, 12)
+
+
 def test_a_failure_within_several_steps_at_once(spoiled):
     llm = spoiled
     expected = llm.generate("hello", **GREEDY)[0].tokens
@@ -355,6 +374,92 @@ def test_execute_alone_runs_several_steps_at_once(load_tiny):
         whole = TextGenerationOutput.joined(pieces)
         assert (whole.tokens, whole.text) == (expected.tokens, expected.text)
         assert len(pieces) == -(-12 // num_steps)
+
+
+def test_several_steps_reserve_what_a_request_may_still_get(load_tiny):
+    """The last page ends with the last token that is fed: no step more would find room."""
+    llm = load_tiny(kv_cache_memory=8 * 8 * 2 * 3 * 2 * 8 * 4, max_length=60)
+    manager = llm.kv_managers[0]
+    context = llm.tokenizer.new_context(
+        TextGenerationRequest(prompt=[1] * 58, sampling_params=SamplingParams(temperature=0.0, ignore_eos=True))
+    )
+    context.set_chunk(58)
+    output = llm.execute(TextGenerationInputs([{context.request_id: context}], num_steps=50))[context.request_id]
+    assert len(output.tokens) == 2
+    assert manager.num_free_pages == 0
+    llm.release(context.request_id)
+
+
+def test_a_running_request_that_is_released_ends_as_cancelled(load_tiny):
+    llm = load_tiny()
+    whole = llm.generate("hello", **GREEDY)[0].text
+    request = TextGenerationRequest(prompt="hello")
+    pieces = llm.stream(request, **GREEDY)
+    text = next(pieces)
+    llm.release(request.request_id)
+    assert whole.startswith(text + "".join(pieces))
+    assert llm.scheduler.num_running == 0
+
+
+def test_tokens_that_the_model_does_not_know(load_tiny, tiny_folder, tmp_path):
+    """The tokenizer has one more than the model."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())
+    added = vocabulary["added_tokens"][0] | {"id": len(TOKENS), "content": "<|more|>", "special": False}
+    vocabulary["added_tokens"].append(added)
+    (folder / "tokenizer.json").write_text(json.dumps(vocabulary))
+    llm = load_tiny(folder)
+    expected = llm.generate("hello", **GREEDY)[0].tokens
+    for prompt in ("hello <|more|>", TextGenerationRequest(prompt=[1, len(TOKENS)])):
+        with pytest.raises(InvalidRequestError, match=f"{len(TOKENS)}.*0 to {len(TOKENS) - 1}"):
+            llm.generate(["he", prompt], **GREEDY)
+    for settings in ({"logit_bias": {len(TOKENS): 1.0}}, {"stop_token_ids": [len(TOKENS)]}):
+        with pytest.raises(InvalidRequestError, match="is not in the vocabulary"):
+            llm.generate("hello", **GREEDY, **settings)
+    assert llm.generate("hello", **GREEDY)[0].tokens == expected
+
+
+def test_a_top_k_of_all_tokens_and_more(load_tiny):
+    llm = load_tiny()
+    settings = {"max_new_tokens": 5, "seed": 3, "top_p": 0.9, "ignore_eos": True}
+    assert llm.generate("hello", **settings, top_k=10**30)[0].tokens == llm.generate("hello", **settings)[0].tokens
+
+
+@pytest.mark.parametrize("linear", ["torch", "auto"])
+def test_a_pipeline_that_nobody_has_is_gone_at_once(tiny_gguf, linear):
+    """With its weights and its cache, before the collector comes by."""
+    gc.disable()
+    try:
+        settings = {"device": "cpu", "dtype": "float32", "page_size": 8, "kv_cache_memory": "4MiB", "linear": linear}
+        llm = registry.load(tiny_gguf, **settings)
+        llm.generate("hello", **GREEDY)
+        parts = [llm.model, llm.kv_managers[0], *llm.model.module.modules()]
+        left = [weakref.ref(part) for part in parts]
+        del llm, parts
+        assert [part() for part in left if part() is not None] == []
+    finally:
+        gc.enable()
+
+
+def test_tasks_tokenize_and_run_steps_in_one_thread(load_tiny):
+    llm = load_tiny()
+    threads = set()
+    execute, new_context = llm.model.execute, llm.tokenizer.new_context
+
+    def noting(function):
+        return lambda *arguments: (threads.add(threading.get_ident()), function(*arguments))[1]
+
+    llm.model.execute, llm.tokenizer.new_context = noting(execute), noting(new_context)
+
+    async def one(prompt):
+        return [output async for outputs in llm.generate_async(prompt, **GREEDY) for output in outputs]
+
+    async def several():
+        await asyncio.gather(*(one(prompt) for prompt in ("hello", "he", "help", "h")))
+
+    asyncio.run(several())
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
 
 
 def test_pages_held_outside_the_scheduler_are_named(load_tiny):

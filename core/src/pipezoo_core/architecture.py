@@ -33,13 +33,13 @@ class SupportedArchitecture:
         name: the name in `architectures` of config.json, e.g. `LlamaForCausalLM`.
         model_types: the Hugging Face `model_type`s it serves, e.g. `("llama",)`.
         pipeline_model: the `PipelineModel` subclass that runs it.
-        huggingface_config: builds the typed config from the parsed config.json; usually
-            `transformers.LlamaConfig.from_dict`, or for a type that transformers does not know a `PretrainedConfig`
-            of the plugin's own. Raises ValueError for a config it cannot express.
+        huggingface_config: builds the typed config from the parsed config.json: `transformers.LlamaConfig.from_dict`,
+            or that of a `PretrainedConfig` of the plugin's own. Raises ValueError for a config it cannot express.
         weight_adapters: maps each readable weights format to the function that renames its tensors.
         supported_encodings: what the weights may be run in, the preferred one first.
         config_from_gguf: makes of a GGUF file what its config.json would be; None where GGUF is not read.
-        probe: looks at the parsed config.json and returns the reason to refuse it, or None.
+        probe: looks at the parsed config.json, of a GGUF file at its `model_type` alone, and returns the reason to
+            refuse it, or None.
         aliases: other names in `architectures` for the same thing.
         tokenizer: reads the tokenizer of a folder without tokenizer.json where transformers would need remote code for
             it; returns None for a folder that it leaves to transformers. May raise anything: what it raises becomes

@@ -93,6 +93,8 @@ def _readable(size: float) -> str:
 def available_memory(device: torch.device) -> int:
     """Returns the free bytes of the device; on a CPU what the machine and its control group have left."""
     if device.type == "cuda":
+        gc.collect()  # a pipeline that nobody has any more may wait for it
+        torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
     free: int = psutil.virtual_memory().available
     left = memory_left()

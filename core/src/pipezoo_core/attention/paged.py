@@ -217,21 +217,22 @@ def _first_visible_page(spec: AttentionSpec, position: int, page_size: int) -> i
 def _page_groups(
     spec: AttentionSpec, cache_lengths: list[int], pages: list[list[int]], page_size: int, device: torch.device
 ) -> list[_PageGroup]:
-    """Groups the pages of decoding requests: those of one request, and those that several share.
+    """Groups the pages of decoding requests by how many share them: one, two, up to four, up to eight, ….
+
+    Each group is padded to the most that share one of its pages, so no page to more than twice its number.
 
     Requests 0 and 1, both of 9 tokens in pages of 4, share page 3; request 0 goes on in pages 0 and 1, request 1 in
-    pages 4 and 5. Shared: page 3 with owners [0, 1]. Alone: the range 0 to 6 with owners [0, 0, -, -, 1, 1], in which
-    pages 2 and 3 are hidden.
+    pages 4 and 5. Of one: the range 0 to 6 with owners [0, 0, -, -, 1, 1], in which pages 2 and 3 are hidden. Of two:
+    page 3 with owners [0, 1].
     """
     seen: dict[int, list[tuple[int, int]]] = defaultdict(list)  # page -> (request, position of its first token)
     for request, (position, own) in enumerate(zip(cache_lengths, pages, strict=True)):
         for index in range(_first_visible_page(spec, position, page_size), position // page_size + 1):
             seen[own[index]].append((request, index * page_size))
-    alone = sorted(page for page, owners in seen.items() if len(owners) == 1)
-    shared = sorted(page for page, owners in seen.items() if len(owners) > 1)
-    return [
-        _page_group(spec, numbers, seen, cache_lengths, page_size, device) for numbers in (alone, shared) if numbers
-    ]
+    groups: dict[int, list[int]] = defaultdict(list)
+    for page in sorted(seen):
+        groups[(len(seen[page]) - 1).bit_length()].append(page)
+    return [_page_group(spec, numbers, seen, cache_lengths, page_size, device) for numbers in groups.values()]
 
 
 def _page_group(

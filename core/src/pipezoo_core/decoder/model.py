@@ -31,7 +31,10 @@ __all__ = ["DecoderModule", "DecoderPipelineModel"]
 
 
 class DecoderModule(Protocol):
-    """What `DecoderPipelineModel` needs of a plugin's module. Built as `Module(config, backend)`."""
+    """What `DecoderPipelineModel` needs of a plugin's module.
+
+    Built as `Module(config, backend)` on torch's meta device; what else it keeps to is in docs/writing-a-plugin.md.
+    """
 
     def __call__(self, tokens: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
         """Maps tokens [T] to hidden states [T, hidden_size]."""

@@ -2,6 +2,7 @@
 
 from pipezoo_core.distributed.collectives import DistributedGroup
 from pipezoo_core.distributed.group import TensorParallelGroup
+from pipezoo_core.distributed.interrupts import interrupts_deferred
 from pipezoo_core.distributed.launch import Workers, follow_parent, join_launched, join_local, launched_rank, ranks_here
 from pipezoo_core.distributed.messages import Message
 from pipezoo_core.distributed.signals import SIGNAL_BUFFER_BYTES
@@ -13,6 +14,7 @@ __all__ = [
     "TensorParallelGroup",
     "Workers",
     "follow_parent",
+    "interrupts_deferred",
     "join_launched",
     "join_local",
     "launched_rank",

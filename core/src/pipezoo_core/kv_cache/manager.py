@@ -37,7 +37,7 @@ class PagedKVCacheManager:
         device: where the pages are.
 
     Attributes:
-        replicas: the managers of all replicas of the model, in their order; only this one until somebody sets them.
+        replicas: the managers of all replicas of the model, in their order; empty where this is the only one.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class PagedKVCacheManager:
         self._claims: dict[RequestID, Claim] = {}
         self._upcoming = UpcomingPages(params.page_size)
         self._num_prompt = self._num_hits = self._num_evicted = 0
-        self.replicas: Sequence[PagedKVCacheManager] = [self]
+        self.replicas: Sequence[PagedKVCacheManager] = ()
 
     @property
     def total_num_pages(self) -> int:
@@ -96,15 +96,16 @@ class PagedKVCacheManager:
         replica with more than twice the requests of another, and one, is passed over, however much it holds: else all
         requests that begin alike would meet in one place.
         """
-        for number, manager in enumerate(self.replicas):
+        replicas = self.replicas or (self,)
+        for number, manager in enumerate(replicas):
             if manager.contains(context.request_id):
                 return number
-        loads = [len(manager._claims) for manager in self.replicas]
+        loads = [len(manager._claims) for manager in replicas]
         limit = 2 * min(loads) + 1
         candidates = [number for number, load in enumerate(loads) if load <= limit]
         if len(candidates) == 1:
             return candidates[0]
-        return max(candidates, key=lambda number: (self.replicas[number]._num_known_pages(context), -loads[number]))
+        return max(candidates, key=lambda number: (replicas[number]._num_known_pages(context), -loads[number]))
 
     def _num_known_pages(self, context: TextContext) -> int:
         claim = Claim(self._root_of(context))
@@ -156,13 +157,14 @@ class PagedKVCacheManager:
         del claim.hashes[claim.num_committed :]
 
     def maybe_reserve(self, context: TextContext, num_steps: int = 1) -> bool:
-        """Makes sure the request has pages for its chunk and `num_steps - 1` tokens after it.
+        """Makes sure the request has pages for its chunk and up to `num_steps - 1` tokens after it, those it may get.
 
         Returns:
             False where too few pages are free; the request keeps what it has.
         """
         claim = self._claims[context.request_id]
-        num_tokens = context.cache_length + context.active_length + num_steps - 1
+        num_tokens = context.cache_length + context.active_length
+        num_tokens = max(num_tokens, min(num_tokens + num_steps - 1, context.max_length - 1))  # the last one is not fed
         missing = self.params.num_pages_for(num_tokens) - len(claim.pages)
         if missing > 0:
             allocation = self._pool.allocate(missing)

@@ -24,17 +24,15 @@ class Embedding(nn.Module):
         size: numbers per row.
     """
 
+    _lookup: Callable[[Tensor], Tensor] | None = None  # in place of the weight's rows
+
     def __init__(self, vocab_size: int, size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, size))
-        self._lookup: Callable[[Tensor], Tensor] = self._plain
-
-    def _plain(self, tokens: Tensor) -> Tensor:
-        return F.embedding(tokens, self.weight)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Maps int64 [T] to [T, size]."""
-        return self._lookup(tokens)
+        return F.embedding(tokens, self.weight) if self._lookup is None else self._lookup(tokens)
 
     def look_up_with(self, lookup: Callable[[Tensor], Tensor]) -> None:
         """Takes rows from `lookup` from now on; lets go of the plain ones."""
@@ -59,9 +57,9 @@ class VocabParallelEmbedding(Embedding):
     def forward(self, tokens: Tensor) -> Tensor:
         """Maps int64 [T] to [T, size]."""
         if self._group is None:
-            return self._lookup(tokens)
+            return super().forward(tokens)
         elsewhere = (tokens < self._rows.start) | (tokens >= self._rows.stop)
-        rows = self._lookup((tokens - self._rows.start).masked_fill_(elsewhere, 0))
+        rows = super().forward((tokens - self._rows.start).masked_fill_(elsewhere, 0))
         return self._group.all_reduce(rows.masked_fill_(elsewhere.unsqueeze(-1), 0))
 
     def shard(self, group: TensorParallelGroup) -> None:
@@ -89,7 +87,7 @@ class LMHead(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [rows, in_features] to [rows, vocab_size]."""
-        logits = self._product(x)
+        logits = super().forward(x)
         return logits if self._group is None else self._group.gather(logits, self._sizes)
 
     def shard(self, group: TensorParallelGroup) -> None:

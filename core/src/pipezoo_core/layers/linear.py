@@ -50,6 +50,8 @@ class Linear(nn.Module):
         full_shape: out_features and in_features of the whole layer, of which a rank may have a part.
     """
 
+    _product: Callable[[Tensor], Tensor] | None = None  # in place of `_plain`
+
     def __init__(self, in_features: int, out_features: int, *, bias: bool = False) -> None:
         super().__init__()
         self.in_features = in_features
@@ -57,14 +59,13 @@ class Linear(nn.Module):
         self.full_shape = (out_features, in_features)
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
-        self._product: Callable[[Tensor], Tensor] = self._plain
-
-    def _plain(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [..., in_features] to [..., out_features]."""
-        return self._product(x)
+        return self._plain(x) if self._product is None else self._product(x)
+
+    def _plain(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
 
     def compute_with(self, product: Product) -> None:
         """Computes with `product` from now on, which holds the weights in a form of its own; lets go of the plain ones.
@@ -80,7 +81,7 @@ class Linear(nn.Module):
 
         Call it when the way to compute the product is chosen.
         """
-        product = self._product
+        product = self._product or self._plain
 
         def sum_(x: Tensor) -> Tensor:
             y = product(x)
@@ -147,7 +148,7 @@ class RowParallelLinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [..., this rank's in_features] to [..., out_features]."""
-        y = self._product(x)
+        y = super().forward(x)
         return y if self._group is None else self._group.all_reduce(y)
 
     def shard(self, group: TensorParallelGroup) -> None:

@@ -15,7 +15,7 @@ from pipezoo_core.layers.mlp import GatedMLP
 from pipezoo_core.layers.norm import RMSNorm
 from pipezoo_core.layers.quantized import GROUP, QuantizedProduct
 from pipezoo_core.layers.rotary import RotaryEmbedding
-from pipezoo_core.native import GATE, Form, NativeKernels, packed_size
+from pipezoo_core.native import GATE, HUGE_PAGE, Form, NativeKernels, packed_size
 
 __all__ = ["NativeProduct", "OneDNNProduct", "use_linear_backend", "weights_memory"]
 
@@ -129,6 +129,8 @@ def weights_memory(
 ) -> int:
     """Returns the bytes that a module's weights take when `use_linear_backend` has given them their form.
 
+    What the native kernels have packed lies together and takes whole pages of 2 MiB.
+
     Args:
         name: as there.
         module: on the meta device, in the dtype of the run.
@@ -141,15 +143,16 @@ def weights_memory(
     """
     name = _usable(name, device, encoding, kernels)
     plain = {parameter: parameter.nbytes for parameter in module.parameters()}
-    size = 0
+    packed = others = 0
     for layer in [layer for layer in module.modules() if isinstance(layer, Linear)]:
         kind = _kind(name, layer, encoding)
         if kind is None:
             continue
-        size += kind.size_of(layer.weight, _bits(layer, encoding))
+        size = kind.size_of(layer.weight, _bits(layer, encoding))
+        packed, others = (packed + size, others) if kind is NativeProduct else (packed, others + size)
         if kind.rows is not None or not (isinstance(layer, LMHead) and layer.is_shared):
             del plain[layer.weight]  # else the embedding keeps it
-    return size + sum(plain.values())
+    return -(-packed // HUGE_PAGE) * HUGE_PAGE + others + sum(plain.values())
 
 
 def _usable(name: LinearName, device: torch.device, encoding: SupportedEncoding, kernels: NativeKernels) -> LinearName:

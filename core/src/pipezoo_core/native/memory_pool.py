@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["MemoryPool", "aligned", "aligned_bytes"]
+__all__ = ["HUGE_PAGE", "MemoryPool", "aligned", "aligned_bytes"]
 
+HUGE_PAGE = 2 << 20  # bytes of the pages that `aligned_bytes` takes
 _LINE = 64  # bytes of a line of the caches
 
 

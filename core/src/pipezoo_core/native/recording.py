@@ -189,6 +189,7 @@ class RecordedModule:
         program = self._programs.get(len(tokens))
         if program is None:
             return self._record(tokens, kv, inputs)
+        self._programs[len(tokens)] = self._programs.pop(len(tokens))  # the last one used is the last to be forgotten
         for places, address in zip(program.inputs, inputs, strict=True):
             program.calls.put(places, address)
         self._kernels.replay(program.calls.ctypes.data, len(program.calls))
@@ -197,7 +198,7 @@ class RecordedModule:
     def _record(self, tokens: Tensor, kv: KVCacheInputs[Any], inputs: tuple[int, ...]) -> Tensor:
         with Recording(self._kernels) as recording:
             output = self.module(tokens, kv)
-        self.obstacle = recording.obstacle
+        self.obstacle = recording.obstacle or _foreign(recording, tokens, kv.positions, inputs)
         if self.obstacle is None:
             if len(self._programs) == _MAX_PROGRAMS:
                 self._programs.pop(next(iter(self._programs)))
@@ -208,6 +209,15 @@ class RecordedModule:
             for one in moved:
                 one.use(self._memory)
         return output
+
+
+def _foreign(recording: Recording, tokens: Tensor, positions: Tensor, inputs: tuple[int, ...]) -> str | None:
+    """Returns what stands in the way where a kernel reads of the step what will not be where it is now."""
+    storages = [tensor.untyped_storage() for tensor in (tokens, positions)]  # with all other integers of the step
+    spans = [range(storage.data_ptr(), storage.data_ptr() + storage.nbytes()) for storage in storages]
+    arguments = (number for call in recording.calls for number in call[1:] if number not in inputs)
+    is_foreign = any(number in span for number in arguments for span in spans)
+    return "a tensor of the step other than tokens and positions" if is_foreign else None
 
 
 def _program(recording: Recording, output: Tensor, inputs: tuple[int, ...]) -> _Program:

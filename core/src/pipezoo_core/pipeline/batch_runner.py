@@ -69,7 +69,7 @@ class BatchRunner:
             else:
                 model_inputs.update(kv_cache_inputs=kv_cache_inputs)
                 model_inputs = self._model.prepare_next_token_inputs(next_tokens, model_inputs)
-            masks = self._masker.start([context for context in batch if context.samples])
+            masks = self._masker.start(batch)
             model_outputs = self._model.execute(model_inputs)
             next_tokens = self._next_tokens(batch, model_outputs, masks.result() if masks else None)
             logged = self._log_probabilities(batch, model_inputs, model_outputs, next_tokens)
@@ -108,17 +108,18 @@ class BatchRunner:
     def _next_tokens(
         self, batch: Sequence[TextContext], model_outputs: ModelOutputs, masks: TokenMasks | None
     ) -> Tensor:
-        """Samples for the requests whose chunk reached their end; the others' next token is known already."""
+        """Samples for the requests whose chunk reached their end; the others' next token is known already.
+
+        `NO_TOKEN` stays where logits are not finite: what such a chunk wrote is of no use to the next one.
+        """
         logits = model_outputs.next_token_logits
         assert logits is not None
-        rows = [i for i, context in enumerate(batch) if context.samples]
-        if len(rows) == len(batch):
-            return sample(logits, batch, masks)
-        known = [0 if c.samples else c.tokens[c.cache_length + c.active_length] for c in batch]
-        next_tokens = torch.tensor(known, device=logits.device)
-        if rows:
-            next_tokens[rows] = sample(logits, [batch[i] for i in rows], masks, rows)
-        return next_tokens
+        next_tokens = sample(logits, batch, masks)
+        if all(context.samples for context in batch):
+            return next_tokens
+        known = [NO_TOKEN if c.samples else c.tokens[c.cache_length + c.active_length] for c in batch]
+        known_B = torch.tensor(known, device=logits.device)
+        return torch.where((known_B == NO_TOKEN) | (next_tokens == NO_TOKEN), next_tokens, known_B)
 
     def _log_probabilities(
         self, batch: Sequence[TextContext], inputs: ModelInputs, outputs: ModelOutputs, next_tokens: Tensor
@@ -137,18 +138,19 @@ class BatchRunner:
         self, batch: Sequence[TextContext], next_tokens: Sequence[int], logged: Sequence[LogProbabilities | None]
     ) -> Iterator[TextGenerationOutput]:
         for context, token, entry in zip(batch, next_tokens, logged, strict=True):
-            if not context.samples:
-                context.advance(None)
-                if entry is not None:
-                    context.prompt_log_probabilities = context.prompt_log_probabilities.followed_by(entry)
-                continue
-            if context.matcher is not None and context.matcher.is_done:  # the token fits nothing
+            if context.samples and context.matcher is not None and context.matcher.is_done:  # the token fits nothing
                 context.advance(None)
                 yield self._end(context, _final_status(context.matcher), context.matcher.error)
                 continue
             if token == NO_TOKEN:
+                error = _non_finite(context)
                 context.advance(None)
-                yield self._end(context, GenerationStatus.CANCELLED, _non_finite(context))
+                yield self._end(context, GenerationStatus.CANCELLED, error)
+                continue
+            if not context.samples:
+                context.advance(None)
+                if entry is not None:
+                    context.prompt_log_probabilities = context.prompt_log_probabilities.followed_by(entry)
                 continue
             first = context.num_generated == 0
             context.advance(token)
@@ -189,9 +191,10 @@ class BatchRunner:
 
 
 def _non_finite(context: TextContext) -> NonFiniteLogitsError:
+    fed = context.cache_length + context.active_length
     return NonFiniteLogitsError(
         "the model's logits for the next token are NaN or infinite",
-        found=f"after {context.prompt_length} prompt tokens and {context.num_generated} new ones",
+        found=f"after {min(fed, context.prompt_length)} prompt tokens and {context.num_generated} new ones",
         cure="Load with dtype bfloat16 or float32, which overflow later than float16, and check the weights.",
     )
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from pipezoo_core.context import TextContext
+from pipezoo_core.distributed import interrupts_deferred
 from pipezoo_core.errors import InsufficientPagesError, InvalidRequestError
 from pipezoo_core.pipeline.replica_runners import ReplicaRunners
 from pipezoo_core.pipeline.scheduler import Scheduler
@@ -73,7 +74,8 @@ class RunningRequests:
             while any(not request.is_done or request.outputs or request.error for request in mine):
                 with self.exclusive():
                     if not any(request.outputs or request.error for request in mine):
-                        self._step()
+                        with interrupts_deferred():  # others wait for this step, too
+                            self._step()
                     outputs = [output for request in mine for output in request.outputs]
                     for request in mine:
                         request.outputs.clear()
@@ -100,11 +102,15 @@ class RunningRequests:
     def release(self, request_id: RequestID) -> None:
         """Gives back the request's pages and adapter, and forgets its text.
 
-        Does nothing for one that is released already.
+        Does nothing for one that is released already. One that somebody waits for is cancelled.
         """
         with self.exclusive():
-            self._scheduler.remove(request_id)
-            self._runners.release(request_id)
+            self.cancel(request_id)
+            self._release(request_id)
+
+    def _release(self, request_id: RequestID) -> None:
+        self._scheduler.remove(request_id)
+        self._runners.release(request_id)
 
     def _add(self, request: _Request) -> None:
         request_id = request.context.request_id
@@ -136,7 +142,7 @@ class RunningRequests:
     def _forget(self, request: _Request) -> None:
         request_id = request.context.request_id
         if self._requests.get(request_id) is request:
-            self.release(request_id)
+            self._release(request_id)
             del self._requests[request_id]  # last: an interrupt before leaves it to be forgotten
 
     def _step(self) -> None:
@@ -167,7 +173,7 @@ class RunningRequests:
             request = self._requests[request_id]
             request.error = error
             request.is_done = True
-            self.release(request_id)
+            self._release(request_id)
 
     def _deliver(self, output: TextGenerationOutput) -> None:
         request = self._requests[output.request_id]
@@ -175,4 +181,4 @@ class RunningRequests:
         if output.is_done:
             request.is_done = True
             request.error = request.context.error
-            self.release(output.request_id)
+            self._release(output.request_id)

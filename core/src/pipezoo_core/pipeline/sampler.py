@@ -18,28 +18,24 @@ NO_TOKEN = -1
 """Instead of a token, where the greatest logit is NaN or infinite."""
 
 
-def sample(
-    logits: Tensor, contexts: Sequence[TextContext], masks: TokenMasks | None = None, rows: Sequence[int] | None = None
-) -> Tensor:
-    """Chooses one token per context.
+def sample(logits: Tensor, contexts: Sequence[TextContext], masks: TokenMasks | None = None) -> Tensor:
+    """Chooses one token per context; the most likely one for those whose chunk does not reach their last token.
 
     Args:
-        logits: [R, V], of any floating-point dtype; left as it is.
+        logits: [B, V], of any floating-point dtype; left as it is.
         contexts: those that do not decode greedily draw one random number each.
         masks: what the grammars of these contexts allow; None where no context has one.
-        rows: which of the logits' rows is each context's; None where they have the contexts' order.
 
     Returns:
         int64 [B], `NO_TOKEN` where a row has NaN, plus infinity, or nothing but minus infinity.
     """
-    tokens = _most_likely(logits) if rows is None else _most_likely(logits)[list(rows)]
-    rows = range(len(contexts)) if rows is None else rows
+    tokens = _most_likely(logits)
     masked = masks.rows if masks is not None else []
-    others = [i for i, c in enumerate(contexts) if i in masked or _changes_logits(c) or not c.sampling_params.is_greedy]
+    others = [i for i, c in enumerate(contexts) if c.samples and (i in masked or not _is_plain(c))]
     at_once = max(1, NUMBERS_SAMPLED_AT_ONCE // logits.shape[-1])  # or there would be many copies of all logits
     for first in range(0, len(others), at_once):
         places = others[first : first + at_once]
-        adjusted = logits[[rows[i] for i in places]]
+        adjusted = logits[places]
         for row_V, place in zip(adjusted, places, strict=True):
             _adjust_(row_V, contexts[place])
         if masks is not None:
@@ -48,9 +44,10 @@ def sample(
     return tokens
 
 
-def _changes_logits(context: TextContext) -> bool:
+def _is_plain(context: TextContext) -> bool:
+    """Whether the most likely token is the one, grammars apart."""
     params = context.sampling_params
-    return bool(params.logit_bias) or _has_penalty(params) or not context.may_end
+    return params.is_greedy and not params.logit_bias and not _has_penalty(params) and context.may_end
 
 
 def _choose(logits: Tensor, contexts: Sequence[TextContext]) -> Tensor:
@@ -115,7 +112,7 @@ def _draw_tokens(logits: Tensor, params: Sequence[SamplingParams], draws: Tensor
     if any(0 < p.top_k < num_tokens or p.top_p < 1.0 for p in params):
         sorted_probabilities, order = probabilities.sort(dim=-1, descending=True)
         rank = torch.arange(num_tokens, device=logits.device)
-        kept = rank < column(lambda p: p.top_k if p.top_k > 0 else num_tokens)
+        kept = rank < column(lambda p: min(p.top_k, num_tokens) if p.top_k > 0 else num_tokens)
         in_top_k = sorted_probabilities * kept
         in_top_k /= in_top_k.sum(-1, keepdim=True)
         before = in_top_k.cumsum(-1).sub_(in_top_k)  # a token stays while those before it do not reach p

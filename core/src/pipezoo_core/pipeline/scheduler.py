@@ -79,7 +79,7 @@ class Scheduler:
         self._waiting: OrderedDict[RequestID, TextContext] = OrderedDict()
         adapters = lora_managers or [None] * len(managers)
         self._replicas = [_Replica(*both) for both in zip(managers, adapters, strict=True)]
-        for manager in managers:
+        for manager in managers if len(managers) > 1 else ():
             manager.replicas = managers
         self.num_preemptions = 0
 
@@ -198,10 +198,13 @@ class Scheduler:
         return min(context.num_pending, replica.manager.room_for(context, self._max_batch_tokens))
 
     def _preempt(self, context: TextContext, replica: _Replica) -> None:
+        if replica.batch.pop(context.request_id, None) is not None:
+            replica.budget += context.active_length
+            if context.wants_prompt_logits:
+                replica.echo_budget += context.active_length - 1
         replica.manager.release(context.request_id)
         context.restart()
         del replica.running[context.request_id]
-        replica.batch.pop(context.request_id, None)
         replica.preempted[context.request_id] = context
         replica.preempted.move_to_end(context.request_id, last=False)
         self.num_preemptions += 1

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from pipezoo_core.config import PipelineConfig
@@ -118,18 +120,24 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
     ) -> AsyncIterator[list[TextGenerationOutput]]:
         """Answers prompts and yields, step by step, what is new.
 
-        Steps run in a thread of their own, so the event loop goes on meanwhile.
+        Prompts are tokenized and steps run in a thread, the same one for all tasks: the event loop goes on meanwhile.
 
         Args:
             prompts: as for `generate`.
             lora: as for `generate`.
             **sampling: as for `generate`.
         """
-        steps = self._run(self._with_settings(as_requests(prompts), lora, sampling))
+        requests = self._with_settings(as_requests(prompts), lora, sampling)
+
+        def all_steps() -> Generator[list[TextGenerationOutput]]:
+            yield from self._run(requests)
+
+        steps = all_steps()
+        in_thread = asyncio.get_running_loop().run_in_executor
         step: asyncio.Future[Any] | None = None
         try:
             while True:
-                step = asyncio.ensure_future(asyncio.to_thread(next, steps, None))
+                step = in_thread(self._thread, next, steps, None)
                 outputs = await asyncio.shield(step)
                 if outputs is None:
                     return
@@ -197,6 +205,10 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
                     raise outcome
                 outputs |= outcome
         return outputs
+
+    @cached_property
+    def _thread(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(max_workers=1, thread_name_prefix="pipezoo-steps")
 
     def _with_settings(
         self, requests: Sequence[TextGenerationRequest], lora: str | None, sampling: dict[str, Any]

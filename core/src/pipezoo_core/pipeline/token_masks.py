@@ -65,11 +65,11 @@ class TokenMasker:
         return LLExecutor()
 
     def start(self, contexts: Sequence[TextContext]) -> Future[TokenMasks] | None:
-        """Begins with the masks of the contexts' next tokens; returns None where none has a grammar.
+        """Begins with the masks of the next tokens of those that sample; returns None where none of them has a grammar.
 
         The contexts must not change before the result is there.
         """
-        rows = [i for i, context in enumerate(contexts) if context.matcher is not None]
+        rows = [i for i, context in enumerate(contexts) if context.matcher is not None and context.samples]
         return self._thread.submit(self._masks, rows, [contexts[i] for i in rows]) if rows else None
 
     def _masks(self, rows: list[int], contexts: Sequence[TextContext]) -> TokenMasks:
