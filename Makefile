@@ -1,9 +1,8 @@
-# The whole vocabulary of this repository. Needs Python 3.11+ and make, nothing else.
+# All commands of this repository. Needs Python 3.11+ and make, nothing else.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PACKAGES := -e core -e registry -e plugins/llama -e plugins/mistral -e plugins/replit
-PYTHONS := core/src registry/src plugins/llama/src plugins/mistral/src plugins/replit/src tests benchmarks examples
 
 .PHONY: help demo chat install test quick check bench format clean
 

@@ -1,6 +1,5 @@
 """What the distributions have in common: one version, ranges instead of pins, sorted public names, import rules."""
 
-import ast
 import importlib
 import json
 import pkgutil
@@ -121,20 +120,3 @@ def test_import_rules(module, planted, contract, tmp_path):
     result = lint_imports(tmp_path)
     assert result.returncode == 1, result.stdout + result.stderr
     assert re.search(rf"{contract}.* BROKEN", result.stdout)
-
-
-def test_documents_name_files_that_exist():
-    for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
-        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document.name}: {target}"
-    for path in re.findall(r"`(pipezoo(?:_core)?/[\w/]+(?:\.py|/))`", (ROOT / "docs/architecture.md").read_text()):
-        folder = "core" if path.startswith("pipezoo_core") else "registry"
-        assert (ROOT / folder / "src" / path).exists(), path
-
-
-def test_python_in_the_readme_is_the_examples():
-    """The README's Python blocks run: each is one of the examples, which the tests of SmolLM2 run."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    for block, name in zip(blocks, ["quickstart", "structured_output", "lora", "several_devices"], strict=True):
-        body = (ROOT / f"examples/{name}.py").read_text().partition('"""\n\n')[2]
-        assert ast.dump(ast.parse(block)) == ast.dump(ast.parse(body)), name

@@ -1,0 +1,90 @@
+"""What the documents say of files, settings and plugins is so."""
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipezoo import load, registry
+from pipezoo_core.config import KVCacheConfig, LoRAConfig, PipelineConfig
+from pipezoo_core.sampling_params import SamplingParams
+
+ROOT = Path(__file__).parents[2]
+GUIDE = ROOT / "docs/writing-a-plugin.md"
+
+
+def test_they_name_files_that_exist():
+    readmes = ROOT.glob("*/**/README.md")
+    documents = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(p for p in readmes if ".venv" not in p.parts)]
+    for document in documents:
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document}: {target}"
+    for path in re.findall(r"`(pipezoo(?:_core)?/[\w/]+(?:\.py|/))`", (ROOT / "docs/architecture.md").read_text()):
+        folder = "core" if path.startswith("pipezoo_core") else "registry"
+        assert (ROOT / folder / "src" / path).exists(), path
+
+
+def test_python_in_the_readme_is_the_examples():
+    """The README's Python blocks run: each is one of the examples, which the tests of SmolLM2 run."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for block, name in zip(blocks, ["quickstart", "structured_output", "lora", "several_devices"], strict=True):
+        body = (ROOT / f"examples/{name}.py").read_text().partition('"""\n\n')[2]
+        assert ast.dump(ast.parse(block)) == ast.dump(ast.parse(body)), name
+
+
+def table(title):
+    """The settings under a heading of docs/settings.md, and their defaults."""
+    section = (ROOT / "docs/settings.md").read_text().partition(f"## {title}\n")[2].partition("\n## ")[0]
+    return {
+        name: ast.literal_eval(default) for name, default in re.findall(r"^\| `(\w+)` \| `(.+?)` \|", section, re.M)
+    }
+
+
+def defaults(settings):
+    return {name: field.get_default(call_default_factory=True) for name, field in settings.model_fields.items()}
+
+
+def test_settings_of_a_load():
+    parameters = inspect.signature(registry.load).parameters.values()
+    of_call = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    of_cache = {name: defaults(KVCacheConfig)[field] for name, field in load._KV_SETTINGS.items()}
+    of_lora = {name: defaults(LoRAConfig)[name] for name in load._LORA_SETTINGS}
+    of_pipeline = {name: defaults(PipelineConfig)[name] for name in load._SETTINGS}
+    assert table("Loading a model") == of_call | of_cache | of_lora | of_pipeline
+
+
+def test_settings_of_sampling():
+    assert table("Sampling") == defaults(SamplingParams)
+
+
+@pytest.mark.slow
+def test_the_plugin_of_the_guide_passes_its_test(tmp_path):
+    """It is built, installed beside pipezoo, and tested as its author would."""
+    blocks = re.findall(r"```\w+ (\S+)\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    assert len(blocks) == 6
+    for name, text in blocks:
+        path = tmp_path / "project" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (tmp_path / "project/src/pipezoo_qwen2/__init__.py").touch()
+
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", *arguments],
+            cwd=tmp_path / "project",
+            env={"PYTHONPATH": str(tmp_path / "site"), "PATH": ""},
+            capture_output=True,
+            text=True,
+            timeout=540,
+        )
+
+    install = run("pip", "install", "--no-deps", "--no-build-isolation", "--target", str(tmp_path / "site"), ".")
+    assert install.returncode == 0, install.stderr
+    tested = run("pytest", "-q", "-p", "no:cacheprovider")
+    assert tested.returncode == 0, tested.stdout
+    assert "2 passed" in tested.stdout
+    assert re.search(r"qwen2 .*pipezoo-qwen2 .*available", run("pipezoo", "plugins").stdout)
