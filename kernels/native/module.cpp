@@ -161,8 +161,8 @@ void rotary_angles(const void* positions, const void* frequencies, void* cos, vo
                            static_cast<T*>(cos), static_cast<T*>(sin), rows, half, float(scaling));
 }
 
-// A program is `num_calls` rows of 16 numbers: the address of a kernel, then its arguments. All threads of one team run each
-// row, so the kernel is one that works `on_team`; those that pack weights do not.
+// A program is `num_calls` rows of 16 numbers: the address of a kernel, then its arguments. All threads of one team run
+// each row, so the kernel is one that works `on_team`; those that pack weights do not.
 void replay(const void* program, std::int64_t num_calls) {
     pipezoo::in_parallel([&](pipezoo::Team& team) {
         pipezoo::replaying = &team;

@@ -74,7 +74,7 @@ class PipezooError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Lets an error travel between the processes of a model as it is, whatever its constructor takes."""
-        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]  # so do they here
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]  # typeshed lacks it
 
 
 def _listed(value: object) -> str:

@@ -246,8 +246,9 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, DecoderEstimates):
     def _step_as_told(self, lists: Sequence[list[int]]) -> None:
         tokens, logit_rows, active_lengths, cache_lengths, prompt_lengths, lora_ids, lora_ranks, *pages = lists
         kv = self.kv_manager.inputs_of(RaggedBatch(active_lengths, cache_lengths, prompt_lengths, pages))
-        hidden_TH = self._hidden(torch.tensor(tokens, device=self.session.device), kv, lora_ids, lora_ranks)
-        self.module.compute_logits(hidden_TH[torch.tensor(logit_rows, device=self.session.device)])
+        token_ids, rows = as_tensors((tokens, logit_rows), self.session.device)
+        hidden_TH = self._hidden(token_ids, kv, lora_ids, lora_ranks)
+        self.module.compute_logits(hidden_TH[rows])
 
     @cached_property
     def _signal_buffers(self) -> list[Tensor]:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from pipezoo_core.kv_cache.prefix_cache import page_hash
+from pipezoo_core.kv_cache.prefix_cache import PrefixCache, page_hash
 
-__all__ = ["Claim"]
+if TYPE_CHECKING:
+    from pipezoo_core.kv_cache.params import KVCacheParams
+
+__all__ = ["NO_PAGE", "Claim"]
+
+NO_PAGE = -1
+"""In a request's list of pages: it fell behind the sliding window and was given back. Never read, never written."""
 
 
 @dataclass(slots=True)
@@ -40,3 +47,21 @@ class Claim:
     def next_hash(self, tokens: Sequence[int]) -> bytes:
         """Returns the hash of the page after those of `hashes`, which holds these tokens."""
         return page_hash(self.hashes[-1] if self.hashes else self.root, tokens)
+
+    def find_prefix(self, tokens: Sequence[int], cache: PrefixCache, params: KVCacheParams) -> None:
+        """Fills an empty claim with the known pages of the longest prefix that can be gone on from."""
+        page_size = params.page_size
+        pages: list[int] = []
+        num_found = 0  # in a row, up to here
+        for end in range(page_size, len(tokens), page_size):
+            self.hashes.append(self.next_hash(tokens[end - page_size : end]))
+            page = cache.find(self.hashes[-1])
+            if page is None and params.sliding_window is None:
+                break
+            pages.append(NO_PAGE if page is None else page)
+            num_found = 0 if page is None else num_found + 1
+            first = params.first_visible_page(end)
+            if num_found >= len(pages) - first:
+                self.num_committed, self.num_hidden = len(pages), first
+        self.pages = [NO_PAGE] * self.num_hidden + pages[self.num_hidden : self.num_committed]
+        del self.hashes[self.num_committed :]

@@ -13,10 +13,7 @@ from torch import Tensor
 from pipezoo_core.kv_cache.params import KVCacheParams
 from pipezoo_core.kv_cache.storage import KVCacheStorage
 
-__all__ = ["NO_PAGE", "KVCacheInputs", "RaggedBatch", "StepPlanner", "as_tensors", "build_kv_cache_inputs"]
-
-NO_PAGE = -1
-"""In a request's list of pages: it fell behind the sliding window and was given back. Never read, never written."""
+__all__ = ["KVCacheInputs", "RaggedBatch", "StepPlanner", "as_tensors", "build_kv_cache_inputs"]
 
 
 @dataclass(frozen=True, slots=True)

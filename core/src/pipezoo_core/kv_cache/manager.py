@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pipezoo_core.context import TextContext
 from pipezoo_core.errors import InsufficientPagesError
-from pipezoo_core.kv_cache.claim import Claim
-from pipezoo_core.kv_cache.inputs import NO_PAGE, KVCacheInputs, RaggedBatch, StepPlanner, build_kv_cache_inputs
+from pipezoo_core.kv_cache.claim import NO_PAGE, Claim
+from pipezoo_core.kv_cache.inputs import KVCacheInputs, RaggedBatch, StepPlanner, build_kv_cache_inputs
 from pipezoo_core.kv_cache.metrics import KVCacheMetrics
 from pipezoo_core.kv_cache.page_pool import PagePool
 from pipezoo_core.kv_cache.params import KVCacheParams
@@ -110,7 +110,7 @@ class PagedKVCacheManager:
     def _num_known_pages(self, context: TextContext) -> int:
         claim = Claim(self._root_of(context))
         if self._may_find_prefix(context):
-            self._find_prefix(claim, context.tokens)
+            claim.find_prefix(context.tokens, self._prefix_cache, self.params)
         return claim.num_committed
 
     def external_claim(self, context: TextContext) -> None:
@@ -125,7 +125,7 @@ class PagedKVCacheManager:
         claim = self._claims[context.request_id] = Claim(self._root_of(context))
         if not self._may_find_prefix(context):
             return
-        self._find_prefix(claim, context.tokens)
+        claim.find_prefix(context.tokens, self._prefix_cache, self.params)
         for page in claim.own_pages:
             self._pool.retain(page)
         context.skip_to(len(claim.pages) * self.params.page_size)
@@ -137,24 +137,6 @@ class PagedKVCacheManager:
         It is worth waiting for: when that request has made its step, the page can be shared.
         """
         return self._upcoming.is_shared(self._claims[context.request_id])
-
-    def _find_prefix(self, claim: Claim, tokens: Sequence[int]) -> None:
-        """Fills the claim with the known pages of the longest prefix that can be gone on from."""
-        page_size = self.params.page_size
-        pages: list[int] = []
-        num_found = 0  # in a row, up to here
-        for end in range(page_size, len(tokens), page_size):
-            claim.hashes.append(claim.next_hash(tokens[end - page_size : end]))
-            page = self._prefix_cache.find(claim.hashes[-1])
-            if page is None and self.params.sliding_window is None:
-                break
-            pages.append(NO_PAGE if page is None else page)
-            num_found = 0 if page is None else num_found + 1
-            first = self.params.first_visible_page(end)
-            if num_found >= len(pages) - first:
-                claim.num_committed, claim.num_hidden = len(pages), first
-        claim.pages = [NO_PAGE] * claim.num_hidden + pages[claim.num_hidden : claim.num_committed]
-        del claim.hashes[claim.num_committed :]
 
     def maybe_reserve(self, context: TextContext, num_steps: int = 1) -> bool:
         """Makes sure the request has pages for its chunk and up to `num_steps - 1` tokens after it, those it may get.

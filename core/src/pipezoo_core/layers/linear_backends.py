@@ -149,7 +149,10 @@ def weights_memory(
         if kind is None:
             continue
         size = kind.size_of(layer.weight, _bits(layer, encoding))
-        packed, others = (packed + size, others) if kind is NativeProduct else (packed, others + size)
+        if kind is NativeProduct:
+            packed += size
+        else:
+            others += size
         if kind.rows is not None or not (isinstance(layer, LMHead) and layer.is_shared):
             del plain[layer.weight]  # else the embedding keeps it
     return -(-packed // HUGE_PAGE) * HUGE_PAGE + others + sum(plain.values())

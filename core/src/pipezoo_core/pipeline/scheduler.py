@@ -79,8 +79,9 @@ class Scheduler:
         self._waiting: OrderedDict[RequestID, TextContext] = OrderedDict()
         adapters = lora_managers or [None] * len(managers)
         self._replicas = [_Replica(*both) for both in zip(managers, adapters, strict=True)]
-        for manager in managers if len(managers) > 1 else ():
-            manager.replicas = managers
+        if len(managers) > 1:
+            for manager in managers:
+                manager.replicas = managers
         self.num_preemptions = 0
 
     @property
