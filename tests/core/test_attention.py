@@ -186,6 +186,16 @@ def test_a_request_that_overflows_spoils_no_other(value, backend):
     torch.testing.assert_close(run(backend(spec, q.dtype), batch, q, k, v, past_k, past_v)[0], expected)
 
 
+@pytest.mark.parametrize("batch_name", ["decodes", "mixed"])
+def test_float16_has_room_for_the_products_of_queries_and_keys(batch_name):
+    """They are 204,800 here, which it has not, and 30,720 when scaled, which it has."""
+    batch, q, k, v, past_k, past_v = random_case(SPECS["grouped"], 5, *BATCHES[batch_name][:2], torch.float16)
+    q, k, past_k = q.fill_(80.0), k.fill_(80.0), [keys.fill_(80.0) for keys in past_k]
+    out = run(PagedAttention(SPECS["grouped"]), batch, q, k, v, past_k, past_v)
+    expected = run(ReferenceAttention(SPECS["grouped"]), batch, q, k, v, past_k, past_v)
+    torch.testing.assert_close(out.float(), expected.float(), atol=5e-3, rtol=0)
+
+
 def test_reference_equals_scaled_dot_product_attention():
     """The oracle itself, against torch, for one request without a past."""
     spec = SPECS["multi_head"]

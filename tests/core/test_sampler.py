@@ -77,6 +77,61 @@ def test_distribution_equals_transformers(name, seed):
     torch.testing.assert_close(kept_tokens(logits, **sampling), expected, atol=2e-4, rtol=0)
 
 
+LARGE = 3001  # more than a few of the most likely tokens, and no multiple of a block
+LARGE_SETTINGS = [
+    {},
+    {"top_k": 5},
+    {"top_k": 700, "top_p": 0.9},
+    {"top_p": 0.3},
+    {"temperature": 20.0, "top_p": 0.99},
+    {"temperature": 3.0, "top_p": 0.95, "min_p": 0.01},
+]
+
+
+def processed(row_V, params):
+    """The distribution that transformers' processors leave, float64."""
+    processors = [reference.TemperatureLogitsWarper(params.temperature)]
+    processors += [reference.TopKLogitsWarper(params.top_k)] if params.top_k else []
+    processors += [reference.TopPLogitsWarper(params.top_p)] if params.top_p < 1 else []
+    processors += [reference.MinPLogitsWarper(params.min_p)] if params.min_p else []
+    return LogitsProcessorList(processors)(torch.tensor([PROMPT]), row_V.unsqueeze(0))[0].double().softmax(-1)
+
+
+def test_draws_invert_the_distribution_of_a_large_vocabulary():
+    """Of rows with settings of their own in one batch; some tokens cannot be drawn, the first and the last with them."""
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(len(LARGE_SETTINGS), LARGE, generator=generator) * 3
+    logits[:, :300] = logits[:, 1000:1500] = logits[:, -3:] = -torch.inf
+    params = [SamplingParams(**settings) for settings in LARGE_SETTINGS]
+    probabilities = torch.stack([processed(row, own) for row, own in zip(logits, params, strict=True)])
+    ends = probabilities.cumsum(-1)
+    for number in [0.0, *torch.rand(200, generator=generator).tolist(), 1 - 2**-53]:
+        draws = torch.full((len(params),), number, dtype=torch.float64)
+        tokens = _draw_tokens(logits, params, draws).unsqueeze(-1)
+        probability = probabilities.gather(-1, tokens)
+        end = ends.gather(-1, tokens)
+        assert (probability > 0).all(), number
+        assert (end - probability - 1e-6 <= number).all(), number
+        assert (number <= end + 1e-6).all(), number
+
+
+@pytest.mark.parametrize("row", range(len(LARGE_SETTINGS)))
+def test_a_seed_repeats_whatever_the_settings_of_neighbours(row):
+    logits = torch.randn(len(LARGE_SETTINGS), LARGE, generator=torch.Generator().manual_seed(2)) * 3
+    for seed in range(20):
+        contexts = [make_context(seed=seed, **settings) for settings in LARGE_SETTINGS]
+        alone = make_context(seed=seed, **LARGE_SETTINGS[row])
+        assert sample(logits, contexts)[row] == sample(logits[row : row + 1], [alone]).item()
+
+
+@pytest.mark.parametrize("sampling", [{"top_k": 2}, {"top_p": 0.5}])
+def test_tokens_as_likely_as_the_last_one_stay(sampling):
+    logits = torch.full((1, VOCABULARY), -20.0)
+    logits[0, 3], logits[0, [10, 20, 30]] = 1.0, 0.5
+    kept = kept_tokens(logits, **sampling)
+    assert kept.nonzero().flatten().tolist() == [3, 10, 20, 30]
+
+
 def test_repetition_penalty_equals_transformers():
     logits, tokens = random_logits(), torch.tensor([PROMPT + ANSWER])
     expected = reference.RepetitionPenaltyLogitsProcessor(1.4)(tokens, logits.clone())

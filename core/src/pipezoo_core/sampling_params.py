@@ -45,8 +45,9 @@ class SamplingParams(Settings):
 
     Attributes:
         temperature: logits are divided by it; 0 takes the most likely token (greedy).
-        top_k: keep the k most likely tokens; 0 or -1 keeps all.
-        top_p: keep the smallest set of tokens whose probability reaches p (Holtzman et al., 2020).
+        top_k: keep the k most likely tokens; 0 or -1 keeps all. Tokens as likely as the last of them stay, too.
+        top_p: keep the smallest set of tokens whose probability reaches p (Holtzman et al., 2020), and those as likely
+            as the last of them.
         min_p: drop tokens less likely than min_p times the most likely one (Nguyen et al., 2024).
         repetition_penalty: divides positive and multiplies negative logits of tokens seen in the prompt or the
             answer (CTRL, Keskar et al., 2019); 1 does nothing.

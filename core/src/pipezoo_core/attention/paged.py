@@ -168,9 +168,12 @@ class PagedAttention(AttentionBackend):
         # [P · S, N, D] -> [P · K, S · G, D]: all queries that meet one head of one page
         queries = q_RND[group.owners].view(num_pages, -1, num_kv_heads, num_groups, head_dim)
         queries = queries.transpose(1, 2).reshape(num_pages * num_kv_heads, -1, head_dim)
-        scores = torch.bmm(queries, keys.flatten(0, 1).transpose(1, 2)).float()
+        # scaled before it is rounded: in float16 the plain product may be beyond what there is
+        scores = torch.baddbmm(
+            queries.new_zeros(()), queries, keys.flatten(0, 1).transpose(1, 2), beta=0, alpha=self.spec.scale
+        ).float()
         scores = scores.view(num_pages, num_kv_heads, -1, num_groups, page_size)  # [P, K, S, G, page_size]
-        scores = scores.mul_(self.spec.scale).add_(group.bias)
+        scores = scores.add_(group.bias)
         m = scores.amax(-1, keepdim=True)
         weights = scores.sub_(m).exp_()
         total = weights.sum(-1)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipezoo_core.context import TextContext
@@ -16,6 +17,9 @@ __all__ = ["NO_TOKEN", "sample"]
 
 NO_TOKEN = -1
 """Instead of a token, where the greatest logit is NaN or infinite."""
+
+_FIRST_CANDIDATES = 256  # of top-p: a peaked distribution needs fewer
+_BLOCK = 256
 
 
 def sample(logits: Tensor, contexts: Sequence[TextContext], masks: TokenMasks | None = None) -> Tensor:
@@ -91,7 +95,7 @@ def _adjust_(row_V: Tensor, context: TextContext) -> None:
     if params.logit_bias:
         row_V[index(list(params.logit_bias))] += torch.tensor(list(params.logit_bias.values()), device=row_V.device)
     if params.repetition_penalty != 1.0:
-        seen = index(sorted(set(context.tokens)))
+        seen = index(context.tokens)  # some of them often, which gives the same number as often
         values = row_V[seen]
         row_V[seen] = torch.where(values < 0, values * params.repetition_penalty, values / params.repetition_penalty)
     if params.frequency_penalty != 0.0 or params.presence_penalty != 0.0:
@@ -104,22 +108,75 @@ def _adjust_(row_V: Tensor, context: TextContext) -> None:
 def _draw_tokens(logits: Tensor, params: Sequence[SamplingParams], draws: Tensor) -> Tensor:
     """Draws from each row's distribution after temperature, top-k, top-p and min-p, by inverting its CDF."""
 
-    def column(value: Callable[[SamplingParams], float]) -> Tensor:
-        return torch.tensor([value(p) for p in params], device=logits.device).unsqueeze(-1)
+    def column(values: Iterable[float]) -> Tensor:
+        return torch.tensor([*values], device=logits.device).unsqueeze(-1)
 
-    num_tokens = logits.shape[-1]
-    probabilities = (logits / column(lambda p: p.temperature)).softmax(-1)
-    if any(0 < p.top_k < num_tokens or p.top_p < 1.0 for p in params):
-        sorted_probabilities, order = probabilities.sort(dim=-1, descending=True)
-        rank = torch.arange(num_tokens, device=logits.device)
-        kept = rank < column(lambda p: min(p.top_k, num_tokens) if p.top_k > 0 else num_tokens)
-        in_top_k = sorted_probabilities * kept
-        in_top_k /= in_top_k.sum(-1, keepdim=True)
-        before = in_top_k.cumsum(-1).sub_(in_top_k)  # a token stays while those before it do not reach p
-        kept &= before < column(lambda p: p.top_p)
-        probabilities.zero_().scatter_(-1, order, sorted_probabilities.mul_(kept))
+    probabilities = (logits / column(p.temperature for p in params)).softmax(-1)
+    if any(_keeps_few(p, logits.shape[-1]) for p in params):
+        probabilities *= probabilities >= _least_kept(probabilities, params)
     if any(p.min_p > 0.0 for p in params):
-        floor = probabilities.amax(-1, keepdim=True) * column(lambda p: p.min_p)
-        probabilities *= probabilities >= floor
-    cdf = probabilities.cumsum(-1, dtype=torch.float64)
-    return torch.searchsorted(cdf, draws.unsqueeze(-1) * cdf[:, -1:], right=True).squeeze(-1).clamp(max=num_tokens - 1)
+        probabilities *= probabilities >= probabilities.amax(-1, keepdim=True) * column(p.min_p for p in params)
+    return _invert_cdf(probabilities, draws)
+
+
+def _keeps_few(params: SamplingParams, num_tokens: int) -> bool:
+    return 0 < params.top_k < num_tokens or params.top_p < 1.0
+
+
+def _least_kept(probabilities: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    """Returns the probability of the last token that top-k and top-p keep, [B, 1]; 0 where they keep all.
+
+    Looks at a few of the most likely tokens, and at more where those do not add up to p.
+    """
+    num_tokens, device = probabilities.shape[-1], probabilities.device
+    limits = [p.top_k if 0 < p.top_k < num_tokens else num_tokens for p in params]
+    limit = torch.tensor(limits, device=device).unsqueeze(-1)
+    top_p = torch.tensor([p.top_p if p.top_p < 1.0 else torch.inf for p in params], device=device).unsqueeze(-1)
+    keeps_all = (limit == num_tokens) & top_p.isinf()
+    width = max([_FIRST_CANDIDATES, *(k for k in limits if k < num_tokens)])
+    while True:
+        width = min(width, num_tokens)
+        best = _greatest(probabilities, width)
+        is_candidate = torch.arange(width, device=device) < limit
+        candidates = best * is_candidate
+        sums = candidates.cumsum(-1)  # one after the other, so that they do not depend on the width
+        total = sums[:, -1:].where(limit < num_tokens, 1.0)
+        is_kept = is_candidate & (sums - candidates < top_p * total)  # those before it do not reach p
+        num_kept = is_kept.sum(-1, keepdim=True)
+        if width == num_tokens or bool(((num_kept < width) | (limit <= width) | keeps_all).all()):
+            return best.gather(-1, (num_kept - 1).clamp(min=0)).masked_fill(keeps_all, 0.0)  # none of a row of NaN
+        width *= 8
+
+
+def _greatest(rows: Tensor, count: int) -> Tensor:
+    """Returns the greatest numbers of each row, [B, count], in descending order.
+
+    On a CPU numpy finds them with vectors and torch does not.
+    """
+    if rows.device.type != "cpu":
+        return rows.topk(count).values
+    best = np.partition(rows.numpy(), rows.shape[-1] - count)[:, -count:]
+    best.sort()
+    return torch.from_numpy(best[:, ::-1].copy())
+
+
+def _invert_cdf(probabilities: Tensor, draws: Tensor) -> Tensor:
+    """Returns the token of each row at which the sum of probabilities passes the draw's part of the whole.
+
+    Sums blocks of tokens first and then the tokens of one, so that few numbers are added one after the other.
+    """
+    if missing := -probabilities.shape[-1] % _BLOCK:
+        probabilities = F.pad(probabilities, (0, missing))
+    blocks = probabilities.unflatten(-1, (-1, _BLOCK))
+    ends = blocks.sum(-1).cumsum(-1, dtype=torch.float64)
+    goal = draws.unsqueeze(-1) * ends[:, -1:]
+    block = _first_beyond(ends, goal)
+    before = F.pad(ends, (1, 0)).gather(-1, block)
+    chosen = blocks.gather(1, block.unsqueeze(-1).expand(-1, -1, _BLOCK)).squeeze(1)
+    return (block * _BLOCK + _first_beyond(chosen.cumsum(-1, dtype=torch.float64), goal - before)).squeeze(-1)
+
+
+def _first_beyond(ends: Tensor, goal: Tensor) -> Tensor:
+    """Returns where the rising sums pass the goal, [B, 1]; where they rise last if rounding keeps them below it."""
+    last = torch.searchsorted(ends, ends[:, -1:].contiguous()).clamp(max=ends.shape[-1] - 1)  # beyond, of a row of NaN
+    return torch.searchsorted(ends, goal, right=True).minimum(last)
