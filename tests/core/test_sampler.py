@@ -98,7 +98,7 @@ def processed(row_V, params):
 
 
 def test_draws_invert_the_distribution_of_a_large_vocabulary():
-    """Of rows with settings of their own in one batch; some tokens cannot be drawn, the first and the last with them."""
+    """Of rows with settings of their own in one batch; some tokens cannot be drawn, the first and last among them."""
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(len(LARGE_SETTINGS), LARGE, generator=generator) * 3
     logits[:, :300] = logits[:, 1000:1500] = logits[:, -3:] = -torch.inf

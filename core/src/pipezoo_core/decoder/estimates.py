@@ -32,7 +32,7 @@ __all__ = ["DecoderEstimates"]
 _BIAS_BYTES = 13  # distances in int64, whether they are hidden, and the bias in float32
 _FLOAT_BYTES = 4  # of a weight that is dequantized, before it has the run's precision
 _LOGIT_BYTES = 4  # in float32
-_SAMPLED_BYTES = 64  # see `pipeline.sampler`: a dozen tensors like the logits
+_SAMPLED_BYTES = 48  # see `pipeline.sampler`: a dozen tensors like the logits
 
 # Measured, see docs/decisions/memory-plan.md:
 _HOLES = 1.1  # malloc keeps freed pieces that nothing fits
