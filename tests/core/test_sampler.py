@@ -10,7 +10,7 @@ from transformers.generation import logits_process as reference
 from pipezoo_core.context import TextContext
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.pipeline import sampler
-from pipezoo_core.pipeline.sampler import NO_TOKEN, _adjust_, _draw_tokens, sample
+from pipezoo_core.pipeline.sampler import NO_TOKEN, _adjust_, _draw_tokens, _least_kept, sample
 from pipezoo_core.pipeline.token_masks import TokenMasks
 from pipezoo_core.sampling_params import SamplingParams
 
@@ -122,6 +122,24 @@ def test_a_seed_repeats_whatever_the_settings_of_neighbours(row):
         contexts = [make_context(seed=seed, **settings) for settings in LARGE_SETTINGS]
         alone = make_context(seed=seed, **LARGE_SETTINGS[row])
         assert sample(logits, contexts)[row] == sample(logits[row : row + 1], [alone]).item()
+
+
+def test_what_is_kept_does_not_depend_on_neighbours():
+    """To the last bit, whatever number of candidates the others need."""
+    settings = [*LARGE_SETTINGS, {"top_k": 2500}]
+    params = [SamplingParams(**own) for own in settings]
+    generator = torch.Generator().manual_seed(3)
+    probabilities = (torch.randn(len(params), LARGE, generator=generator) * 3).softmax(-1)
+    together = _least_kept(probabilities, params)
+    for row, own in enumerate(params):
+        alone = _least_kept(probabilities[row : row + 1], [own])
+        assert torch.equal(together[row], alone[0])
+
+
+def test_the_most_likely_token_alone_is_greedy():
+    logits = torch.zeros(1, VOCABULARY)
+    logits[0, [10, 20]] = 1.0
+    assert {sample(logits, [make_context(top_k=1, seed=seed)]).item() for seed in range(20)} == {10}
 
 
 @pytest.mark.parametrize("sampling", [{"top_k": 2}, {"top_p": 0.5}])

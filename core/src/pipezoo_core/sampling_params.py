@@ -45,7 +45,8 @@ class SamplingParams(Settings):
 
     Attributes:
         temperature: logits are divided by it; 0 takes the most likely token (greedy).
-        top_k: keep the k most likely tokens; 0 or -1 keeps all. Tokens as likely as the last of them stay, too.
+        top_k: keep the k most likely tokens, and those as likely as the last of them; 1 takes the most likely token
+            (greedy), 0 or -1 keeps all.
         top_p: keep the smallest set of tokens whose probability reaches p (Holtzman et al., 2020), and those as likely
             as the last of them.
         min_p: drop tokens less likely than min_p times the most likely one (Nguyen et al., 2024).
@@ -161,4 +162,4 @@ class SamplingParams(Settings):
     @property
     def is_greedy(self) -> bool:
         """Whether the most likely token is always taken; so it is, too, where the temperature is nearly 0."""
-        return self.temperature < _NEARLY_ZERO
+        return self.temperature < _NEARLY_ZERO or self.top_k == 1

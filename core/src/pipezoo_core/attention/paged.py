@@ -168,7 +168,7 @@ class PagedAttention(AttentionBackend):
         # [P · S, N, D] -> [P · K, S · G, D]: all queries that meet one head of one page
         queries = q_RND[group.owners].view(num_pages, -1, num_kv_heads, num_groups, head_dim)
         queries = queries.transpose(1, 2).reshape(num_pages * num_kv_heads, -1, head_dim)
-        # scaled before it is rounded: in float16 the plain product may be beyond what there is
+        # scaled before it is rounded: the plain product may exceed 65,504, the greatest number of float16
         scores = torch.baddbmm(
             queries.new_zeros(()), queries, keys.flatten(0, 1).transpose(1, 2), beta=0, alpha=self.spec.scale
         ).float()

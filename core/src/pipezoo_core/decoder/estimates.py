@@ -36,7 +36,7 @@ _SAMPLED_BYTES = 48  # see `pipeline.sampler`: a dozen tensors like the logits
 
 # Measured, see docs/decisions/memory-plan.md:
 _HOLES = 1.1  # malloc keeps freed pieces that nothing fits
-_OTHERS = 11 * 2**20  # of any model: recorded steps, what torch sorts with, Python's objects
+_OTHERS = 14 * 2**20  # of any model: recorded steps, Python's objects
 _THREAD = 2 * 2**20  # of each thread: the kernels' buffers
 
 

@@ -19,7 +19,7 @@ NO_TOKEN = -1
 """Instead of a token, where the greatest logit is NaN or infinite."""
 
 _FIRST_CANDIDATES = 256  # of top-p: a peaked distribution needs fewer
-_BLOCK = 256
+_BLOCK = 256  # tokens of which the sum is one step of the CDF
 
 
 def sample(logits: Tensor, contexts: Sequence[TextContext], masks: TokenMasks | None = None) -> Tensor:
@@ -95,7 +95,7 @@ def _adjust_(row_V: Tensor, context: TextContext) -> None:
     if params.logit_bias:
         row_V[index(list(params.logit_bias))] += torch.tensor(list(params.logit_bias.values()), device=row_V.device)
     if params.repetition_penalty != 1.0:
-        seen = index(context.tokens)  # some of them often, which gives the same number as often
+        seen = index(context.tokens)  # tokens may repeat; each copy writes the same number
         values = row_V[seen]
         row_V[seen] = torch.where(values < 0, values * params.repetition_penalty, values / params.repetition_penalty)
     if params.frequency_penalty != 0.0 or params.presence_penalty != 0.0:
@@ -139,12 +139,13 @@ def _least_kept(probabilities: Tensor, params: Sequence[SamplingParams]) -> Tens
         best = _greatest(probabilities, width)
         is_candidate = torch.arange(width, device=device) < limit
         candidates = best * is_candidate
-        sums = candidates.cumsum(-1)  # one after the other, so that they do not depend on the width
+        sums = candidates.cumsum(-1, dtype=torch.float64)  # or rounding might depend on the width, so on other rows
         total = sums[:, -1:].where(limit < num_tokens, 1.0)
         is_kept = is_candidate & (sums - candidates < top_p * total)  # those before it do not reach p
         num_kept = is_kept.sum(-1, keepdim=True)
         if width == num_tokens or bool(((num_kept < width) | (limit <= width) | keeps_all).all()):
-            return best.gather(-1, (num_kept - 1).clamp(min=0)).masked_fill(keeps_all, 0.0)  # none of a row of NaN
+            last = (num_kept - 1).clamp(min=0)  # a row of NaN keeps none
+            return best.gather(-1, last).masked_fill(keeps_all, 0.0)
         width *= 8
 
 
@@ -168,7 +169,7 @@ def _invert_cdf(probabilities: Tensor, draws: Tensor) -> Tensor:
     if missing := -probabilities.shape[-1] % _BLOCK:
         probabilities = F.pad(probabilities, (0, missing))
     blocks = probabilities.unflatten(-1, (-1, _BLOCK))
-    ends = blocks.sum(-1).cumsum(-1, dtype=torch.float64)
+    ends = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
     goal = draws.unsqueeze(-1) * ends[:, -1:]
     block = _first_beyond(ends, goal)
     before = F.pad(ends, (1, 0)).gather(-1, block)
@@ -178,5 +179,6 @@ def _invert_cdf(probabilities: Tensor, draws: Tensor) -> Tensor:
 
 def _first_beyond(ends: Tensor, goal: Tensor) -> Tensor:
     """Returns where the rising sums pass the goal, [B, 1]; where they rise last if rounding keeps them below it."""
-    last = torch.searchsorted(ends, ends[:, -1:].contiguous()).clamp(max=ends.shape[-1] - 1)  # beyond, of a row of NaN
+    last = torch.searchsorted(ends, ends[:, -1:].contiguous())
+    last = last.clamp(max=ends.shape[-1] - 1)  # a search for NaN ends beyond
     return torch.searchsorted(ends, goal, right=True).minimum(last)
