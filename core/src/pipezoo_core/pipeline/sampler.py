@@ -107,16 +107,18 @@ def _adjust_(row_V: Tensor, context: TextContext) -> None:
 
 def _draw_tokens(logits: Tensor, params: Sequence[SamplingParams], draws: Tensor) -> Tensor:
     """Draws from each row's distribution after temperature, top-k, top-p and min-p, by inverting its CDF."""
-
-    def column(values: Iterable[float]) -> Tensor:
-        return torch.tensor([*values], device=logits.device).unsqueeze(-1)
-
-    probabilities = (logits / column(p.temperature for p in params)).softmax(-1)
+    device = logits.device
+    probabilities = (logits / _column((p.temperature for p in params), device)).softmax(-1)
     if any(_keeps_few(p, logits.shape[-1]) for p in params):
         probabilities *= probabilities >= _least_kept(probabilities, params)
     if any(p.min_p > 0.0 for p in params):
-        probabilities *= probabilities >= probabilities.amax(-1, keepdim=True) * column(p.min_p for p in params)
+        floors = probabilities.amax(-1, keepdim=True) * _column((p.min_p for p in params), device)
+        probabilities *= probabilities >= floors
     return _invert_cdf(probabilities, draws)
+
+
+def _column(values: Iterable[float], device: torch.device) -> Tensor:
+    return torch.tensor([*values], device=device).unsqueeze(-1)
 
 
 def _keeps_few(params: SamplingParams, num_tokens: int) -> bool:
@@ -130,8 +132,8 @@ def _least_kept(probabilities: Tensor, params: Sequence[SamplingParams]) -> Tens
     """
     num_tokens, device = probabilities.shape[-1], probabilities.device
     limits = [p.top_k if 0 < p.top_k < num_tokens else num_tokens for p in params]
-    limit = torch.tensor(limits, device=device).unsqueeze(-1)
-    top_p = torch.tensor([p.top_p if p.top_p < 1.0 else torch.inf for p in params], device=device).unsqueeze(-1)
+    limit = _column(limits, device)
+    top_p = _column((p.top_p if p.top_p < 1.0 else torch.inf for p in params), device)
     keeps_all = (limit == num_tokens) & top_p.isinf()
     width = max([_FIRST_CANDIDATES, *(k for k in limits if k < num_tokens)])
     while True:
