@@ -1,11 +1,12 @@
 // What Python sees: functions of plain integers, where a pointer is the address that `Tensor.data_ptr()` gives.
 //
-// Nothing is checked here; pipezoo_core does. Each function lets other Python threads run meanwhile. `addresses` says
-// where each lies, for `replay`, which runs many with one call.
+// Nothing is checked here; pipezoo_core does. `replay` and the functions that pack weights let other Python threads run
+// meanwhile. The others keep the interpreter's lock, because to get it back takes up to 5 ms, which is longer than they
+// compute. `addresses` says where each lies, for `replay`, which runs many with one call.
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include <array>
+#include <new>
 #include <tuple>
 #include <utility>
 
@@ -41,20 +42,22 @@ T from_number(std::int64_t value) {
 template <auto function>
 struct Binding;
 
-template <typename Result, typename... Arguments, Result (*function)(Arguments...)>
+template <typename... Arguments, void (*function)(Arguments...)>
 struct Binding<function> {
-    template <std::size_t... index>
+    template <bool keeps_lock, std::size_t... index>
     static PyObject* run(PyObject* const* values, std::index_sequence<index...>) {
-        std::tuple<Arguments...> arguments{from_python<Arguments>(values[index])...};
+        const std::tuple<Arguments...> arguments{from_python<Arguments>(values[index])...};
         if (PyErr_Occurred()) return nullptr;
-        if constexpr (std::is_void_v<Result>) {
-            Py_BEGIN_ALLOW_THREADS
+        PyThreadState* released = keeps_lock ? nullptr : PyEval_SaveThread();
+        bool has_memory = true;
+        try {
             std::apply(function, arguments);
-            Py_END_ALLOW_THREADS
-            Py_RETURN_NONE;
-        } else {
-            return PyLong_FromLongLong(std::apply(function, arguments));
+        } catch (const std::bad_alloc&) {
+            has_memory = false;
         }
+        if (released) PyEval_RestoreThread(released);
+        if (!has_memory) return PyErr_NoMemory();
+        Py_RETURN_NONE;
     }
 
     template <std::size_t... index>
@@ -64,12 +67,13 @@ struct Binding<function> {
 
     static void replay(const std::int64_t* values) { run(values, std::index_sequence_for<Arguments...>{}); }
 
+    template <bool keeps_lock>
     static PyObject* call(PyObject*, PyObject* const* values, Py_ssize_t count) {
         if (count != sizeof...(Arguments)) {
             PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", Py_ssize_t(sizeof...(Arguments)), count);
             return nullptr;
         }
-        return run(values, std::index_sequence_for<Arguments...>{});
+        return run<keeps_lock>(values, std::index_sequence_for<Arguments...>{});
     }
 };
 
@@ -162,33 +166,43 @@ void rotary_angles(const void* positions, const void* frequencies, void* cos, vo
 }
 
 // A program is `num_calls` rows of 16 numbers: the address of a kernel, then its arguments. All threads of one team run
-// each row, so the kernel is one that works `on_team`; those that pack weights do not.
+// each row, so the kernel is one that works `on_team`; those that pack weights do not. Where a thread of the team is late,
+// a smaller one goes on after the row.
 void replay(const void* program, std::int64_t num_calls) {
-    pipezoo::in_parallel([&](pipezoo::Team& team) {
-        pipezoo::replaying = &team;
-        const auto* row = static_cast<const std::int64_t*>(program);
-        for (std::int64_t i = 0; i < num_calls; ++i, row += 16)
-            reinterpret_cast<void (*)(const std::int64_t*)>(row[0])(row + 1);
-        pipezoo::replaying = nullptr;
-    });
+    const auto* rows = static_cast<const std::int64_t*>(program);
+    for (std::int64_t begin = 0, end = 0; begin < num_calls; begin = end)
+        pipezoo::in_parallel([&](pipezoo::Team& team) {
+            const pipezoo::Replaying replaying(team);
+            std::int64_t i = begin;
+            while (i < num_calls && !team.is_late()) {
+                const std::int64_t* row = rows + 16 * i++;
+                reinterpret_cast<void (*)(const std::int64_t*)>(row[0])(row + 1);
+            }
+            if (team.is_first()) end = i;
+        });
 }
 
+#define PIPEZOO_PACKERS(apply) apply(pack) apply(pack_int8) apply(pack_int4)
 #define PIPEZOO_KERNELS(apply)                                                                            \
-    apply(pack) apply(pack_int8) apply(pack_int4) apply(linear) apply(linear_int8) apply(linear_int4)     \
+    apply(linear) apply(linear_int8) apply(linear_int4)                                                   \
         apply(packed_rows) apply(packed_rows_int8) apply(packed_rows_int4)                                \
         apply(rms_norm) apply(silu_multiply) apply(attend) apply(add) apply(embedding) apply(rotary_angles)
 
-template <auto function>
+template <auto function, bool keeps_lock>
 PyCFunction python_function() {
-    return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&Binding<function>::call));
+    return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&Binding<function>::template call<keeps_lock>));
 }
 
-#define PIPEZOO_METHODS(name)                                                                  \
-    {#name "_float32", python_function<name<float>>(), METH_FASTCALL, nullptr},               \
-    {#name "_bfloat16", python_function<name<bfloat16>>(), METH_FASTCALL, nullptr},
+#define PIPEZOO_METHODS(name, keeps_lock)                                                            \
+    {#name "_float32", python_function<name<float>, keeps_lock>(), METH_FASTCALL, nullptr},         \
+    {#name "_bfloat16", python_function<name<bfloat16>, keeps_lock>(), METH_FASTCALL, nullptr},
+#define PIPEZOO_SHORT(name) PIPEZOO_METHODS(name, true)
+#define PIPEZOO_LONG(name) PIPEZOO_METHODS(name, false)
 
-PyMethodDef methods[] = {PIPEZOO_KERNELS(PIPEZOO_METHODS){"replay", python_function<&replay>(), METH_FASTCALL, nullptr},
-                         {nullptr, nullptr, 0, nullptr}};
+PyMethodDef methods[] = {
+    PIPEZOO_PACKERS(PIPEZOO_LONG) PIPEZOO_KERNELS(PIPEZOO_SHORT){
+        "replay", python_function<&replay, false>(), METH_FASTCALL, nullptr},
+    {nullptr, nullptr, 0, nullptr}};
 
 int add_address(PyObject* addresses, const char* name, void (*function)(const std::int64_t*)) {
     PyObject* address = PyLong_FromVoidPtr(reinterpret_cast<void*>(function));

@@ -13,6 +13,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,11 +34,11 @@ class NativePlan:
     """One step's work, the same for all layers.
 
     Attributes:
-        tensors: what the description points into, and itself.
+        arrays: what the description points into, and itself. Of numpy, as in `kv_cache.as_tensors`.
         address: where the description lies.
     """
 
-    tensors: tuple[Tensor, ...]
+    arrays: tuple[np.ndarray, ...]
     address: int
 
 
@@ -123,19 +124,20 @@ class NativeAttention(AttentionBackend):
             [*chain.from_iterable(splits)],
             [number for numbers in partials_of.values() for number in numbers],
         )
-        tables = torch.tensor([*chain.from_iterable(lists)], dtype=torch.int32)
-        addresses = accumulate((len(values) * tables.itemsize for values in lists), initial=tables.data_ptr())
+        tables = np.array([*chain.from_iterable(lists)], dtype=np.int32)
+        addresses = accumulate((len(values) * tables.itemsize for values in lists), initial=tables.ctypes.data)
         row_table, slot_table, item_table, page_addresses, split_table, numbers, _ = addresses
-        partials = torch.empty(num_partials, self.spec.num_heads, 2 + self.spec.head_dim)
-        description = torch.tensor(
+        partials = np.empty((num_partials, self.spec.num_heads, 2 + self.spec.head_dim), dtype=np.float32)
+        description = np.array(
             [
                 *(len(row_pages), row_table, slot_table, len(items), item_table, page_addresses),
-                *(len(splits), split_table, numbers, partials.data_ptr()),
+                *(len(splits), split_table, numbers, partials.ctypes.data),
                 *(self.spec.num_heads, self.spec.num_kv_heads, self.spec.head_dim, page_size),
                 *(self.spec.sliding_window or 0, self._slopes.data_ptr(), bits(self.spec.scale)),
-            ]
+            ],
+            dtype=np.int64,
         )
-        return NativePlan(tensors=(tables, partials, description), address=description.data_ptr())
+        return NativePlan(arrays=(tables, partials, description), address=description.ctypes.data)
 
     def _seen(self, key: int, end_key: int, pages: list[int], page_size: int, row: int) -> tuple[int, ...]:
         """Returns what a decode sees in a range of keys; the same for two that share the pages.

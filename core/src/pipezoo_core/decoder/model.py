@@ -96,7 +96,7 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, DecoderEstimates):
         self._forward: Callable[[Tensor, KVCacheInputs[Any]], Tensor] = self.module
         is_recordable = isinstance(self._backend, NativeAttention) and self._group.size == 1
         if is_recordable and not pipeline_config.enforce_eager:
-            self._forward = RecordedModule(self.module, self._kernels)
+            self._forward = RecordedModule(self.module, self._kernels, pipeline_config.max_batch_tokens)
 
     def _load_module(self) -> DecoderModule:
         with torch.device("meta"):
@@ -258,7 +258,8 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, DecoderEstimates):
         hidden_TH = self._hidden(inputs.tokens, kv, *_loras(inputs))
         if len(inputs.logit_rows) < len(hidden_TH):
             hidden_TH = self._rows(hidden_TH, inputs.logit_rows)
-        return self.module.compute_logits(hidden_TH).float()
+        logits = self.module.compute_logits(hidden_TH)
+        return logits if logits.dtype is torch.float32 else logits.float()
 
     def _rows(self, x: Tensor, indices: Tensor) -> Tensor:
         return self._kernels.rows(x, indices) if self._kernels.obstacle is None else x[indices]

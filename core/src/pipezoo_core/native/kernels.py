@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +30,10 @@ _GROUP_BYTES, _ROW_BYTES = {8: GROUP + 2, 4: GROUP // 2 + 2}, {8: 0, 4: 8}  # of
 _PIECE = 2**28  # bytes of memory that weights share
 
 _POOLED = 2**15  # numbers of a result from which on its memory is kept
+
+# A product that takes about 5 ms, as long as a Python thread may keep the interpreter's lock from others: of so many
+# multiplications, or with a weight of so many bytes.
+_LONG_PRODUCT, _LONG_READ = 2**29, 2**27
 
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _INSTRUCTIONS = {
@@ -76,7 +81,7 @@ class NativeKernels:
 
     Attributes:
         obstacle: what stands in the way of using them; None if they can be used.
-        recording: notes each call while a step is recorded; else None.
+        recording: notes each call, in place of running it, while a step is recorded; else None.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -131,7 +136,8 @@ class NativeKernels:
         bias_address = 0 if bias is None else bias.data_ptr()
         addresses = (x.data_ptr(), packed.data_ptr(), bias_address, y.data_ptr())
         rows = x.numel() // in_features
-        self._run(_of_bits("linear", bits), *addresses, rows, in_features, out_features, form)
+        is_long = max(rows * x.shape[-1] * out_features / _LONG_PRODUCT, packed.nbytes / _LONG_READ) > 1
+        self._run(_of_bits("linear", bits), *addresses, rows, in_features, out_features, form, is_long=is_long)
         return y
 
     def packed_rows(self, indices: Tensor, packed: Tensor, size: int, bits: int | None) -> Tensor:
@@ -210,10 +216,15 @@ class NativeKernels:
             return torch.empty(shape, dtype=dtype)
         return self._pool.empty(shape, dtype)
 
-    def _run(self, name: str, *arguments: float) -> None:
-        getattr(self._native, name + self._suffix)(*arguments)
+    def _run(self, name: str, *arguments: float, is_long: bool = False) -> None:
+        """Runs a kernel; a long one as a program of its own, during which other Python threads run."""
         if self.recording is not None:
             self.recording.add(name, arguments)
+        elif is_long:
+            call = np.array([self.address(name), *arguments], dtype=np.int64)
+            self.replay(call.ctypes.data, 1)
+        else:
+            getattr(self._native, name + self._suffix)(*arguments)
 
 
 def packed_size(weight: Tensor, bits: int | None) -> int:

@@ -49,9 +49,11 @@ class MemoryPool:
             if free and not self._exact:
                 del self._pieces[max(free)[1]]
             piece = aligned_bytes(size)
-        lent = piece[:size]  # alive as long as any tensor has its memory
-        self._pieces.append((piece, weakref.ref(lent)))
-        return torch.from_numpy(lent).view(dtype).view(shape)
+        # By no operation of torch where numpy has the dtype: see `kv_cache.as_tensors`.
+        lent = piece[:size].view(np.float32).reshape(shape) if dtype is torch.float32 else piece[:size]
+        self._pieces.append((piece, weakref.ref(lent)))  # alive as long as any tensor has its memory
+        tensor = torch.from_numpy(lent)
+        return tensor if tensor.dtype is dtype else tensor.view(dtype).view(shape)
 
     def let_go(self) -> None:
         """Gives free pieces back to the system."""

@@ -1,35 +1,35 @@
-"""Small steps without Python: the kernels that a model's module calls are noted once and then run from the notes.
+"""Steps without Python: the kernels that a model's module calls are noted once and then run from the notes.
 
 A decode step of a small model is hundreds of short kernels. Between them Python takes as long as they do, because
-each has just driven Python's own data out of the caches. What a module calls depends on the number of rows alone, so
-that the calls of one step, with other inputs, are those of the next: a CUDA graph, on a CPU.
+each has just driven Python's own data out of the caches, and each would hand the interpreter's lock to other threads.
+What a module calls is the same for every step, but for what is in proportion to the number of rows: see `program`. A CUDA
+graph, on a CPU.
 
-What a module does outside the kernels is seen too, through torch's dispatcher. A few operations have a kernel of their
-own, views cost nothing, and with any other one the module is run as it is, always.
+While a step is recorded, its kernels are noted and not run. What a module does outside the kernels is seen through torch's
+dispatcher. A few operations have a kernel of their own, views cost nothing, and with any other one the module is run as
+it is, always.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipezoo_core.native.kernels import NativeKernels, bits
-from pipezoo_core.native.memory_pool import aligned, aligned_bytes
+from pipezoo_core.native.program import Notes, Place, Program
 
 if TYPE_CHECKING:
     from pipezoo_core.kv_cache import KVCacheInputs
 
 __all__ = ["RecordedModule"]
 
-_MAX_ROWS = 64  # with more, Python is a small part of a step
-_MAX_PROGRAMS = 16  # numbers of rows that are remembered
-_WIDTH = 16  # numbers per call: the kernel's address and its arguments
+_FEW_ROWS = 2  # of the smaller step that is recorded: with one, strides say nothing
 
 aten = torch.ops.aten
 _VIEWS = {
@@ -53,7 +53,7 @@ class Recording(TorchDispatchMode):
 
     Attributes:
         calls: each kernel's address and arguments.
-        places: which arguments lie in tensors that were made: call, argument, the tensor's number, bytes into it.
+        places: which arguments lie in tensors that were made.
         sizes: of the tensors, in bytes.
         obstacle: an operation that has no kernel; None if the notes are complete.
         dtype: that the kernels compute.
@@ -62,12 +62,13 @@ class Recording(TorchDispatchMode):
     def __init__(self, kernels: NativeKernels) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self.calls: list[list[int]] = []
-        self.places: list[tuple[int, int, int, int]] = []
+        self.places: list[Place] = []
         self.sizes: list[int] = []
         self.obstacle: str | None = None
         self.dtype = kernels.dtype
         self._kernels = kernels
-        self._made: dict[range, int] = {}
+        self._starts: list[int] = []  # of the tensors that lie there now, in the order of their addresses
+        self._made: list[tuple[int, int]] = []  # their ends and numbers
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -87,13 +88,15 @@ class Recording(TorchDispatchMode):
         """Notes a kernel."""
         numbers = [self._kernels.address(name), *(bits(a) if isinstance(a, float) else a for a in arguments)]
         found = ((argument, self.find(number)) for argument, number in enumerate(numbers))
-        self.places += [(len(self.calls), argument, *place) for argument, place in found if place is not None]
+        self.places += [Place(len(self.calls), argument, *place) for argument, place in found if place is not None]
         self.calls.append(numbers)
 
     def find(self, address: int) -> tuple[int, int] | None:
         """Returns the number of the tensor that an address is in, and how many bytes into it."""
-        made = self._made.items()
-        return next(((n, address - span.start) for span, n in made if span.start <= address < span.stop), None)
+        at = bisect_right(self._starts, address) - 1
+        if at < 0 or address >= self._made[at][0]:
+            return None
+        return self._made[at][1], address - self._starts[at]
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the operation and notes the kernel that does the same."""
@@ -110,12 +113,15 @@ class Recording(TorchDispatchMode):
         return result
 
     def _make(self, storage: torch.UntypedStorage) -> None:
-        made = range(storage.data_ptr(), storage.data_ptr() + storage.nbytes())
-        gone = [span for span in self._made if span.start < made.stop and made.start < span.stop]
-        for span in gone:
-            del self._made[span]
-        self._made[made] = len(self.sizes)
-        self.sizes.append(len(made))
+        start, end = storage.data_ptr(), storage.data_ptr() + storage.nbytes()
+        at = bisect_right(self._starts, start)
+        first = at - 1 if at and self._made[at - 1][0] > start else at
+        last = first
+        while last < len(self._starts) and self._starts[last] < end:  # these are gone: the memory is used again
+            last += 1
+        self._starts[first:last] = [start]
+        self._made[first:last] = [(end, len(self.sizes))]
+        self.sizes.append(end - start)
 
 
 def _note_add(recording: Recording, result: Tensor, x: Tensor, y: Any) -> bool:
@@ -139,127 +145,84 @@ _KERNELS: dict[Any, Callable[..., bool]] = {
 }
 
 
-@dataclass(slots=True)
-class _Program:
-    """A step with a fixed number of rows.
-
-    Attributes:
-        calls: int64 [num_calls, _WIDTH].
-        inputs: for each input, where in `calls` its address stands.
-        made: where in `calls` addresses of tensors stand that are made, and how far these are into the memory for them.
-        size: of that memory, in bytes.
-        start: how far the hidden states are into it.
-        output: the hidden states.
-    """
-
-    calls: np.ndarray
-    inputs: tuple[np.ndarray, ...]
-    made: tuple[np.ndarray, np.ndarray]
-    size: int
-    start: int
-    output: Tensor
-
-    def use(self, memory: Tensor) -> None:
-        """Makes the tensors in `memory` from now on, which begins on a line of the caches."""
-        places, offsets = self.made
-        self.calls.put(places, memory.data_ptr() + offsets)
-        self.output = memory[self.start : self.start + self.output.nbytes].view(self.output.dtype).view_as(self.output)
-
-
 class RecordedModule:
-    """A decoder's module; its small steps are recorded and replayed.
+    """A decoder's module; its steps are recorded once, and replayed.
 
     Args:
         module: maps tokens [T] and `KVCacheInputs` to hidden states [T, hidden_size].
         kernels: those that the module's layers and attention use.
+        max_rows: most rows of a step.
+
+    Attributes:
+        obstacle: why steps are not replayed; None where they are, or none was computed yet.
     """
 
-    def __init__(self, module: Callable[[Tensor, KVCacheInputs[Any]], Tensor], kernels: NativeKernels) -> None:
+    def __init__(
+        self, module: Callable[[Tensor, KVCacheInputs[Any]], Tensor], kernels: NativeKernels, max_rows: int
+    ) -> None:
         self.module = module
         self.obstacle: str | None = None
         self._kernels = kernels
-        self._programs: dict[int, _Program] = {}
-        self._memory = torch.empty(0, dtype=torch.uint8)  # of all programs: one runs at a time
+        self._max_rows = max(max_rows, _FEW_ROWS + 1)
+        self._program: Program | None = None
 
     def __call__(self, tokens: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
         """Maps tokens [T] to hidden states [T, hidden_size], valid until the next call."""
-        if self.obstacle or len(tokens) > _MAX_ROWS:
+        if self._program is None and self.obstacle is None:
+            self._record(kv)
+        if self._program is None:
             return self.module(tokens, kv)
         inputs = (tokens.data_ptr(), kv.positions.data_ptr(), kv.plan.address)
-        program = self._programs.get(len(tokens))
-        if program is None:
-            return self._record(tokens, kv, inputs)
-        self._programs[len(tokens)] = self._programs.pop(len(tokens))  # the last one used is the last to be forgotten
-        for places, address in zip(program.inputs, inputs, strict=True):
-            program.calls.put(places, address)
-        self._kernels.replay(program.calls.ctypes.data, len(program.calls))
-        return program.output
+        address, hidden = self._program.prepare(len(tokens), inputs)
+        self._kernels.replay(address, self._program.num_calls)
+        return hidden
 
-    def _record(self, tokens: Tensor, kv: KVCacheInputs[Any], inputs: tuple[int, ...]) -> Tensor:
+    def _record(self, kv: KVCacheInputs[Any]) -> None:
+        few, many = (self._notes_of(num_rows, kv) for num_rows in (_FEW_ROWS, self._max_rows))
+        if few is not None and many is not None:
+            try:
+                self._program = Program(few, many)
+            except ValueError as error:
+                self.obstacle = str(error)
+
+    def _notes_of(self, num_rows: int, kv: KVCacheInputs[Any]) -> Notes | None:
+        """Records a step of so many rows, whose inputs are zeros; None where that cannot be replayed."""
+        integers = torch.zeros(3, num_rows, dtype=torch.int64, device="cpu")
+        tokens, positions, context_lengths = integers
+        plan = torch.zeros(1, dtype=torch.int64, device="cpu")
+        step = replace(kv, positions=positions, context_lengths=context_lengths, plan=_Plan(plan.data_ptr()))
+        inputs = (tokens.data_ptr(), positions.data_ptr(), plan.data_ptr())
         with Recording(self._kernels) as recording:
-            output = self.module(tokens, kv)
-        self.obstacle = recording.obstacle or _foreign(recording, tokens, kv.positions, inputs)
-        if self.obstacle is None:
-            if len(self._programs) == _MAX_PROGRAMS:
-                self._programs.pop(next(iter(self._programs)))
-            program = self._programs[len(tokens)] = _program(recording, output, inputs)
-            moved = [program]
-            if program.size > len(self._memory):
-                self._memory, moved = torch.from_numpy(aligned_bytes(program.size)), [*self._programs.values()]
-            for one in moved:
-                one.use(self._memory)
-        return output
-
-
-def _foreign(recording: Recording, tokens: Tensor, positions: Tensor, inputs: tuple[int, ...]) -> str | None:
-    """Returns what stands in the way where a kernel reads of the step what will not be where it is now."""
-    storages = [tensor.untyped_storage() for tensor in (tokens, positions)]  # with all other integers of the step
-    spans = [range(storage.data_ptr(), storage.data_ptr() + storage.nbytes()) for storage in storages]
-    arguments = (number for call in recording.calls for number in call[1:] if number not in inputs)
-    is_foreign = any(number in span for number in arguments for span in spans)
-    return "a tensor of the step other than tokens and positions" if is_foreign else None
-
-
-def _program(recording: Recording, output: Tensor, inputs: tuple[int, ...]) -> _Program:
-    """Gives the step's tensors places in one piece of memory; those that are not alive together may share them."""
-    calls = np.zeros((len(recording.calls), _WIDTH), dtype=np.int64)
-    for row, numbers in zip(calls, recording.calls, strict=True):
-        row[: len(numbers)] = numbers
-    found = recording.find(output.data_ptr())
-    assert found is not None, "the module returns what it was given"
-    lifetimes: dict[int, tuple[int, int]] = {}
-    for call, _, tensor, _ in [*recording.places, (len(calls), 0, *found)]:
-        lifetimes[tensor] = (lifetimes.get(tensor, (call, call))[0], call)
-    starts = _arrange(lifetimes, recording.sizes)
-    places = [call * _WIDTH + argument for call, argument, _, _ in recording.places]
-    offsets = [starts[tensor] + offset for _, _, tensor, offset in recording.places]
-    return _Program(
-        calls,
-        inputs=tuple(np.nonzero((calls == address).ravel())[0] for address in inputs),
-        made=(np.array(places), np.array(offsets)),
-        size=max(start + recording.sizes[tensor] for tensor, start in starts.items()),
-        start=starts[found[0]] + found[1],
-        output=output,
-    )
-
-
-def _arrange(lifetimes: Mapping[int, tuple[int, int]], sizes: Sequence[int]) -> dict[int, int]:
-    """Gives each tensor the first place that is free while it lives.
-
-    With sizes 64, 128 and 64, alive during calls 0 to 1, 1 to 2 and 2 to 3, the first two begin at 0 and 64, and the
-    third at 0 again.
-    """
-    starts: dict[int, int] = {}
-    for tensor, (first, last) in sorted(lifetimes.items(), key=lambda item: item[1]):
-        neighbours = sorted(
-            (starts[other], starts[other] + sizes[other])
-            for other in starts
-            if lifetimes[other][0] <= last and first <= lifetimes[other][1]
+            output = self.module(tokens, step)
+        self.obstacle = recording.obstacle or _foreign(recording, integers, inputs)
+        if self.obstacle is not None:
+            return None
+        found = recording.find(output.data_ptr())
+        assert found is not None, "the module returns what it was given"
+        return Notes(
+            num_rows=num_rows,
+            calls=recording.calls,
+            places=recording.places,
+            inputs=[_arguments_that_are(address, recording.calls) for address in inputs],
+            sizes=recording.sizes,
+            output=found,
+            row=(tuple(output.shape[1:]), output.dtype),
         )
-        start = 0
-        for begin, end in neighbours:
-            if begin - start >= sizes[tensor]:
-                break
-            start = max(start, aligned(end))
-        starts[tensor] = start
-    return starts
+
+
+class _Plan(NamedTuple):
+    """What a kernel is told of the step that is recorded: nothing, at an address that is seen again in the notes."""
+
+    address: int
+
+
+def _arguments_that_are(address: int, calls: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    return [(i, j) for i, numbers in enumerate(calls) for j, number in enumerate(numbers) if number == address]
+
+
+def _foreign(recording: Recording, integers: Tensor, inputs: tuple[int, ...]) -> str | None:
+    """Returns what stands in the way where a kernel reads of the step what will not be where it is now."""
+    span = range(integers.data_ptr(), integers.data_ptr() + integers.nbytes)
+    arguments = (number for call in recording.calls for number in call[1:] if number not in inputs)
+    is_foreign = any(number in span for number in arguments)
+    return "a tensor of the step other than tokens and positions" if is_foreign else None

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pipezoo_core.context import TextContext
 from pipezoo_core.distributed import interrupts_deferred
 from pipezoo_core.errors import InsufficientPagesError, InvalidRequestError
+from pipezoo_core.pipeline.lock_patience import short_patience
 from pipezoo_core.pipeline.replica_runners import ReplicaRunners
 from pipezoo_core.pipeline.scheduler import Scheduler
 from pipezoo_core.request import GenerationStatus, RequestID, TextGenerationOutput
@@ -74,7 +75,7 @@ class RunningRequests:
             while any(not request.is_done or request.outputs or request.error for request in mine):
                 with self.exclusive():
                     if not any(request.outputs or request.error for request in mine):
-                        with interrupts_deferred():  # others wait for this step, too
+                        with interrupts_deferred(), short_patience():  # others wait for this step, too
                             self._step()
                     outputs = [output for request in mine for output in request.outputs]
                     for request in mine:

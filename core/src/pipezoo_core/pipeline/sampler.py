@@ -72,7 +72,7 @@ def _most_likely(logits: Tensor) -> Tensor:
     On a CPU numpy looks for it with vectors and torch does not: 5 µs instead of 53 for 49,152 numbers.
     """
     if logits.device.type == "cpu":
-        numbers = logits.float().numpy()
+        numbers = (logits if logits.dtype is torch.float32 else logits.float()).numpy()
         places = numbers.argmax(-1)
         places[~np.isfinite(numbers[np.arange(len(numbers)), places])] = NO_TOKEN
         return torch.from_numpy(places)
