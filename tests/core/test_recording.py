@@ -103,7 +103,7 @@ def test_replay_equals_eager(folder, chunk, pooled, monkeypatch):
 
 @pytest.mark.parametrize("encoding", ["float32", "int8"])
 def test_steps_of_all_sizes_are_replayed(folder, encoding):
-    """Recorded were two sizes; these are others, up to a step's budget, in an order that memory grows and shrinks in."""
+    """Recorded were two sizes; these are others, up to a step's budget, in an order in which memory grows."""
     recorded, eager = load(folder, encoding=encoding), load(folder, encoding=encoding, enforce_eager=True)
     for num_rows in (1, 7, 300, 2, 1024, 64, 65, 513):
         prompts = [[1 + i % 60 for i in range(num_rows)][start : start + 250] for start in range(0, num_rows, 250)]

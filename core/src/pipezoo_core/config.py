@@ -180,7 +180,7 @@ class PipelineConfig(Settings):
         max_batch_tokens: most tokens that go through the model in one step; longer prompts are fed in chunks.
         attention: the attention backend.
         linear: how linear layers are computed.
-        enforce_eager: run every step through Python, instead of recording small steps and replaying them.
+        enforce_eager: run every step through Python, instead of recording and replaying them.
         data_parallel_degree: how many replicas of the model answer requests side by side. The other settings hold for
             each of them.
         tensor_parallel_degree: how many devices compute each step together. The memory settings hold for each of them.

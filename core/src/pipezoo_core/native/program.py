@@ -1,7 +1,7 @@
 """A step as a list of kernels, for any number of rows.
 
-What a decoder computes of a step is the same kernels for any number of rows; only some of their arguments grow with it.
-So two recordings, with different numbers of rows, say what all others would be. Recorded with 2 and with 5 rows, a kernel
+What a decoder computes of a step is the same kernels for any number of rows; some of their arguments grow with it. So
+two recordings, with different numbers of rows, say what all others would be. Recorded with 2 and with 5 rows, a kernel
 that was given 2 and 5, 1,152 and 2,880, and 576 both times is given T, 576 · T and 576 for T rows.
 """
 

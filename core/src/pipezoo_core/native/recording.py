@@ -2,12 +2,12 @@
 
 A decode step of a small model is hundreds of short kernels. Between them Python takes as long as they do, because
 each has just driven Python's own data out of the caches, and each would hand the interpreter's lock to other threads.
-What a module calls is the same for every step, but for what is in proportion to the number of rows: see `program`. A CUDA
-graph, on a CPU.
+What a module calls is the same for every step, but for what is in proportion to the number of rows: see `program`. A
+CUDA graph, on a CPU.
 
-While a step is recorded, its kernels are noted and not run. What a module does outside the kernels is seen through torch's
-dispatcher. A few operations have a kernel of their own, views cost nothing, and with any other one the module is run as
-it is, always.
+While a step is recorded, its kernels are noted and not run. What a module does outside the kernels is seen through
+torch's dispatcher. A few operations have a kernel of their own, views cost nothing, and with any other one the module is
+run as it is, always.
 """
 
 from __future__ import annotations
