@@ -5,9 +5,10 @@
     python benchmarks/beside.py --engines pipezoo --rounds 1
 
 A column is an engine and the threads that it has: `pipezoo` has one per core, `pipezoo, 1 thread` a single one, which
-is what a team of threads has to keep up with when others want its cores. Each round starts one fresh process per column,
-which measures each figure in all companies, one right after the other. The busy process computes in a loop that touches
-no memory; the busy thread runs Python code without a pause. The last line is JSON. Run it alone. It needs Linux.
+is what a team of threads has to keep up with when others want its cores. Each round starts one fresh process per
+column, which measures each figure in all companies, one right after the other. The busy process computes in a loop that
+touches no memory; the busy thread runs Python code without a pause. The last line is JSON. Run it alone. It needs
+Linux.
 """
 
 from __future__ import annotations

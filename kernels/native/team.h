@@ -61,7 +61,7 @@ class TeamSize {
             window_end_ = time + kWindow;
         }
         lost_ += nanoseconds;
-        if (lost_ < (time < tried_until_ ? kTolerated / 5 : kTolerated)) return;
+        if (lost_ < (time < tried_until_ ? kTolerated / 2 : kTolerated)) return;
         left_out_ = omp_get_max_threads() - size + 1;
         pause_ = std::min<std::int64_t>(kLongest, 4 * pause_);
         until_ = time + pause_;
@@ -69,7 +69,7 @@ class TeamSize {
 
   private:
     static constexpr std::int64_t kShortest = 5'000'000, kLongest = 320'000'000;
-    static constexpr std::int64_t kWindow = 40'000'000, kTolerated = 4'000'000;  // a busy process takes several times as much
+    static constexpr std::int64_t kWindow = 40'000'000, kTolerated = 10'000'000;  // a busy process takes more
 
     std::atomic<int> left_out_{0};
     std::atomic<std::int64_t> until_{0}, pause_{kShortest}, tried_until_{0}, window_end_{0}, lost_{0};
@@ -185,8 +185,9 @@ class Team {
     // Goes on waiting. Late is who takes more than twice as long as this thread has, and a time slice is about to be lost.
     void wait_long() {
         constexpr std::int64_t kTolerated = 300'000;  // more than the parts of a piece of work differ
+        constexpr std::int64_t kToWake = 2'000'000;   // before the first barrier
         std::atomic<int>&arrived = meeting_.arrived.value, &sleeping = meeting_.sleeping.value;
-        const std::int64_t came = now(), limit = came + std::max(kTolerated, came - begun_);
+        const std::int64_t came = now(), limit = came + std::max(met_ > size_ ? kTolerated : kToWake, came - begun_);
         while (arrived.load(std::memory_order_acquire) < met_ && now() < limit) _mm_pause();
         meeting_.waits_long.store(true, std::memory_order_relaxed);
         sleeping.fetch_add(1);  // then looks again: it sees that all are here, or the last to come sees that it sleeps

@@ -6,8 +6,8 @@ What a module calls is the same for every step, but for what is in proportion to
 CUDA graph, on a CPU.
 
 While a step is recorded, its kernels are noted and not run. What a module does outside the kernels is seen through
-torch's dispatcher. A few operations have a kernel of their own, views cost nothing, and with any other one the module is
-run as it is, always.
+torch's dispatcher. A few operations have a kernel of their own, views cost nothing, and with any other one the module
+is run as it is, always.
 """
 
 from __future__ import annotations
