@@ -1,11 +1,13 @@
 // What Python sees: functions of plain integers, where a pointer is the address that `Tensor.data_ptr()` gives.
 //
-// Nothing is checked here; pipezoo_core does. Each function lets other Python threads run meanwhile. `addresses` says
-// where each lies, for `replay`, which runs many with one call.
+// Nothing is checked here; pipezoo_core does. Each function lets other Python threads run meanwhile, and raises
+// MemoryError where memory is short. `addresses` says where each lies, for `replay`, which runs many with one call.
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
 #include <array>
+#include <atomic>
+#include <new>
 #include <tuple>
 #include <utility>
 
@@ -18,6 +20,10 @@
 namespace {
 
 using pipezoo::bfloat16;
+
+// What pipezoo_core has to know of these functions: their arguments, the fields of `Step` and `Item`, the layout of packed
+// weights. Another number for every change; pipezoo_core uses no kernels of another number than its own.
+constexpr long kInterface = 2;
 
 template <typename T>
 T from_python(PyObject* value) {
@@ -41,20 +47,22 @@ T from_number(std::int64_t value) {
 template <auto function>
 struct Binding;
 
-template <typename Result, typename... Arguments, Result (*function)(Arguments...)>
+template <typename... Arguments, void (*function)(Arguments...)>
 struct Binding<function> {
     template <std::size_t... index>
     static PyObject* run(PyObject* const* values, std::index_sequence<index...>) {
         std::tuple<Arguments...> arguments{from_python<Arguments>(values[index])...};
         if (PyErr_Occurred()) return nullptr;
-        if constexpr (std::is_void_v<Result>) {
-            Py_BEGIN_ALLOW_THREADS
+        bool is_short = false;
+        Py_BEGIN_ALLOW_THREADS
+        try {
             std::apply(function, arguments);
-            Py_END_ALLOW_THREADS
-            Py_RETURN_NONE;
-        } else {
-            return PyLong_FromLongLong(std::apply(function, arguments));
+        } catch (const std::bad_alloc&) {
+            is_short = true;
         }
+        Py_END_ALLOW_THREADS
+        if (is_short) return PyErr_NoMemory();
+        Py_RETURN_NONE;
     }
 
     template <std::size_t... index>
@@ -108,15 +116,17 @@ void linear_quantized(const void* x, const void* packed, const void* bias, void*
 }
 
 template <typename T>
-void packed_rows(const void* tokens, const void* packed, void* y, std::int64_t rows, std::int64_t in) {
+void packed_rows(const void* tokens, const void* packed, void* y, std::int64_t rows, std::int64_t in, std::int64_t out) {
     pipezoo::packed_rows(static_cast<const std::int64_t*>(tokens), static_cast<const T*>(packed), static_cast<T*>(y),
-                         rows, in);
+                         rows, in, out);
 }
 
 template <typename T, int bits>
-void packed_rows_quantized(const void* tokens, const void* packed, void* y, std::int64_t rows, std::int64_t in) {
+void packed_rows_quantized(const void* tokens, const void* packed, void* y, std::int64_t rows, std::int64_t in,
+                           std::int64_t out) {
     pipezoo::packed_rows_quantized<T, bits>(static_cast<const std::int64_t*>(tokens),
-                                            static_cast<const std::uint8_t*>(packed), static_cast<T*>(y), rows, in);
+                                            static_cast<const std::uint8_t*>(packed), static_cast<T*>(y), rows, in,
+                                            out);
 }
 
 template <typename T>
@@ -133,9 +143,10 @@ template <typename T>
 constexpr auto linear_int4 = linear_quantized<T, 4>;
 
 template <typename T>
-void rms_norm(const void* x, const void* weight, void* y, std::int64_t rows, std::int64_t size, double eps) {
-    pipezoo::rms_norm(static_cast<const T*>(x), static_cast<const T*>(weight), static_cast<T*>(y), rows, size,
-                      float(eps));
+void rms_norm(const void* x, const void* weight, void* y, std::int64_t rows, std::int64_t size, std::int64_t heads,
+              std::int64_t stride, double eps) {
+    pipezoo::rms_norm(static_cast<const T*>(x), static_cast<const T*>(weight), static_cast<T*>(y), rows, size, heads,
+                      stride, float(eps));
 }
 
 template <typename T>
@@ -149,9 +160,10 @@ void add(const void* x, const void* y, void* sum, std::int64_t count) {
 }
 
 template <typename T>
-void embedding(const void* tokens, const void* weight, void* y, std::int64_t rows, std::int64_t size) {
+void embedding(const void* tokens, const void* weight, void* y, std::int64_t rows, std::int64_t size,
+               std::int64_t vocabulary) {
     pipezoo::embedding(static_cast<const std::int64_t*>(tokens), static_cast<const T*>(weight), static_cast<T*>(y),
-                       rows, size);
+                       rows, size, vocabulary);
 }
 
 template <typename T>
@@ -162,15 +174,23 @@ void rotary_angles(const void* positions, const void* frequencies, void* cos, vo
 }
 
 // A program is `num_calls` rows of 16 numbers: the address of a kernel, then its arguments. All threads of one team run
-// each row, so the kernel is one that works `on_team`; those that pack weights do not.
+// each row, so the kernel is one that works `on_team`; those that pack weights do not. Where one is short of memory, the
+// others are run all the same: no thread may leave the team.
 void replay(const void* program, std::int64_t num_calls) {
+    std::atomic<bool> is_short{false};
     pipezoo::in_parallel([&](pipezoo::Team& team) {
         pipezoo::replaying = &team;
         const auto* row = static_cast<const std::int64_t*>(program);
-        for (std::int64_t i = 0; i < num_calls; ++i, row += 16)
-            reinterpret_cast<void (*)(const std::int64_t*)>(row[0])(row + 1);
+        for (std::int64_t i = 0; i < num_calls; ++i, row += 16) {
+            try {
+                reinterpret_cast<void (*)(const std::int64_t*)>(row[0])(row + 1);
+            } catch (const std::bad_alloc&) {
+                is_short = true;
+            }
+        }
         pipezoo::replaying = nullptr;
     });
+    if (is_short) throw std::bad_alloc();
 }
 
 #define PIPEZOO_KERNELS(apply)                                                                            \
@@ -205,6 +225,7 @@ int fill_module(PyObject* module) {
     failed = failed || add_address(addresses, #name "_bfloat16", &Binding<name<bfloat16>>::replay);
     PIPEZOO_KERNELS(PIPEZOO_ADDRESSES)
     failed = failed || PyModule_AddObjectRef(module, "addresses", addresses) < 0;
+    failed = failed || PyModule_AddIntConstant(module, "interface", kInterface) < 0;
     Py_XDECREF(addresses);
     return failed ? -1 : 0;
 }

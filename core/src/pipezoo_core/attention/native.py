@@ -26,6 +26,7 @@ __all__ = ["NativeAttention"]
 _QUERIES = 48  # queries of one key/value head that an item has at most: four tiles of the kernel
 _KEYS = 256  # a decode is cut after so many keys
 _PAGE_MULTIPLE = 32
+_CPU = torch.device("cpu")  # named wherever a tensor is made, because torch's default may be another
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class NativeAttention(AttentionBackend):
             raise UnsupportedAttentionError(f"attention 'native' cannot be used: {reason}", cure="Leave it at auto.")
         self._kernels = kernels
         self._max_queries = max(1, _QUERIES // spec.num_groups)
-        self._slopes = torch.tensor(spec.alibi_slopes or (), dtype=torch.float32)
+        self._slopes = torch.tensor(spec.alibi_slopes or (), dtype=torch.float32, device=_CPU)
 
     @staticmethod
     def why_not(spec: AttentionSpec, kernels: NativeKernels, page_size: int) -> str | None:
@@ -123,17 +124,20 @@ class NativeAttention(AttentionBackend):
             [*chain.from_iterable(splits)],
             [number for numbers in partials_of.values() for number in numbers],
         )
-        tables = torch.tensor([*chain.from_iterable(lists)], dtype=torch.int32)
+        tables = torch.tensor([*chain.from_iterable(lists)], dtype=torch.int32, device=_CPU)
         addresses = accumulate((len(values) * tables.itemsize for values in lists), initial=tables.data_ptr())
         row_table, slot_table, item_table, page_addresses, split_table, numbers, _ = addresses
-        partials = torch.empty(num_partials, self.spec.num_heads, 2 + self.spec.head_dim)
+        shape = (num_partials, self.spec.num_heads, 2 + self.spec.head_dim)
+        partials = torch.empty(shape, dtype=torch.float32, device=_CPU)
         description = torch.tensor(
             [
                 *(len(row_pages), row_table, slot_table, len(items), item_table, page_addresses),
                 *(len(splits), split_table, numbers, partials.data_ptr()),
                 *(self.spec.num_heads, self.spec.num_kv_heads, self.spec.head_dim, page_size),
                 *(self.spec.sliding_window or 0, self._slopes.data_ptr(), bits(self.spec.scale)),
-            ]
+            ],
+            dtype=torch.int64,
+            device=_CPU,
         )
         return NativePlan(tensors=(tables, partials, description), address=description.data_ptr())
 
