@@ -125,7 +125,7 @@ class PagedAttention(AttentionBackend):
         key_pages[plan.write_pages, :, plan.write_slots] = _finite(k_TKD)
         value_pages[plan.write_pages, :, plan.write_slots] = _finite(v_TKD)
         if not plan.prefills:
-            return self._decode(q_TND, key_pages, value_pages, plan.groups).flatten(1) + spoiled_T1
+            return self._decode(q_TND, key_pages, value_pages, plan.groups).flatten(1).add_(spoiled_T1)
         out_TND = torch.empty_like(q_TND)
         if plan.groups:
             out_TND[plan.decode_rows] = self._decode(q_TND[plan.decode_rows], key_pages, value_pages, plan.groups)
@@ -137,7 +137,7 @@ class PagedAttention(AttentionBackend):
                 keys_KSD = _gather(key_pages, prefill)
                 values_KSD = _gather(value_pages, prefill)
             out_TND[rows] = self._prefill(q_TND[rows], keys_KSD, values_KSD, prefill.bias)
-        return out_TND.flatten(1) + spoiled_T1
+        return out_TND.flatten(1).add_(spoiled_T1)
 
     def _prefill(self, q_TND: Tensor, keys_KSD: Tensor, values_KSD: Tensor, bias: Tensor | None) -> Tensor:
         repeats = self.spec.num_groups

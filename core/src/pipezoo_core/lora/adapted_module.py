@@ -124,6 +124,7 @@ class AdaptedModule:
             row_offsets: where each request's rows begin, and the last one's end.
         """
         self._batch.groups = group_rows(lora_ids, lora_ranks, row_offsets, self._device)
+        self._batch.num_rows = row_offsets[-1]
         try:
             yield
         finally:

@@ -5,18 +5,22 @@ each has just driven Python's own data out of the caches. What a module calls de
 that the calls of one step, with other inputs, are those of the next: a CUDA graph, on a CPU.
 
 What a module does outside the kernels is seen too, through torch's dispatcher. A few operations have a kernel of their
-own, views cost nothing, and with any other one the module is run as it is, always.
+own and views cost nothing. Any other operation is an obstacle, and so is what a module reads of the step that may differ
+the next time, be it on the host (the requests' lists, their number, a number out of a tensor) or in a tensor. With an
+obstacle, steps of this number of rows are run as they are from then on, and the logger "pipezoo" says so.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipezoo_core.native.kernels import NativeKernels, bits
@@ -27,20 +31,36 @@ if TYPE_CHECKING:
 
 __all__ = ["RecordedModule"]
 
+_LOGGER = logging.getLogger("pipezoo")
+
 _MAX_ROWS = 64  # with more, Python is a small part of a step
 _MAX_PROGRAMS = 16  # numbers of rows that are remembered
 _WIDTH = 16  # numbers per call: the kernel's address and its arguments
 
 aten = torch.ops.aten
 _VIEWS = {
+    aten._reshape_alias.default,
+    aten._unsafe_view.default,
     aten.alias.default,
+    aten.as_strided.default,
     aten.detach.default,
+    aten.expand.default,
+    aten.permute.default,
+    aten.select.int,
     aten.slice.Tensor,
     aten.split.Tensor,
     aten.split_with_sizes.default,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.t.default,
+    aten.transpose.int,
+    aten.unbind.int,
     aten.unsqueeze.default,
     aten.view.default,
 }
+_OF_EACH_STEP = {"positions", "context_lengths", "key_pages", "value_pages", "plan"}  # with as many rows, and addresses
+_READ_ON_THE_HOST = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__contains__}  # the dispatcher misses them
 _IN_PLACE = {aten.add_.Tensor}
 _EMPTY = {aten.empty.memory_format, aten.empty_like.default}
 
@@ -55,7 +75,7 @@ class Recording(TorchDispatchMode):
         calls: each kernel's address and arguments.
         places: which arguments lie in tensors that were made: call, argument, the tensor's number, bytes into it.
         sizes: of the tensors, in bytes.
-        obstacle: an operation that has no kernel; None if the notes are complete.
+        obstacle: what cannot be replayed; None if the notes are complete.
         dtype: that the kernels compute.
     """
 
@@ -68,6 +88,7 @@ class Recording(TorchDispatchMode):
         self.dtype = kernels.dtype
         self._kernels = kernels
         self._made: dict[range, int] = {}
+        self._reads = _HostReads(self)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -76,12 +97,14 @@ class Recording(TorchDispatchMode):
 
     def __enter__(self) -> Recording:
         self._kernels.recording = self
+        self._reads.__enter__()  # type: ignore[no-untyped-call]  # likewise
         super().__enter__()  # type: ignore[no-untyped-call]  # likewise
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._kernels.recording = None
         super().__exit__(*error)  # type: ignore[no-untyped-call]  # likewise
+        self._reads.__exit__(*error)  # type: ignore[no-untyped-call]  # likewise
 
     def add(self, name: str, arguments: tuple[float, ...]) -> None:
         """Notes a kernel."""
@@ -89,6 +112,10 @@ class Recording(TorchDispatchMode):
         found = ((argument, self.find(number)) for argument, number in enumerate(numbers))
         self.places += [(len(self.calls), argument, *place) for argument, place in found if place is not None]
         self.calls.append(numbers)
+
+    def refuse(self, why: str) -> None:
+        """Notes an obstacle; the first one is kept."""
+        self.obstacle = self.obstacle or why
 
     def find(self, address: int) -> tuple[int, int] | None:
         """Returns the number of the tensor that an address is in, and how many bytes into it."""
@@ -106,7 +133,7 @@ class Recording(TorchDispatchMode):
             return result
         note = _KERNELS.get(function)
         if note is None or kwargs or not note(self, result, *args):
-            self.obstacle = str(function)
+            self.refuse(str(function))
         return result
 
     def _make(self, storage: torch.UntypedStorage) -> None:
@@ -118,18 +145,46 @@ class Recording(TorchDispatchMode):
         self.sizes.append(len(made))
 
 
+class _HostReads(TorchFunctionMode):
+    """Sees what is read of a tensor without an operation: what Python does with it is done once and never again."""
+
+    def __init__(self, recording: Recording) -> None:
+        super().__init__()
+        self._recording = recording
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs the function."""
+        if function in _READ_ON_THE_HOST:
+            self._recording.refuse(f"Tensor.{function.__name__}")
+        return function(*args, **(kwargs or {}))
+
+
+class _WatchedStep:
+    """A step as the module sees it while it is recorded: whatever may differ for as many rows is an obstacle."""
+
+    def __init__(self, kv: KVCacheInputs[Any], recording: Recording) -> None:
+        self._kv = kv
+        self._recording = recording
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _OF_EACH_STEP:
+            self._recording.refuse(f"the step's {name}")
+        return getattr(self._kv, name)
+
+
 def _note_add(recording: Recording, result: Tensor, x: Tensor, y: Any) -> bool:
     if not isinstance(y, Tensor) or x.shape != y.shape or not (x.is_contiguous() and y.is_contiguous()):
         return False
     recording.add("add", (x.data_ptr(), y.data_ptr(), result.data_ptr(), x.numel()))
-    return x.dtype is y.dtype is recording.dtype
+    return x.dtype is y.dtype is recording.dtype and x.is_cpu and y.is_cpu
 
 
 def _note_embedding(recording: Recording, result: Tensor, weight: Tensor, tokens: Tensor, *options: Any) -> bool:
     del options  # they matter to training
-    rows = (tokens.data_ptr(), weight.data_ptr(), result.data_ptr(), tokens.numel(), weight.shape[1])
+    rows = (tokens.data_ptr(), weight.data_ptr(), result.data_ptr(), tokens.numel(), weight.shape[1], len(weight))
     recording.add("embedding", rows)
-    return tokens.dtype is torch.int64
+    is_plain = tokens.is_contiguous() and weight.is_contiguous() and weight.is_cpu
+    return is_plain and tokens.dtype is torch.int64 and weight.dtype is recording.dtype
 
 
 _KERNELS: dict[Any, Callable[..., bool]] = {
@@ -172,18 +227,21 @@ class RecordedModule:
     Args:
         module: maps tokens [T] and `KVCacheInputs` to hidden states [T, hidden_size].
         kernels: those that the module's layers and attention use.
+
+    Attributes:
+        obstacles: by their number of rows, why steps are not replayed.
     """
 
     def __init__(self, module: Callable[[Tensor, KVCacheInputs[Any]], Tensor], kernels: NativeKernels) -> None:
         self.module = module
-        self.obstacle: str | None = None
+        self.obstacles: dict[int, str] = {}
         self._kernels = kernels
         self._programs: dict[int, _Program] = {}
-        self._memory = torch.empty(0, dtype=torch.uint8)  # of all programs: one runs at a time
+        self._memory = torch.empty(0, dtype=torch.uint8, device="cpu")  # of all programs: one runs at a time
 
     def __call__(self, tokens: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
         """Maps tokens [T] to hidden states [T, hidden_size], valid until the next call."""
-        if self.obstacle or len(tokens) > _MAX_ROWS:
+        if len(tokens) > _MAX_ROWS or len(tokens) in self.obstacles:
             return self.module(tokens, kv)
         inputs = (tokens.data_ptr(), kv.positions.data_ptr(), kv.plan.address)
         program = self._programs.get(len(tokens))
@@ -197,9 +255,13 @@ class RecordedModule:
 
     def _record(self, tokens: Tensor, kv: KVCacheInputs[Any], inputs: tuple[int, ...]) -> Tensor:
         with Recording(self._kernels) as recording:
-            output = self.module(tokens, kv)
-        self.obstacle = recording.obstacle or _foreign(recording, tokens, kv.positions, inputs)
-        if self.obstacle is None:
+            output = self.module(tokens, cast("KVCacheInputs[Any]", _WatchedStep(kv, recording)))
+        if recording.find(output.data_ptr()) is None or not output.is_contiguous():
+            recording.refuse("a result that is no whole tensor of the step")
+        obstacle = recording.obstacle or _foreign(recording, tokens, kv.positions, inputs)
+        if obstacle is not None:
+            self._refuse(len(tokens), obstacle)
+        else:
             if len(self._programs) == _MAX_PROGRAMS:
                 self._programs.pop(next(iter(self._programs)))
             program = self._programs[len(tokens)] = _program(recording, output, inputs)
@@ -209,6 +271,12 @@ class RecordedModule:
             for one in moved:
                 one.use(self._memory)
         return output
+
+    def _refuse(self, num_rows: int, obstacle: str) -> None:
+        if obstacle not in self.obstacles.values():
+            what = f"{num_rows} row{'s' if num_rows > 1 else ''}"
+            _LOGGER.warning("the model's steps of %s are not replayed, which is slower: %s", what, obstacle)
+        self.obstacles[num_rows] = obstacle
 
 
 def _foreign(recording: Recording, tokens: Tensor, positions: Tensor, inputs: tuple[int, ...]) -> str | None:
@@ -226,7 +294,7 @@ def _program(recording: Recording, output: Tensor, inputs: tuple[int, ...]) -> _
     for row, numbers in zip(calls, recording.calls, strict=True):
         row[: len(numbers)] = numbers
     found = recording.find(output.data_ptr())
-    assert found is not None, "the module returns what it was given"
+    assert found is not None
     lifetimes: dict[int, tuple[int, int]] = {}
     for call, _, tensor, _ in [*recording.places, (len(calls), 0, *found)]:
         lifetimes[tensor] = (lifetimes.get(tensor, (call, call))[0], call)
