@@ -226,7 +226,11 @@ class DistributedGroup(TensorParallelGroup):
         data = bytearray(pickle.dumps(value) if self.rank == source else b"")
         size = torch.tensor([len(data)], dtype=torch.int64, device="cpu")
         self._broadcast(size, source, _wait_for_long)
-        message = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(int(size), dtype=torch.uint8, device="cpu")
+        message = (
+            torch.frombuffer(data, dtype=torch.uint8)
+            if data
+            else torch.empty(int(size), dtype=torch.uint8, device="cpu")
+        )
         self._broadcast(message, source, _wait_for_long)
         return pickle.loads(message.numpy().tobytes())
 
