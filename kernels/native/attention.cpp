@@ -1,7 +1,9 @@
 #include "attention.h"
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
+#include <new>
 
 #include "team.h"
 
@@ -24,6 +26,17 @@ PIPEZOO_INLINE void read_head(const T* from, const T* cos, const T* sin, std::in
         store(to + d, product_less(first, load(cos + d), second * load(sin + d)));
         store(to + half + d, add_product(first * load(sin + half + d), second, load(cos + half + d)));
     }
+}
+
+// 0; NaN where a number of a head is NaN or infinite, for then it differs from itself.
+template <typename T>
+PIPEZOO_INLINE float nan_unless_finite(const T* head, std::int64_t head_dim) {
+    Vector differences = zeros();
+    for (std::int64_t d = 0; d < head_dim; d += kLanes) {
+        const Vector numbers = load(head + d);
+        differences = differences + (numbers - numbers);
+    }
+    return sum(differences);
 }
 
 template <typename T>
@@ -54,13 +67,18 @@ struct Workspace {
     std::unique_ptr<float[]> sums;     // [rows, kLanes]
     std::int64_t size = 0;
 
-    void reserve(std::int64_t rows, std::int64_t head_dim) {
-        if (rows * head_dim <= size) return;
-        size = rows * head_dim;
-        queries.reset(new Left<T>[size]());
-        values.reset(new float[size]);
-        maxima.reset(new float[size]);
-        sums.reset(new float[size * kLanes]);
+    // Returns false where memory is short: no exception may leave a thread of a team.
+    bool reserve(std::int64_t rows, std::int64_t head_dim) {
+        const std::int64_t count = rows * head_dim;
+        if (count <= size) return true;
+        size = 0;
+        queries.reset(new (std::nothrow) Left<T>[count]());
+        values.reset(new (std::nothrow) float[count]);
+        maxima.reset(new (std::nothrow) float[count]);
+        sums.reset(new (std::nothrow) float[count * kLanes]);
+        if (!queries || !values || !maxima || !sums) return false;
+        size = count;
+        return true;
     }
 };
 
@@ -75,33 +93,47 @@ class ItemWork {
           rows_(item.num_queries * groups_),
           tiles_((rows_ + kTileRows - 1) / kTileRows),
           dim_(step.head_dim),
-          space_(workspace) {
-        space_.reserve(tiles_ * kTileRows, dim_);
+          space_(workspace) {}
+
+    // Returns false where memory is short.
+    bool begin() {
+        if (!space_.reserve(tiles_ * kTileRows, dim_)) return false;
         std::fill_n(space_.maxima.get(), tiles_ * kTileRows, kLowest);
         std::fill_n(space_.sums.get(), tiles_ * kTileRows * kLanes, 0.0f);
         std::fill_n(space_.values.get(), tiles_ * kTileRows * dim_, 0.0f);
+        return true;
     }
 
-    void read_queries(const T* q, std::int64_t q_stride, const T* cos, const T* sin) {
+    // A row whose query, key or value is not finite asks with NaN, and so gets it: in pages there is nothing of it.
+    void read_queries(const T* q, std::int64_t q_stride, const T* k, std::int64_t k_stride, const T* v,
+                      std::int64_t v_stride, const T* cos, const T* sin) {
         constexpr int ps = kPerStep<T>;
+        Vector spoiled = zeros();
         alignas(64) float numbers[kMaxHeadDim];
         alignas(64) Left<T> stored[kMaxHeadDim];
         for (std::int64_t r = 0; r < rows_; ++r) {
             const std::int64_t row = item_.row + r / groups_;
             const T* from = q + row * q_stride + (head_ * groups_ + r % groups_) * dim_;
             read_head(from, cos ? cos + row * dim_ : nullptr, sin + row * dim_, dim_, numbers);
-            for (std::int64_t d = 0; d < dim_; d += kLanes) store(stored + d, load(numbers + d));
+            if (r % groups_ == 0)
+                spoiled = all(nan_unless_finite(k + row * k_stride + head_ * dim_, dim_) +
+                              nan_unless_finite(v + row * v_stride + head_ * dim_, dim_));
+            for (std::int64_t d = 0; d < dim_; d += kLanes) {
+                const Vector query = load(numbers + d);
+                store(stored + d, query + (spoiled + (query - query)));
+            }
             Left<T>* to = space_.queries.get() + r / kTileRows * kTileRows * dim_ + r % kTileRows * ps;
             for (std::int64_t d = 0; d < dim_; d += ps) std::memcpy(to + d * kTileRows, stored + d, ps * sizeof(Left<T>));
         }
     }
 
+    // What is looked at together lies in one page: of pages of 96 keys, 64 and then 32.
     void look_at_keys(const T* key_pages, const T* value_pages) {
-        const std::int64_t page_size = step_.page_size, block = std::min<std::int64_t>(kBlock, page_size);
-        for (std::int64_t key = item_.first_key; key < item_.end_key; key += block) {
+        const std::int64_t page_size = step_.page_size;
+        for (std::int64_t key = item_.first_key, num_keys; key < item_.end_key; key += num_keys) {
             const std::int64_t at = page_of(key), slot = key % page_size;
-            const std::int64_t num_keys = std::min(block, item_.end_key - key);
-            const std::int64_t next = key + block < item_.end_key ? key + block : key;
+            num_keys = std::min({std::int64_t(kBlock), page_size - slot, item_.end_key - key});
+            const std::int64_t next = key + num_keys < item_.end_key ? key + num_keys : key;
             const T* next_keys = key_pages + page_of(next) + next % page_size * kPerStep<T>;
             for (std::int64_t tile = 0; tile < tiles_; ++tile)
                 if (tile_sees(tile, key, num_keys))
@@ -274,6 +306,7 @@ template <typename T>
 void attend(const T* q, std::int64_t q_stride, const T* k, std::int64_t k_stride, const T* v, std::int64_t v_stride,
             const T* cos, const T* sin, T* key_pages, T* value_pages, T* out, const Step& step) {
     const std::int64_t num_work = step.num_items * step.num_kv_heads;
+    std::atomic<bool> is_short{false};
     on_team([&](Team& team) {
         team.each(step.num_rows, [&](std::int64_t row) {
             const std::int64_t angle = row * step.head_dim;
@@ -284,7 +317,11 @@ void attend(const T* q, std::int64_t q_stride, const T* k, std::int64_t k_stride
         thread_local Workspace<T> workspace;
         for (std::int64_t i; (i = team.take()) < num_work;) {
             ItemWork<T> work(step, step.items[i % step.num_items], i / step.num_items, workspace);
-            work.read_queries(q, q_stride, cos, sin);
+            if (!work.begin()) {
+                is_short = true;
+                continue;
+            }
+            work.read_queries(q, q_stride, k, k_stride, v, v_stride, cos, sin);
             work.look_at_keys(key_pages, value_pages);
             work.write(out);
         }
@@ -294,6 +331,7 @@ void attend(const T* q, std::int64_t q_stride, const T* k, std::int64_t k_stride
             join(step, step.splits[i / step.num_heads], i % step.num_heads, out);
         });
     });
+    if (is_short) throw std::bad_alloc();
 }
 
 #define PIPEZOO_INSTANTIATE(T)                                                                                     \

@@ -32,7 +32,8 @@ struct Split {
     std::int32_t num_partials;
 };
 
-// What is the same for all layers of a step. Python writes it: 17 fields of 8 bytes each.
+// What is the same for all layers of a step. Python writes it, 17 fields of 8 bytes each: a change of it is a new
+// `kInterface` in module.cpp.
 struct Step {
     std::int64_t num_rows;
     const std::int32_t* row_pages;  // [num_rows], the page that a row's key and value are written to
@@ -55,7 +56,10 @@ static_assert(sizeof(Step) == 17 * 8);
 //
 // q [T, num_heads, head_dim], k and v [T, num_kv_heads, head_dim], each with a stride between rows, counted in
 // numbers; cos and sin [T, head_dim]; out [T, num_heads, head_dim], contiguous. What is not finite in k or v is
-// written finite, because a weight of 0 times infinity is NaN.
+// written finite, because a weight of 0 times infinity is NaN, which would reach other requests. The row itself gets
+// NaN, in the query heads that share the key/value head; so does one whose queries are not finite.
+//
+// Throws std::bad_alloc when all threads are done, so that the team can go on.
 template <typename T>
 void attend(const T* q, std::int64_t q_stride, const T* k, std::int64_t k_stride, const T* v, std::int64_t v_stride,
             const T* cos, const T* sin, T* key_pages, T* value_pages, T* out, const Step& step);

@@ -8,9 +8,10 @@
 namespace pipezoo {
 
 template <typename T>
-void rms_norm(const T* x, const T* weight, T* y, std::int64_t rows, std::int64_t size, float eps) {
+void rms_norm(const T* x, const T* weight, T* y, std::int64_t rows, std::int64_t size, std::int64_t heads,
+              std::int64_t stride, float eps) {
     on_team_each(rows, rows * size, [&](std::int64_t row) {
-        const T* from = x + row * size;
+        const T* from = x + row / heads * stride + row % heads * size;
         Vector squares = zeros();
         for (std::int64_t i = 0; i < size; i += kLanes) {
             const Vector value = load(from + i, first_lanes(size - i));
@@ -48,8 +49,10 @@ void add(const T* x, const T* y, T* sum, std::int64_t count) {
 }
 
 template <typename T>
-void embedding(const std::int64_t* tokens, const T* weight, T* y, std::int64_t rows, std::int64_t size) {
+void embedding(const std::int64_t* tokens, const T* weight, T* y, std::int64_t rows, std::int64_t size,
+               std::int64_t vocabulary) {
     on_team_each(rows, rows * size, [&](std::int64_t row) {
+        if (!is_index(tokens[row], vocabulary)) return write_nan(y + row * size, size);
         std::memcpy(y + row * size, weight + tokens[row] * size, size * sizeof(T));
     });
 }
@@ -76,10 +79,10 @@ void rotary_angles(const std::int64_t* positions, const float* frequencies, T* c
 }
 
 #define PIPEZOO_INSTANTIATE(T)                                                                             \
-    template void rms_norm<T>(const T*, const T*, T*, std::int64_t, std::int64_t, float);                  \
+    template void rms_norm<T>(const T*, const T*, T*, std::int64_t, std::int64_t, std::int64_t, std::int64_t, float); \
     template void silu_multiply<T>(const T*, T*, std::int64_t, std::int64_t);                              \
     template void add<T>(const T*, const T*, T*, std::int64_t);                                            \
-    template void embedding<T>(const std::int64_t*, const T*, T*, std::int64_t, std::int64_t);             \
+    template void embedding<T>(const std::int64_t*, const T*, T*, std::int64_t, std::int64_t, std::int64_t); \
     template void rotary_angles<T>(const std::int64_t*, const float*, T*, T*, std::int64_t, std::int64_t, float);
 PIPEZOO_INSTANTIATE(float)
 PIPEZOO_INSTANTIATE(bfloat16)

@@ -106,9 +106,11 @@ void linear(const T* x, const T* packed, const T* bias, void* y, std::int64_t ro
 }
 
 template <typename T>
-void packed_rows(const std::int64_t* tokens, const T* packed, T* y, std::int64_t rows, std::int64_t in) {
+void packed_rows(const std::int64_t* tokens, const T* packed, T* y, std::int64_t rows, std::int64_t in,
+                 std::int64_t out) {
     constexpr int ps = kPerStep<T>;
     on_team_each(rows, rows * in, [&](std::int64_t row) {
+        if (!is_index(tokens[row], out)) return write_nan(y + row * in, in);
         const T* from = packed + tokens[row] / kPanel * kPanel * in + tokens[row] % kPanel * ps;
         for (std::int64_t i = 0; i < in; i += ps) std::memcpy(y + row * in + i, from + i * kPanel, ps * sizeof(T));
     });
@@ -117,7 +119,7 @@ void packed_rows(const std::int64_t* tokens, const T* packed, T* y, std::int64_t
 #define PIPEZOO_INSTANTIATE(T)                                                                                   \
     template void pack<T>(const T*, T*, std::int64_t, std::int64_t, Form);                                       \
     template void linear<T>(const T*, const T*, const T*, void*, std::int64_t, std::int64_t, std::int64_t, Form);   \
-    template void packed_rows<T>(const std::int64_t*, const T*, T*, std::int64_t, std::int64_t);
+    template void packed_rows<T>(const std::int64_t*, const T*, T*, std::int64_t, std::int64_t, std::int64_t);
 PIPEZOO_INSTANTIATE(float)
 PIPEZOO_INSTANTIATE(bfloat16)
 

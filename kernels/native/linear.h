@@ -24,8 +24,10 @@ template <typename T>
 void linear(const T* x, const T* packed, const T* bias, void* y, std::int64_t rows, std::int64_t in, std::int64_t out,
             Form form);
 
-// y[i] = row tokens[i] of a packed weight: a head that shares the embedding's weight serves both.
+// y[i] = row tokens[i] of a packed weight [out, in]: a head that shares the embedding's weight serves both. NaN for what
+// is none of its rows.
 template <typename T>
-void packed_rows(const std::int64_t* tokens, const T* packed, T* y, std::int64_t rows, std::int64_t in);
+void packed_rows(const std::int64_t* tokens, const T* packed, T* y, std::int64_t rows, std::int64_t in,
+                 std::int64_t out);
 
 }  // namespace pipezoo

@@ -2,7 +2,8 @@
 //
 // Nothing is checked here; pipezoo_core does. `replay` and the functions that pack weights let other Python threads run
 // meanwhile. The others keep the interpreter's lock, because to get it back takes up to 5 ms, which is longer than they
-// compute. `addresses` says where each lies, for `replay`, which runs many with one call.
+// compute. All raise MemoryError where memory is short. `addresses` says where each lies, for `replay`, which runs many
+// with one call.
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
@@ -19,6 +20,10 @@
 namespace {
 
 using pipezoo::bfloat16;
+
+// What pipezoo_core has to know of these functions: their arguments, the fields of `Step` and `Item`, the layout of packed
+// weights. Another number for every change; pipezoo_core uses no kernels of another number than its own.
+constexpr long kInterface = 2;
 
 template <typename T>
 T from_python(PyObject* value) {
@@ -112,15 +117,17 @@ void linear_quantized(const void* x, const void* packed, const void* bias, void*
 }
 
 template <typename T>
-void packed_rows(const void* tokens, const void* packed, void* y, std::int64_t rows, std::int64_t in) {
+void packed_rows(const void* tokens, const void* packed, void* y, std::int64_t rows, std::int64_t in, std::int64_t out) {
     pipezoo::packed_rows(static_cast<const std::int64_t*>(tokens), static_cast<const T*>(packed), static_cast<T*>(y),
-                         rows, in);
+                         rows, in, out);
 }
 
 template <typename T, int bits>
-void packed_rows_quantized(const void* tokens, const void* packed, void* y, std::int64_t rows, std::int64_t in) {
+void packed_rows_quantized(const void* tokens, const void* packed, void* y, std::int64_t rows, std::int64_t in,
+                           std::int64_t out) {
     pipezoo::packed_rows_quantized<T, bits>(static_cast<const std::int64_t*>(tokens),
-                                            static_cast<const std::uint8_t*>(packed), static_cast<T*>(y), rows, in);
+                                            static_cast<const std::uint8_t*>(packed), static_cast<T*>(y), rows, in,
+                                            out);
 }
 
 template <typename T>
@@ -137,9 +144,10 @@ template <typename T>
 constexpr auto linear_int4 = linear_quantized<T, 4>;
 
 template <typename T>
-void rms_norm(const void* x, const void* weight, void* y, std::int64_t rows, std::int64_t size, double eps) {
-    pipezoo::rms_norm(static_cast<const T*>(x), static_cast<const T*>(weight), static_cast<T*>(y), rows, size,
-                      float(eps));
+void rms_norm(const void* x, const void* weight, void* y, std::int64_t rows, std::int64_t size, std::int64_t heads,
+              std::int64_t stride, double eps) {
+    pipezoo::rms_norm(static_cast<const T*>(x), static_cast<const T*>(weight), static_cast<T*>(y), rows, size, heads,
+                      stride, float(eps));
 }
 
 template <typename T>
@@ -153,9 +161,10 @@ void add(const void* x, const void* y, void* sum, std::int64_t count) {
 }
 
 template <typename T>
-void embedding(const void* tokens, const void* weight, void* y, std::int64_t rows, std::int64_t size) {
+void embedding(const void* tokens, const void* weight, void* y, std::int64_t rows, std::int64_t size,
+               std::int64_t vocabulary) {
     pipezoo::embedding(static_cast<const std::int64_t*>(tokens), static_cast<const T*>(weight), static_cast<T*>(y),
-                       rows, size);
+                       rows, size, vocabulary);
 }
 
 template <typename T>
@@ -219,6 +228,7 @@ int fill_module(PyObject* module) {
     failed = failed || add_address(addresses, #name "_bfloat16", &Binding<name<bfloat16>>::replay);
     PIPEZOO_KERNELS(PIPEZOO_ADDRESSES)
     failed = failed || PyModule_AddObjectRef(module, "addresses", addresses) < 0;
+    failed = failed || PyModule_AddIntConstant(module, "interface", kInterface) < 0;
     Py_XDECREF(addresses);
     return failed ? -1 : 0;
 }

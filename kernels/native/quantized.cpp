@@ -1,7 +1,9 @@
 #include "quantized.h"
 
+#include <atomic>
 #include <cmath>
 #include <limits>
+#include <new>
 #include <vector>
 
 #include "tiles.h"
@@ -66,7 +68,7 @@ void round_rows(const T* x, std::int64_t in, int rows, Group* groups) {
             for (int s = 0; s < kSteps; ++s) std::memcpy(groups[g].values[s][i], rounded + s * kPerInt, kPerInt);
             groups[g].scale[i] = scale;
             groups[g].total[i] = scale * float(sum);
-            groups[g].offset[i] = -kAdded * sum;
+            groups[g].offset[i] = std::int32_t(-kAdded * std::int64_t(sum));  // of NaN the sum is any number
         }
     }
 }
@@ -134,6 +136,9 @@ float unless_nan(float value, const float* numbers, std::int64_t count) {
     return has_nan ? std::numeric_limits<float>::quiet_NaN() : value;
 }
 
+// A rounded number as an integer, cut off below `low` and above `high`; of NaN `low`.
+int integer(float rounded, float low, float high) { return int(rounded > low ? std::min(rounded, high) : low); }
+
 // The scale of a group of 8 bits, and its numbers as small integers with `kAdded` added.
 void round_group(const float* numbers, std::uint16_t& scale, std::uint8_t* rounded) {
     Vector magnitude = zeros();
@@ -141,7 +146,7 @@ void round_group(const float* numbers, std::uint16_t& scale, std::uint8_t* round
     scale = to_half(unless_nan(largest(magnitude) / 127.0f, numbers, kGroup));
     const float step = from_half(scale), inverse = step > 0 ? 1.0f / step : 0.0f;
     for (int k = 0; k < kGroup; ++k)
-        rounded[k] = std::uint8_t(std::clamp(int(std::nearbyint(numbers[k] * inverse)), -127, 127) + kAdded);
+        rounded[k] = std::uint8_t(integer(std::nearbyint(numbers[k] * inverse), -127, 127) + kAdded);
 }
 
 // Rounds numbers of one sign away from 0 to 8 bits of the greatest of them, which is `step` times 255; returns `step`.
@@ -151,7 +156,7 @@ float in_levels(const float* numbers, std::int64_t groups, std::uint8_t* rounded
         if (std::abs(numbers[g]) > std::abs(greatest)) greatest = numbers[g];
     const float step = greatest / kLevels;
     for (std::int64_t g = 0; g < groups; ++g)
-        rounded[g] = step != 0 ? std::uint8_t(std::min(std::ceil(numbers[g] / step), kLevels)) : 0;
+        rounded[g] = step != 0 ? std::uint8_t(integer(std::ceil(numbers[g] / step), 0, kLevels)) : 0;
     return step;
 }
 
@@ -185,7 +190,7 @@ struct Column {
             const float scale = float(scales[g]) * scale_step, start = float(minima[g]) * minimum_step;
             const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
             for (std::int64_t k = g * kGroup; k < (g + 1) * kGroup; ++k)
-                rounded[k] = std::uint8_t(std::clamp(int(std::nearbyint((numbers[k] - start) * inverse)), 0, 15));
+                rounded[k] = std::uint8_t(integer(std::nearbyint((numbers[k] - start) * inverse), 0, 15));
         }
         scale_step = unless_nan(scale_step, numbers.data(), groups * kGroup);
     }
@@ -229,17 +234,23 @@ void pack_panel_of_4(std::uint8_t* to, std::int64_t columns, std::int64_t groups
 template <typename T, int bits>
 void pack_quantized(const T* weight, std::uint8_t* packed, std::int64_t out, std::int64_t in, Form form) {
     const std::int64_t panels = (out + kPanel - 1) / kPanel, groups = in / kGroup;
+    std::atomic<bool> is_short{false};
 #pragma omp parallel for
     for (std::int64_t panel = 0; panel < panels; ++panel) {
         std::uint8_t* to = packed + panel * panel_bytes<bits>(groups);
         std::memset(to, 0, panel_bytes<bits>(groups));
         const std::int64_t columns = std::min<std::int64_t>(kPanel, out - panel * kPanel);
         const auto row = [=](std::int64_t column) { return weight + row_of(panel * kPanel + column, out, form) * in; };
-        if constexpr (bits == 8)
-            pack_panel_of_8(to, columns, groups, row);
-        else
-            pack_panel_of_4(to, columns, groups, row);
+        try {
+            if constexpr (bits == 8)
+                pack_panel_of_8(to, columns, groups, row);
+            else
+                pack_panel_of_4(to, columns, groups, row);
+        } catch (const std::bad_alloc&) {
+            is_short = true;  // no exception may leave a thread of the region
+        }
     }
+    if (is_short) throw std::bad_alloc();
 }
 
 template <typename T, int bits>
@@ -268,9 +279,10 @@ void linear_quantized(const T* x, const std::uint8_t* packed, const T* bias, voi
 
 template <typename T, int bits>
 void packed_rows_quantized(const std::int64_t* tokens, const std::uint8_t* packed, T* y, std::int64_t rows,
-                           std::int64_t in) {
+                           std::int64_t in, std::int64_t out) {
     const std::int64_t groups = in / kGroup;
     on_team_each(rows, rows * in, [&](std::int64_t row) {
+        if (!is_index(tokens[row], out)) return write_nan(y + row * in, in);
         for (std::int64_t g = 0; g < groups; ++g) {
             const int column = int(tokens[row] % kPanel), half = column / kLanes * kLanes;
             const std::uint8_t* panel = packed + tokens[row] / kPanel * panel_bytes<bits>(groups);
@@ -297,7 +309,7 @@ void packed_rows_quantized(const std::int64_t* tokens, const std::uint8_t* packe
     template void linear_quantized<T, bits>(const T*, const std::uint8_t*, const T*, void*, std::int64_t, std::int64_t, \
                                             std::int64_t, Form);                                                 \
     template void packed_rows_quantized<T, bits>(const std::int64_t*, const std::uint8_t*, T*, std::int64_t,         \
-                                                 std::int64_t);
+                                                 std::int64_t, std::int64_t);
 PIPEZOO_INSTANTIATE(float, 8)
 PIPEZOO_INSTANTIATE(float, 4)
 PIPEZOO_INSTANTIATE(bfloat16, 8)

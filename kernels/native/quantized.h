@@ -18,6 +18,7 @@
 namespace pipezoo {
 
 // Quantizes and packs a weight [out, in], in a multiple of 32. Columns beyond `out` are zeros. To be gated, see linear.h.
+// What is computed of a group with NaN or infinity is NaN. Throws std::bad_alloc when all threads are done.
 template <typename T, int bits>
 void pack_quantized(const T* weight, std::uint8_t* packed, std::int64_t out, std::int64_t in, Form form);
 
@@ -26,9 +27,9 @@ template <typename T, int bits>
 void linear_quantized(const T* x, const std::uint8_t* packed, const T* bias, void* y, std::int64_t rows, std::int64_t in,
                       std::int64_t out, Form form);
 
-// y[i] = row tokens[i] of a packed weight.
+// y[i] = row tokens[i] of a packed weight [out, in]; NaN for what is none of its rows.
 template <typename T, int bits>
 void packed_rows_quantized(const std::int64_t* tokens, const std::uint8_t* packed, T* y, std::int64_t rows,
-                           std::int64_t in);
+                           std::int64_t in, std::int64_t out);
 
 }  // namespace pipezoo

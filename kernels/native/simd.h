@@ -38,6 +38,18 @@ PIPEZOO_INLINE Vector finite(Vector value) {
     return where(is_number(value), smaller(larger(value, zeros() - bound), bound));
 }
 
+// Whether an index is one of 0 to count - 1.
+PIPEZOO_INLINE bool is_index(std::int64_t index, std::int64_t count) {
+    return std::uint64_t(index) < std::uint64_t(count);
+}
+
+// Writes NaN: a row that was to be looked up and is none has to show in what is computed from it.
+template <typename T>
+void write_nan(T* to, std::int64_t size) {
+    const Vector nan = all(__builtin_nanf(""));
+    for (std::int64_t i = 0; i < size; i += kLanes) store(to + i, nan, first_lanes(size - i));
+}
+
 // e^x within 2 ulp for x in [-87, 88]; smaller x give e^-87.
 PIPEZOO_INLINE Vector exponential(Vector x) {
     x = larger(all(-87.0f), x);  // in this order NaN stays NaN

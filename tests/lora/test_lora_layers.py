@@ -59,7 +59,7 @@ def test_a_merged_layer_adds_to_the_columns_of_its_parts(linear, encoding):
     x = random(9, 64).to(dtype)
     before = torch.cat(merged(x), -1)
 
-    batch = LoRABatch()
+    batch = LoRABatch(num_rows=9)
     layer = LoRALinear(merged.merged, batch, merged.parts, num_slots=3, max_rank=5, device=CPU, dtype=dtype)
     adapters = {0: {"q": 4, "v": 4}, 1: {"k": 5}, 2: {"q": 2}}
     delta = {slot: torch.zeros(64, 64) for slot in adapters}

@@ -38,6 +38,7 @@ __all__ = [
     "PluginNotFoundError",
     "PromptTooLongError",
     "RankLostError",
+    "TensorMismatchError",
     "UnsafeCheckpointError",
     "UnsupportedAdapterError",
     "UnsupportedAttentionError",
@@ -238,6 +239,10 @@ class NonFiniteLogitsError(PipezooError, ArithmeticError):
 
 class RankLostError(PipezooError, RuntimeError):
     """One of the processes that compute a model together is gone; its pipeline cannot go on."""
+
+
+class TensorMismatchError(PipezooError, ValueError):
+    """A model's module gave a layer a tensor of another shape, dtype or device than the layer computes with."""
 
 
 class CacheIntegrityError(PipezooError, AssertionError):

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from pipezoo_core.errors import TensorMismatchError
 from pipezoo_core.kv_cache import KVCacheInputs, KVCacheParams, RaggedBatch
 from pipezoo_core.layers import Heads, apply_rotary
 
@@ -77,8 +78,9 @@ class AttentionSpec:
         if self.sliding_window is not None:
             hidden = hidden | (distance >= self.sliding_window)
         if self.alibi_slopes is None:
-            return torch.zeros(distance.shape, device=distance.device).masked_fill_(hidden, -torch.inf)
-        slopes = torch.tensor(self.alibi_slopes, device=distance.device).view(-1, 1, 1)
+            zeros = torch.zeros(distance.shape, dtype=torch.float32, device=distance.device)
+            return zeros.masked_fill_(hidden, -torch.inf)
+        slopes = torch.tensor(self.alibi_slopes, dtype=torch.float32, device=distance.device).view(-1, 1, 1)
         return (-slopes * distance.unsqueeze(-3)).masked_fill_(hidden.unsqueeze(-3), -torch.inf)
 
 
@@ -166,6 +168,27 @@ class Attention(nn.Module):
 
         Returns:
             [T, num_heads · head_dim].
+
+        Raises:
+            TensorMismatchError: a tensor has not the step's rows or the spec's heads, or they differ in dtype.
         """
+        self._check(q, k, v, kv, rotation)
         key_pages, value_pages = kv.key_pages[self.layer_idx], kv.value_pages[self.layer_idx]
         return self.backend.attend(q, k, v, key_pages, value_pages, kv.plan, rotation)
+
+    def _check(self, q: Tensor, k: Tensor, v: Tensor, kv: KVCacheInputs[Any], rotation: Rotation | None) -> None:
+        spec, num_rows = self.backend.spec, kv.positions.shape[0]
+        keys = (num_rows, spec.num_kv_heads * spec.head_dim)
+        shapes = {"q": (q, (num_rows, spec.num_heads * spec.head_dim)), "k": (k, keys), "v": (v, keys)}
+        if rotation is not None:
+            shapes |= {name: (x, (num_rows, spec.head_dim)) for name, x in zip(("cos", "sin"), rotation, strict=True)}
+        dtype = kv.key_pages[self.layer_idx].dtype
+        for name, (x, shape) in shapes.items():
+            if x.shape != shape or x.dtype is not dtype:
+                raise TensorMismatchError(
+                    f"the attention of layer {self.layer_idx} was given a tensor {name!r} that does not fit",
+                    found=f"{x.dtype} {list(x.shape)}",
+                    allowed=f"{dtype} {list(shape)}: {num_rows} rows of {spec.num_heads} query heads and "
+                    f"{spec.num_kv_heads} key/value heads of {spec.head_dim} numbers",
+                    cure="Check the sizes in the model's module; the ranks of a group divide them as `config.heads` says.",
+                )

@@ -27,6 +27,7 @@ __all__ = ["NativeAttention"]
 _QUERIES = 48  # queries of one key/value head that an item has at most: four tiles of the kernel
 _KEYS = 256  # a decode is cut after so many keys
 _PAGE_MULTIPLE = 32
+_CPU = torch.device("cpu")  # named wherever a tensor is made, because torch's default may be another
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class NativeAttention(AttentionBackend):
             raise UnsupportedAttentionError(f"attention 'native' cannot be used: {reason}", cure="Leave it at auto.")
         self._kernels = kernels
         self._max_queries = max(1, _QUERIES // spec.num_groups)
-        self._slopes = torch.tensor(spec.alibi_slopes or (), dtype=torch.float32)
+        self._slopes = torch.tensor(spec.alibi_slopes or (), dtype=torch.float32, device=_CPU)
 
     @staticmethod
     def why_not(spec: AttentionSpec, kernels: NativeKernels, page_size: int) -> str | None:

@@ -86,12 +86,11 @@ class PagedAttention(AttentionBackend):
         spans = list(zip(batch.active_lengths, batch.cache_lengths, batch.pages, strict=True))
         decodes = [i for i, (active, _, _) in enumerate(spans) if active == 1]
         return PagedPlan(
-            write_pages=torch.tensor(
-                [pages[p // page_size] for active, start, pages in spans for p in range(start, start + active)],
-                device=device,
+            write_pages=_integers(
+                [pages[p // page_size] for active, start, pages in spans for p in range(start, start + active)], device
             ),
-            write_slots=torch.tensor([p % page_size for p in batch.positions], device=device),
-            decode_rows=torch.tensor([offsets[i] for i in decodes], device=device, dtype=torch.int64),
+            write_slots=_integers([p % page_size for p in batch.positions], device),
+            decode_rows=_integers([offsets[i] for i in decodes], device),
             groups=_page_groups(
                 self.spec,
                 [batch.cache_lengths[i] for i in decodes],
@@ -116,12 +115,17 @@ class PagedAttention(AttentionBackend):
         plan: PagedPlan,
         rotation: Rotation | None = None,
     ) -> Tensor:
-        """Writes the chunk, then answers decodes over their pages and prefills one by one."""
+        """Writes the chunk, then answers decodes over their pages and prefills one by one.
+
+        Pages hold nothing of what is not finite, because it would reach other requests: rows where there is something
+        get NaN here.
+        """
         q_TND, k_TKD, v_TKD = self.heads(q, k, v, rotation)
+        spoiled_T1 = _spoiled(q_TND, k_TKD, v_TKD)
         key_pages[plan.write_pages, :, plan.write_slots] = _finite(k_TKD)
         value_pages[plan.write_pages, :, plan.write_slots] = _finite(v_TKD)
         if not plan.prefills:
-            return self._decode(q_TND, key_pages, value_pages, plan.groups).flatten(1)
+            return self._decode(q_TND, key_pages, value_pages, plan.groups).flatten(1).add_(spoiled_T1)
         out_TND = torch.empty_like(q_TND)
         if plan.groups:
             out_TND[plan.decode_rows] = self._decode(q_TND[plan.decode_rows], key_pages, value_pages, plan.groups)
@@ -133,7 +137,7 @@ class PagedAttention(AttentionBackend):
                 keys_KSD = _gather(key_pages, prefill)
                 values_KSD = _gather(value_pages, prefill)
             out_TND[rows] = self._prefill(q_TND[rows], keys_KSD, values_KSD, prefill.bias)
-        return out_TND.flatten(1)
+        return out_TND.flatten(1).add_(spoiled_T1)
 
     def _prefill(self, q_TND: Tensor, keys_KSD: Tensor, values_KSD: Tensor, bias: Tensor | None) -> Tensor:
         repeats = self.spec.num_groups
@@ -188,6 +192,16 @@ class PagedAttention(AttentionBackend):
         return by_item(m.squeeze(-1)), by_item(total), by_item(out)
 
 
+def _integers(values: list[int], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device=device)
+
+
+def _spoiled(*parts: Tensor) -> Tensor:
+    """Returns for each row of [T, ...] 0, or NaN where a part of it is NaN or infinite, [T, 1]."""
+    greatest = [torch.linalg.vector_norm(part.flatten(1), torch.inf, -1, keepdim=True) for part in parts]
+    return sum(((number - number) for number in greatest), start=torch.zeros_like(greatest[0]))
+
+
 def _finite(x: Tensor) -> Tensor:
     """Decodes multiply what they do not see by 0, and 0 · NaN is NaN: one request's overflow must not reach others."""
     return x.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
@@ -204,12 +218,12 @@ def _prefill(
     end = cached + rows.stop - rows.start
     plain = spec.alibi_slopes is None and (spec.sliding_window is None or spec.sliding_window >= end)
     first = _first_visible_page(spec, cached, page_size)
-    keys = torch.arange(first * page_size, end, device=device)
+    keys = torch.arange(first * page_size, end, dtype=torch.int64, device=device)
     return _Prefill(
         rows=rows,
-        pages=torch.tensor(pages[first : -(-end // page_size)], device=device) if cached else None,
+        pages=_integers(pages[first : -(-end // page_size)], device) if cached else None,
         num_keys=len(keys),
-        bias=None if plain and not cached else spec.bias(torch.arange(cached, end, device=device), keys),
+        bias=None if plain and not cached else spec.bias(keys[cached - first * page_size :], keys),
     )
 
 
@@ -262,15 +276,16 @@ def _page_group(
             owners.append(0)
             queries.append(-1)  # before every key: sees nothing
             starts.append(0)
-    keys = torch.tensor(starts, device=device).unsqueeze(-1) + torch.arange(page_size, device=device)  # [I, page_size]
-    bias = spec.bias(torch.tensor(queries, device=device).unsqueeze(-1), keys).clamp_(min=_HIDDEN)
+    slots = torch.arange(page_size, dtype=torch.int64, device=device)
+    keys = _integers(starts, device).unsqueeze(-1) + slots  # [I, page_size]
+    bias = spec.bias(_integers(queries, device).unsqueeze(-1), keys).clamp_(min=_HIDDEN)
     bias = bias.view(len(listed), num_sharers, -1, page_size)  # [P, S, 1 or N, page_size]
     if spec.alibi_slopes is not None:
         bias = bias.unflatten(2, (spec.num_kv_heads, spec.num_groups)).transpose(1, 2)  # [P, K, S, G, page_size]
     else:
         bias = bias.unsqueeze(1)  # [P, 1, S, 1, page_size]
     return _PageGroup(
-        pages=slice(span.start, span.stop) if in_place else torch.tensor(numbers, device=device),
-        owners=torch.tensor(owners, device=device),
+        pages=slice(span.start, span.stop) if in_place else _integers(numbers, device),
+        owners=_integers(owners, device),
         bias=bias,
     )

@@ -59,6 +59,6 @@ class ReferenceAttention(AttentionBackend):
     def _one(self, q_D: Tensor, keys_SD: Tensor, values_SD: Tensor, head: int) -> Tensor:
         scores_S = self.spec.scale * (keys_SD @ q_D)
         if self.spec.alibi_slopes is not None:
-            distance_S = torch.arange(len(scores_S) - 1, -1, -1, device=q_D.device)
+            distance_S = torch.arange(len(scores_S) - 1, -1, -1, dtype=torch.int64, device=q_D.device)
             scores_S -= self.spec.alibi_slopes[head] * distance_S
         return scores_S.softmax(-1) @ values_SD

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -191,7 +192,7 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, DecoderEstimates):
     def prepare_next_token_inputs(self, next_tokens: Tensor, prev_model_inputs: ModelInputs) -> DecoderInputs:
         """Makes inputs of one new token per request."""
         assert prev_model_inputs.kv_cache_inputs is not None
-        rows = torch.arange(len(next_tokens) + 1, device=next_tokens.device)
+        rows = torch.arange(len(next_tokens) + 1, dtype=torch.int64, device=next_tokens.device)
         inputs = DecoderInputs(
             tokens=next_tokens,
             input_row_offsets=rows,
@@ -211,12 +212,13 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, DecoderEstimates):
         """
         assert isinstance(model_inputs, DecoderInputs)
         assert model_inputs.kv_cache_inputs is not None
-        if isinstance(self._group, DistributedGroup):
-            with self._group.step():
-                self._group.send(Message.step, _as_lists(model_inputs, model_inputs.kv_cache_inputs.batch))
+        with _in_own_precision(self.session.device):
+            if isinstance(self._group, DistributedGroup):
+                with self._group.step():
+                    self._group.send(Message.step, _as_lists(model_inputs, model_inputs.kv_cache_inputs.batch))
+                    logits = self._logits(model_inputs, model_inputs.kv_cache_inputs)
+            else:
                 logits = self._logits(model_inputs, model_inputs.kv_cache_inputs)
-        else:
-            logits = self._logits(model_inputs, model_inputs.kv_cache_inputs)
         offsets = model_inputs.logit_offsets
         has_more = len(logits) > len(offsets) - 1  # than one row per request
         return ModelOutputs(
@@ -256,8 +258,12 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, DecoderEstimates):
 
     def _logits(self, inputs: DecoderInputs, kv: KVCacheInputs[Any]) -> Tensor:
         hidden_TH = self._hidden(inputs.tokens, kv, *_loras(inputs))
-        if len(inputs.logit_rows) < len(hidden_TH):
-            hidden_TH = self._rows(hidden_TH, inputs.logit_rows)
+        lengths, rows = kv.batch.active_lengths, inputs.logit_rows
+        spoiled_T1 = _spoiled(hidden_TH, lengths) if len(hidden_TH) > len(lengths) else None
+        if len(rows) < len(hidden_TH):
+            hidden_TH = self._rows(hidden_TH, rows)
+        if spoiled_T1 is not None:
+            hidden_TH = hidden_TH + spoiled_T1[rows]
         logits = self.module.compute_logits(hidden_TH)
         return logits if logits.dtype is torch.float32 else logits.float()
 
@@ -272,6 +278,22 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, DecoderEstimates):
         assert self._adapted is not None
         with self._adapted.applied(lora_ids, lora_ranks, kv.batch.row_offsets):
             return self.module(tokens, kv)  # never replayed: a recording knows nothing of adapters
+
+
+def _in_own_precision(device: torch.device) -> AbstractContextManager[None]:
+    """Keeps a caller's autocast away: its products would have another dtype than everything else here."""
+    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
+
+
+def _spoiled(hidden_TH: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Returns for each row 0, or NaN where a hidden state of its request is not finite in this step, [T, 1].
+
+    Later rows may not show it: in pages there is nothing of what is not finite. With lengths 2 and 1 and NaN in row 0,
+    rows 0 and 1 have NaN.
+    """
+    greatest_T1 = torch.linalg.vector_norm(hidden_TH, torch.inf, -1, keepdim=True)
+    sums = [part.sum().expand(len(part), 1) for part in (greatest_T1 - greatest_T1).split(list(lengths))]
+    return torch.cat(sums)
 
 
 def _as_lists(inputs: DecoderInputs, batch: RaggedBatch) -> list[list[int]]:

@@ -125,11 +125,11 @@ class DistributedGroup(TensorParallelGroup):
 
     def receive(self) -> tuple[Message, list[list[int]]]:
         """Waits for what rank 0 sends next."""
-        numbers = torch.empty(INLINE, dtype=torch.int64)
+        numbers = torch.empty(INLINE, dtype=torch.int64, device="cpu")
         self.broadcast(numbers)
         length = int(numbers[0])
         if length > INLINE:
-            rest = torch.empty(length - INLINE, dtype=torch.int64)
+            rest = torch.empty(length - INLINE, dtype=torch.int64, device="cpu")
             self.broadcast(rest)
             numbers = torch.cat((numbers, rest))
         return decode(numbers)
@@ -224,9 +224,13 @@ class DistributedGroup(TensorParallelGroup):
 
     def _broadcast_object(self, value: Any, source: int) -> Any:
         data = bytearray(pickle.dumps(value) if self.rank == source else b"")
-        size = torch.tensor([len(data)])
+        size = torch.tensor([len(data)], dtype=torch.int64, device="cpu")
         self._broadcast(size, source, _wait_for_long)
-        message = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(int(size), dtype=torch.uint8)
+        message = (
+            torch.frombuffer(data, dtype=torch.uint8)
+            if data
+            else torch.empty(int(size), dtype=torch.uint8, device="cpu")
+        )
         self._broadcast(message, source, _wait_for_long)
         return pickle.loads(message.numpy().tobytes())
 

@@ -78,15 +78,15 @@ class NativeProduct(Product):
             bias = bias.unflatten(0, (2, -1, GATE)).transpose(0, 1).flatten()  # in the order of the packed weight
         self._packed = kernels.pack(weight.detach() if bits else weight.detach().to(kernels.dtype), bits, form)
         self._bias = None if bias is None else bias.detach().to(kernels.dtype)
-        self._out_features, self._in_features = weight.shape
+        self._shape = (weight.shape[0], weight.shape[1])
 
     def __call__(self, x: Tensor) -> Tensor:
         """Maps [..., in_features] to [..., out_features]."""
-        return self._kernels.linear(x, self._packed, self._bias, self._out_features, bits=self._bits, form=self._form)
+        return self._kernels.linear(x, self._packed, self._bias, self._shape, bits=self._bits, form=self._form)
 
     def rows(self, indices: Tensor) -> Tensor:
         """Maps int64 [T] to these rows of W."""
-        return self._kernels.packed_rows(indices, self._packed, self._in_features, self._bits)
+        return self._kernels.packed_rows(indices, self._packed, self._shape, self._bits)
 
 
 def use_linear_backend(

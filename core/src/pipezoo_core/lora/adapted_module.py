@@ -93,7 +93,7 @@ class AdaptedModule:
             for number, rank in zip(numbers, ranks, strict=True):
                 out_features, in_features = self.targets[names[number]].shape
                 shapes = (rank, in_features), (out_features, rank)
-                a, b = (torch.empty(shape, dtype=self.dtype) for shape in shapes)
+                a, b = (torch.empty(shape, dtype=self.dtype, device="cpu") for shape in shapes)
                 yield names[number], (a, b)
 
         self._fill(slot, self._shared(layers()))
@@ -124,6 +124,7 @@ class AdaptedModule:
             row_offsets: where each request's rows begin, and the last one's end.
         """
         self._batch.groups = group_rows(lora_ids, lora_ranks, row_offsets, self._device)
+        self._batch.num_rows = row_offsets[-1]
         try:
             yield
         finally:

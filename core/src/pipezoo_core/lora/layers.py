@@ -12,6 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from pipezoo_core.errors import TensorMismatchError
 from pipezoo_core.layers import Linear, LMHead, MergedLinear, Shard, Shardable
 
 __all__ = ["NO_LORA", "LoRABatch", "LoRAGroup", "LoRALinear", "LoRATarget", "adaptable_layers", "group_rows"]
@@ -41,9 +42,11 @@ class LoRABatch:
 
     Attributes:
         groups: one per adapter; empty between steps, and for a step without adapters.
+        num_rows: of the step.
     """
 
     groups: Sequence[LoRAGroup] = ()
+    num_rows: int = 0
 
 
 def group_rows(
@@ -70,7 +73,8 @@ def group_rows(
 def _rows(segments: Sequence[tuple[int, int]], device: torch.device) -> slice | Tensor:
     if len(segments) == 1:
         return slice(*segments[0])
-    return torch.tensor([row for segment in segments for row in range(*segment)], device=device)
+    rows = [row for segment in segments for row in range(*segment)]
+    return torch.tensor(rows, dtype=torch.int64, device=device)
 
 
 class LoRALinear:
@@ -133,6 +137,14 @@ class LoRALinear:
         self._filled.add(slot)
 
     def _add(self, x_TI: Tensor, y_TO: Tensor) -> None:
+        if self._batch.groups and len(x_TI) != self._batch.num_rows:
+            raise TensorMismatchError(
+                f"the layer {', '.join(self._sizes)} computes other rows than the step's, so that it is not known whose "
+                "adapters are to be added",
+                found=f"{len(x_TI)} rows",
+                allowed=f"all {self._batch.num_rows} rows of the step",
+                cure="Serve this model without LoRA adapters.",
+            )
         for group in self._batch.groups:
             if group.slot not in self._filled:
                 continue

@@ -205,7 +205,8 @@ class LoRAManager:
         names = [context.lora for context in batch]
         ids = [NO_LORA if name is None else self._slots[name] for name in names]
         ranks = [0 if name is None else self._adapters[name].rank for name in names]
-        return torch.tensor(ids), torch.tensor(ranks)
+        ids_B, ranks_B = (torch.tensor(values, dtype=torch.int64, device="cpu") for values in (ids, ranks))
+        return ids_B, ranks_B
 
     def _fit(self, lora: LoRAModel) -> dict[str, LoRAWeights]:
         """Returns an adapter's weights by the names of the module's parts."""

@@ -9,7 +9,7 @@ import enum
 import importlib
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipezoo_core.errors import InsufficientMemoryError, TensorMismatchError
 from pipezoo_core.native.memory_pool import MemoryPool, aligned, aligned_bytes
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ __all__ = ["GATE", "GROUP", "PANEL", "Form", "NativeKernels", "bits", "packed_si
 
 GROUP = 32  # numbers of a quantized weight that share a scale
 _GROUP_BYTES, _ROW_BYTES = {8: GROUP + 2, 4: GROUP // 2 + 2}, {8: 0, 4: 8}  # of a quantized weight
+
+_INTERFACE = 2  # of the kernels that this package was written for: `kInterface` in their module.cpp
+
+_CPU = torch.device("cpu")  # named wherever a tensor is made, because torch's default may be another
 
 _PIECE = 2**28  # bytes of memory that weights share
 
@@ -75,6 +80,13 @@ class Form(enum.IntEnum):
 class NativeKernels:
     """One model's kernels. A step can be recorded: see `recording`.
 
+    A kernel reads memory and knows no tensors. So each call is checked here: dtype, device and sizes, a few comparisons
+    of integers. A replayed step was checked when it was recorded. Of numbers that are indices, tokens are checked by the
+    kernels, which give NaN for one that is not in the vocabulary; positions are those of a batch, and its pages those
+    that the KV cache's manager lent.
+
+    All functions raise a `TensorMismatchError` for a tensor that they cannot read, and an `InsufficientMemoryError`.
+
     Args:
         device: where the model runs.
         dtype: of its weights and activations.
@@ -89,7 +101,7 @@ class NativeKernels:
         self.obstacle = _obstacle(device, dtype)
         self.recording: Recording | None = None
         self._pool = MemoryPool()
-        self._piece, self._used = torch.empty(0, dtype=torch.uint8), 0
+        self._piece, self._used = torch.empty(0, dtype=torch.uint8, device=_CPU), 0
         self._suffix = "" if self.obstacle else f"_{_DTYPES[dtype]}"
         self._native: ModuleType | None = None if self.obstacle else importlib.import_module(_MODULE)
 
@@ -102,9 +114,15 @@ class NativeKernels:
             bits: 8 or 4 to quantize, see `layers.quantized`; None to keep the numbers.
             form: that it will be used in.
         """
+        unit = 2 if bits is None else GROUP
+        is_known = weight.dtype is self.dtype or (bits is not None and weight.dtype in _DTYPES)
+        is_gated = form is Form.gated
+        if not (is_known and weight.is_cpu) or weight.shape[1] % unit or (is_gated and weight.shape[0] % PANEL):
+            sizes = f"[{f'a multiple of {PANEL}' if is_gated else 'any'}, a multiple of {unit}]"
+            raise _mismatch("the packing of a weight", weight, f"{self.dtype} {sizes} on the CPU")
         weight, packed = weight.contiguous(), self._allocate(packed_size(weight, bits))
         pack = getattr(self._native, f"{_of_bits('pack', bits)}_{_DTYPES[weight.dtype]}")
-        pack(weight.data_ptr(), packed.data_ptr(), *weight.shape, form)
+        _call(pack, weight.data_ptr(), packed.data_ptr(), *weight.shape, form)
         return packed
 
     def _allocate(self, size: int) -> Tensor:
@@ -124,13 +142,24 @@ class NativeKernels:
         x: Tensor,
         packed: Tensor,
         bias: Tensor | None,
-        out_features: int,
+        shape: tuple[int, int],
         *,
         bits: int | None = None,
         form: Form = Form.plain,
     ) -> Tensor:
-        """Returns `x Wᵀ + b`: [..., in_features] to [..., out_features]; gated to [..., out_features / 2]."""
-        x, in_features = x.contiguous(), x.shape[-1]
+        """Returns `x Wᵀ + b`: [..., in_features] to [..., out_features]; gated to [..., out_features / 2].
+
+        Args:
+            x: rows.
+            packed: W, as `pack` returned it for these bits and this form.
+            bias: b, or None.
+            shape: of W: out_features, in_features.
+            bits: as it was packed.
+            form: likewise.
+        """
+        out_features, in_features = shape
+        self._check("linear", x, in_features)
+        x = x.contiguous()
         size = out_features // 2 if form is Form.gated else out_features
         y = self._empty((*x.shape[:-1], size), torch.float32 if form is Form.wide else x.dtype)
         bias_address = 0 if bias is None else bias.data_ptr()
@@ -140,11 +169,12 @@ class NativeKernels:
         self._run(_of_bits("linear", bits), *addresses, rows, in_features, out_features, form, is_long=is_long)
         return y
 
-    def packed_rows(self, indices: Tensor, packed: Tensor, size: int, bits: int | None) -> Tensor:
-        """Returns rows of a packed weight: int64 [T] to [T, size]."""
+    def packed_rows(self, indices: Tensor, packed: Tensor, shape: tuple[int, int], bits: int | None) -> Tensor:
+        """Returns rows of a packed weight of this shape: int64 [T] to [T, in_features]; NaN for what is none of them."""
+        indices, (num_rows, size) = _integers("packed_rows", indices), shape
         y = self._empty((len(indices), size), self.dtype)
         addresses = (indices.data_ptr(), packed.data_ptr(), y.data_ptr())
-        self._run(_of_bits("packed_rows", bits), *addresses, len(indices), size)
+        self._run(_of_bits("packed_rows", bits), *addresses, len(indices), size, num_rows)
         return y
 
     def rows(self, x: Tensor, indices: Tensor) -> Tensor:
@@ -152,23 +182,35 @@ class NativeKernels:
         return torch.index_select(x, 0, indices, out=self._empty((len(indices), *x.shape[1:]), x.dtype))
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """Returns `x / sqrt(mean(x²) + eps) · weight` over the last dimension."""
-        x, size = x.contiguous(), x.shape[-1]
+        """Returns `x / sqrt(mean(x²) + eps) · weight` over the last dimension, contiguous.
+
+        Rows, and the heads of rows, are read where they lie in another tensor's rows.
+        """
+        size = weight.shape[0]
+        self._check("rms_norm", x, size)
+        self._check("rms_norm's weight", weight, size)
+        x, heads, stride = _rows(x)
         y = self._empty(x.shape, x.dtype)
-        self._run("rms_norm", x.data_ptr(), weight.data_ptr(), y.data_ptr(), x.numel() // size, size, eps)
+        addresses = (x.data_ptr(), weight.data_ptr(), y.data_ptr())
+        self._run("rms_norm", *addresses, x.numel() // size, size, heads, stride, eps)
         return y
 
     def silu_multiply(self, gate_up: Tensor) -> Tensor:
-        """Returns `silu(gate) · up`: [rows, 2 · size], gate first, to [rows, size]."""
-        rows, size = len(gate_up), gate_up.shape[-1] // 2
-        y = self._empty((rows, size), gate_up.dtype)
-        self._run("silu_multiply", gate_up.data_ptr(), y.data_ptr(), rows, size)
+        """Returns `silu(gate) · up`: [..., 2 · size], gate first, to [..., size]."""
+        size = gate_up.shape[-1] // 2
+        self._check("silu_multiply", gate_up, 2 * size)
+        gate_up = gate_up.contiguous()
+        y = self._empty((*gate_up.shape[:-1], size), gate_up.dtype)
+        self._run("silu_multiply", gate_up.data_ptr(), y.data_ptr(), y.numel() // size, size)
         return y
 
     def rotary_angles(self, positions: Tensor, frequencies: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
         """Returns cosines and sines of `positions · frequencies`, times `scaling`: two [T, 2 · len(frequencies)]."""
+        positions = _integers("rotary_angles", positions)
+        if frequencies.dtype is not torch.float32 or not (frequencies.is_cpu and frequencies.is_contiguous()):
+            raise _mismatch("rotary_angles", frequencies, "torch.float32, contiguous, on the CPU")
         shape = (len(positions), 2 * len(frequencies))
-        cos, sin = torch.empty(shape, dtype=self.dtype), torch.empty(shape, dtype=self.dtype)  # too small for the pool
+        cos, sin = (torch.empty(shape, dtype=self.dtype, device=_CPU) for _ in range(2))  # too small for the pool
         self._run(
             *("rotary_angles", positions.data_ptr(), frequencies.data_ptr(), cos.data_ptr(), sin.data_ptr()),
             *(len(positions), len(frequencies), scaling),
@@ -185,12 +227,19 @@ class NativeKernels:
         """Returns what the queries see, and writes keys and values into their pages; see `attention.native`.
 
         Args:
-            qkv: queries [T, num_heads · head_dim], keys and values [T, num_kv_heads · head_dim].
-            rotation: cosines and sines, or None.
+            qkv: queries [T, num_heads · head_dim], keys and values [T, num_kv_heads · head_dim], of the step's sizes:
+                `Attention` checks them.
+            rotation: cosines and sines [T, head_dim], or None.
             pages: the layer's keys and values.
             step: address of the step's description.
         """
-        q, k, v = qkv
+        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in qkv)
+        for x in (q, k, v, *pages):
+            self._check("attend", x, x.shape[-1])
+        if rotation is not None:
+            rotation = (rotation[0].contiguous(), rotation[1].contiguous())
+            for x in rotation:
+                self._check("attend's rotation", x, x.shape[-1])
         out = self._empty(q.shape, q.dtype)
         cos, sin = (0, 0) if rotation is None else (rotation[0].data_ptr(), rotation[1].data_ptr())
         self._run(
@@ -208,13 +257,18 @@ class NativeKernels:
     def replay(self, program: int, num_calls: int) -> None:
         """Runs a recorded step: `num_calls` rows of a kernel's address and its arguments."""
         assert self._native is not None
-        self._native.replay(program, num_calls)
+        _call(self._native.replay, program, num_calls)
 
     def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Returns a tensor for a result. While a step is recorded, torch makes it, so that its dispatcher sees it."""
         if self.recording is not None or math.prod(shape) < _POOLED:
-            return torch.empty(shape, dtype=dtype)
+            return torch.empty(shape, dtype=dtype, device=_CPU)
         return self._pool.empty(shape, dtype)
+
+    def _check(self, kernel: str, x: Tensor, size: int) -> None:
+        """Raises where the kernel would take a tensor's numbers for something else, or read beyond them."""
+        if x.dtype is not self.dtype or x.shape[-1] != size or not x.is_cpu:
+            raise _mismatch(kernel, x, f"{self.dtype} [..., {size}] on the CPU")
 
     def _run(self, name: str, *arguments: float, is_long: bool = False) -> None:
         """Runs a kernel; a long one as a program of its own, during which other Python threads run."""
@@ -224,7 +278,46 @@ class NativeKernels:
             call = np.array([self.address(name), *arguments], dtype=np.int64)
             self.replay(call.ctypes.data, 1)
         else:
-            getattr(self._native, name + self._suffix)(*arguments)
+            _call(getattr(self._native, name + self._suffix), *arguments)
+
+
+def _call(kernel: Callable[..., None], *arguments: float) -> None:
+    try:
+        kernel(*arguments)
+    except MemoryError as error:
+        raise InsufficientMemoryError(
+            "a kernel found no memory for what it works with", cure="Load with less kv_cache_memory, or free memory."
+        ) from error
+
+
+def _mismatch(kernel: str, x: Tensor, allowed: str) -> TensorMismatchError:
+    return TensorMismatchError(
+        f"the kernel {kernel!r} was given a tensor that it does not compute with",
+        found=f"{x.dtype} {list(x.shape)} on {x.device}",
+        allowed=allowed,
+        cure="Check the sizes and dtypes in the model's module.",
+    )
+
+
+def _integers(kernel: str, x: Tensor) -> Tensor:
+    if x.dtype is not torch.int64 or x.dim() != 1 or not x.is_cpu:
+        raise _mismatch(kernel, x, "torch.int64 [T] on the CPU")
+    return x.contiguous()
+
+
+def _rows(x: Tensor) -> tuple[Tensor, int, int]:
+    """Returns rows that a kernel can read, how many of them are side by side, and the stride from there on.
+
+    Of qkv with 4 query heads and 8 heads in all, of 32 numbers, the queries [T, 4, 32] lie 4 by 4, 256 numbers apart.
+    """
+    size = x.shape[-1]
+    if x.is_contiguous() or x.stride(-1) != 1 or x.dim() > 3:
+        return x.contiguous(), 1, size
+    if x.dim() == 3 and x.stride(1) == size:
+        return x, x.shape[1], x.stride(0)
+    if x.dim() == 2:
+        return x, 1, x.stride(0)
+    return x.contiguous(), 1, size
 
 
 def packed_size(weight: Tensor, bits: int | None) -> int:
@@ -254,7 +347,13 @@ def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     if missing := _missing(_VARIANT):
         return f"this CPU lacks {', '.join(missing)}"
     try:
-        importlib.import_module(_MODULE)
+        module = importlib.import_module(_MODULE)
     except ImportError as error:
         return f"pipezoo-kernels is not installed ({error})"
+    found = getattr(module, "interface", None)
+    if found != _INTERFACE:
+        return (
+            f"the installed pipezoo-kernels is of another version (interface {found}, not {_INTERFACE}); "
+            "pip install 'pipezoo-core[kernels]' installs the right one"
+        )
     return None

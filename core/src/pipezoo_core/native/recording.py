@@ -6,19 +6,23 @@ What a module calls is the same for every step, but for what is in proportion to
 CUDA graph, on a CPU.
 
 While a step is recorded, its kernels are noted and not run. What a module does outside the kernels is seen through
-torch's dispatcher. A few operations have a kernel of their own, views cost nothing, and with any other one the module
-is run as it is, always.
+torch's dispatcher. A few operations have a kernel of their own and views cost nothing. Any other operation is an
+obstacle, and so is what a module reads of the step that may differ the next time, be it on the host (the requests'
+lists, their number, a number out of a tensor) or in a tensor. With an obstacle, steps are run as they are, and the
+logger "pipezoo" says so.
 """
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipezoo_core.native.kernels import NativeKernels, bits
@@ -29,18 +33,35 @@ if TYPE_CHECKING:
 
 __all__ = ["RecordedModule"]
 
+_LOGGER = logging.getLogger("pipezoo")
+
+_MAX_REASON = 200  # characters
 _FEW_ROWS = 2  # of the smaller step that is recorded: with one, strides say nothing
 
 aten = torch.ops.aten
 _VIEWS = {
+    aten._reshape_alias.default,
+    aten._unsafe_view.default,
     aten.alias.default,
+    aten.as_strided.default,
     aten.detach.default,
+    aten.expand.default,
+    aten.permute.default,
+    aten.select.int,
     aten.slice.Tensor,
     aten.split.Tensor,
     aten.split_with_sizes.default,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.t.default,
+    aten.transpose.int,
+    aten.unbind.int,
     aten.unsqueeze.default,
     aten.view.default,
 }
+_OF_ANY_STEP = {"positions", "context_lengths", "key_pages", "value_pages", "plan"}  # as many rows, or addresses
+_READ_ON_THE_HOST = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__contains__}  # the dispatcher misses them
 _IN_PLACE = {aten.add_.Tensor}
 _EMPTY = {aten.empty.memory_format, aten.empty_like.default}
 
@@ -55,7 +76,7 @@ class Recording(TorchDispatchMode):
         calls: each kernel's address and arguments.
         places: which arguments lie in tensors that were made.
         sizes: of the tensors, in bytes.
-        obstacle: an operation that has no kernel; None if the notes are complete.
+        obstacle: what cannot be replayed; None if the notes are complete.
         dtype: that the kernels compute.
     """
 
@@ -67,6 +88,7 @@ class Recording(TorchDispatchMode):
         self.obstacle: str | None = None
         self.dtype = kernels.dtype
         self._kernels = kernels
+        self._reads = _HostReads(self)
         self._starts: list[int] = []  # of the tensors that lie there now, in the order of their addresses
         self._made: list[tuple[int, int]] = []  # their ends and numbers
 
@@ -77,12 +99,14 @@ class Recording(TorchDispatchMode):
 
     def __enter__(self) -> Recording:
         self._kernels.recording = self
+        self._reads.__enter__()  # type: ignore[no-untyped-call]  # likewise
         super().__enter__()  # type: ignore[no-untyped-call]  # likewise
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._kernels.recording = None
         super().__exit__(*error)  # type: ignore[no-untyped-call]  # likewise
+        self._reads.__exit__(*error)  # type: ignore[no-untyped-call]  # likewise
 
     def add(self, name: str, arguments: tuple[float, ...]) -> None:
         """Notes a kernel."""
@@ -90,6 +114,10 @@ class Recording(TorchDispatchMode):
         found = ((argument, self.find(number)) for argument, number in enumerate(numbers))
         self.places += [Place(len(self.calls), argument, *place) for argument, place in found if place is not None]
         self.calls.append(numbers)
+
+    def refuse(self, why: str) -> None:
+        """Notes an obstacle; the first one is kept."""
+        self.obstacle = self.obstacle or why
 
     def find(self, address: int) -> tuple[int, int] | None:
         """Returns the number of the tensor that an address is in, and how many bytes into it."""
@@ -109,7 +137,7 @@ class Recording(TorchDispatchMode):
             return result
         note = _KERNELS.get(function)
         if note is None or kwargs or not note(self, result, *args):
-            self.obstacle = str(function)
+            self.refuse(str(function))
         return result
 
     def _make(self, storage: torch.UntypedStorage) -> None:
@@ -124,18 +152,46 @@ class Recording(TorchDispatchMode):
         self.sizes.append(end - start)
 
 
+class _HostReads(TorchFunctionMode):
+    """Sees what is read of a tensor without an operation: what Python does with it is done once and never again."""
+
+    def __init__(self, recording: Recording) -> None:
+        super().__init__()
+        self._recording = recording
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs the function."""
+        if function in _READ_ON_THE_HOST:
+            self._recording.refuse(f"Tensor.{function.__name__}")
+        return function(*args, **(kwargs or {}))
+
+
+class _WatchedStep:
+    """A step as the module sees it while it is recorded: whatever may differ for as many rows is an obstacle."""
+
+    def __init__(self, kv: KVCacheInputs[Any], recording: Recording) -> None:
+        self._kv = kv
+        self._recording = recording
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _OF_ANY_STEP:
+            self._recording.refuse(f"the step's {name}")
+        return getattr(self._kv, name)
+
+
 def _note_add(recording: Recording, result: Tensor, x: Tensor, y: Any) -> bool:
     if not isinstance(y, Tensor) or x.shape != y.shape or not (x.is_contiguous() and y.is_contiguous()):
         return False
     recording.add("add", (x.data_ptr(), y.data_ptr(), result.data_ptr(), x.numel()))
-    return x.dtype is y.dtype is recording.dtype
+    return x.dtype is y.dtype is recording.dtype and x.is_cpu and y.is_cpu
 
 
 def _note_embedding(recording: Recording, result: Tensor, weight: Tensor, tokens: Tensor, *options: Any) -> bool:
     del options  # they matter to training
-    rows = (tokens.data_ptr(), weight.data_ptr(), result.data_ptr(), tokens.numel(), weight.shape[1])
+    rows = (tokens.data_ptr(), weight.data_ptr(), result.data_ptr(), tokens.numel(), weight.shape[1], len(weight))
     recording.add("embedding", rows)
-    return tokens.dtype is torch.int64
+    is_plain = tokens.is_contiguous() and weight.is_contiguous() and weight.is_cpu
+    return is_plain and tokens.dtype is torch.int64 and weight.dtype is recording.dtype
 
 
 _KERNELS: dict[Any, Callable[..., bool]] = {
@@ -178,27 +234,32 @@ class RecordedModule:
         return hidden
 
     def _record(self, kv: KVCacheInputs[Any]) -> None:
-        few, many = (self._notes_of(num_rows, kv) for num_rows in (_FEW_ROWS, self._max_rows))
-        if few is not None and many is not None:
-            try:
-                self._program = Program(few, many)
-            except ValueError as error:
-                self.obstacle = str(error)
+        try:
+            few, many = (self._notes_of(num_rows, kv) for num_rows in (_FEW_ROWS, self._max_rows))
+            self._program = Program(few, many)
+        except ValueError as error:
+            self.obstacle = str(error)
+            _LOGGER.warning("the model's steps are not replayed, which is slower: %s", error)
 
-    def _notes_of(self, num_rows: int, kv: KVCacheInputs[Any]) -> Notes | None:
-        """Records a step of so many rows, whose inputs are zeros; None where that cannot be replayed."""
+    def _notes_of(self, num_rows: int, kv: KVCacheInputs[Any]) -> Notes:
+        """Records a step of so many rows, whose inputs are zeros.
+
+        Raises:
+            ValueError: it cannot be replayed.
+        """
         integers = torch.zeros(3, num_rows, dtype=torch.int64, device="cpu")
         tokens, positions, context_lengths = integers
         plan = torch.zeros(1, dtype=torch.int64, device="cpu")
         step = replace(kv, positions=positions, context_lengths=context_lengths, plan=_Plan(plan.data_ptr()))
         inputs = (tokens.data_ptr(), positions.data_ptr(), plan.data_ptr())
         with Recording(self._kernels) as recording:
-            output = self.module(tokens, step)
-        self.obstacle = recording.obstacle or _foreign(recording, integers, inputs)
-        if self.obstacle is not None:
-            return None
-        found = recording.find(output.data_ptr())
-        assert found is not None, "the module returns what it was given"
+            output = self._output(recording, tokens, step)
+        found = None if output is None else recording.find(output.data_ptr())
+        if output is None or found is None or not output.is_contiguous():
+            recording.refuse("a result that is no whole tensor of the step")
+        obstacle = recording.obstacle or _foreign(recording, integers, inputs)
+        if output is None or found is None or obstacle is not None:
+            raise ValueError(obstacle)
         return Notes(
             num_rows=num_rows,
             calls=recording.calls,
@@ -208,6 +269,14 @@ class RecordedModule:
             output=found,
             row=(tuple(output.shape[1:]), output.dtype),
         )
+
+    def _output(self, recording: Recording, tokens: Tensor, step: KVCacheInputs[Any]) -> Tensor | None:
+        """Returns what the module returns; None where it raises over numbers that nothing has computed."""
+        try:
+            return self.module(tokens, cast("KVCacheInputs[Any]", _WatchedStep(step, recording)))
+        except Exception as error:  # whatever the module's own code may raise
+            recording.refuse(f"while it is recorded the module raises {type(error).__name__}: {error}"[:_MAX_REASON])
+            return None
 
 
 class _Plan(NamedTuple):

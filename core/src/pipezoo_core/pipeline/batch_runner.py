@@ -60,7 +60,7 @@ class BatchRunner:
         """Runs one replica's batch; the contract is that of `TextGenerationPipeline.execute`."""
         pieces: dict[RequestID, list[TextGenerationOutput]] = {}
         model_inputs: ModelInputs | None = None
-        next_tokens = torch.empty(0)
+        next_tokens = torch.empty(0, dtype=torch.int64, device="cpu")
         self._claim(batch)
         for remaining in range(num_steps, 0, -1):
             kv_cache_inputs = self._manager.fetch(batch, remaining)
@@ -118,7 +118,7 @@ class BatchRunner:
         if all(context.samples for context in batch):
             return next_tokens
         known = [NO_TOKEN if c.samples else c.tokens[c.cache_length + c.active_length] for c in batch]
-        known_B = torch.tensor(known, device=logits.device)
+        known_B = torch.tensor(known, dtype=torch.int64, device=logits.device)
         return torch.where((known_B == NO_TOKEN) | (next_tokens == NO_TOKEN), next_tokens, known_B)
 
     def _log_probabilities(

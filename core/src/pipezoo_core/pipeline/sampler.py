@@ -93,14 +93,16 @@ def _adjust_(row_V: Tensor, context: TextContext) -> None:
         return torch.tensor(tokens, dtype=torch.int64, device=row_V.device)
 
     if params.logit_bias:
-        row_V[index(list(params.logit_bias))] += torch.tensor(list(params.logit_bias.values()), device=row_V.device)
+        row_V[index(list(params.logit_bias))] += torch.tensor(
+            list(params.logit_bias.values()), dtype=torch.float32, device=row_V.device
+        )
     if params.repetition_penalty != 1.0:
         seen = index(context.tokens)  # tokens may repeat; each copy writes the same number
         values = row_V[seen]
         row_V[seen] = torch.where(values < 0, values * params.repetition_penalty, values / params.repetition_penalty)
     if params.frequency_penalty != 0.0 or params.presence_penalty != 0.0:
         own, counts = index(context.generated_tokens).unique(return_counts=True)
-        row_V[own] -= params.frequency_penalty * counts + params.presence_penalty
+        row_V[own] -= params.frequency_penalty * counts.float() + params.presence_penalty
     if not context.may_end and context.stop_token_ids and context.matcher is None:  # a grammar bars them itself
         row_V[index(sorted(context.stop_token_ids))] = -torch.inf
 
@@ -118,7 +120,7 @@ def _draw_tokens(logits: Tensor, params: Sequence[SamplingParams], draws: Tensor
 
 
 def _column(values: Iterable[float], device: torch.device) -> Tensor:
-    return torch.tensor([*values], device=device).unsqueeze(-1)
+    return torch.tensor([*values], dtype=torch.float32, device=device).unsqueeze(-1)
 
 
 def _keeps_few(params: SamplingParams, num_tokens: int) -> bool:
@@ -132,14 +134,14 @@ def _least_kept(probabilities: Tensor, params: Sequence[SamplingParams]) -> Tens
     """
     num_tokens, device = probabilities.shape[-1], probabilities.device
     limits = [p.top_k if 0 < p.top_k < num_tokens else num_tokens for p in params]
-    limit = _column(limits, device)
+    limit = torch.tensor(limits, dtype=torch.int64, device=device).unsqueeze(-1)
     top_p = _column((p.top_p if p.top_p < 1.0 else torch.inf for p in params), device)
     keeps_all = (limit == num_tokens) & top_p.isinf()
     width = max([_FIRST_CANDIDATES, *(k for k in limits if k < num_tokens)])
     while True:
         width = min(width, num_tokens)
         best = _greatest(probabilities, width)
-        is_candidate = torch.arange(width, device=device) < limit
+        is_candidate = torch.arange(width, dtype=torch.int64, device=device) < limit
         candidates = best * is_candidate
         sums = candidates.cumsum(-1, dtype=torch.float64)  # or rounding might depend on the width, so on other rows
         total = sums[:, -1:].where(limit < num_tokens, 1.0)

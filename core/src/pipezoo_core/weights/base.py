@@ -48,7 +48,7 @@ class LazyTensor:
 
     def load(self) -> Tensor:
         """Reads it whole."""
-        tensor = torch.empty(self.shape, dtype=self.dtype)
+        tensor = torch.empty(self.shape, dtype=self.dtype, device="cpu")
         self.copy_to(tensor)
         return tensor
 

@@ -1,0 +1,155 @@
+"""Kernels over tensors between pages that may not be touched: a read or write beyond them ends the process.
+
+`python guarded.py attention` or `python guarded.py layers`; exits 0 where all results are right.
+"""
+
+import ctypes
+import mmap
+import sys
+
+import torch
+import torch.nn.functional as F
+
+from pipezoo_core.attention import AttentionSpec, NativeAttention
+from pipezoo_core.kv_cache import RaggedBatch
+from pipezoo_core.layers import apply_rotary
+from pipezoo_core.layers.quantized import QuantizedProduct
+from pipezoo_core.native import Form, NativeKernels
+
+CPU = torch.device("cpu")
+MAX_PAGE_SIZE = 4096
+LIBC = ctypes.CDLL(None, use_errno=True)
+AREAS = []
+
+
+def guarded(x, at_end=True):
+    """Returns a copy that ends (or begins) where memory that may not be touched begins (or ends)."""
+    inner = -(-x.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    area = mmap.mmap(-1, inner + 2 * mmap.PAGESIZE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    for address in (start, start + mmap.PAGESIZE + inner):
+        assert LIBC.mprotect(ctypes.c_void_p(address), mmap.PAGESIZE, 0) == 0
+    AREAS.append(area)
+    offset = mmap.PAGESIZE + (inner - x.nbytes if at_end else 0)
+    return torch.frombuffer(area, dtype=x.dtype, count=x.numel(), offset=offset).view(x.shape).copy_(x)
+
+
+def whole(spec, q, keys, values, cached):
+    """One request's attention by its formula, in float64: q [T, N, D], keys and values [S, K, D] to [T, N · D]."""
+    keys, values = (x.double().repeat_interleave(spec.num_groups, 1) for x in (keys, values))
+    scores = torch.einsum("tnd,snd->nts", q.double(), keys) * spec.scale
+    distance = (cached + torch.arange(len(q)))[:, None] - torch.arange(len(keys))[None]
+    hidden = (distance < 0) | (distance >= (spec.sliding_window or MAX_PAGE_SIZE**2))
+    if spec.alibi_slopes is not None:
+        scores -= torch.tensor(spec.alibi_slopes, dtype=torch.float64)[:, None, None] * distance
+    return torch.einsum("nts,snd->tnd", scores.masked_fill(hidden, -torch.inf).softmax(-1), values).flatten(1)
+
+
+def check_attention(page_size, dtype, **changes):
+    """Three requests: a decode, a chunk across the end of a page, and a decode that fills a page."""
+    spec = AttentionSpec(**{"num_heads": 4, "num_kv_heads": 2, "head_dim": 32, "scale": 0.2, **changes})
+    reason = NativeAttention.why_not(spec, NativeKernels(CPU, dtype), page_size)
+    if reason is not None:
+        return False
+    backend = NativeAttention(spec, NativeKernels(CPU, dtype), page_size)
+    generator = torch.Generator().manual_seed(page_size)
+    active, cached = [1, 70, 1], [page_size + 70, 2 * page_size - 40, page_size - 1]
+    counts = [-(-(a + c) // page_size) for a, c in zip(active, cached, strict=True)]
+    order = torch.randperm(2 * sum(counts), generator=generator).tolist()
+    pages = [[order.pop() for _ in range(count)] for count in counts]
+    shape = (2 * sum(counts), spec.num_kv_heads, page_size * spec.head_dim)
+    strange = torch.nan if dtype is torch.float32 else 1e30  # in bfloat16 an odd number of values has 0 · the next
+    nowhere = torch.full(shape, strange, dtype=dtype)  # what belongs to nobody would show
+    key_pages, value_pages = guarded(nowhere, at_end=page_size % 64 == 0), guarded(nowhere)
+
+    def random(rows, heads):
+        return guarded(torch.randn(rows, heads * spec.head_dim, generator=generator).to(dtype))
+
+    def step(lengths, starts, q, k, v, rotation=None):
+        plan = backend.plan(RaggedBatch(lengths, starts, lengths, pages), page_size, CPU)
+        return backend.attend(q, k, v, key_pages, value_pages, plan, rotation)
+
+    past = [random(sum(cached), spec.num_kv_heads) for _ in range(2)]
+    step(cached, [0, 0, 0], random(sum(cached), spec.num_heads), *past)
+    q, k, v = (random(sum(active), heads) for heads in (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads))
+    angles = torch.rand(len(q), spec.head_dim // 2, generator=generator).repeat(1, 2)
+    rotation = tuple(guarded(x.to(dtype)) for x in (angles.cos(), angles.sin()))
+    found = step(active, cached, q, k, v, rotation)
+    q, k = (
+        apply_rotary(q.float(), *(x.float() for x in rotation)),
+        apply_rotary(k.float(), *(x.float() for x in rotation)),
+    )
+    expected, by_request = [], zip(
+        *(x.split(sizes) for x, sizes in ((q, active), (k, active), (v, active), (past[0], cached), (past[1], cached))),
+        cached, strict=True,
+    )  # fmt: skip
+    for q_of, k_of, v_of, past_k, past_v, start in by_request:
+        keys, values = torch.cat((past_k.float(), k_of)), torch.cat((past_v, v_of))
+        heads = (x.unflatten(-1, (-1, spec.head_dim)) for x in (q_of, keys, values))
+        expected.append(whole(spec, *heads, start))
+    tolerance = {"atol": 1e-5, "rtol": 1e-4} if dtype is torch.float32 else {"atol": 2e-2, "rtol": 3e-2}
+    torch.testing.assert_close(found.double(), torch.cat(expected), **tolerance)
+    AREAS.clear()
+    return True
+
+
+def attention():
+    torch.set_num_threads(2)
+    sizes = [s for s in range(1, MAX_PAGE_SIZE + 1) if check_attention(s, torch.float32)]
+    assert {32, 64, 96, 160, 224, 4064, 4096} <= set(sizes)
+    for size in (32, 64, 96, 160, 544):
+        assert check_attention(size, torch.bfloat16)
+        assert check_attention(size, torch.float32, sliding_window=50)
+        assert check_attention(size, torch.float32, alibi_slopes=(0.5, 0.25, 0.1, 0.0))
+        assert check_attention(size, torch.bfloat16, num_heads=14, num_kv_heads=2, head_dim=64)
+    print(f"{len(sizes)} page sizes")
+
+
+def check_layers(dtype, rows, size):
+    kernels, generator = NativeKernels(CPU, dtype), torch.Generator().manual_seed(size)
+    tolerance = {"atol": 1e-4, "rtol": 1e-4} if dtype is torch.float32 else {"atol": 5e-2, "rtol": 3e-2}
+
+    def random(*shape):
+        return guarded(torch.randn(shape, generator=generator).to(dtype))
+
+    def equal(found, expected):
+        torch.testing.assert_close(found.to(dtype), expected.to(dtype), **tolerance)
+
+    x, weight = random(rows, size), random(size)
+    equal(kernels.rms_norm(x, weight, 1e-6), F.rms_norm(x.float(), (size,), weight.float(), 1e-6))
+    heads = random(rows, 5 * size).unflatten(1, (5, size))[:, 2:]  # the last ones of wider rows
+    equal(kernels.rms_norm(heads, weight, 1e-6), F.rms_norm(heads.float(), (size,), weight.float(), 1e-6))
+    gate_up = random(rows, 2 * size)
+    equal(kernels.silu_multiply(gate_up), F.silu(gate_up[:, :size].float()) * gate_up[:, size:].float())
+    positions, frequencies = guarded(torch.arange(rows)), guarded(torch.rand(size, generator=generator))
+    angles = positions[:, None] * frequencies[None].repeat(1, 2)
+    for found, expected in zip(
+        kernels.rotary_angles(positions, frequencies, 1.5), (angles.cos(), angles.sin()), strict=True
+    ):
+        equal(found, 1.5 * expected)
+    tokens = guarded(torch.tensor([36, 0, 37, -1, 2**40]))
+    for bits in (None, 8, 4):
+        if size % (2 if bits is None else 32):
+            continue
+        matrix, bias = random(37, size), random(37)
+        packed = guarded(kernels.pack(matrix, bits))
+        numbers = matrix if bits is None else QuantizedProduct(matrix, None, bits, dtype).dequantized(slice(None))
+        found = kernels.linear(x, packed, bias, (37, size), bits=bits, form=Form.wide)
+        error = (found - (x.float() @ numbers.float().T + bias.float())).abs().max()
+        assert error < (1e-3 if bits is None else 0.03 * size**0.5), (bits, rows, size, error)
+        looked_up = kernels.packed_rows(tokens, packed, (37, size), bits)
+        equal(looked_up[:2], numbers[[36, 0]])
+        assert looked_up[2:].isnan().all()  # a token that is none shows
+    AREAS.clear()
+
+
+def layers():
+    torch.set_num_threads(2)
+    for dtype in (torch.float32, torch.bfloat16):
+        for rows in (1, 3, 13, 65):
+            for size in (1, 7, 16, 32, 34, 96, 130):
+                check_layers(dtype, rows, size)
+
+
+if __name__ == "__main__":
+    {"attention": attention, "layers": layers}[sys.argv[1]]()

@@ -1,0 +1,251 @@
+"""What a module gives a layer by mistake is an error that says so, never numbers that were read for others."""
+
+import importlib
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipezoo_core.attention import Attention, AttentionSpec, NativeAttention, PagedAttention, ReferenceAttention
+from pipezoo_core.errors import InsufficientMemoryError, TensorMismatchError
+from pipezoo_core.kv_cache import KVCacheInputs, KVCacheParams, RaggedBatch
+from pipezoo_core.layers import RMSNorm, RotaryEmbedding
+from pipezoo_core.layers.linear_backends import NativeProduct
+from pipezoo_core.native import Form, NativeKernels, kernels
+
+CPU = torch.device("cpu")
+F32, BF16 = torch.float32, torch.bfloat16
+needs_kernels = pytest.mark.skipif(NativeKernels(CPU, F32).obstacle is not None, reason="no kernels here")
+
+
+def other(dtype):
+    return BF16 if dtype is F32 else F32
+
+
+def mistakes(dtype):
+    """name -> a call that no kernel may compute, and one that it may."""
+    k = NativeKernels(CPU, dtype)
+    weight = torch.ones(64, dtype=dtype)
+    product = {bits: NativeProduct(k, torch.ones(32, 64), torch.ones(32), bits) for bits in (None, 8, 4)}
+    gated = NativeProduct(k, torch.ones(64, 64), None, None, Form.gated)
+    frequencies = torch.ones(16)
+
+    def x(*shape, dtype=dtype, device=CPU):
+        return torch.ones(shape, dtype=dtype, device=device)
+
+    calls = {}
+    for name, call in {
+        "rms_norm": lambda x: k.rms_norm(x, weight, 1e-6),
+        "gated": gated,
+        **{f"linear {bits}": product[bits] for bits in product},
+    }.items():
+        calls |= {
+            f"{name}: wider": (call, x(2, 128)),
+            f"{name}: narrower": (call, x(2, 32)),
+            f"{name}: dtype": (call, x(2, 64, dtype=other(dtype))),
+            f"{name}: float64": (call, x(2, 64, dtype=torch.float64)),
+            f"{name}: device": (call, x(2, 64, device="meta")),
+        }
+    calls |= {
+        "rms_norm: weight": (lambda w: k.rms_norm(x(2, 64), w, 1e-6), x(64, dtype=other(dtype))),
+        "silu_multiply: odd": (k.silu_multiply, x(2, 63)),
+        "silu_multiply: dtype": (k.silu_multiply, x(2, 64, dtype=other(dtype))),
+        "rows: int32": (product[None].rows, torch.ones(3, dtype=torch.int32)),
+        "rows: two dimensions": (product[8].rows, torch.ones(3, 1, dtype=torch.int64)),
+        "angles: positions": (lambda p: k.rotary_angles(p, frequencies, 1.0), torch.ones(3)),
+        "angles: frequencies": (lambda f: k.rotary_angles(torch.arange(3), f, 1.0), frequencies.double()),
+        "pack: odd": (k.pack, x(32, 63)),
+        "pack: no groups": (lambda w: k.pack(w, 8), x(32, 48)),
+        "pack: dtype": (k.pack, x(32, 64, dtype=other(dtype))),
+        "pack: float16": (lambda w: k.pack(w, 4), x(32, 64, dtype=torch.float16)),
+        "pack: no whole gates": (lambda w: k.pack(w, None, Form.gated), x(40, 64)),
+    }
+    return calls
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_what_kernels_cannot_read(dtype):
+    for name, (call, x) in mistakes(dtype).items():
+        with pytest.raises(
+            TensorMismatchError, match=rf"found: {re.escape(str(x.dtype))} {re.escape(str(list(x.shape)))}"
+        ):
+            pytest.fail(f"{name}: {call(x)}")
+
+
+@needs_kernels
+def test_a_norm_of_a_part_of_a_dimension():
+    """A plain RMSNorm knows the whole width; a rank that divides it has a part of the numbers."""
+    norm = RMSNorm(64, 1e-6)
+    norm.compute_with(NativeKernels(CPU, F32))
+    with pytest.raises(TensorMismatchError, match=r"'rms_norm'.*\[2, 32\].*\[..., 64\]"):
+        norm(torch.ones(2, 32))
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_rows_of_wider_tensors_are_read_where_they_lie(dtype):
+    """Queries of a merged product, and each head of them: what a norm of queries and keys is given."""
+    k, weight = NativeKernels(CPU, dtype), torch.rand(32).to(dtype)
+    whole = torch.randn(5, 256).to(dtype)
+    for x in (
+        whole[:, 64:96],
+        whole[:, :128].unflatten(1, (4, 32)),
+        whole.unflatten(1, (8, 32))[:, 3:5],
+        whole[::2, 32:64],
+        whole.unflatten(1, (8, 32)).transpose(0, 1),
+        whole.unflatten(1, (8, 32))[:, ::2],
+        whole.view(5, 32, 8).transpose(1, 2),
+        whole[:1, :32].expand(5, 32),
+    ):
+        found = k.rms_norm(x, weight, 1e-6)
+        assert found.is_contiguous()
+        assert torch.equal(found, k.rms_norm(x.contiguous(), weight, 1e-6))
+
+
+SPEC = AttentionSpec(num_heads=4, num_kv_heads=2, head_dim=32, scale=0.2)
+
+
+def native(spec):
+    kernels = NativeKernels(CPU, F32)
+    if kernels.obstacle:
+        pytest.skip(kernels.obstacle)
+    return NativeAttention(spec, kernels, 32)
+
+
+def inputs_of(backend):
+    batch = RaggedBatch([2, 1], [0, 0], [2, 1], [[0], [1]])
+    params = KVCacheParams(dtype=F32, num_layers=1, num_kv_heads=2, head_dim=32, page_size=32)
+    pages = torch.zeros(backend.page_shape(2, params))
+    return KVCacheInputs(
+        positions=torch.tensor(batch.positions),
+        context_lengths=torch.tensor(batch.context_lengths),
+        input_row_offsets=torch.tensor(batch.row_offsets),
+        cache_lengths=torch.tensor(batch.cache_lengths),
+        batch=batch,
+        key_pages=(pages,),
+        value_pages=(pages.clone(),),
+        plan=backend.plan(batch, 32, CPU),
+    )
+
+
+@pytest.mark.parametrize("make", [ReferenceAttention, PagedAttention, native])
+@pytest.mark.parametrize("name", ["q", "k", "v", "cos", "sin"])
+@pytest.mark.parametrize("mistake", ["rows", "fewer rows", "wider", "narrower", "dtype"])
+def test_what_no_attention_computes(make, name, mistake):
+    """One key/value head would be taken for all by torch, half a head for a head; nobody would notice."""
+    backend = make(SPEC)
+    attention, kv = Attention(0, backend), inputs_of(backend)
+    tensors = {"q": torch.ones(3, 128), "k": torch.ones(3, 64), "v": torch.ones(3, 64)}
+    tensors |= {"cos": torch.ones(3, 32), "sin": torch.zeros(3, 32)}
+
+    def attend():
+        return attention(*(tensors[n] for n in "qkv"), kv, (tensors["cos"], tensors["sin"]))
+
+    assert attend().shape == (3, 128)
+    width = tensors[name].shape[1]
+    shape = {"rows": (4, width), "fewer rows": (2, width), "wider": (3, 2 * width), "narrower": (3, width // 2)}
+    tensors[name] = torch.ones(shape.get(mistake, (3, width)), dtype=BF16 if mistake == "dtype" else F32)
+    with pytest.raises(TensorMismatchError, match=f"layer 0 .*{name!r}"):
+        attend()
+
+
+@needs_kernels
+@pytest.mark.parametrize("bits", [None, 8, 4])
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_a_token_that_is_none_shows(bits, dtype):
+    """Its own row has no numbers; the others have theirs."""
+    product = NativeProduct(NativeKernels(CPU, dtype), torch.randn(37, 96), None, bits)
+    tokens = torch.tensor([0, 37, 36, -1, 2**62, -(2**63), 63, 5])
+    rows = product.rows(tokens)
+    assert rows.isnan().all(-1).tolist() == [False, True, False, True, True, True, True, False]
+    assert torch.equal(rows[[0, 2, 7]], product.rows(torch.tensor([0, 36, 5])))
+
+
+@needs_kernels
+def test_angles_of_any_positions():
+    rotary = RotaryEmbedding({"rope_type": "default", "rope_theta": 1e4}, 32, 64)
+    positions = torch.arange(20)[::3]
+    expected = rotary(positions, positions, F32)
+    rotary.compute_with(NativeKernels(CPU, F32))
+    for found, right in zip(rotary(positions, positions, F32), expected, strict=True):
+        torch.testing.assert_close(found, right)
+
+
+@needs_kernels
+@pytest.mark.parametrize("found", [{}, {"interface": 1}, {"interface": kernels._INTERFACE + 1}])
+def test_kernels_of_another_version(found, monkeypatch):
+    """Their arguments and the layout of what they read may be others: they are not called."""
+    assert importlib.import_module(kernels._MODULE).interface == kernels._INTERFACE
+    monkeypatch.setitem(sys.modules, kernels._MODULE, types.SimpleNamespace(**found))
+    obstacle = NativeKernels(CPU, F32).obstacle
+    assert f"interface {found.get('interface')}, not {kernels._INTERFACE}" in obstacle
+    assert NativeAttention.why_not(SPEC, NativeKernels(CPU, F32), 64) == obstacle
+
+
+SHORT_OF_MEMORY = """
+import resource, torch
+from pipezoo_core.attention import AttentionSpec, NativeAttention
+from pipezoo_core.errors import InsufficientMemoryError
+from pipezoo_core.kv_cache import RaggedBatch
+from pipezoo_core.native import NativeKernels
+CPU = torch.device("cpu")
+torch.set_num_threads(2)
+kernels = NativeKernels(CPU, torch.float32)
+weight, few = torch.zeros(2, 1 << 22), torch.ones(8, 32)
+kernels.pack(few, 4)
+spec = AttentionSpec(num_heads=1, num_kv_heads=1, head_dim=32, scale=1.0)
+attention = NativeAttention(spec, kernels, 32)
+attention._max_queries = 1 << 17  # so that what an item works with is large
+q, pages = torch.zeros(1 << 17, 32), torch.zeros(1 << 12, 1024)
+plan = attention.plan(RaggedBatch([1 << 17], [0], [0], [list(range(1 << 12))]), 32, CPU)
+out = q[:2].clone()
+packed = kernels._allocate(1 << 27)
+resource.setrlimit(resource.RLIMIT_AS, (int(open("/proc/self/statm").read().split()[0]) * 4096 + (8 << 20),) * 2)
+def attend(step):
+    kernels._empty = lambda shape, dtype: q
+    kernels.attend((q, q, q), None, (pages, pages), step)
+kernels._allocate = lambda size: packed
+for call in (lambda: kernels.pack(weight, 4), lambda: attend(plan.address)):
+    try:
+        call()
+    except InsufficientMemoryError as error:
+        assert isinstance(error, MemoryError)
+        print("short", flush=True)
+kernels.pack(few, 4)
+print("goes on")
+"""
+
+
+@needs_kernels
+@pytest.mark.slow
+def test_memory_that_is_short_is_an_error():
+    """In whichever thread; the process and the kernels go on."""
+    done = subprocess.run([sys.executable, "-c", SHORT_OF_MEMORY], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.split("\n")) == (0, ["short", "short", "goes on", ""]), done.stderr
+
+
+def test_a_replayed_step_that_is_short_of_memory(monkeypatch):
+    if NativeKernels(CPU, F32).obstacle:
+        pytest.skip("no kernels here")
+    k = NativeKernels(CPU, F32)
+
+    def short(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(k, "_native", types.SimpleNamespace(replay=short))
+    with pytest.raises(InsufficientMemoryError):
+        k.replay(0, 0)
+
+
+def test_core_asks_for_the_kernels_it_was_written_for():
+    """The extra of pipezoo-core names one version, and the sources' number is the one that core expects."""
+    root = Path(__file__).parents[2]
+    version = re.search(r'^version = "(.+)"', (root / "kernels/pyproject.toml").read_text(), re.M)[1]
+    assert f'kernels = ["pipezoo-kernels=={version}"]' in (root / "core/pyproject.toml").read_text()
+    number = re.search(r"kInterface = (\d+);", (root / "kernels/native/module.cpp").read_text())[1]
+    assert int(number) == kernels._INTERFACE
