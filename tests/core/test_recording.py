@@ -138,6 +138,58 @@ def test_another_tensor_of_the_step(folder):
     assert model._forward.obstacle == "a tensor of the step other than tokens and positions"
 
 
+def _reads_lists(self, tokens_T, kv):
+    return LlamaForCausalLM.forward(self, tokens_T, kv) if kv.batch.prompt_lengths else None
+
+
+def _reads_a_number(self, tokens_T, kv):
+    if int(kv.positions[0]) > 3:
+        self.model.embed_tokens(tokens_T)
+    return LlamaForCausalLM.forward(self, tokens_T, kv)
+
+
+def _reads_a_list_of_numbers(self, tokens_T, kv):
+    if tokens_T.tolist()[0] > 50:
+        self.model.embed_tokens(tokens_T)
+    return LlamaForCausalLM.forward(self, tokens_T, kv)
+
+
+def _counts_requests(self, tokens_T, kv):
+    if len(kv.cache_lengths) > 1:
+        self.model.embed_tokens(tokens_T)
+    return LlamaForCausalLM.forward(self, tokens_T, kv)
+
+
+def _raises_over_garbage(self, tokens_T, kv):
+    hidden = LlamaForCausalLM.forward(self, tokens_T, kv)
+    if not kv.batch.pages or tokens_T.max() == 0:
+        raise ZeroDivisionError("no token")
+    return hidden
+
+
+@pytest.mark.parametrize(
+    ("forward", "obstacle"),
+    [
+        (_reads_lists, "the step's batch"),
+        (_reads_a_number, "aten.item.default"),
+        (_reads_a_list_of_numbers, "Tensor.tolist"),
+        (_counts_requests, "the step's cache_lengths"),
+        (_raises_over_garbage, "the step's batch"),
+    ],
+)
+def test_what_may_differ_the_next_time_is_noticed_and_said(folder, forward, obstacle, caplog):
+    module = type("Module", (LlamaForCausalLM,), {"forward": forward})
+    model_class = type("Model", (LlamaPipelineModel,), {"module_class": module})
+    model, eager = load(folder, model_class), load(folder, model_class, enforce_eager=True)
+    for prompts in (PROMPTS, [[60, 7, 8]], PROMPTS):
+        for found, expected in zip(logits_of(model, prompts, 3), logits_of(eager, prompts, 3), strict=True):
+            assert torch.equal(found, expected)
+    assert obstacle in model._forward.obstacle
+    assert [record.getMessage() for record in caplog.records if record.name == "pipezoo"] == [
+        f"the model's steps are not replayed, which is slower: {model._forward.obstacle}"
+    ]
+
+
 def test_what_depends_on_the_number_of_rows(folder):
     model, eager = load(folder, BranchingModel), load(folder, BranchingModel, enforce_eager=True)
     for prompts in (PROMPTS, [[5] * 60]):
