@@ -20,6 +20,7 @@ __all__ = [
     "CheckpointMismatchError",
     "CorruptCheckpointError",
     "EmptyPromptError",
+    "ForkedProcessError",
     "GatedModelError",
     "HubUnreachableError",
     "IncompatiblePluginError",
@@ -234,6 +235,10 @@ class InsufficientPagesError(PipezooError, MemoryError):
 
 class NonFiniteLogitsError(PipezooError, ArithmeticError):
     """The model computed NaN or infinity for a request, so that no next token can be chosen; the others go on."""
+
+
+class ForkedProcessError(PipezooError, RuntimeError):
+    """A forked child uses its parent's model, or cannot compute because its parent had threads that it lacks."""
 
 
 class RankLostError(PipezooError, RuntimeError):

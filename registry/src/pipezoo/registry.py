@@ -70,10 +70,13 @@ def load(
         UnsupportedTokenizerError: the tokenizer cannot be read.
         InsufficientMemoryError, InsufficientPagesError: it does not fit; the message carries the plan.
         RankLostError: another device's process is gone.
+        ForkedProcessError: this process was forked from one that had computed before.
     """
     from pipezoo.devices import device_names
+    from pipezoo.inherited_threads import check_inherited_threads
     from pipezoo.load import build_pipeline, replicas_in
 
+    check_inherited_threads()
     num_replicas = replicas_in(settings)
     names = device_names(device, devices, num_replicas)
     if len(names) > num_replicas:
