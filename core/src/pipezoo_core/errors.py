@@ -74,7 +74,7 @@ class PipezooError(Exception):
         super().__init__(f"{message}. {cure}" if cure else message)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Lets an error travel between the processes of a model as it is, whatever its constructor takes."""
+        """Lets an error travel between processes, multiprocessing's for example, whatever its constructor takes."""
         return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]  # typeshed lacks it
 
 
