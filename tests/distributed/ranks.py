@@ -6,20 +6,26 @@ from contextlib import contextmanager
 import torch
 from tiny_models import load_model
 
-from pipezoo_core.distributed import join_local
+from pipezoo_core.distributed import MeetingPlace, join_local
 
 CPU = torch.device("cpu")
 
 
+def join(folder, rank, num_ranks, **settings):
+    place = MeetingPlace(str(folder / "store"), str(folder / "counters"))
+    return join_local(rank, num_ranks, place, CPU, **{"timeout": 60.0, **settings})
+
+
 @contextmanager
-def joined(folder, num_ranks, others):
+def joined(folder, num_ranks, others, **settings):
     """Yields rank 0's group, while threads run `others(group)` with the other ranks'. Their errors are raised here."""
     errors = []
+    (folder / "counters").write_bytes(bytes(8 * num_ranks))
 
     def run(rank):
         group = None
         try:
-            group = join_local(rank, num_ranks, folder, CPU)
+            group = join(folder, rank, num_ranks, **settings)
             others(group)
         except BaseException as error:
             errors.append(error)
@@ -30,7 +36,7 @@ def joined(folder, num_ranks, others):
     threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(1, num_ranks)]
     for thread in threads:
         thread.start()
-    group = join_local(0, num_ranks, folder, CPU)
+    group = join(folder, 0, num_ranks, **settings)
     try:
         yield group
     finally:

@@ -8,10 +8,10 @@ from itertools import product
 
 import pytest
 import torch
-from distributed.ranks import CPU, joined
+from distributed.ranks import CPU, join, joined
 from torch._C._distributed_c10d import FileStore
 
-from pipezoo_core.distributed import DistributedGroup, Message, collectives, join_local, meeting
+from pipezoo_core.distributed import DistributedGroup, Message, collectives, meeting
 from pipezoo_core.distributed.signals import SIGNAL_BUFFER_BYTES, Signals, can_signal
 from pipezoo_core.errors import InvalidSettingError, RankLostError
 
@@ -68,17 +68,13 @@ def test_without_shared_memory_left(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", fail)
-    own = tmp_path / "shared"
-    own.mkdir()
-    monkeypatch.setattr(collectives, "SHARED_MEMORY", own)
     with joined(tmp_path, 2, run_all) as group:
         assert not group.signal_buffers
         run_all(group)
-        assert not list(own.iterdir())
 
 
 def test_a_rank_waits_for_a_step_longer_than_for_the_others_to_come(tmp_path, monkeypatch):
-    monkeypatch.setattr(meeting, "_TO_MEET", timedelta(seconds=3))
+    monkeypatch.setattr(meeting, "TO_MEET", timedelta(seconds=3))
     received = []
     with joined(tmp_path, 2, lambda group: received.append(group.receive())) as group:
         time.sleep(3.5)
@@ -88,13 +84,16 @@ def test_a_rank_waits_for_a_step_longer_than_for_the_others_to_come(tmp_path, mo
 
 def test_no_way_to_the_others(tmp_path):
     with pytest.raises(InvalidSettingError, match=r"cannot be reached .*nowhere.*GLOO_SOCKET_IFNAME"):
-        DistributedGroup(0, 2, FileStore(str(tmp_path / "store"), 2), CPU, network={"interface": "nowhere"})
+        DistributedGroup(
+            0, 2, FileStore(str(tmp_path / "store"), 2), None, CPU, timeout=60.0, network={"interface": "nowhere"}
+        )
 
 
 def test_a_rank_that_never_comes(tmp_path, monkeypatch):
-    monkeypatch.setattr(meeting, "_TO_MEET", timedelta(seconds=1))
+    (tmp_path / "counters").write_bytes(bytes(16))
+    monkeypatch.setattr(meeting, "TO_MEET", timedelta(seconds=1))
     with pytest.raises(RankLostError, match="did not all meet"):
-        join_local(0, 2, tmp_path, CPU)
+        join(tmp_path, 0, 2)
 
 
 @pytest.mark.skipif(not can_signal(), reason="no shared memory here")

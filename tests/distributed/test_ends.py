@@ -63,6 +63,12 @@ ENDS = {
 }
 
 
+NO_MEMORY = """
+from pipezoo_core.distributed import collectives
+collectives.can_signal = lambda: False
+"""
+
+
 def run(script, *arguments, launcher=()):
     """Runs a script to its end and waits for all processes that it has started."""
     command = [sys.executable, *launcher, script, *map(str, arguments)]
@@ -197,3 +203,39 @@ def test_a_rank_killed_under_torchrun(tiny_gguf, tmp_path):
     assert done.returncode == 1
     left = [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or ())]
     assert not left
+
+
+STOPPED = """
+import torch
+from pipezoo_core.errors import RankLostError
+def while_stopped(act):
+    soon(children[0].suspend)
+    begin = time.monotonic()
+    try:
+        act()
+    except RankLostError as error:
+        print("lost", error, flush=True)
+    print("waited", time.monotonic() - begin < 60, flush=True)
+"""
+STOPS = {
+    "in a step": "while_stopped(for_ever)",
+    "before a step": "children[0].suspend(); while_stopped(for_ever)",
+    "at its end": "children[0].suspend(); del llm; print('ended', flush=True)",
+}
+
+
+@pytest.mark.parametrize("through_memory", [True, False])
+@pytest.mark.parametrize("when", STOPS)
+def test_a_rank_that_is_stopped(when, through_memory, tiny_gguf, tmp_path):
+    script = tmp_path / "script.py"
+    begin = BEGIN.replace('"max_length": 200}', '"max_length": 200, "rank_timeout": 2}')
+    if not through_memory:
+        begin = NO_MEMORY + begin
+    script.write_text(begin + STOPPED + STOPS[when])
+    done = run(script, tiny_gguf)
+    assert done.returncode == 0, done.stderr
+    if when == "at its end":
+        assert "ended" in done.stdout
+    else:
+        assert re.search(r"lost the process of rank 1 shows no sign of life \(found: none for [23] seconds\)", done.stdout)
+        assert "waited True" in done.stdout

@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import shutil
-from dataclasses import replace
 
 import psutil
 import pytest
@@ -209,7 +208,7 @@ def test_an_error_of_another_rank_reaches_the_caller(tiny_folder, tmp_path, monk
     weights = damaged / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     tell = Workers.tell
-    monkeypatch.setattr(Workers, "tell", lambda self, call: tell(self, replace(call, path=str(damaged))))
+    monkeypatch.setattr(Workers, "tell", lambda self, call: tell(self, {**call, "path": str(damaged)}))
     with pytest.raises(CorruptCheckpointError, match="not a whole safetensors file") as raised:
         registry.load(tiny_folder, devices=["cpu", "cpu"], **SETTINGS)
     assert raised.value.cure == "Download the file again."

@@ -184,6 +184,7 @@ class PipelineConfig(Settings):
         data_parallel_degree: how many replicas of the model answer requests side by side. The other settings hold for
             each of them.
         tensor_parallel_degree: how many devices compute each step together. The memory settings hold for each of them.
+        rank_timeout: seconds after which a rank of several that shows no sign of life is given up. A long step is none.
         kv_cache: settings of the KV cache.
         lora: settings of LoRA adapters; None for a model without.
     """
@@ -201,5 +202,6 @@ class PipelineConfig(Settings):
     enforce_eager: bool = False
     data_parallel_degree: int = Field(default=1, ge=1)
     tensor_parallel_degree: int = Field(default=1, ge=1)
+    rank_timeout: float = Field(default=60.0, ge=1)
     kv_cache: KVCacheConfig = KVCacheConfig()
     lora: LoRAConfig | None = None

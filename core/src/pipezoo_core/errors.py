@@ -20,6 +20,7 @@ __all__ = [
     "CheckpointMismatchError",
     "CorruptCheckpointError",
     "EmptyPromptError",
+    "ForkedProcessError",
     "GatedModelError",
     "HubUnreachableError",
     "IncompatiblePluginError",
@@ -74,7 +75,7 @@ class PipezooError(Exception):
         super().__init__(f"{message}. {cure}" if cure else message)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Lets an error travel between the processes of a model as it is, whatever its constructor takes."""
+        """Lets an error travel between processes, multiprocessing's for example, whatever its constructor takes."""
         return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]  # typeshed lacks it
 
 
@@ -235,6 +236,10 @@ class InsufficientPagesError(PipezooError, MemoryError):
 
 class NonFiniteLogitsError(PipezooError, ArithmeticError):
     """The model computed NaN or infinity for a request, so that no next token can be chosen; the others go on."""
+
+
+class ForkedProcessError(PipezooError, RuntimeError):
+    """A forked child uses its parent's model, or cannot compute because its parent had threads that it lacks."""
 
 
 class RankLostError(PipezooError, RuntimeError):

@@ -6,11 +6,11 @@ torch and no batches.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from pipezoo_core.errors import InvalidGrammarError, MissingDependencyError, UnsupportedTokenizerError
+from pipezoo_core.process_lock import ProcessLock
 from pipezoo_core.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class GrammarCompiler:
         self._delegate = delegate
         self._end_token_ids = end_token_ids
         self._tokenizer: LLTokenizer | None = None
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
 
     def matcher(self, params: SamplingParams) -> TokenMatcher | None:
         """Returns a matcher for the request's grammar, or None where it has none.

@@ -26,12 +26,13 @@ from pipezoo_core.weights import Weights, resolve_encoding
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["LoadPlan", "build_pipeline", "open_model", "plan_load", "replicas_in"]
+__all__ = ["LoadPlan", "asked_config", "build_pipeline", "follow_plan", "open_model", "plan_load"]
 
 _KV_SETTINGS = {"page_size": "page_size", "kv_cache_memory": "memory", "enable_prefix_caching": "enable_prefix_caching"}
 _LORA_SETTINGS = ("lora_paths", "max_lora_rank", "max_num_loras")
 _SETTINGS = (
-    "attention", "data_parallel_degree", "enforce_eager", "linear", "max_batch_size", "max_batch_tokens", "max_length"
+    "attention", "data_parallel_degree", "enforce_eager", "linear", "max_batch_size", "max_batch_tokens", "max_length",
+    "rank_timeout",
 )  # fmt: skip
 
 
@@ -60,13 +61,13 @@ class LoadPlan:
     checkpoint: Checkpoint
 
 
-def replicas_in(settings: dict[str, Any]) -> int:
-    """Returns the `data_parallel_degree` among settings of `registry.load`, of which it checks each by itself.
+def asked_config(settings: dict[str, Any]) -> PipelineConfig:
+    """Returns what settings of `registry.load` ask for. Each is checked by itself, and no model is known yet.
 
     Raises:
         InvalidSettingError: a setting is unknown or out of range.
     """
-    return PipelineConfig(model_path="", **_pipeline_settings(settings)).data_parallel_degree
+    return PipelineConfig(model_path="", **_pipeline_settings(settings))
 
 
 def plan_load(
@@ -76,7 +77,6 @@ def plan_load(
     devices: Sequence[str],
     dtype: str,
     settings: dict[str, Any],
-    decided: tuple[PipelineConfig, MemoryPlan] | None = None,
 ) -> LoadPlan:
     """Checks settings and files against each other and plans the memory. Reads headers, no weights.
 
@@ -86,7 +86,6 @@ def plan_load(
         devices: where it runs.
         dtype: the precision to run in, or `"auto"`.
         settings: of the pipeline.
-        decided: what rank 0 has decided, for the other ranks of several.
 
     Raises:
         InvalidSettingError: a setting is unknown or out of range, or there is no such device.
@@ -97,32 +96,27 @@ def plan_load(
     pipeline_settings = _pipeline_settings(settings)
     raw_config, paths, weights = open_weights(checkpoint, architecture)
     huggingface_config = read_huggingface_config(architecture, raw_config)
-    if decided is None:
-        asked = PipelineConfig(
-            model_path=checkpoint.source.name,
-            weight_paths=paths,
-            huggingface_config=huggingface_config,
-            **pipeline_settings,
-        )
-        torch_devices = place_model(devices, asked.data_parallel_degree)
-        by_kernels = asked.linear in ("auto", "native") and asked.attention in ("auto", "native") and not asked.lora
-        requested = asked.updated(
-            device=str(torch_devices[0]),
-            encoding=resolve_encoding(
-                dtype, weights, torch_devices[0], architecture.supported_encodings, by_kernels=by_kernels
-            ),
-            tensor_parallel_degree=len(torch_devices) // asked.data_parallel_degree,
-        )
-        check_parallel(requested, architecture)
-        near = torch_devices
-        if requested.tensor_parallel_degree > 1:  # the ranks of a host share its memory; other GPUs are not ours to use
-            on_cpu = near[0].type == "cpu"
-            near = near[: ranks_here(len(near))] if on_cpu else near[:: requested.tensor_parallel_degree]
-        pipeline_config, memory = plan_memory(architecture.pipeline_model, requested, huggingface_config, near)
-    else:
-        torch_devices = tuple(map(torch.device, devices))
-        pipeline_config, memory = decided
-        pipeline_config = pipeline_config.updated(weight_paths=paths, huggingface_config=huggingface_config)
+    asked = PipelineConfig(
+        model_path=checkpoint.source.name,
+        weight_paths=paths,
+        huggingface_config=huggingface_config,
+        **pipeline_settings,
+    )
+    torch_devices = place_model(devices, asked.data_parallel_degree)
+    by_kernels = asked.linear in ("auto", "native") and asked.attention in ("auto", "native") and not asked.lora
+    requested = asked.updated(
+        device=str(torch_devices[0]),
+        encoding=resolve_encoding(
+            dtype, weights, torch_devices[0], architecture.supported_encodings, by_kernels=by_kernels
+        ),
+        tensor_parallel_degree=len(torch_devices) // asked.data_parallel_degree,
+    )
+    check_parallel(requested, architecture)
+    near = torch_devices
+    if requested.tensor_parallel_degree > 1:  # the ranks of a host share its memory; other GPUs are not ours to use
+        on_cpu = near[0].type == "cpu"
+        near = near[: ranks_here(len(near))] if on_cpu else near[:: requested.tensor_parallel_degree]
+    pipeline_config, memory = plan_memory(architecture.pipeline_model, requested, huggingface_config, near)
     return LoadPlan(
         architecture=architecture,
         huggingface_config=huggingface_config,
@@ -130,6 +124,40 @@ def plan_load(
         memory=memory,
         sampling_params=sampling_defaults(checkpoint),
         devices=torch_devices,
+        weights=weights,
+        checkpoint=checkpoint,
+    )
+
+
+def follow_plan(
+    checkpoint: Checkpoint,
+    architecture: SupportedArchitecture,
+    *,
+    devices: Sequence[str],
+    pipeline_config: PipelineConfig,
+    memory: MemoryPlan,
+) -> LoadPlan:
+    """Plans, on another rank than rank 0, what that has decided. Reads headers, no weights.
+
+    Args:
+        checkpoint: the model's files here.
+        architecture: what the plugin says of itself.
+        devices: where it runs.
+        pipeline_config: of rank 0's plan. What it says of files and of the model is read here.
+        memory: of rank 0's plan.
+
+    Raises:
+        UnsupportedModelError, CheckpointError: as `plan_load`.
+    """
+    raw_config, paths, weights = open_weights(checkpoint, architecture)
+    huggingface_config = read_huggingface_config(architecture, raw_config)
+    return LoadPlan(
+        architecture=architecture,
+        huggingface_config=huggingface_config,
+        pipeline_config=pipeline_config.updated(weight_paths=paths, huggingface_config=huggingface_config),
+        memory=memory,
+        sampling_params=sampling_defaults(checkpoint),
+        devices=tuple(map(torch.device, devices)),
         weights=weights,
         checkpoint=checkpoint,
     )

@@ -8,24 +8,25 @@ starts none. Either way all of them come here.
 from __future__ import annotations
 
 import os
-import pickle
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn, TypeAlias, TypeVar
+from dataclasses import asdict, dataclass, field
+from typing import Any, NoReturn, TypeVar
 
 import torch
 
 from pipezoo import registry
 from pipezoo.checkpoint import Checkpoint
 from pipezoo.devices import check_device, of_each_replica, place_model
-from pipezoo.load import LoadPlan, build_pipeline, open_model, plan_load, replicas_in
+from pipezoo.load import LoadPlan, asked_config, build_pipeline, follow_plan, open_model, plan_load
 from pipezoo.resolution import Resolution
 from pipezoo_core.config import PipelineConfig
 from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.distributed import (
     DistributedGroup,
     Workers,
+    decode_error,
+    encode_error,
     follow_parent,
     join_launched,
     join_local,
@@ -39,42 +40,27 @@ from pipezoo_core.pipeline import TextGenerationPipeline
 __all__ = ["load_parallel", "work"]
 
 T = TypeVar("T")
-Decided: TypeAlias = tuple[PipelineConfig, MemoryPlan]
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """What a process that was started is to do."""
-
-    path: str
-    plugin: str
-    devices: Sequence[str]
-    dtype: str
-    settings: dict[str, Any]
 
 
 def load_parallel(
-    find: Callable[[], tuple[Checkpoint, Resolution]],
-    devices: Sequence[str],
-    num_replicas: int,
-    dtype: str,
-    settings: dict[str, Any],
+    find: Callable[[], tuple[Checkpoint, Resolution]], devices: Sequence[str], dtype: str, settings: dict[str, Any]
 ) -> TextGenerationPipeline:
     """Loads a model on several devices.
 
     Args:
         find: downloads what is missing, and returns the model's files and plugin.
         devices: several for each replica. This process has the first of each, the others have one of their own.
-        num_replicas: how many there are.
         dtype: as for `registry.load`.
         settings: as for `registry.load`.
 
     Raises:
         SystemExit: in a process of a rank other than 0, when rank 0 is done.
         InvalidSettingError: there are several replicas, and a launcher has started the processes.
-        RankLostError: another process is gone.
+        RankLostError: another process is gone, or shows no sign of life.
         What `registry.load` raises, in rank 0, wherever it went wrong.
     """
+    asked = asked_config(settings)
+    num_replicas, timeout = asked.data_parallel_degree, asked.rank_timeout
     rank = launched_rank()
     if rank is not None:
         if num_replicas > 1:
@@ -83,68 +69,97 @@ def load_parallel(
                 found=f"{num_replicas} replicas",
                 cure="Start the script without a launcher: it starts what it needs itself.",
             )
-        group = join_launched(len(devices), check_device(devices[rank % len(devices)]))  # it counts them itself
-        return _load(
-            [group], lambda decided: _plan_load(find(), devices, dtype, settings, decided), ranks_here(group.size)
-        )
+        own = check_device(devices[rank % len(devices)])  # joining counts the processes
+        group = join_launched(len(devices), own, timeout)
+        return _load([group], _Plans(find, devices, dtype, settings), ranks_here(group.size))
     places = of_each_replica(place_model(devices, num_replicas), num_replicas)
     workers: list[Workers] = []
     try:
         workers.extend(Workers(len(part) - 1, __name__, work.__name__) for part in places)
         found = find()
-        path, plugin = str(found[0].source.path), found[1].plugin.distribution
-        for own, names in zip(workers, of_each_replica(devices, num_replicas), strict=True):
-            own.tell(_Call(path, plugin, names, dtype, settings))
-        groups = [own.join(part[0]) for own, part in zip(workers, places, strict=True)]
+        call = {
+            "path": str(found[0].source.path),
+            "plugin": found[1].plugin.distribution,
+            "num_ranks_here": len(devices),
+            "timeout": timeout,
+        }
+        for started, names in zip(workers, of_each_replica(devices, num_replicas), strict=True):
+            started.tell({**call, "devices": list(names)})
+        groups = [started.join(part[0], timeout) for started, part in zip(workers, places, strict=True)]
     except BaseException:
-        for own in workers:
-            own.stop()
+        for started in workers:
+            started.stop()
         raise
-    return _load(groups, lambda decided: _plan_load(found, devices, dtype, settings, decided), len(devices))
+    return _load(groups, _Plans(lambda: found, devices, dtype, settings), len(devices))
 
 
 def work() -> NoReturn:
     """Is the whole life of a process that rank 0 has started."""
-    rank, size, folder, call = follow_parent()
-    group = join_local(rank, size, folder, torch.device(call.devices[rank]))
-
-    def plan(decided: Decided | None) -> LoadPlan:
-        found = registry.find(call.path, plugin=call.plugin)
-        return _plan_load(found, call.devices, call.dtype, call.settings, decided)
-
-    _load([group], plan, size * replicas_in(call.settings))
+    rank, size, place, call = follow_parent()
+    devices = call["devices"]
+    group = join_local(rank, size, place, torch.device(devices[rank]), call["timeout"])
+    plans = _Plans(lambda: registry.find(call["path"], plugin=call["plugin"]), devices)
+    _load([group], plans, call["num_ranks_here"])
     raise AssertionError("only rank 0 has a pipeline")
 
 
-def _plan_load(
-    found: tuple[Checkpoint, Resolution],
-    devices: Sequence[str],
-    dtype: str,
-    settings: dict[str, Any],
-    decided: Decided | None,
-) -> LoadPlan:
-    checkpoint, resolution = found
-    return plan_load(
-        checkpoint, resolution.architecture, devices=devices, dtype=dtype, settings=settings, decided=decided
+@dataclass(frozen=True, slots=True)
+class _Plans:
+    """How a rank plans its load.
+
+    Attributes:
+        find: returns the model's files and plugin.
+        devices: where it runs.
+        dtype: as for `registry.load`; only rank 0 needs to know it.
+        settings: as for `registry.load`; only rank 0 needs to know them.
+    """
+
+    find: Callable[[], tuple[Checkpoint, Resolution]]
+    devices: Sequence[str]
+    dtype: str = "auto"
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def decide(self) -> LoadPlan:
+        """Plans on rank 0."""
+        checkpoint, resolution = self.find()
+        return plan_load(
+            checkpoint, resolution.architecture, devices=self.devices, dtype=self.dtype, settings=self.settings
+        )
+
+    def follow(self, decided: dict[str, Any]) -> LoadPlan:
+        """Plans on another rank what rank 0 has decided, as `_decided` has written it down."""
+        checkpoint, resolution = self.find()
+        return follow_plan(
+            checkpoint,
+            resolution.architecture,
+            devices=self.devices,
+            pipeline_config=PipelineConfig(**decided["config"]),
+            memory=MemoryPlan(**decided["memory"]),
+        )
+
+
+def _decided(plan: LoadPlan) -> dict[str, Any]:
+    """Returns a plan as what JSON can say, without what each rank reads from the files."""
+    config = plan.pipeline_config.model_dump(
+        mode="json", exclude={"huggingface_config", "weight_paths"}, exclude_unset=True
     )
+    return {"config": config, "memory": asdict(plan.memory)}
 
 
-def _load(
-    groups: Sequence[DistributedGroup], plan: Callable[[Decided | None], LoadPlan], num_ranks_here: int
-) -> TextGenerationPipeline:
+def _load(groups: Sequence[DistributedGroup], plans: _Plans, num_ranks_here: int) -> TextGenerationPipeline:
     """Loads what this process has of the model, as rank 0 of a group per replica, or as another rank of one.
 
     What follows is the same on all ranks; only rank 0 has several groups, and goes through them in order.
 
     Args:
         groups: that this process belongs to.
-        plan: plans the load, by what rank 0 has decided.
+        plans: plan the load.
         num_ranks_here: how many ranks share this host's cores, those of all replicas together.
     """
     for group in groups:
         _CORES.share(group, num_ranks_here)
     try:
-        agreed = _agree(groups, plan)
+        agreed = _agree(groups, plans)
         built = _together(groups, lambda: _build(agreed, groups))
     except BaseException as error:
         for group in groups:
@@ -166,12 +181,11 @@ def _load(
     raise SystemExit(0)
 
 
-def _agree(groups: Sequence[DistributedGroup], plan: Callable[[Decided | None], LoadPlan]) -> LoadPlan:
+def _agree(groups: Sequence[DistributedGroup], plans: _Plans) -> LoadPlan:
     """Decides on rank 0 what is left open; the others take it over."""
-    mine = _together(groups, lambda: plan(None) if groups[0].rank == 0 else None)
-    told = mine and (mine.pipeline_config.updated(huggingface_config=None), mine.memory)
-    decided = [group.exchange_objects(told)[0] for group in groups]
-    return _together(groups, lambda: mine or plan(decided[0]))
+    mine = _together(groups, lambda: plans.decide() if groups[0].rank == 0 else None)
+    decided = [group.exchange_objects(mine and _decided(mine))[0] for group in groups]
+    return _together(groups, lambda: mine or plans.follow(decided[0]))
 
 
 def _build(plan: LoadPlan, groups: Sequence[DistributedGroup]) -> TextGenerationPipeline | DecoderPipelineModel:
@@ -184,30 +198,23 @@ def _build(plan: LoadPlan, groups: Sequence[DistributedGroup]) -> TextGeneration
 
 def _together(groups: Sequence[DistributedGroup], run: Callable[[], T]) -> T:
     """Runs something on each rank. Where it fails on any, its error is raised on all of them."""
-    error: BaseException | None = None
+    error: Exception | None = None
     try:
         result = run()
     except Exception as raised:  # the others wait for it, whatever it is
         error = raised
-    own = _portable(error)
+    own = error and encode_error(error)
     of_replicas = [group.exchange_objects(own) for group in groups]
     if error is not None and all(other is None for other in of_replicas[0][: groups[0].rank]):
         raise error
     for replica, errors in enumerate(of_replicas):
-        for rank, other in enumerate(errors):
-            if other is not None:
+        for rank, data in enumerate(errors):
+            if data is not None:
                 where = f"rank {rank}" if len(groups) == 1 else f"rank {rank} of replica {replica}"
+                other = decode_error(data)
                 other.add_note(f"It happened in the process of {where}.")
                 raise other
     return result
-
-
-def _portable(error: BaseException | None) -> BaseException | None:
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # an error of a plugin may hold anything
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
 
 
 class _Cores:

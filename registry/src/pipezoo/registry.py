@@ -54,9 +54,9 @@ def load(
         dtype: `"auto"`, or the precision to run in: `"float32"`, `"bfloat16"`, `"float16"`, `"int8"` or `"int4"`.
         plugin: the distribution to take where several serve the type.
         **settings: of the pipeline: `max_length`, `max_batch_size`, `max_batch_tokens`, `attention`, `linear`,
-            `enforce_eager`, `page_size`, `kv_cache_memory`, `enable_prefix_caching`, `data_parallel_degree`; and for a
-            model that may use adapters, now or later, `lora_paths`, `max_num_loras`, `max_lora_rank`. Their defaults
-            are in docs/settings.md.
+            `enforce_eager`, `page_size`, `kv_cache_memory`, `enable_prefix_caching`, `data_parallel_degree`,
+            `rank_timeout`; and for a model that may use adapters, now or later, `lora_paths`, `max_num_loras`,
+            `max_lora_rank`. Their defaults are in docs/settings.md.
 
     Returns:
         The pipeline, ready to answer.
@@ -70,18 +70,19 @@ def load(
         UnsupportedTokenizerError: the tokenizer cannot be read.
         InsufficientMemoryError, InsufficientPagesError: it does not fit; the message carries the plan.
         RankLostError: another device's process is gone.
+        ForkedProcessError: this process was forked from one that had computed before.
     """
     from pipezoo.devices import device_names
-    from pipezoo.load import build_pipeline, replicas_in
+    from pipezoo.inherited_threads import check_inherited_threads
+    from pipezoo.load import asked_config, build_pipeline
 
-    num_replicas = replicas_in(settings)
+    check_inherited_threads()
+    num_replicas = asked_config(settings).data_parallel_degree
     names = device_names(device, devices, num_replicas)
     if len(names) > num_replicas:
         from pipezoo.parallel import load_parallel
 
-        return load_parallel(
-            lambda: find(model, revision=revision, plugin=plugin), names, num_replicas, dtype, settings
-        )
+        return load_parallel(lambda: find(model, revision=revision, plugin=plugin), names, dtype, settings)
     return build_pipeline(
         plan(model, revision=revision, device=device, devices=devices, dtype=dtype, plugin=plugin, **settings)
     )
@@ -102,9 +103,9 @@ def plan(
     Takes and raises what `load` does.
     """
     from pipezoo.devices import device_names
-    from pipezoo.load import plan_load, replicas_in
+    from pipezoo.load import asked_config, plan_load
 
-    names = device_names(device, devices, replicas_in(settings))
+    names = device_names(device, devices, asked_config(settings).data_parallel_degree)
     checkpoint, resolution = find(model, revision=revision, plugin=plugin)
     return plan_load(checkpoint, resolution.architecture, devices=names, dtype=dtype, settings=settings)
 

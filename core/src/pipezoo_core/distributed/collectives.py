@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import json
 import os
-import pickle
-import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,19 @@ from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store
 
 from pipezoo_core.distributed.group import TensorParallelGroup
+from pipezoo_core.distributed.heartbeats import Counters, Heartbeats
 from pipezoo_core.distributed.interrupts import interrupts_deferred
 from pipezoo_core.distributed.meeting import first_line, meet
 from pipezoo_core.distributed.messages import INLINE, Message, decode, encode
-from pipezoo_core.distributed.signals import (
-    SHARED_MEMORY,
-    SIGNAL_BUFFER_BYTES,
-    Signals,
-    can_signal,
-    map_signal_buffers,
-)
+from pipezoo_core.distributed.shared_file import SharedFile
+from pipezoo_core.distributed.signals import SIGNAL_BUFFER_BYTES, Signals, can_signal, map_signal_buffers
 from pipezoo_core.errors import RankLostError
+from pipezoo_core.process_lock import ProcessLock
 
 __all__ = ["DistributedGroup"]
 
-_PAUSE = 0.01
+_A_WHILE = timedelta(seconds=0.2)
+_TO_SAY_GOODBYE = 5.0  # seconds
 
 
 class DistributedGroup(TensorParallelGroup):
@@ -47,7 +45,9 @@ class DistributedGroup(TensorParallelGroup):
         rank: of this process.
         size: how many ranks there are.
         store: where the ranks find each other.
+        counters: by which rank 0 sees that the others run.
         device: that this rank computes on.
+        timeout: seconds after which rank 0 gives up another rank that shows no sign of life.
         network: how the others reach this process, as gloo's `create_device` takes it: `interface` or `hostname`. None
             for what the host's name leads to.
         stop: rank 0's way to end the other processes where it started them; called once, when it closes the group.
@@ -62,8 +62,10 @@ class DistributedGroup(TensorParallelGroup):
         rank: int,
         size: int,
         store: Store,
+        counters: Counters,
         device: torch.device,
         *,
+        timeout: float,
         network: Mapping[str, str] | None = None,
         stop: Callable[[], None] | None = None,
     ) -> None:
@@ -72,16 +74,24 @@ class DistributedGroup(TensorParallelGroup):
         self._device = device
         self._stop = stop
         self._lock = threading.Lock()
+        self._process = ProcessLock()
         self._is_closed = False
+        self._work: dist.Work | None = None
         self._peers: dict[int, psutil.Process] = {}
         self._signals: Signals | None = None
         self._signal_buffers: list[Tensor] = []
         self._gloo: Any = meet(PrefixStore("gloo", store), rank, size, network)
+        self._heartbeats = Heartbeats(counters, rank, size, timeout)
         self._collectives: Any = self._gloo
         if device.type == "cuda":
             options = dist.ProcessGroupNCCL.Options()
             self._collectives = dist.ProcessGroupNCCL(PrefixStore("nccl", store), rank, size, options)
-        self._share_memory()
+        try:
+            self._share_memory()
+        except BaseException as error:
+            self.fail("the processes of the model did not all meet", error)
+            self.close()
+            raise
 
     @property
     def signal_buffers(self) -> list[Tensor]:
@@ -97,7 +107,7 @@ class DistributedGroup(TensorParallelGroup):
         if self._signals is not None and x.nbytes <= Signals.max_bytes:
             return self._signals.all_reduce(x)
         x = x.contiguous()
-        self._guarded(lambda: self._collectives.allreduce([x]).wait())
+        self._collect(lambda: self._collectives.allreduce([x]))
         return x
 
     def gather(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -113,7 +123,7 @@ class DistributedGroup(TensorParallelGroup):
         padded = x.new_zeros(len(x), width)
         padded[:, : x.shape[-1]] = x
         gathered = [[torch.empty_like(padded) for _ in sizes]]
-        self._guarded(lambda: self._collectives.allgather(gathered, [padded]).wait())
+        self._collect(lambda: self._collectives.allgather(gathered, [padded]))
         return torch.cat([part[:, :size] for part, size in zip(gathered[0], sizes, strict=True)], dim=-1)
 
     def send(self, message: Message, lists: Sequence[Sequence[int]] = ()) -> None:
@@ -139,7 +149,7 @@ class DistributedGroup(TensorParallelGroup):
         self._broadcast(x.view(torch.uint8))
 
     def exchange_objects(self, value: Any) -> list[Any]:
-        """Returns the values of all ranks, in their order. Slow: for a few at load."""
+        """Returns the values of all ranks, in their order: what JSON can say. Slow: for a few at load."""
         return [self._broadcast_object(value, source) for source in range(self.size)]
 
     @contextmanager
@@ -151,7 +161,9 @@ class DistributedGroup(TensorParallelGroup):
 
         Raises:
             RankLostError: a rank is gone, or was before.
+            ForkedProcessError: this is a forked child of rank 0. The ranks hear nothing of it.
         """
+        self._process.check()
         with self._lock, interrupts_deferred():
             if self.failure is not None:
                 raise copy(self.failure)
@@ -167,10 +179,18 @@ class DistributedGroup(TensorParallelGroup):
         self.failure = self.failure or _lost(what, cause)
 
     def close(self) -> None:
-        """Parts from the others; rank 0 lets them end. More than once does nothing."""
+        """Parts from the others; rank 0 lets them end. More than once does nothing, as does a forked child.
+
+        gloo's end waits for its threads, which a forked child lacks, and for what is not completed, which never will be
+        where another rank is stopped. So in these two cases gloo is left as it is.
+        """
         if self._is_closed:
             return
         self._is_closed = True
+        if not self._process.is_here:
+            _never_destroy(self._gloo)
+            return
+        self._heartbeats.timeout = min(self._heartbeats.timeout, _TO_SAY_GOODBYE)
         is_idle = self._lock.acquire(blocking=False)  # else a step is being left in its middle
         if self.rank == 0 and self.failure is None and is_idle:
             with suppress(RankLostError):
@@ -179,15 +199,22 @@ class DistributedGroup(TensorParallelGroup):
         if is_idle:
             self._lock.release()
         self._end()
+        self._heartbeats.end()
+        if self._work is not None and not self._work.is_completed():
+            _never_destroy(self._gloo)
         self._gloo = self._collectives = None
 
     def check(self) -> None:
-        """Raises RankLostError if a rank of this host is gone."""
+        """Raises RankLostError if a rank of this host is gone, or rank 0 has long seen no sign of life of another."""
         for rank, process in self._peers.items():
             with suppress(psutil.NoSuchProcess):
                 if process.is_running() and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
                     continue
             self.failure = _lost(f"the process of rank {rank} is gone")
+            raise copy(self.failure)
+        silent = self._heartbeats.silent_rank()
+        if silent is not None:
+            self.failure = _silent(*silent)
             raise copy(self.failure)
 
     def _end(self) -> None:
@@ -197,71 +224,80 @@ class DistributedGroup(TensorParallelGroup):
 
     def _share_memory(self) -> None:
         """Maps the signal buffers where all ranks are on one host and compute on its CPU."""
-        path = None
+        file = None
         if self.rank == 0 and self._device.type == "cpu" and can_signal():
-            path = _shared_file(self.size * SIGNAL_BUFFER_BYTES)
+            with suppress(OSError):  # no memory left, or none for us
+                file = SharedFile(self.size * SIGNAL_BUFFER_BYTES)
         try:
-            path = self._broadcast_object(path, 0)
-            seen = path is not None and path.exists() and can_signal()
-            infos = self.exchange_objects((seen, _pid_namespace(), os.getpid()))
-            if not all(info[:2] == (True, infos[0][1]) for info in infos):
+            path = self._broadcast_object(file and str(file.path), 0)
+            seen = path is not None and can_signal() and Path(path).exists()
+            infos = self.exchange_objects([seen, _pid_namespace(), os.getpid()])
+            if not all(info[:2] == [True, infos[0][1]] for info in infos):
                 return
-            assert path is not None
             self._peers = {rank: psutil.Process(info[2]) for rank, info in enumerate(infos) if rank != self.rank}
-            self._signal_buffers = map_signal_buffers(path, self.size)
+            self._signal_buffers = map_signal_buffers(Path(path), self.size)
             self._signals = Signals(self._signal_buffers, self.rank, self.check)
             self.exchange_objects(None)  # all have mapped it
         except psutil.NoSuchProcess as error:
             raise _lost("a rank is gone", error) from error
         finally:
-            if self.rank == 0 and path is not None:
-                path.unlink(missing_ok=True)
+            if file is not None:
+                file.close()
 
-    def _broadcast(self, tensor: Tensor, source: int = 0, wait: Callable[[Any], Any] = dist.Work.wait) -> None:
+    def _broadcast(self, tensor: Tensor, source: int = 0) -> None:
         options = dist.BroadcastOptions()
         options.rootRank = source
-        self._guarded(lambda: wait(self._gloo.broadcast([tensor], options)))
+        self._complete(lambda: self._gloo.broadcast([tensor], options))
 
     def _broadcast_object(self, value: Any, source: int) -> Any:
-        data = bytearray(pickle.dumps(value) if self.rank == source else b"")
+        data = bytearray(json.dumps(value).encode() if self.rank == source else b"")
         size = torch.tensor([len(data)], dtype=torch.int64, device="cpu")
-        self._broadcast(size, source, _wait_for_long)
-        message = (
-            torch.frombuffer(data, dtype=torch.uint8)
-            if data
-            else torch.empty(int(size), dtype=torch.uint8, device="cpu")
-        )
-        self._broadcast(message, source, _wait_for_long)
-        return pickle.loads(message.numpy().tobytes())
+        self._broadcast(size, source)
+        message = torch.empty(int(size), dtype=torch.uint8, device="cpu")
+        if data:
+            message = torch.frombuffer(data, dtype=torch.uint8)
+        self._broadcast(message, source)
+        return json.loads(message.numpy().tobytes())
 
-    def _guarded(self, run: Callable[[], Any]) -> Any:
+    def _collect(self, begin: Callable[[], dist.Work]) -> None:
+        if self._collectives is self._gloo:
+            self._complete(begin)
+        else:  # NCCL takes a time to wait for the time after which it gives up
+            with self._lost_connections():
+                begin().wait()
+
+    def _complete(self, begin: Callable[[], dist.Work]) -> None:
+        """Does something through gloo. Ctrl-C is heard meanwhile, and a rank that shows no sign of life is noticed."""
+        with self._lost_connections():
+            work = self._work = begin()
+            while not _is_completed_soon(work):
+                self.check()
+            self._work = None
+
+    @contextmanager
+    def _lost_connections(self) -> Iterator[None]:
         try:
-            return run()
+            yield
+        except RankLostError:
+            raise
         except RuntimeError as error:  # what torch raises when a connection ends
             self.failure = _lost("a process of the model is gone", error)
             raise copy(self.failure) from error
 
 
-def _shared_file(size: int) -> Path | None:
-    """Makes a file of shared memory; None where the system has none left, or none for us."""
-    path = None
-    try:
-        handle, name = tempfile.mkstemp(prefix="pipezoo-", dir=SHARED_MEMORY)
-        path = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
-    except OSError:
-        if path is not None:
-            path.unlink(missing_ok=True)
-        return None
-    return path
+def _is_completed_soon(work: dist.Work) -> bool:
+    with suppress(RuntimeError):
+        work.wait(_A_WHILE)
+        return True
+    if work.is_completed():
+        work.wait()  # raises why it failed, unless it has been done just now
+        return True
+    return False
 
 
-def _wait_for_long(work: dist.Work) -> None:
-    """Waits so that Ctrl-C is heard meanwhile."""
-    while not work.is_completed():
-        time.sleep(_PAUSE)
-    work.wait()
+def _never_destroy(value: object) -> None:
+    """Keeps an object as it is until the process ends, and then, too."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
 
 
 def _pid_namespace() -> str:
@@ -273,3 +309,12 @@ def _pid_namespace() -> str:
 def _lost(what: str, cause: BaseException | None = None) -> RankLostError:
     found = None if cause is None else first_line(cause)
     return RankLostError(what, found=found, cure="See what its process has printed, and load the model again.")
+
+
+def _silent(rank: int, seconds: float) -> RankLostError:
+    return RankLostError(
+        f"the process of rank {rank} shows no sign of life",
+        found=f"none for {seconds:.0f} seconds",
+        cure="See whether it is stopped, or its host cannot be reached, and load the model again. "
+        "A greater rank_timeout waits longer.",
+    )

@@ -10,14 +10,14 @@ import contextlib
 import ipaddress
 import json
 import os
-import pickle
-import shutil
+import select
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,34 @@ from torch._C._distributed_c10d import FileStore, PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from pipezoo_core.distributed.collectives import DistributedGroup
+from pipezoo_core.distributed.heartbeats import MappedCounters, StoredCounters
+from pipezoo_core.distributed.meeting import TO_MEET
+from pipezoo_core.distributed.shared_file import SharedFile
 from pipezoo_core.errors import InvalidSettingError, RankLostError
 
-__all__ = ["Workers", "follow_parent", "join_launched", "join_local", "launched_rank", "ranks_here"]
+__all__ = ["MeetingPlace", "Workers", "follow_parent", "join_launched", "join_local", "launched_rank", "ranks_here"]
 
 _BEGIN = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {module} import {name} as main; main()"
 _HERE = "rank {} is here"
 _LOADS = "pipezoo loads"
 _ELSEWHERE = "192.0.2.1"  # an address of no host (RFC 5737)
+_COUNTER_BYTES = 8
 _PAUSE = 0.02
 _GRACE = 1.0  # seconds for a process to end by itself, as it was told
 _PATIENCE = 5.0  # after that many it is made to
+
+
+@dataclass(frozen=True, slots=True)
+class MeetingPlace:
+    """Files by which the ranks of one host find each other.
+
+    Attributes:
+        store: for a `FileStore`.
+        counters: for `MappedCounters`.
+    """
+
+    store: str
+    counters: str
 
 
 class Workers:
@@ -49,45 +66,53 @@ class Workers:
     """
 
     def __init__(self, num_workers: int, module: str, name: str) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="pipezoo-"))
+        self._store = SharedFile()
+        self._counters = SharedFile(_COUNTER_BYTES * (num_workers + 1))
+        self._place = MeetingPlace(str(self._store.path), str(self._counters.path))
         command = [sys.executable, "-c", _BEGIN.format(module=module, name=name), json.dumps(sys.path)]
         self._processes = [
             subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) for _ in range(num_workers)
         ]
 
-    def tell(self, call: Any) -> None:
-        """Tells them where to meet, and what to do: what `follow_parent` returns there."""
-        for number, process in enumerate(self._processes):
+    def tell(self, call: dict[str, Any]) -> None:
+        """Tells them where to meet, and what to do, which JSON can say: what `follow_parent` returns there."""
+        place, size = asdict(self._place), len(self._processes) + 1
+        for rank, process in enumerate(self._processes, 1):
             assert process.stdin is not None
-            data = pickle.dumps((number + 1, len(self._processes) + 1, self._folder, call))
+            told = {"parent": os.getpid(), "rank": rank, "size": size, "place": place, "call": call}
+            data = json.dumps(told).encode()
             try:
                 process.stdin.write(len(data).to_bytes(8, "little") + data)
                 process.stdin.flush()
             except OSError as error:
-                raise _gone(number + 1) from error
+                raise _gone(rank) from error
 
-    def join(self, device: torch.device) -> DistributedGroup:
+    def join(self, device: torch.device, timeout: float) -> DistributedGroup:
         """Meets them, as rank 0. The group ends them when it is closed.
 
+        Args:
+            device: as for `DistributedGroup`.
+            timeout: as for `DistributedGroup`.
+
         Raises:
-            RankLostError: one of them is gone.
+            RankLostError: one of them is gone, or does not come.
         """
-        store = FileStore(str(self._folder / "store"), len(self._processes) + 1)
-        try:
-            for rank, process in enumerate(self._processes, 1):
-                while not store.check([_HERE.format(rank)]):
-                    if process.poll() is not None:
-                        raise _gone(rank)
-                    time.sleep(_PAUSE)
-            size = len(self._processes) + 1
-            return DistributedGroup(0, size, store, device, network=_loopback(), stop=self.stop)
-        finally:
-            if device.type == "cpu":  # NCCL's ranks meet at their first collective; `stop` removes it then
-                shutil.rmtree(self._folder, ignore_errors=True)
+        size = len(self._processes) + 1
+        store = FileStore(self._place.store, size)
+        last = time.monotonic() + TO_MEET.total_seconds()
+        for rank, process in enumerate(self._processes, 1):
+            while not store.check([_HERE.format(rank)]):
+                if process.poll() is not None:
+                    raise _gone(rank)
+                if time.monotonic() > last:
+                    raise _late(rank)
+                time.sleep(_PAUSE)
+        return join_local(0, size, self._place, device, timeout, stop=self.stop)
 
     def stop(self) -> None:
-        """Ends them."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        """Ends them. More than once does nothing."""
+        self._store.close()
+        self._counters.close()
         for process in self._processes:
             assert process.stdin is not None
             with contextlib.suppress(OSError):
@@ -100,8 +125,10 @@ class Workers:
                 process.wait()
 
 
-def follow_parent() -> tuple[int, int, Path, Any]:
+def follow_parent() -> tuple[int, int, MeetingPlace, dict[str, Any]]:
     """Waits to be told what to do, and from then on ends this process when the one that has started it is gone.
+
+    A forked child of that one may keep the pipe open, so the process itself is watched, too, where the system can.
 
     Returns:
         Rank, number of ranks, where they meet, and the call. The process ends here where nothing is told.
@@ -112,21 +139,42 @@ def follow_parent() -> tuple[int, int, Path, Any]:
     if not size or len(data) < size:
         raise SystemExit(0)
 
+    told = json.loads(data)
+
     def watch() -> None:
-        os.read(pipe.fileno(), 1)  # nothing is ever written: it returns when the pipe ends
+        with contextlib.suppress(ProcessLookupError):
+            select.select([pipe, *_end_of(told["parent"])], [], [])  # nothing is ever written: the pipe ends
         time.sleep(_GRACE)  # rank 0 may have said goodbye in due form
         os._exit(0)
 
     threading.Thread(target=watch, daemon=True).start()
-    rank, num_ranks, folder, call = pickle.loads(data)
-    return rank, num_ranks, folder, call
+    return told["rank"], told["size"], MeetingPlace(**told["place"]), told["call"]
 
 
-def join_local(rank: int, size: int, folder: Path, device: torch.device) -> DistributedGroup:
-    """Meets the others, as a process that `Workers` has started."""
-    store = FileStore(str(folder / "store"), size)
+def _end_of(process: int) -> list[int]:
+    """Returns what can be waited for until a process ends; nothing where the system has no such thing."""
+    try:
+        return [os.pidfd_open(process)]
+    except ProcessLookupError:
+        raise
+    except (AttributeError, OSError):
+        return []
+
+
+def join_local(
+    rank: int,
+    size: int,
+    place: MeetingPlace,
+    device: torch.device,
+    timeout: float,
+    *,
+    stop: Callable[[], None] | None = None,
+) -> DistributedGroup:
+    """Meets the others of this host. The arguments are those of `DistributedGroup`, and the place."""
+    store = FileStore(place.store, size)
     store.set(_HERE.format(rank), "")
-    return DistributedGroup(rank, size, store, device, network=_loopback())
+    counters = MappedCounters(Path(place.counters))
+    return DistributedGroup(rank, size, store, counters, device, timeout=timeout, network=_loopback(), stop=stop)
 
 
 def launched_rank() -> int | None:
@@ -166,7 +214,7 @@ def ranks_here(size: int) -> int:
     return min(size, max(1, _number("LOCAL_WORLD_SIZE")))
 
 
-def join_launched(size: int, device: torch.device) -> DistributedGroup:
+def join_launched(size: int, device: torch.device, timeout: float) -> DistributedGroup:
     """Meets the others, as a process that a launcher such as torchrun has started.
 
     Raises:
@@ -184,7 +232,8 @@ def join_launched(size: int, device: torch.device) -> DistributedGroup:
             "the processes that the launcher has started serve a model already",
             cure="Load one model per launch, or start the script without a launcher: it starts what it needs itself.",
         )
-    return DistributedGroup(rank, size, PrefixStore("pipezoo", store), device, network=_way_to_rank_0(size))
+    own = PrefixStore("pipezoo", store)
+    return DistributedGroup(rank, size, own, StoredCounters(own), device, timeout=timeout, network=_way_to_rank_0(size))
 
 
 def _loopback() -> dict[str, str] | None:
@@ -228,4 +277,12 @@ def _address_towards(host: str) -> str | None:
 def _gone(rank: int) -> RankLostError:
     return RankLostError(
         f"the process of rank {rank} is gone", cure="See what it has printed, and load the model again."
+    )
+
+
+def _late(rank: int) -> RankLostError:
+    return RankLostError(
+        f"the process of rank {rank} does not come",
+        allowed=f"within {TO_MEET.total_seconds():.0f} seconds",
+        cure="See what it has printed, and whether it is stopped, and load the model again.",
     )

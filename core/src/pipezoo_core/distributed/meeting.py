@@ -11,9 +11,9 @@ from torch._C._distributed_c10d import Store
 
 from pipezoo_core.errors import InvalidSettingError, RankLostError
 
-__all__ = ["first_line", "meet"]
+__all__ = ["TO_MEET", "first_line", "meet"]
 
-_TO_MEET = timedelta(minutes=5)
+TO_MEET = timedelta(minutes=5)
 _FOREVER = timedelta(days=365)  # a rank that waits for the next step waits as long as nobody asks anything
 
 
@@ -32,7 +32,7 @@ def meet(store: Store, rank: int, size: int, network: Mapping[str, str] | None) 
     """
     gloo = dist.ProcessGroupGloo
     options: Any = gloo._Options()  # type: ignore[attr-defined]  # torch's stubs lack it
-    options._timeout = _TO_MEET
+    options._timeout = TO_MEET
     try:
         options._devices = [gloo.create_device(**network) if network else gloo.create_default_device()]
     except RuntimeError as error:
@@ -47,7 +47,7 @@ def meet(store: Store, rank: int, size: int, network: Mapping[str, str] | None) 
         raise RankLostError(
             "the processes of the model did not all meet",
             found=first_line(error),
-            allowed=f"within {_TO_MEET.total_seconds():.0f} seconds, each reachable by the others",
+            allowed=f"within {TO_MEET.total_seconds():.0f} seconds, each reachable by the others",
             cure="See what the other processes have printed. On several hosts, set GLOO_SOCKET_IFNAME on each to the "
             "network interface that leads to the others.",
         ) from error

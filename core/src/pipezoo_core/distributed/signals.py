@@ -10,7 +10,6 @@ The number must not be seen before the message. x86 keeps the order of a core's 
 
 from __future__ import annotations
 
-import mmap
 import os
 import platform
 import time
@@ -20,10 +19,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pipezoo_core.distributed.shared_file import map_shared_file
+
 __all__ = ["SIGNAL_BUFFER_BYTES", "Signals", "can_signal", "map_signal_buffers"]
 
 SIGNAL_BUFFER_BYTES = 1 << 20
-SHARED_MEMORY = Path("/dev/shm")
 
 _HEADER = 64  # a cache line, so that who waits for the number does not slow down who writes the message
 _HALF = (SIGNAL_BUFFER_BYTES - _HEADER) // 2 // _HEADER * _HEADER
@@ -35,14 +35,14 @@ _PAUSES_PER_CHECK = 2000
 
 def can_signal() -> bool:
     """Whether signal buffers can be used on this machine."""
-    return SHARED_MEMORY.is_dir() and platform.machine() in ("x86_64", "AMD64")
+    return hasattr(os, "memfd_create") and platform.machine() in ("x86_64", "AMD64")
 
 
 def map_signal_buffers(path: Path, num_ranks: int) -> list[Tensor]:
     """Maps the signal buffers of all ranks, uint8 each, from a file that holds one after the other."""
-    with path.open("r+b") as file:
-        memory = mmap.mmap(file.fileno(), num_ranks * SIGNAL_BUFFER_BYTES)
-    return list(torch.frombuffer(memory, dtype=torch.uint8).split(SIGNAL_BUFFER_BYTES))
+    memory = torch.frombuffer(map_shared_file(path), dtype=torch.uint8)
+    assert len(memory) == num_ranks * SIGNAL_BUFFER_BYTES
+    return list(memory.split(SIGNAL_BUFFER_BYTES))
 
 
 class Signals:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -18,6 +17,7 @@ from pipezoo_core.lora.adapted_module import AdaptedModule
 from pipezoo_core.lora.adapter import LoRAModel, LoRAWeights, open_adapter
 from pipezoo_core.lora.layers import NO_LORA
 from pipezoo_core.lora.slots import LoRASlots
+from pipezoo_core.process_lock import ProcessLock
 from pipezoo_core.request import RequestID
 from pipezoo_core.weights import LazyTensor
 
@@ -85,7 +85,7 @@ class LoRAManager:
         self._adapters: dict[str, _Adapter] = {}
         self._users: dict[RequestID, str] = {}
         self._serial = count()
-        self._lock = threading.RLock()
+        self._lock = ProcessLock()
         for path in config.lora_paths:
             self.load_adapter(path)
 
@@ -113,7 +113,9 @@ class LoRAManager:
             ModelNotFoundError, GatedModelError, HubUnreachableError: the files cannot be had.
             CheckpointError: they are damaged, pickles, or ask for what is not served; `UnsupportedAdapterError` where
                 the adapter's rank is too great or it does not fit the model.
+            ForkedProcessError: the model was loaded in another process.
         """
+        self._lock.check()
         lora = open_adapter(path)
         if lora.rank > self.max_lora_rank:
             raise UnsupportedAdapterError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pipezoo_core.errors import InsufficientPagesError, InvalidRequestError
 from pipezoo_core.pipeline.lock_patience import short_patience
 from pipezoo_core.pipeline.replica_runners import ReplicaRunners
 from pipezoo_core.pipeline.scheduler import Scheduler
+from pipezoo_core.process_lock import ProcessLock
 from pipezoo_core.request import GenerationStatus, RequestID, TextGenerationOutput
 
 __all__ = ["RunningRequests"]
@@ -42,8 +42,12 @@ class RunningRequests:
         self._runners = runners
         self._requests: dict[RequestID, _Request] = {}
         self._abandoned: deque[_Request] = deque()
-        self._lock = threading.RLock()
+        self._lock = ProcessLock()
         self._depth = 0
+
+    def check(self) -> None:
+        """Raises ForkedProcessError in a forked child of the process that made this."""
+        self._lock.check()
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -126,7 +130,7 @@ class RunningRequests:
         The collector closes an abandoned generator in whichever thread it happens to run: in the middle of a step, too,
         in one that the step waits for. So this never waits.
         """
-        while self._abandoned and self._lock.acquire(blocking=False):
+        while self._abandoned and self._lock.acquire_at_once():
             try:
                 if self._depth > 0:
                     return

@@ -111,7 +111,9 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             InvalidGrammarError: an answer cannot follow its grammar any further.
             NonFiniteLogitsError: the model computed NaN or infinity for a prompt.
             MissingDependencyError: there is a grammar, and llguidance is not installed.
+            ForkedProcessError: the model was loaded in another process, of which this is a forked child.
         """
+        self._running.check()
         requests = self._with_settings(as_requests(prompts), lora, sampling)
         return join_outputs(requests, self._run(requests))
 
@@ -127,6 +129,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             lora: as for `generate`.
             **sampling: as for `generate`.
         """
+        self._running.check()
         requests = self._with_settings(as_requests(prompts), lora, sampling)
 
         def all_steps() -> Generator[list[TextGenerationOutput]]:
@@ -137,6 +140,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         step: asyncio.Future[Any] | None = None
         try:
             while True:
+                self._running.check()  # a child that goes on with its parent's answers has no such thread
                 step = in_thread(self._thread, next, steps, None)
                 outputs = await asyncio.shield(step)
                 if outputs is None:
@@ -155,6 +159,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             lora: as for `generate`.
             **sampling: as for `generate`.
         """
+        self._running.check()
         for outputs in self._run(self._with_settings(as_requests([prompt]), lora, sampling)):
             yield from (output.text for output in outputs if output.text)
 
@@ -197,6 +202,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             InsufficientPagesError: the pages do not suffice. Nothing was computed then in this replica.
             AdapterNotFoundError: a context that is not claimed yet names an adapter that is not loaded.
             AdapterSlotsError: there are fewer slots than adapters. Nothing was computed then in this replica.
+            ForkedProcessError: the model was loaded in another process, of which this is a forked child.
         """
         outputs: dict[RequestID, TextGenerationOutput] = {}
         with self._running.exclusive():

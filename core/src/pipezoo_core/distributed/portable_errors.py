@@ -1,0 +1,46 @@
+"""Errors as what JSON can say, so that one rank can raise what went wrong on another. No code travels with them."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from pipezoo_core import errors
+from pipezoo_core.errors import PipezooError
+
+__all__ = ["decode_error", "encode_error"]
+
+_KINDS: Mapping[str, type[PipezooError]] = {name: getattr(errors, name) for name in errors.__all__}
+
+
+def encode_error(error: BaseException) -> dict[str, Any]:
+    """Returns an error of pipezoo's with all that it says, of a plugin's own kind as the kind that this derives from.
+
+    Of any other error it returns the text.
+    """
+    kind = next((base for base in type(error).__mro__ if _KINDS.get(base.__name__) is base), None)
+    if kind is None:
+        text = "".join(traceback.format_exception_only(error)).strip()
+        return {"kind": None, "message": text, "fields": {}}
+    fields = {name: _encode(value) for name, value in vars(error).items()}
+    return {"kind": kind.__name__, "message": str(error), "fields": fields}
+
+
+def decode_error(data: Mapping[str, Any]) -> Exception:
+    """Returns the error that `encode_error` was given; a RuntimeError for one that is none of pipezoo's."""
+    if data["kind"] is None:
+        return RuntimeError(data["message"])
+    kind = _KINDS[data["kind"]]
+    error = kind.__new__(kind)
+    error.args = (data["message"],)
+    vars(error).update(data["fields"])
+    return error
+
+
+def _encode(value: object) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Collection) and not isinstance(value, bytes | Mapping):
+        return [str(item) for item in value]
+    return str(value)
