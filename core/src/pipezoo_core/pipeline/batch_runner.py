@@ -174,6 +174,7 @@ class BatchRunner:
                 prompt_tokens=context.tokens[: context.prompt_length],
                 stop=context.sampling_params.stop,
                 min_new_tokens=context.sampling_params.min_new_tokens,
+                special_texts=self._tokenizer.special_texts,
             )
         ended = context.status is GenerationStatus.END_OF_SEQUENCE
         text = "" if ended else stream.push(token)

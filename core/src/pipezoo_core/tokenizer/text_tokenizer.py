@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -32,7 +33,8 @@ class TextTokenizer:
         max_length: most tokens of a request, prompt and answer together.
         sampling_params: settings of requests that bring none.
         eos_token_ids: the tokens at which the model itself ends an answer.
-        vocab_size: tokens that the model knows, which may be fewer; None for those of the tokenizer.
+        vocab_size: tokens that the model knows; None for those of the tokenizer. They may be fewer, or more: a head is
+            padded, and what it is padded with can be generated and has no text.
 
     Raises:
         UnsupportedTokenizerError: the chat template is larger than any honest one.
@@ -51,8 +53,8 @@ class TextTokenizer:
         self.delegate = delegate
         self.max_length = max_length
         self.sampling_params = sampling_params
-        num_tokens = max(delegate.get_vocab().values()) + 1  # ids may have gaps, so not their number
-        self._vocab_size = num_tokens if vocab_size is None else min(num_tokens, vocab_size)
+        self._num_tokens = max(delegate.get_vocab().values()) + 1  # ids may have gaps, so not their number
+        self._vocab_size = self._num_tokens if vocab_size is None else vocab_size
         self._eos_token_ids = frozenset(token for token in eos_token_ids if token < self._vocab_size)
         self._grammars = GrammarCompiler(delegate, end_token_ids=self._eos_token_ids)
         self._adds_bos = delegate.bos_token is not None and self._encode("")[:1] == [delegate.bos_token_id]
@@ -61,6 +63,13 @@ class TextTokenizer:
     def eos_token_ids(self) -> frozenset[int]:
         """The tokens at which the model itself ends an answer."""
         return self._eos_token_ids
+
+    @cached_property
+    def special_texts(self) -> Mapping[int, str]:
+        """The texts of the tokens that `decode` leaves out."""
+        added = self.delegate.added_tokens_decoder
+        ids = {*self.delegate.all_special_ids, *(token for token, added_token in added.items() if added_token.special)}
+        return {token: str(self.delegate.convert_ids_to_tokens(token)) for token in ids}
 
     def new_context(self, request: TextGenerationRequest) -> TextContext:
         """Returns a context that holds the request's prompt as tokens, and its settings.
@@ -115,7 +124,9 @@ class TextTokenizer:
         return np.asarray(tokens, dtype=np.int64)
 
     def decode(self, encoded: Tokens) -> str:
-        """Returns the text of tokens, special ones left out."""
+        """Returns the text of tokens, special ones left out, and those that only the model knows."""
+        if self._vocab_size > self._num_tokens:
+            encoded = [token for token in encoded if token < self._num_tokens]
         text = self.delegate.decode(list(encoded), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
         return text
