@@ -9,11 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["LibraryPanicError", "panics_as_exceptions"]
+__all__ = ["LibraryPanicError", "panics_as_exceptions", "raise_unless_failure"]
 
 
 class LibraryPanicError(RuntimeError):
     """A library in Rust met what it took for impossible."""
+
+
+def raise_unless_failure(error: BaseException) -> None:
+    """Raises what is neither an exception nor a panic: an interrupt, an exit."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
 
 
 @contextmanager
@@ -28,6 +34,5 @@ def panics_as_exceptions() -> Iterator[None]:
     except Exception:
         raise
     except BaseException as error:  # there is no class to name
-        if type(error).__name__ != "PanicException":
-            raise
+        raise_unless_failure(error)
         raise LibraryPanicError(str(error)) from error
