@@ -10,6 +10,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from pipezoo_core.errors import InvalidGrammarError, MissingDependencyError, UnsupportedTokenizerError
+from pipezoo_core.panics import panics_as_exceptions
 from pipezoo_core.process_lock import ProcessLock
 from pipezoo_core.sampling_params import SamplingParams
 
@@ -177,11 +178,12 @@ def _ll_tokenizer(delegate: Any) -> LLTokenizer:
     from tokenizers import AddedToken, Tokenizer
 
     try:
-        tokenizer = Tokenizer.from_str(delegate.backend_tokenizer.to_str())
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        tokenizer.add_special_tokens([AddedToken(_END_OF_ANSWER, special=True)])
-        return LLTokenizer(tokenizer.to_str(), eos_token=tokenizer.token_to_id(_END_OF_ANSWER))
+        with panics_as_exceptions():
+            tokenizer = Tokenizer.from_str(delegate.backend_tokenizer.to_str())
+            tokenizer.no_padding()
+            tokenizer.no_truncation()
+            tokenizer.add_special_tokens([AddedToken(_END_OF_ANSWER, special=True)])
+            return LLTokenizer(tokenizer.to_str(), eos_token=tokenizer.token_to_id(_END_OF_ANSWER))
     except Exception as error:  # a tokenizer without a backend, or of a kind that llguidance does not know
         raise UnsupportedTokenizerError(
             "llguidance cannot read the model's tokenizer",

@@ -20,7 +20,13 @@ from pipezoo_core.memory import MemoryPlan, plan_memory, release_freed_memory
 from pipezoo_core.pipeline import TextGenerationPipeline
 from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.session import InferenceSession
-from pipezoo_core.tokenizer import TextTokenizer, eos_token_ids, load_tokenizer, tokenizer_from_gguf
+from pipezoo_core.tokenizer import (
+    TextTokenizer,
+    eos_token_ids,
+    gguf_end_tokens,
+    load_tokenizer,
+    tokenizer_from_gguf,
+)
 from pipezoo_core.weights import Weights, resolve_encoding
 
 if TYPE_CHECKING:
@@ -214,8 +220,10 @@ def _pipeline_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _tokenizer(plan: LoadPlan) -> TextTokenizer:
     checkpoint = plan.checkpoint
+    further_ends: frozenset[int] = frozenset()
     if checkpoint.gguf is not None:
         delegate = tokenizer_from_gguf(checkpoint.gguf.metadata)
+        further_ends = gguf_end_tokens(checkpoint.gguf.metadata)
     else:
         delegate = load_tokenizer(checkpoint.source.path, plan.architecture.tokenizer)
     assert plan.pipeline_config.max_length is not None
@@ -223,6 +231,6 @@ def _tokenizer(plan: LoadPlan) -> TextTokenizer:
         delegate,
         max_length=plan.pipeline_config.max_length,
         sampling_params=plan.sampling_params,
-        eos_token_ids=eos_token_ids(delegate, plan.huggingface_config, generation_config(checkpoint)),
+        eos_token_ids=eos_token_ids(delegate, plan.huggingface_config, generation_config(checkpoint)) | further_ends,
         vocab_size=plan.huggingface_config.get_text_config().vocab_size,
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipezoo_core.context import TextContext
-from pipezoo_core.errors import AdapterSlotsError, NonFiniteLogitsError, PipezooError
+from pipezoo_core.errors import AdapterSlotsError, InvalidRequestError, NonFiniteLogitsError, PipezooError
 from pipezoo_core.interfaces import ModelInputs, ModelOutputs, PipelineModel
 from pipezoo_core.lora import hold_adapter
 from pipezoo_core.pipeline.sampler import NO_TOKEN, sample
@@ -174,9 +174,16 @@ class BatchRunner:
                 prompt_tokens=context.tokens[: context.prompt_length],
                 stop=context.sampling_params.stop,
                 min_new_tokens=context.sampling_params.min_new_tokens,
+                special_texts=self._tokenizer.special_texts,
             )
         ended = context.status is GenerationStatus.END_OF_SEQUENCE
-        text = "" if ended else stream.push(token)
+        try:
+            text = "" if ended else stream.push(token)
+        except InvalidRequestError as error:  # the model's tokenizer cannot decode it
+            context.finish(GenerationStatus.CANCELLED, error)
+            return TextGenerationOutput(
+                request_id=context.request_id, tokens=[token], final_status=context.status
+            )
         if stream.stopped:
             context.finish(GenerationStatus.END_OF_SEQUENCE)
         elif context.matcher is not None and not ended:

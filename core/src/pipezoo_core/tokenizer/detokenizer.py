@@ -30,8 +30,9 @@ class Detokenizer:
 
     All pieces together are `decode(prompt + answer)` without `decode(prompt)`. A character that the prompt begins and
     the answer completes belongs to the answer. Bytes that are not UTF-8 become U+FFFD as soon as it is certain that
-    they will not become a character. One thing cannot be had: SentencePiece's byte fallback turns a whole run of
-    bytes, characters included, into U+FFFD when a later byte of it is wrong; characters given out before stay.
+    they will not become a character. One thing differs: SentencePiece's byte fallback turns a whole run of bytes,
+    characters included, into U+FFFD when a later byte of it is wrong; characters given out before stay, and only the
+    bytes behind them become U+FFFD.
 
     Args:
         decode: tokens to text, special tokens left out. The text of a complete run of tokens must not change when
@@ -50,6 +51,8 @@ class Detokenizer:
     def push(self, token: int) -> str:
         """Returns the text that the next token makes certain, often empty."""
         text = self._decode([*self._window, token])
+        if self._next_start and text.endswith(_INCOMPLETE):
+            text = self._without_spoiled(text, token)
         if text == self._text and text and not text.endswith(_INCOMPLETE):
             return ""  # a special token: without text of its own it would only lengthen the window
         # A run of bytes that was no text yet has one U+FFFD per byte; when it shrinks, a character is complete, be it
@@ -74,6 +77,24 @@ class Detokenizer:
         piece = self._continuation(self._text)
         self._given = self._text
         return piece
+
+    def _without_spoiled(self, text: str, token: int) -> str:
+        """Takes the complete tokens out of the window where the next one undoes them; returns the text of the rest.
+
+        Byte fallback decodes neighbouring bytes as one, all or none: `日` and then the first byte of another character
+        are four U+FFFD. The rest begins with a byte then, so it has no space that needs something before it.
+        """
+        rest = self._window[self._next_start :]
+        own = self._decode([*rest, token])
+        before = self._decode(self._window[: self._next_start])
+        is_spoiled = text != before + own and not own.strip(_INCOMPLETE) and text.endswith(_INCOMPLETE + own)
+        if not is_spoiled:
+            return text
+        self._window = rest
+        self._next_start = 0
+        self._text = self._decode(rest) if rest else ""
+        self._given = ""
+        return own
 
     def _continuation(self, text: str) -> str:
         """Returns the text after what was given out, where U+FFFD may have become a character since."""

@@ -6,22 +6,25 @@ leaves open is as in llama.cpp, the reference for this format.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from pipezoo_core.errors import UnsupportedTokenizerError
+from pipezoo_core.panics import panics_as_exceptions
 from pipezoo_core.tokenizer.gguf_pre_tokenizers import KNOWN_PRE_TOKENIZERS
+from pipezoo_core.tokenizer.gguf_special_tokens import CONTROL, NORMAL, USER_DEFINED, end_tokens, types_by_text
 from pipezoo_core.tokenizer.merges import merges_by_score
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["tokenizer_from_gguf"]
+__all__ = ["gguf_end_tokens", "tokenizer_from_gguf"]
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
+_UNKNOWN = 2
 _NAMED = {
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",
@@ -29,6 +32,7 @@ _NAMED = {
     "pad_token": "padding_token_id",
 }
 _NAMED_ENDS = {"eot_token": "eot_token_id", "eom_token": "eom_token_id"}
+_DEFAULT_IDS = {"llama": {"unknown_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}}
 _CURE = "Convert the model again with a current converter."
 
 
@@ -43,8 +47,26 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     Raises:
         UnsupportedTokenizerError: the model or the pre-tokenizer is unknown, or a key is missing or does not fit.
     """
-    try:
+    with _typed_errors():
         return _tokenizer(_Metadata(metadata), metadata.get("tokenizer.chat_template"))
+
+
+def gguf_end_tokens(metadata: Mapping[str, Any]) -> frozenset[int]:
+    """Returns the tokens at which an answer ends, by the ids that a GGUF file names and by their texts.
+
+    Raises:
+        UnsupportedTokenizerError: a key is missing or does not fit.
+    """
+    with _typed_errors():
+        found = _Metadata(metadata)
+        return end_tokens(found.vocabulary, found.named_ids)
+
+
+@contextmanager
+def _typed_errors() -> Iterator[None]:
+    try:
+        with panics_as_exceptions():
+            yield
     except UnsupportedTokenizerError:
         raise
     except Exception as error:  # values of any type; and the tokenizers library raises bare Exception
@@ -85,14 +107,16 @@ class _Metadata:
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self._metadata = metadata
         self.tokens: Sequence[str] = self.required("tokens")
-        self.types: Sequence[int] = self.get("token_type", [_NORMAL] * len(self.tokens))
+        types: Sequence[int] = self.get("token_type", [NORMAL] * len(self.tokens))
         self.vocabulary = {token: token_id for token_id, token in enumerate(self.tokens)}
-        if len(self.vocabulary) < len(self.tokens) or len(self.types) < len(self.tokens):
+        if len(self.vocabulary) < len(self.tokens) or len(types) < len(self.tokens):
             raise UnsupportedTokenizerError(
                 "the GGUF file's vocabulary is not sound",
-                found=f"{len(self.tokens)} tokens, {len(self.vocabulary)} different, {len(self.types)} types",
+                found=f"{len(self.tokens)} tokens, {len(self.vocabulary)} different, {len(types)} types",
                 cure=_CURE,
             )
+        self.named_ids = self._named_ids()
+        self.types = types_by_text(self.vocabulary, types, self.named_ids)
 
     def get(self, key: str, default: Any) -> Any:
         return self._metadata.get(f"tokenizer.ggml.{key}", default)
@@ -104,17 +128,24 @@ class _Metadata:
         return value
 
     def tokens_named(self, keys: Mapping[str, str]) -> dict[str, str]:
-        """Returns name -> token of those that the file has."""
-        ids = {name: self._token_id(key) for name, key in keys.items()}
-        return {name: self.tokens[i] for name, i in ids.items() if i is not None and 0 <= i < len(self.tokens)}
+        """Returns name -> token of those that the file names."""
+        return {name: self.tokens[self.named_ids[key]] for name, key in keys.items() if key in self.named_ids}
 
-    def _token_id(self, key: str) -> int | None:
-        value = self.get(key, None)
-        if not isinstance(value, int | None):
-            raise UnsupportedTokenizerError(
-                f"the GGUF file's tokenizer.ggml.{key} is no number of a token", found=repr(value), cure=_CURE
-            )
-        return value
+    def _named_ids(self) -> dict[str, int]:
+        """Returns the tokens that the file names by their ids, or that every file of its kind has."""
+        prefix = "tokenizer.ggml."
+        keys = [key.removeprefix(prefix) for key in self._metadata if key.startswith(prefix)]
+        found = {key: self._metadata[prefix + key] for key in keys if key.endswith("_token_id")}
+        for key, value in found.items():
+            if not isinstance(value, int):
+                raise UnsupportedTokenizerError(
+                    f"the GGUF file's {prefix}{key} is no number of a token", found=repr(value), cure=_CURE
+                )
+        every = {**_DEFAULT_IDS.get(self.required("model"), {}), **{k: i for k, i in found.items() if self._has(i)}}
+        return {key: token for key, token in every.items() if self._has(token)}
+
+    def _has(self, token: int) -> bool:
+        return 0 <= token < len(self.tokens)
 
     def of_type(self, *types: int) -> list[str]:
         return [token for token, type_ in zip(self.tokens, self.types, strict=False) if type_ in types]
@@ -140,7 +171,7 @@ def _byte_level(found: _Metadata) -> tuple[Tokenizer, bool]:
 
 
 def _sentencepiece(found: _Metadata) -> tuple[Tokenizer, bool]:
-    pieces = found.of_type(_NORMAL, _USER_DEFINED)
+    pieces = found.of_type(NORMAL, USER_DEFINED)
     scores = dict(zip(found.tokens, found.required("scores"), strict=False))
     if len(scores) < len(found.tokens):
         raise UnsupportedTokenizerError(
@@ -174,14 +205,15 @@ _BUILDERS = {"gpt2": _byte_level, "llama": _sentencepiece}
 
 def _bpe(vocabulary: dict[str, int], merges: list[tuple[str, str]], **settings: Any) -> BPE:
     try:
-        return BPE(vocabulary, merges, **settings)
+        with panics_as_exceptions():
+            return BPE(vocabulary, merges, **settings)
     except Exception as error:  # the library raises nothing more precise
         raise UnsupportedTokenizerError("the GGUF file's merges do not fit its vocabulary", found=error) from error
 
 
 def _add_special_tokens(tokenizer: Tokenizer, found: _Metadata) -> None:
     """Has control and user-defined tokens found in text before it is cut into words."""
-    for types, special in (((_CONTROL, _UNKNOWN), True), ((_USER_DEFINED,), False)):
+    for types, special in (((CONTROL, _UNKNOWN), True), ((USER_DEFINED,), False)):
         tokenizer.add_tokens(
             [AddedToken(token, special=special, normalized=False) for token in found.of_type(*types) if token]
         )

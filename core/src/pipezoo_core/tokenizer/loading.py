@@ -10,8 +10,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, cast
 
 from pipezoo_core.errors import UnsupportedTokenizerError
-from pipezoo_core.tokenizer.gguf import tokenizer_from_gguf
-from pipezoo_core.tokenizer.sentencepiece_model import sentencepiece_metadata
+from pipezoo_core.panics import panics_as_exceptions
+from pipezoo_core.tokenizer.mistral_words import carries_llamas_expression, mend_words
+from pipezoo_core.tokenizer.sentencepiece_folder import read_sentencepiece
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,7 +41,8 @@ def load_tokenizer(
             without running the folder's code.
     """
     try:
-        return _load(folder, read)
+        with panics_as_exceptions():
+            return _load(folder, read)
     except UnsupportedTokenizerError:
         raise
     except Exception as error:  # the tokenizers library raises bare Exception, transformers nearly every other kind
@@ -62,8 +64,7 @@ def _load(folder: Path, read: Callable[[Path], PreTrainedTokenizerBase | None] |
             f"{folder} has no tokenizer", allowed=f"one of {', '.join(_FILES)}", cure="Download the model again."
         )
     if (folder / "tokenizer.model").is_file():
-        metadata = sentencepiece_metadata((folder / "tokenizer.model").read_bytes())
-        return with_settings_of(folder, tokenizer_from_gguf(metadata))
+        return with_settings_of(folder, read_sentencepiece(folder))
     from transformers import AutoTokenizer  # imports every model's config class: two seconds
 
     return cast(
@@ -78,6 +79,8 @@ def with_settings_of(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTra
         tokenizer.save_pretrained(name)
         if (folder / _CONFIG).is_file():
             own, of_folder = (json.loads((path / _CONFIG).read_bytes()) for path in (Path(name), folder))
+            for token in of_folder.get("added_tokens_decoder", {}).values():
+                token["normalized"] = False  # or a space before each text would be part of the token
             (Path(name) / _CONFIG).write_text(json.dumps({**own, **of_folder}), "utf-8")
         for path in (path for pattern in _BESIDE_IT for path in folder.glob(pattern)):
             shutil.copy(path, name)
@@ -87,4 +90,9 @@ def with_settings_of(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTra
 def _read(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import PreTrainedTokenizerFast
 
-    return cast("PreTrainedTokenizerBase", PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True))
+    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(
+        folder, local_files_only=True, fix_mistral_regex=False
+    )
+    if carries_llamas_expression(folder, tokenizer.backend_tokenizer):
+        mend_words(tokenizer.backend_tokenizer)
+    return cast("PreTrainedTokenizerBase", tokenizer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pipezoo_core.tokenizer.detokenizer import Detokenizer
 
@@ -16,11 +16,17 @@ class TextStream:
     given out that may turn out to begin a stop text. Where several stop texts occur, the one that ends first counts,
     of those the longest, so the result does not depend on how the text is cut into tokens.
 
+    Special tokens have no place in the answer's text, but a stop text may name one. So stop texts are looked for twice:
+    in the answer's text, and in the same text with its special tokens.
+
+        stop "</a><end>", tokens  b  </  a>  <end>      held back: "", "</", "</a>"; the text is "b"
+
     Args:
         decode: tokens to text, special tokens left out.
         prompt_tokens: what the answer continues, at least one.
         stop: texts that end the answer, none of them empty.
         min_new_tokens: a stop text counts only where it lies wholly behind the text of so many tokens.
+        special_texts: token -> its text, of the tokens that `decode` leaves out.
     """
 
     def __init__(
@@ -30,11 +36,14 @@ class TextStream:
         prompt_tokens: Sequence[int],
         stop: Sequence[str] = (),
         min_new_tokens: int = 0,
+        special_texts: Mapping[int, str] | None = None,
     ) -> None:
         self._detokenizer = Detokenizer(decode, prompt_tokens=prompt_tokens)
         self._stop = tuple(stop)
+        self._special_texts = special_texts or {}
         self._num_protected = min_new_tokens
         self._held = ""
+        self._shown: list[int] = []  # where, in the held text, the answer's text is; special tokens are between
         self._stopped = False
 
     @property
@@ -50,29 +59,55 @@ class TextStream:
         if self._num_protected:
             self._num_protected -= 1
             return text
-        text = self._until_stop(text)
-        self._held = "" if self._stopped else text[len(text) - self._num_undecided(text) :]
-        return text[: len(text) - len(self._held)]
+        if not self._stop:
+            return text
+        self._hold(text)
+        self._held += self._special_texts.get(token, "")
+        return self._certain(self._num_undecided())
 
     def finish(self) -> str:
         """Returns what was held back, because the answer has ended."""
         if self._stopped:
             return ""
-        text = self._until_stop(self._detokenizer.finish())
-        self._held = ""
+        self._hold(self._detokenizer.finish())
+        return self._certain(0)
+
+    def _hold(self, text: str) -> None:
+        self._shown += range(len(self._held), len(self._held) + len(text))
+        self._held += text
+
+    def _certain(self, num_undecided: int) -> str:
+        """Returns the answer's part of the held text, up to a stop text or the undecided rest, which stays held."""
+        stops = self._stops()
+        self._stopped = bool(stops)
+        end = min(stops)[1] if stops else len(self._held) - num_undecided
+        text = "".join(self._held[place] for place in self._shown if place < end)
+        self._held = "" if stops else self._held[end:]
+        self._shown = [] if stops else [place - end for place in self._shown if place >= end]
         return text
 
-    def _until_stop(self, text: str) -> str:
-        """Returns the held text and this one, cut before a stop text if there is one."""
-        text = self._held + text
-        found = [(start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0]
-        self._stopped = bool(found)
-        return text[: min(found)[1]] if found else text
+    def _stops(self) -> list[tuple[int, int]]:
+        """Returns the end and the begin of the first occurrence of each stop text in the held text."""
+        found = [(start + len(stop), start) for stop in self._stop if (start := self._held.find(stop)) >= 0]
+        if len(self._shown) < len(self._held):
+            text, shown = self._answer(), self._shown
+            starts = [(stop, text.find(stop)) for stop in self._stop]
+            found += [(shown[start + len(stop) - 1] + 1, shown[start]) for stop, start in starts if start >= 0]
+        return found
 
-    def _num_undecided(self, text: str) -> int:
-        """Returns the length of the longest ending of the text that may be the beginning of a stop text."""
-        longest = max((len(stop) - 1 for stop in self._stop), default=0)
+    def _num_undecided(self) -> int:
+        """Returns the length of the longest ending of the held text that may be the beginning of a stop text."""
+        undecided = self._num_beginning(self._held)
+        if len(self._shown) < len(self._held) and (of_answer := self._num_beginning(self._answer())):
+            undecided = max(undecided, len(self._held) - self._shown[-of_answer])
+        return undecided
+
+    def _num_beginning(self, text: str) -> int:
+        longest = max(len(stop) - 1 for stop in self._stop)
         for size in range(min(longest, len(text)), 0, -1):
             if any(stop.startswith(text[-size:]) for stop in self._stop):
                 return size
         return 0
+
+    def _answer(self) -> str:
+        return "".join(self._held[place] for place in self._shown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipezoo_core.context import TextContext
 from pipezoo_core.errors import EmptyPromptError, InvalidRequestError, UnsupportedTokenizerError
+from pipezoo_core.panics import raise_unless_failure
 from pipezoo_core.request import ChatMessage, TextGenerationRequest
 from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.structured_output import GrammarCompiler
@@ -32,10 +34,11 @@ class TextTokenizer:
         max_length: most tokens of a request, prompt and answer together.
         sampling_params: settings of requests that bring none.
         eos_token_ids: the tokens at which the model itself ends an answer.
-        vocab_size: tokens that the model knows, which may be fewer; None for those of the tokenizer.
+        vocab_size: tokens that the model knows; None for those of the tokenizer. They may be fewer, or more: a head is
+            padded, and what it is padded with can be generated and has no text.
 
     Raises:
-        UnsupportedTokenizerError: the chat template is larger than any honest one.
+        UnsupportedTokenizerError: the chat template is larger than any honest one, or the tokenizer fails at a text without characters.
     """
 
     def __init__(
@@ -51,16 +54,24 @@ class TextTokenizer:
         self.delegate = delegate
         self.max_length = max_length
         self.sampling_params = sampling_params
-        num_tokens = max(delegate.get_vocab().values()) + 1  # ids may have gaps, so not their number
-        self._vocab_size = num_tokens if vocab_size is None else min(num_tokens, vocab_size)
+        self._num_tokens = max(delegate.get_vocab().values()) + 1  # ids may have gaps, so not their number
+        self._vocab_size = self._num_tokens if vocab_size is None else vocab_size
         self._eos_token_ids = frozenset(token for token in eos_token_ids if token < self._vocab_size)
         self._grammars = GrammarCompiler(delegate, end_token_ids=self._eos_token_ids)
-        self._adds_bos = delegate.bos_token is not None and self._encode("")[:1] == [delegate.bos_token_id]
+        around = self._try_out()
+        self._adds_bos = delegate.bos_token is not None and around[:1] == [delegate.bos_token_id]
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
         """The tokens at which the model itself ends an answer."""
         return self._eos_token_ids
+
+    @cached_property
+    def special_texts(self) -> Mapping[int, str]:
+        """The texts of the tokens that `decode` leaves out."""
+        added = self.delegate.added_tokens_decoder
+        ids = {*self.delegate.all_special_ids, *(token for token, added_token in added.items() if added_token.special)}
+        return {token: str(self.delegate.convert_ids_to_tokens(token)) for token in ids}
 
     def new_context(self, request: TextGenerationRequest) -> TextContext:
         """Returns a context that holds the request's prompt as tokens, and its settings.
@@ -96,12 +107,13 @@ class TextTokenizer:
                 wrote them.
 
         Raises:
-            InvalidRequestError: a token id is not in the vocabulary, or the text has a token that the model does not
-                know.
+            InvalidRequestError: a token id is not in the vocabulary, the text has a token that the model does not
+                know or is no Unicode text, or the model's tokenizer fails at it.
         """
         if not isinstance(prompt, str):
             self._check_token_ids(prompt, "prompt")
             return np.asarray(prompt, dtype=np.int64)
+        _check_unicode(prompt)
         tokens = self._encode(prompt, add_special_tokens)
         if add_special_tokens and self._adds_bos and tokens[1:2] == tokens[:1]:
             del tokens[0]  # the text brings its own
@@ -115,8 +127,20 @@ class TextTokenizer:
         return np.asarray(tokens, dtype=np.int64)
 
     def decode(self, encoded: Tokens) -> str:
-        """Returns the text of tokens, special ones left out."""
-        text = self.delegate.decode(list(encoded), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        """Returns the text of tokens, special ones left out, and those that only the model knows.
+
+        Raises:
+            InvalidRequestError: a token id is not in the vocabulary, or the model's tokenizer fails.
+        """
+        if self._vocab_size > self._num_tokens:
+            encoded = [token for token in encoded if token < self._num_tokens]
+        try:
+            text = self.delegate.decode(list(encoded), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        except BaseException as error:  # of a library, even a panic
+            raise_unless_failure(error)
+            raise InvalidRequestError(
+                "the tokenizer cannot decode the tokens", found=f"{type(error).__name__}: {error}"
+            ) from error
         assert isinstance(text, str)
         return text
 
@@ -161,10 +185,27 @@ class TextTokenizer:
     def _encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         # A tokenizer.json may bring padding and truncation from its training, and `verbose` logs what is too long
         # for it: neither is the tokenizer's business here.
-        tokens: list[int] = self.delegate.encode(
-            text, add_special_tokens=add_special_tokens, padding=False, truncation=False, verbose=False
-        )
+        try:
+            tokens: list[int] = self.delegate.encode(
+                text, add_special_tokens=add_special_tokens, padding=False, truncation=False, verbose=False
+            )
+        except BaseException as error:  # of a library, even a panic
+            raise_unless_failure(error)
+            raise InvalidRequestError(
+                "the model's tokenizer fails at the text",
+                found=f"{type(error).__name__}: {error}",
+                cure="Shorten the text or change it; if all texts fail, take another tokenizer.json.",
+            ) from error
         return tokens
+
+    def _try_out(self) -> list[int]:
+        """Returns the tokens around an empty text, at which a sound tokenizer does not fail."""
+        try:
+            return self._encode("")
+        except InvalidRequestError as error:
+            raise UnsupportedTokenizerError(
+                "the model's tokenizer does not work", found=error.found, cure="Take another tokenizer.json."
+            ) from error
 
     def _check_token_ids(self, token_ids: Iterable[object], name: str) -> None:
         for token_id in token_ids:
@@ -183,6 +224,18 @@ def _check_template_size(template: object) -> None:
         raise UnsupportedTokenizerError(
             "the chat template is too large", found=f"{size} characters", allowed=f"at most {_MAX_TEMPLATE_SIZE}"
         )
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            "the text is not Unicode text",
+            found=f"half of a surrogate pair, {ascii(text[error.start])}, at character {error.start}",
+            allowed="text that UTF-8 can encode",
+            cure='Decode it with errors="replace" where it comes from.',
+        ) from error
 
 
 def _check_messages(messages: Sequence[ChatMessage]) -> None:
