@@ -369,8 +369,8 @@ def test_without_llguidance(load_tiny, monkeypatch):
 
 
 def test_the_vocabulary_is_handed_over_once_and_only_when_needed(load_tiny, monkeypatch):
-    made, make = [], structured_output._ll_tokenizer
-    monkeypatch.setattr(structured_output, "_ll_tokenizer", lambda delegate: (made.append(delegate), make(delegate))[1])
+    made, make = [], structured_output._engine
+    monkeypatch.setattr(structured_output, "_engine", lambda delegate: (made.append(delegate), make(delegate))[1])
     llm = load_tiny()
     llm.generate("hello", max_new_tokens=2)
     assert made == []
