@@ -73,8 +73,8 @@ class GrammarTrial:
                 raise InvalidGrammarError(
                     "the request's grammar is too complex",
                     found=f"{len(grammar)} characters",
-                    allowed=f"what compiles in {_SECONDS:g} s and finds a token in {_SECONDS_PER_TOKEN:g} s of CPU time, "
-                    f"with {_STACK >> 20} MiB of stack and {_MEMORY >> 20} MiB of memory",
+                    allowed=f"what compiles in {_SECONDS:g} s and finds a token in {_SECONDS_PER_TOKEN:g} s of CPU "
+                    f"time, with {_STACK >> 20} MiB of stack and {_MEMORY >> 20} MiB of memory",
                     cure="Simplify the grammar: fewer rules within rules, names, repetitions and combined patterns.",
                 )
 

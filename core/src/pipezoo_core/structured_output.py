@@ -180,8 +180,8 @@ def _grammar(params: SamplingParams) -> str:
 def _engine(delegate: Any) -> tuple[LLTokenizer, GrammarTrial]:
     """Hands a vocabulary to llguidance, here and where grammars are tried.
 
-    It has one more token behind all others that stands for the end of an answer. So a model's end tokens, of which there
-    may be any number, also none, are kept out of the grammar altogether.
+    It has one more token behind all others that stands for the end of an answer. So a model's end tokens, of which
+    there may be any number, also none, are kept out of the grammar altogether.
     """
     from llguidance import LLTokenizer
     from tokenizers import AddedToken, Tokenizer
