@@ -324,7 +324,8 @@ def test_a_grammar_that_becomes_too_complex_fails_its_own_request(load_tiny, mon
     context = llm.tokenizer.new_context(TextGenerationRequest(prompt="he", sampling_params=params))
     output = llm.execute(TextGenerationInputs([{context.request_id: context}], num_steps=200))[context.request_id]
     llm.release(context.request_id)
-    assert output.final_status is GenerationStatus.CANCELLED
+    assert output.final_status is GenerationStatus.ERROR
+    assert output.error is context.matcher.error
     assert isinstance(context.matcher.error, InvalidGrammarError)
     assert set(output.text) == {"a"}
 

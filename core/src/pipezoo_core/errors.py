@@ -59,7 +59,7 @@ def shown(value: object) -> str:
     writer = reprlib.Repr()
     writer.maxstring = writer.maxother = writer.maxlong = 160
     try:
-        return writer.repr(value)
+        return _shortened(writer.repr(value))
     except ValueError:  # Python writes no number of more than a few thousand digits
         return f"a number of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
 
