@@ -23,7 +23,7 @@ HUGE = {
     "negative": -(10**5000),
     "numbers": [10**5000] * 100,
     "names": ["x" * 10**5] * 10**4,
-    "dict": {i: "x" * 1000 for i in range(10**4)},
+    "dict": dict.fromkeys(range(10**4), "x" * 1000),
     "nested": [[["x" * 10**4] * 100] * 100] * 100,
     "error": ValueError("x" * 10**6),
 }

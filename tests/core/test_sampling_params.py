@@ -1,5 +1,7 @@
 """What a request may ask for has bounds, and what is beyond them is refused in a few words."""
 
+import itertools
+
 import pytest
 
 from pipezoo_core.errors import InvalidRequestError, InvalidSettingError
@@ -15,7 +17,7 @@ BEYOND = {
     "frequency_penalty": [-2.1, 2.1],
     "presence_penalty": [-2.1, 2.1],
     "logit_bias": [
-        {i: 1.0 for i in range(10**6)},
+        dict.fromkeys(range(10**6), 1.0),
         {-1: 1.0},
         {1: float("inf")},
         {1: 1e30},
@@ -25,7 +27,7 @@ BEYOND = {
     "max_new_tokens": [0, 2**31, 10**400, 10**5000],
     "min_new_tokens": [-1, 2**31, 10**5000],
     "ignore_eos": ["x" * 10**6],
-    "stop": [["x"] * 10**6, "x" * 10**6, [""], [1] * 10**6, 7],
+    "stop": [["x"] * 10**6, "x" * 10**6, [""], [1] * 10**6, itertools.repeat("x"), 7],
     "stop_token_ids": [[1] * 10**6, ["x" * 10**6], 7],
     "seed": [-1, 2**64, 10**400, 10**5000],
     "log_probabilities": [-1, 129, 2**63, 10**5000],
@@ -41,7 +43,11 @@ def test_every_setting_is_tried():
     assert set(SamplingParams.model_fields) <= set(BEYOND)
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name in BEYOND for value in BEYOND[name]], ids=lambda part: str(type(part).__name__))
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(name, value) for name in BEYOND for value in BEYOND[name]],
+    ids=lambda part: str(type(part).__name__),
+)
 def test_what_is_beyond_the_bounds_is_refused(name, value):
     with pytest.raises(InvalidSettingError) as raised:
         SamplingParams(**{name: value})
@@ -55,7 +61,7 @@ def test_what_is_beyond_the_bounds_is_refused(name, value):
         {"top_k": 10**30},
         {"seed": 2**64 - 1},
         {"stop": ["x" * 1024] * 128},
-        {"logit_bias": {i: -1e6 for i in range(4096)}},
+        {"logit_bias": dict.fromkeys(range(4096), -1000000.0)},
         {"stop_token_ids": list(range(4096))},
         {"max_new_tokens": 2**31 - 1, "min_new_tokens": 2**31 - 1},
         {"repetition_penalty": 1e3},

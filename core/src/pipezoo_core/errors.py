@@ -50,6 +50,7 @@ __all__ = [
 ]
 
 _MAX_NAMES = 8
+_WRITTEN_WHOLE = (str, bytes, bytearray, Mapping)
 _MAX_SIZE = 960  # bytes of a message
 _MAX_PART = 220  # bytes of each of the four parts of a message that would be longer, with "found" and "allowed"
 
@@ -107,14 +108,14 @@ def _shortened(text: str) -> str:
 
 
 def _listed(value: object) -> str:
-    if isinstance(value, Collection) and not isinstance(value, str | bytes | bytearray | Mapping):
+    if isinstance(value, Collection) and not isinstance(value, _WRITTEN_WHOLE):
         names = ", ".join(_text(item) for item in itertools.islice(value, _MAX_NAMES)) or "none"
         return names + (f" and {len(value) - _MAX_NAMES} more" if len(value) > _MAX_NAMES else "")
     return _text(value)
 
 
 def _text(value: object) -> str:
-    return shown(value) if isinstance(value, int | bytes | bytearray | Mapping) else str(value)
+    return str(value) if isinstance(value, str) or not isinstance(value, int | Collection) else shown(value)
 
 
 class InvalidSettingError(PipezooError, ValueError):

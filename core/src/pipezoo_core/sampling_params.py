@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sized
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from pipezoo_core.config import Settings
 from pipezoo_core.errors import InvalidSettingError, shown
@@ -22,6 +23,7 @@ NUM_ECHOED_AT_ONCE = 16
 _Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 _NEARLY_ZERO = 1e-5  # below it, dividing logits by the temperature overflows before it changes anything
 _MAX_NUM_TOKENS = 2**31 - 1
+_MAX_ENTRIES = {"logit_bias": 4096, "stop": 128, "stop_token_ids": 4096}
 _CONSTRAINTS = ("json_schema", "regex", "grammar")
 _FROM_GENERATION_CONFIG = (
     "temperature",
@@ -77,14 +79,14 @@ class SamplingParams(Settings):
     repetition_penalty: Annotated[float, Field(gt=0.0, le=1e3)] = 1.0
     frequency_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
     presence_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
-    logit_bias: Annotated[
-        Mapping[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-1e6, le=1e6)]], Field(max_length=4096)
-    ] = Field(default_factory=dict)
+    logit_bias: Mapping[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-1e6, le=1e6)]] = Field(
+        default_factory=dict
+    )
     max_new_tokens: Annotated[int | None, Field(ge=1, le=_MAX_NUM_TOKENS)] = None
     min_new_tokens: Annotated[int, Field(ge=0, le=_MAX_NUM_TOKENS)] = 0
     ignore_eos: bool = False
-    stop: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=1024)], ...], Field(max_length=128)] = ()
-    stop_token_ids: Annotated[tuple[int, ...], Field(max_length=4096)] = ()
+    stop: tuple[Annotated[str, Field(min_length=1, max_length=1024)], ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
     seed: Annotated[int | None, Field(ge=0, lt=2**64)] = None
     log_probabilities: Annotated[int, Field(ge=0, le=128)] = 0
     echo: bool = False
@@ -92,10 +94,21 @@ class SamplingParams(Settings):
     regex: str | None = None
     grammar: str | None = None
 
-    @field_validator("stop", mode="before")
+    @field_validator(*_MAX_ENTRIES, mode="before")
     @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
+    def _not_too_many(cls, value: object, info: ValidationInfo) -> object:
+        """Looks at the number of entries before anybody looks at each of them."""
+        if isinstance(value, str):
+            return (value,)
+        assert info.field_name is not None
+        most = _MAX_ENTRIES[info.field_name]
+        if isinstance(value, Iterator):
+            value = tuple(itertools.islice(value, most + 1))
+        if isinstance(value, Sized) and len(value) > most:
+            raise InvalidSettingError(
+                f"setting {info.field_name!r} has too many entries", found=len(value), allowed=f"at most {most}"
+            )
+        return value
 
     @field_validator("json_schema", mode="before")
     @classmethod
