@@ -20,4 +20,7 @@ class Engine:
 
         requests = [TextGenerationRequest(prompt=prompt) for prompt in prompts]
         outputs = self.llm.generate(requests, max_new_tokens=num_tokens, temperature=0.0, ignore_eos=True)
+        for output in outputs:
+            if output.error is not None:
+                raise output.error
         return [output.tokens for output in outputs]

@@ -83,7 +83,10 @@ def test_batch_size_is_bounded_and_order_is_kept():
 
 
 def test_a_prefix_is_computed_once():
-    """Four requests come together, with 12 tokens in common: the first computes them, the others wait and share."""
+    """Four requests come together, with 12 tokens in common: the first computes them, the others wait and share.
+
+    Who has nothing in common with them passes those that wait.
+    """
     scheduler, manager = make_scheduler(max_batch_tokens=32, enable_prefix_caching=True)
     contexts = [make_context(name, 14) for name in "abc"] + [make_context("other", 7)]
     for name, context in zip("abc", contexts, strict=False):
@@ -91,11 +94,43 @@ def test_a_prefix_is_computed_once():
     contexts[3].tokens[:] = [9] * 7
     for context in contexts:
         scheduler.add(context)
-    assert step(scheduler, manager) == {"a": 14}
-    assert step(scheduler, manager) == {"a": 1, "b": 2, "c": 2, "other": 7}
+    assert step(scheduler, manager) == {"a": 14, "other": 7}
+    assert step(scheduler, manager) == {"a": 1, "b": 2, "c": 2, "other": 1}
     for context in contexts:
         scheduler.remove(context.request_id)
     assert not manager._upcoming
+
+
+def test_who_waits_for_a_prefix_is_passed_and_comes_first_when_it_is_there():
+    """The batch has room for two: whoever passes takes a place only while the first in the queue cannot have it."""
+    scheduler, manager = make_scheduler(max_batch_size=2, max_batch_tokens=8, enable_prefix_caching=True)
+    long, alike = make_context("long", 24, max_new_tokens=2), make_context("alike", 24, max_new_tokens=2)
+    scheduler.add(long)
+    assert step(scheduler, manager) == {"long": 8}
+    scheduler.add(alike)
+    for name in ("x", "y", "z"):
+        other = make_context(name, 3, max_new_tokens=1)
+        other.tokens[:] = [ord(name)] * 3
+        scheduler.add(other)
+    assert step(scheduler, manager) == {"long": 8}  # the budget is used up, and nobody else begins
+    assert step(scheduler, manager) == {"long": 8}
+    assert step(scheduler, manager) == {"long": 1, "alike": 4}
+    assert step(scheduler, manager) == {"alike": 1, "x": 3}
+    assert step(scheduler, manager) == {"y": 3, "z": 3}
+
+
+def test_nobody_passes_for_long():
+    """However many come behind it, a request waits for its prefix, and for the places of those that passed it."""
+    scheduler, manager = make_scheduler(max_batch_size=2, max_batch_tokens=16, enable_prefix_caching=True)
+    scheduler.add(make_context("long", 20, max_new_tokens=1))
+    scheduler.add(make_context("alike", 20, max_new_tokens=1))
+    begun = []
+    for number in range(8):
+        other = make_context(str(number), 3, max_new_tokens=1)
+        other.tokens[:] = [100 + number] * 3
+        scheduler.add(other)
+        begun.extend(step(scheduler, manager))
+    assert begun[:4] == ["long", "long", "0", "alike"]
 
 
 def test_who_waits_for_a_prefix_goes_on_when_its_owner_is_gone():

@@ -324,7 +324,8 @@ def test_a_grammar_that_becomes_too_complex_fails_its_own_request(load_tiny, mon
     context = llm.tokenizer.new_context(TextGenerationRequest(prompt="he", sampling_params=params))
     output = llm.execute(TextGenerationInputs([{context.request_id: context}], num_steps=200))[context.request_id]
     llm.release(context.request_id)
-    assert output.final_status is GenerationStatus.CANCELLED
+    assert output.final_status is GenerationStatus.ERROR
+    assert output.error is context.matcher.error
     assert isinstance(context.matcher.error, InvalidGrammarError)
     assert set(output.text) == {"a"}
 
@@ -369,8 +370,8 @@ def test_without_llguidance(load_tiny, monkeypatch):
 
 
 def test_the_vocabulary_is_handed_over_once_and_only_when_needed(load_tiny, monkeypatch):
-    made, make = [], structured_output._ll_tokenizer
-    monkeypatch.setattr(structured_output, "_ll_tokenizer", lambda delegate: (made.append(delegate), make(delegate))[1])
+    made, make = [], structured_output._engine
+    monkeypatch.setattr(structured_output, "_engine", lambda delegate: (made.append(delegate), make(delegate))[1])
     llm = load_tiny()
     llm.generate("hello", max_new_tokens=2)
     assert made == []

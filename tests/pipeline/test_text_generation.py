@@ -243,7 +243,7 @@ def test_bad_requests_are_refused_and_the_next_one_is_served(load_tiny, prompt, 
         assert llm.generate(prompt, **settings) == []
     else:
         with pytest.raises(error) as caught:
-            llm.generate(["hello", prompt] if not settings else prompt, **settings)
+            llm.generate(prompt, **settings)
         assert isinstance(caught.value, ValueError)
     assert len(llm.generate("hello", **GREEDY)[0].tokens) == 12
 
@@ -267,13 +267,21 @@ def test_a_model_that_fails_fails_its_batch_and_nothing_else(load_tiny, error):
 
     def failing(inputs):
         calls.append(inputs)
-        if len(calls) == 3:
+        if len(calls) % 3 == 0:
             raise error("out of luck")
         return execute(inputs)
 
     llm.model.execute = failing
     with pytest.raises(error, match="out of luck"):
-        llm.generate(["hello", "he"], **GREEDY)
+        llm.generate("hello", **GREEDY)
+    if issubclass(error, Exception):
+        for output in llm.generate(["hello", "he"], **GREEDY):
+            assert (len(output.tokens), output.final_status) == (2, GenerationStatus.ERROR)
+            assert isinstance(output.error, error)
+    else:
+        with pytest.raises(error, match="out of luck"):
+            llm.generate(["hello", "he"], **GREEDY)
+    llm.model.execute = execute
     assert llm.kv_managers[0].num_free_pages == llm.kv_managers[0].total_num_pages
     assert len(llm.generate("hello", **GREEDY)[0].tokens) == 12
 
@@ -331,8 +339,10 @@ def test_a_chunk_that_is_not_finite_ends_its_request(load_tiny, greedy, tiny_ref
     weight = llm.model.module.model.embed_tokens.weight.data
     weight[BAD] = float("nan")
     fine, bad = TextGenerationRequest(prompt=[5]), TextGenerationRequest(prompt=BAD_PROMPT)
-    with pytest.raises(NonFiniteLogitsError, match="after 23 prompt tokens and 0 new ones"):
-        llm.generate([fine, bad], **GREEDY)
+    answered, failed = llm.generate([fine, bad], **GREEDY)
+    assert isinstance(failed.error, NonFiniteLogitsError)
+    assert "after 23 prompt tokens and 0 new ones" in str(failed.error)
+    assert (answered.tokens, answered.error) == (greedy([5], 12), None)
     weight[BAD] = tiny_reference.model.embed_tokens.weight.data[BAD]
     output = llm.generate(bad, **GREEDY)[0]
     assert llm.kv_managers[0].metrics.prefix_hit_tokens == 0
@@ -348,8 +358,9 @@ def test_a_failure_within_several_steps_at_once(spoiled):
         for prompt in (BAD_PROMPT, "hello")
     )
     outputs = llm.execute(TextGenerationInputs([{c.request_id: c for c in (bad, good)}], num_steps=12))
-    assert outputs[bad.request_id].final_status is bad.status is GenerationStatus.CANCELLED
+    assert outputs[bad.request_id].final_status is bad.status is GenerationStatus.ERROR
     assert isinstance(bad.error, NonFiniteLogitsError)
+    assert outputs[bad.request_id].error is bad.error
     assert outputs[bad.request_id].tokens == bad.generated_tokens == []
     assert outputs[good.request_id].tokens == expected
     assert good.error is None
@@ -412,7 +423,7 @@ def test_tokens_that_the_model_does_not_know(load_tiny, tiny_folder, tmp_path):
     expected = llm.generate("hello", **GREEDY)[0].tokens
     for prompt in ("hello <|more|>", TextGenerationRequest(prompt=[1, len(TOKENS)])):
         with pytest.raises(InvalidRequestError, match=f"{len(TOKENS)}.*0 to {len(TOKENS) - 1}"):
-            llm.generate(["he", prompt], **GREEDY)
+            llm.generate(prompt, **GREEDY)
     for settings in ({"logit_bias": {len(TOKENS): 1.0}}, {"stop_token_ids": [len(TOKENS)]}):
         with pytest.raises(InvalidRequestError, match="is not in the vocabulary"):
             llm.generate("hello", **GREEDY, **settings)
@@ -441,15 +452,16 @@ def test_a_pipeline_that_nobody_has_is_gone_at_once(tiny_gguf, linear):
         gc.enable()
 
 
-def test_tasks_tokenize_and_run_steps_in_one_thread(load_tiny):
+def test_tasks_run_steps_in_one_thread_and_tokenize_in_others(load_tiny):
     llm = load_tiny()
-    threads = set()
+    of_steps, of_prompts = set(), set()
     execute, new_context = llm.model.execute, llm.tokenizer.new_context
 
-    def noting(function):
+    def noting(threads, function):
         return lambda *arguments: (threads.add(threading.get_ident()), function(*arguments))[1]
 
-    llm.model.execute, llm.tokenizer.new_context = noting(execute), noting(new_context)
+    llm.model.execute = noting(of_steps, execute)
+    llm.tokenizer.new_context = noting(of_prompts, new_context)
 
     async def one(prompt):
         return [output async for outputs in llm.generate_async(prompt, **GREEDY) for output in outputs]
@@ -458,8 +470,8 @@ def test_tasks_tokenize_and_run_steps_in_one_thread(load_tiny):
         await asyncio.gather(*(one(prompt) for prompt in ("hello", "he", "help", "h")))
 
     asyncio.run(several())
-    assert len(threads) == 1
-    assert threading.get_ident() not in threads
+    assert len(of_steps) == 1
+    assert not of_prompts & {*of_steps, threading.get_ident()}
 
 
 def test_pages_held_outside_the_scheduler_are_named(load_tiny):

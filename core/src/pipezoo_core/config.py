@@ -13,7 +13,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from pipezoo_core.errors import InvalidSettingError
+from pipezoo_core.errors import InvalidSettingError, shown
 
 __all__ = [
     "AttentionName",
@@ -127,7 +127,7 @@ def _invalid_setting(cls: type[BaseModel], error: ValidationError) -> InvalidSet
             f"unknown setting {name!r}", allowed=sorted(cls.model_fields), cure="Check the spelling."
         )
     return InvalidSettingError(
-        f"setting {name!r} is not valid", found=repr(first["input"]), allowed=first["msg"].lower()
+        f"setting {name!r} is not valid", found=shown(first["input"]), allowed=first["msg"].lower()
     )
 
 

@@ -7,6 +7,8 @@ built-in exception that fits best, so that code which knows nothing of pipezoo c
 from __future__ import annotations
 
 import copyreg
+import itertools
+import reprlib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -46,16 +48,31 @@ __all__ = [
     "UnsupportedCheckpointError",
     "UnsupportedModelError",
     "UnsupportedTokenizerError",
+    "shown",
 ]
 
 _MAX_NAMES = 8
+_WRITTEN_WHOLE = (str, bytes, bytearray, Mapping)
+_MAX_SIZE = 960  # bytes of a message
+_MAX_PART = 220  # bytes of each of the four parts of a message that would be longer, with "found" and "allowed"
+
+
+def shown(value: object) -> str:
+    """Returns a value as a message can show it: as Python writes it, and where that is long, its beginning and end."""
+    writer = reprlib.Repr()
+    writer.maxstring = writer.maxother = writer.maxlong = 160
+    try:
+        return _shortened(writer.repr(value))
+    except ValueError:  # Python writes no number of more than a few thousand digits
+        return f"a number of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
 
 
 class PipezooError(Exception):
     """Base of all errors raised on purpose by pipezoo.
 
     Args:
-        what: what went wrong, one clause without a full stop.
+        what: what went wrong, one clause without a full stop. Like the others it is shortened in the middle where the
+            message would be longer than a kilobyte.
         found: what was found instead, if that helps.
         allowed: what would have been accepted.
         cure: what the reader can do about it, a sentence.
@@ -66,25 +83,41 @@ class PipezooError(Exception):
         self.found = found
         self.allowed = allowed
         self.cure = cure
-        details = [
-            f"{label}: {_listed(value)}"
-            for label, value in (("found", found), ("allowed", allowed))
-            if value is not None
-        ]
-        message = what + (f" ({'; '.join(details)})" if details else "")
-        super().__init__(f"{message}. {cure}" if cure else message)
+        parts = [what, *(None if value is None else _listed(value) for value in (found, allowed)), cure]
+        message = _message(*parts)
+        if len(message.encode(errors="surrogatepass")) > _MAX_SIZE:
+            message = _message(*(None if part is None else _shortened(part) for part in parts))
+        super().__init__(message)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Lets an error travel between processes, multiprocessing's for example, whatever its constructor takes."""
         return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]  # typeshed lacks it
 
 
+def _message(what: str | None, found: str | None, allowed: str | None, cure: str | None) -> str:
+    details = [f"{label}: {part}" for label, part in (("found", found), ("allowed", allowed)) if part is not None]
+    message = f"{what}" + (f" ({'; '.join(details)})" if details else "")
+    return f"{message}. {cure}" if cure else message
+
+
+def _shortened(text: str) -> str:
+    """Returns the beginning and the end of a text that is too long for a part of a message."""
+    data = text.encode(errors="surrogatepass")
+    if len(data) <= _MAX_PART:
+        return text
+    half = _MAX_PART // 2 - 2
+    return f"{data[:half].decode(errors='ignore')} … {data[-half:].decode(errors='ignore')}"
+
+
 def _listed(value: object) -> str:
-    if isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping):
-        names = [str(item) for item in value]
-        shown = ", ".join(names[:_MAX_NAMES]) or "none"
-        return shown + (f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else "")
-    return str(value)
+    if isinstance(value, Collection) and not isinstance(value, _WRITTEN_WHOLE):
+        names = ", ".join(_text(item) for item in itertools.islice(value, _MAX_NAMES)) or "none"
+        return names + (f" and {len(value) - _MAX_NAMES} more" if len(value) > _MAX_NAMES else "")
+    return _text(value)
+
+
+def _text(value: object) -> str:
+    return str(value) if isinstance(value, str) or not isinstance(value, int | Collection) else shown(value)
 
 
 class InvalidSettingError(PipezooError, ValueError):

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
+from pipezoo_core.errors import InvalidRequestError, shown
 from pipezoo_core.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ RequestID: TypeAlias = str
 ChatMessage: TypeAlias = Mapping[str, object]
 Prompt: TypeAlias = "str | Sequence[ChatMessage] | TextGenerationRequest"
 
+_MAX_ID_LENGTH = 256
+
 
 def new_request_id() -> RequestID:
     """Returns an id that no other request has."""
@@ -42,6 +45,7 @@ class GenerationStatus(enum.StrEnum):
     END_OF_SEQUENCE = "end_of_sequence"
     MAXIMUM_LENGTH = "maximum_length"
     CANCELLED = "cancelled"
+    ERROR = "error"
 
     @property
     def is_done(self) -> bool:
@@ -80,7 +84,10 @@ class TextGenerationRequest:
         messages: a chat, `{"role": …, "content": …}` each; the model's chat template makes the prompt of it.
         sampling_params: None takes the pipeline's defaults.
         lora: name of the loaded adapter to answer with; None takes the model as it is.
-        request_id: unique among the requests of a pipeline.
+        request_id: unique among the requests of a pipeline, 256 characters at most.
+
+    Raises:
+        InvalidRequestError: `sampling_params`, `lora` or `request_id` is of another kind, or the id is too long.
     """
 
     prompt: str | Sequence[int] | None = None
@@ -88,6 +95,17 @@ class TextGenerationRequest:
     sampling_params: SamplingParams | None = None
     lora: str | None = None
     request_id: RequestID = field(default_factory=new_request_id)
+
+    def __post_init__(self) -> None:
+        """Checks what later on would fail in the middle of things."""
+        is_sound = {
+            "sampling_params": self.sampling_params is None or isinstance(self.sampling_params, SamplingParams),
+            "lora": self.lora is None or isinstance(self.lora, str),
+            "request_id": isinstance(self.request_id, str) and len(self.request_id) <= _MAX_ID_LENGTH,
+        }
+        bad = [name for name, is_fine in is_sound.items() if not is_fine]
+        if bad:
+            raise InvalidRequestError(f"{bad[0]!r} of a request is not valid", found=shown(getattr(self, bad[0])))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +116,8 @@ class TextGenerationOutput:
         request_id: the request it answers.
         text: the generated text. While streaming, a piece ends on a whole character.
         tokens: the generated token ids, an end or stop token included.
-        final_status: `ACTIVE` while more will come.
+        final_status: `ACTIVE` while more will come, `ERROR` where the request failed.
+        error: why it failed; None where it did not.
         log_probabilities: one entry per generated token, or None where they were not asked for.
     """
 
@@ -107,6 +126,7 @@ class TextGenerationOutput:
     tokens: list[int] = field(default_factory=list)
     final_status: GenerationStatus = GenerationStatus.ACTIVE
     log_probabilities: list[LogProbabilities] | None = None
+    error: BaseException | None = None
 
     @property
     def is_done(self) -> bool:
@@ -123,7 +143,13 @@ class TextGenerationOutput:
             tokens=[token for piece in pieces for token in piece.tokens],
             final_status=pieces[-1].final_status,
             log_probabilities=[entry for entries in logged for entry in entries] if logged else None,
+            error=pieces[-1].error,
         )
+
+    @classmethod
+    def failed(cls, request_id: RequestID, error: BaseException, text: str = "") -> TextGenerationOutput:
+        """Returns the last piece of a request that failed."""
+        return cls(request_id=request_id, text=text, final_status=GenerationStatus.ERROR, error=error)
 
 
 @dataclass(frozen=True, slots=True)

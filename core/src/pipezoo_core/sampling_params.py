@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sized
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from pipezoo_core.config import Settings
-from pipezoo_core.errors import InvalidSettingError
+from pipezoo_core.errors import InvalidSettingError, shown
 
 __all__ = ["NUMBERS_SAMPLED_AT_ONCE", "NUM_ECHOED_AT_ONCE", "SamplingParams"]
 
@@ -21,6 +22,8 @@ NUM_ECHOED_AT_ONCE = 16
 
 _Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 _NEARLY_ZERO = 1e-5  # below it, dividing logits by the temperature overflows before it changes anything
+_MAX_NUM_TOKENS = 2**31 - 1
+_MAX_ENTRIES = {"logit_bias": 4096, "stop": 128, "stop_token_ids": 4096}
 _CONSTRAINTS = ("json_schema", "regex", "grammar")
 _FROM_GENERATION_CONFIG = (
     "temperature",
@@ -50,17 +53,17 @@ class SamplingParams(Settings):
         top_p: keep the smallest set of tokens whose probability reaches p (Holtzman et al., 2020), and those as likely
             as the last of them.
         min_p: drop tokens less likely than min_p times the most likely one (Nguyen et al., 2024).
-        repetition_penalty: divides positive and multiplies negative logits of tokens seen in the prompt or the
-            answer (CTRL, Keskar et al., 2019); 1 does nothing.
+        repetition_penalty: above 0 and at most 1,000; divides positive and multiplies negative logits of tokens seen in
+            the prompt or the answer (CTRL, Keskar et al., 2019); 1 does nothing.
         frequency_penalty: subtracted once per occurrence in the answer (OpenAI's definition).
         presence_penalty: subtracted from every token that occurred in the answer (OpenAI's definition).
-        logit_bias: token id -> value added to its logit.
+        logit_bias: token id -> value added to its logit, of 4,096 tokens at most.
         max_new_tokens: most tokens to generate; None fills what is left of the context.
         min_new_tokens: the request does not end by itself before so many tokens.
         ignore_eos: do not end at the model's end-of-sequence tokens.
-        stop: texts that end the answer; the text itself is left out.
-        stop_token_ids: further tokens that end the answer.
-        seed: makes a sampled answer repeatable; None draws a new one each time.
+        stop: texts that end the answer; the text itself is left out. At most 128 of 1,024 characters each.
+        stop_token_ids: further tokens that end the answer, 4,096 at most.
+        seed: makes a sampled answer repeatable, below 2**64; None draws a new one each time.
         log_probabilities: how many of the most likely tokens to list next to each generated one; 0 gives no log
             probabilities at all.
         echo: with `log_probabilities`, give those of the prompt's tokens, too.
@@ -73,26 +76,39 @@ class SamplingParams(Settings):
     top_k: Annotated[int, Field(ge=-1)] = 0
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     min_p: _Probability = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0.0)] = 1.0
+    repetition_penalty: Annotated[float, Field(gt=0.0, le=1e3)] = 1.0
     frequency_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
     presence_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
-    logit_bias: Mapping[Annotated[int, Field(ge=0)], float] = Field(default_factory=dict)
-    max_new_tokens: Annotated[int | None, Field(ge=1)] = None
-    min_new_tokens: Annotated[int, Field(ge=0)] = 0
+    logit_bias: Mapping[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-1e6, le=1e6)]] = Field(
+        default_factory=dict
+    )
+    max_new_tokens: Annotated[int | None, Field(ge=1, le=_MAX_NUM_TOKENS)] = None
+    min_new_tokens: Annotated[int, Field(ge=0, le=_MAX_NUM_TOKENS)] = 0
     ignore_eos: bool = False
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    stop: tuple[Annotated[str, Field(min_length=1, max_length=1024)], ...] = ()
     stop_token_ids: tuple[int, ...] = ()
-    seed: Annotated[int | None, Field(ge=0)] = None
+    seed: Annotated[int | None, Field(ge=0, lt=2**64)] = None
     log_probabilities: Annotated[int, Field(ge=0, le=128)] = 0
     echo: bool = False
     json_schema: str | None = None
     regex: str | None = None
     grammar: str | None = None
 
-    @field_validator("stop", mode="before")
+    @field_validator(*_MAX_ENTRIES, mode="before")
     @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
+    def _not_too_many(cls, value: object, info: ValidationInfo) -> object:
+        """Looks at the number of entries before anybody looks at each of them."""
+        if isinstance(value, str):
+            return (value,)
+        assert info.field_name is not None
+        most = _MAX_ENTRIES[info.field_name]
+        if isinstance(value, Iterator):
+            value = tuple(itertools.islice(value, most + 1))
+        if isinstance(value, Sized) and len(value) > most:
+            raise InvalidSettingError(
+                f"setting {info.field_name!r} has too many entries", found=len(value), allowed=f"at most {most}"
+            )
+        return value
 
     @field_validator("json_schema", mode="before")
     @classmethod
@@ -107,7 +123,7 @@ class SamplingParams(Settings):
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidSettingError(
                 "setting 'json_schema' is not valid",
-                found=repr(value)[:200],
+                found=shown(value),
                 allowed="a JSON schema, as a mapping or as the text of a JSON object",
             ) from error
 

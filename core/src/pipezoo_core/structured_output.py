@@ -10,6 +10,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from pipezoo_core.errors import InvalidGrammarError, MissingDependencyError, UnsupportedTokenizerError
+from pipezoo_core.grammar_trial import GrammarTrial, new_matcher
 from pipezoo_core.panics import panics_as_exceptions
 from pipezoo_core.process_lock import ProcessLock
 from pipezoo_core.sampling_params import SamplingParams
@@ -25,6 +26,7 @@ __all__ = ["GrammarCompiler", "TokenMatcher"]
 # Between two tokens of JSON: nothing, a space, or a line break with an indent. Without a bound, a small model that has
 # begun to write spaces may never stop.
 _JSON_WHITESPACE = r"\x20|\n[\x20\t]{0,32}"
+_MAX_SIZE = 1 << 17  # characters: a schema of thousands of names has fewer
 _END_OF_ANSWER = "<|pipezoo end of answer|>"
 
 
@@ -110,7 +112,7 @@ class GrammarCompiler:
     def __init__(self, delegate: PreTrainedTokenizerBase, *, end_token_ids: Collection[int]) -> None:
         self._delegate = delegate
         self._end_token_ids = end_token_ids
-        self._tokenizer: LLTokenizer | None = None
+        self._engine: tuple[LLTokenizer, GrammarTrial] | None = None
         self._lock = ProcessLock()
 
     def matcher(self, params: SamplingParams) -> TokenMatcher | None:
@@ -119,40 +121,48 @@ class GrammarCompiler:
         Raises:
             MissingDependencyError: llguidance is not installed.
             UnsupportedTokenizerError: llguidance cannot read the model's tokenizer.
-            InvalidGrammarError: the grammar is malformed or cannot be satisfied, or llguidance cannot express it.
+            InvalidGrammarError: the grammar is malformed, too large or too complex, cannot be satisfied, or llguidance
+                cannot express it.
         """
         if params.constraint is None:
             return None
         try:
-            from llguidance import LLMatcher, LLParserLimits
+            import llguidance  # noqa: F401
         except ImportError as error:
             raise MissingDependencyError(
                 f"setting {params.constraint!r} needs the package llguidance",
                 cure="Try: pip install 'pipezoo-core[structured]'",
             ) from error
-        tokenizer = self._ll_tokenizer()
-        matcher = LLMatcher(tokenizer, _grammar(params), log_level=0, limits=LLParserLimits(verbose_errors=False))
+        grammar = _grammar(params)
+        with self._lock:
+            if self._engine is None:
+                self._engine = _engine(self._delegate)
+        tokenizer, trial = self._engine
+        trial.check(grammar)
+        matcher = new_matcher(tokenizer, grammar)
         matcher.compute_bitmask()  # some grammars are found to allow nothing, or too much at once, only here
         if matcher.is_error():
             raise _invalid(params.constraint, _reason(matcher))
         inside = [token for token in self._end_token_ids if token < tokenizer.eos_token]
         return TokenMatcher(matcher, end=tokenizer.eos_token, end_token_ids=inside)
 
-    def _ll_tokenizer(self) -> LLTokenizer:
-        with self._lock:
-            if self._tokenizer is None:
-                self._tokenizer = _ll_tokenizer(self._delegate)
-            return self._tokenizer
-
 
 def _grammar(params: SamplingParams) -> str:
     """Returns the request's grammar as llguidance takes it.
 
     Raises:
-        InvalidGrammarError: it is not even well-formed text.
+        InvalidGrammarError: it is too long, or not even well-formed text.
     """
     from llguidance import LLMatcher
 
+    assert params.constraint is not None
+    text: str = getattr(params, params.constraint)
+    if len(text) > _MAX_SIZE:
+        raise InvalidGrammarError(
+            f"the request's {params.constraint} is too long",
+            found=f"{len(text)} characters",
+            allowed=f"at most {_MAX_SIZE}",
+        )
     try:
         if params.json_schema is not None:
             return LLMatcher.grammar_from_json_schema(
@@ -165,14 +175,14 @@ def _grammar(params: SamplingParams) -> str:
         assert params.grammar is not None
         return LLMatcher.grammar_from_lark(params.grammar)
     except ValueError as error:
-        assert params.constraint is not None
         raise _invalid(params.constraint, error) from error
 
 
-def _ll_tokenizer(delegate: Any) -> LLTokenizer:
-    """Hands a vocabulary to llguidance, with one more token behind all others that stands for the end of an answer.
+def _engine(delegate: Any) -> tuple[LLTokenizer, GrammarTrial]:
+    """Hands a vocabulary to llguidance, here and where grammars are tried.
 
-    So a model's end tokens, of which there may be any number, also none, are kept out of the grammar altogether.
+    It has one more token behind all others that stands for the end of an answer. So a model's end tokens, of which
+    there may be any number, also none, are kept out of the grammar altogether.
     """
     from llguidance import LLTokenizer
     from tokenizers import AddedToken, Tokenizer
@@ -183,7 +193,8 @@ def _ll_tokenizer(delegate: Any) -> LLTokenizer:
             tokenizer.no_padding()
             tokenizer.no_truncation()
             tokenizer.add_special_tokens([AddedToken(_END_OF_ANSWER, special=True)])
-            return LLTokenizer(tokenizer.to_str(), eos_token=tokenizer.token_to_id(_END_OF_ANSWER))
+            vocabulary, end = tokenizer.to_str(), tokenizer.get_vocab()[_END_OF_ANSWER]
+            return LLTokenizer(vocabulary, eos_token=end), GrammarTrial(vocabulary, end)
     except Exception as error:  # a tokenizer without a backend, or of a kind that llguidance does not know
         raise UnsupportedTokenizerError(
             "llguidance cannot read the model's tokenizer",

@@ -21,9 +21,10 @@ from pipezoo_core.request import (
 if TYPE_CHECKING:
     from pipezoo_core.interfaces.tokenizer import PipelineTokenizer
 
-__all__ = ["GenerateMixin", "as_requests", "join_outputs"]
+__all__ = ["GenerateMixin", "as_requests", "checked", "is_batch", "join_outputs", "new_contexts"]
 
 ContextT_co = TypeVar("ContextT_co", bound=TextContext, covariant=True)
+ContextT = TypeVar("ContextT")
 RequestT_co = TypeVar("RequestT_co", bound=TextGenerationRequest, covariant=True)
 
 
@@ -54,7 +55,7 @@ class GenerateMixin(Protocol[ContextT_co, RequestT_co]):
     def execute(self, inputs: TextGenerationInputs) -> dict[RequestID, TextGenerationOutput]:
         """Runs one batch per replica for `num_steps` tokens and returns what each request produced in it.
 
-        A request that fails by itself ends as `CANCELLED`; the others go on.
+        A request that fails by itself ends as `ERROR`, and its output has the error; the others go on.
 
         Raises:
             InvalidRequestError: there are more batches than replicas, or a request names an adapter that is not loaded.
@@ -74,16 +75,19 @@ class GenerateMixin(Protocol[ContextT_co, RequestT_co]):
     def generate(self, prompts: Any) -> list[TextGenerationOutput]:
         """Answers prompts, in their order.
 
+        A prompt by itself raises what it fails of. In a list each one has its output: one that failed has an `error`,
+        and the others are answered.
+
         Args:
             prompts: a string, a chat (a list of messages), a `TextGenerationRequest`, or a list of these.
 
         Raises:
-            InvalidRequestError: a prompt is of an unknown kind, two requests have the same id, or the tokenizer refuses
-                one: it is empty or too long, say. No request was begun then.
-            What `tokenizer.new_context` and `execute` raise besides.
+            InvalidRequestError: a prompt is of an unknown kind, or two requests have the same id. No request was begun
+                then.
+            What `execute` raises, and for a prompt by itself what `tokenizer.new_context` does.
         """
         requests = as_requests(prompts)
-        return join_outputs(requests, _run(self, requests))
+        return join_outputs(requests, _run(self, requests, in_batch=is_batch(prompts)))
 
     async def generate_async(self, prompts: Any) -> AsyncIterator[list[TextGenerationOutput]]:
         """Answers prompts and yields, step by step, what is new of those that went on.
@@ -94,7 +98,7 @@ class GenerateMixin(Protocol[ContextT_co, RequestT_co]):
         Raises:
             What `generate` does.
         """
-        steps = _run(self, as_requests(prompts))
+        steps = _run(self, as_requests(prompts), in_batch=is_batch(prompts))
         try:
             for outputs in steps:
                 yield outputs
@@ -104,14 +108,17 @@ class GenerateMixin(Protocol[ContextT_co, RequestT_co]):
 
 
 def _run(
-    pipeline: GenerateMixin[Any, Any], requests: Sequence[TextGenerationRequest]
+    pipeline: GenerateMixin[Any, Any], requests: Sequence[TextGenerationRequest], *, in_batch: bool
 ) -> Generator[list[TextGenerationOutput]]:
-    contexts = [pipeline.tokenizer.new_context(request) for request in requests]
+    contexts, failed = new_contexts(pipeline.tokenizer, requests)
     try:
+        if failed:
+            yield checked(failed, in_batch=in_batch)
         while batch := {c.request_id: c for c in contexts if not c.status.is_done}:
             for context in batch.values():
                 context.set_chunk(context.num_pending)
-            yield list(pipeline.execute(TextGenerationInputs([batch])).values())
+            outputs = pipeline.execute(TextGenerationInputs([batch]))
+            yield checked(list(outputs.values()), in_batch=in_batch)
     finally:
         for context in contexts:
             pipeline.release(context.request_id)
@@ -123,12 +130,42 @@ def as_requests(prompts: Any) -> list[TextGenerationRequest]:
     Raises:
         InvalidRequestError: it is none of the kinds `generate` takes, or two requests have the same id.
     """
-    many = isinstance(prompts, Sequence) and not isinstance(prompts, str) and not _is_chat(prompts)
-    requests = [_as_request(prompt) for prompt in (prompts if many else [prompts])]
+    requests = [_as_request(prompt) for prompt in (prompts if is_batch(prompts) else [prompts])]
     ids = [request.request_id for request in requests]
     if len(set(ids)) < len(ids):
         raise InvalidRequestError("two requests have the same id", found=ids)
     return requests
+
+
+def is_batch(prompts: Any) -> bool:
+    """Whether a caller passed a list of prompts to `generate`, and not a prompt by itself."""
+    return isinstance(prompts, Sequence) and not isinstance(prompts, str) and not _is_chat(prompts)
+
+
+def new_contexts(
+    tokenizer: PipelineTokenizer[ContextT, Any, Any], requests: Sequence[TextGenerationRequest]
+) -> tuple[list[ContextT], list[TextGenerationOutput]]:
+    """Returns the contexts of those requests that can become one, and an output with the error for each other."""
+    contexts, failed = [], []
+    for request in requests:
+        try:
+            contexts.append(tokenizer.new_context(request))
+        except Exception as error:  # a tokenizer is the model's own and may fail in any way
+            failed.append(TextGenerationOutput.failed(request.request_id, error))
+    return contexts, failed
+
+
+def checked(outputs: list[TextGenerationOutput], *, in_batch: bool) -> list[TextGenerationOutput]:
+    """Returns outputs as they are, if the caller shall see them.
+
+    Raises:
+        Exception: what a prompt by itself failed of.
+        BaseException: one that is no Exception, such as KeyboardInterrupt.
+    """
+    for output in outputs:
+        if output.error is not None and not (in_batch and isinstance(output.error, Exception)):
+            raise output.error
+    return outputs
 
 
 def _as_request(prompt: Prompt) -> TextGenerationRequest:

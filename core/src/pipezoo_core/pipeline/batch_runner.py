@@ -145,7 +145,7 @@ class BatchRunner:
             if token == NO_TOKEN:
                 error = _non_finite(context)
                 context.advance(None)
-                yield self._end(context, GenerationStatus.CANCELLED, error)
+                yield self._end(context, GenerationStatus.ERROR, error)
                 continue
             if not context.samples:
                 context.advance(None)
@@ -164,7 +164,9 @@ class BatchRunner:
         """Ends a request without another token: its grammar allows none, or its logits name none."""
         context.finish(status, error)
         text = self.remaining_text(context.request_id)
-        return TextGenerationOutput(request_id=context.request_id, text=text, final_status=context.status)
+        return TextGenerationOutput(
+            request_id=context.request_id, text=text, final_status=context.status, error=context.error
+        )
 
     def _output(self, context: TextContext, token: int) -> TextGenerationOutput:
         stream = self._streams.get(context.request_id)
@@ -193,7 +195,11 @@ class BatchRunner:
         if context.status.is_done:
             text += stream.finish()
         return TextGenerationOutput(
-            request_id=context.request_id, text=text, tokens=[token], final_status=context.status
+            request_id=context.request_id,
+            text=text,
+            tokens=[token],
+            final_status=context.status,
+            error=context.error,
         )
 
 
@@ -207,4 +213,4 @@ def _non_finite(context: TextContext) -> NonFiniteLogitsError:
 
 
 def _final_status(matcher: TokenMatcher) -> GenerationStatus:
-    return GenerationStatus.END_OF_SEQUENCE if matcher.is_complete else GenerationStatus.CANCELLED
+    return GenerationStatus.END_OF_SEQUENCE if matcher.is_complete else GenerationStatus.ERROR

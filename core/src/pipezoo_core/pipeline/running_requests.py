@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from pipezoo_core.context import TextContext
 from pipezoo_core.distributed import interrupts_deferred
@@ -16,21 +18,52 @@ from pipezoo_core.pipeline.scheduler import Scheduler
 from pipezoo_core.process_lock import ProcessLock
 from pipezoo_core.request import GenerationStatus, RequestID, TextGenerationOutput
 
-__all__ = ["RunningRequests"]
+__all__ = ["Call", "RunningRequests"]
 
 
 @dataclass(slots=True)
 class _Request:
-    """What a request produced and nobody has fetched yet, or why it failed."""
+    """What a request produced and nobody has fetched yet."""
 
     context: TextContext
-    outputs: list[TextGenerationOutput] = field(default_factory=list)
-    error: BaseException | None = None
+    outputs: deque[TextGenerationOutput] = field(default_factory=deque)
     is_done: bool = False
+
+
+class Call:
+    """The requests that one caller waits for. Those that are not done when it is gone, or closed, are released.
+
+    Args:
+        requests: belong to this call alone.
+        forget: releases requests, and waits for nobody.
+    """
+
+    def __init__(self, requests: Sequence[_Request], forget: Callable[[Sequence[_Request]], None]) -> None:
+        self._requests = requests
+        self.close = weakref.finalize(self, forget, requests)
+        self.close.atexit = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all requests are done and all that they produced was taken."""
+        return not any(request.outputs or not request.is_done for request in self._requests)
+
+    @property
+    def has_outputs(self) -> bool:
+        """Whether there is something to take."""
+        return any(request.outputs for request in self._requests)
+
+    def take(self) -> list[TextGenerationOutput]:
+        """Returns what the requests produced since the last time. Waits for nobody."""
+        return [request.outputs.popleft() for request in self._requests for _ in range(len(request.outputs))]
 
 
 class RunningRequests:
     """Runs requests of several threads in common steps, and hands each what its own produced.
+
+    Who begins, cancels or releases a request never waits for a step: in the middle of one, the change is made at its
+    end, by whoever runs it. So a signal handler may do it, and a finalizer, which the collector runs in any thread, one
+    that the step waits for among them.
 
     Args:
         scheduler: chooses each step's requests.
@@ -41,9 +74,9 @@ class RunningRequests:
         self._scheduler = scheduler
         self._runners = runners
         self._requests: dict[RequestID, _Request] = {}
-        self._abandoned: deque[_Request] = deque()
+        self._changes: deque[Callable[[], None]] = deque()
         self._lock = ProcessLock()
-        self._depth = 0
+        self._is_inside = False
 
     def check(self) -> None:
         """Raises ForkedProcessError in a forked child of the process that made this."""
@@ -51,104 +84,129 @@ class RunningRequests:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Lets nobody else change anything meanwhile."""
+        """Keeps everybody else from changing anything meanwhile.
+
+        Raises:
+            InvalidRequestError: the thread is in the middle of a step already, by way of a signal handler, say.
+        """
         try:
             with self._lock:
-                self._forget_abandoned()
-                self._depth += 1
+                if self._is_inside:
+                    raise InvalidRequestError(
+                        "this thread is in the middle of a step",
+                        cure="Generate nothing in signal handlers and finalizers; `cancel` and `release` work there.",
+                    )
+                self._make_changes()
+                self._is_inside = True
                 try:
                     yield
                 finally:
-                    self._depth -= 1
+                    self._is_inside = False
         finally:
-            self._forget_abandoned()
+            self._make_changes()
+
+    def begin(self, contexts: Sequence[TextContext]) -> Call:
+        """Adds requests. One that cannot be added gets an output with the error."""
+        requests = [_Request(context) for context in contexts]
+        call = Call(requests, self._forget_later)
+        for request in requests:
+            self._change(partial(self._add, request))
+        return call
+
+    def advance(self, call: Call) -> None:
+        """Runs a step for everybody's requests, unless there is an output for this call.
+
+        Raises:
+            InsufficientPagesError: no request can begin.
+        """
+        with self.exclusive():
+            if not call.has_outputs and not call.is_over:
+                with interrupts_deferred(), short_patience():  # others wait for this step, too
+                    self._step()
 
     def run(self, contexts: Sequence[TextContext]) -> Generator[list[TextGenerationOutput]]:
         """Adds requests and yields what they produce, until all are done; releases them however it ends.
 
         Raises:
-            InvalidRequestError: one of the same id is running.
             InsufficientPagesError: no request can begin.
-            PipezooError: a request failed, or whatever else ended its step.
         """
-        mine = [_Request(context) for context in contexts]
+        call = self.begin(contexts)
         try:
-            with self.exclusive():
-                for request in mine:
-                    self._add(request)
-            while any(not request.is_done or request.outputs or request.error for request in mine):
-                with self.exclusive():
-                    if not any(request.outputs or request.error for request in mine):
-                        with interrupts_deferred(), short_patience():  # others wait for this step, too
-                            self._step()
-                    outputs = [output for request in mine for output in request.outputs]
-                    for request in mine:
-                        request.outputs.clear()
-                for request in mine:
-                    if request.error is not None:
-                        raise request.error
-                if outputs:
+            while not call.is_over:
+                if outputs := call.take():
                     yield outputs
+                else:
+                    self.advance(call)
         finally:
-            self._abandoned.extend(mine)
-            self._forget_abandoned()
+            call.close()
 
     def cancel(self, request_id: RequestID) -> None:
         """Ends a request; whoever waits for it gets what it produced so far, with status `CANCELLED`."""
-        with self.exclusive():
-            request = self._requests.get(request_id)
-            if request is not None and not request.is_done:
-                request.context.finish(GenerationStatus.CANCELLED)
-                rest = self._runners.remaining_text(request_id)
-                self._deliver(
-                    TextGenerationOutput(request_id=request_id, text=rest, final_status=GenerationStatus.CANCELLED)
-                )
+        self._change(partial(self._cancel, request_id))
 
     def release(self, request_id: RequestID) -> None:
         """Gives back the request's pages and adapter, and forgets its text.
 
         Does nothing for one that is released already. One that somebody waits for is cancelled.
         """
-        with self.exclusive():
-            self.cancel(request_id)
-            self._release(request_id)
+        self._change(partial(self._cancel, request_id))
+        self._change(partial(self._release, request_id))
+
+    def _change(self, change: Callable[[], None]) -> None:
+        self._changes.append(change)
+        self._make_changes()
+
+    def _make_changes(self) -> None:
+        """Makes the changes that were asked for. Where a thread is inside, it does so when it leaves."""
+        while self._changes and self._lock.acquire_at_once():
+            try:
+                if self._is_inside:
+                    return
+                self._is_inside = True
+                try:
+                    while self._changes:  # looked at again: the collector or a handler may have come by
+                        self._changes[0]()
+                        self._changes.popleft()  # after it: one that an interrupt ends is made again
+                finally:
+                    self._is_inside = False
+            finally:
+                self._lock.release()
+
+    def _add(self, request: _Request) -> None:
+        request_id = request.context.request_id
+        if self._requests.get(request_id) is request:
+            return
+        try:
+            if request_id in self._requests:
+                raise InvalidRequestError("a request with this id is running already", found=request_id)
+            self._scheduler.add(request.context)
+            self._requests[request_id] = request
+        except Exception as error:  # whatever refuses a request concerns it alone
+            request.outputs.append(TextGenerationOutput.failed(request_id, error))
+            request.is_done = True
+
+    def _cancel(self, request_id: RequestID) -> None:
+        request = self._requests.get(request_id)
+        if request is not None and not request.is_done:
+            request.context.finish(GenerationStatus.CANCELLED)
+            rest = self._runners.remaining_text(request_id)
+            self._deliver(
+                TextGenerationOutput(request_id=request_id, text=rest, final_status=GenerationStatus.CANCELLED)
+            )
 
     def _release(self, request_id: RequestID) -> None:
         self._scheduler.remove(request_id)
         self._runners.release(request_id)
 
-    def _add(self, request: _Request) -> None:
-        request_id = request.context.request_id
-        if request_id in self._requests:
-            raise InvalidRequestError("a request with this id is running already", found=request_id)
-        self._requests[request_id] = request
-        self._scheduler.add(request.context)
+    def _forget_later(self, requests: Sequence[_Request]) -> None:
+        self._change(partial(self._forget, requests))
 
-    def _forget_abandoned(self) -> None:
-        """Lets go of the requests that nobody waits for any more. Where a thread is inside, it does so when it leaves.
-
-        The collector closes an abandoned generator in whichever thread it happens to run: in the middle of a step, too,
-        in one that the step waits for. So this never waits.
-        """
-        while self._abandoned and self._lock.acquire_at_once():
-            try:
-                if self._depth > 0:
-                    return
-                self._depth += 1
-                try:
-                    while self._abandoned:  # looked at again: between the two above the collector may have come by
-                        self._forget(self._abandoned[0])
-                        self._abandoned.popleft()
-                finally:
-                    self._depth -= 1
-            finally:
-                self._lock.release()
-
-    def _forget(self, request: _Request) -> None:
-        request_id = request.context.request_id
-        if self._requests.get(request_id) is request:
-            self._release(request_id)
-            del self._requests[request_id]  # last: an interrupt before leaves it to be forgotten
+    def _forget(self, requests: Sequence[_Request]) -> None:
+        for request in requests:
+            request_id = request.context.request_id
+            if self._requests.get(request_id) is request:
+                self._release(request_id)
+                del self._requests[request_id]  # last: an interrupt before leaves it to be forgotten
 
     def _step(self) -> None:
         """Runs the scheduler's next step and hands out what it produced, or why it failed."""
@@ -164,7 +222,8 @@ class RunningRequests:
             outcomes = [error for _ in inputs.batches]
         for batch, outcome in zip(inputs.batches, outcomes, strict=True):
             if isinstance(outcome, BaseException):
-                self._fail(batch, outcome)
+                for request_id in batch:  # whatever ends a replica's step concerns all of its batch, and nobody else
+                    self._deliver(TextGenerationOutput.failed(request_id, outcome))
             else:
                 for output in outcome.values():
                     self._deliver(output)
@@ -172,18 +231,9 @@ class RunningRequests:
             if isinstance(outcome, BaseException) and not isinstance(outcome, Exception):
                 raise outcome
 
-    def _fail(self, batch: Iterable[RequestID], error: BaseException) -> None:
-        """Ends a replica's batch: whatever ends its step concerns all who wait for it, and nobody else."""
-        for request_id in batch:
-            request = self._requests[request_id]
-            request.error = error
-            request.is_done = True
-            self._release(request_id)
-
     def _deliver(self, output: TextGenerationOutput) -> None:
         request = self._requests[output.request_id]
         request.outputs.append(output)
         if output.is_done:
-            request.is_done = True
-            request.error = request.context.error
             self._release(output.request_id)
+            request.is_done = True

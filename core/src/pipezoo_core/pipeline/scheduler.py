@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -43,10 +44,11 @@ class Scheduler:
 
     Each step has a budget of tokens. Requests that decode take one each, first; what is left goes to prompts, oldest
     first, in chunks. A request is let in when the pages for all its tokens are free; with a sliding window, as many as
-    it holds at the same time. It waits, and those behind it, while its next page is being computed for another request:
-    the page will be shared. When a decoding request needs a page and none is free, the youngest running request is
-    preempted: it gives its pages back and waits at the front, to be computed again from its tokens. The oldest request
-    is never preempted, so something always gets done.
+    it holds at the same time. It waits while its next page is being computed for another request: the page will be
+    shared, and those behind it may pass. One that finds no pages waits, and those behind it with it. When a decoding
+    request needs a page and none is free, the youngest running request is preempted: it gives its pages back and waits
+    at the front, to be computed again from its tokens. The oldest request is never preempted, so something always gets
+    done.
 
     A request whose adapter finds no slot waits like one that finds no pages, and those after it with it. A preempted
     request keeps its slot: it is the first to be let in again.
@@ -125,12 +127,18 @@ class Scheduler:
             spare = self._max_batch_size - len(replica.running) - self.num_waiting
             replica.echo_budget = max(0, spare) + NUM_ECHOED_AT_ONCE
             self._continue(replica)
-            while replica.preempted and self._has_room(replica) and self._admit(replica.preempted, [replica]):
-                pass
-        while self._waiting and self._admit(self._waiting, self._by_preference(next(iter(self._waiting.values())))):
-            pass
+            for context in self._first_of(replica.preempted):
+                if not self._admit(context, replica.preempted, [replica] if self._has_room(replica) else []):
+                    break
+        for context in self._first_of(self._waiting):
+            if not self._admit(context, self._waiting, self._by_preference(context)):
+                break
         batches = [replica.batch for replica in self._replicas]
         return TextGenerationInputs(batches if any(batches) else [])
+
+    def _first_of(self, queue: OrderedDict[RequestID, TextContext]) -> list[TextContext]:
+        """Returns as many of a queue's requests as may find room, and a batch of those that they may pass."""
+        return list(itertools.islice(queue.values(), (len(self._replicas) + 1) * self._max_batch_size))
 
     def _continue(self, replica: _Replica) -> None:
         for decodes in (True, False):
@@ -149,9 +157,14 @@ class Scheduler:
             replicas.sort(key=lambda replica: (replica is not best, len(replica.running)))
         return replicas
 
-    def _admit(self, queue: OrderedDict[RequestID, TextContext], replicas: Sequence[_Replica]) -> bool:
-        """Lets the first of a queue into the first of these replicas that has pages and a slot for it."""
-        context = next(iter(queue.values()))
+    def _admit(
+        self, context: TextContext, queue: OrderedDict[RequestID, TextContext], replicas: Sequence[_Replica]
+    ) -> bool:
+        """Lets a request of a queue into the first of these replicas that has pages and a slot for it.
+
+        Returns:
+            False where none has, so that those behind the request wait, too.
+        """
         for replica in replicas:
             if not self._claim_adapter(context, replica):
                 continue
@@ -163,7 +176,7 @@ class Scheduler:
             replica.manager.release(context.request_id)
             context.restart()
             if awaits_prefix:  # soon to be had here: it is not computed elsewhere
-                return False
+                return True
         else:
             return False
         del queue[context.request_id]

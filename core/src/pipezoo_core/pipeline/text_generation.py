@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from pipezoo_core.config import PipelineConfig
 from pipezoo_core.context import TextContext
 from pipezoo_core.interfaces import GenerateMixin, PipelineModel
-from pipezoo_core.interfaces.generate import as_requests, join_outputs
+from pipezoo_core.interfaces.generate import as_requests, checked, is_batch, join_outputs, new_contexts
 from pipezoo_core.kv_cache import PagedKVCacheManager
 from pipezoo_core.memory import MemoryPlan
 from pipezoo_core.pipeline.replica_runners import ReplicaRunners
-from pipezoo_core.pipeline.running_requests import RunningRequests
+from pipezoo_core.pipeline.running_requests import Call, RunningRequests
 from pipezoo_core.pipeline.scheduler import Scheduler
 from pipezoo_core.request import (
     ChatMessage,
@@ -29,6 +31,10 @@ from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.tokenizer import TextTokenizer
 
 __all__ = ["TextGenerationPipeline"]
+
+_T = TypeVar("_T")
+
+_NUM_TOKENIZING = 4  # threads, so that a long prompt does not hold up a short one
 
 
 class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
@@ -68,6 +74,8 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         )
         self._runners = ReplicaRunners(models, tokenizer)
         self._running = RunningRequests(self.scheduler, self._runners)
+        self._step: Future[Exception | None] | None = None
+        self._step_lock = threading.Lock()
 
     @property
     def model(self) -> PipelineModel[TextContext]:
@@ -97,6 +105,9 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
     def generate(self, prompts: Any, *, lora: str | None = None, **sampling: Any) -> list[TextGenerationOutput]:
         """Answers prompts, in their order.
 
+        A prompt by itself raises what it fails of. In a list each one has its output: one that failed has the status
+        `ERROR` and an `error`, and the others are answered.
+
         Args:
             prompts: a string (completed as it is), a chat (a list of messages), a `TextGenerationRequest`, or a list
                 of these.
@@ -105,51 +116,59 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
 
         Raises:
             InvalidSettingError: a sampling setting is unknown or out of range.
-            InvalidRequestError: a prompt is empty, too long, or of an unknown kind, or a grammar cannot be used. No
-                request was begun then.
-            AdapterNotFoundError: no adapter of this name is loaded. No prompt was answered then.
-            InvalidGrammarError: an answer cannot follow its grammar any further.
-            NonFiniteLogitsError: the model computed NaN or infinity for a prompt.
+            InvalidRequestError: a prompt is of an unknown kind, or two requests have the same id. No request was begun
+                then.
+
+        These a prompt by itself raises, and in a list they are in its output:
+            InvalidRequestError: it is empty or too long, or has a token that is not in the vocabulary.
+            AdapterNotFoundError: no adapter of this name is loaded.
+            InvalidGrammarError: the grammar cannot be used, or the answer cannot follow it any further.
+            NonFiniteLogitsError: the model computed NaN or infinity for it.
             MissingDependencyError: there is a grammar, and llguidance is not installed.
             ForkedProcessError: the model was loaded in another process, of which this is a forked child.
         """
         self._running.check()
         requests = self._with_settings(as_requests(prompts), lora, sampling)
-        return join_outputs(requests, self._run(requests))
+        return join_outputs(requests, self._run(requests, in_batch=is_batch(prompts)))
 
     async def generate_async(
         self, prompts: Any, *, lora: str | None = None, **sampling: Any
     ) -> AsyncIterator[list[TextGenerationOutput]]:
         """Answers prompts and yields, step by step, what is new.
 
-        Prompts are tokenized and steps run in a thread, the same one for all tasks: the event loop goes on meanwhile.
+        The event loop goes on meanwhile: prompts are tokenized in threads, and steps run in one, the same one for all
+        tasks. A task that waits asks for the next step if nobody else did, and looks for outputs after it; so no task
+        waits for another's turn.
 
         Args:
             prompts: as for `generate`.
             lora: as for `generate`.
             **sampling: as for `generate`.
+
+        Raises:
+            What `generate` does.
         """
         self._running.check()
-        requests = self._with_settings(as_requests(prompts), lora, sampling)
+        requests, in_batch = as_requests(prompts), is_batch(prompts)
 
-        def all_steps() -> Generator[list[TextGenerationOutput]]:
-            yield from self._run(requests)
+        def tokenized() -> tuple[list[TextContext], list[TextGenerationOutput]]:
+            return new_contexts(self._tokenizer, self._with_settings(requests, lora, sampling))
 
-        steps = all_steps()
-        in_thread = asyncio.get_running_loop().run_in_executor
-        step: asyncio.Future[Any] | None = None
+        contexts, failed = await asyncio.get_running_loop().run_in_executor(self._prompt_threads, tokenized)
+        call = self._running.begin(contexts)
         try:
-            while True:
-                self._running.check()  # a child that goes on with its parent's answers has no such thread
-                step = in_thread(self._thread, next, steps, None)
-                outputs = await asyncio.shield(step)
-                if outputs is None:
-                    return
-                yield outputs
+            if failed:
+                yield checked(failed, in_batch=in_batch)
+            while not call.is_over:
+                self._running.check()  # a child that goes on with its parent's answers has none of its threads
+                if outputs := call.take():
+                    yield checked(outputs, in_batch=in_batch)
+                elif (error := await _result(self._next_step(call))) is not None and not call.has_outputs:
+                    raise error
         finally:
-            if step is not None and not step.done():
-                await asyncio.wait([step])  # a generator cannot be closed while a thread is inside
-            steps.close()
+            call.close()
+            if self._step is not None:
+                await _result(self._step)  # at its end the call's pages are back
 
     def stream(self, prompt: Any, *, lora: str | None = None, **sampling: Any) -> Iterator[str]:
         """Answers one prompt and yields its text, piece by piece.
@@ -160,7 +179,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             **sampling: as for `generate`.
         """
         self._running.check()
-        for outputs in self._run(self._with_settings(as_requests([prompt]), lora, sampling)):
+        for outputs in self._run(self._with_settings(as_requests([prompt]), lora, sampling), in_batch=False):
             yield from (output.text for output in outputs if output.text)
 
     def chat(
@@ -195,7 +214,8 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
 
         Returns:
             What each request produced; nothing for one whose prompt is not through yet. A request that failed, because
-            it cannot follow its grammar or its logits are not finite, is `CANCELLED`, and `context.error` says why.
+            it cannot follow its grammar or its logits are not finite, has the status `ERROR`, and its output's
+            `error`, which is its context's, says why.
 
         Raises:
             InvalidRequestError: there are more batches than replicas.
@@ -216,6 +236,25 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
     def _thread(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(max_workers=1, thread_name_prefix="pipezoo-steps")
 
+    @cached_property
+    def _prompt_threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(max_workers=_NUM_TOKENIZING, thread_name_prefix="pipezoo-prompts")
+
+    def _next_step(self, call: Call) -> Future[Exception | None]:
+        """Returns the step that runs in the thread, which is begun for this call where there is none."""
+
+        def advance() -> Exception | None:
+            try:
+                self._running.advance(call)
+            except Exception as error:  # for all who wait for the step; what fails a request is in its output
+                return error
+            return None
+
+        with self._step_lock:
+            if self._step is None or self._step.done():
+                self._step = self._thread.submit(advance)
+            return self._step
+
     def _with_settings(
         self, requests: Sequence[TextGenerationRequest], lora: str | None, sampling: dict[str, Any]
     ) -> list[TextGenerationRequest]:
@@ -228,5 +267,29 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             for request in requests
         ]
 
-    def _run(self, requests: Sequence[TextGenerationRequest]) -> Generator[list[TextGenerationOutput]]:
-        return self._running.run([self._tokenizer.new_context(request) for request in requests])
+    def _run(
+        self, requests: Sequence[TextGenerationRequest], *, in_batch: bool
+    ) -> Generator[list[TextGenerationOutput]]:
+        contexts, failed = new_contexts(self._tokenizer, requests)
+        if failed:
+            yield checked(failed, in_batch=in_batch)
+        for outputs in self._running.run(contexts):
+            yield checked(outputs, in_batch=in_batch)
+
+
+async def _result(step: Future[_T]) -> _T:
+    """Waits for what runs in a thread. A task that is cancelled meanwhile leaves it as it is, for the other tasks."""
+    loop = asyncio.get_running_loop()
+    end = loop.create_future()
+
+    def set_end() -> None:
+        if not end.done():
+            end.set_result(None)
+
+    def wake(_: Future[_T]) -> None:
+        with suppress(RuntimeError):  # the loop is closed by now
+            loop.call_soon_threadsafe(set_end)
+
+    step.add_done_callback(wake)
+    await end
+    return step.result()

@@ -10,11 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipezoo_core.context import TextContext
-from pipezoo_core.errors import EmptyPromptError, InvalidRequestError, UnsupportedTokenizerError
+from pipezoo_core.errors import (
+    EmptyPromptError,
+    InvalidRequestError,
+    PromptTooLongError,
+    UnsupportedTokenizerError,
+    shown,
+)
 from pipezoo_core.panics import raise_unless_failure
 from pipezoo_core.request import ChatMessage, TextGenerationRequest
 from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.structured_output import GrammarCompiler
+from pipezoo_core.tokenizer.token_length import max_characters_per_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,6 +65,8 @@ class TextTokenizer:
         self._vocab_size = self._num_tokens if vocab_size is None else vocab_size
         self._eos_token_ids = frozenset(token for token in eos_token_ids if token < self._vocab_size)
         self._grammars = GrammarCompiler(delegate, end_token_ids=self._eos_token_ids)
+        characters = max_characters_per_token(delegate)
+        self._max_characters = None if characters is None else characters * max_length
         around = self._try_out()
         self._adds_bos = delegate.bos_token is not None and around[:1] == [delegate.bos_token_id]
 
@@ -88,13 +97,14 @@ class TextTokenizer:
         params = self.sampling_params if request.sampling_params is None else request.sampling_params
         self._check_token_ids(params.stop_token_ids, "stop_token_ids")
         self._check_token_ids(params.logit_bias, "logit_bias")
+        matcher = self._grammars.matcher(params)
         return TextContext(
             request_id=request.request_id,
             prompt_tokens=self._prompt_tokens(request).tolist(),
             max_length=self.max_length,
             sampling_params=params,
             end_token_ids=self._eos_token_ids,
-            matcher=self._grammars.matcher(params),
+            matcher=matcher,
             lora=request.lora,
         )
 
@@ -175,12 +185,24 @@ class TextTokenizer:
                 found="neither" if request.prompt is None else "both",
             )
         if request.messages is not None:
-            return self.encode(self.chat(request.messages), add_special_tokens=False)
+            return self._encoded(self.chat(request.messages), add_special_tokens=False)
         assert request.prompt is not None
         if isinstance(request.prompt, str) and not request.prompt:
             # Special tokens alone would make a prompt of it.
             raise EmptyPromptError("the prompt is empty", cure="Give at least one character of text.")
-        return self.encode(request.prompt)
+        return self._encoded(request.prompt)
+
+    def _encoded(self, prompt: str | Tokens, add_special_tokens: bool = True) -> NDArray[np.integer[Any]]:
+        """Returns the tokens of a prompt, unless it has more than a context holds, however they are cut."""
+        limit, unit = (self._max_characters, "characters") if isinstance(prompt, str) else (self.max_length, "tokens")
+        if limit is not None and len(prompt) > limit:
+            raise PromptTooLongError(
+                "the prompt is longer than the model's context",
+                found=f"{len(prompt)} {unit}",
+                allowed=f"at most {limit} {unit}, and {self.max_length - 1} tokens",
+                cure="Shorten the prompt, or raise max_length if the model allows it.",
+            )
+        return self.encode(prompt, add_special_tokens)
 
     def _encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         # A tokenizer.json may bring padding and truncation from its training, and `verbose` logs what is too long
@@ -212,7 +234,7 @@ class TextTokenizer:
             if not isinstance(token_id, int | np.integer) or not 0 <= token_id < self._vocab_size:
                 raise InvalidRequestError(
                     f"a token id of {name} is not in the vocabulary",
-                    found=repr(token_id),
+                    found=shown(token_id),
                     allowed=f"0 to {self._vocab_size - 1}",
                 )
 
@@ -246,6 +268,6 @@ def _check_messages(messages: Sequence[ChatMessage]) -> None:
         if not is_sound:
             raise InvalidRequestError(
                 f"message {number} of the chat is not sound",
-                found=repr(message)[:200],
+                found=shown(message),
                 allowed='a mapping such as {"role": "user", "content": "Hello"}, both of them text',
             )

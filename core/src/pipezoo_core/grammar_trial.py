@@ -1,0 +1,170 @@
+"""Tries grammars in a process of its own, which a grammar may crash or keep busy in place of the caller's.
+
+llguidance follows a grammar's rules by recursion, and some short grammars keep it busy for hours. What is let through
+here has used half of the stack that a thread has elsewhere, little memory and little time. Knows no torch; the process
+imports llguidance and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipezoo_core.errors import InvalidGrammarError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+__all__ = ["GrammarTrial", "new_matcher"]
+
+_STACK = 1 << 20  # bytes; the threads that compute masks have twice as much
+_MEMORY = 1 << 29  # bytes, besides those of the vocabulary
+_SECONDS = 2.0  # of CPU time to compile it, so that a busy machine refuses nothing more
+_SECONDS_PER_TOKEN = 0.25  # of CPU time; the other requests of a step wait for it
+_NUM_TOKENS = 8  # of a random answer: some grammars explode only at their second token
+_MAX_LEXER_STATES = 20_000  # of up to 2 kB each, which a running request keeps
+
+
+def new_matcher(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
+    """Returns llguidance's matcher, at the beginning of the grammar."""
+    from llguidance import LLMatcher, LLParserLimits
+
+    limits = LLParserLimits(verbose_errors=False, max_lexer_states=_MAX_LEXER_STATES)
+    return LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
+
+
+class GrammarTrial:
+    """A process that tries one grammar after the other. It starts with the first one, and anew where it was ended.
+
+    Args:
+        vocabulary: the text of a tokenizer.json.
+        end: the token that stands for the end of the answer.
+    """
+
+    def __init__(self, vocabulary: str, end: int) -> None:
+        self._vocabulary = json.dumps([vocabulary, end])
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._owner = 0  # a fork has a copy of its parent's, and shall start its own
+
+    def check(self, grammar: str) -> None:
+        """Waits until the grammar was compiled and a few tokens were spelled by it.
+
+        Raises:
+            InvalidGrammarError: that took too much time, stack or memory.
+            MissingDependencyError: no process can be started that imports llguidance.
+        """
+        with self._lock:
+            try:
+                is_through = self._ask(self._running_process(), json.dumps(grammar))
+            except BaseException:  # the answer is still to come: the next one would be taken for it
+                self._stop()
+                raise
+            if not is_through:
+                self._stop()
+                raise InvalidGrammarError(
+                    "the request's grammar is too complex",
+                    found=f"{len(grammar)} characters",
+                    allowed=f"what compiles in {_SECONDS:g} s and finds a token in {_SECONDS_PER_TOKEN:g} s of CPU "
+                    f"time, with {_STACK >> 20} MiB of stack and {_MEMORY >> 20} MiB of memory",
+                    cure="Simplify the grammar: fewer rules within rules, names, repetitions and combined patterns.",
+                )
+
+    def _running_process(self) -> subprocess.Popen[str]:
+        if self._process is None or self._owner != os.getpid():
+            command = [sys.executable, "-P", "-m", "pipezoo_core.grammar_trial"]
+            environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+            # Of a session of its own, so that Ctrl-C reaches it by way of its caller only.
+            process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                encoding="utf-8",
+                start_new_session=True,
+            )
+            self._process, self._owner = process, os.getpid()
+            self._finalizer = weakref.finalize(self, _end, process, self._owner)
+            if not self._ask(process, self._vocabulary):
+                raise MissingDependencyError(
+                    "the process that tries grammars does not start",
+                    found=f"exit status {process.wait()}",
+                    cure=f"Check that {sys.executable} can import llguidance.",
+                )
+        return self._process
+
+    def _stop(self) -> None:
+        if self._process is not None:
+            self._process = None
+            self._finalizer()
+
+    def _ask(self, process: subprocess.Popen[str], line: str) -> bool:
+        """Sends a line and waits for the answer to it; returns False where the process ended instead."""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(f"{line}\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            return False
+        return bool(process.stdout.readline())
+
+
+def _end(process: subprocess.Popen[str], owner: int) -> None:
+    if os.getpid() != owner:  # a fork has the pipes of its parent's process, and shall not end it
+        return
+    process.kill()
+    process.communicate()
+
+
+def _spell(tokenizer: LLTokenizer, grammar: str) -> None:
+    """Compiles a grammar and spells the beginning of a random answer."""
+    matcher, rng = new_matcher(tokenizer, grammar), random.Random(0)
+    for _ in range(_NUM_TOKENS):
+        signal.setitimer(signal.ITIMER_PROF, _SECONDS_PER_TOKEN)
+        bits = matcher.compute_bitmask()
+        if matcher.is_error() or matcher.is_stopped():
+            return
+        some = [8 * byte + bit for byte, value in enumerate(bits) if value for bit in range(8) if value >> bit & 1]
+        matcher.consume_token(rng.choice(some))
+
+
+def _limit_memory() -> None:
+    import resource
+
+    statistics = Path("/proc/self/statm")
+    if statistics.exists():
+        limit = int(statistics.read_text().split()[0]) * resource.getpagesize() + _MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _serve() -> None:
+    """Answers each line with an empty one, until there are no more; a signal ends the process at a bad grammar."""
+    from llguidance import LLTokenizer
+
+    vocabulary, end = json.loads(sys.stdin.readline())
+    tokenizer = LLTokenizer(vocabulary, eos_token=end)
+    _limit_memory()
+    threading.stack_size(_STACK)
+    print(flush=True)  # noqa: T201
+    for line in sys.stdin:
+        signal.setitimer(signal.ITIMER_PROF, _SECONDS)
+        thread = threading.Thread(target=_spell, args=(tokenizer, json.loads(line)))
+        thread.start()
+        thread.join()
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        print(flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,226 @@
+"""Grammars that crash llguidance, keep it busy or fill the memory fail their own request, and nothing else."""
+
+import json
+import os
+import random
+import threading
+
+import pytest
+
+from pipezoo_core.errors import InvalidGrammarError, PipezooError
+from pipezoo_core.sampling_params import SamplingParams
+from pipezoo_core.structured_output import GrammarCompiler
+
+
+@pytest.fixture(scope="module")
+def compiler(byte_level):
+    return GrammarCompiler(byte_level, end_token_ids=[byte_level.eos_token_id])
+
+
+def rules(count, rule):
+    return "\n".join(["start: r0", *(rule.format(i, i + 1) for i in range(count)), f'r{count}: "b"'])
+
+
+def definitions(count, definition):
+    """A chain of definitions, each of which refers to the next one."""
+    text = json.dumps(definition)
+    chain = {f"d{i}": json.loads(text.replace("NEXT", f"#/$defs/d{i + 1}")) for i in range(count)}
+    return {"$defs": {**chain, f"d{count}": {"type": "integer"}}, "$ref": "#/$defs/d0"}
+
+
+AND = " & ".join(f"/(a|b)*a(a|b){{{i}}}/" for i in range(40))
+NEXT = {"$ref": "NEXT"}
+BAD = {
+    "rules": {"grammar": rules(3_000, 'r{0}: r{1} "a"')},
+    "rules to the right": {"grammar": rules(3_000, 'r{0}: "a" r{1}')},
+    "rules that may be empty": {"grammar": rules(3_000, "r{0}: r{1}?")},
+    "rules twice": {"grammar": rules(3_000, "r{0}: r{1} r{1}")},
+    "many rules": {"grammar": rules(20_000, 'r{0}: r{1} "a"')},
+    "terminals": {"grammar": rules(4_000, 'R{0}: R{1} "a"').replace("r", "R").replace("staRt", "start")},
+    "terminals that double": {"grammar": rules(3_000, "R{0}: R{1} R{1}").replace("r", "R").replace("staRt", "start")},
+    "parentheses": {"grammar": "start: " + "(" * 50_000 + '"a"' + ")" * 50_000},
+    "terminals at once": {"grammar": f"start: T\nT: {AND}"},
+    "a schema in a grammar": {"grammar": "start: %json " + json.dumps({"required": [f"r{i}" for i in range(9_000)]})},
+    "names": {"json_schema": {"type": "object", "required": [f"r{i}" for i in range(50_000)]}},
+    "fewer names": {"json_schema": {"type": "object", "required": [f"r{i}" for i in range(9_000)]}},
+    "references": {"json_schema": definitions(1_000, NEXT)},
+    "references in objects": {"json_schema": definitions(1_000, {"type": "object", "properties": {"a": NEXT}})},
+    "references twice": {"json_schema": definitions(1_000, {"allOf": [NEXT, NEXT]})},
+    "patterns at once": {
+        "json_schema": {"type": "string", "allOf": [{"pattern": f"^(a|b)*a(a|b){{{i}}}$"} for i in range(40)]}
+    },
+    "deep schema": {"json_schema": '{"anyOf":[' * 200 + "{}" + "]}" * 200},
+    "stars": {"regex": "a" + "*" * 50_000},
+    "groups": {"regex": "(" * 50_000 + "a" + ")" * 50_000},
+    "long regex": {"regex": "ab?" * 100_000},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_grammar_fails_alone(compiler, name):
+    with pytest.raises(InvalidGrammarError) as raised:
+        compiler.matcher(SamplingParams(**BAD[name]))
+    assert len(str(raised.value).encode()) < 1000
+    assert compiler.matcher(SamplingParams(regex="[0-9]{4}")).error is None
+
+
+GOOD = {
+    "rules": {"grammar": rules(100, 'r{0}: r{1} "a"')},
+    "names": {"json_schema": {"type": "object", "required": [f"r{i}" for i in range(1_000)]}},
+    "properties": {"json_schema": {"properties": {f"p{i}": {"type": "integer"} for i in range(1_000)}}},
+    "enum": {"json_schema": {"enum": [f"name {i}" for i in range(5_000)]}},
+    "nested": {"json_schema": definitions(40, {"type": "object", "properties": {"a": NEXT}, "required": ["a"]})},
+    "long text": {"json_schema": {"type": "string", "minLength": 10_000, "maxLength": 100_000}},
+    "words": {"regex": "|".join(f"word{i}" for i in range(5_000))},
+    "repetitions": {"regex": "([a-z]{1,30} ){1,200}[.]"},
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_large_grammar_is_fine(compiler, name):
+    assert compiler.matcher(SamplingParams(**GOOD[name])).error is None
+
+
+def test_threads_get_their_own_verdict(compiler):
+    found = {}
+
+    def work(number):
+        try:
+            found[number] = compiler.matcher(SamplingParams(**(BAD["rules"] if number % 2 else GOOD["rules"]))) is None
+        except InvalidGrammarError:
+            found[number] = True
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert found == {number: bool(number % 2) for number in range(8)}
+
+
+def test_a_process_that_is_gone_is_started_again(byte_level):
+    compiler = GrammarCompiler(byte_level, end_token_ids=[])
+    compiler.matcher(SamplingParams(regex="a"))
+    process = compiler._engine[1]._process
+    process.kill()
+    process.wait()
+    with pytest.raises(InvalidGrammarError):
+        compiler.matcher(SamplingParams(regex="a"))
+    assert compiler.matcher(SamplingParams(regex="a")).error is None
+    last = compiler._engine[1]._process
+    assert last is not process
+    del compiler
+    assert last.poll() is not None
+
+
+@pytest.mark.slow
+def test_a_fork_has_a_process_of_its_own(compiler):
+    compiler.matcher(SamplingParams(regex="a"))
+    child = os.fork()
+    if child == 0:
+        try:
+            compiler.matcher(SamplingParams(regex="b"))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert compiler.matcher(SamplingParams(regex="a")).error is None
+
+
+def random_regex(rng, depth=4):
+    kind = rng.randrange(9) if depth else rng.randrange(3)
+    inner = [random_regex(rng, depth - 1) for _ in range(rng.randrange(1, 4))] if kind > 2 else []
+    most = rng.choice([2, 9, 60, 1000])
+    return [
+        lambda: rng.choice("abc01 .é"),
+        lambda: rng.choice([r"\w", r"\d", "[^a]", r"\s", "[a-m]", r"\pL", "(?i:ab)"]),
+        lambda: "".join(rng.choices("ab", k=rng.randrange(12))),
+        lambda: "".join(inner),
+        lambda: f"({'|'.join(inner)})",
+        lambda: f"({inner[0]})*",
+        lambda: f"({inner[0]})?",
+        lambda: f"({inner[0]}){{{rng.randrange(3)},{most}}}",
+        lambda: f"({inner[0]}){{{most}}}",
+    ][kind]()
+
+
+def random_schema(rng, depth=4):
+    def inner():
+        return random_schema(rng, depth - 1)
+
+    def several():
+        return [inner() for _ in range(rng.randrange(1, 4))]
+
+    count = rng.choice([1, 3, 40, 3000])
+    flat = [
+        lambda: {"type": "string", "maxLength": count},
+        lambda: {"type": "string", "pattern": random_regex(rng, 3)},
+        lambda: {"type": rng.choice(["integer", "number"]), "minimum": -count, "maximum": count * rng.random()},
+        lambda: {"enum": [rng.choice([None, 1, "a", [], {}]) for _ in range(min(count, 40))]},
+        lambda: {"$ref": "#"},
+        lambda: {"type": "string", "format": rng.choice(["date", "email", "uuid", "ipv6"])},
+    ]
+    deep = [
+        lambda: {"type": "array", "items": inner(), "minItems": rng.randrange(count), "maxItems": count},
+        lambda: {"anyOf": several()},
+        lambda: {"allOf": several()},
+        lambda: {"type": "object", "additionalProperties": inner(), "required": ["a", "b"]},
+        lambda: {"properties": {str(i): one for i, one in enumerate(several())}, "required": ["0"]},
+        lambda: {"type": "object", "patternProperties": {random_regex(rng, 1): inner()}},
+        lambda: {"type": "array", "prefixItems": several()},
+    ]
+    return rng.choice(flat + deep * 2 if depth else flat)()
+
+
+def random_grammar(rng):
+    count = rng.choice([1, 3, 10, 200])
+    names = [f"r{i}" for i in range(count)] + [f"T{i}" for i in range(3)]
+
+    def item(names):
+        suffix = rng.choice(["", "", "", "?", "*", "+", "{2,7}", "{900}"])
+        if rng.random() < 0.3:
+            return f"({' | '.join(rng.choices(names, k=rng.randrange(1, 4)))}){suffix}"
+        return rng.choice([rng.choice(names), f'"{rng.choice("abc")}"', f'"{rng.choice("abc")}"']) + suffix
+
+    lines = ["start: r0", *(f"T{i}: /{random_regex(rng, 2).replace('/', '')}/" for i in range(3))]
+    for i in range(count):
+        choices = [" ".join(item(names) for _ in range(rng.randrange(1, 5))) for _ in range(rng.randrange(1, 4))]
+        lines.append(f"r{i}: {' | '.join(choices)}")
+    return "\n".join(lines)
+
+
+def damaged(rng, text):
+    """The text with a part of it taken out, or written many times."""
+    first, last = sorted(rng.randrange(len(text) + 1) for _ in range(2))
+    return text[:first] + text[first:last] * rng.choice([0, 2, 50]) + text[last:]
+
+
+def random_settings(rng):
+    kind = rng.choice(["json_schema", "regex", "grammar"])
+    if kind == "json_schema":
+        return {kind: random_schema(rng)}
+    text = random_regex(rng) if kind == "regex" else random_grammar(rng)
+    return {kind: damaged(rng, text) if rng.random() < 0.2 else text}
+
+
+def spell(compiler, rng):
+    """Follows a random grammar for a while, in this process, which stays alive; returns whether it was a good one."""
+    try:
+        followed = compiler.matcher(SamplingParams(**random_settings(rng)))
+    except PipezooError:
+        return False
+    for _ in range(12):
+        bits = followed.ll_matcher.compute_bitmask()
+        allowed = [i for i in range(followed.num_tokens - 1) if bits[i // 8] >> i % 8 & 1]
+        if not allowed or followed.is_done:
+            break
+        followed.consume(rng.choice(allowed))
+    return True
+
+
+@pytest.mark.parametrize("num_grammars", [150, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_no_random_grammar_ends_the_process(compiler, num_grammars):
+    rng = random.Random(num_grammars)
+    good = sum(spell(compiler, rng) for _ in range(num_grammars))
+    assert num_grammars // 5 < good < num_grammars
