@@ -119,7 +119,7 @@ def test_an_answer_that_was_begun_before(load_tiny):
     next(pieces)
     outputs = llm.generate_async("hello", **GREEDY)
     loop.run_until_complete(anext(outputs))
-    assert in_child(lambda: next(pieces)) == ForkedProcessError.__name__
+    assert in_child(lambda: list(pieces)) == ForkedProcessError.__name__
     assert in_child(pieces.close) == ""
     assert in_child(lambda: asyncio.new_event_loop().run_until_complete(anext(outputs))) == ForkedProcessError.__name__
     assert list(pieces)

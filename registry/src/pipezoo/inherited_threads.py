@@ -35,7 +35,7 @@ def check_inherited_threads() -> None:
     child = os.fork()
     if child == 0:
         try:
-            torch.zeros(_ENOUGH).add_(1)
+            torch.zeros(_ENOUGH, dtype=torch.float32, device="cpu").add_(1)
         finally:
             os._exit(0)
     watched = os.pidfd_open(child)

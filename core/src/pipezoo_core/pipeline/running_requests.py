@@ -78,6 +78,11 @@ class RunningRequests:
         self._lock = ProcessLock()
         self._is_inside = False
 
+    @property
+    def is_here(self) -> bool:
+        """Whether this is the process that made this, and no forked child of it."""
+        return self._lock.is_here
+
     def check(self) -> None:
         """Raises ForkedProcessError in a forked child of the process that made this."""
         self._lock.check()

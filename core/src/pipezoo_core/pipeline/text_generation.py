@@ -167,7 +167,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
                     raise error
         finally:
             call.close()
-            if self._step is not None:
+            if self._step is not None and not self._step.done() and self._running.is_here:
                 await _result(self._step)  # at its end the call's pages are back
 
     def stream(self, prompt: Any, *, lora: str | None = None, **sampling: Any) -> Iterator[str]:
