@@ -21,6 +21,7 @@ from pipezoo_core.panics import raise_unless_failure
 from pipezoo_core.request import ChatMessage, TextGenerationRequest
 from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.structured_output import GrammarCompiler
+from pipezoo_core.tokenizer.chat_template import ChatTemplate, ChatTemplateError
 from pipezoo_core.tokenizer.token_length import max_characters_per_token
 
 if TYPE_CHECKING:
@@ -74,6 +75,13 @@ class TextTokenizer:
     def eos_token_ids(self) -> frozenset[int]:
         """The tokens at which the model itself ends an answer."""
         return self._eos_token_ids
+
+    @cached_property
+    def _chat_template(self) -> ChatTemplate:
+        try:
+            return ChatTemplate(self.delegate.get_chat_template())
+        except ValueError as error:  # there are several, and none is the default
+            raise ChatTemplateError(str(error)) from error
 
     @cached_property
     def special_texts(self) -> Mapping[int, str]:
@@ -166,17 +174,16 @@ class TextTokenizer:
                 "the model has no chat template", cure="Give the prompt as text, or take the model's chat version."
             )
         _check_messages(messages)
+        conversation = [dict(message) for message in messages]
+        given = {"messages": conversation, "tools": None, "documents": None, "add_generation_prompt": True}
         try:
-            conversation: list[Any] = [dict(message) for message in messages]
-            text = self.delegate.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
-        except Exception as error:  # a template is the model's own code and may fail in any way
+            return self._chat_template.render({**self.delegate.special_tokens_map, **given})
+        except ChatTemplateError as error:
             raise InvalidRequestError(
                 "the model's chat template refuses the messages",
                 found=error,
                 cure="Many templates want the roles user and assistant in turns, the user's first.",
             ) from error
-        assert isinstance(text, str)
-        return text
 
     def _prompt_tokens(self, request: TextGenerationRequest) -> NDArray[np.integer[Any]]:
         if (request.prompt is None) == (request.messages is None):
