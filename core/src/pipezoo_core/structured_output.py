@@ -6,6 +6,7 @@ torch and no batches.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
@@ -165,6 +166,7 @@ def _grammar(params: SamplingParams) -> str:
         )
     try:
         if params.json_schema is not None:
+            _check_min_properties(json.loads(params.json_schema))
             return LLMatcher.grammar_from_json_schema(
                 params.json_schema, defaults={"whitespace_pattern": _JSON_WHITESPACE}
             )
@@ -176,6 +178,21 @@ def _grammar(params: SamplingParams) -> str:
         return LLMatcher.grammar_from_lark(params.grammar)
     except ValueError as error:
         raise _invalid(params.constraint, error) from error
+
+
+def _check_min_properties(schema: object) -> None:
+    """Refuses a number of keys that llguidance cannot hold, because it lets a key that has no name repeat."""
+    parts = [schema]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict):
+            least, required = part.get("minProperties"), part.get("required")
+            num_required = len(set(map(str, required))) if isinstance(required, list) else 0
+            if isinstance(least, int | float) and least > max(1, num_required):
+                raise ValueError(f"minProperties {least} can be met by repeating a key; name the keys in 'required'")
+            parts.extend(value for key, value in part.items() if key not in ("const", "enum"))
+        elif isinstance(part, list):
+            parts.extend(part)
 
 
 def _engine(delegate: Any) -> tuple[LLTokenizer, GrammarTrial]:

@@ -1,0 +1,83 @@
+"""No text has more characters than its tokens can stand for, whatever the tokenizer."""
+
+import random
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from pipezoo_core.tokenizer.token_length import max_characters_per_token
+
+PIECES = [
+    " ",
+    "  ",
+    "\n",
+    "a",
+    "the",
+    "é",
+    "e\u0301",
+    "中",
+    "😀",
+    "ǖ",
+    "u\u0308\u0304",
+    "<bos>",
+    "<think>",
+    "\x00",
+    "12",
+]
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "sentencepiece", "smollm2"])
+def test_no_text_has_more_characters_than_its_tokens_can_have(kind, request):
+    tokenizer = request.getfixturevalue(kind)
+    most = max_characters_per_token(tokenizer)
+    assert most is not None
+    assert most >= max(len(tokenizer.decode([token])) for token in tokenizer.get_vocab().values())
+    rng = random.Random(0)
+    texts = [piece * 500 for piece in PIECES]
+    texts += ["".join(rng.choices(PIECES, k=rng.randrange(1, 300))) for _ in range(200)]
+    for text in texts:
+        assert len(text) <= most * len(tokenizer.encode(text, add_special_tokens=False))
+
+
+def of(model, normalizer=None, pre_tokenizer=None, added=()):
+    tokenizer = Tokenizer(model)
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    if pre_tokenizer is not None:
+        tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.add_tokens(list(added))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+ALL = {piece: number for number, piece in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model": models.BPE({"a": 0}, [])},
+        {"model": models.BPE({"a": 0, "<unk>": 1}, [], unk_token="<unk>", fuse_unk=True)},
+        {"model": models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>")},
+        {"model": models.Unigram([("<unk>", 0.0), ("a", -1.0)], 0)},
+        {"model": models.BPE({"a": 0}, []), "pre_tokenizer": BYTES},
+        {"model": models.BPE(ALL, []), "pre_tokenizer": BYTES, "normalizer": normalizers.Strip()},
+        {"model": models.BPE(ALL, []), "pre_tokenizer": BYTES, "normalizer": normalizers.Replace("aaaa", "a")},
+        {
+            "model": models.BPE(ALL, []),
+            "pre_tokenizer": pre_tokenizers.Sequence([pre_tokenizers.Split(" ", "removed"), BYTES]),
+        },
+        {"model": models.BPE(ALL, []), "pre_tokenizer": BYTES, "added": [AddedToken("<x>", lstrip=True)]},
+        {"model": models.BPE(ALL, []), "pre_tokenizer": BYTES, "added": [AddedToken("<x>", rstrip=True)]},
+    ],
+    ids=lambda settings: "-".join(settings),
+)
+def test_where_text_may_vanish_nothing_is_certain(settings):
+    assert max_characters_per_token(of(**settings)) is None
+
+
+def test_characters_that_are_composed_count_as_several():
+    bytes_only = {"model": models.BPE(ALL, []), "pre_tokenizer": BYTES}
+    assert max_characters_per_token(of(**bytes_only)) == 1
+    assert max_characters_per_token(of(**bytes_only, normalizer=normalizers.NFC())) == 4
