@@ -280,12 +280,15 @@ class DistributedGroup(TensorParallelGroup):
             yield
         except RankLostError:
             raise
+        except KeyboardInterrupt as interrupt:
+            raise interrupt from None  # it may have come while an error was handled that says nothing: see below
         except RuntimeError as error:  # what torch raises when a connection ends
             self.failure = _lost("a process of the model is gone", error)
             raise copy(self.failure) from error
 
 
 def _is_completed_soon(work: dist.Work) -> bool:
+    """Waits a while. Where that is not enough, torch raises an error, and the work goes on."""
     with suppress(RuntimeError):
         work.wait(_A_WHILE)
         return True
