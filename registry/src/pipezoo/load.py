@@ -96,7 +96,7 @@ def plan_load(
     """
     pipeline_settings = _pipeline_settings(settings)
     raw_config, paths, weights = open_weights(checkpoint, architecture)
-    huggingface_config = read_huggingface_config(architecture, raw_config)
+    huggingface_config = read_huggingface_config(architecture, raw_config, weights)
     if decided is None:
         asked = PipelineConfig(
             model_path=checkpoint.source.name,
