@@ -40,7 +40,8 @@ class DecoderConfig(abc.ABC):
         max_shareable_prompt: see `KVCacheParams`.
 
     Raises:
-        UnsupportedModelError: a size is not positive or above 2³¹, or the key/value heads cannot share the query heads evenly.
+        UnsupportedModelError: a size is not positive or above 2³¹, or the key/value heads cannot share the query heads
+            evenly.
     """
 
     vocab_size: int
