@@ -294,7 +294,6 @@ DAMAGED = {
     "no rows": tensor([2**63, 0]),
     "no columns": tensor([0, 2**63]),
     "part of a block": tensor([33, 2], gguf.GGMLQuantizationType.Q8_0),
-    "unknown type": tensor([4], 1000),
 }
 
 

@@ -33,7 +33,9 @@ SHARDED = {  # no two with the same bytes: the client would download them once
     "generation_config.json": b"{} ",
     "model-00001-of-00002.safetensors": b"one",
     "model-00002-of-00002.safetensors": b"two",
-    "model.safetensors.index.json": b"{}  ",
+    "model.safetensors.index.json": json.dumps(
+        {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    ).encode(),
     "spiece.model": b"pieces",
     "tokenizer.json": b"{}",
     "tokenizer_config.json": b"{}   ",

@@ -208,7 +208,6 @@ def rope(rope_type, **values):
         (rope("dynamic", factor=None), UnsupportedModelError, "'factor'"),
         (rope("yarn", factor=2.0, rope_theta=1), UnsupportedModelError, "another rope_theta"),
         ({"num_hidden_layers": "three"}, UnsupportedModelError, "config"),
-        ({"quantization_config": {"quant_method": "awq"}}, UnsupportedCheckpointError, "awq"),
         ({"num_hidden_layers": 4}, CheckpointMismatchError, "missing: model.layers.3"),
         ({"num_hidden_layers": 2}, CheckpointMismatchError, "left over: model.layers.2"),
         ({"intermediate_size": 128}, CheckpointMismatchError, "wrong shape"),

@@ -21,6 +21,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointMismatchError",
     "CorruptCheckpointError",
+    "DownloadError",
     "EmptyPromptError",
     "ForkedProcessError",
     "GatedModelError",
@@ -42,6 +43,7 @@ __all__ = [
     "PromptTooLongError",
     "RankLostError",
     "TensorMismatchError",
+    "UnreadableFileError",
     "UnsafeCheckpointError",
     "UnsupportedAdapterError",
     "UnsupportedAttentionError",
@@ -200,6 +202,10 @@ class HubUnreachableError(PipezooError, ConnectionError):
     """The Hub cannot be asked (offline mode, or no connection) and the files are not cached."""
 
 
+class DownloadError(PipezooError, OSError):
+    """A download did not arrive whole, or could not be stored."""
+
+
 class CheckpointError(PipezooError):
     """Base of what can be wrong with a checkpoint's files."""
 
@@ -208,8 +214,12 @@ class CorruptCheckpointError(CheckpointError, ValueError):
     """A file is truncated, or its header does not make sense."""
 
 
+class UnreadableFileError(CheckpointError, OSError):
+    """A file is there, and the system does not let it be read."""
+
+
 class MissingShardError(CheckpointError, FileNotFoundError):
-    """The index names a file that is not there."""
+    """A file is not there that the index names, or another part of the same model."""
 
 
 class UnsafeCheckpointError(CheckpointError, ValueError):

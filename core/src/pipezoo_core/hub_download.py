@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipezoo_core.errors import GatedModelError, HubUnreachableError, ModelNotFoundError, PipezooError
+from pipezoo_core.errors import DownloadError, GatedModelError, HubUnreachableError, ModelNotFoundError, PipezooError
 
 __all__ = ["download_file", "download_files", "list_files"]
 
@@ -20,19 +20,37 @@ _HTTP_CLIENTS = ("httpx", "httpx2")  # which one the Hub's client uses, and lets
 def download_files(repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
     """Downloads the files at the top of a repository that match a pattern, and returns the snapshot's folder.
 
-    The folder is named after the commit. It may not exist, if nothing matched. Without a connection the cache answers.
+    The folder is named after the commit. It may not exist, if nothing matched. Without a connection the cache answers,
+    and so it does where it has all files and cannot be written.
 
     Raises:
         ModelNotFoundError: there is no such repository or revision.
         GatedModelError: the Hub refuses access.
         HubUnreachableError: the Hub cannot be asked and not all files are cached.
+        DownloadError: a file did not arrive whole, or cannot be stored.
     """
     with _typed_errors(repository, revision):
         from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
 
-        return Path(
-            snapshot_download(repository, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*/*"])
-        )
+        def snapshot(*, local_files_only: bool) -> Path:
+            return Path(
+                snapshot_download(
+                    repository,
+                    revision=revision,
+                    allow_patterns=list(patterns),
+                    ignore_patterns=["*/*"],
+                    local_files_only=local_files_only,
+                )
+            )
+
+        try:
+            return snapshot(local_files_only=False)
+        except PermissionError as error:
+            try:
+                return snapshot(local_files_only=True)
+            except (OSError, LocalEntryNotFoundError):
+                raise error from None
 
 
 def download_file(repository: str, commit: str, name: str) -> Path:
@@ -85,7 +103,7 @@ def _typed(error: Exception, repository: str, revision: str | None) -> PipezooEr
             allowed="a branch, a tag or a full commit hash",
             cure="Check the spelling against the repository's page.",
         )
-    return _refused_or_unreachable(error, repository)
+    return _refused_or_unreachable(error, repository) or _not_stored(error, repository)
 
 
 def _refused_or_unreachable(error: Exception, repository: str) -> PipezooError | None:
@@ -108,5 +126,25 @@ def _refused_or_unreachable(error: Exception, repository: str) -> PipezooError |
             f"the Hub cannot be reached, and {repository!r} is not completely cached",
             found=found,
             cure="Check the connection and try again, or give a local folder.",
+        )
+    return None
+
+
+def _not_stored(error: Exception, repository: str) -> PipezooError | None:
+    """Names what is neither the Hub's refusal nor a lost connection: an answer of another kind, or a full disk."""
+    found = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    if isinstance(error, OSError) and error.errno is not None:
+        return DownloadError(
+            f"what the Hub has of {repository!r} cannot be stored in its cache",
+            found=found,
+            cure="Free space, or set HF_HOME to a folder that can be written.",
+        )
+    if isinstance(error, OSError):  # the client found another size than the Hub had told
+        return DownloadError(f"a file of {repository!r} did not arrive whole", found=found, cure="Try again.")
+    if isinstance(error, ValueError | KeyError | TypeError | AttributeError | AssertionError):
+        return HubUnreachableError(
+            f"what answers in place of the Hub does not know {repository!r} as it would",
+            found=found,
+            cure="Check whether the network wants a login, and HF_ENDPOINT, or give a local folder.",
         )
     return None

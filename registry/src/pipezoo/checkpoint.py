@@ -7,19 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub.errors import StrictDataclassError
-
 from pipezoo.hub import ModelSource, is_gguf, read_config
 from pipezoo_core.architecture import SupportedArchitecture
+from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.errors import (
     CorruptCheckpointError,
     InvalidSettingError,
+    PipezooError,
     UnsupportedCheckpointError,
     UnsupportedModelError,
 )
 from pipezoo_core.json_file import read_json_object
+from pipezoo_core.local_file import readable
 from pipezoo_core.sampling_params import SamplingParams
-from pipezoo_core.weights import GGUFFile, Weights, find_safetensors, open_gguf, open_safetensors
+from pipezoo_core.weights import HEAD, GGUFFile, Weights, find_safetensors, open_gguf, open_safetensors
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -33,9 +34,12 @@ __all__ = [
     "sampling_defaults",
 ]
 
-# What a plugin's config class may raise over values of other types, sizes or depths than it expects.
-_MALFORMED = (
-    ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError, StrictDataclassError
+_MAX_SHOWN = 500
+
+# Of classifiers, of how files were written, and of code. A config class would act on some of them.
+_WITHOUT_EFFECT = (
+    "auto_map", "dtype", "id2label", "label2id", "num_labels", "per_layer_config", "problem_type",
+    "quantization_config", "torch_dtype",
 )  # fmt: skip
 
 
@@ -82,30 +86,44 @@ def open_weights(
         if architecture.config_from_gguf is None:
             raise UnsupportedCheckpointError(f"{architecture.name} does not read GGUF", found=path, allowed=readable)
         return architecture.config_from_gguf(checkpoint.gguf), (path,), checkpoint.gguf.weights
-    if checkpoint.config.get("quantization_config"):
-        raise UnsupportedCheckpointError(
-            "the checkpoint is quantized in a way that is not read",
-            found=checkpoint.config["quantization_config"],
-            allowed="unquantized safetensors, or GGUF",
-            cure="Take the unquantized checkpoint.",
-        )
     paths = find_safetensors(path)
     return dict(checkpoint.config), paths, open_safetensors(paths)
 
 
-def read_huggingface_config(architecture: SupportedArchitecture, raw_config: dict[str, Any]) -> PretrainedConfig:
+def read_huggingface_config(
+    architecture: SupportedArchitecture, raw_config: dict[str, Any], weights: Weights
+) -> PretrainedConfig:
     """Returns the plugin's config object, which knows nothing of code that the config names.
+
+    Its head is tied only where the weights have none of other numbers than the embedding's.
 
     Raises:
         UnsupportedModelError: the plugin cannot express this config.
+        CheckpointMismatchError: it is of a larger model than the weights; nothing was built then.
     """
-    known = {name: value for name, value in raw_config.items() if not name.startswith("_") and name != "auto_map"}
+    known = {name: value for name, value in raw_config.items() if not _is_without_effect(name)}
     try:
-        return architecture.huggingface_config(known)
-    except _MALFORMED as error:
+        config = architecture.huggingface_config(known)
+        if issubclass(architecture.pipeline_model, DecoderPipelineModel):
+            architecture.pipeline_model.config_class.from_huggingface(config).check_against(weights)
+    except PipezooError:
+        raise
+    except Exception as error:  # a plugin's config class may fail in any way over values that it does not expect
         raise UnsupportedModelError(
-            f"the config is not one of {architecture.name}", found=error, cure="Check the model's config.json."
+            f"the config is not one of {architecture.name}",
+            found=f"{type(error).__name__}: {error}"[:_MAX_SHOWN],
+            cure="Check the model's config.json.",
         ) from error
+    if getattr(config, "tie_word_embeddings", False):
+        config.tie_word_embeddings = HEAD not in architecture.weight_adapters[weights.format](weights, config)
+    return config
+
+
+def _is_without_effect(name: str) -> bool:
+    """Whether an entry says nothing of the model, or would take the place of a method of its config."""
+    from transformers import PretrainedConfig
+
+    return name.startswith("_") or name in _WITHOUT_EFFECT or callable(getattr(PretrainedConfig, name, None))
 
 
 def generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -115,7 +133,8 @@ def generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
         CorruptCheckpointError: it is no JSON object, or larger than any config.
     """
     path = _generation_config_path(checkpoint)
-    return read_json_object(path) if checkpoint.gguf is None and path.is_file() else {}
+    with readable(path):
+        return read_json_object(path) if checkpoint.gguf is None and path.is_file() else {}
 
 
 def sampling_defaults(checkpoint: Checkpoint) -> SamplingParams:

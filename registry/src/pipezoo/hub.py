@@ -6,6 +6,7 @@ that, `download` the rest, of the same commit. Knows file names, nothing of plug
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import os
 import re
@@ -20,8 +21,10 @@ from pipezoo_core.errors import (
     UnsafeCheckpointError,
     UnsupportedCheckpointError,
 )
+from pipezoo_core.gguf_parts import parts_of_one_model
 from pipezoo_core.hub_download import download_file, download_files, list_files
 from pipezoo_core.json_file import read_json_object
+from pipezoo_core.local_file import local_path, readable
 
 __all__ = ["ModelSource", "download", "is_gguf", "locate", "read_config"]
 
@@ -76,8 +79,11 @@ def locate(source: str | Path, *, revision: str | None = None) -> ModelSource:
         InvalidSettingError: a revision is given for what is not on the Hub.
         UnsafeCheckpointError: the repository has only pickle weights.
         UnsupportedCheckpointError: there are several GGUF files and no config.json, or a file of another kind.
+        MissingShardError: parts of a split GGUF model are missing.
+        UnreadableFileError: what is on disk cannot be read.
         GatedModelError: the Hub refuses access.
         HubUnreachableError: the Hub cannot be asked and the files are not cached.
+        DownloadError: a download did not arrive whole, or cannot be stored.
     """
     name = str(source)
     if isinstance(source, str) and not name.startswith(_PACKAGE) and not _is_local(name):
@@ -88,26 +94,34 @@ def locate(source: str | Path, *, revision: str | None = None) -> ModelSource:
         raise InvalidSettingError(
             f"{name!r} has no revisions", found=f"revision={revision!r}", allowed="a revision of a Hub repository"
         )
-    path = _package_folder(name) if name.startswith(_PACKAGE) else Path(name).expanduser()
-    return ModelSource(name, _in_folder(path) if path.is_dir() else _file(path))
+    path = _package_folder(name) if name.startswith(_PACKAGE) else local_path(name)
+    with readable(path):
+        return ModelSource(name, _in_folder(path) if path.is_dir() else _file(path))
 
 
 def download(source: ModelSource) -> ModelSource:
     """Returns the source with all its files on disk: the weights, and what its tokenizer needs.
 
-    What is on disk already is not downloaded again. The path becomes a GGUF file where the repository has no other
-    weights beside its config.json.
+    What is on disk already is not downloaded again. The weights are the files that the index names, where there is one.
+    The path becomes a GGUF file where the repository has no other weights beside its config.json.
 
     Raises:
         UnsafeCheckpointError: the repository has only pickle weights.
         UnsupportedCheckpointError: it has several GGUF files, or no weights that can be read.
         GatedModelError: the Hub refuses access.
+        CorruptCheckpointError: the index is damaged.
         HubUnreachableError: the Hub cannot be asked and not all files are cached.
+        DownloadError: a download did not arrive whole, or cannot be stored.
     """
     if source.commit is None or is_gguf(source.path):
         return source
+    from pipezoo_core.weights import safetensors_names  # imports torch
+
     folder = download_files(source.name, source.commit, _ALL_FILES)
-    found = folder if any(folder.glob(_WEIGHTS)) else _hub_gguf(source.name, folder)
+    names = safetensors_names(folder)
+    if others := [glob.escape(name) for name in names if not (folder / name).is_file()]:
+        folder = download_files(source.name, source.commit, others)
+    found = folder if names else _hub_gguf(source.name, folder)
     return replace(source, path=found)
 
 
@@ -119,8 +133,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         CorruptCheckpointError: it is no JSON object, or larger than any config.
     """
     path = folder / _CONFIG
-    if not path.is_file():
-        raise ModelNotFoundError(f"{folder} has no {_CONFIG}", cure="Give the folder that holds the whole checkpoint.")
+    with readable(folder):
+        if not path.is_file():
+            raise ModelNotFoundError(
+                f"{folder} has no {_CONFIG}", cure="Give the folder that holds the whole checkpoint."
+            )
     return read_json_object(path)
 
 
@@ -159,7 +176,7 @@ def _in_folder(folder: Path) -> Path:
         return folder
     if not ggufs:
         raise ModelNotFoundError(f"{folder} holds no model", allowed=f"{_CONFIG} with its weights, or one .gguf file")
-    return folder / _only_one(str(folder), [path.name for path in ggufs])
+    return folder / _of_one_model(str(folder), [path.name for path in ggufs])[0]
 
 
 def _file(path: Path) -> Path:
@@ -179,17 +196,18 @@ def _on_hub(repository: str, revision: str | None) -> ModelSource:
 
 
 def _hub_gguf(repository: str, folder: Path) -> Path:
-    """Returns the only GGUF file of a repository without safetensors, downloaded."""
+    """Returns the only GGUF model of a repository without safetensors, downloaded; of several parts the first one."""
     cached = _ggufs_in(folder)
     try:
         names = list_files(repository, folder.name)
     except HubUnreachableError:
-        if len(cached) != 1:
+        if not cached:
             raise
-        return cached[0]
+        return folder / _of_one_model(repository, [path.name for path in cached])[0]
     ggufs = [name for name in names if is_gguf(name)]
     if ggufs:
-        return download_file(repository, folder.name, _only_one(repository, ggufs))
+        parts = [download_file(repository, folder.name, name) for name in _of_one_model(repository, ggufs)]
+        return parts[0]
     pickles = [name for name in names if name.endswith(_PICKLES)]
     if pickles:
         raise UnsafeCheckpointError(
@@ -203,9 +221,11 @@ def _hub_gguf(repository: str, folder: Path) -> Path:
     )
 
 
-def _only_one(where: str, ggufs: list[str]) -> str:
-    if len(ggufs) > 1:
+def _of_one_model(where: str, ggufs: list[str]) -> list[str]:
+    """Returns the parts of the only model among these, in order."""
+    parts = parts_of_one_model(ggufs)
+    if parts is None:
         raise UnsupportedCheckpointError(
             f"{where!r} has several GGUF files", found=ggufs, cure="Download one (hf download) and give its path."
         )
-    return ggufs[0]
+    return parts

@@ -101,7 +101,7 @@ def plan_load(
     """
     pipeline_settings = _pipeline_settings(settings)
     raw_config, paths, weights = open_weights(checkpoint, architecture)
-    huggingface_config = read_huggingface_config(architecture, raw_config)
+    huggingface_config = read_huggingface_config(architecture, raw_config, weights)
     asked = PipelineConfig(
         model_path=checkpoint.source.name,
         weight_paths=paths,
@@ -156,7 +156,7 @@ def follow_plan(
         UnsupportedModelError, CheckpointError: as `plan_load`.
     """
     raw_config, paths, weights = open_weights(checkpoint, architecture)
-    huggingface_config = read_huggingface_config(architecture, raw_config)
+    huggingface_config = read_huggingface_config(architecture, raw_config, weights)
     return LoadPlan(
         architecture=architecture,
         huggingface_config=huggingface_config,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from pipezoo_core.attention import AttentionSpec
-from pipezoo_core.errors import UnsupportedModelError
+from pipezoo_core.errors import CheckpointMismatchError, UnsupportedModelError
 from pipezoo_core.layers import Heads
+from pipezoo_core.weights import LazyTensor
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -19,6 +21,7 @@ _SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
     "max_seq_len",
 )  # fmt: skip
+_MAX_SIZE = 2**31 - 1  # products of two sizes and a few bytes stay below 2^64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +40,8 @@ class DecoderConfig(abc.ABC):
         max_shareable_prompt: see `KVCacheParams`.
 
     Raises:
-        UnsupportedModelError: a size is not positive, or the key/value heads cannot share the query heads evenly.
+        UnsupportedModelError: a size is not positive or above 2³¹, or the key/value heads cannot share the query heads
+            evenly.
     """
 
     vocab_size: int
@@ -52,9 +56,14 @@ class DecoderConfig(abc.ABC):
 
     def __post_init__(self) -> None:
         for name in _SIZES:
-            if getattr(self, name) < 1:
+            size = getattr(self, name)
+            if size < 1:
+                raise UnsupportedModelError(f"the config's {name} is not positive", found=size, allowed="at least 1")
+            if size > _MAX_SIZE:
                 raise UnsupportedModelError(
-                    f"the config's {name} is not positive", found=getattr(self, name), allowed="at least 1"
+                    f"the config's {name} is above that of any model",
+                    found=f"{size:.0e}",
+                    allowed=f"at most {_MAX_SIZE}",
                 )
         if self.num_heads % self.num_kv_heads:
             raise UnsupportedModelError(
@@ -71,6 +80,25 @@ class DecoderConfig(abc.ABC):
         Raises:
             UnsupportedModelError: it asks for something the model cannot do.
         """
+
+    def check_against(self, tensors: Mapping[str, LazyTensor]) -> None:
+        """Checks that a checkpoint can be as large as the config says, before anything of that size is made.
+
+        Raises:
+            CheckpointMismatchError: there are more layers than tensors, or a size is above every tensor's.
+        """
+        if self.num_layers > len(tensors):
+            raise CheckpointMismatchError(missing=[f"most of {self.num_layers} layers, with {len(tensors)} tensors"])
+        largest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
+        sizes = {
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_heads × head_dim": self.num_heads * self.head_dim,
+        }
+        too_large = [f"{name}: at most {largest} -> {size}" for name, size in sizes.items() if size > largest]
+        if too_large:
+            raise CheckpointMismatchError(wrong_shape=too_large)
 
     @property
     @abc.abstractmethod

@@ -23,6 +23,7 @@ from pipezoo_core.errors import (
 )
 from pipezoo_core.hub_download import download_files
 from pipezoo_core.json_file import read_json_object
+from pipezoo_core.local_file import is_folder, local_path, readable
 from pipezoo_core.weights import LazyTensor, open_safetensors
 
 __all__ = ["LoRAModel", "LoRAWeights", "name_and_path", "open_adapter"]
@@ -102,7 +103,9 @@ class LoRAModel:
 
 
 def name_and_path(lora_path: str) -> tuple[str, str]:
-    """Splits `name=path`; what has no name is its own."""
+    """Splits `name=path`; what has no name is its own, and so is a folder whose path has an equals sign."""
+    if is_folder(local_path(lora_path)):
+        return lora_path, lora_path
     name, equals, path = lora_path.partition("=")
     return (name, path) if equals else (lora_path, lora_path)
 
@@ -131,8 +134,8 @@ def open_adapter(lora_path: str) -> LoRAModel:
 
 
 def _folder(path: str) -> Path:
-    folder = Path(path).expanduser()
-    if folder.is_dir():
+    folder = local_path(path)
+    if is_folder(folder):
         return folder
     if _HUB_ID.fullmatch(path):
         return download_files(path, None, (_CONFIG, _WEIGHTS))
@@ -144,8 +147,11 @@ def _folder(path: str) -> Path:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / _CONFIG
-    if not path.is_file():
-        raise ModelNotFoundError(f"{folder} has no {_CONFIG}", cure="Give the folder that PEFT saved the adapter to.")
+    with readable(folder):
+        if not path.is_file():
+            raise ModelNotFoundError(
+                f"{folder} has no {_CONFIG}", cure="Give the folder that PEFT saved the adapter to."
+            )
     return read_json_object(path)
 
 

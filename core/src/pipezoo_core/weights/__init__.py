@@ -5,9 +5,11 @@ from pipezoo_core.weights.encoding import resolve_encoding, torch_dtype
 from pipezoo_core.weights.files import open_weights
 from pipezoo_core.weights.gguf import GGUFFile, open_gguf
 from pipezoo_core.weights.loading import load_module
-from pipezoo_core.weights.safetensors import find_safetensors, open_safetensors
+from pipezoo_core.weights.redundant import HEAD, without_redundant
+from pipezoo_core.weights.safetensors import find_safetensors, open_safetensors, safetensors_names
 
 __all__ = [
+    "HEAD",
     "GGUFFile",
     "LazyTensor",
     "Weights",
@@ -18,5 +20,7 @@ __all__ = [
     "open_safetensors",
     "open_weights",
     "resolve_encoding",
+    "safetensors_names",
     "torch_dtype",
+    "without_redundant",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -41,7 +42,7 @@ class LazyTensor:
         """
         if not target.numel():
             return
-        at_once = max(1, _NUMBERS_AT_ONCE // torch.Size(self.shape[1:]).numel())
+        at_once = max(1, _NUMBERS_AT_ONCE // math.prod(self.shape[1:]))
         for first in range(0, len(target), at_once):
             rows = slice(first, min(first + at_once, len(target)))
             target[rows].copy_(self.read(rows))
@@ -55,7 +56,7 @@ class LazyTensor:
     @property
     def num_elements(self) -> int:
         """How many numbers it holds."""
-        return torch.Size(self.shape).numel()
+        return math.prod(self.shape)
 
     def then(self, change: Callable[[Tensor], Tensor], num_rows: int) -> LazyTensor:
         """Returns this tensor with a change to its values that keeps shape and dtype.

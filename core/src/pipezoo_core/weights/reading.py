@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pipezoo_core.errors import CorruptCheckpointError
+from pipezoo_core.local_file import readable
 
 __all__ = ["read_bytes"]
 
@@ -20,9 +21,10 @@ def read_bytes(path: Path, offset: int, size: int) -> np.ndarray:
 
     Raises:
         CorruptCheckpointError: the file ends before.
+        UnreadableFileError: it cannot be read.
     """
     data = np.empty(size, dtype=np.uint8)
-    with path.open("rb", buffering=0) as file:
+    with readable(path), path.open("rb", buffering=0) as file:
         file.seek(offset)
         num_read = 0
         while num_read < size:

@@ -101,9 +101,16 @@ def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
 
     Raises:
         CorruptCheckpointError: a key that every Llama file has is missing, or a size is no whole number above 0.
-        UnsupportedModelError: the file rotates or scales RoPE in a way that no config.json can say.
+        UnsupportedModelError: the file is a mixture of experts, or rotates or scales RoPE in a way that no config.json
+            can say.
     """
     metadata = file.metadata
+    if metadata.get("llama.expert_count") or any(".ffn_gate_inp." in name for name in file.weights):
+        raise UnsupportedModelError(
+            "the GGUF file is a mixture of experts, which Llama is not",
+            found=f"{metadata.get('llama.expert_count')} experts",
+            cure="Take a model without experts; Mixtral's files call themselves llama, too.",
+        )
     try:
         hidden_size, num_heads = _size(metadata, "embedding_length"), _size(metadata, "attention.head_count")
         head_dim = _size(metadata, "attention.key_length", hidden_size // num_heads)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from pipezoo_core.weights import LazyTensor
+from pipezoo_core.weights import LazyTensor, without_redundant
 
 __all__ = ["adapt_gguf", "adapt_safetensors"]
 
@@ -30,12 +30,8 @@ _GGUF_LAYER = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)")
 
 
 def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
-    """The names are the module's own, but for tables that old checkpoints store and a head that is the embedding."""
-    return {
-        name: tensor
-        for name, tensor in tensors.items()
-        if not name.endswith("rotary_emb.inv_freq") and not (config.tie_word_embeddings and name == "lm_head.weight")
-    }
+    """The names are the module's own."""
+    return without_redundant(tensors, config, embedding="model.embed_tokens.weight")
 
 
 def adapt_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:

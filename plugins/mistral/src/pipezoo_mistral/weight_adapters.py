@@ -6,15 +6,11 @@ from collections.abc import Mapping
 
 from transformers import PretrainedConfig
 
-from pipezoo_core.weights import LazyTensor
+from pipezoo_core.weights import LazyTensor, without_redundant
 
 __all__ = ["adapt_safetensors"]
 
 
 def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
-    """The names are the module's own, but for a head that is the embedding once more."""
-    return {
-        name: tensor
-        for name, tensor in tensors.items()
-        if not (config.tie_word_embeddings and name == "lm_head.weight")
-    }
+    """The names are the module's own."""
+    return without_redundant(tensors, config, embedding="model.embed_tokens.weight")

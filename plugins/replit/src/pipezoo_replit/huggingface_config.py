@@ -38,6 +38,7 @@ _NAMES = {
     "mlp_ratio": "expansion_ratio",
     "norm_eps": "layer_norm_epsilon",  # of later MPT code; the other is transformers'
 }
+_MAX_SIZE = 2**20  # there is a slope for each head
 
 
 @strict
@@ -81,7 +82,7 @@ class MptHuggingFaceConfig(PretrainedConfig):
 
     def validate_sizes(self) -> None:
         """Raises ValueError where a size is not a whole number of what it is made of."""
-        if self.n_heads < 1 or self.d_model % self.n_heads:
+        if not 1 <= self.n_heads <= self.d_model <= _MAX_SIZE or self.d_model % self.n_heads:
             raise ValueError(f"d_model {self.d_model} is no multiple of n_heads {self.n_heads}")
         if self.expansion_ratio * self.d_model % 1:
             raise ValueError(f"expansion_ratio {self.expansion_ratio} times d_model {self.d_model} is no whole number")

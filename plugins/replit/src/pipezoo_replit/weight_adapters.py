@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from transformers import PretrainedConfig
 
-from pipezoo_core.weights import LazyTensor
+from pipezoo_core.weights import LazyTensor, without_redundant
 
 __all__ = ["adapt_safetensors"]
 
@@ -21,9 +21,8 @@ _REPLIT_NAMES = {
 
 
 def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
-    """The names are the module's own, but for Replit's first model; a head that is the embedding is left out."""
-    return {
-        ".".join(_REPLIT_NAMES.get(part, part) for part in name.split(".")): tensor
-        for name, tensor in tensors.items()
-        if not (config.tie_word_embeddings and name == "lm_head.weight")
+    """The names are the module's own, but for Replit's first model."""
+    renamed = {
+        ".".join(_REPLIT_NAMES.get(part, part) for part in name.split(".")): tensor for name, tensor in tensors.items()
     }
+    return without_redundant(renamed, config, embedding="transformer.wte.weight")

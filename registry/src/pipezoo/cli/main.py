@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -55,6 +56,9 @@ def _options(
     ] = False,
 ) -> None:
     del version  # its callback has shown it
+    for stream in (sys.stdin, sys.stdout, sys.stderr):  # a terminal may know fewer characters than a model
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 @app.command()

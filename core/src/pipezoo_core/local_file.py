@@ -1,0 +1,45 @@
+"""Files and folders that users name: what the system says against reading them becomes a typed error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipezoo_core.errors import PipezooError, UnreadableFileError
+
+__all__ = ["is_folder", "local_path", "readable"]
+
+
+def local_path(text: str | Path) -> Path:
+    """Returns the path that a user means; `~nobody` of a user that is not there stays as it is."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder, as far as can be seen: a text that no path can be is none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Runs what reads a file, or the files of a folder.
+
+    Raises:
+        UnreadableFileError: the system lets it not be read: permissions, a folder in place of a file, a name that is
+            too long or has characters that no name has, a disk that fails.
+    """
+    try:
+        yield
+    except PipezooError:
+        raise
+    except (OSError, UnicodeEncodeError) as error:
+        raise UnreadableFileError(
+            f"{path} cannot be read", found=error, cure="Check that it exists, and that you may read it."
+        ) from error

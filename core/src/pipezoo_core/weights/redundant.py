@@ -1,0 +1,51 @@
+"""What a file of weights says besides what its model needs: tables that can be computed, and a head that is tied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from pipezoo_core.weights.base import LazyTensor
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ["HEAD", "without_redundant"]
+
+HEAD = "lm_head.weight"
+_ROTARY_TABLE = "rotary_emb.inv_freq"  # old checkpoints store it
+_NUMBERS_AT_ONCE = 2**20
+
+
+def without_redundant(
+    tensors: Mapping[str, LazyTensor], config: PretrainedConfig, *, embedding: str
+) -> dict[str, LazyTensor]:
+    """Returns a checkpoint's tensors without tables of RoPE, and with a tied head only as the embedding.
+
+    Where the config says `tie_word_embeddings`, the one tensor may have either name, or both. A head of other numbers
+    than the embedding's stays: the file then decides against the config, as in transformers, and `registry.load` makes
+    a model whose head is not tied. To see that, both are read where the file has both.
+
+    Args:
+        tensors: by the names of the module.
+        config: with `tie_word_embeddings`.
+        embedding: the name of the embedding's weight in the module; the head's is `lm_head.weight`.
+    """
+    found = {name: tensor for name, tensor in tensors.items() if not name.endswith(_ROTARY_TABLE)}
+    head = found.get(HEAD)
+    if head is not None and config.tie_word_embeddings and _are_equal(found.setdefault(embedding, head), head):
+        del found[HEAD]
+    return found
+
+
+def _are_equal(one: LazyTensor, other: LazyTensor) -> bool:
+    """Compares a few rows at a time, and only until they differ."""
+    if one is other or one.shape != other.shape:
+        return one is other
+    if not one.num_elements:
+        return True
+    at_once = max(1, _NUMBERS_AT_ONCE * one.shape[0] // one.num_elements)
+    rows = (slice(first, min(first + at_once, one.shape[0])) for first in range(0, one.shape[0], at_once))
+    return all(torch.equal(one.read(part).double(), other.read(part).double()) for part in rows)

@@ -1,0 +1,75 @@
+"""Whatever is damaged in a model's files: a typed error or an answer, in seconds, and no end of the process."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+NAMES = (
+    "model/config.json", "model/generation_config.json", "model/tokenizer.json", "model/tokenizer_config.json",
+    "model/model.safetensors.index.json", "model/model-1.safetensors", "tiny.gguf", "adapter/adapter_config.json",
+    "adapter/adapter_model.safetensors",
+)  # fmt: skip
+MAX_SECONDS, MAX_GROWN = 5, 1 << 30
+
+
+@pytest.fixture(scope="module")
+def base(tiny_folder, tiny_gguf, tmp_path_factory):
+    """A model in a shard with its index, the same as a GGUF file, and an adapter."""
+    folder = tmp_path_factory.mktemp("base")
+    shutil.copytree(tiny_folder, folder / "model")
+    shutil.copy(tiny_gguf, folder / "tiny.gguf")
+    weights = folder / "model" / "model.safetensors"
+    weights.rename(weights.with_name("model-1.safetensors"))
+    header = weights.with_name("model-1.safetensors").read_bytes()
+    names = [name for name in json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")]) if name[0] != "_"]
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model-1.safetensors")}
+    (folder / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "adapter").mkdir()
+    layer = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    tensors = {f"{layer}A.weight": torch.ones(2, 32), f"{layer}B.weight": torch.ones(32, 2)}
+    save_file(tensors, folder / "adapter" / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "rank_pattern": {}, "bias": "none"}
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def faults(base, work, cases):
+    """Runs the cases in one child after the other, each until it ends; returns what went wrong, by case."""
+    wrong, left = {}, list(cases)
+    while left:
+        text = "".join(json.dumps(case) + "\n" for case in left)
+        command = [sys.executable, str(Path(__file__).with_name("worker.py")), str(base), str(work)]
+        try:
+            done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=300, check=False)
+            output, end = done.stdout, f"exit {done.returncode}: {done.stderr[-300:]}"
+        except subprocess.TimeoutExpired as error:
+            output, end = (error.stdout or b"").decode(), "no end after minutes"
+        lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+        results = [line for line in lines if "outcome" in line]
+        for case, result in zip(left, results, strict=False):
+            is_good = result["outcome"] in ("loaded", "typed") and result["seconds"] < MAX_SECONDS
+            if not is_good or result["grown"] > MAX_GROWN:
+                wrong[tuple(case)] = result
+        if len(results) == len(left):
+            return wrong
+        assert any("begins" in line for line in lines), end
+        wrong[tuple(left[len(results)])] = end
+        left = left[len(results) + 1 :]
+    return wrong
+
+
+def test_a_sample(base, tmp_path):
+    assert faults(base, tmp_path / "work", [[name, number] for name in NAMES for number in range(6)]) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_two_thousand(base, tmp_path, name):
+    """The number of a case is the seed of its damage."""
+    assert faults(base, tmp_path / "work", [[name, number] for number in range(6, 230)]) == {}

@@ -1,0 +1,164 @@
+"""Files that are odd and sound: they load, and what they compute is what transformers computes."""
+
+import json
+import shutil
+
+import gguf
+import pytest
+import torch
+from gguf_files import write_llama_gguf
+from safetensors.torch import load_file, save_file
+from tiny_models import make_llama
+from transformers import AutoModelForCausalLM
+
+from pipezoo import registry
+from pipezoo_core.errors import CorruptCheckpointError, MissingShardError, UnsupportedCheckpointError
+from pipezoo_core.request import TextGenerationRequest
+from pipezoo_core.weights import find_safetensors, open_gguf, open_safetensors
+
+SETTINGS = {"dtype": "float32", "device": "cpu", "page_size": 8, "kv_cache_memory": "4MiB"}
+PROMPT = [5, 40, 77]
+INDEX = "model.safetensors.index.json"
+
+
+def answer(source):
+    request = TextGenerationRequest(prompt=PROMPT)
+    llm = registry.load(source, **SETTINGS)
+    return llm.generate(request, temperature=0.0, max_new_tokens=8, ignore_eos=True)[0].tokens
+
+
+def of_transformers(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokens = torch.tensor([PROMPT])
+    with torch.no_grad():
+        for _ in range(8):
+            tokens = torch.cat([tokens, model(tokens).logits[:, -1].argmax(-1, keepdim=True)], 1)
+    return tokens[0, len(PROMPT) :].tolist()
+
+
+@pytest.fixture
+def folder(of_each_plugin, tmp_path):
+    return shutil.copytree(of_each_plugin[1], tmp_path / "model")
+
+
+def rewrite(folder, change):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def edit_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("holds", ["another head", "the head twice", "only the head", "only the embedding"])
+def test_a_tied_head_is_what_the_file_holds(folder, holds):
+    edit_config(folder, tie_word_embeddings=True)
+
+    def change(tensors):
+        name = next(name for name in tensors if name.endswith(("embed_tokens.weight", "wte.weight")))
+        embedding = tensors[name]
+        tensors["lm_head.weight"] = embedding.clone() if holds != "another head" else embedding.flip(0).contiguous()
+        if holds == "only the head":
+            del tensors[name]
+        if holds == "only the embedding":
+            del tensors["lm_head.weight"]
+
+    rewrite(folder, change)
+    assert answer(folder) == of_transformers(folder)
+
+
+def test_tables_of_rope_are_passed_over(folder):
+    expected = answer(folder)
+    rewrite(folder, lambda tensors: tensors.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}))
+    assert answer(folder) == expected
+
+
+def test_whole_weights_load_beside_an_old_index_and_quantization_config(folder):
+    expected = answer(folder)
+    edit_config(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}))
+    assert answer(folder) == expected == of_transformers_without(folder, "quantization_config")
+
+
+def of_transformers_without(folder, name):
+    edit_config(folder, **{name: None})
+    return of_transformers(folder)
+
+
+def write_shards(folder, weight_map, **shards):
+    folder.mkdir(exist_ok=True)
+    for name, tensors in shards.items():
+        save_file(tensors, folder / f"{name}.safetensors")
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+
+
+def test_the_index_decides_what_belongs_to_a_checkpoint(tmp_path):
+    one, two = {"a": torch.ones(1), "x": torch.ones(1)}, {"a": torch.zeros(1), "b": torch.ones(1)}
+    write_shards(tmp_path, {"a": "one.safetensors", "b": "two.safetensors"}, one=one, two=two)
+    paths = find_safetensors(tmp_path)
+    weights = open_safetensors(paths)
+    assert {name: tensor.load().item() for name, tensor in weights.items()} == {"a": 1.0, "b": 1.0}
+    write_shards(tmp_path, {"a": "one.safetensors", "b": "two.safetensors", "c": "two.safetensors"})
+    with pytest.raises(CorruptCheckpointError, match=r"not in the files where .*found: c"):
+        open_safetensors(paths)
+    (tmp_path / INDEX).unlink()
+    with pytest.raises(CorruptCheckpointError, match="'a' is in another file, too"):
+        open_safetensors(paths)
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """A model in three parts, and the whole of it."""
+    model = make_llama(vocab_size=259)
+    whole = write_llama_gguf(tmp_path / "whole.gguf", model)
+    reader = gguf.GGUFReader(whole)
+    names = [tensor.name for tensor in reader.tensors]
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for number in range(3):
+        path = folder / f"m-{number + 1:05}-of-00003.gguf"
+        own = dict.fromkeys(names[number::3])
+        if number == 0:
+            data = {tensor.name: tensor.data for tensor in reader.tensors if tensor.name in own}
+            state = model.state_dict
+            model.state_dict = dict
+            write_llama_gguf(path, model, metadata={"split.no": 0, "split.count": 3}, extra_tensors=data)
+            model.state_dict = state
+            continue
+        writer = gguf.GGUFWriter(path, "llama")
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", 3)
+        for tensor in reader.tensors:
+            if tensor.name in own:
+                writer.add_tensor(tensor.name, tensor.data)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return folder, whole
+
+
+def test_a_gguf_model_in_parts_loads_from_its_folder_and_any_part(parts):
+    folder, whole = parts
+    expected = answer(whole)
+    assert answer(folder) == expected
+    found = open_gguf(folder / "m-00002-of-00003.gguf")
+    assert found.weights.keys() == open_gguf(whole).weights.keys()
+    assert found.metadata["llama.block_count"] == 3
+    (folder / "m-00002-of-00003.gguf").unlink()
+    for source in (folder, folder / "m-00001-of-00003.gguf"):
+        with pytest.raises(MissingShardError, match=r"m-00002-of-00003\.gguf"):
+            registry.plan(source, **SETTINGS)
+
+
+def test_a_part_of_another_name_or_number_is_refused(parts):
+    folder, _ = parts
+    shutil.copy(folder / "m-00001-of-00003.gguf", folder / "renamed.gguf")
+    with pytest.raises(UnsupportedCheckpointError, match="one of 3 parts"):
+        open_gguf(folder / "renamed.gguf")
+    shutil.copy(folder / "m-00003-of-00003.gguf", folder / "m-00002-of-00003.gguf")
+    with pytest.raises(CorruptCheckpointError, match="not the part"):
+        open_gguf(folder / "m-00001-of-00003.gguf")
