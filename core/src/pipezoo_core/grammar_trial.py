@@ -29,7 +29,7 @@ _STACK = 1 << 20  # bytes; the threads that compute masks have twice as much
 _MEMORY = 1 << 29  # bytes, besides those of the vocabulary
 _SECONDS = 2.0  # of CPU time to compile it, so that a busy machine refuses nothing more
 _SECONDS_PER_TOKEN = 0.25  # of CPU time; the other requests of a step wait for it
-_NUM_TOKENS = 8  # of a random answer: some grammars explode only at their second token
+_NUM_TOKENS = 64  # of a random answer: some grammars explode only at a later token
 _MAX_LEXER_STATES = 20_000  # of up to 2 kB each, which a running request keeps
 
 

@@ -130,20 +130,6 @@ def test_a_process_that_is_gone_is_started_again(byte_level):
     assert last.poll() is not None
 
 
-@pytest.mark.slow
-def test_a_fork_has_a_process_of_its_own(compiler):
-    compiler.matcher(SamplingParams(regex="a"))
-    child = os.fork()
-    if child == 0:
-        try:
-            compiler.matcher(SamplingParams(regex="b"))
-            os._exit(0)
-        finally:
-            os._exit(1)
-    assert os.waitpid(child, 0)[1] == 0
-    assert compiler.matcher(SamplingParams(regex="a")).error is None
-
-
 def random_regex(rng, depth=4):
     kind = rng.randrange(9) if depth else rng.randrange(3)
     inner = [random_regex(rng, depth - 1) for _ in range(rng.randrange(1, 4))] if kind > 2 else []
@@ -235,7 +221,7 @@ def spell(compiler, rng):
     return True
 
 
-@pytest.mark.parametrize("num_grammars", [150, pytest.param(3_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_grammars", [150, pytest.param(1_000, marks=pytest.mark.slow)])
 def test_no_random_grammar_ends_the_process(compiler, num_grammars):
     rng = random.Random(num_grammars)
     good = sum(spell(compiler, rng) for _ in range(num_grammars))

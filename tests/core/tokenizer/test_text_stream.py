@@ -61,6 +61,7 @@ def test_pieces_are_the_text_that_decoding_at_once_gives(smollm2, text, data):
 
 @given(text=TEXTS, data=st.data())
 def test_sentencepiece_spaces_and_byte_fallback(sentencepiece, text, data):
+    assume("\ufffd" not in text)  # spelled in bytes, which are decoded as a whole, it cannot be told from wrong ones
     check_continuation(decoder(sentencepiece), *cut(data.draw, sentencepiece.encode(text)))
 
 

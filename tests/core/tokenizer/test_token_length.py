@@ -6,7 +6,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from pipezoo_core.tokenizer.token_length import max_characters_per_token
+from pipezoo_core.tokenizer.token_length import TokenLength
 
 PIECES = [
     " ",
@@ -30,14 +30,15 @@ PIECES = [
 @pytest.mark.parametrize("kind", ["byte_level", "sentencepiece", "smollm2"])
 def test_no_text_has_more_characters_than_its_tokens_can_have(kind, request):
     tokenizer = request.getfixturevalue(kind)
-    most = max_characters_per_token(tokenizer)
-    assert most is not None
-    assert most >= max(len(tokenizer.decode([token])) for token in tokenizer.get_vocab().values())
+    length = TokenLength.of(tokenizer)
+    assert length is not None
+    assert length.max_characters >= max(len(tokenizer.decode([token])) for token in tokenizer.get_vocab().values())
     rng = random.Random(0)
     texts = [piece * 500 for piece in PIECES]
     texts += ["".join(rng.choices(PIECES, k=rng.randrange(1, 300))) for _ in range(200)]
     for text in texts:
-        assert len(text) <= most * len(tokenizer.encode(text, add_special_tokens=False))
+        assert length.fewest_tokens(text) <= len(tokenizer.encode(text, add_special_tokens=False))
+    assert length.fewest_tokens("the " * 10**6) > 10**6 * 4 / 200
 
 
 def of(model, normalizer=None, pre_tokenizer=None, added=()):
@@ -74,10 +75,21 @@ BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
     ids=lambda settings: "-".join(settings),
 )
 def test_where_text_may_vanish_nothing_is_certain(settings):
-    assert max_characters_per_token(of(**settings)) is None
+    assert TokenLength.of(of(**settings)) is None
 
 
 def test_characters_that_are_composed_count_as_several():
     bytes_only = {"model": models.BPE(ALL, []), "pre_tokenizer": BYTES}
-    assert max_characters_per_token(of(**bytes_only)) == 1
-    assert max_characters_per_token(of(**bytes_only, normalizer=normalizers.NFC())) == 4
+    assert TokenLength.of(of(**bytes_only)) == TokenLength(1)
+    assert TokenLength.of(of(**bytes_only, normalizer=normalizers.NFC())) == TokenLength(4)
+
+
+def test_characters_without_a_token_do_not_count():
+    """Bytes 4 and 255, and the first one of characters beyond those that have names."""
+    lacking = {piece: number for piece, number in ALL.items() if piece not in "\u0104\u00ff\u00f2"}
+    tokenizer = of(models.BPE(lacking, []), pre_tokenizer=BYTES)
+    length = TokenLength.of(tokenizer)
+    assert length == TokenLength(1, "\x04")
+    for text in ("a\x04" * 50, "\x04" * 9, "\U00080000" * 7, "\x05é"):
+        assert length.fewest_tokens(text) <= len(tokenizer.encode(text))
+    assert length.fewest_tokens("a\x04" * 50) == 50

@@ -22,7 +22,7 @@ from pipezoo_core.request import ChatMessage, TextGenerationRequest
 from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.structured_output import GrammarCompiler
 from pipezoo_core.tokenizer.chat_template import ChatTemplate, ChatTemplateError
-from pipezoo_core.tokenizer.token_length import max_characters_per_token
+from pipezoo_core.tokenizer.token_length import TokenLength
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,8 +66,7 @@ class TextTokenizer:
         self._vocab_size = self._num_tokens if vocab_size is None else vocab_size
         self._eos_token_ids = frozenset(token for token in eos_token_ids if token < self._vocab_size)
         self._grammars = GrammarCompiler(delegate, end_token_ids=self._eos_token_ids)
-        characters = max_characters_per_token(delegate)
-        self._max_characters = None if characters is None else characters * max_length
+        self._token_length = TokenLength.of(delegate)
         around = self._try_out()
         self._adds_bos = delegate.bos_token is not None and around[:1] == [delegate.bos_token_id]
 
@@ -201,12 +200,14 @@ class TextTokenizer:
 
     def _encoded(self, prompt: str | Tokens, add_special_tokens: bool = True) -> NDArray[np.integer[Any]]:
         """Returns the tokens of a prompt, unless it has more than a context holds, however they are cut."""
-        limit, unit = (self._max_characters, "characters") if isinstance(prompt, str) else (self.max_length, "tokens")
-        if limit is not None and len(prompt) > limit:
+        fewest = len(prompt)
+        if isinstance(prompt, str):
+            fewest = 0 if self._token_length is None else self._token_length.fewest_tokens(prompt)
+        if fewest > self.max_length:
             raise PromptTooLongError(
                 "the prompt is longer than the model's context",
-                found=f"{len(prompt)} {unit}",
-                allowed=f"at most {limit} {unit}, and {self.max_length - 1} tokens",
+                found=f"at least {fewest} tokens",
+                allowed=f"at most {self.max_length - 1}, which leaves room for one new token",
                 cure="Shorten the prompt, or raise max_length if the model allows it.",
             )
         return self.encode(prompt, add_special_tokens)
