@@ -32,7 +32,8 @@ def decode_error(data: Mapping[str, Any]) -> Exception:
     if data["kind"] is None:
         return RuntimeError(data["message"])
     kind = _KINDS[data["kind"]]
-    error = kind.__new__(kind)
+    of_layout: Any = kind.__base__  # `kind.__new__` may be that of another base, which refuses
+    error: PipezooError = of_layout.__new__(kind)
     error.args = (data["message"],)
     vars(error).update(data["fields"])
     return error

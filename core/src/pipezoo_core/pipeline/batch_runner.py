@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import wait
 from dataclasses import replace
 
 import torch
@@ -70,7 +71,11 @@ class BatchRunner:
                 model_inputs.update(kv_cache_inputs=kv_cache_inputs)
                 model_inputs = self._model.prepare_next_token_inputs(next_tokens, model_inputs)
             masks = self._masker.start(batch)
-            model_outputs = self._model.execute(model_inputs)
+            try:
+                model_outputs = self._model.execute(model_inputs)
+            finally:
+                if masks is not None:
+                    wait([masks])  # it reads the contexts, which change as soon as a step has failed
             next_tokens = self._next_tokens(batch, model_outputs, masks.result() if masks else None)
             logged = self._log_probabilities(batch, model_inputs, model_outputs, next_tokens)
             if not all(context.samples for context in batch):
