@@ -1,4 +1,4 @@
-"""Whatever state a caller leaves torch in, answers are those without it: models loaded in it, and models loaded before."""
+"""Whatever state a caller leaves torch in, answers are those without it, of models loaded in it or before."""
 
 import contextlib
 import shutil

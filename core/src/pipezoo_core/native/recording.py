@@ -5,9 +5,9 @@ each has just driven Python's own data out of the caches. What a module calls de
 that the calls of one step, with other inputs, are those of the next: a CUDA graph, on a CPU.
 
 What a module does outside the kernels is seen too, through torch's dispatcher. A few operations have a kernel of their
-own and views cost nothing. Any other operation is an obstacle, and so is what a module reads of the step that may differ
-the next time, be it on the host (the requests' lists, their number, a number out of a tensor) or in a tensor. With an
-obstacle, steps of this number of rows are run as they are from then on, and the logger "pipezoo" says so.
+own, and views cost nothing. Any other operation is an obstacle. So is what a module reads of the step that may differ
+the next time: the requests' lists and their number, a number taken out of a tensor, a tensor that is not where it was.
+With an obstacle, steps of this number of rows are run as they are from then on, and the logger "pipezoo" says so.
 """
 
 from __future__ import annotations
@@ -38,27 +38,6 @@ _MAX_PROGRAMS = 16  # numbers of rows that are remembered
 _WIDTH = 16  # numbers per call: the kernel's address and its arguments
 
 aten = torch.ops.aten
-_VIEWS = {
-    aten._reshape_alias.default,
-    aten._unsafe_view.default,
-    aten.alias.default,
-    aten.as_strided.default,
-    aten.detach.default,
-    aten.expand.default,
-    aten.permute.default,
-    aten.select.int,
-    aten.slice.Tensor,
-    aten.split.Tensor,
-    aten.split_with_sizes.default,
-    aten.squeeze.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.t.default,
-    aten.transpose.int,
-    aten.unbind.int,
-    aten.unsqueeze.default,
-    aten.view.default,
-}
 _OF_EACH_STEP = {"positions", "context_lengths", "key_pages", "value_pages", "plan"}  # with as many rows, and addresses
 _READ_ON_THE_HOST = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__contains__}  # the dispatcher misses them
 _IN_PLACE = {aten.add_.Tensor}
@@ -125,7 +104,7 @@ class Recording(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the operation and notes the kernel that does the same."""
         result = function(*args, **(kwargs or {}))
-        if function in _VIEWS:
+        if _is_view(function, result, args):
             return result
         if isinstance(result, Tensor) and function not in _IN_PLACE:
             self._make(result.untyped_storage())
@@ -143,6 +122,16 @@ class Recording(TorchDispatchMode):
             del self._made[span]
         self._made[made] = len(self.sizes)
         self.sizes.append(len(made))
+
+
+def _is_view(function: Any, result: Any, args: tuple[Any, ...]) -> bool:
+    """Whether the results lie where the operation's only tensor lies, and where it always will: nothing is computed."""
+    tensors = [x for x in args if isinstance(x, Tensor)]
+    if len(tensors) != 1 or function._schema.is_mutable:
+        return False
+    memory = tensors[0].untyped_storage().data_ptr()
+    results = result if isinstance(result, list | tuple) else (result,)
+    return all(isinstance(x, Tensor) and x.untyped_storage().data_ptr() == memory for x in results)
 
 
 class _HostReads(TorchFunctionMode):
