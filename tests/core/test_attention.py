@@ -186,6 +186,29 @@ def test_a_request_that_overflows_spoils_no_other(value, backend):
     torch.testing.assert_close(run(backend(spec, q.dtype), batch, q, k, v, past_k, past_v)[0], expected)
 
 
+@pytest.mark.parametrize("backend", [*BACKENDS, lambda spec, dtype: ReferenceAttention(spec)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("spec_name", ["grouped", "window"])
+@pytest.mark.parametrize("which", ["q", "k", "v"])
+def test_a_row_that_is_not_finite_shows(which, spec_name, dtype, value, backend):
+    """Its own result is not finite; decodes of one part, of several, of a shared prefix, a chunk, and its neighbours.
+
+    The second row of each request is the one that is asked for, where there are two.
+    """
+    spec = SPECS[spec_name]
+    active, cached = [1, 1, 1, 3, 1], [64, 300, 310, 40, 64]
+    batch, q, k, v, past_k, past_v = random_case(spec, 0, active, cached, dtype=dtype)
+    sound = run(backend(spec, dtype), batch, q, k, v, past_k, past_v)
+    for row, request in ((0, 0), (1, 1), (4, 3)):
+        spoiled = {"q": q.clone(), "k": k.clone(), "v": v.clone()}
+        spoiled[which][row, -1 if which == "q" else 0] = value
+        found = run(backend(spec, dtype), batch, *spoiled.values(), past_k, past_v)
+        assert not found[row].isfinite().all()
+        others = [r for r in range(len(q)) if not batch.row_offsets[request] <= r < batch.row_offsets[request + 1]]
+        assert torch.equal(found[others], sound[others])
+
+
 @pytest.mark.parametrize("batch_name", ["decodes", "mixed"])
 def test_float16_has_room_for_the_products_of_queries_and_keys(batch_name):
     """They are 204,800 here, which it has not, and 30,720 when scaled, which it has."""

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipezoo_core.config import LinearName, SupportedEncoding
+from pipezoo_core.errors import TensorMismatchError
 from pipezoo_core.layers import Linear, LMHead, MergedLinear, use_linear_backend
 from pipezoo_core.lora import LoRABatch, LoRALinear, adaptable_layers, group_rows
 from pipezoo_core.native import NativeKernels
@@ -99,3 +100,18 @@ def test_every_linear_layer_but_the_head_takes_adapters():
         {"attn.q": (8, 8), "attn.k": (4, 8)},
         {"out": (6, 8)},
     ]
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 8, 10])
+def test_a_layer_that_computes_other_rows_than_the_step(num_rows):
+    """An expert sees some of a step's rows: whose these are it does not say."""
+    layer, batch = Linear(8, 6), LoRABatch(num_rows=9)
+    torch.nn.init.ones_(layer.weight)
+    adapted = LoRALinear(layer, batch, {"experts.0": 6}, num_slots=1, max_rank=2, device=CPU, dtype=torch.float32)
+    adapted.fill(0, "experts.0", torch.ones(2, 8), torch.ones(6, 2))
+    with torch.inference_mode():
+        layer(torch.ones(num_rows, 8))  # a step without adapters
+        batch.groups = group_rows([0, -1], [2, 0], [0, 4, 9], CPU)
+        layer(torch.ones(9, 8))
+        with pytest.raises(TensorMismatchError, match=rf"experts\.0 .*{num_rows} rows.*all 9 rows"):
+            layer(torch.ones(num_rows, 8))

@@ -190,5 +190,5 @@ class Attention(nn.Module):
                     found=f"{x.dtype} {list(x.shape)}",
                     allowed=f"{dtype} {list(shape)}: {num_rows} rows of {spec.num_heads} query heads and "
                     f"{spec.num_kv_heads} key/value heads of {spec.head_dim} numbers",
-                    cure="Check the sizes in the model's module; the ranks of a group divide them by `config.heads`.",
+                    cure="Check the sizes in the model's module; ranks divide them as its config's `heads` says.",
                 )

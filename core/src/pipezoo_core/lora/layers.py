@@ -139,8 +139,8 @@ class LoRALinear:
     def _add(self, x_TI: Tensor, y_TO: Tensor) -> None:
         if self._batch.groups and len(x_TI) != self._batch.num_rows:
             raise TensorMismatchError(
-                f"the layer {', '.join(self._sizes)} computes other rows than the step's, and it is not known whose "
-                "adapters are to be added",
+                f"the layer {', '.join(self._sizes)} computes other rows than the step's, so that it is not known "
+                "whose adapters are to be added",
                 found=f"{len(x_TI)} rows",
                 allowed=f"all {self._batch.num_rows} rows of the step",
                 cure="Serve this model without LoRA adapters.",

@@ -80,10 +80,10 @@ class Form(enum.IntEnum):
 class NativeKernels:
     """One model's kernels. A step can be recorded: see `recording`.
 
-    A kernel reads memory and knows no tensors. So each call is checked here: dtype, device and sizes, a few comparisons
-    of integers. A replayed step was checked when it was recorded. Of numbers that are indices, tokens are checked by
-    the kernels, which give NaN for one that is not in the vocabulary; positions are those of a batch, and its pages
-    those that the KV cache's manager lent.
+    A kernel reads memory and knows no tensors. So each call is checked here: dtype, device and sizes. A replayed step
+    was checked when it was recorded. Of the numbers that are indices, tokens are checked by the kernels, which give NaN
+    for one that is not in the vocabulary. Positions and pages are not checked: a `RaggedBatch` has those that the KV
+    cache's manager lent.
 
     All functions raise a `TensorMismatchError` for a tensor that they cannot read, and an `InsufficientMemoryError`.
 
@@ -170,7 +170,7 @@ class NativeKernels:
         return y
 
     def packed_rows(self, indices: Tensor, packed: Tensor, shape: tuple[int, int], bits: int | None) -> Tensor:
-        """Returns rows of a packed weight of this shape: int64 [T] to [T, in_features]; NaN for what is none."""
+        """Returns rows of a packed weight of this shape: int64 [T] to [T, in_features]; NaN for what is no row."""
         indices, (num_rows, size) = _integers("packed_rows", indices), shape
         y = self._empty((len(indices), size), self.dtype)
         addresses = (indices.data_ptr(), packed.data_ptr(), y.data_ptr())

@@ -19,6 +19,7 @@ from pipezoo_core.native.memory_pool import aligned, aligned_bytes
 
 __all__ = ["Notes", "Place", "Program", "arrange"]
 
+_DEPENDS = "what the module computes depends on the number of rows"
 _WIDTH = 16  # numbers per call: the kernel's address and its arguments
 
 
@@ -74,6 +75,7 @@ class Program:
 
     def __init__(self, few: Notes, many: Notes) -> None:
         self._constants, self._per_row = _proportions(few, many)
+        self._recorded = (few.places, few.inputs, few.output, few.row)
         self._inputs = [np.array([_flat(*at) for at in places], dtype=np.int64) for places in few.inputs]
         self._made = np.array([_flat(place.call, place.argument) for place in few.places], dtype=np.int64)
         sizes = [max(-(-size // notes.num_rows) for size, notes in zip(both, (few, many), strict=True))
@@ -87,6 +89,19 @@ class Program:
         self._memory = torch.empty(0, dtype=torch.uint8, device="cpu")
         self._calls = np.empty(0, dtype=np.int64)
         self._num_rows = 0
+
+    def check(self, notes: Notes) -> None:
+        """Compares the program with a third recording.
+
+        Raises:
+            ValueError: that did something else.
+        """
+        table, expected = _table(notes), self._constants + notes.num_rows * self._per_row
+        # Of one row, what is a part of another tensor's rows looks like a whole one.
+        compared = slice(None, None, _WIDTH if notes.num_rows == 1 else 1)
+        is_same = (notes.places, notes.inputs, notes.output, notes.row) == self._recorded
+        if not is_same or table.shape != expected.shape or (table[compared] != expected[compared]).any():
+            raise ValueError(_DEPENDS)
 
     @property
     def num_calls(self) -> int:
@@ -123,10 +138,10 @@ class Program:
 def _proportions(few: Notes, many: Notes) -> tuple[np.ndarray, np.ndarray]:
     """Returns what is the same for all numbers of rows, and what is added for each row: int64, call after call."""
     if (few.places, few.inputs, few.output, few.row) != (many.places, many.inputs, many.output, many.row):
-        raise ValueError("what the module computes depends on the number of rows")
+        raise ValueError(_DEPENDS)
     less, more = _table(few), _table(many)
     if less.shape != more.shape or (less[::_WIDTH] != more[::_WIDTH]).any():
-        raise ValueError("what the module computes depends on the number of rows")
+        raise ValueError(_DEPENDS)
     per_row = np.where(less == more, 0, less // few.num_rows)
     constants = np.where(less == more, less, 0)
     if (constants + few.num_rows * per_row != less).any() or (constants + many.num_rows * per_row != more).any():

@@ -37,29 +37,9 @@ _LOGGER = logging.getLogger("pipezoo")
 
 _MAX_REASON = 200  # characters
 _FEW_ROWS = 2  # of the smaller step that is recorded: with one, strides say nothing
+_MAX_CHECKED = 64  # rows of a step that is recorded, too, to see whether it is as the two say
 
 aten = torch.ops.aten
-_VIEWS = {
-    aten._reshape_alias.default,
-    aten._unsafe_view.default,
-    aten.alias.default,
-    aten.as_strided.default,
-    aten.detach.default,
-    aten.expand.default,
-    aten.permute.default,
-    aten.select.int,
-    aten.slice.Tensor,
-    aten.split.Tensor,
-    aten.split_with_sizes.default,
-    aten.squeeze.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.t.default,
-    aten.transpose.int,
-    aten.unbind.int,
-    aten.unsqueeze.default,
-    aten.view.default,
-}
 _OF_ANY_STEP = {"positions", "context_lengths", "key_pages", "value_pages", "plan"}  # as many rows, or addresses
 _READ_ON_THE_HOST = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__contains__}  # the dispatcher misses them
 _IN_PLACE = {aten.add_.Tensor}
@@ -129,7 +109,7 @@ class Recording(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the operation and notes the kernel that does the same."""
         result = function(*args, **(kwargs or {}))
-        if function in _VIEWS:
+        if _is_view(function, result, args):
             return result
         if isinstance(result, Tensor) and function not in _IN_PLACE:
             self._make(result.untyped_storage())
@@ -150,6 +130,16 @@ class Recording(TorchDispatchMode):
         self._starts[first:last] = [start]
         self._made[first:last] = [(end, len(self.sizes))]
         self.sizes.append(end - start)
+
+
+def _is_view(function: Any, result: Any, args: tuple[Any, ...]) -> bool:
+    """Whether the results lie where the operation's only tensor lies, and where it always will: nothing is computed."""
+    tensors = [x for x in args if isinstance(x, Tensor)]
+    if len(tensors) != 1 or function._schema.is_mutable:
+        return False
+    memory = tensors[0].untyped_storage().data_ptr()
+    results = result if isinstance(result, list | tuple) else (result,)
+    return all(isinstance(x, Tensor) and x.untyped_storage().data_ptr() == memory for x in results)
 
 
 class _HostReads(TorchFunctionMode):
@@ -210,36 +200,61 @@ class RecordedModule:
         max_rows: most rows of a step.
 
     Attributes:
-        obstacle: why steps are not replayed; None where they are, or none was computed yet.
+        obstacles: by their number of rows, why steps are not replayed.
     """
 
     def __init__(
         self, module: Callable[[Tensor, KVCacheInputs[Any]], Tensor], kernels: NativeKernels, max_rows: int
     ) -> None:
         self.module = module
-        self.obstacle: str | None = None
+        self.obstacles: dict[int, str] = {}
         self._kernels = kernels
         self._max_rows = max(max_rows, _FEW_ROWS + 1)
         self._program: Program | None = None
+        self._obstacle: str | None = None  # to all steps
+        self._checked: set[int] = set()
 
     def __call__(self, tokens: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
         """Maps tokens [T] to hidden states [T, hidden_size], valid until the next call."""
-        if self._program is None and self.obstacle is None:
-            self._record(kv)
-        if self._program is None:
+        num_rows = len(tokens)
+        if num_rows not in self._checked:
+            self._check(num_rows, kv)
+        if self._program is None or num_rows in self.obstacles:
             return self.module(tokens, kv)
         inputs = (tokens.data_ptr(), kv.positions.data_ptr(), kv.plan.address)
-        address, hidden = self._program.prepare(len(tokens), inputs)
+        address, hidden = self._program.prepare(num_rows, inputs)
         self._kernels.replay(address, self._program.num_calls)
         return hidden
 
-    def _record(self, kv: KVCacheInputs[Any]) -> None:
+    def _check(self, num_rows: int, kv: KVCacheInputs[Any]) -> None:
+        """Finds out whether steps of so many rows can be replayed; of many, what holds for the most holds for all."""
+        self._checked.add(num_rows)
+        obstacle = self._obstacle
+        if self._program is None and obstacle is None:
+            obstacle = self._obstacle = self._why_not(lambda: self._record(kv))
+        if obstacle is None and num_rows <= _MAX_CHECKED:
+            obstacle = self._why_not(lambda: self._compare(num_rows, kv))
+        if obstacle is None:
+            return
+        if obstacle not in self.obstacles.values():
+            what = f"{num_rows} row{'s' if num_rows > 1 else ''}"
+            _LOGGER.warning("the model's steps of %s are not replayed, which is slower: %s", what, obstacle)
+        self.obstacles[num_rows] = obstacle
+
+    def _why_not(self, act: Callable[[], None]) -> str | None:
         try:
-            few, many = (self._notes_of(num_rows, kv) for num_rows in (_FEW_ROWS, self._max_rows))
-            self._program = Program(few, many)
+            act()
         except ValueError as error:
-            self.obstacle = str(error)
-            _LOGGER.warning("the model's steps are not replayed, which is slower: %s", error)
+            return str(error)
+        return None
+
+    def _record(self, kv: KVCacheInputs[Any]) -> None:
+        few, many = (self._notes_of(num_rows, kv) for num_rows in (_FEW_ROWS, self._max_rows))
+        self._program = Program(few, many)
+
+    def _compare(self, num_rows: int, kv: KVCacheInputs[Any]) -> None:
+        assert self._program is not None
+        self._program.check(self._notes_of(num_rows, kv))
 
     def _notes_of(self, num_rows: int, kv: KVCacheInputs[Any]) -> Notes:
         """Records a step of so many rows, whose inputs are zeros.
