@@ -79,7 +79,8 @@ def test_where_text_may_vanish_nothing_is_certain(settings):
 
 def test_a_vocabulary_that_lacks_bytes_drops_text(smollm2):
     """It has no token for the bytes of some rare characters."""
-    assert smollm2.encode("\U00040000" * 100, add_special_tokens=False).count(0) < 100
+    assert len(smollm2.encode("\U00040000" * 100, add_special_tokens=False)) < 400
+    assert "\U00040000" not in smollm2.decode(smollm2.encode("\U00040000" * 100))
     assert max_characters_per_token(smollm2) is None
 
 
