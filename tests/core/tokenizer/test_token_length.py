@@ -27,7 +27,7 @@ PIECES = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["byte_level", "sentencepiece", "smollm2"])
+@pytest.mark.parametrize("kind", ["byte_level", "sentencepiece"])
 def test_no_text_has_more_characters_than_its_tokens_can_have(kind, request):
     tokenizer = request.getfixturevalue(kind)
     length = TokenLength.of(tokenizer)
@@ -76,6 +76,13 @@ BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
 )
 def test_where_text_may_vanish_nothing_is_certain(settings):
     assert TokenLength.of(of(**settings)) is None
+
+
+def test_a_vocabulary_that_lacks_bytes_drops_text(smollm2):
+    """It has no token for the bytes of some rare characters."""
+    assert len(smollm2.encode("\U00040000" * 100, add_special_tokens=False)) < 400
+    assert "\U00040000" not in smollm2.decode(smollm2.encode("\U00040000" * 100))
+    assert max_characters_per_token(smollm2) is None
 
 
 def test_characters_that_are_composed_count_as_several():
