@@ -73,7 +73,15 @@ def test_why(tiny_folder):
 def test_info(tiny_folder):
     result = pipezoo("info", tiny_folder, *SMALL, "--max-length", 100)
     assert result.exit_code == 0, result.output
-    for expected in ("LlamaForCausalLM", "pipezoo-llama", "float32", "native kernels", "replayed steps", "temperature", "KV cache"):
+    for expected in (
+        "LlamaForCausalLM",
+        "pipezoo-llama",
+        "float32",
+        "native kernels",
+        "replayed steps",
+        "temperature",
+        "KV cache",
+    ):
         assert expected in result.stdout
     assert re.search(r"max_length\s+│ 100 ", result.stdout)
     assert re.search(r"KV cache\s+│ 4\.0 MiB", result.stdout)

@@ -177,18 +177,26 @@ class Attention(nn.Module):
         return self.backend.attend(q, k, v, key_pages, value_pages, kv.plan, rotation)
 
     def _check(self, q: Tensor, k: Tensor, v: Tensor, kv: KVCacheInputs[Any], rotation: Rotation | None) -> None:
-        spec, num_rows = self.backend.spec, kv.positions.shape[0]
-        keys = (num_rows, spec.num_kv_heads * spec.head_dim)
-        shapes = {"q": (q, (num_rows, spec.num_heads * spec.head_dim)), "k": (k, keys), "v": (v, keys)}
-        if rotation is not None:
-            shapes |= {name: (x, (num_rows, spec.head_dim)) for name, x in zip(("cos", "sin"), rotation, strict=True)}
-        dtype = kv.key_pages[self.layer_idx].dtype
-        for name, (x, shape) in shapes.items():
-            if x.shape != shape or x.dtype is not dtype:
-                raise TensorMismatchError(
-                    f"the attention of layer {self.layer_idx} was given a tensor {name!r} that does not fit",
-                    found=f"{x.dtype} {list(x.shape)}",
-                    allowed=f"{dtype} {list(shape)}: {num_rows} rows of {spec.num_heads} query heads and "
-                    f"{spec.num_kv_heads} key/value heads of {spec.head_dim} numbers",
-                    cure="Check the sizes in the model's module; ranks divide them as its config's `heads` says.",
-                )
+        spec, num_rows, dtype = self.backend.spec, kv.positions.shape[0], kv.key_pages[self.layer_idx].dtype
+        queries, keys = (num_rows, spec.num_heads * spec.head_dim), (num_rows, spec.num_kv_heads * spec.head_dim)
+        angles = (num_rows, spec.head_dim)
+        cos, sin = rotation or (None, None)
+        for name, x, shape in (
+            ("q", q, queries),
+            ("k", k, keys),
+            ("v", v, keys),
+            ("cos", cos, angles),
+            ("sin", sin, angles),
+        ):
+            if x is not None and (x.shape != shape or x.dtype is not dtype):
+                raise self._mismatch(name, x, dtype, shape)
+
+    def _mismatch(self, name: str, x: Tensor, dtype: torch.dtype, shape: tuple[int, int]) -> TensorMismatchError:
+        spec = self.backend.spec
+        return TensorMismatchError(
+            f"the attention of layer {self.layer_idx} was given a tensor {name!r} that does not fit",
+            found=f"{x.dtype} {list(x.shape)}",
+            allowed=f"{dtype} {list(shape)}: {shape[0]} rows, {spec.num_heads} query heads and {spec.num_kv_heads} "
+            f"key/value heads of {spec.head_dim} numbers",
+            cure="Check the sizes in the model's module; ranks divide them as its config's `heads` says.",
+        )

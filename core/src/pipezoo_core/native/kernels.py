@@ -228,18 +228,16 @@ class NativeKernels:
 
         Args:
             qkv: queries [T, num_heads · head_dim], keys and values [T, num_kv_heads · head_dim], of the step's sizes:
-                `Attention` checks them.
+                `Attention` checks them, and that all are of one dtype.
             rotation: cosines and sines [T, head_dim], or None.
             pages: the layer's keys and values.
             step: address of the step's description.
         """
         q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in qkv)
-        for x in (q, k, v, *pages):
+        for x in (q, k, v):
             self._check("attend", x, x.shape[-1])
         if rotation is not None:
             rotation = (rotation[0].contiguous(), rotation[1].contiguous())
-            for x in rotation:
-                self._check("attend's rotation", x, x.shape[-1])
         out = self._empty(q.shape, q.dtype)
         cos, sin = (0, 0) if rotation is None else (rotation[0].data_ptr(), rotation[1].data_ptr())
         self._run(
