@@ -1,7 +1,6 @@
 """Grammars that crash llguidance, keep it busy or fill the memory fail their own request, and nothing else."""
 
 import json
-import os
 import random
 import threading
 

@@ -46,7 +46,8 @@ class TextTokenizer:
             padded, and what it is padded with can be generated and has no text.
 
     Raises:
-        UnsupportedTokenizerError: the chat template is larger than any honest one, or the tokenizer fails at a text without characters.
+        UnsupportedTokenizerError: the chat template is larger than any honest one, or the tokenizer fails at a text
+            without characters.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class TextTokenizer:
         """The texts of the tokens that `decode` leaves out."""
         added = self.delegate.added_tokens_decoder
         ids = {*self.delegate.all_special_ids, *(token for token, added_token in added.items() if added_token.special)}
+        ids.discard(None)  # of a special token that the vocabulary lacks
         return {token: str(self.delegate.convert_ids_to_tokens(token)) for token in ids}
 
     def new_context(self, request: TextGenerationRequest) -> TextContext:
