@@ -204,3 +204,36 @@ def test_a_stop_text_counts_only_behind_the_protected_tokens():
     )
     assert [stream.push(token) for token in (1, 2, 3, 4)] == ["stop", "st", "op", ""]
     assert stream.stopped
+
+
+def before_stop(pieces, stops):
+    """The answer's text before the first stop text, character by character: in it, or in it with its special tokens."""
+    shown, seen = [], ""  # where, in what was seen, the answer's characters are
+    for text, is_special in pieces:
+        for character in text:
+            seen += character
+            if not is_special:
+                shown.append(len(seen) - 1)
+            answer = "".join(seen[place] for place in shown)
+            begins = [len(seen) - len(stop) for stop in stops if seen.endswith(stop)]
+            if not is_special:
+                begins += [shown[len(shown) - len(stop)] for stop in stops if answer.endswith(stop)]
+            if begins:
+                return "".join(seen[place] for place in shown if place < min(begins)), True
+    return "".join(seen[place] for place in shown), False
+
+
+@given(
+    pieces=st.lists(st.tuples(st.text("ab<", min_size=1, max_size=3), st.booleans()), max_size=12),
+    stops=st.lists(st.text("ab<", min_size=1, max_size=5), min_size=1, max_size=3),
+)
+def test_stop_texts_may_name_special_tokens(pieces, stops):
+    texts, special = ["prompt", *(text for text, _ in pieces)], {i: t for i, (t, s) in enumerate(pieces, 1) if s}
+    stream = TextStream(
+        lambda tokens: "".join(texts[token] for token in tokens if token not in special),
+        prompt_tokens=[0],
+        stop=stops,
+        special_texts=special,
+    )
+    found = stream_all(stream, range(1, len(texts)))
+    assert (found, stream.stopped) == before_stop(pieces, stops)

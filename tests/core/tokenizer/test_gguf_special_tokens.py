@@ -1,0 +1,88 @@
+"""What a GGUF file does not say of its special tokens, their texts do."""
+
+import pytest
+
+from pipezoo_core.tokenizer import tokenizer_from_gguf
+from pipezoo_core.tokenizer.gguf import gguf_end_tokens
+
+NORMAL, CONTROL = 1, 3
+# As llama.cpp has them, one of each family that is served or often met.
+ENDS = (
+    *("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<EOT>", "[EOS]"),
+    *("<|end_of_text|>", "<end_of_utterance>", "<｜end▁of▁sentence｜>", "<|fim_pad|>", "<|repo_name|>"),
+)
+FILL_IN = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<PRE>", "<｜fim▁hole｜>")
+
+
+@pytest.fixture
+def metadata_with(byte_level_metadata):
+    """The byte-level vocabulary with more tokens, of one type, and other named ids."""
+
+    def build(*texts, type_=NORMAL, **named):
+        found = dict(byte_level_metadata)
+        names = ("tokens", "token_type")
+        more = (list(texts), [type_] * len(texts))
+        found |= {f"tokenizer.ggml.{name}": [*found[f"tokenizer.ggml.{name}"], *new] for name, new in zip(names, more)}
+        del found["tokenizer.ggml.eot_token_id"]
+        return found | {f"tokenizer.ggml.{key}": value for key, value in named.items()}
+
+    return build
+
+
+def id_of(metadata, text):
+    return metadata["tokenizer.ggml.tokens"].index(text)
+
+
+@pytest.mark.parametrize("type_", [NORMAL, CONTROL])
+@pytest.mark.parametrize("text", ENDS)
+def test_an_end_is_found_by_its_text_whatever_its_type(metadata_with, text, type_):
+    metadata = metadata_with(text, type_=type_)
+    end, eos = id_of(metadata, text), id_of(metadata, "<eos>")
+    assert {end, eos} <= gguf_end_tokens(metadata)
+    tokenizer = tokenizer_from_gguf(metadata)
+    assert tokenizer.encode(f"a{text}b", add_special_tokens=False) == [ord("a"), end, ord("b")]
+    assert tokenizer.decode([ord("a"), end, ord("b")], skip_special_tokens=True) == "ab"
+
+
+@pytest.mark.parametrize("text", FILL_IN)
+def test_marks_of_code_to_fill_in_are_tokens_and_no_ends(metadata_with, text):
+    metadata = metadata_with(text)
+    mark = id_of(metadata, text)
+    assert mark not in gguf_end_tokens(metadata)
+    assert tokenizer_from_gguf(metadata).encode(f"a{text}", add_special_tokens=False) == [ord("a"), mark]
+
+
+def test_a_named_token_stands_for_its_texts(metadata_with):
+    """Where the file says which token pads, another that is called so is none."""
+    metadata = metadata_with("<|fim_pad|>", "<other>", type_=CONTROL)
+    named = metadata | {"tokenizer.ggml.fim_pad_token_id": id_of(metadata, "<other>")}
+    assert id_of(metadata, "<|fim_pad|>") in gguf_end_tokens(metadata)
+    assert id_of(metadata, "<other>") in gguf_end_tokens(named)
+    assert id_of(metadata, "<|fim_pad|>") not in gguf_end_tokens(named)
+
+
+def test_an_end_of_a_part_is_no_end(metadata_with):
+    """A vocabulary whose answers have parts ends them with <|return|> or <|call|>; <|end|> ends a part, and is shown."""
+    metadata = metadata_with("<|return|>", "<|call|>", "<|end|>", type_=CONTROL)
+    ends = gguf_end_tokens(metadata)
+    assert {id_of(metadata, "<|return|>"), id_of(metadata, "<|call|>")} <= ends
+    assert id_of(metadata, "<|end|>") not in ends
+    tokenizer = tokenizer_from_gguf(metadata)
+    assert tokenizer.decode([id_of(metadata, "<|end|>")], skip_special_tokens=True) == "<|end|>"
+    alone = metadata_with("<|end|>")
+    assert id_of(alone, "<|end|>") in gguf_end_tokens(alone)
+
+
+def test_texts_that_look_like_nothing_stay_what_they_are(metadata_with):
+    metadata = metadata_with("<|banana|>")
+    assert id_of(metadata, "<|banana|>") not in gguf_end_tokens(metadata)
+    tokens = tokenizer_from_gguf(metadata).encode("<|banana|>", add_special_tokens=False)
+    assert tokens != [id_of(metadata, "<|banana|>")]
+
+
+@pytest.mark.parametrize("missing", ["bos_token_id", "eos_token_id", "unknown_token_id"])
+def test_sentencepiece_without_ids_has_the_usual_ones(sentencepiece_metadata, sentencepiece, missing):
+    less = {key: value for key, value in sentencepiece_metadata.items() if not key.endswith(missing)}
+    tokenizer = tokenizer_from_gguf(less)
+    assert tokenizer.encode("there é中\n") == sentencepiece.encode("there é中\n")
+    assert gguf_end_tokens(less) == gguf_end_tokens(sentencepiece_metadata) == {2}
