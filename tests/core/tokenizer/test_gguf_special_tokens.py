@@ -20,9 +20,8 @@ def metadata_with(byte_level_metadata):
 
     def build(*texts, type_=NORMAL, **named):
         found = dict(byte_level_metadata)
-        names = ("tokens", "token_type")
-        more = (list(texts), [type_] * len(texts))
-        found |= {f"tokenizer.ggml.{name}": [*found[f"tokenizer.ggml.{name}"], *new] for name, new in zip(names, more)}
+        for name, new in (("tokens", list(texts)), ("token_type", [type_] * len(texts))):
+            found[f"tokenizer.ggml.{name}"] = [*found[f"tokenizer.ggml.{name}"], *new]
         del found["tokenizer.ggml.eot_token_id"]
         return found | {f"tokenizer.ggml.{key}": value for key, value in named.items()}
 
@@ -62,7 +61,7 @@ def test_a_named_token_stands_for_its_texts(metadata_with):
 
 
 def test_an_end_of_a_part_is_no_end(metadata_with):
-    """A vocabulary whose answers have parts ends them with <|return|> or <|call|>; <|end|> ends a part, and is shown."""
+    """Where answers have parts they end with <|return|> or <|call|>; <|end|> ends a part, and is shown."""
     metadata = metadata_with("<|return|>", "<|call|>", "<|end|>", type_=CONTROL)
     ends = gguf_end_tokens(metadata)
     assert {id_of(metadata, "<|return|>"), id_of(metadata, "<|call|>")} <= ends
