@@ -26,7 +26,7 @@ GIVEN = {"messages": CHAT, "tools": None, "documents": None, "add_generation_pro
     [
         "plain",
         "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m['content'] }}{% endfor %}",
-        "{%- for m in messages %}\n  {%- if loop.first %}A{% elif loop.last %}Z{{ loop.index0 }}{% endif %}\n{% endfor %}",
+        "{%- for m in messages %}\n  {%- if loop.first %}A{% else %}{{ loop.index0 }}{% endif %}\n{% endfor %}",
         "{% for m in messages %}\n  {% if m.role == 'user' %}\n  x\n  {% endif %}\n{% endfor %}\n",
         "{% for m in messages %}{% if m.role == 'user' %}{% break %}{% endif %}{{ m.role }}{% endfor %}",
         "{% for m in messages %}{% if m.role == 'user' %}{% continue %}{% endif %}{{ m.role }}{% endfor %}",
@@ -74,7 +74,7 @@ def test_what_fails_is_an_error_of_the_template(text, reason):
 
 ENDLESS = [
     "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-    "{% set ns = namespace(n=0) %}{% for a in range(99999) %}{% for b in range(99999) %}{% set ns.n = 1 %}{% endfor %}{% endfor %}",
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% set n = b %}{% endfor %}{% endfor %}",
     "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
     "{{ 7 ** (7 ** 11) }}",
     "{% for x in [[1]] * 99999 recursive %}{{ loop([x] * 9999) if loop.depth < 99 }}{% endfor %}",

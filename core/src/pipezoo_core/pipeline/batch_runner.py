@@ -181,9 +181,7 @@ class BatchRunner:
             text = "" if ended else stream.push(token)
         except InvalidRequestError as error:  # the model's tokenizer cannot decode it
             context.finish(GenerationStatus.CANCELLED, error)
-            return TextGenerationOutput(
-                request_id=context.request_id, tokens=[token], final_status=context.status
-            )
+            return TextGenerationOutput(request_id=context.request_id, tokens=[token], final_status=context.status)
         if stream.stopped:
             context.finish(GenerationStatus.END_OF_SEQUENCE)
         elif context.matcher is not None and not ended:

@@ -39,7 +39,8 @@ class TextTokenizer:
             padded, and what it is padded with can be generated and has no text.
 
     Raises:
-        UnsupportedTokenizerError: the chat template is larger than any honest one, or the tokenizer fails at a text without characters.
+        UnsupportedTokenizerError: the chat template is larger than any honest one, or the tokenizer fails at a text
+            without characters.
     """
 
     def __init__(
@@ -239,7 +240,7 @@ def _check_unicode(text: str) -> None:
     except UnicodeEncodeError as error:
         raise InvalidRequestError(
             "the text is not Unicode text",
-            found=f"half of a surrogate pair, {ascii(text[error.start])}, at character {error.start}",
+            found=f"half of a surrogate pair, {text[error.start]!a}, at character {error.start}",
             allowed="text that UTF-8 can encode",
             cure='Decode it with errors="replace" where it comes from.',
         ) from error
