@@ -4,6 +4,9 @@ import json
 
 import pytest
 import sentencepiece
+from tokenizers import AddedToken
+from transformers import LlamaTokenizer
+from transformers.convert_slow_tokenizer import generate_merges
 
 from pipezoo_core.errors import UnsupportedTokenizerError
 from pipezoo_core.tokenizer import load_tokenizer
@@ -92,3 +95,83 @@ def test_a_damaged_file_is_refused(tmp_path, damage):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UnsupportedTokenizerError, match="cannot be read"):
         load_tokenizer(tmp_path)
+
+
+BEHIND = ["<s>hello", "hello</s>human", "hello<tool>x y", "<tool>a<extra>\nb", "hello <extra>", "a joined text"]
+FLAGS = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+
+
+def transformers_tokenizer(library, legacy, added=()):
+    pieces = {library.id_to_piece(i): i for i in range(library.get_piece_size())}
+    merges = generate_merges(pieces, {piece: library.get_score(i) for piece, i in pieces.items()})
+    reference = LlamaTokenizer(vocab=pieces, merges=merges, legacy=legacy)
+    for text, is_special in added:
+        reference.add_tokens([AddedToken(text, special=is_special, normalized=False)], special_tokens=is_special)
+    return reference
+
+
+def write_json(folder, name, value):
+    (folder / name).write_text(json.dumps(value))
+
+
+def check_equal(tokenizer, reference, texts):
+    for text in texts:
+        tokens = tokenizer.encode(text, add_special_tokens=False)
+        assert tokens == reference.encode(text, add_special_tokens=False)
+        assert tokenizer.decode(tokens, skip_special_tokens=True) == reference.decode(tokens, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("legacy", [True, False, None])
+def test_what_comes_before_a_text_behind_a_special_token(tmp_path, legacy):
+    library = write_vocabulary(tmp_path)
+    write_json(
+        tmp_path, "tokenizer_config.json", {"unk_token": "<unk>"} | ({} if legacy is None else {"legacy": legacy})
+    )
+    texts = [*BEHIND, *([] if legacy in (True, None) else ["a</s> b", " and  two"])]
+    check_equal(load_tokenizer(tmp_path), transformers_tokenizer(library, legacy is not False), texts)
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize("is_special", [True, False])
+@pytest.mark.parametrize("place", ["decoder", "file", "both"])
+def test_added_tokens_beside_the_vocabulary(tmp_path, legacy, normalized, is_special, place):
+    library = write_vocabulary(tmp_path)
+    size = library.get_piece_size()
+    settings = {"legacy": legacy}
+    if place != "file":
+        flags = {**FLAGS, "normalized": normalized}
+        settings["added_tokens_decoder"] = {
+            "1": {**FLAGS, "content": "<s>", "special": True},
+            str(size): {**flags, "content": "<tool>", "special": is_special},
+            str(size + 1): {**flags, "content": "<extra>", "special": False},
+        }
+    if place != "decoder":
+        write_json(tmp_path, "added_tokens.json", {"<extra>": size + 1, "<tool>": size})
+        if is_special:
+            write_json(tmp_path, "special_tokens_map.json", {"additional_special_tokens": ["<tool>"]})
+    write_json(tmp_path, "tokenizer_config.json", settings)
+    reference = transformers_tokenizer(library, legacy, [("<tool>", is_special), ("<extra>", False)])
+    check_equal(load_tokenizer(tmp_path), reference, BEHIND)
+
+
+def test_added_tokens_keep_their_ids_where_some_are_left_out(tmp_path):
+    size = write_vocabulary(tmp_path).get_piece_size()
+    write_json(tmp_path, "added_tokens.json", {"<tool>": size + 5})
+    assert load_tokenizer(tmp_path).encode("<tool>", add_special_tokens=False) == [size + 5]
+
+
+@pytest.mark.parametrize("id_", [-1, 10**7])
+def test_added_tokens_far_from_the_vocabulary_are_refused(tmp_path, id_):
+    write_vocabulary(tmp_path)
+    write_json(tmp_path, "added_tokens.json", {"<tool>": id_})
+    with pytest.raises(UnsupportedTokenizerError, match="far from the vocabulary"):
+        load_tokenizer(tmp_path)
+
+
+def test_the_settings_say_whether_a_text_has_a_space_before_it(tmp_path):
+    write_vocabulary(tmp_path)
+    for legacy in (True, False):
+        write_json(tmp_path, "tokenizer_config.json", {"legacy": legacy, "add_prefix_space": False})
+        tokenizer = load_tokenizer(tmp_path)
+        assert not tokenizer.convert_ids_to_tokens(tokenizer.encode("a", add_special_tokens=False))[0].startswith("▁")

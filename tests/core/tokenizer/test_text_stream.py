@@ -203,3 +203,66 @@ def test_a_stop_text_counts_only_behind_the_protected_tokens():
     )
     assert [stream.push(token) for token in (1, 2, 3, 4)] == ["stop", "st", "op", ""]
     assert stream.stopped
+
+
+def stop_at(stop, *, minimum=0):
+    texts = ["prompt", "a", "b", "<end>", "c", "<x>"]
+    special = {3: "<end>", 5: "<x>"}
+
+    def decode(tokens):
+        return "".join(texts[token] for token in tokens if token not in special)
+
+    return TextStream(decode, prompt_tokens=[0], stop=stop, min_new_tokens=minimum, special_texts=special)
+
+
+@pytest.mark.parametrize(
+    ("stop", "tokens", "text"),
+    [
+        (["<end>"], [1, 2, 3, 4], "ab"),
+        (["b<end>"], [1, 2, 3, 4], "a"),
+        (["b<end>c"], [1, 2, 3, 4], "a"),
+        (["<end>c"], [1, 2, 3, 4], "ab"),
+        (["end"], [1, 3, 2], "a"),
+        (["<end><x>"], [1, 3, 5, 2], "a"),
+        (["<end><x>"], [1, 3, 2, 5], "ab"),
+        (["b<x>"], [1, 2, 3, 4], "abc"),
+        (["bc"], [1, 2, 3, 4], "a"),  # of the answer's text, in which a special token has no place
+        (["<end>"], [3], ""),
+        (["c", "b<end>"], [1, 2, 3, 4], "a"),
+    ],
+)
+def test_a_stop_text_may_name_special_tokens(stop, tokens, text):
+    assert stream_all(stop_at(stop), tokens) == text
+    assert stream_all(stop_at(stop, minimum=len(tokens)), tokens) == "".join(
+        "abc"[(1, 2, 4).index(token)] for token in tokens if token in (1, 2, 4)
+    )
+
+
+@given(tokens=st.lists(st.integers(1, 5), max_size=12), stops=st.lists(st.text("ab<end>cx", min_size=1, max_size=7)))
+def test_the_answer_ends_before_the_first_stop_text_of_either_reading(tokens, stops):
+    texts, special = {1: "a", 2: "b", 3: "<end>", 4: "c", 5: "<x>"}, (3, 5)
+    answer = ""
+    for count in range(len(tokens) + 1):
+        whole = "".join(texts[token] for token in tokens[:count])
+        answer = "".join(texts[token] for token in tokens[:count] if token not in special)
+        if any(stop in whole or stop in answer for stop in stops):
+            break
+    else:
+        assert stream_all(stop_at(stops), tokens) == answer
+        return
+    found = stream_all(stop_at(stops), tokens)
+    assert answer.startswith(found)
+    assert not any(stop in found for stop in stops)
+
+
+@pytest.mark.parametrize("first", ["\n", "\xa0", "日", "\ufffd", "😀", "日本\n"])
+@pytest.mark.parametrize("num_in_prompt", [0, 1])
+@pytest.mark.parametrize("stray", [[0xC2], [0xE6, 0x97], [0xFF], [0x97]])
+def test_stray_bytes_behind_whole_characters_of_bytes(sentencepiece, first, num_in_prompt, stray):
+    decode = decoder(sentencepiece)
+    in_bytes = [3 + byte for byte in first.encode()]
+    prompt = [*sentencepiece.encode("a"), *(in_bytes if num_in_prompt else [])]
+    answer = [*([] if num_in_prompt else in_bytes), *(3 + byte for byte in stray)]
+    word = sentencepiece.convert_tokens_to_ids("▁the")
+    found = stream_all(TextStream(decode, prompt_tokens=prompt), [*answer, word])
+    assert found == ("" if num_in_prompt else first) + "\ufffd" * len(stray) + " the"
