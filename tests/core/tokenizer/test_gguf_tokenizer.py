@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipezoo_core.errors import UnsupportedTokenizerError
-from pipezoo_core.tokenizer import tokenizer_from_gguf
+from pipezoo_core.tokenizer import gguf_end_tokens, tokenizer_from_gguf
 from pipezoo_core.tokenizer.gguf_pre_tokenizers import KNOWN_PRE_TOKENIZERS
 
 TEXTS = [
@@ -266,3 +266,96 @@ def test_what_went_wrong_is_chained(byte_level_metadata):
 def test_a_chat_template_that_is_no_text_is_refused(byte_level_metadata):
     with pytest.raises(UnsupportedTokenizerError, match="chat_template is no text"):
         tokenizer_from_gguf({**byte_level_metadata, "tokenizer.chat_template": 5})
+
+
+def with_tokens(metadata, *texts, type_=1, **values):
+    """The metadata with more tokens, and the ids of these."""
+    first = len(metadata["tokenizer.ggml.tokens"])
+    more = {
+        "tokens": [*metadata["tokenizer.ggml.tokens"], *texts],
+        "token_type": [*metadata["tokenizer.ggml.token_type"], *[type_] * len(texts)],
+        **values,
+    }
+    changed = metadata | {f"tokenizer.ggml.{key}": value for key, value in more.items()}
+    return changed, {text: first + i for i, text in enumerate(texts)}
+
+
+ENDS = [
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>", "</s>",
+    "<|endoftext|>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>",
+    "<eos>", "<turn|>", "<|tool_response>", "<|fim_pad|>", "<PAD>", "<|repo_name|>", "<reponame>", "<|file_sep|>",
+    "<｜end▁of▁sentence｜>",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("type_", [1, 3, 4])
+@pytest.mark.parametrize("end", [end for end in ENDS if end != "<eos>"])
+def test_an_end_is_found_by_its_text_and_has_no_text(byte_level_metadata, end, type_):
+    metadata, ids = with_tokens(byte_level_metadata, end, type_=type_, eot_token_id=None, eos_token_id=5)
+    metadata = {key: value for key, value in metadata.items() if value is not None}
+    found = tokenizer_from_gguf(metadata).encode(f"a{end}b", add_special_tokens=False)
+    assert found == [ord("a"), ids[end], ord("b")]
+    assert tokenizer_from_gguf(metadata).decode(found, skip_special_tokens=True) == "ab"
+    assert {5, ids[end]} <= gguf_end_tokens(metadata)
+
+
+@pytest.mark.parametrize("text", ["<|fim_prefix|>", "<SUF>", "<fim_middle>", "▁<PRE>", "<｜fim▁hole｜>"])
+def test_a_control_token_of_normal_type_is_one_and_no_end(byte_level_metadata, text):
+    metadata, ids = with_tokens(byte_level_metadata, text)
+    assert tokenizer_from_gguf(metadata).encode(f"a{text}", add_special_tokens=False) == [ord("a"), ids[text]]
+    assert ids[text] not in gguf_end_tokens(metadata)
+
+
+def test_where_the_file_names_a_token_its_texts_are_not_searched(byte_level_metadata):
+    metadata, ids = with_tokens(byte_level_metadata, "<|fim_pad|>", "<|im_end|>", fim_pad_token_id=7)
+    ends = gguf_end_tokens(metadata)
+    assert {7, ids["<|im_end|>"], 271, 272} <= ends
+    assert ids["<|fim_pad|>"] not in ends
+    assert len(tokenizer_from_gguf(metadata).encode("<|fim_pad|>", add_special_tokens=False)) > 1
+
+
+@pytest.mark.parametrize(
+    ("texts", "no_end", "shown"),
+    [
+        (("<|end|>", "<|return|>", "<|call|>"), "<|end|>", "<|end|>"),
+        (("<|end|>", "<|flush|>", "<|calls|>"), "<|end|>", "<|end|>"),
+        (("<|end|>", "<|return|>"), None, ""),
+        (("</s>", "<|tool_response>"), "</s>", "</s>"),
+    ],
+)
+def test_what_looks_like_an_end_and_is_none(byte_level_metadata, texts, no_end, shown):
+    metadata, ids = with_tokens(byte_level_metadata, *texts)
+    assert gguf_end_tokens(metadata) & set(ids.values()) == {ids[text] for text in texts if text != no_end}
+    assert tokenizer_from_gguf(metadata).decode([ids[texts[0]]], skip_special_tokens=True) == shown
+
+
+def test_parts_of_an_answer_are_shown(byte_level_metadata):
+    metadata, ids = with_tokens(byte_level_metadata, "<|channel|>", type_=3)
+    assert tokenizer_from_gguf(metadata).decode([*ids.values()], skip_special_tokens=True) == "<|channel|>"
+
+
+@pytest.mark.parametrize("wrong", [None, 10**6])
+def test_sentencepiece_ids_that_the_file_does_not_name(sentencepiece_metadata, sentencepiece, wrong):
+    keys = ("bos_token_id", "eos_token_id", "unknown_token_id")
+    metadata = sentencepiece_metadata | {f"tokenizer.ggml.{key}": wrong for key in keys}
+    metadata = {key: value for key, value in metadata.items() if value is not None}
+    tokenizer = tokenizer_from_gguf(metadata)
+    assert (tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)
+    assert tokenizer.encode("the a") == sentencepiece.encode("the a")
+    assert gguf_end_tokens(metadata) == {2}
+
+
+def test_a_vocabulary_of_long_pieces_costs_little_or_is_refused(sentencepiece_metadata):
+    def of(*pieces):
+        return with_tokens(
+            sentencepiece_metadata,
+            *pieces,
+            scores=[*sentencepiece_metadata["tokenizer.ggml.scores"], *[-99.0] * len(pieces)],
+        )[0]
+
+    long = tokenizer_from_gguf(of("q" * 10**6))
+    assert long.encode("the", add_special_tokens=False) == tokenizer_from_gguf(of()).encode(
+        "the", add_special_tokens=False
+    )
+    with pytest.raises(UnsupportedTokenizerError, match="too many long pieces"):
+        tokenizer_from_gguf(of(*("q" * size for size in range(2, 1500))))

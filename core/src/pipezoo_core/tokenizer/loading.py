@@ -13,6 +13,7 @@ from pipezoo_core.errors import UnsupportedTokenizerError
 from pipezoo_core.panics import panics_as_exceptions
 from pipezoo_core.tokenizer.mistral_words import carries_llamas_expression, mend_words
 from pipezoo_core.tokenizer.sentencepiece_folder import read_sentencepiece
+from pipezoo_core.tokenizer.text_growth import check_growth
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -93,6 +94,7 @@ def _read(folder: Path) -> PreTrainedTokenizerBase:
     tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(
         folder, local_files_only=True, fix_mistral_regex=False
     )
+    check_growth(tokenizer.backend_tokenizer)
     if carries_llamas_expression(folder, tokenizer.backend_tokenizer):
         mend_words(tokenizer.backend_tokenizer)
     return cast("PreTrainedTokenizerBase", tokenizer)
