@@ -25,7 +25,7 @@ def make(kind):
     return kind("what", found=["x", "y"], allowed=3, cure="Do this.")
 
 
-@pytest.mark.parametrize("name", errors.__all__)
+@pytest.mark.parametrize("name", [name for name in errors.__all__ if isinstance(getattr(errors, name), type)])
 def test_every_error_of_ours(name):
     error = make(getattr(errors, name))
     error.add_note("a note")
