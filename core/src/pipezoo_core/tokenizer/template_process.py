@@ -15,6 +15,8 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
+__all__ = ["MAX_CHARACTERS", "MAX_MEMORY", "main"]
+
 MAX_MEMORY = 1 << 30
 MAX_CHARACTERS = 1 << 24
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # one thing, by the names that templates know it under
