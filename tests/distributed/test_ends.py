@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from pipezoo import registry
+from pipezoo_core.distributed import Workers
 from pipezoo_core.errors import InvalidSettingError
 
 pytestmark = pytest.mark.slow
@@ -307,6 +308,17 @@ def test_forked_children_neither_end_the_ranks_nor_keep_them(tiny_gguf, tmp_path
     finally:
         psutil.Process(int(child)).kill()
     assert status == -signal.SIGKILL, output.read_text()
+
+
+def test_the_place_where_ranks_met_is_never_another_file(tmp_path):
+    """torch's store writes to its path once more when it ends, whenever that is."""
+    workers = Workers(0, "nowhere", "nobody")
+    before = workers._store.path.stat()
+    workers.stop()
+    with contextlib.ExitStack() as files:
+        for number in range(30):
+            files.enter_context((tmp_path / str(number)).open("w+"))
+        assert os.path.samestat(workers._store.path.stat(), before)
 
 
 KILLED_LOAD = """

@@ -188,7 +188,7 @@ class DistributedGroup(TensorParallelGroup):
             return
         self._is_closed = True
         if not self._process.is_here:
-            _never_destroy(self._gloo)
+            _never_destroy((self._gloo, self._work))
             return
         self._heartbeats.timeout = min(self._heartbeats.timeout, _TO_SAY_GOODBYE)
         is_idle = self._lock.acquire(blocking=False)  # else a step is being left in its middle
@@ -201,7 +201,8 @@ class DistributedGroup(TensorParallelGroup):
         self._end()
         self._heartbeats.end()
         if self._work is not None and not self._work.is_completed():
-            _never_destroy(self._gloo)
+            _never_destroy((self._gloo, self._work))
+        self._work = None
         self._gloo = self._collectives = None
 
     def check(self) -> None:
@@ -267,10 +268,25 @@ class DistributedGroup(TensorParallelGroup):
     def _complete(self, begin: Callable[[], dist.Work]) -> None:
         """Does something through gloo. Ctrl-C is heard meanwhile, and a rank that shows no sign of life is noticed."""
         with self._lost_connections():
-            work = self._work = begin()
-            while not _is_completed_soon(work):
+            self._work = begin()
+            while not self._is_completed_soon():
                 self.check()
             self._work = None
+
+    def _is_completed_soon(self) -> bool:
+        """Waits a while. Where that is not enough, torch raises an error, and the work goes on.
+
+        The work has no other name than `_work`: what has been raised keeps alive what frames name, and a work that
+        outlives its gloo group ends the process.
+        """
+        assert self._work is not None
+        with suppress(RuntimeError):
+            self._work.wait(_A_WHILE)
+            return True
+        if self._work.is_completed():
+            self._work.wait()  # raises why it failed, unless it has been done just now
+            return True
+        return False
 
     @contextmanager
     def _lost_connections(self) -> Iterator[None]:
@@ -283,17 +299,6 @@ class DistributedGroup(TensorParallelGroup):
         except RuntimeError as error:  # what torch raises when a connection ends
             self.failure = _lost("a process of the model is gone", error)
             raise copy(self.failure) from error
-
-
-def _is_completed_soon(work: dist.Work) -> bool:
-    """Waits a while. Where that is not enough, torch raises an error, and the work goes on."""
-    with suppress(RuntimeError):
-        work.wait(_A_WHILE)
-        return True
-    if work.is_completed():
-        work.wait()  # raises why it failed, unless it has been done just now
-        return True
-    return False
 
 
 def _never_destroy(value: object) -> None:

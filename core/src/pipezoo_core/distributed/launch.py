@@ -110,9 +110,11 @@ class Workers:
         return join_local(0, size, self._place, device, timeout, stop=self.stop)
 
     def stop(self) -> None:
-        """Ends them. More than once does nothing."""
-        self._store.close()
-        self._counters.close()
+        """Ends them. More than once does nothing.
+
+        The store's file stays open while this process lives: a `FileStore`, here or there, opens its path once more when
+        it ends, and must find no other file there. The counters are closed when nobody can open them any more.
+        """
         for process in self._processes:
             assert process.stdin is not None
             with contextlib.suppress(OSError):
@@ -123,6 +125,7 @@ class Workers:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        self._counters.close()
 
 
 def follow_parent() -> tuple[int, int, MeetingPlace, dict[str, Any]]:
