@@ -112,8 +112,8 @@ class Workers:
     def stop(self) -> None:
         """Ends them. More than once does nothing.
 
-        The store's file stays open while this process lives: a `FileStore`, here or there, opens its path once more when
-        it ends, and must find no other file there. The counters are closed when nobody can open them any more.
+        The store's file stays open while this process lives: a `FileStore`, here or there, opens its path once more
+        when it ends, and must find no other file there. The counters are closed when nobody can open them any more.
         """
         for process in self._processes:
             assert process.stdin is not None
