@@ -171,7 +171,7 @@ def test_replicas_of_several_devices(tiny_gguf, tmp_path):
     text = next(of_first)
     max(children, key=lambda child: (child.create_time(), child.pid)).kill()  # of the second replica
     with pytest.raises(RankLostError):
-        texts(llm, ["nothing of this is in a prefix cache"])
+        llm.generate("nothing of this is in a prefix cache", **GREEDY)
     assert text + "".join(of_first) == texts(alone, PROMPTS[:1])[0]
     assert_all_free(llm)
     del llm

@@ -230,7 +230,7 @@ def test_adapters_in_every_replica(load_tiny, tiny_folder, adapters, max_num_lor
         for name in adapters:
             model.lora_manager.unload_adapter(name)
     errors = [type(output.error) for output in llm.generate(requests)]
-    assert errors == [AdapterNotFoundError if lora else type(None) for lora in LORAS]
+    assert errors == [AdapterNotFoundError if lora else type(None) for lora in (request.lora for request in requests)]
 
 
 def test_an_adapter_that_one_replica_lacks(load_tiny, tiny_folder, adapters):

@@ -147,6 +147,7 @@ class RunningRequests:
 
     def cancel(self, request_id: RequestID) -> None:
         """Ends a request; whoever waits for it gets what it produced so far, with status `CANCELLED`."""
+        self.check()
         self._change(partial(self._cancel, request_id))
 
     def release(self, request_id: RequestID) -> None:
@@ -154,6 +155,7 @@ class RunningRequests:
 
         Does nothing for one that is released already. One that somebody waits for is cancelled.
         """
+        self.check()
         self._change(partial(self._cancel, request_id))
         self._change(partial(self._release, request_id))
 
@@ -181,12 +183,17 @@ class RunningRequests:
         request_id = request.context.request_id
         if self._requests.get(request_id) is request:
             return
-        try:
-            if request_id in self._requests:
-                raise InvalidRequestError("a request with this id is running already", found=request_id)
-            self._scheduler.add(request.context)
-            self._requests[request_id] = request
-        except Exception as error:  # whatever refuses a request concerns it alone
+        error: Exception | None = None
+        if request_id in self._requests:
+            error = InvalidRequestError("a request with this id is running already", found=request_id)
+        else:
+            try:
+                self._scheduler.add(request.context)
+                self._requests[request_id] = request
+            except Exception as refusal:  # whatever refuses a request concerns it alone
+                self._release(request_id)  # some replicas may hold its adapter already
+                error = refusal
+        if error is not None:
             request.outputs.append(TextGenerationOutput.failed(request_id, error))
             request.is_done = True
 
