@@ -26,7 +26,7 @@ class Claim:
         pages: in the order of its tokens, `NO_PAGE` for those behind the sliding window.
         hashes: of its full pages.
         num_committed: how many of those the prefix cache was told of.
-        num_hidden: how many pages fell behind the sliding window.
+        num_expired: how many pages fell behind the sliding window and were given back.
         upcoming: hash of the page that it fills next with tokens that are known; None where there is none.
         is_counted: whether the metrics have it.
     """
@@ -35,14 +35,14 @@ class Claim:
     pages: list[int] = field(default_factory=list)
     hashes: list[bytes] = field(default_factory=list)
     num_committed: int = 0
-    num_hidden: int = 0
+    num_expired: int = 0
     upcoming: bytes | None = None
     is_counted: bool = False
 
     @property
     def own_pages(self) -> list[int]:
         """The pages that it refers to."""
-        return self.pages[self.num_hidden :]
+        return self.pages[self.num_expired :]
 
     def next_hash(self, tokens: Sequence[int]) -> bytes:
         """Returns the hash of the page after those of `hashes`, which holds these tokens."""
@@ -62,6 +62,6 @@ class Claim:
             num_found = 0 if page is None else num_found + 1
             first = params.first_visible_page(end)
             if num_found >= len(pages) - first:
-                self.num_committed, self.num_hidden = len(pages), first
-        self.pages = [NO_PAGE] * self.num_hidden + pages[self.num_hidden : self.num_committed]
+                self.num_committed, self.num_expired = len(pages), first
+        self.pages = [NO_PAGE] * self.num_expired + pages[self.num_expired : self.num_committed]
         del self.hashes[self.num_committed :]
