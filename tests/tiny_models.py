@@ -5,8 +5,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipezoo_core.config import KVCacheConfig, PipelineConfig, ReturnLogits
 from pipezoo_core.context import TextContext
-from pipezoo_core.lora import hold_adapter
 from pipezoo_core.sampling_params import SamplingParams
+from pipezoo_core.scheduling import hold_adapter
 from pipezoo_core.session import InferenceSession
 from pipezoo_core.weights import find_safetensors, open_safetensors
 

@@ -10,9 +10,8 @@ from pipezoo_core.attention import AttentionSpec, PagedAttention
 from pipezoo_core.context import TextContext
 from pipezoo_core.errors import InsufficientPagesError
 from pipezoo_core.kv_cache import KVCacheParams, PagedKVCacheManager
-from pipezoo_core.pipeline.replicas import get_or_recommend_replica
-from pipezoo_core.pipeline.scheduler import Scheduler
 from pipezoo_core.sampling_params import SamplingParams
+from pipezoo_core.scheduling import Scheduler, get_or_recommend_replica
 
 PAGE_SIZE = 4
 

@@ -16,9 +16,9 @@ from pipezoo_core.errors import (
     InvalidSettingError,
     NonFiniteLogitsError,
 )
-from pipezoo_core.pipeline.replicas import get_or_recommend_replica
 from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.sampling_params import SamplingParams
+from pipezoo_core.scheduling import get_or_recommend_replica
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,8 @@ from pipezoo_core.context import TextContext
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.pipeline.lock_patience import short_patience
 from pipezoo_core.pipeline.model_runner import ModelRunner
-from pipezoo_core.pipeline.scheduler import Scheduler
 from pipezoo_core.sampling_params import SamplingParams
+from pipezoo_core.scheduling import Scheduler
 from pipezoo_llama.model import LlamaPipelineModel
 from pipezoo_llama.weight_adapters import adapt_safetensors
 

@@ -16,12 +16,13 @@ from pipezoo_core.config import KVCacheConfig, LoRAConfig, PipelineConfig, Retur
 from pipezoo_core.context import TextContext
 from pipezoo_core.decoder.estimates import DecoderEstimates
 from pipezoo_core.decoder.inputs import DecoderInputs
+from pipezoo_core.decoder.recorded_module import RecordedModule
 from pipezoo_core.distributed import DistributedGroup, Message
 from pipezoo_core.interfaces import AlwaysSignalBuffersMixin, ModelInputs, ModelOutputs
 from pipezoo_core.kv_cache import KVCacheInputs, PagedKVCacheManager, RaggedBatch, as_tensors
 from pipezoo_core.layers import use_linear_backend
 from pipezoo_core.lora import AdaptedModule, LoRAManager, resolve_lora_config
-from pipezoo_core.native import NativeKernels, RecordedModule
+from pipezoo_core.native import NativeKernels
 from pipezoo_core.session import InferenceSession
 from pipezoo_core.weights import LazyTensor, Weights, WeightsAdapter, load_module, torch_dtype
 

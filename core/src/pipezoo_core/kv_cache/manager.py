@@ -11,14 +11,10 @@ from torch import Tensor
 
 from pipezoo_core.context import TextContext
 from pipezoo_core.errors import InsufficientPagesError
-from pipezoo_core.kv_cache.claim import NO_PAGE, Claim
 from pipezoo_core.kv_cache.inputs import KVCacheInputs, RaggedBatch, StepPlanner, build_kv_cache_inputs
-from pipezoo_core.kv_cache.metrics import KVCacheMetrics
-from pipezoo_core.kv_cache.page_pool import PagePool
 from pipezoo_core.kv_cache.params import KVCacheParams
-from pipezoo_core.kv_cache.prefix_cache import PrefixCache, root_hash
 from pipezoo_core.kv_cache.storage import KVCacheStorage
-from pipezoo_core.kv_cache.upcoming import UpcomingPages
+from pipezoo_core.paging import NO_PAGE, Claim, KVCacheMetrics, PagePool, PrefixCache, UpcomingPages, root_hash
 from pipezoo_core.request import RequestID
 
 __all__ = ["PagedKVCacheManager"]
@@ -93,10 +89,20 @@ class PagedKVCacheManager:
 
     def num_known_pages(self, context: TextContext) -> int:
         """Returns how many pages of a request that is not claimed the prefix cache knows."""
+        return self._new_claim(context).num_committed
+
+    def _new_claim(self, context: TextContext) -> Claim:
+        """Returns a claim to the known pages of a request's tokens, without a reference to them."""
         claim = Claim(self._root_of(context))
         if self._may_find_prefix(context):
-            claim.find_prefix(context.tokens, self._prefix_cache, self.params)
-        return claim.num_committed
+            params = self.params
+            claim.find_prefix(
+                context.tokens,
+                self._prefix_cache,
+                page_size=params.page_size,
+                sliding_window=params.sliding_window,
+            )
+        return claim
 
     def external_claim(self, context: TextContext) -> None:
         """Begins to keep pages for a request.
@@ -107,10 +113,9 @@ class PagedKVCacheManager:
         """
         assert context.request_id not in self._claims, f"{context.request_id} is claimed twice"
         assert context.cache_length == 0, "a context is claimed before its first step"
-        claim = self._claims[context.request_id] = Claim(self._root_of(context))
+        claim = self._claims[context.request_id] = self._new_claim(context)
         if not self._may_find_prefix(context):
             return
-        claim.find_prefix(context.tokens, self._prefix_cache, self.params)
         for page in claim.own_pages:
             self._pool.retain(page)
         context.skip_to(len(claim.pages) * self.params.page_size)

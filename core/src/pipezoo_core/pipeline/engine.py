@@ -16,9 +16,9 @@ from pipezoo_core.errors import InsufficientPagesError, InvalidRequestError
 from pipezoo_core.pipeline.lock_patience import short_patience
 from pipezoo_core.pipeline.model_runner import ModelRunner, Outcome
 from pipezoo_core.pipeline.replicas import ReplicaThreads
-from pipezoo_core.pipeline.scheduler import Scheduler
 from pipezoo_core.process_lock import ProcessLock
 from pipezoo_core.request import GenerationStatus, RequestID, TextGenerationOutput
+from pipezoo_core.scheduling import Scheduler
 
 __all__ = ["Call", "Engine"]
 

@@ -19,7 +19,6 @@ from pipezoo_core.errors import (
     PipezooError,
 )
 from pipezoo_core.interfaces import ModelInputs, ModelOutputs, PipelineModel
-from pipezoo_core.lora import hold_adapter
 from pipezoo_core.pipeline.sampler import NO_TOKEN, sample
 from pipezoo_core.pipeline.token_masks import TokenMasker, TokenMasks
 from pipezoo_core.request import (
@@ -28,6 +27,7 @@ from pipezoo_core.request import (
     RequestID,
     TextGenerationOutput,
 )
+from pipezoo_core.scheduling import hold_adapter
 from pipezoo_core.structured_output import TokenMatcher
 from pipezoo_core.tokenizer import TextStream, TextTokenizer
 

@@ -19,7 +19,6 @@ from pipezoo_core.kv_cache import PagedKVCacheManager
 from pipezoo_core.memory import MemoryPlan
 from pipezoo_core.pipeline.engine import Call, Engine
 from pipezoo_core.pipeline.model_runner import ModelRunner
-from pipezoo_core.pipeline.scheduler import Scheduler
 from pipezoo_core.request import (
     ChatMessage,
     RequestID,
@@ -27,6 +26,7 @@ from pipezoo_core.request import (
     TextGenerationRequest,
 )
 from pipezoo_core.sampling_params import SamplingParams
+from pipezoo_core.scheduling import Scheduler
 from pipezoo_core.tokenizer import TextTokenizer
 
 __all__ = ["TextGenerationPipeline"]

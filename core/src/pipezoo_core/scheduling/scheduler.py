@@ -6,13 +6,17 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pipezoo_core.context import TextContext, TextGenerationInputs
-from pipezoo_core.kv_cache import PagedKVCacheManager
-from pipezoo_core.lora import LoRAManager, hold_adapter
-from pipezoo_core.pipeline.replicas import get_or_recommend_replica
 from pipezoo_core.request import RequestID
 from pipezoo_core.sampling_params import NUM_ECHOED_AT_ONCE
+from pipezoo_core.scheduling.adapters import hold_adapter
+from pipezoo_core.scheduling.router import get_or_recommend_replica
+
+if TYPE_CHECKING:
+    from pipezoo_core.kv_cache import PagedKVCacheManager
+    from pipezoo_core.lora import LoRAManager
 
 __all__ = ["Scheduler"]
 
