@@ -84,6 +84,17 @@ def test_listing_imports_nothing_heavy(statement):
         assert not any(name.startswith(("pipezoo_llama", "pipezoo_mistral", "pipezoo_replit")) for name in imported)
 
 
+def test_what_decides_on_the_host_is_there_without_torch():
+    """What the contract says of the source is true at run time, too: a package's `__init__` counts there."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]["contracts"]
+    names = next(contract for contract in contracts if contract["id"] == "host-only")["source_modules"]
+    imported = imported_by(f"import {', '.join(names)}")
+    assert not imported & {"torch", "transformers"}
+    decide = ("paging.page_pool", "paging.prefix_cache", "paging.claim", "scheduling.scheduler", "scheduling.router")
+    state = ("context", "request", "sampling_params")
+    assert {f"pipezoo_core.{name}" for name in (*decide, *state)} <= imported
+
+
 def lint_imports(folder):
     return subprocess.run(
         [sys.executable, "-c", "import sys; from importlinter.cli import lint_imports_command as c; sys.exit(c())"],
@@ -103,6 +114,11 @@ def lint_imports(folder):
         ("registry/src/pipezoo/load.py", "import pipezoo_llama", "meet only in core"),
         ("core/src/pipezoo_core/decoder/model.py", "import pipezoo", "Core imports neither"),
         ("core/src/pipezoo_core/kv_cache/manager.py", "import pipezoo_core.decoder", "imports go one way"),
+        (
+            "core/src/pipezoo_core/request.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import pipezoo_core.context",
+            "imports go one way",
+        ),
         ("core/src/pipezoo_core/context.py", "import torch", "imports no torch"),
     ],
 )

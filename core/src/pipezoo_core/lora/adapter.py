@@ -6,12 +6,11 @@ tensor that is no A or B of a layer, is refused with its name: an adapter is nev
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -24,6 +23,7 @@ from pipezoo_core.errors import (
 from pipezoo_core.hub_download import download_files
 from pipezoo_core.json_file import read_json_object
 from pipezoo_core.local_file import is_folder, local_path, readable
+from pipezoo_core.lora.layer_patterns import LayerPatterns
 from pipezoo_core.weights import LazyTensor, open_safetensors
 
 __all__ = ["LoRAModel", "LoRAWeights", "name_and_path", "open_adapter"]
@@ -31,11 +31,6 @@ __all__ = ["LoRAModel", "LoRAWeights", "name_and_path", "open_adapter"]
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_MAX_STEPS = 10**10  # of matching: seconds at worst, of patterns made for it
-_TOO_MANY = _MAX_STEPS + 1
-_MAX_PATTERN = 1000
-_MAX_REPEATS = 3
-_MAX_SHOWN = 200
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+", re.ASCII)
 _TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
 
@@ -53,8 +48,6 @@ _READ = {
     "peft_type": ("LORA",),
 }
 _OFF: tuple[object, ...] = (None, False, [], {})
-
-Value = TypeVar("Value")
 
 
 class _AdapterConfig(BaseModel, extra="ignore", allow_inf_nan=False):
@@ -199,12 +192,12 @@ def _layers(tensors: Mapping[str, LazyTensor], config: _AdapterConfig, folder: P
             found=strangers,
             allowed="base_model.model.<layer>.lora_A.weight and …lora_B.weight",
         )
-    ranks = _compiled(config.rank_pattern, found, folder)
-    alphas = _compiled(config.alpha_pattern, found, folder)
+    ranks = LayerPatterns(config.rank_pattern, f"the rank_pattern of {folder / _CONFIG}")
+    alphas = LayerPatterns(config.alpha_pattern, f"the alpha_pattern of {folder / _CONFIG}")
     layers = {}
     for layer, pair in found.items():
-        rank = _of_first_match(ranks, layer, config.r)
-        alpha = _of_first_match(alphas, layer, config.lora_alpha)
+        rank = ranks.find(layer, config.r)
+        alpha = alphas.find(layer, config.lora_alpha)
         if pair.keys() != {"A", "B"} or not pair["A"].shape[0] == pair["B"].shape[1] == rank:
             raise CorruptCheckpointError(
                 f"the adapter {folder} does not fit its {_CONFIG}",
@@ -213,67 +206,3 @@ def _layers(tensors: Mapping[str, LazyTensor], config: _AdapterConfig, folder: P
             )
         layers[layer] = LoRAWeights(pair["A"], pair["B"], alpha / (rank**0.5 if config.use_rslora else rank))
     return layers
-
-
-def _compiled(
-    patterns: Mapping[str, Value], layers: Collection[str], folder: Path
-) -> list[tuple[re.Pattern[str], Value]]:
-    """Compiles patterns that match the end of a layer's name, from a dot on, as PEFT does.
-
-    Raises:
-        UnsupportedAdapterError: it could take too long to match all of them with all of these names.
-        CorruptCheckpointError: one is no regular expression.
-    """
-    size, num_dots = max(map(len, layers)), max(layer.count(".") for layer in layers)
-    steps = {
-        pattern: len(layers) * (num_dots + 2) * (size + len(pattern)) * _num_ways(pattern, size) for pattern in patterns
-    }
-    if sum(steps.values()) > _MAX_STEPS:
-        raise UnsupportedAdapterError(
-            f"{folder / _CONFIG} has patterns that are too involved",
-            found=max(steps, key=lambda pattern: steps[pattern])[:_MAX_SHOWN],
-            allowed=f"at most {_MAX_REPEATS} repetitions, none of a group, and few options and alternatives",
-        )
-    compiled = []
-    for pattern, value in patterns.items():
-        try:
-            compiled.append((re.compile(rf"(.*\.)?({pattern})$"), value))
-        except (re.error, OverflowError, RecursionError) as error:
-            raise CorruptCheckpointError(
-                f"{folder / _CONFIG} has an invalid regular expression", found=pattern[:_MAX_SHOWN]
-            ) from error
-    return compiled
-
-
-def _num_ways(pattern: str, size: int) -> int:
-    """Returns an upper bound of the ways to try a pattern from one place of a text of this size on.
-
-    For `.*(a|b)c?` and 9 characters there are 10 lengths of `.*`, 2 alternatives, and c or not: 40. A group that is
-    repeated, or is more than a group, is as good as endless.
-    """
-    if len(pattern) > _MAX_PATTERN:
-        return _TOO_MANY
-    syntax = re.sub(r"\\.", "x", pattern, flags=re.DOTALL)
-    syntax = re.sub(r"\[\^?\]?[^\]]*+\]", "x", syntax).replace("(?:", "(")
-    repeats = len(re.findall(r"[*+{]", syntax))
-    if repeats > _MAX_REPEATS or re.search(r"\(\?|\)[*+?{]", syntax):
-        return _TOO_MANY
-    options = len(re.findall(r"(?<![*+?])\?", syntax))  # after another quantifier it only says which to try first
-    return math.comb(size + repeats, repeats) * 2**options * _num_alternatives(syntax)
-
-
-def _num_alternatives(syntax: str) -> int:
-    """Returns the product of the numbers of alternatives, of all groups and of what lies around them."""
-    product, groups = 1, [1, 1]  # the pattern may close the group that it is put into
-    for sign in re.findall(r"[(|)]", syntax):
-        if sign == "(":
-            groups.append(1)
-        elif sign == "|":
-            groups[-1] += 1
-        elif len(groups) > 1:  # else it is no regular expression
-            product *= groups.pop()
-    return product * math.prod(groups)
-
-
-def _of_first_match(patterns: Sequence[tuple[re.Pattern[str], Value]], layer: str, default: Value) -> Value:
-    return next((value for pattern, value in patterns if pattern.match(layer)), default)
