@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipezoo import load, registry
+from pipezoo import registry
+from pipezoo.loading import plan
 from pipezoo_core.config import KVCacheConfig, LoRAConfig, PipelineConfig
 from pipezoo_core.sampling_params import SamplingParams
 
@@ -51,9 +52,9 @@ def defaults(settings):
 def test_settings_of_a_load():
     parameters = inspect.signature(registry.load).parameters.values()
     of_call = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    of_cache = {name: defaults(KVCacheConfig)[field] for name, field in load._KV_SETTINGS.items()}
-    of_lora = {name: defaults(LoRAConfig)[name] for name in load._LORA_SETTINGS}
-    of_pipeline = {name: defaults(PipelineConfig)[name] for name in load._SETTINGS}
+    of_cache = {name: defaults(KVCacheConfig)[field] for name, field in plan._KV_SETTINGS.items()}
+    of_lora = {name: defaults(LoRAConfig)[name] for name in plan._LORA_SETTINGS}
+    of_pipeline = {name: defaults(PipelineConfig)[name] for name in plan._SETTINGS}
     assert table("Loading a model") == of_call | of_cache | of_lora | of_pipeline
 
 

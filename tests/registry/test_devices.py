@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipezoo import registry
-from pipezoo.devices import device_names, place_model
+from pipezoo.loading.devices import device_names, place_model
 from pipezoo_core.errors import InvalidSettingError
 
 SETTINGS = {"dtype": "float32", "kv_cache_memory": "1MiB"}

@@ -14,17 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipezoo.discovery import PluginIndex, PluginInfo
-from pipezoo.hub import download, locate
-from pipezoo.resolution import Resolution
-from pipezoo.resolution import resolve as _resolve
+from pipezoo.discovery.index import PluginIndex, PluginInfo
 
 if TYPE_CHECKING:
-    from pipezoo.checkpoint import Checkpoint
-    from pipezoo.load import LoadPlan
+    from pipezoo.discovery.resolution import Resolution
+    from pipezoo.loading.plan import LoadPlan
     from pipezoo_core.pipeline import TextGenerationPipeline
 
-__all__ = ["find", "load", "plan", "plugins", "refresh", "resolve"]
+__all__ = ["load", "plan", "plugins", "refresh", "resolve"]
 
 _index = PluginIndex()  # what is installed does not change while a process runs; `refresh` is for notebooks
 
@@ -72,17 +69,19 @@ def load(
         RankLostError: another device's process is gone.
         ForkedProcessError: this process was forked from one that had computed before.
     """
-    from pipezoo.devices import device_names
-    from pipezoo.inherited_threads import check_inherited_threads
-    from pipezoo.load import asked_config, build_pipeline
+    from pipezoo.loading.build import build_pipeline
+    from pipezoo.loading.devices import device_names
+    from pipezoo.loading.inherited_threads import check_inherited_threads
+    from pipezoo.loading.plan import asked_config
 
     check_inherited_threads()
     num_replicas = asked_config(settings).data_parallel_degree
     names = device_names(device, devices, num_replicas)
     if len(names) > num_replicas:
-        from pipezoo.parallel import load_parallel
+        from pipezoo.loading.find import find
+        from pipezoo.loading.parallel import load_parallel
 
-        return load_parallel(lambda: find(model, revision=revision, plugin=plugin), names, dtype, settings)
+        return load_parallel(lambda: find(_index, model, revision=revision, plugin=plugin), names, dtype, settings)
     return build_pipeline(
         plan(model, revision=revision, device=device, devices=devices, dtype=dtype, plugin=plugin, **settings)
     )
@@ -102,27 +101,13 @@ def plan(
 
     Takes and raises what `load` does.
     """
-    from pipezoo.devices import device_names
-    from pipezoo.load import asked_config, plan_load
+    from pipezoo.loading.devices import device_names
+    from pipezoo.loading.find import find
+    from pipezoo.loading.plan import asked_config, plan_load
 
     names = device_names(device, devices, asked_config(settings).data_parallel_degree)
-    checkpoint, resolution = find(model, revision=revision, plugin=plugin)
+    checkpoint, resolution = find(_index, model, revision=revision, plugin=plugin)
     return plan_load(checkpoint, resolution.architecture, devices=names, dtype=dtype, settings=settings)
-
-
-def find(model: str | Path, *, revision: str | None = None, plugin: str | None = None) -> tuple[Checkpoint, Resolution]:
-    """Returns a model's files, all of them downloaded, and the plugin that `load` would take.
-
-    Raises:
-        PluginError, ModelNotFoundError, GatedModelError, HubUnreachableError, CheckpointError: as `load`.
-    """
-    from pipezoo.checkpoint import open_checkpoint
-
-    checkpoint, resolution = _choose(model, revision, plugin)
-    complete = download(checkpoint.source)
-    if complete != checkpoint.source:
-        checkpoint = open_checkpoint(complete)
-    return checkpoint, resolution
 
 
 def resolve(model: str | Path, *, revision: str | None = None, plugin: str | None = None) -> Resolution:
@@ -134,7 +119,9 @@ def resolve(model: str | Path, *, revision: str | None = None, plugin: str | Non
         PluginError: none can be chosen; the message says why.
         ModelNotFoundError, GatedModelError, HubUnreachableError: the config cannot be had.
     """
-    return _choose(model, revision, plugin)[1]
+    from pipezoo.loading.find import resolve
+
+    return resolve(_index, model, revision=revision, plugin=plugin)
 
 
 def plugins() -> list[PluginInfo]:
@@ -145,10 +132,3 @@ def plugins() -> list[PluginInfo]:
 def refresh() -> None:
     """Looks anew for installed plugins, for a plugin installed into a running process."""
     _index.refresh()
-
-
-def _choose(model: str | Path, revision: str | None, plugin: str | None) -> tuple[Checkpoint, Resolution]:
-    from pipezoo.checkpoint import open_checkpoint
-
-    checkpoint = open_checkpoint(locate(model, revision=revision))
-    return checkpoint, _resolve(_index, checkpoint.config, plugin=plugin)

@@ -21,6 +21,7 @@ from pipezoo_core.errors import (
     UnsafeCheckpointError,
     UnsupportedAdapterError,
 )
+from pipezoo_core.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_hub_id, pickles_in
 from pipezoo_core.hub_download import download_files
 from pipezoo_core.json_file import read_json_object
 from pipezoo_core.local_file import is_folder, local_path, readable
@@ -28,15 +29,11 @@ from pipezoo_core.weights import LazyTensor, open_safetensors
 
 __all__ = ["LoRAModel", "LoRAWeights", "name_and_path", "open_adapter"]
 
-_CONFIG = "adapter_config.json"
-_WEIGHTS = "adapter_model.safetensors"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _MAX_STEPS = 10**10  # of matching: seconds at worst, of patterns made for it
 _TOO_MANY = _MAX_STEPS + 1
 _MAX_PATTERN = 1000
 _MAX_REPEATS = 3
 _MAX_SHOWN = 200
-_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+", re.ASCII)
 _TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
 
 # What a config may say without a change to the result: notes, training, and which layers (the tensors say that).
@@ -129,7 +126,9 @@ def open_adapter(lora_path: str) -> LoRAModel:
     try:
         config = _AdapterConfig(**raw)
     except ValidationError as error:
-        raise CorruptCheckpointError(f"{folder / _CONFIG} is not sound", found=error.errors()[0]["loc"]) from error
+        raise CorruptCheckpointError(
+            f"{folder / ADAPTER_CONFIG} is not sound", found=error.errors()[0]["loc"]
+        ) from error
     return LoRAModel(name, folder, _layers(_open_weights(folder), config, folder))
 
 
@@ -137,20 +136,20 @@ def _folder(path: str) -> Path:
     folder = local_path(path)
     if is_folder(folder):
         return folder
-    if _HUB_ID.fullmatch(path):
-        return download_files(path, None, (_CONFIG, _WEIGHTS))
+    if is_hub_id(path):
+        return download_files(path, None, (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
     raise ModelNotFoundError(
         f"{path!r} is neither a folder nor a name on the Hub",
-        allowed=f'a folder with {_CONFIG} and {_WEIGHTS}, or a Hub id "org/name"',
+        allowed=f'a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}, or a Hub id "org/name"',
     )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / _CONFIG
+    path = folder / ADAPTER_CONFIG
     with readable(folder):
         if not path.is_file():
             raise ModelNotFoundError(
-                f"{folder} has no {_CONFIG}", cure="Give the folder that PEFT saved the adapter to."
+                f"{folder} has no {ADAPTER_CONFIG}", cure="Give the folder that PEFT saved the adapter to."
             )
     return read_json_object(path)
 
@@ -171,17 +170,17 @@ def _check_kind(config: Mapping[str, Any], folder: Path) -> None:
 
 
 def _open_weights(folder: Path) -> Mapping[str, LazyTensor]:
-    if (folder / _WEIGHTS).is_file():
-        return open_safetensors([folder / _WEIGHTS])
-    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if (folder / ADAPTER_WEIGHTS).is_file():
+        return open_safetensors([folder / ADAPTER_WEIGHTS])
+    pickles = pickles_in(folder)
     if pickles:
         raise UnsafeCheckpointError(
             f"{folder} holds only pickle weights, which can run code when loaded",
             found=pickles,
-            allowed=_WEIGHTS,
+            allowed=ADAPTER_WEIGHTS,
             cure="Save the adapter again with safe_serialization=True.",
         )
-    raise ModelNotFoundError(f"{folder} has no {_WEIGHTS}")
+    raise ModelNotFoundError(f"{folder} has no {ADAPTER_WEIGHTS}")
 
 
 def _layers(tensors: Mapping[str, LazyTensor], config: _AdapterConfig, folder: Path) -> dict[str, LoRAWeights]:
@@ -207,7 +206,7 @@ def _layers(tensors: Mapping[str, LazyTensor], config: _AdapterConfig, folder: P
         alpha = _of_first_match(alphas, layer, config.lora_alpha)
         if pair.keys() != {"A", "B"} or not pair["A"].shape[0] == pair["B"].shape[1] == rank:
             raise CorruptCheckpointError(
-                f"the adapter {folder} does not fit its {_CONFIG}",
+                f"the adapter {folder} does not fit its {ADAPTER_CONFIG}",
                 found=f"{layer}: " + ", ".join(f"{which} {list(tensor.shape)}" for which, tensor in pair.items()),
                 allowed=f"A [{rank}, in_features] and B [out_features, {rank}]",
             )
@@ -230,7 +229,7 @@ def _compiled(
     }
     if sum(steps.values()) > _MAX_STEPS:
         raise UnsupportedAdapterError(
-            f"{folder / _CONFIG} has patterns that are too involved",
+            f"{folder / ADAPTER_CONFIG} has patterns that are too involved",
             found=max(steps, key=lambda pattern: steps[pattern])[:_MAX_SHOWN],
             allowed=f"at most {_MAX_REPEATS} repetitions, none of a group, and few options and alternatives",
         )
@@ -240,7 +239,7 @@ def _compiled(
             compiled.append((re.compile(rf"(.*\.)?({pattern})$"), value))
         except (re.error, OverflowError, RecursionError) as error:
             raise CorruptCheckpointError(
-                f"{folder / _CONFIG} has an invalid regular expression", found=pattern[:_MAX_SHOWN]
+                f"{folder / ADAPTER_CONFIG} has an invalid regular expression", found=pattern[:_MAX_SHOWN]
             ) from error
     return compiled
 

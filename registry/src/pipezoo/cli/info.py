@@ -13,8 +13,8 @@ from pipezoo_core.native import NativeKernels
 from pipezoo_core.weights import torch_dtype
 
 if TYPE_CHECKING:
-    from pipezoo.load import LoadPlan
-    from pipezoo.resolution import Resolution
+    from pipezoo.discovery.resolution import Resolution
+    from pipezoo.loading.plan import LoadPlan
 
 __all__ = ["tables"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipezoo.hub import ModelSource, is_gguf, read_config
+from pipezoo.files.hub import ModelSource, read_config
 from pipezoo_core.architecture import SupportedArchitecture
 from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.errors import (
@@ -17,6 +17,7 @@ from pipezoo_core.errors import (
     UnsupportedCheckpointError,
     UnsupportedModelError,
 )
+from pipezoo_core.file_names import GENERATION_CONFIG, is_gguf
 from pipezoo_core.json_file import read_json_object
 from pipezoo_core.local_file import readable
 from pipezoo_core.sampling_params import SamplingParams
@@ -155,4 +156,4 @@ def sampling_defaults(checkpoint: Checkpoint) -> SamplingParams:
 
 
 def _generation_config_path(checkpoint: Checkpoint) -> Path:
-    return checkpoint.source.path / "generation_config.json"
+    return checkpoint.source.path / GENERATION_CONFIG

@@ -15,11 +15,13 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 
-from pipezoo import registry
-from pipezoo.checkpoint import Checkpoint
-from pipezoo.devices import check_device, of_each_replica, place_model
-from pipezoo.load import LoadPlan, asked_config, build_pipeline, follow_plan, open_model, plan_load
-from pipezoo.resolution import Resolution
+from pipezoo.discovery.index import PluginIndex
+from pipezoo.discovery.resolution import Resolution
+from pipezoo.files.checkpoint import Checkpoint
+from pipezoo.loading.build import build_pipeline, open_model
+from pipezoo.loading.devices import check_device, of_each_replica, place_model
+from pipezoo.loading.find import find
+from pipezoo.loading.plan import LoadPlan, asked_config, follow_plan, plan_load
 from pipezoo_core.config import PipelineConfig
 from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.distributed import (
@@ -43,12 +45,12 @@ T = TypeVar("T")
 
 
 def load_parallel(
-    find: Callable[[], tuple[Checkpoint, Resolution]], devices: Sequence[str], dtype: str, settings: dict[str, Any]
+    found: Callable[[], tuple[Checkpoint, Resolution]], devices: Sequence[str], dtype: str, settings: dict[str, Any]
 ) -> TextGenerationPipeline:
     """Loads a model on several devices.
 
     Args:
-        find: downloads what is missing, and returns the model's files and plugin.
+        found: downloads what is missing, and returns the model's files and plugin.
         devices: several for each replica. This process has the first of each, the others have one of their own.
         dtype: as for `registry.load`.
         settings: as for `registry.load`.
@@ -71,15 +73,15 @@ def load_parallel(
             )
         own = check_device(devices[rank % len(devices)])  # joining counts the processes
         group = join_launched(len(devices), own, timeout)
-        return _load([group], _Plans(find, devices, dtype, settings), ranks_here(group.size))
+        return _load([group], _Plans(found, devices, dtype, settings), ranks_here(group.size))
     places = of_each_replica(place_model(devices, num_replicas), num_replicas)
     workers: list[Workers] = []
     try:
         workers.extend(Workers(len(part) - 1, __name__, work.__name__) for part in places)
-        found = find()
+        checkpoint, resolution = found()
         call = {
-            "path": str(found[0].source.path),
-            "plugin": found[1].plugin.distribution,
+            "path": str(checkpoint.source.path),
+            "plugin": resolution.plugin.distribution,
             "num_ranks_here": len(devices),
             "timeout": timeout,
         }
@@ -90,7 +92,7 @@ def load_parallel(
         for started in workers:
             started.stop()
         raise
-    return _load(groups, _Plans(lambda: found, devices, dtype, settings), len(devices))
+    return _load(groups, _Plans(lambda: (checkpoint, resolution), devices, dtype, settings), len(devices))
 
 
 def work() -> NoReturn:
@@ -98,7 +100,7 @@ def work() -> NoReturn:
     rank, size, place, call = follow_parent()
     devices = call["devices"]
     group = join_local(rank, size, place, torch.device(devices[rank]), call["timeout"])
-    plans = _Plans(lambda: registry.find(call["path"], plugin=call["plugin"]), devices)
+    plans = _Plans(lambda: find(PluginIndex(), call["path"], plugin=call["plugin"]), devices)
     _load([group], plans, call["num_ranks_here"])
     raise AssertionError("only rank 0 has a pipeline")
 

@@ -1,4 +1,4 @@
-"""From a model's files and the plugin chosen for them to a running pipeline."""
+"""What is decided of a load before any weight is read: precision, devices, memory."""
 
 from __future__ import annotations
 
@@ -8,31 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipezoo.checkpoint import Checkpoint, generation_config, open_weights, read_huggingface_config, sampling_defaults
-from pipezoo.devices import check_parallel, of_each_replica, place_model
+from pipezoo.files.checkpoint import Checkpoint, open_weights, read_huggingface_config, sampling_defaults
+from pipezoo.loading.devices import check_parallel, place_model
 from pipezoo_core.architecture import SupportedArchitecture
-from pipezoo_core.config import KVCacheConfig, LoRAConfig, PipelineConfig, ReturnLogits
-from pipezoo_core.context import TextContext
-from pipezoo_core.distributed import TensorParallelGroup, ranks_here
+from pipezoo_core.config import KVCacheConfig, LoRAConfig, PipelineConfig
+from pipezoo_core.distributed import ranks_here
 from pipezoo_core.errors import InvalidSettingError
-from pipezoo_core.interfaces import PipelineModel
-from pipezoo_core.memory import MemoryPlan, plan_memory, release_freed_memory
-from pipezoo_core.pipeline import TextGenerationPipeline
+from pipezoo_core.memory import MemoryPlan, plan_memory
 from pipezoo_core.sampling_params import SamplingParams
-from pipezoo_core.session import InferenceSession
-from pipezoo_core.tokenizer import (
-    TextTokenizer,
-    eos_token_ids,
-    gguf_end_tokens,
-    load_tokenizer,
-    tokenizer_from_gguf,
-)
 from pipezoo_core.weights import Weights, resolve_encoding
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["LoadPlan", "asked_config", "build_pipeline", "follow_plan", "open_model", "plan_load"]
+__all__ = ["LoadPlan", "asked_config", "follow_plan", "plan_load"]
 
 _KV_SETTINGS = {"page_size": "page_size", "kv_cache_memory": "memory", "enable_prefix_caching": "enable_prefix_caching"}
 _LORA_SETTINGS = ("lora_paths", "max_lora_rank", "max_num_loras")
@@ -169,41 +158,6 @@ def follow_plan(
     )
 
 
-def build_pipeline(plan: LoadPlan, groups: Sequence[TensorParallelGroup] = ()) -> TextGenerationPipeline:
-    """Loads the tokenizer and, for each replica, the weights, and allocates its KV cache.
-
-    Args:
-        plan: of `plan_load`.
-        groups: for each replica the ranks that compute it together, of which this is rank 0; none where this process
-            is alone.
-    """
-    tokenizer = _tokenizer(plan)
-    parts = of_each_replica(plan.devices, plan.pipeline_config.data_parallel_degree)
-    their_groups: Sequence[TensorParallelGroup | None] = groups or [None] * len(parts)
-    models = [open_model(plan, devices, group) for devices, group in zip(parts, their_groups, strict=True)]
-    return TextGenerationPipeline(plan.pipeline_config, models, tokenizer, plan.memory)
-
-
-def open_model(
-    plan: LoadPlan, devices: Sequence[torch.device], group: TensorParallelGroup | None = None
-) -> PipelineModel[TextContext]:
-    """Loads the weights of one replica, or one rank's part of them, and allocates its KV cache."""
-    session = InferenceSession(devices, group)
-    model = plan.architecture.pipeline_model(
-        pipeline_config=plan.pipeline_config,
-        session=session,
-        huggingface_config=plan.huggingface_config,
-        encoding=plan.pipeline_config.encoding,
-        devices=session.devices,
-        kv_cache_config=plan.pipeline_config.kv_cache,
-        weights=plan.weights,
-        adapter=plan.architecture.weight_adapters[plan.weights.format],
-        return_logits=ReturnLogits.VARIABLE,
-    )
-    release_freed_memory()
-    return model
-
-
 def _pipeline_settings(settings: dict[str, Any]) -> dict[str, Any]:
     unknown = sorted(settings.keys() - {*_SETTINGS, *_KV_SETTINGS, *_LORA_SETTINGS})
     if unknown:
@@ -216,21 +170,3 @@ def _pipeline_settings(settings: dict[str, Any]) -> dict[str, Any]:
     own = {name: value for name, value in settings.items() if name in _SETTINGS}
     of_lora = {name: value for name, value in settings.items() if name in _LORA_SETTINGS}
     return {**own, "kv_cache": KVCacheConfig(**of_cache), "lora": LoRAConfig(**of_lora) if of_lora else None}
-
-
-def _tokenizer(plan: LoadPlan) -> TextTokenizer:
-    checkpoint = plan.checkpoint
-    further_ends: frozenset[int] = frozenset()
-    if checkpoint.gguf is not None:
-        delegate = tokenizer_from_gguf(checkpoint.gguf.metadata)
-        further_ends = gguf_end_tokens(checkpoint.gguf.metadata)
-    else:
-        delegate = load_tokenizer(checkpoint.source.path, plan.architecture.tokenizer)
-    assert plan.pipeline_config.max_length is not None
-    return TextTokenizer(
-        delegate,
-        max_length=plan.pipeline_config.max_length,
-        sampling_params=plan.sampling_params,
-        eos_token_ids=eos_token_ids(delegate, plan.huggingface_config, generation_config(checkpoint)) | further_ends,
-        vocab_size=plan.huggingface_config.get_text_config().vocab_size,
-    )
