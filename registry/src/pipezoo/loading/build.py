@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-from pipezoo.files.checkpoint import generation_config
 from pipezoo.loading.devices import of_each_replica
 from pipezoo.loading.plan import LoadPlan
 from pipezoo_core.config import ReturnLogits
@@ -50,12 +49,12 @@ def open_model(
     model = plan.architecture.pipeline_model(
         pipeline_config=plan.pipeline_config,
         session=session,
-        huggingface_config=plan.huggingface_config,
+        huggingface_config=plan.files.huggingface_config,
         encoding=plan.pipeline_config.encoding,
         devices=session.devices,
         kv_cache_config=plan.pipeline_config.kv_cache,
-        weights=plan.weights,
-        adapter=plan.architecture.weight_adapters[plan.weights.format],
+        weights=plan.files.weights,
+        adapter=plan.architecture.weight_adapters[plan.files.weights.format],
         return_logits=ReturnLogits.VARIABLE,
     )
     release_freed_memory()
@@ -63,18 +62,18 @@ def open_model(
 
 
 def _tokenizer(plan: LoadPlan) -> TextTokenizer:
-    checkpoint = plan.checkpoint
+    files = plan.files
     further_ends: frozenset[int] = frozenset()
-    if checkpoint.gguf is not None:
-        delegate = tokenizer_from_gguf(checkpoint.gguf.metadata)
-        further_ends = gguf_end_tokens(checkpoint.gguf.metadata)
+    if files.gguf is not None:
+        delegate = tokenizer_from_gguf(files.gguf.metadata)
+        further_ends = gguf_end_tokens(files.gguf.metadata)
     else:
-        delegate = load_tokenizer(checkpoint.source.path, plan.architecture.tokenizer)
+        delegate = load_tokenizer(files.source.path, plan.architecture.tokenizer)
     assert plan.pipeline_config.max_length is not None
     return TextTokenizer(
         delegate,
         max_length=plan.pipeline_config.max_length,
-        sampling_params=plan.sampling_params,
-        eos_token_ids=eos_token_ids(delegate, plan.huggingface_config, generation_config(checkpoint)) | further_ends,
-        vocab_size=plan.huggingface_config.get_text_config().vocab_size,
+        sampling_params=files.sampling_params,
+        eos_token_ids=eos_token_ids(delegate, files.huggingface_config, files.generation_config) | further_ends,
+        vocab_size=files.huggingface_config.get_text_config().vocab_size,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipezoo.discovery.index import PluginIndex
@@ -10,13 +11,26 @@ from pipezoo.discovery.resolution import resolve as resolve_config
 from pipezoo.files.checkpoint import Checkpoint, open_checkpoint
 from pipezoo.files.hub import download, locate
 
-__all__ = ["find", "resolve"]
+__all__ = ["FoundModel", "find", "resolve"]
+
+
+@dataclass(frozen=True, slots=True)
+class FoundModel:
+    """A model that can be loaded.
+
+    Attributes:
+        checkpoint: its files, all of them on disk.
+        resolution: the plugin that serves it.
+    """
+
+    checkpoint: Checkpoint
+    resolution: Resolution
 
 
 def find(
     index: PluginIndex, model: str | Path, *, revision: str | None = None, plugin: str | None = None
-) -> tuple[Checkpoint, Resolution]:
-    """Returns a model's files, all of them downloaded, and the plugin to load it with.
+) -> FoundModel:
+    """Finds a model, downloads what is missing of it, and chooses its plugin.
 
     Args:
         index: the installed plugins.
@@ -27,20 +41,19 @@ def find(
     Raises:
         PluginError, ModelNotFoundError, GatedModelError, HubUnreachableError, CheckpointError: as `registry.load`.
     """
-    checkpoint, resolution = _chosen(index, model, revision, plugin)
-    complete = download(checkpoint.source)
-    return checkpoint if complete == checkpoint.source else open_checkpoint(complete), resolution
+    begun = _chosen(index, model, revision, plugin)
+    complete = download(begun.checkpoint.source)
+    is_whole = complete == begun.checkpoint.source
+    return begun if is_whole else FoundModel(open_checkpoint(complete), begun.resolution)
 
 
 def resolve(
     index: PluginIndex, model: str | Path, *, revision: str | None = None, plugin: str | None = None
 ) -> Resolution:
     """Says which plugin `find` would take, and why. Takes and raises what it does; downloads the config at most."""
-    return _chosen(index, model, revision, plugin)[1]
+    return _chosen(index, model, revision, plugin).resolution
 
 
-def _chosen(
-    index: PluginIndex, model: str | Path, revision: str | None, plugin: str | None
-) -> tuple[Checkpoint, Resolution]:
+def _chosen(index: PluginIndex, model: str | Path, revision: str | None, plugin: str | None) -> FoundModel:
     checkpoint = open_checkpoint(locate(model, revision=revision))
-    return checkpoint, resolve_config(index, checkpoint.config, plugin=plugin)
+    return FoundModel(checkpoint, resolve_config(index, checkpoint.config, plugin=plugin))

@@ -1,0 +1,147 @@
+"""A model's files as its plugin reads them: config, headers of the weights, defaults of requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipezoo.files.checkpoint import Checkpoint
+from pipezoo.files.hub import ModelSource
+from pipezoo_core.architecture import SupportedArchitecture
+from pipezoo_core.decoder import DecoderPipelineModel
+from pipezoo_core.errors import (
+    CorruptCheckpointError,
+    InvalidSettingError,
+    PipezooError,
+    UnsupportedCheckpointError,
+    UnsupportedModelError,
+)
+from pipezoo_core.file_names import GENERATION_CONFIG
+from pipezoo_core.json_file import read_json_object
+from pipezoo_core.local_file import readable
+from pipezoo_core.sampling_params import SamplingParams
+from pipezoo_core.weights import HEAD, GGUFFile, Weights, find_safetensors, open_safetensors
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ["ModelFiles", "read_files"]
+
+_MAX_SHOWN = 500
+
+# Of classifiers, of how files were written, and of code. A config class would act on some of them.
+_WITHOUT_EFFECT = (
+    "auto_map", "dtype", "id2label", "label2id", "num_labels", "per_layer_config", "problem_type",
+    "quantization_config", "torch_dtype",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """What is found of a model, all but the numbers of its weights.
+
+    Attributes:
+        source: where it is.
+        gguf: the opened file, or None for a folder.
+        huggingface_config: what the model is.
+        weight_paths: the weight files.
+        weights: their tensors, headers read.
+        generation_config: the folder's generation_config.json; nothing where there is none.
+        sampling_params: settings of requests that bring none: ours, and over them those of the generation_config.json.
+    """
+
+    source: ModelSource
+    gguf: GGUFFile | None
+    huggingface_config: PretrainedConfig
+    weight_paths: tuple[Path, ...]
+    weights: Weights
+    generation_config: dict[str, Any]
+    sampling_params: SamplingParams
+
+
+def read_files(checkpoint: Checkpoint, architecture: SupportedArchitecture) -> ModelFiles:
+    """Reads a model's config, the headers of its weights, and its defaults. Reads no weights.
+
+    Raises:
+        UnsupportedModelError: the plugin cannot express this config.
+        CheckpointError: the files are damaged, missing, unsafe, of a kind that the plugin does not read, or do not
+            fit each other.
+    """
+    raw_config, paths, weights = _open_weights(checkpoint, architecture)
+    huggingface_config = _huggingface_config(architecture, raw_config, weights)
+    generation_config = _generation_config(checkpoint)
+    return ModelFiles(
+        source=checkpoint.source,
+        gguf=checkpoint.gguf,
+        huggingface_config=huggingface_config,
+        weight_paths=paths,
+        weights=weights,
+        generation_config=generation_config,
+        sampling_params=_sampling_params(checkpoint, generation_config),
+    )
+
+
+def _open_weights(
+    checkpoint: Checkpoint, architecture: SupportedArchitecture
+) -> tuple[dict[str, Any], tuple[Path, ...], Weights]:
+    """Returns the config as in a config.json, the weight files, and their tensors."""
+    path, readable = checkpoint.source.path, sorted(architecture.weight_adapters)
+    if checkpoint.gguf is not None:
+        if architecture.config_from_gguf is None:
+            raise UnsupportedCheckpointError(f"{architecture.name} does not read GGUF", found=path, allowed=readable)
+        return architecture.config_from_gguf(checkpoint.gguf), (path,), checkpoint.gguf.weights
+    paths = find_safetensors(path)
+    return dict(checkpoint.config), paths, open_safetensors(paths)
+
+
+def _huggingface_config(
+    architecture: SupportedArchitecture, raw_config: dict[str, Any], weights: Weights
+) -> PretrainedConfig:
+    """Returns the plugin's config object, which knows nothing of code that the config names.
+
+    Its head is tied only where the weights have none of other numbers than the embedding's.
+
+    A config of a larger model than the weights is refused before anything is built.
+    """
+    known = {name: value for name, value in raw_config.items() if not _is_without_effect(name)}
+    try:
+        config = architecture.huggingface_config(known)
+        if issubclass(architecture.pipeline_model, DecoderPipelineModel):
+            architecture.pipeline_model.config_class.from_huggingface(config).check_against(weights)
+    except PipezooError:
+        raise
+    except Exception as error:  # a plugin's config class may fail in any way over values that it does not expect
+        raise UnsupportedModelError(
+            f"the config is not one of {architecture.name}",
+            found=f"{type(error).__name__}: {error}"[:_MAX_SHOWN],
+            cure="Check the model's config.json.",
+        ) from error
+    if getattr(config, "tie_word_embeddings", False):
+        config.tie_word_embeddings = HEAD not in architecture.weight_adapters[weights.format](weights, config)
+    return config
+
+
+def _is_without_effect(name: str) -> bool:
+    """Whether an entry says nothing of the model, or would take the place of a method of its config."""
+    from transformers import PretrainedConfig
+
+    return name.startswith("_") or name in _WITHOUT_EFFECT or callable(getattr(PretrainedConfig, name, None))
+
+
+def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    path = checkpoint.source.path / GENERATION_CONFIG
+    with readable(path):
+        return read_json_object(path) if checkpoint.gguf is None and path.is_file() else {}
+
+
+def _sampling_params(checkpoint: Checkpoint, generation_config: dict[str, Any]) -> SamplingParams:
+    try:
+        return SamplingParams.from_generation_config(generation_config)
+    except InvalidSettingError as error:  # which would read as if the caller had set it
+        raise CorruptCheckpointError(
+            f"{checkpoint.source.path / GENERATION_CONFIG}: {error.what}",
+            found=error.found,
+            allowed=error.allowed,
+            cure="Correct the value in the file, or take it out.",
+        ) from error
