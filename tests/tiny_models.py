@@ -39,7 +39,7 @@ def load_model(
     model_class, folder, huggingface_config, adapter, *, return_logits=ReturnLogits.ALL, group=None, **settings
 ):
     """Loads pipezoo's model from a folder, in float32 on the CPU; of a group's model this rank's part."""
-    values = {"kv_cache": KVCacheConfig(page_size=8, memory=2**22), **settings}
+    values = {"kv_cache": KVCacheConfig(page_size=8, kv_cache_memory=2**22), **settings}
     paths = find_safetensors(folder)
     config = PipelineConfig(model_path=str(folder), weight_paths=paths, **values)
     encoding = config.encoding

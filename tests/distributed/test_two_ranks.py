@@ -10,7 +10,8 @@ import torch
 from conftest import assert_all_free
 from gguf_files import TOKENS
 
-from pipezoo import parallel, registry
+from pipezoo import registry
+from pipezoo.loading import parallel
 from pipezoo_core.context import TextGenerationInputs
 from pipezoo_core.distributed import Workers
 from pipezoo_core.errors import (

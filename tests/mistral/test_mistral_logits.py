@@ -66,7 +66,7 @@ def test_pages_behind_the_window_are_never_read(tmp_path, attention, chunk):
         reference.config,
         adapt_safetensors,
         attention=attention,
-        kv_cache=KVCacheConfig(page_size=8, memory=memory, enable_prefix_caching=False),
+        kv_cache=KVCacheConfig(page_size=8, kv_cache_memory=memory, enable_prefix_caching=False),
     )
     manager, fetch = model.kv_manager, model.kv_manager.fetch
 

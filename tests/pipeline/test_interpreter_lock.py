@@ -38,7 +38,7 @@ class Operations(TorchDispatchMode):
 @pytest.mark.parametrize("num_requests", [1, 3])
 def test_a_decode_step_is_one_long_call(tmp_path, monkeypatch, num_requests):
     make_llama(head_dim=32).save_pretrained(tmp_path)
-    cache = KVCacheConfig(page_size=32, memory=2**22)
+    cache = KVCacheConfig(page_size=32, kv_cache_memory=2**22)
     model = load_model(LlamaPipelineModel, tmp_path, make_llama(head_dim=32).config, adapt_safetensors, kv_cache=cache)
     scheduler = Scheduler([model.kv_manager], max_batch_size=8, max_batch_tokens=64)
     tokenizer = SimpleNamespace(decode=lambda tokens: "x" * len(tokens), special_texts={})

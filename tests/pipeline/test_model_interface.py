@@ -106,7 +106,7 @@ def test_next_token_inputs_go_on_where_the_step_before_ended(load, reference):
 @pytest.mark.parametrize("max_length", [3, 16, 17, 50])
 def test_optimal_batch_size_is_how_many_longest_requests_get_pages(load, max_length):
     memory = 20 * 8 * 2 * 3 * 2 * 8 * 4 + 5  # 20 pages of 8 tokens, and a bit
-    model = load(max_length=max_length, kv_cache=KVCacheConfig(page_size=8, memory=memory))
+    model = load(max_length=max_length, kv_cache=KVCacheConfig(page_size=8, kv_cache_memory=memory))
     contexts = [make_context(str(i), [i] * max_length) for i in range(40)]
     num_fit = 0
     for context in contexts:
@@ -168,6 +168,7 @@ def test_layers_and_lengths_are_the_configs(of_each_plugin):
     config = json.loads((folder / "config.json").read_text())
     plan = registry.plan(folder, device="cpu")
     model = plan.architecture.pipeline_model
-    assert model.get_num_layers(plan.huggingface_config) == config.get("num_hidden_layers", config.get("n_layers"))
-    length = model.calculate_max_seq_len(plan.pipeline_config, plan.huggingface_config)
+    huggingface_config = plan.files.huggingface_config
+    assert model.get_num_layers(huggingface_config) == config.get("num_hidden_layers", config.get("n_layers"))
+    length = model.calculate_max_seq_len(plan.pipeline_config, huggingface_config)
     assert length == config.get("max_position_embeddings", config.get("max_seq_len"))

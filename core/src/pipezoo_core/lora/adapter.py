@@ -20,6 +20,7 @@ from pipezoo_core.errors import (
     UnsafeCheckpointError,
     UnsupportedAdapterError,
 )
+from pipezoo_core.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_hub_id, pickles_in
 from pipezoo_core.hub_download import download_files
 from pipezoo_core.json_file import read_json_object
 from pipezoo_core.local_file import is_folder, local_path, readable
@@ -28,10 +29,6 @@ from pipezoo_core.weights import LazyTensor, open_safetensors
 
 __all__ = ["LoRAModel", "LoRAWeights", "name_and_path", "open_adapter"]
 
-_CONFIG = "adapter_config.json"
-_WEIGHTS = "adapter_model.safetensors"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+", re.ASCII)
 _TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
 
 # What a config may say without a change to the result: notes, training, and which layers (the tensors say that).
@@ -122,7 +119,9 @@ def open_adapter(lora_path: str) -> LoRAModel:
     try:
         config = _AdapterConfig(**raw)
     except ValidationError as error:
-        raise CorruptCheckpointError(f"{folder / _CONFIG} is not sound", found=error.errors()[0]["loc"]) from error
+        raise CorruptCheckpointError(
+            f"{folder / ADAPTER_CONFIG} is not sound", found=error.errors()[0]["loc"]
+        ) from error
     return LoRAModel(name, folder, _layers(_open_weights(folder), config, folder))
 
 
@@ -130,20 +129,20 @@ def _folder(path: str) -> Path:
     folder = local_path(path)
     if is_folder(folder):
         return folder
-    if _HUB_ID.fullmatch(path):
-        return download_files(path, None, (_CONFIG, _WEIGHTS))
+    if is_hub_id(path):
+        return download_files(path, None, (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
     raise ModelNotFoundError(
         f"{path!r} is neither a folder nor a name on the Hub",
-        allowed=f'a folder with {_CONFIG} and {_WEIGHTS}, or a Hub id "org/name"',
+        allowed=f'a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}, or a Hub id "org/name"',
     )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / _CONFIG
+    path = folder / ADAPTER_CONFIG
     with readable(folder):
         if not path.is_file():
             raise ModelNotFoundError(
-                f"{folder} has no {_CONFIG}", cure="Give the folder that PEFT saved the adapter to."
+                f"{folder} has no {ADAPTER_CONFIG}", cure="Give the folder that PEFT saved the adapter to."
             )
     return read_json_object(path)
 
@@ -164,17 +163,17 @@ def _check_kind(config: Mapping[str, Any], folder: Path) -> None:
 
 
 def _open_weights(folder: Path) -> Mapping[str, LazyTensor]:
-    if (folder / _WEIGHTS).is_file():
-        return open_safetensors([folder / _WEIGHTS])
-    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if (folder / ADAPTER_WEIGHTS).is_file():
+        return open_safetensors([folder / ADAPTER_WEIGHTS])
+    pickles = pickles_in(folder)
     if pickles:
         raise UnsafeCheckpointError(
             f"{folder} holds only pickle weights, which can run code when loaded",
             found=pickles,
-            allowed=_WEIGHTS,
+            allowed=ADAPTER_WEIGHTS,
             cure="Save the adapter again with safe_serialization=True.",
         )
-    raise ModelNotFoundError(f"{folder} has no {_WEIGHTS}")
+    raise ModelNotFoundError(f"{folder} has no {ADAPTER_WEIGHTS}")
 
 
 def _layers(tensors: Mapping[str, LazyTensor], config: _AdapterConfig, folder: Path) -> dict[str, LoRAWeights]:
@@ -192,15 +191,15 @@ def _layers(tensors: Mapping[str, LazyTensor], config: _AdapterConfig, folder: P
             found=strangers,
             allowed="base_model.model.<layer>.lora_A.weight and …lora_B.weight",
         )
-    ranks = LayerPatterns(config.rank_pattern, f"the rank_pattern of {folder / _CONFIG}")
-    alphas = LayerPatterns(config.alpha_pattern, f"the alpha_pattern of {folder / _CONFIG}")
+    ranks = LayerPatterns(config.rank_pattern, f"the rank_pattern of {folder / ADAPTER_CONFIG}")
+    alphas = LayerPatterns(config.alpha_pattern, f"the alpha_pattern of {folder / ADAPTER_CONFIG}")
     layers = {}
     for layer, pair in found.items():
         rank = ranks.find(layer, config.r)
         alpha = alphas.find(layer, config.lora_alpha)
         if pair.keys() != {"A", "B"} or not pair["A"].shape[0] == pair["B"].shape[1] == rank:
             raise CorruptCheckpointError(
-                f"the adapter {folder} does not fit its {_CONFIG}",
+                f"the adapter {folder} does not fit its {ADAPTER_CONFIG}",
                 found=f"{layer}: " + ", ".join(f"{which} {list(tensor.shape)}" for which, tensor in pair.items()),
                 allowed=f"A [{rank}, in_features] and B [out_features, {rank}]",
             )
