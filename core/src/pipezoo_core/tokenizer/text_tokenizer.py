@@ -21,6 +21,7 @@ from pipezoo_core.panics import raise_unless_failure
 from pipezoo_core.request import ChatMessage, TextGenerationRequest
 from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.structured_output import GrammarCompiler
+from pipezoo_core.tokenizer.chat_messages import check_messages
 from pipezoo_core.tokenizer.chat_template import ChatTemplate, ChatTemplateError
 from pipezoo_core.tokenizer.token_length import TokenLength
 
@@ -167,14 +168,15 @@ class TextTokenizer:
         """Returns the text that the model's chat template makes of messages, up to where the answer begins.
 
         Raises:
-            InvalidRequestError: the model has no chat template, a message lacks its role or text, or the template
-                refuses the messages; its reason is chained.
+            EmptyPromptError: there are no messages.
+            InvalidRequestError: the model has no chat template, a message lacks its role or text, the chat is too
+                large, or the template refuses the messages; its reason is chained.
         """
         if self.delegate.chat_template is None:
             raise InvalidRequestError(
                 "the model has no chat template", cure="Give the prompt as text, or take the model's chat version."
             )
-        _check_messages(messages)
+        check_messages(messages)
         conversation = [dict(message) for message in messages]
         given = {"messages": conversation, "tools": None, "documents": None, "add_generation_prompt": True}
         try:
@@ -268,16 +270,3 @@ def _check_unicode(text: str) -> None:
             allowed="text that UTF-8 can encode",
             cure='Decode it with errors="replace" where it comes from.',
         ) from error
-
-
-def _check_messages(messages: Sequence[ChatMessage]) -> None:
-    if not messages:
-        raise EmptyPromptError("the chat has no messages", cure="Give at least one.")
-    for number, message in enumerate(messages, start=1):
-        is_sound = isinstance(message, Mapping) and all(isinstance(message.get(k), str) for k in ("role", "content"))
-        if not is_sound:
-            raise InvalidRequestError(
-                f"message {number} of the chat is not sound",
-                found=shown(message),
-                allowed='a mapping such as {"role": "user", "content": "Hello"}, both of them text',
-            )
