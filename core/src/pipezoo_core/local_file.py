@@ -15,10 +15,10 @@ _MAX_TEXT_BYTES = 1 << 20
 
 
 def local_path(text: str | Path) -> Path:
-    """Returns the path that a user means; `~nobody` of a user that is not there stays as it is."""
+    """Returns the path that a user means; `~nobody` of a user that cannot be stays as it is."""
     try:
         return Path(text).expanduser()
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         return Path(text)
 
 
