@@ -33,6 +33,7 @@ __all__ = ["TextTokenizer"]
 Tokens: TypeAlias = "Sequence[int] | NDArray[np.integer[Any]]"
 
 _MAX_TEMPLATE_SIZE = 1 << 20
+_MAX_NUM_TOKENS = 1 << 24
 
 
 class TextTokenizer:
@@ -47,8 +48,8 @@ class TextTokenizer:
             padded, and what it is padded with can be generated and has no text.
 
     Raises:
-        UnsupportedTokenizerError: the chat template is larger than any honest one, or the tokenizer fails at a text
-            without characters.
+        UnsupportedTokenizerError: the chat template is larger than any honest one, or an id is, or the tokenizer fails
+            at a text without characters.
     """
 
     def __init__(
@@ -65,6 +66,12 @@ class TextTokenizer:
         self.max_length = max_length
         self.sampling_params = sampling_params
         self._num_tokens = max(delegate.get_vocab().values()) + 1  # ids may have gaps, so not their number
+        if self._num_tokens > _MAX_NUM_TOKENS:  # the library walks over all ids up to the greatest, used or not
+            raise UnsupportedTokenizerError(
+                "the tokenizer has an id above that of any vocabulary",
+                found=self._num_tokens - 1,
+                allowed=f"at most {_MAX_NUM_TOKENS - 1}",
+            )
         self._vocab_size = self._num_tokens if vocab_size is None else vocab_size
         self._eos_token_ids = frozenset(token for token in eos_token_ids if token < self._vocab_size)
         self._grammars = GrammarCompiler(delegate, end_token_ids=self._eos_token_ids)
