@@ -47,10 +47,10 @@ def test_an_unknown_name_lists_all_that_are_known(kind):
     ("kind", "values", "allowed"),
     [
         (LoadSettings, {"page_size": 0}, "a whole number, at least 1, at most 4,096"),
-        (LoadSettings, {"max_length": "long"}, "a whole number, at least 2, or None"),
+        (LoadSettings, {"max_length": "long"}, "a whole number, at least 2, at most 2,147,483,647, or None"),
         (LoadSettings, {"enforce_eager": "maybe"}, "True or False"),
         (LoadSettings, {"attention": "flash"}, "auto, reference, paged, native"),
-        (LoadSettings, {"rank_timeout": float("nan")}, "a number, at least 1"),
+        (LoadSettings, {"rank_timeout": float("nan")}, "a number, at least 1, at most 1,000,000"),
         (LoadSettings, {"plugin": 3}, "text, or None"),
         (SamplingParams, {"top_p": 2}, "a number, above 0, at most 1"),
         (SamplingParams, {"stop": ["a" * 2000]}, "a list, each text, not shorter than 1, not longer than 1,024"),
