@@ -30,7 +30,7 @@ BEYOND = {
     "stop": [["x"] * 10**6, "x" * 10**6, [""], [1] * 10**6, itertools.repeat("x"), 7],
     "stop_token_ids": [[1] * 10**6, ["x" * 10**6], 7],
     "seed": [-1, 2**64, 10**400, 10**5000],
-    "log_probabilities": [-1, 129, 2**63, 10**5000],
+    "log_probabilities": [-1, 1.5, 129, 2**63, 10**5000],
     "echo": ["x" * 10**6],
     "json_schema": [7, "x" * 10**6, [1] * 10**6, {"const": float("nan")}],
     "regex": [7, ["x" * 10**6]],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from pipezoo_core.errors import InvalidRequestError, shown
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ChatMessage",
+    "FinishReason",
     "GenerationStatus",
     "LogProbabilities",
     "Prompt",
@@ -23,6 +24,8 @@ __all__ = [
     "TextGenerationInputs",
     "TextGenerationOutput",
     "TextGenerationRequest",
+    "Timing",
+    "Usage",
     "new_request_id",
 ]
 
@@ -53,6 +56,53 @@ class GenerationStatus(enum.StrEnum):
         return self is not GenerationStatus.ACTIVE
 
 
+class FinishReason(enum.StrEnum):
+    """Why a request ended, in the words that most engines use."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+_FINISH_REASONS = {
+    GenerationStatus.END_OF_SEQUENCE: FinishReason.STOP,
+    GenerationStatus.MAXIMUM_LENGTH: FinishReason.LENGTH,
+    GenerationStatus.CANCELLED: FinishReason.CANCELLED,
+    GenerationStatus.ERROR: FinishReason.ERROR,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How many tokens a request took.
+
+    Attributes:
+        num_prompt_tokens: those of the prompt, whether they were computed or found.
+        num_cached_tokens: those of the prompt that the prefix cache had when the request began.
+        num_generated_tokens: those of the answer, an end or stop token included.
+    """
+
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_generated_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long a request took, in seconds since it was handed over, its tokenization included.
+
+    Attributes:
+        queue: until its first step; None where it never began.
+        first_token: until its first token; None where there is none.
+        total: until its end.
+    """
+
+    queue: float | None
+    first_token: float | None
+    total: float
+
+
 @dataclass(frozen=True, slots=True)
 class LogProbabilities:
     """Natural-log probabilities at one step of a request, from the model's unchanged logits.
@@ -60,18 +110,25 @@ class LogProbabilities:
     Attributes:
         token_log_probabilities: of each token: the generated one, and with echo, before it, the prompt's tokens
             from the second on (nothing comes before the first).
-        top_log_probabilities: for each of these, token id -> log probability of the most likely tokens, and of the
-            token itself.
+        top_log_probabilities: for each of these, token id -> log probability of the most likely tokens, the most
+            likely first, and of the token itself, last where it is none of them.
+        token_ranks: for each of these its place among all tokens, 1 for the most likely one; those as likely as
+            another share its place. Empty where a model's own computation gives none.
+        token_texts: token id -> text, of all tokens above. A part of a character is U+FFFD.
     """
 
     token_log_probabilities: list[float]
     top_log_probabilities: list[dict[int, float]]
+    token_ranks: list[int] = field(default_factory=list)
+    token_texts: dict[int, str] = field(default_factory=dict)
 
     def followed_by(self, later: LogProbabilities) -> LogProbabilities:
         """Returns the positions of both, these first."""
         return LogProbabilities(
             self.token_log_probabilities + later.token_log_probabilities,
             self.top_log_probabilities + later.top_log_probabilities,
+            self.token_ranks + later.token_ranks,
+            self.token_texts | later.token_texts,
         )
 
 
@@ -119,6 +176,10 @@ class TextGenerationOutput:
         final_status: `ACTIVE` while more will come, `ERROR` where the request failed.
         error: why it failed; None where it did not.
         log_probabilities: one entry per generated token, or None where they were not asked for.
+        stop_reason: the stop text, or the one of `stop_token_ids`, that ended the answer; None where the model's own
+            end token, a grammar or anything else did.
+        usage: how many tokens it took; None before the end, and where the request was never begun.
+        timing: how long it took; None where `usage` is.
     """
 
     request_id: RequestID
@@ -127,23 +188,29 @@ class TextGenerationOutput:
     final_status: GenerationStatus = GenerationStatus.ACTIVE
     log_probabilities: list[LogProbabilities] | None = None
     error: BaseException | None = None
+    stop_reason: str | int | None = None
+    usage: Usage | None = None
+    timing: Timing | None = None
 
     @property
     def is_done(self) -> bool:
         """Whether no further output will come for the request."""
         return self.final_status.is_done
 
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the request ended: `final_status` in the words of other engines. None while more will come."""
+        return _FINISH_REASONS.get(self.final_status)
+
     @classmethod
     def joined(cls, pieces: Sequence[TextGenerationOutput]) -> TextGenerationOutput:
         """Joins the pieces of one request, at least one, in their order."""
         logged = [piece.log_probabilities for piece in pieces if piece.log_probabilities is not None]
-        return cls(
-            request_id=pieces[0].request_id,
+        return replace(
+            pieces[-1],
             text="".join(piece.text for piece in pieces),
             tokens=[token for piece in pieces for token in piece.tokens],
-            final_status=pieces[-1].final_status,
             log_probabilities=[entry for entries in logged for entry in entries] if logged else None,
-            error=pieces[-1].error,
         )
 
     @classmethod

@@ -64,8 +64,8 @@ class SamplingParams(Settings):
         stop: texts that end the answer; the text itself is left out. At most 128 of 1,024 characters each.
         stop_token_ids: further tokens that end the answer, 4,096 at most.
         seed: makes a sampled answer repeatable, below 2**64; None draws a new one each time.
-        log_probabilities: how many of the most likely tokens to list next to each generated one; 0 gives no log
-            probabilities at all.
+        log_probabilities: how many of the most likely tokens to list next to each generated one, 0 for that one alone;
+            None gives no log probabilities at all.
         echo: with `log_probabilities`, give those of the prompt's tokens, too.
         json_schema: the answer is JSON that this schema allows; a mapping, or JSON text.
         regex: the answer matches this regular expression, from its first to its last character.
@@ -88,7 +88,7 @@ class SamplingParams(Settings):
     stop: tuple[Annotated[str, Field(min_length=1, max_length=1024)], ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     seed: Annotated[int | None, Field(ge=0, lt=2**64)] = None
-    log_probabilities: Annotated[int, Field(ge=0, le=128)] = 0
+    log_probabilities: Annotated[int | None, Field(ge=0, le=128)] = None
     echo: bool = False
     json_schema: str | None = None
     regex: str | None = None
@@ -140,7 +140,7 @@ class SamplingParams(Settings):
                 found=self.min_new_tokens,
                 allowed=f"at most {self.max_new_tokens}",
             )
-        if self.echo and not self.log_probabilities:
+        if self.echo and self.log_probabilities is None:
             raise InvalidSettingError(
                 "setting 'echo' gives the prompt's log probabilities, but none are asked for",
                 cure="Set log_probabilities, too.",

@@ -232,3 +232,21 @@ def test_a_tokenizer_without_special_tokens_is_no_reason_for_noise(byte_level_me
 
 def test_end_tokens_without_a_turns_end(sentencepiece):
     assert eos_token_ids(sentencepiece, SimpleNamespace(), {}) == {2}
+
+
+@pytest.mark.parametrize("metadata", ["byte_level_metadata", "sentencepiece_metadata"])
+def test_the_texts_of_a_texts_tokens_are_the_text(request, metadata):
+    tokenizer = make_tokenizer(request.getfixturevalue(metadata))
+    text = "the there  in the"
+    tokens = tokenizer.encode(text, add_special_tokens=False).tolist()
+    assert "".join(tokenizer.text_of(token) for token in tokens).removeprefix(" ") == text
+    end = max(tokenizer.delegate.all_special_ids)
+    assert tokenizer.text_of(end) == tokenizer.delegate.convert_ids_to_tokens(end)
+
+
+def test_the_text_of_a_part_of_a_character_and_of_a_token_without_any(byte_level):
+    tokenizer = TextTokenizer(
+        byte_level, max_length=8, sampling_params=SamplingParams(), eos_token_ids=[], vocab_size=999
+    )
+    assert tokenizer.text_of(0xC3) == "\ufffd"
+    assert tokenizer.text_of(998) == ""

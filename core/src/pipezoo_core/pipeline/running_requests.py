@@ -201,10 +201,7 @@ class RunningRequests:
         request = self._requests.get(request_id)
         if request is not None and not request.is_done:
             request.context.finish(GenerationStatus.CANCELLED)
-            rest = self._runners.remaining_text(request_id)
-            self._deliver(
-                TextGenerationOutput(request_id=request_id, text=rest, final_status=GenerationStatus.CANCELLED)
-            )
+            self._deliver(request.context.output(text=self._runners.remaining_text(request_id)))
 
     def _release(self, request_id: RequestID) -> None:
         self._scheduler.remove(request_id)
@@ -234,8 +231,9 @@ class RunningRequests:
             outcomes = [error for _ in inputs.batches]
         for batch, outcome in zip(inputs.batches, outcomes, strict=True):
             if isinstance(outcome, BaseException):
-                for request_id in batch:  # whatever ends a replica's step concerns all of its batch, and nobody else
-                    self._deliver(TextGenerationOutput.failed(request_id, outcome))
+                for context in batch.values():  # whatever ends a replica's step concerns its batch, and nobody else
+                    context.finish(GenerationStatus.ERROR, outcome)
+                    self._deliver(context.output())
             else:
                 for output in outcome.values():
                     self._deliver(output)

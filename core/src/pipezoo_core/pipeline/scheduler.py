@@ -184,6 +184,7 @@ class Scheduler:
             if other is not replica and other.lora_manager is not None:
                 other.lora_manager.release(context.request_id)
         replica.running[context.request_id] = context
+        context.begin()
         self._grow(context, replica)
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -68,6 +69,7 @@ class TextTokenizer:
         self._eos_token_ids = frozenset(token for token in eos_token_ids if token < self._vocab_size)
         self._grammars = GrammarCompiler(delegate, end_token_ids=self._eos_token_ids)
         self._token_length = TokenLength.of(delegate)
+        self._texts: dict[int, str] = {}
         around = self._try_out()
         self._adds_bos = delegate.bos_token is not None and around[:1] == [delegate.bos_token_id]
 
@@ -103,6 +105,7 @@ class TextTokenizer:
             MissingDependencyError: it has a grammar, and llguidance is not installed.
             UnsupportedTokenizerError: it has a grammar, and llguidance cannot read the model's tokenizer.
         """
+        arrival_time = time.monotonic()
         params = self.sampling_params if request.sampling_params is None else request.sampling_params
         self._check_token_ids(params.stop_token_ids, "stop_token_ids")
         self._check_token_ids(params.logit_bias, "logit_bias")
@@ -115,6 +118,7 @@ class TextTokenizer:
             end_token_ids=self._eos_token_ids,
             matcher=matcher,
             lora=request.lora,
+            arrival_time=arrival_time,
         )
 
     def encode(self, prompt: str | Tokens, add_special_tokens: bool = True) -> NDArray[np.integer[Any]]:
@@ -162,6 +166,20 @@ class TextTokenizer:
             ) from error
         assert isinstance(text, str)
         return text
+
+    def text_of(self, token: int) -> str:
+        """Returns the text of one token inside a text: with its leading space, and of a special token its name.
+
+        A part of a character is U+FFFD, and a token that only the model knows is nothing.
+        """
+        if token not in self._texts:
+            self._texts[token] = self.special_texts.get(token) or self._text_behind(token)
+        return self._texts[token]
+
+    def _text_behind(self, token: int) -> str:
+        """Returns the text of a token behind another one, where it keeps a space that would vanish at the beginning."""
+        before = self._encode("a", add_special_tokens=False)
+        return self.decode([*before, token]).removeprefix(self.decode(before))
 
     def chat(self, messages: Sequence[ChatMessage]) -> str:
         """Returns the text that the model's chat template makes of messages, up to where the answer begins.
