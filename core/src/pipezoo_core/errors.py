@@ -20,6 +20,7 @@ __all__ = [
     "CacheIntegrityError",
     "CheckpointError",
     "CheckpointMismatchError",
+    "ClosedPipelineError",
     "CorruptCheckpointError",
     "DownloadError",
     "EmptyPromptError",
@@ -283,6 +284,10 @@ class NonFiniteLogitsError(PipezooError, ArithmeticError):
 
 class ForkedProcessError(PipezooError, RuntimeError):
     """A forked child uses its parent's model, or cannot compute because its parent had threads that it lacks."""
+
+
+class ClosedPipelineError(PipezooError, RuntimeError):
+    """A pipeline is used after it was closed."""
 
 
 class RankLostError(PipezooError, RuntimeError):

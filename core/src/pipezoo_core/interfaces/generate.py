@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from pipezoo_core.config import PipelineConfig
@@ -188,7 +188,7 @@ def _is_chat(prompt: object) -> bool:
 
 
 def join_outputs(
-    requests: Sequence[TextGenerationRequest], steps: Iterator[list[TextGenerationOutput]]
+    requests: Sequence[TextGenerationRequest], steps: Iterable[list[TextGenerationOutput]]
 ) -> list[TextGenerationOutput]:
     """Joins the pieces that steps yield to one output per request, in the order of the requests."""
     pieces: dict[RequestID, list[TextGenerationOutput]] = {request.request_id: [] for request in requests}

@@ -150,6 +150,11 @@ class RunningRequests:
         self.check()
         self._change(partial(self._cancel, request_id))
 
+    def cancel_all(self) -> None:
+        """As `cancel`, all requests that somebody waits for."""
+        for request_id in list(self._requests):
+            self._change(partial(self._cancel, request_id))
+
     def release(self, request_id: RequestID) -> None:
         """Gives back the request's pages and adapter, and forgets its text.
 
