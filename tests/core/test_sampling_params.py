@@ -35,6 +35,16 @@ BEYOND = {
     "json_schema": [7, "x" * 10**6, [1] * 10**6, {"const": float("nan")}],
     "regex": [7, ["x" * 10**6]],
     "grammar": [7, [1] * 10**6],
+    "choice": [[], 7, [""], ["x"] * 10**6, ["x" * 10**6], [1], itertools.repeat("x")],
+    "n": [0, -1, 129, 1.5, 10**5000],
+    "bad_words": [[""], 7, ["x"] * 10**6, "x" * 10**6, itertools.repeat("x")],
+    "allowed_token_ids": [[], 7, [1] * 10**6, ["x" * 10**6], itertools.repeat(1)],
+    "logits_processors": [7, "x" * 10**6, [None], [print] * 10**6],
+    "include_stop_str_in_output": ["x" * 10**6, 2],
+    "skip_special_tokens": ["x" * 10**6, 2],
+    "truncate_prompt_tokens": [-2, 0, 2**31, 1.5, 10**5000],
+    "cache_salt": ["", "x" * 10**6, 7],
+    "priority": [2**31, -(2**31) - 1, 0.5, "x" * 10**6],
     "x" * 10**6: [1],
 }
 
@@ -65,6 +75,9 @@ def test_what_is_beyond_the_bounds_is_refused(name, value):
         {"stop_token_ids": list(range(4096))},
         {"max_new_tokens": 2**31 - 1, "min_new_tokens": 2**31 - 1},
         {"repetition_penalty": 1e3},
+        {"allowed_token_ids": [1] * 2**18},
+        {"choice": ["x" * 1024] * 1024},
+        {"priority": -(2**31)},
     ],
     ids=lambda settings: next(iter(settings)),
 )

@@ -6,10 +6,12 @@ means are chosen where they are made.
 
 from __future__ import annotations
 
+import difflib
 import enum
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -99,9 +101,15 @@ def parse_memory(value: object) -> object:
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, and a bad or unknown value is an `InvalidSettingError`."""
+    """Base of all settings: frozen, and a bad or unknown value is an `InvalidSettingError`.
+
+    Attributes:
+        elsewhere: names that other programs have for such settings, and what to write in their place.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    elsewhere: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -116,7 +124,7 @@ class Settings(BaseModel):
         return type(self)(**{**values, **changes})
 
 
-def _invalid_setting(cls: type[BaseModel], error: ValidationError) -> InvalidSettingError:
+def _invalid_setting(cls: type[Settings], error: ValidationError) -> InvalidSettingError:
     first = error.errors(include_url=False)[0]
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, InvalidSettingError):  # a validator of ours said it all
@@ -124,11 +132,18 @@ def _invalid_setting(cls: type[BaseModel], error: ValidationError) -> InvalidSet
     name = ".".join(str(part) for part in first["loc"]) or cls.__name__
     if first["type"] == "extra_forbidden":
         return InvalidSettingError(
-            f"unknown setting {name!r}", allowed=sorted(cls.model_fields), cure="Check the spelling."
+            f"unknown setting {shown(name)}", allowed=", ".join(sorted(cls.model_fields)), cure=_cure(cls, name)
         )
     return InvalidSettingError(
         f"setting {name!r} is not valid", found=shown(first["input"]), allowed=first["msg"].lower()
     )
+
+
+def _cure(cls: type[Settings], name: str) -> str:
+    if name in cls.elsewhere:
+        return f"Write {cls.elsewhere[name]}."
+    near = difflib.get_close_matches(name[:100], cls.model_fields, n=1)
+    return f"Did you mean {near[0]!r}?" if near else "Check the spelling."
 
 
 class KVCacheConfig(Settings):

@@ -6,6 +6,8 @@ import random
 import time
 from collections.abc import Collection, Sequence
 
+import numpy as np
+
 from pipezoo_core.errors import EmptyPromptError, InsufficientPagesError, PromptTooLongError
 from pipezoo_core.request import (
     GenerationStatus,
@@ -40,9 +42,11 @@ class TextContext:
         end_token_ids: the model's own end-of-sequence tokens.
         matcher: where the answer stands in the request's grammar; None where it has none.
         lora: name of the adapter it uses; None for the model as it is.
+        bad_words: the tokens of what is kept out of the answer, none of them empty.
         arrival_time: when the request was handed over, by `time.monotonic`; None for now.
 
     Attributes:
+        allowed_tokens: the only tokens that may be generated; None allows all.
         cache_namespace: requests share pages of the KV cache only with others of the same namespace.
         stop_reason: the stop text, or the one of `stop_token_ids`, that ended the answer.
 
@@ -61,6 +65,7 @@ class TextContext:
         end_token_ids: Collection[int] = (),
         matcher: TokenMatcher | None = None,
         lora: str | None = None,
+        bad_words: Sequence[Sequence[int]] = (),
         arrival_time: float | None = None,
     ) -> None:
         if not prompt_tokens:
@@ -76,6 +81,9 @@ class TextContext:
         self.sampling_params = sampling_params
         self.matcher = matcher
         self.lora = lora
+        self.bad_words = [list(word) for word in bad_words]
+        allowed = sampling_params.allowed_token_ids
+        self.allowed_tokens = None if allowed is None else np.array(allowed, dtype=np.int64)
         self.cache_namespace = ""
         self.tokens = list(prompt_tokens)
         self.prompt_length = len(self.tokens)

@@ -33,6 +33,7 @@ __all__ = [
     "InvalidGrammarError",
     "InvalidRequestError",
     "InvalidSettingError",
+    "LogitsProcessorError",
     "MissingDependencyError",
     "MissingShardError",
     "ModelNotFoundError",
@@ -280,6 +281,10 @@ class InsufficientPagesError(PipezooError, MemoryError):
 
 class NonFiniteLogitsError(PipezooError, ArithmeticError):
     """The model computed NaN or infinity for a request, so that no next token can be chosen; the others go on."""
+
+
+class LogitsProcessorError(PipezooError, RuntimeError):
+    """A request's own logits processor failed; the cause is chained, and the other requests go on."""
 
 
 class ForkedProcessError(PipezooError, RuntimeError):

@@ -180,6 +180,8 @@ class TextGenerationOutput:
             end token, a grammar or anything else did.
         usage: how many tokens it took; None before the end, and where the request was never begun.
         timing: how long it took; None where `usage` is.
+        index: which of the request's answers it is, from 0 on.
+        others: the request's further answers, where `n` asked for several; not while streaming.
     """
 
     request_id: RequestID
@@ -191,6 +193,13 @@ class TextGenerationOutput:
     stop_reason: str | int | None = None
     usage: Usage | None = None
     timing: Timing | None = None
+    index: int = 0
+    others: Sequence[TextGenerationOutput] = ()
+
+    @property
+    def answers(self) -> list[TextGenerationOutput]:
+        """All answers to the request, `n` of them: this one first, and then the others."""
+        return [self, *self.others]
 
     @property
     def is_done(self) -> bool:

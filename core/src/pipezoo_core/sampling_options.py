@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
 __all__ = ["SamplingOptions"]
@@ -30,3 +30,13 @@ class SamplingOptions(TypedDict, total=False):
     json_schema: str | Mapping[str, Any] | None
     regex: str | None
     grammar: str | None
+    choice: Sequence[str] | None
+    n: int
+    bad_words: str | Sequence[str]
+    allowed_token_ids: Sequence[int] | None
+    logits_processors: Callable[[Sequence[int], Any], Any] | Sequence[Callable[[Sequence[int], Any], Any]]
+    include_stop_str_in_output: bool
+    skip_special_tokens: bool
+    truncate_prompt_tokens: int | None
+    cache_salt: str | None
+    priority: int

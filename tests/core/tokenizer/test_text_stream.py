@@ -177,18 +177,21 @@ def test_text_ends_before_the_first_stop(smollm2, text, filler, minimum, data):
 
 
 @given(
-    text=st.text("ab", max_size=20), stops=st.lists(st.text("ab", min_size=1, max_size=5), max_size=3), data=st.data()
+    text=st.text("ab", max_size=20),
+    stops=st.lists(st.text("ab", min_size=1, max_size=5), max_size=3),
+    include=st.booleans(),
+    data=st.data(),
 )
-def test_the_result_does_not_depend_on_the_cut_into_tokens(text, stops, data):
+def test_the_result_does_not_depend_on_the_cut_into_tokens(text, stops, include, data):
     borders = sorted(data.draw(st.sets(st.integers(0, len(text)))))
     pieces = [text[a:b] for a, b in zip([0, *borders], [*borders, len(text)], strict=True)]
 
     def decode(tokens):
         return "".join(["prompt", *pieces][token] for token in tokens)
 
-    stream = TextStream(decode, prompt_tokens=[0], stop=stops)
+    stream = TextStream(decode, prompt_tokens=[0], stop=stops, include_stop=include)
     end, stop = first_stop(text, stops, 0)
-    assert stream_all(stream, range(1, len(pieces) + 1)) == text[:end]
+    assert stream_all(stream, range(1, len(pieces) + 1)) == text[:end] + (stop if include and stop else "")
     assert stream.stop_text == stop
 
 

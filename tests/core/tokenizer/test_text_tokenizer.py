@@ -250,3 +250,25 @@ def test_the_text_of_a_part_of_a_character_and_of_a_token_without_any(byte_level
     )
     assert tokenizer.text_of(0xC3) == "\ufffd"
     assert tokenizer.text_of(998) == ""
+
+
+@pytest.mark.parametrize("num", [2, 3, 5, 31])
+def test_a_prompt_is_truncated_as_transformers_does_on_the_left(byte_level_metadata, num):
+    """With its BOS token."""
+    tokenizer = make_tokenizer(byte_level_metadata, add_bos_token=True)
+    delegate, text = tokenizer.delegate, "hello wo 12 wo"
+    delegate.truncation_side = "left"
+    expected = delegate.encode(text, truncation=True, max_length=num)
+    assert new_context(tokenizer, text, truncate_prompt_tokens=num).tokens == expected
+    assert pieces(tokenizer, expected)[0] == "<bos>"
+
+
+@pytest.mark.parametrize("metadata", ["byte_level_metadata", "sentencepiece_metadata"])
+def test_a_bad_word_is_known_wherever_it_stands(request, metadata):
+    """By the tokens that it has alone, after a space, and in the middle of a word."""
+    tokenizer = make_tokenizer(request.getfixturevalue(metadata))
+    words = new_context(tokenizer, "a", bad_words=["the"]).bad_words
+    for text in ("the", "in the", "inthe"):
+        tokens = tokenizer.encode(text, add_special_tokens=False).tolist()
+        assert any(tokens[-len(word) :] == word for word in words), text
+    assert len({tuple(word) for word in words}) == len(words)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import wait
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from pipezoo_core.context import TextContext
-from pipezoo_core.errors import AdapterSlotsError, InvalidRequestError, NonFiniteLogitsError, PipezooError
+from pipezoo_core.errors import AdapterSlotsError, InvalidRequestError, NonFiniteLogitsError
 from pipezoo_core.interfaces import ModelInputs, ModelOutputs, PipelineModel
 from pipezoo_core.lora import hold_adapter
 from pipezoo_core.pipeline.sampler import NO_TOKEN, sample
@@ -155,7 +156,7 @@ class BatchRunner:
                 yield self._end(context, _final_status(context.matcher), context.matcher.error)
                 continue
             if token == NO_TOKEN:
-                error = _non_finite(context)
+                error = context.error or _non_finite(context)
                 context.advance(None)
                 yield self._end(context, GenerationStatus.ERROR, error)
                 continue
@@ -172,7 +173,7 @@ class BatchRunner:
                 output = replace(output, log_probabilities=[whole])
             yield output
 
-    def _end(self, context: TextContext, status: GenerationStatus, error: PipezooError | None) -> TextGenerationOutput:
+    def _end(self, context: TextContext, status: GenerationStatus, error: BaseException | None) -> TextGenerationOutput:
         """Ends a request without another token: its grammar allows none, or its logits name none."""
         context.finish(status, error)
         return context.output(text=self.remaining_text(context.request_id))
@@ -180,16 +181,10 @@ class BatchRunner:
     def _output(self, context: TextContext, token: int) -> TextGenerationOutput:
         stream = self._streams.get(context.request_id)
         if stream is None:
-            stream = self._streams[context.request_id] = TextStream(
-                self._tokenizer.decode,
-                prompt_tokens=context.tokens[: context.prompt_length],
-                stop=context.sampling_params.stop,
-                min_new_tokens=context.sampling_params.min_new_tokens,
-                special_texts=self._tokenizer.special_texts,
-            )
+            stream = self._streams[context.request_id] = self._new_stream(context)
         ended = context.status is GenerationStatus.END_OF_SEQUENCE
         try:
-            text = "" if ended else stream.push(token)
+            text = "" if ended and not context.sampling_params.include_stop_str_in_output else stream.push(token)
         except InvalidRequestError as error:  # the model's tokenizer cannot decode it
             context.finish(GenerationStatus.ERROR, error)
             return context.output(tokens=[token])
@@ -203,6 +198,17 @@ class BatchRunner:
             context.finish(GenerationStatus.END_OF_SEQUENCE)
             context.stop_reason = stream.stop_text
         return context.output(text=text, tokens=[token])
+
+    def _new_stream(self, context: TextContext) -> TextStream:
+        params = context.sampling_params
+        return TextStream(
+            partial(self._tokenizer.decode, skip_special_tokens=params.skip_special_tokens),
+            prompt_tokens=context.tokens[: context.prompt_length],
+            stop=params.stop,
+            min_new_tokens=params.min_new_tokens,
+            special_texts=self._tokenizer.special_texts if params.skip_special_tokens else {},
+            include_stop=params.include_stop_str_in_output,
+        )
 
 
 def _last(top: dict[int, float]) -> dict[int, float]:

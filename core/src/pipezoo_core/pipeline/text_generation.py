@@ -7,12 +7,14 @@ from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self, Unpack
+from weakref import WeakValueDictionary
 
 from pipezoo_core.config import PipelineConfig
 from pipezoo_core.context import TextContext
-from pipezoo_core.errors import ClosedPipelineError
+from pipezoo_core.errors import ClosedPipelineError, InvalidSettingError
 from pipezoo_core.interfaces import GenerateMixin, PipelineModel
-from pipezoo_core.interfaces.generate import as_requests, checked, is_batch, join_outputs, new_contexts
+from pipezoo_core.interfaces.answers import Answers
+from pipezoo_core.interfaces.generate import as_requests, checked, is_batch, new_contexts
 from pipezoo_core.kv_cache import PagedKVCacheManager
 from pipezoo_core.memory import MemoryPlan
 from pipezoo_core.pipeline.adapters import Adapters
@@ -84,6 +86,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         self._running = RunningRequests(self.scheduler, self._runners)
         self._step_thread = StepThread(self._running)
         self._prompt_threads = ThreadPoolExecutor(_NUM_TOKENIZING, thread_name_prefix="pipezoo-prompts")
+        self._several: WeakValueDictionary[RequestID, Answers] = WeakValueDictionary()
         self._is_closed = False
 
     def __repr__(self) -> str:
@@ -197,9 +200,9 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             NonFiniteLogitsError: the model computed NaN or infinity for it.
             MissingDependencyError: there is a grammar, and llguidance is not installed.
         """
-        requests = self._requests(prompts, sampling_params, lora, sampling)
-        steps = self._run(requests, in_batch=is_batch(prompts))
-        return join_outputs(requests, with_progress(steps, len(requests)) if progress else steps)
+        answers = self._answers(prompts, sampling_params, lora, sampling)
+        steps = self._run(answers, in_batch=is_batch(prompts))
+        return answers.joined(with_progress(steps, len(answers.requests)) if progress else steps)
 
     def generate_async(
         self,
@@ -224,8 +227,8 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         Raises:
             What `generate` does; what is wrong with the settings at once, and not when the first output is awaited.
         """
-        requests = self._requests(prompts, sampling_params, lora, sampling)
-        return self._run_async(requests, in_batch=is_batch(prompts))
+        answers = self._answers(prompts, sampling_params, lora, sampling)
+        return self._run_async(answers, in_batch=is_batch(prompts))
 
     def stream(
         self,
@@ -249,10 +252,14 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         Raises:
             What `generate` does; what is wrong with the prompt or the settings at once.
         """
-        (request,) = self._requests([prompt], sampling_params, lora, sampling)
-        contexts, failed = new_contexts(self._tokenizer, [request])
+        requests = self._answers([prompt], sampling_params, lora, sampling).requests
+        if len(requests) > 1:
+            raise InvalidSettingError(
+                "a stream has one answer", found=f"n={len(requests)}", cure="Take generate or generate_async."
+            )
+        contexts, failed = new_contexts(self._tokenizer, requests)
         checked(failed, in_batch=False)
-        return AnswerStream(request.request_id, self._running.run(contexts))
+        return AnswerStream(requests[0].request_id, self._running.run(contexts))
 
     def chat(
         self,
@@ -288,9 +295,9 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             lora: as for `generate`.
             **sampling: as for `generate`.
         """
-        request = TextGenerationRequest(messages=messages)
-        steps = self.generate_async(request, sampling_params, lora=lora, **sampling)
-        return join_outputs([request], [outputs async for outputs in steps])[0]
+        answers = self._answers(TextGenerationRequest(messages=messages), sampling_params, lora, sampling)
+        steps = [outputs async for outputs in self._run_async(answers, in_batch=False)]
+        return answers.joined(steps)[0]
 
     def cancel(self, request_id: RequestID) -> None:
         """Ends a request; whoever waits for it gets what it produced so far, with status `CANCELLED`.
@@ -298,7 +305,8 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         Does nothing for one that is not known, or when the pipeline is closed.
         """
         if not self._is_closed:
-            self._running.cancel(request_id)
+            for own_id in self._ids_of(request_id):
+                self._running.cancel(own_id)
 
     def release(self, request_id: RequestID) -> None:
         """Gives back the request's pages and adapter, and forgets its text.
@@ -306,7 +314,8 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         Does nothing for one that is released already, or when the pipeline is closed.
         """
         if not self._is_closed:
-            self._running.release(request_id)
+            for own_id in self._ids_of(request_id):
+                self._running.release(own_id)
 
     def close(self) -> None:
         """Ends all requests as cancelled, and gives back the memory of the model and its cache.
@@ -361,42 +370,50 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             raise ClosedPipelineError("the pipeline is closed", cure="Load the model again.")
         self._running.check()
 
-    def _requests(
+    def _answers(
         self,
         prompts: object,
         sampling_params: SamplingParams | Mapping[str, Any] | None,
         lora: str | None,
         sampling: Mapping[str, Any],
-    ) -> list[TextGenerationRequest]:
+    ) -> Answers:
+        """Returns what is run for a call."""
         self._check_open()
         of_call = settings_of_call(self.sampling_params, sampling_params)
-        return with_settings(as_requests(prompts), of_call, sampling, lora=lora)
+        requests = with_settings(as_requests(prompts), of_call, sampling, lora=lora)
+        answers = Answers(requests)
+        for request in requests:
+            if request.sampling_params is not None and request.sampling_params.n > 1:
+                self._several[request.request_id] = answers
+        return answers
 
-    def _run(
-        self, requests: Sequence[TextGenerationRequest], *, in_batch: bool
-    ) -> Generator[list[TextGenerationOutput]]:
+    def _ids_of(self, request_id: RequestID) -> list[RequestID]:
+        answers = self._several.get(request_id)
+        return [request_id] if answers is None else answers.ids_of(request_id)
+
+    def _run(self, answers: Answers, *, in_batch: bool) -> Generator[list[TextGenerationOutput]]:
         running = self._running  # the call goes on to its end when the pipeline is closed
-        contexts, failed = new_contexts(self._tokenizer, requests)
+        contexts, failed = new_contexts(self._tokenizer, answers.requests)
         if failed:
-            yield checked(failed, in_batch=in_batch)
+            yield checked(answers.named(failed), in_batch=in_batch)
         for outputs in running.run(contexts):
-            yield checked(outputs, in_batch=in_batch)
+            yield checked(answers.named(outputs), in_batch=in_batch)
 
-    async def _run_async(
-        self, requests: Sequence[TextGenerationRequest], *, in_batch: bool
-    ) -> AsyncGenerator[list[TextGenerationOutput]]:
+    async def _run_async(self, answers: Answers, *, in_batch: bool) -> AsyncGenerator[list[TextGenerationOutput]]:
         self._check_open()
         running, step_thread = self._running, self._step_thread  # as in `_run`
         loop = asyncio.get_running_loop()
-        contexts, failed = await loop.run_in_executor(self._prompt_threads, new_contexts, self._tokenizer, requests)
+        contexts, failed = await loop.run_in_executor(
+            self._prompt_threads, new_contexts, self._tokenizer, answers.requests
+        )
         call = running.begin(contexts)
         try:
             if failed:
-                yield checked(failed, in_batch=in_batch)
+                yield checked(answers.named(failed), in_batch=in_batch)
             while not call.is_over:
                 running.check()  # a child that goes on with its parent's answers has none of its threads
                 if outputs := call.take():
-                    yield checked(outputs, in_batch=in_batch)
+                    yield checked(answers.named(outputs), in_batch=in_batch)
                 else:
                     await step_thread.advance(call)
         finally:

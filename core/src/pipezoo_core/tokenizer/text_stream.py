@@ -27,6 +27,7 @@ class TextStream:
         stop: texts that end the answer, none of them empty.
         min_new_tokens: a stop text counts only where it lies wholly behind the text of so many tokens.
         special_texts: token -> its text, of the tokens that `decode` leaves out.
+        include_stop: whether the text ends with the stop text, and not before it.
     """
 
     def __init__(
@@ -37,11 +38,13 @@ class TextStream:
         stop: Sequence[str] = (),
         min_new_tokens: int = 0,
         special_texts: Mapping[int, str] | None = None,
+        include_stop: bool = False,
     ) -> None:
         self._detokenizer = Detokenizer(decode, prompt_tokens=prompt_tokens)
         self._stop = tuple(stop)
         self._special_texts = special_texts or {}
         self._num_protected = min_new_tokens
+        self._include_stop = include_stop
         self._held = ""
         self._shown: list[int] = []  # where, in the held text, the answer's text is; special tokens are between
         self._stop_text: str | None = None
@@ -80,7 +83,8 @@ class TextStream:
         """Returns the answer's part of the held text, up to a stop text or the undecided rest, which stays held."""
         end = len(self._held) - num_undecided
         if stops := self._stops():
-            _, end, self._stop_text = min(stops)
+            stop_end, start, self._stop_text = min(stops)
+            end = stop_end if self._include_stop else start
         text = "".join(self._held[place] for place in self._shown if place < end)
         self._held = "" if stops else self._held[end:]
         self._shown = [] if stops else [place - end for place in self._shown if place >= end]

@@ -109,15 +109,17 @@ class TextTokenizer:
         params = self.sampling_params if request.sampling_params is None else request.sampling_params
         self._check_token_ids(params.stop_token_ids, "stop_token_ids")
         self._check_token_ids(params.logit_bias, "logit_bias")
+        self._check_token_ids(params.allowed_token_ids or (), "allowed_token_ids")
         matcher = self._grammars.matcher(params)
         return TextContext(
             request_id=request.request_id,
-            prompt_tokens=self._prompt_tokens(request).tolist(),
+            prompt_tokens=self._prompt_tokens(request, params),
             max_length=self.max_length,
             sampling_params=params,
             end_token_ids=self._eos_token_ids,
             matcher=matcher,
             lora=request.lora,
+            bad_words=[spelling for word in params.bad_words for spelling in self._spellings(word)],
             arrival_time=arrival_time,
         )
 
@@ -149,8 +151,12 @@ class TextTokenizer:
             )
         return np.asarray(tokens, dtype=np.int64)
 
-    def decode(self, encoded: Tokens) -> str:
+    def decode(self, encoded: Tokens, *, skip_special_tokens: bool = True) -> str:
         """Returns the text of tokens, special ones left out, and those that only the model knows.
+
+        Args:
+            encoded: the tokens.
+            skip_special_tokens: leave special tokens out.
 
         Raises:
             InvalidRequestError: a token id is not in the vocabulary, or the model's tokenizer fails.
@@ -158,7 +164,9 @@ class TextTokenizer:
         if self._vocab_size > self._num_tokens:
             encoded = [token for token in encoded if token < self._num_tokens]
         try:
-            text = self.delegate.decode(list(encoded), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            text = self.delegate.decode(
+                list(encoded), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+            )
         except BaseException as error:  # of a library, even a panic
             raise_unless_failure(error)
             raise InvalidRequestError(
@@ -204,33 +212,55 @@ class TextTokenizer:
                 cure="Many templates want the roles user and assistant in turns, the user's first.",
             ) from error
 
-    def _prompt_tokens(self, request: TextGenerationRequest) -> NDArray[np.integer[Any]]:
+    def _prompt_tokens(self, request: TextGenerationRequest, params: SamplingParams) -> list[int]:
+        if params.truncate_prompt_tokens is None:
+            return self._whole_prompt(request, self.max_length).tolist()
+        tokens: list[int] = self._whole_prompt(request, max_length=None).tolist()
+        room = self.max_length - max(1, params.max_new_tokens or 1)
+        most = max(1, room) if params.truncate_prompt_tokens == -1 else params.truncate_prompt_tokens
+        if len(tokens) <= most:
+            return tokens
+        begins_with_bos = most > 1 and tokens[0] == self.delegate.bos_token_id
+        return [*tokens[:1], *tokens[len(tokens) - most + 1 :]] if begins_with_bos else tokens[-most:]
+
+    def _whole_prompt(self, request: TextGenerationRequest, max_length: int | None) -> NDArray[np.integer[Any]]:
+        """Returns the request's tokens; where there cannot be as few as `max_length`, an error before they are made."""
         if (request.prompt is None) == (request.messages is None):
             raise InvalidRequestError(
                 "a request has exactly one of prompt and messages",
                 found="neither" if request.prompt is None else "both",
             )
         if request.messages is not None:
-            return self._encoded(self.chat(request.messages), add_special_tokens=False)
+            return self._encoded(self.chat(request.messages), max_length, add_special_tokens=False)
         assert request.prompt is not None
         if isinstance(request.prompt, str) and not request.prompt:
             # Special tokens alone would make a prompt of it.
             raise EmptyPromptError("the prompt is empty", cure="Give at least one character of text.")
-        return self._encoded(request.prompt)
+        return self._encoded(request.prompt, max_length)
 
-    def _encoded(self, prompt: str | Tokens, add_special_tokens: bool = True) -> NDArray[np.integer[Any]]:
+    def _encoded(
+        self, prompt: str | Tokens, max_length: int | None, add_special_tokens: bool = True
+    ) -> NDArray[np.integer[Any]]:
         """Returns the tokens of a prompt, unless it has more than a context holds, however they are cut."""
         fewest = len(prompt)
         if isinstance(prompt, str):
             fewest = 0 if self._token_length is None else self._token_length.fewest_tokens(prompt)
-        if fewest > self.max_length:
+        if max_length is not None and fewest > max_length:
             raise PromptTooLongError(
                 "the prompt is longer than the model's context",
                 found=f"at least {fewest} tokens",
-                allowed=f"at most {self.max_length - 1}, which leaves room for one new token",
+                allowed=f"at most {max_length - 1}, which leaves room for one new token",
                 cure="Shorten the prompt, or raise max_length if the model allows it.",
             )
         return self.encode(prompt, add_special_tokens)
+
+    def _spellings(self, word: str) -> list[list[int]]:
+        """Returns the tokens of a word by itself, after a space, and at the beginning of a line."""
+        before = self._encode("\n", add_special_tokens=False)
+        spelled = [self._encode(text, add_special_tokens=False) for text in (word, f" {word}", f"\n{word}")]
+        if spelled[-1][: len(before)] == before:
+            del spelled[-1][: len(before)]
+        return [list(tokens) for tokens in dict.fromkeys(map(tuple, spelled)) if tokens]
 
     def _encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         # A tokenizer.json may bring padding and truncation from its training, and `verbose` logs what is too long
