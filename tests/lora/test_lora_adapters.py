@@ -19,7 +19,6 @@ from pipezoo_core.errors import (
     ModelNotFoundError,
     UnsafeCheckpointError,
     UnsupportedAdapterError,
-    UnsupportedCheckpointError,
 )
 from pipezoo_core.lora import open_adapter, resolve_lora_config
 from pipezoo_llama.model import LlamaPipelineModel
@@ -152,7 +151,7 @@ REFUSED_FILES = {
         UnsupportedAdapterError,
         "q_proj.lora_A",
     ),
-    "integers": ({"tensors": lambda t: {n: v.int() for n, v in t.items()}}, UnsupportedCheckpointError, "dtype"),
+    "integers": ({"tensors": lambda t: {n: v.int() for n, v in t.items()}}, UnsupportedAdapterError, "q_proj.lora_A"),
     "norm": ({"layer": "model.norm"}, UnsupportedAdapterError, "model.norm is no linear layer"),
     "merged_layer": ({"layer": "model.layers.0.self_attn.qkv_proj.merged"}, UnsupportedAdapterError, "is no linear"),
     "headless_model": ({"layer": "layers.0.self_attn.q_proj"}, UnsupportedAdapterError, "layers.0.self_attn.q_proj is"),

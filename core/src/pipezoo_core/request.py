@@ -144,7 +144,7 @@ class TextGenerationRequest:
         request_id: unique among the requests of a pipeline, 256 characters at most.
 
     Raises:
-        InvalidRequestError: `sampling_params`, `lora` or `request_id` is of another kind, or the id is too long.
+        InvalidRequestError: an attribute is of another kind, or the id is too long. What is in a list is checked later.
     """
 
     prompt: str | Sequence[int] | None = None
@@ -156,6 +156,11 @@ class TextGenerationRequest:
     def __post_init__(self) -> None:
         """Checks what later on would fail in the middle of things."""
         is_sound = {
+            "prompt": self.prompt is None
+            or isinstance(self.prompt, str)
+            or _is_list(self.prompt)
+            or getattr(self.prompt, "ndim", 0) == 1,  # an array
+            "messages": self.messages is None or _is_list(self.messages),
             "sampling_params": self.sampling_params is None or isinstance(self.sampling_params, SamplingParams),
             "lora": self.lora is None or isinstance(self.lora, str),
             "request_id": isinstance(self.request_id, str) and len(self.request_id) <= _MAX_ID_LENGTH,
@@ -163,6 +168,10 @@ class TextGenerationRequest:
         bad = [name for name, is_fine in is_sound.items() if not is_fine]
         if bad:
             raise InvalidRequestError(f"{bad[0]!r} of a request is not valid", found=shown(getattr(self, bad[0])))
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from pipezoo_core.architecture import SupportedArchitecture
 from pipezoo_core.config import PipelineConfig
 from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.distributed import launched_rank
-from pipezoo_core.errors import InvalidSettingError
+from pipezoo_core.errors import InvalidSettingError, shown
 
 __all__ = ["check_device", "check_parallel", "device_names", "of_each_replica", "place_model"]
 
@@ -31,10 +31,10 @@ def device_names(
     """
     if devices is None:
         return (_name(device),)
-    if device != "auto" or isinstance(devices, str) or not devices:
+    if device != "auto" or not isinstance(devices, list | tuple) or not devices:
         raise InvalidSettingError(
             "the devices cannot be told from `device` and `devices`",
-            found=f"device={device!r}, devices={devices!r}",
+            found=f"device={shown(device)}, devices={shown(devices)}",
             cure="Give either `device` or `devices`, the latter as a list of names.",
         )
     names = tuple(map(_name, devices))
@@ -52,11 +52,13 @@ def device_names(
 
 
 def _name(device: object) -> str:
+    if not isinstance(device, str | torch.device):
+        raise InvalidSettingError("a device is named by text", found=shown(device), allowed=_ALLOWED)
     name = str(device).strip()
     try:
         is_cpu = name != "auto" and torch.device(name).type == "cpu"
     except RuntimeError as error:
-        raise InvalidSettingError("there is no such device", found=device, allowed=_ALLOWED) from error
+        raise InvalidSettingError("there is no such device", found=shown(device), allowed=_ALLOWED) from error
     return "cpu" if is_cpu else name  # cpu:1 is no other one
 
 

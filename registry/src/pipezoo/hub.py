@@ -20,6 +20,7 @@ from pipezoo_core.errors import (
     ModelNotFoundError,
     UnsafeCheckpointError,
     UnsupportedCheckpointError,
+    shown,
 )
 from pipezoo_core.gguf_parts import parts_of_one_model
 from pipezoo_core.hub_download import download_file, download_files, list_files
@@ -85,6 +86,8 @@ def locate(source: str | Path, *, revision: str | None = None) -> ModelSource:
         HubUnreachableError: the Hub cannot be asked and the files are not cached.
         DownloadError: a download did not arrive whole, or cannot be stored.
     """
+    if not isinstance(source, str | Path):
+        raise ModelNotFoundError("no model has such a name", found=shown(source), allowed=_FORMS)
     name = str(source)
     if isinstance(source, str) and not name.startswith(_PACKAGE) and not _is_local(name):
         if not _HUB_ID.fullmatch(name):
@@ -92,7 +95,7 @@ def locate(source: str | Path, *, revision: str | None = None) -> ModelSource:
         return _on_hub(name, revision)
     if revision is not None:
         raise InvalidSettingError(
-            f"{name!r} has no revisions", found=f"revision={revision!r}", allowed="a revision of a Hub repository"
+            f"{name!r} has no revisions", found=f"revision={shown(revision)}", allowed="a revision of a Hub repository"
         )
     path = _package_folder(name) if name.startswith(_PACKAGE) else local_path(name)
     with readable(path):

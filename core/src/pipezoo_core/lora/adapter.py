@@ -189,7 +189,7 @@ def _layers(tensors: Mapping[str, LazyTensor], config: _AdapterConfig, folder: P
     strangers = []
     for name, tensor in tensors.items():
         match = _TENSOR.fullmatch(name)
-        if match and len(tensor.shape) == 2:
+        if match and len(tensor.shape) == 2 and tensor.dtype.is_floating_point:
             found.setdefault(match[1], {})[match[2]] = tensor
         else:
             strangers.append(name)

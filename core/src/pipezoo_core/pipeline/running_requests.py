@@ -11,7 +11,7 @@ from functools import partial
 
 from pipezoo_core.context import TextContext
 from pipezoo_core.distributed import interrupts_deferred
-from pipezoo_core.errors import InsufficientPagesError, InvalidRequestError
+from pipezoo_core.errors import InsufficientPagesError, InvalidRequestError, shown
 from pipezoo_core.pipeline.lock_patience import short_patience
 from pipezoo_core.pipeline.replica_runners import ReplicaRunners
 from pipezoo_core.pipeline.scheduler import Scheduler
@@ -146,8 +146,13 @@ class RunningRequests:
             call.close()
 
     def cancel(self, request_id: RequestID) -> None:
-        """Ends a request; whoever waits for it gets what it produced so far, with status `CANCELLED`."""
-        self.check()
+        """Ends a request; whoever waits for it gets what it produced so far, with status `CANCELLED`.
+
+        Raises:
+            InvalidRequestError: this cannot be the id of a request.
+            ForkedProcessError: this is a forked child.
+        """
+        self._check_id(request_id)
         self._change(partial(self._cancel, request_id))
 
     def cancel_all(self) -> None:
@@ -159,10 +164,18 @@ class RunningRequests:
         """Gives back the request's pages and adapter, and forgets its text.
 
         Does nothing for one that is released already. One that somebody waits for is cancelled.
+
+        Raises:
+            What `cancel` raises.
         """
-        self.check()
+        self._check_id(request_id)
         self._change(partial(self._cancel, request_id))
         self._change(partial(self._release, request_id))
+
+    def _check_id(self, request_id: RequestID) -> None:
+        self.check()
+        if not isinstance(request_id, str):
+            raise InvalidRequestError("the id of a request is text", found=shown(request_id))
 
     def _change(self, change: Callable[[], None]) -> None:
         self._changes.append(change)
@@ -177,7 +190,11 @@ class RunningRequests:
                 self._is_inside = True
                 try:
                     while self._changes:  # looked at again: the collector or a handler may have come by
-                        self._changes[0]()
+                        try:
+                            self._changes[0]()
+                        except Exception:  # it would fail again, and those behind it would never be made
+                            self._changes.popleft()
+                            raise
                         self._changes.popleft()  # after it: one that an interrupt ends is made again
                 finally:
                     self._is_inside = False

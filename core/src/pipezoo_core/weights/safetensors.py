@@ -30,7 +30,11 @@ _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _MAX_HEADER_BYTES = 32 << 20  # of a header or an index; an index of 150,000 tensors takes half of it
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
 _AGAIN = "Download the file again."
 
 
@@ -102,7 +106,7 @@ def open_safetensors(paths: Sequence[Path]) -> Weights:
     Raises:
         CorruptCheckpointError: a file is truncated or its header is damaged, a tensor is there twice, or not where the
             index says.
-        UnsupportedCheckpointError: a tensor is not of a floating-point dtype.
+        UnsupportedCheckpointError: a tensor is of a dtype that is not read, as those of quantized weights.
         UnreadableFileError: a file cannot be read.
     """
     places = _index_of(paths)

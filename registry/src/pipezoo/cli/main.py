@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -222,7 +220,9 @@ def _one_adapter(lora: str | None) -> list[str] | None:
 
 def _text_or_file(value: str | None) -> str | None:
     """Returns the contents of the file that the value names, or the value itself where there is no such file."""
-    return Path(value).read_text("utf-8") if value is not None and os.path.isfile(value) else value
+    from pipezoo_core.local_file import text_or_file
+
+    return None if value is None else text_or_file(value)
 
 
 @contextmanager
