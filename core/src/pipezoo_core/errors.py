@@ -19,6 +19,7 @@ __all__ = [
     "CacheIntegrityError",
     "CheckpointError",
     "CheckpointMismatchError",
+    "ClosedPipelineError",
     "CorruptCheckpointError",
     "DownloadError",
     "EmptyPromptError",
@@ -31,6 +32,7 @@ __all__ = [
     "InvalidGrammarError",
     "InvalidRequestError",
     "InvalidSettingError",
+    "LogitsProcessorError",
     "MissingDependencyError",
     "MissingShardError",
     "ModelNotFoundError",
@@ -317,8 +319,16 @@ class NonFiniteLogitsError(PipezooError, ArithmeticError):
     """The model computed NaN or infinity for a request, so that no next token can be chosen; the others go on."""
 
 
+class LogitsProcessorError(PipezooError, RuntimeError):
+    """A request's own logits processor failed; the cause is chained, and the other requests go on."""
+
+
 class ForkedProcessError(PipezooError, RuntimeError):
     """A forked child uses its parent's model, or cannot compute because its parent had threads that it lacks."""
+
+
+class ClosedPipelineError(PipezooError, RuntimeError):
+    """A pipeline is used after it was closed."""
 
 
 class RankLostError(PipezooError, RuntimeError):

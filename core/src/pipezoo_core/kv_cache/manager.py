@@ -254,8 +254,8 @@ class PagedKVCacheManager:
         return self._shares(context) and not context.wants_prompt_logits
 
     def _root_of(self, context: TextContext) -> bytes:
-        namespace = context.cache_namespace
-        return root_hash(self.params.model_id, namespace) if namespace else self._root
+        namespace, salt = context.cache_namespace, context.sampling_params.cache_salt
+        return root_hash(self.params.model_id, namespace, salt or "") if namespace or salt else self._root
 
     @classmethod
     def estimated_memory_size(

@@ -140,6 +140,16 @@ class LoRAManager:
                 )
             self._adapters[lora.name] = _Adapter(lora.rank, next(self._serial), layers)
 
+    def check_unused(self, name: str) -> None:
+        """Raises what `unload_adapter` would."""
+        with self._lock:
+            if name not in self._adapters:
+                raise AdapterNotFoundError.named(name, self.loras)
+            if name in self._users.values():
+                raise AdapterInUseError(
+                    f"the adapter {name!r} is in use", cure="Wait for its requests, or cancel them."
+                )
+
     def unload_adapter(self, name: str) -> None:
         """Forgets an adapter.
 
@@ -148,12 +158,7 @@ class LoRAManager:
             AdapterInUseError: a request that is not done uses it.
         """
         with self._lock:
-            if name not in self._adapters:
-                raise AdapterNotFoundError.named(name, self.loras)
-            if name in self._users.values():
-                raise AdapterInUseError(
-                    f"the adapter {name!r} is in use", cure="Wait for its requests, or cancel them."
-                )
+            self.check_unused(name)
             del self._adapters[name]
             self._slots.forget(name)
 

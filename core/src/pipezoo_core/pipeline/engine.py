@@ -185,6 +185,11 @@ class Engine:
         self._check_id(request_id)
         self._change(partial(self._cancel, request_id))
 
+    def cancel_all(self) -> None:
+        """As `cancel`, all requests that somebody waits for."""
+        for request_id in list(self._requests):
+            self._change(partial(self._cancel, request_id))
+
     def release(self, request_id: RequestID) -> None:
         """Gives back the request's pages and adapter, and forgets its text.
 
@@ -249,9 +254,7 @@ class Engine:
         if request is not None and not request.is_done:
             request.context.finish(GenerationStatus.CANCELLED)
             rest = "".join(runner.remaining_text(request_id) for runner in self._runners)  # one of them has any
-            self._deliver_output(
-                TextGenerationOutput(request_id=request_id, text=rest, final_status=GenerationStatus.CANCELLED)
-            )
+            self._deliver_output(request.context.output(text=rest))
 
     def _release(self, request_id: RequestID) -> None:
         self._scheduler.remove(request_id)
@@ -295,7 +298,8 @@ class Engine:
         for (_, batch), outcome in zip(work, outcomes, strict=True):
             if isinstance(outcome, BaseException):
                 for context in batch:
-                    self._deliver_output(TextGenerationOutput.failed(context.request_id, outcome))
+                    context.finish(GenerationStatus.ERROR, outcome)
+                    self._deliver_output(context.output())
             else:
                 for output in outcome.values():
                     self._deliver_output(output)
