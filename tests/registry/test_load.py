@@ -80,7 +80,7 @@ def test_a_gguf_file_may_be_named_in_capitals(tiny_gguf, tmp_path):
 
 def test_plan_reads_no_weights(folder, monkeypatch):
     edit_weights(folder, lambda tensors: None)
-    monkeypatch.setattr("pipezoo_core.decoder.model.load_module", None)
+    monkeypatch.setattr("pipezoo_core.decoder.module.load_module", None)
     plan = registry.plan(folder, linear="torch", **SETTINGS)
     assert plan.memory.weights == sum(t.numel() * 4 for t in load_file(folder / "model.safetensors").values())
     assert plan.memory.num_cache_tokens * plan.memory.concurrency > 0

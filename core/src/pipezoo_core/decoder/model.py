@@ -71,7 +71,7 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, PipelineModel[TextContext],
 
     @classmethod
     def get_num_layers(cls, huggingface_config: PretrainedConfig) -> int:
-        """Returns the number of decoder layers. For other pipelines: ours reads it from `get_kv_params`."""
+        """Returns the number of decoder layers."""
         return cls.config_class.from_huggingface(huggingface_config).num_layers
 
     @classmethod

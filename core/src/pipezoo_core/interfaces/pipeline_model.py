@@ -262,7 +262,10 @@ class PipelineModel(abc.ABC, Generic[ContextT]):
         kv_cache_config: KVCacheConfig,
         cache_dtype: torch.dtype,
     ) -> int:
-        """Returns how many requests of the greatest length fit the cache at once; without a cache the setting."""
+        """Returns how many requests of the greatest length fit the cache at once; without a cache the setting.
+
+        A name of MAX's, whose pipelines ask for it; here `max_batch_size` is a setting.
+        """
         if not issubclass(cls, KVCacheMixin):
             return pipeline_config.max_batch_size
         params = cls.get_kv_params(huggingface_config, len(devices), kv_cache_config, cache_dtype)
@@ -272,7 +275,7 @@ class PipelineModel(abc.ABC, Generic[ContextT]):
 
 
 def upper_bounded_default(upper_bound: int, default: int | None) -> int:
-    """Returns `default`, or the bound where it is None.
+    """Returns `default`, or the bound where it is None. A name of MAX's, for a model's `calculate_max_seq_len`.
 
     Raises:
         ValueError: `default` is above the bound.

@@ -21,6 +21,8 @@ def make_signal_buffers(devices: Sequence[torch.device]) -> list[Tensor]:
 class AlwaysSignalBuffersMixin:
     """For models whose embedding or head always runs a collective: signal buffers on a single device, too.
 
+    A name of MAX's; here collectives go through the group of the session, see `distributed`.
+
     Put it before `PipelineModel` in the bases.
 
     Attributes:
