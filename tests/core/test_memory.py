@@ -121,7 +121,7 @@ def test_the_group_decides_the_size_of_the_cache(tiny_folder, monkeypatch):
 
 
 def test_what_does_not_fit_is_refused_before_it_is_loaded(tiny_folder, monkeypatch):
-    monkeypatch.setattr("pipezoo_core.decoder.model.load_module", None)
+    monkeypatch.setattr("pipezoo_core.decoder.module.load_module", None)
     monkeypatch.setattr(memory, "memory_left", lambda: 1000 * MIB)
     with pytest.raises(InsufficientMemoryError, match=r"weights .*activations .*KV cache 1.5 GiB.*available 1000 MiB"):
         registry.load(tiny_folder, device="cpu", dtype="float32", kv_cache_memory="1.5GiB")
