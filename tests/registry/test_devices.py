@@ -22,6 +22,11 @@ def test_names_of_several(devices, tiny_folder):
     assert plan.devices == (torch.device("cpu"),) * 2
 
 
+@pytest.mark.parametrize("device", ["cuda", "gpu", "cuda:0", torch.device("cuda"), torch.device("cuda", 0)])
+def test_the_first_gpu_has_several_names(device):
+    assert LoadSettings(device=device).device_names == LoadSettings(devices=[device]).device_names == ("cuda:0",)
+
+
 @pytest.mark.parametrize("device", ["auto", "cpu", torch.device("cpu")])
 def test_names_of_one(device, tiny_folder):
     assert registry.plan(tiny_folder, device=device, **SETTINGS).pipeline_config.tensor_parallel_degree == 1
