@@ -99,9 +99,14 @@ def test_type_checkers_know_every_setting():
 
 
 GOOD = """
+import pipezoo
 import torch
-from pipezoo import registry
+from pipezoo import SamplingParams, TextGenerationRequest, registry
 
+version: str = pipezoo.__version__
+error: type[Exception] = pipezoo.PipezooError
+request = TextGenerationRequest(prompt="Hello", sampling_params=SamplingParams(seed=1))
+same = pipezoo.load("org/model", max_length=8)
 llm = registry.load("org/model", device="cpu", dtype=torch.bfloat16, kv_cache_memory="2GiB", lora_paths=["a"])
 plan = registry.plan("org/model", devices=["cuda:0", torch.device("cuda", 1)], attention="native")
 texts: list[str] = [output.text for output in llm.generate("Hello")]
@@ -137,4 +142,4 @@ def test_a_misspelt_setting_does_not_type_check(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=540)
     wrong = {line.partition(":")[0] for line in done.stdout.splitlines() if ": error:" in line}
     assert wrong == {"name.py", "value.py", "kind.py"}, done.stdout
-    assert 'name.py:5: error: Unexpected keyword argument "kv_cache_memroy"' in done.stdout
+    assert 'Unexpected keyword argument "kv_cache_memroy" for "load"' in done.stdout
