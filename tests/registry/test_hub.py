@@ -270,6 +270,14 @@ def test_the_address_of_a_page_is_the_name_on_it(address, hub, ask):
     assert ask(address) == ask("org/model")
 
 
+def test_a_folder_may_be_called_like_an_address(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "https:/huggingface.co/org/model"
+    path.mkdir(parents=True)
+    (path / "config.json").write_bytes(CONFIG)
+    assert locate("https://huggingface.co/org/model").path.samefile(path)
+
+
 @pytest.mark.parametrize(
     ("address", "message"),
     [

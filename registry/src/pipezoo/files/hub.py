@@ -160,7 +160,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def _without_address(name: str) -> str:
     """Returns a name on the Hub for the address of its page, anything else as it is."""
-    if "://" not in name:
+    if "://" not in name or os.path.exists(name):
         return name
     match = _PAGE.fullmatch(name)
     if match is None:
