@@ -4,6 +4,7 @@ The Hub's client reads its settings when it is imported, so that each Hub test r
 """
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -352,6 +353,8 @@ def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(name, folder, mon
 def test_a_file_of_another_kind_is_refused(checkpoint):
     with pytest.raises(UnsupportedCheckpointError, match="not a model by itself"):
         locate(str(checkpoint / "model.safetensors"))
+    with pytest.raises(UnsupportedCheckpointError, match="not a model by itself"):
+        locate(os.devnull)
 
 
 def test_an_empty_folder_is_no_model(folder):

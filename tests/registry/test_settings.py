@@ -25,7 +25,7 @@ MEMBERS = ["core", "registry"]
         *(("auto", "auto"), ("int4", "int4"), ("float32", "float32"), (" bfloat16 ", "bfloat16")),
         *((torch.float32, "float32"), (torch.bfloat16, "bfloat16"), (torch.half, "float16"), (torch.int8, "int8")),
         *(("torch.bfloat16", "bfloat16"), ("fp16", "float16"), ("half", "float16"), ("bf16", "bfloat16")),
-        *(("fp32", "float32"), ("float", "float32")),
+        *(("fp32", "float32"), ("float", "float32"), ("BF16", "bfloat16")),
     ],
 )
 def test_a_dtype_may_be_torchs_or_have_its_short_name(spelling, dtype):

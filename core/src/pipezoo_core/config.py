@@ -84,6 +84,11 @@ class LinearName(enum.StrEnum):
     native = "native"
 
 
+_MAX_BYTES = 2**63
+_MAX_COUNT = 2**31 - 1
+_MAX_REPLICAS = 1024
+_MAX_TIMEOUT = 1e6
+
 _MEMORY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", re.IGNORECASE)
 
 
@@ -95,7 +100,8 @@ def parse_memory(value: object) -> object:
     if match is None:
         return value
     number, prefix, binary = match.groups()
-    return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " "))
+    size = float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " ")
+    return int(size) if size < _MAX_BYTES else value
 
 
 class KVCacheConfig(Settings):
@@ -110,7 +116,7 @@ class KVCacheConfig(Settings):
 
     page_size: int = Field(default=64, ge=1, le=4096)
     kv_cache_memory: Annotated[int | None, BeforeValidator(parse_memory)] = Field(
-        default=None, gt=0, description='bytes above 0, as a number or as text such as "2GiB", or None'
+        default=None, gt=0, lt=_MAX_BYTES, description='bytes above 0, as a number or as text such as "2GiB", or None'
     )
     enable_prefix_caching: bool = True
 
@@ -136,8 +142,8 @@ class LoRAConfig(Settings):
     lora_paths: Annotated[tuple[str, ...], BeforeValidator(_as_paths)] = Field(
         default=(), description="a folder or a Hub id, or a list of them, each with `name=` before it or without"
     )
-    max_num_loras: int | None = Field(default=None, ge=1)
-    max_lora_rank: int | None = Field(default=None, ge=1)
+    max_num_loras: int | None = Field(default=None, ge=1, le=_MAX_COUNT)
+    max_lora_rank: int | None = Field(default=None, ge=1, le=_MAX_COUNT)
 
 
 class RunConfig(Settings):
@@ -156,14 +162,14 @@ class RunConfig(Settings):
         rank_timeout: seconds after which a rank of several that shows no sign of life is given up. A long step is none.
     """
 
-    max_length: int | None = Field(default=None, ge=2)
-    max_batch_size: int = Field(default=64, ge=1)
-    max_batch_tokens: int = Field(default=1024, ge=1)
+    max_length: int | None = Field(default=None, ge=2, le=_MAX_COUNT)
+    max_batch_size: int = Field(default=64, ge=1, le=_MAX_COUNT)
+    max_batch_tokens: int = Field(default=1024, ge=1, le=_MAX_COUNT)
     attention: AttentionName = AttentionName.auto
     linear: LinearName = LinearName.auto
     enforce_eager: bool = False
-    data_parallel_degree: int = Field(default=1, ge=1)
-    rank_timeout: float = Field(default=60.0, ge=1)
+    data_parallel_degree: int = Field(default=1, ge=1, le=_MAX_REPLICAS)
+    rank_timeout: float = Field(default=60.0, ge=1, le=_MAX_TIMEOUT)
 
 
 class PipelineConfig(RunConfig):
@@ -185,7 +191,7 @@ class PipelineConfig(RunConfig):
     huggingface_config: Any = None
     device: str = "cpu"
     encoding: SupportedEncoding = SupportedEncoding.float32
-    tensor_parallel_degree: int = Field(default=1, ge=1)
+    tensor_parallel_degree: int = Field(default=1, ge=1, le=_MAX_REPLICAS)
     kv_cache: KVCacheConfig = KVCacheConfig()
     lora: LoRAConfig | None = None
 

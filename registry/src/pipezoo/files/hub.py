@@ -204,9 +204,9 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _file(path: Path) -> Path:
-    if not path.is_file():
+    if not path.exists():
         raise ModelNotFoundError(f"no such file or folder: {path}", allowed=_FORMS, cure="Check the spelling.")
-    if not is_gguf(path):
+    if not is_gguf(path) or not path.is_file():
         raise UnsupportedCheckpointError(
             f"{path} is not a model by itself", allowed=f"a .gguf file, or the folder of a {CONFIG}"
         )

@@ -17,6 +17,7 @@ DEVICES = "auto, cpu, or a GPU that torch sees, such as cuda:0"
 """What a device can be called, for messages."""
 
 _DEVICE = re.compile(r"auto|cpu|(?:cpu|cuda):[0-9]{1,3}")
+_MAX_DEVICES = 1024
 _FIRST_GPU = ("cuda", "gpu")
 _DTYPES = ("auto", *(encoding.value for encoding in SupportedEncoding))
 _SHORT_DTYPES = {"bf16": "bfloat16", "float": "float32", "fp16": "float16", "fp32": "float32", "half": "float16"}
@@ -46,7 +47,7 @@ _ELSEWHERE = {
 
 def _as_device(value: object) -> str:
     is_named = isinstance(value, str) or type(value).__module__ == "torch"
-    name = str(value).strip() if is_named else ""
+    name = str(value).strip().lower() if is_named else ""
     if name in _FIRST_GPU:
         return "cuda:0"
     if not _DEVICE.fullmatch(name):
@@ -57,10 +58,11 @@ def _as_device(value: object) -> str:
 def _as_devices(value: object) -> tuple[str, ...] | None:
     if value is None:
         return None
-    if not isinstance(value, list | tuple) or not value:
+    if not isinstance(value, list | tuple) or not 1 <= len(value) <= _MAX_DEVICES:
         raise InvalidSettingError(
             "setting 'devices' is not a list of devices",
             found=shown(value),
+            allowed=f"1 to {_MAX_DEVICES:,} names",
             cure="Give either `device` or `devices`, the latter as a list of names.",
         )
     return tuple(map(_as_device, value))
@@ -69,7 +71,7 @@ def _as_devices(value: object) -> tuple[str, ...] | None:
 def _as_dtype(value: object) -> str:
     """Returns the name of a dtype, of torch's own or one of its short names, too."""
     is_named = isinstance(value, str) or type(value).__module__ == "torch"
-    name = str(value).strip().removeprefix("torch.") if is_named else ""
+    name = str(value).strip().lower().removeprefix("torch.") if is_named else ""
     name = _SHORT_DTYPES.get(name, name)
     if name not in _DTYPES:
         raise InvalidSettingError("setting 'dtype' is not valid", found=shown(value), allowed=", ".join(_DTYPES))
