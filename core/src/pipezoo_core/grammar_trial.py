@@ -31,13 +31,22 @@ _SECONDS = 2.0  # of CPU time to compile it, so that a busy machine refuses noth
 _SECONDS_PER_TOKEN = 0.25  # of CPU time; the other requests of a step wait for it
 _NUM_TOKENS = 64  # of a random answer: some grammars explode only at a later token
 _MAX_LEXER_STATES = 20_000  # of up to 2 kB each, which a running request keeps
+# What holds a step of a running request, whose grammar may explode behind the tokens that were tried. An ambiguous one
+# takes time by the square of the items; a schema of a thousand optional names needs some 4,000 of them in a step.
+_MAX_ITEMS_IN_ROW = 1_000
+_MAX_ITEMS_IN_STEP = 6_000
 
 
 def new_matcher(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
     """Returns llguidance's matcher, at the beginning of the grammar."""
     from llguidance import LLMatcher, LLParserLimits
 
-    limits = LLParserLimits(verbose_errors=False, max_lexer_states=_MAX_LEXER_STATES)
+    limits = LLParserLimits(
+        verbose_errors=False,
+        max_lexer_states=_MAX_LEXER_STATES,
+        max_items_in_row=_MAX_ITEMS_IN_ROW,
+        step_max_items=_MAX_ITEMS_IN_STEP,
+    )
     return LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
 
 
