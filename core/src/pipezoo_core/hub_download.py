@@ -29,8 +29,8 @@ _HTTP_CLIENTS = ("httpx", "httpx2")  # which one the Hub's client uses, and lets
 def download_files(repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
     """Downloads the files at the top of a repository that match a pattern, and returns the snapshot's folder.
 
-    The folder is named after the commit. It may not exist, if nothing matched. Where the cache has all files, it answers
-    for a Hub that does not, and where it cannot be written.
+    The folder is named after the commit. It may not exist, if nothing matched. A cache that has all files answers for a
+    Hub that does not, and where it cannot be written.
 
     Raises:
         ModelNotFoundError: there is no such repository or revision.
