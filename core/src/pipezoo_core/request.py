@@ -6,7 +6,7 @@ import enum
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pipezoo_core.errors import InvalidRequestError, shown
 from pipezoo_core.sampling_params import SamplingParams
@@ -139,6 +139,9 @@ class TextGenerationRequest:
     Attributes:
         prompt: text that is completed as it is, or token ids.
         messages: a chat, `{"role": …, "content": …}` each; the model's chat template makes the prompt of it.
+        tools: what the model may call in a chat, a JSON schema each.
+        chat_template_kwargs: further variables of the model's chat template, such as `enable_thinking` or `documents`.
+        continue_final_message: whether the answer continues the chat's last message, and does not begin a new one.
         sampling_params: None takes the pipeline's defaults.
         lora: name of the loaded adapter to answer with; None takes the model as it is.
         request_id: unique among the requests of a pipeline, 256 characters at most.
@@ -149,6 +152,9 @@ class TextGenerationRequest:
 
     prompt: str | Sequence[int] | None = None
     messages: Sequence[ChatMessage] | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    continue_final_message: bool = False
     sampling_params: SamplingParams | None = None
     lora: str | None = None
     request_id: RequestID = field(default_factory=new_request_id)
@@ -161,6 +167,9 @@ class TextGenerationRequest:
             or _is_list(self.prompt)
             or getattr(self.prompt, "ndim", 0) == 1,  # an array
             "messages": self.messages is None or _is_list(self.messages),
+            "tools": self.tools is None or _is_list(self.tools),
+            "chat_template_kwargs": self.chat_template_kwargs is None or isinstance(self.chat_template_kwargs, Mapping),
+            "continue_final_message": isinstance(self.continue_final_message, bool),
             "sampling_params": self.sampling_params is None or isinstance(self.sampling_params, SamplingParams),
             "lora": self.lora is None or isinstance(self.lora, str),
             "request_id": isinstance(self.request_id, str) and len(self.request_id) <= _MAX_ID_LENGTH,

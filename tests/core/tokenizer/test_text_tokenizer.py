@@ -94,7 +94,7 @@ def test_sentencepiece_text_has_one_bos(sentencepiece_metadata):
 @pytest.mark.parametrize("adds_bos", [True, False])
 def test_a_chat_has_the_bos_of_its_template_alone(byte_level_metadata, adds_bos):
     tokenizer = make_tokenizer(byte_level_metadata, add_bos_token=adds_bos)
-    assert tokenizer.chat(CHAT) == "<bos>[user]hello[assistant]"
+    assert tokenizer.apply_chat_template(CHAT) == "<bos>[user]hello[assistant]"
     tokens = new_context(tokenizer, messages=CHAT).tokens
     assert tokens.count(tokenizer.delegate.bos_token_id) == 1
     assert tokenizer.decode(tokens) == "[user]hello[assistant]"
@@ -145,12 +145,12 @@ def test_token_ids_of_settings_are_checked(tokenizer, sampling):
 @pytest.mark.parametrize("message", ["hello", {"role": "user"}, {"role": 1, "content": "a"}, {"content": "a"}])
 def test_messages_that_are_not_sound_are_refused(tokenizer, message):
     with pytest.raises(InvalidRequestError, match="message 2 of the chat"):
-        tokenizer.chat([*CHAT, message])
+        tokenizer.apply_chat_template([*CHAT, message])
 
 
 def test_a_template_that_refuses(tokenizer):
     with pytest.raises(InvalidRequestError, match="no role system") as error:
-        tokenizer.chat([{"role": "system", "content": "a"}])
+        tokenizer.apply_chat_template([{"role": "system", "content": "a"}])
     assert error.value.__cause__ is not None
 
 
@@ -159,13 +159,13 @@ def test_a_template_cannot_reach_python(byte_level_metadata):
     delegate = tokenizer_from_gguf({**byte_level_metadata, "tokenizer.chat_template": template})
     tokenizer = TextTokenizer(delegate, max_length=8, sampling_params=SamplingParams(), eos_token_ids=[])
     with pytest.raises(InvalidRequestError):
-        tokenizer.chat(CHAT)
+        tokenizer.apply_chat_template(CHAT)
 
 
 def test_no_template(byte_level):
     tokenizer = TextTokenizer(byte_level, max_length=8, sampling_params=SamplingParams(), eos_token_ids=[])
     with pytest.raises(InvalidRequestError, match="no chat template"):
-        tokenizer.chat(CHAT)
+        tokenizer.apply_chat_template(CHAT)
 
 
 def test_a_huge_template_is_refused(byte_level_metadata):
@@ -181,7 +181,7 @@ def test_a_saved_folder_gives_the_same_tokenizer(request, metadata, tmp_path, wa
     loaded = TextTokenizer(load_tokenizer(tmp_path), max_length=32, sampling_params=SamplingParams(), eos_token_ids=[])
     for text in ("hello 12 é😀 ", "<think>the"):
         assert loaded.encode(text).tolist() == saved.encode(text).tolist()
-    assert loaded.chat(CHAT) == saved.chat(CHAT)
+    assert loaded.apply_chat_template(CHAT) == saved.apply_chat_template(CHAT)
     assert not warnings_logged.records
 
 

@@ -266,36 +266,60 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         messages: Sequence[ChatMessage],
         sampling_params: SamplingParams | Mapping[str, Any] | None = None,
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
         lora: str | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> TextGenerationOutput:
         """Answers a chat, `{"role": …, "content": …}` each, by the model's chat template.
 
         Args:
-            messages: the chat so far.
+            messages: the chat so far; a request's `messages`.
             sampling_params: as for `generate`.
+            tools: as in `TextGenerationRequest`.
+            chat_template_kwargs: as in `TextGenerationRequest`.
+            continue_final_message: as in `TextGenerationRequest`.
             lora: as for `generate`.
             **sampling: as for `generate`.
         """
-        return self.generate(TextGenerationRequest(messages=messages), sampling_params, lora=lora, **sampling)[0]
+        request = TextGenerationRequest(
+            messages=messages,
+            tools=tools,
+            chat_template_kwargs=chat_template_kwargs,
+            continue_final_message=continue_final_message,
+        )
+        return self.generate(request, sampling_params, lora=lora, **sampling)[0]
 
     async def chat_async(
         self,
         messages: Sequence[ChatMessage],
         sampling_params: SamplingParams | Mapping[str, Any] | None = None,
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
         lora: str | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> TextGenerationOutput:
         """Answers a chat like `chat`, and lets the event loop go on meanwhile.
 
         Args:
-            messages: the chat so far.
+            messages: the chat so far; a request's `messages`.
             sampling_params: as for `generate`.
+            tools: as in `TextGenerationRequest`.
+            chat_template_kwargs: as in `TextGenerationRequest`.
+            continue_final_message: as in `TextGenerationRequest`.
             lora: as for `generate`.
             **sampling: as for `generate`.
         """
-        answers = self._answers(TextGenerationRequest(messages=messages), sampling_params, lora, sampling)
+        request = TextGenerationRequest(
+            messages=messages,
+            tools=tools,
+            chat_template_kwargs=chat_template_kwargs,
+            continue_final_message=continue_final_message,
+        )
+        answers = self._answers(request, sampling_params, lora, sampling)
         steps = [outputs async for outputs in self._run_async(answers, in_batch=False)]
         return answers.joined(steps)[0]
 
@@ -388,7 +412,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         return answers
 
     def _ids_of(self, request_id: RequestID) -> list[RequestID]:
-        answers = self._several.get(request_id)
+        answers = self._several.get(request_id) if isinstance(request_id, str) else None
         return [request_id] if answers is None else answers.ids_of(request_id)
 
     def _run(self, answers: Answers, *, in_batch: bool) -> Generator[list[TextGenerationOutput]]:
