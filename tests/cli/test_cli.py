@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from pipezoo import registry
 from pipezoo.cli.main import app
-from pipezoo.discovery import PluginInfo, PluginState
+from pipezoo.discovery.index import PluginInfo, PluginState
 
 WIDE = {**os.environ, "COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
 SMALL = ["--dtype", "float32", "--device", "cpu", "--kv-cache-memory", "4MiB"]

@@ -6,8 +6,9 @@ import time
 import pytest
 from gguf_files import END
 
+from pipezoo_core.context import TextGenerationInputs
 from pipezoo_core.errors import NonFiniteLogitsError, PromptTooLongError
-from pipezoo_core.request import FinishReason, GenerationStatus, TextGenerationInputs, TextGenerationRequest, Usage
+from pipezoo_core.request import FinishReason, GenerationStatus, TextGenerationRequest, Usage
 from pipezoo_core.sampling_params import SamplingParams
 
 GREEDY = {"temperature": 0.0, "max_new_tokens": 12, "ignore_eos": True}

@@ -1,13 +1,11 @@
 """Whatever `registry.load` is given has a plan or an error of ours, in a few words; nothing of it is looked for."""
 
-import inspect
 from pathlib import Path
 
 import pytest
 
 from pipezoo import registry
-from pipezoo.load import asked_config
-from pipezoo_core.config import KVCacheConfig, LoRAConfig, PipelineConfig
+from pipezoo.loading.settings import LoadSettings
 from pipezoo_core.errors import InvalidSettingError, ModelNotFoundError, PipezooError, PluginNotFoundError
 from pipezoo_core.hub_download import download_files
 
@@ -21,11 +19,7 @@ NO_NAMES = [
 ]  # fmt: skip
 TEXTS = [*NO_NAMES, "😀", "1e400", "9" * 400 + "GiB"]
 PATHS = [Path("a\0b"), Path("\ud800"), Path("x" * 10**5), Path("/dev/null"), Path("/proc")]
-SETTINGS = [name for name in inspect.signature(registry.load).parameters if name not in ("model", "settings")] + [
-    "attention", "data_parallel_degree", "enable_prefix_caching", "enforce_eager", "kv_cache_memory", "linear",
-    "lora_paths", "max_batch_size", "max_batch_tokens", "max_length", "max_lora_rank", "max_num_loras", "page_size",
-    "rank_timeout",
-]  # fmt: skip
+SETTINGS = sorted(LoadSettings.model_fields)
 
 
 def is_planned(source, **settings):
@@ -40,24 +34,6 @@ def is_planned(source, **settings):
         message = str(error)
     assert len(message.encode(errors="surrogatepass")) < 1000
     return not message
-
-
-def test_every_setting_is_tried():
-    of_configs = {name for kind in (KVCacheConfig, LoRAConfig, PipelineConfig) for name in kind.model_fields}
-    decided = {
-        "encoding",
-        "huggingface_config",
-        "kv_cache",
-        "lora",
-        "memory",
-        "model_path",
-        "tensor_parallel_degree",
-        "weight_paths",
-    }
-    assert of_configs - decided <= {*SETTINGS}
-    with pytest.raises(InvalidSettingError) as raised:
-        asked_config({"nothing": 1})
-    assert {*raised.value.allowed} <= {*SETTINGS}
 
 
 @pytest.fixture

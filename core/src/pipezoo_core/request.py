@@ -6,13 +6,10 @@ import enum
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from pipezoo_core.errors import InvalidRequestError, shown
 from pipezoo_core.sampling_params import SamplingParams
-
-if TYPE_CHECKING:
-    from pipezoo_core.context import TextContext
 
 __all__ = [
     "ChatMessage",
@@ -21,7 +18,6 @@ __all__ = [
     "LogProbabilities",
     "Prompt",
     "RequestID",
-    "TextGenerationInputs",
     "TextGenerationOutput",
     "TextGenerationRequest",
     "Timing",
@@ -244,22 +240,3 @@ class TextGenerationOutput:
     def failed(cls, request_id: RequestID, error: BaseException, text: str = "") -> TextGenerationOutput:
         """Returns the last piece of a request that failed."""
         return cls(request_id=request_id, text=text, final_status=GenerationStatus.ERROR, error=error)
-
-
-@dataclass(frozen=True, slots=True)
-class TextGenerationInputs:
-    """The requests of one step.
-
-    Attributes:
-        batches: one dict per replica, request id -> its context. Every context's chunk is set and its pages are
-            reserved.
-        num_steps: how many tokens to generate for each context.
-    """
-
-    batches: list[dict[RequestID, TextContext]]
-    num_steps: int = 1
-
-    @property
-    def batch(self) -> list[TextContext]:
-        """All contexts, in the order in which the model sees them."""
-        return [context for batch in self.batches for context in batch.values()]

@@ -7,7 +7,7 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
-from pipezoo_core.pipeline.running_requests import Call, RunningRequests
+from pipezoo_core.pipeline.engine import Call, Engine
 
 __all__ = ["StepThread"]
 
@@ -16,11 +16,11 @@ class StepThread:
     """Runs a step at a time, the next one for whoever asks first; the others that ask meanwhile wait for the same.
 
     Args:
-        running: runs the step itself.
+        engine: runs the step itself.
     """
 
-    def __init__(self, running: RunningRequests) -> None:
-        self._running = running
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pipezoo-steps")
         self._step: Future[Exception | None] | None = None
         self._lock = threading.Lock()
@@ -38,7 +38,7 @@ class StepThread:
     async def settle(self) -> None:
         """Waits for the end of the step that runs, if any; then the pages of calls that are closed are back."""
         step = self._step
-        if step is not None and not step.done() and self._running.is_here:
+        if step is not None and not step.done() and self._engine.is_here:
             await _result(step)
 
     def close(self) -> None:
@@ -48,7 +48,7 @@ class StepThread:
     def _next(self, call: Call) -> Future[Exception | None]:
         def advance() -> Exception | None:
             try:
-                self._running.advance(call)
+                self._engine.advance(call)
             except Exception as error:  # for all who wait for the step; what fails a request is in its output
                 return error
             return None

@@ -10,7 +10,7 @@ from typing import Any, Self, Unpack
 from weakref import WeakValueDictionary
 
 from pipezoo_core.config import PipelineConfig
-from pipezoo_core.context import TextContext
+from pipezoo_core.context import TextContext, TextGenerationInputs
 from pipezoo_core.errors import ClosedPipelineError, InvalidSettingError
 from pipezoo_core.interfaces import GenerateMixin, PipelineModel
 from pipezoo_core.interfaces.answers import Answers
@@ -20,21 +20,20 @@ from pipezoo_core.memory import MemoryPlan
 from pipezoo_core.pipeline.adapters import Adapters
 from pipezoo_core.pipeline.answer_stream import AnswerStream
 from pipezoo_core.pipeline.call_settings import settings_of_call, with_settings
+from pipezoo_core.pipeline.engine import Engine
+from pipezoo_core.pipeline.model_runner import ModelRunner
 from pipezoo_core.pipeline.progress import with_progress
-from pipezoo_core.pipeline.replica_runners import ReplicaRunners
-from pipezoo_core.pipeline.running_requests import RunningRequests
-from pipezoo_core.pipeline.scheduler import Scheduler
 from pipezoo_core.pipeline.step_thread import StepThread
 from pipezoo_core.request import (
     ChatMessage,
     Prompt,
     RequestID,
-    TextGenerationInputs,
     TextGenerationOutput,
     TextGenerationRequest,
 )
 from pipezoo_core.sampling_options import SamplingOptions
 from pipezoo_core.sampling_params import SamplingParams
+from pipezoo_core.scheduling import Scheduler
 from pipezoo_core.tokenizer import TextTokenizer
 
 __all__ = ["TextGenerationPipeline"]
@@ -82,9 +81,8 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             max_batch_size=pipeline_config.max_batch_size,
             max_batch_tokens=pipeline_config.max_batch_tokens,
         )
-        self._runners = ReplicaRunners(models, tokenizer)
-        self._running = RunningRequests(self.scheduler, self._runners)
-        self._step_thread = StepThread(self._running)
+        self._engine = Engine(self.scheduler, [ModelRunner(model, tokenizer) for model in models])
+        self._step_thread = StepThread(self._engine)
         self._prompt_threads = ThreadPoolExecutor(_NUM_TOKENIZING, thread_name_prefix="pipezoo-prompts")
         self._several: WeakValueDictionary[RequestID, Answers] = WeakValueDictionary()
         self._is_closed = False
@@ -160,7 +158,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             InvalidSettingError: the model was loaded without room for adapters.
         """
         self._check_open()
-        with self._running.exclusive():  # no request begins to use it meanwhile
+        with self._engine.exclusive():  # no request begins to use it meanwhile
             Adapters(self.models).unload(name)
 
     def generate(
@@ -259,7 +257,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             )
         contexts, failed = new_contexts(self._tokenizer, requests)
         checked(failed, in_batch=False)
-        return AnswerStream(requests[0].request_id, self._running.run(contexts))
+        return AnswerStream(requests[0].request_id, self._engine.outputs_of(contexts))
 
     def chat(
         self,
@@ -330,7 +328,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         """
         if not self._is_closed:
             for own_id in self._ids_of(request_id):
-                self._running.cancel(own_id)
+                self._engine.cancel(own_id)
 
     def release(self, request_id: RequestID) -> None:
         """Gives back the request's pages and adapter, and forgets its text.
@@ -339,7 +337,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         """
         if not self._is_closed:
             for own_id in self._ids_of(request_id):
-                self._running.release(own_id)
+                self._engine.release(own_id)
 
     def close(self) -> None:
         """Ends all requests as cancelled, and gives back the memory of the model and its cache.
@@ -353,13 +351,13 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         """
         if self._is_closed:
             return
-        with self._running.exclusive():  # the step that runs is through
+        with self._engine.exclusive():  # the step that runs is through
             self._is_closed = True
-        self._running.cancel_all()
+        self._engine.cancel_all()
         self._step_thread.close()
         self._prompt_threads.shutdown(wait=False)
         self.models.clear()
-        del self.scheduler, self._runners, self._running, self._step_thread  # calls that run still have theirs
+        del self.scheduler, self._engine, self._step_thread  # calls that run still have theirs
 
     def execute(self, inputs: TextGenerationInputs) -> dict[RequestID, TextGenerationOutput]:
         """Runs one batch per replica, all at the same time.
@@ -381,18 +379,12 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             ForkedProcessError: the model was loaded in another process, of which this is a forked child.
         """
         self._check_open()
-        outputs: dict[RequestID, TextGenerationOutput] = {}
-        with self._running.exclusive():
-            for outcome in self._runners.run(inputs):
-                if isinstance(outcome, BaseException):
-                    raise outcome
-                outputs |= outcome
-        return outputs
+        return self._engine.execute(inputs)
 
     def _check_open(self) -> None:
         if self._is_closed:
             raise ClosedPipelineError("the pipeline is closed", cure="Load the model again.")
-        self._running.check()
+        self._engine.check()
 
     def _answers(
         self,
@@ -416,26 +408,26 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         return [request_id] if answers is None else answers.ids_of(request_id)
 
     def _run(self, answers: Answers, *, in_batch: bool) -> Generator[list[TextGenerationOutput]]:
-        running = self._running  # the call goes on to its end when the pipeline is closed
+        engine = self._engine  # the call goes on to its end when the pipeline is closed
         contexts, failed = new_contexts(self._tokenizer, answers.requests)
         if failed:
             yield checked(answers.named(failed), in_batch=in_batch)
-        for outputs in running.run(contexts):
+        for outputs in engine.outputs_of(contexts):
             yield checked(answers.named(outputs), in_batch=in_batch)
 
     async def _run_async(self, answers: Answers, *, in_batch: bool) -> AsyncGenerator[list[TextGenerationOutput]]:
         self._check_open()
-        running, step_thread = self._running, self._step_thread  # as in `_run`
+        engine, step_thread = self._engine, self._step_thread  # as in `_run`
         loop = asyncio.get_running_loop()
         contexts, failed = await loop.run_in_executor(
             self._prompt_threads, new_contexts, self._tokenizer, answers.requests
         )
-        call = running.begin(contexts)
+        call = engine.begin(contexts)
         try:
             if failed:
                 yield checked(answers.named(failed), in_batch=in_batch)
             while not call.is_over:
-                running.check()  # a child that goes on with its parent's answers has none of its threads
+                engine.check()  # a child that goes on with its parent's answers has none of its threads
                 if outputs := call.take():
                     yield checked(answers.named(outputs), in_batch=in_batch)
                 else:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from packaging.utils import canonicalize_name
 
-from pipezoo.discovery import PluginIndex, PluginInfo, PluginState
-from pipezoo.plugin_setting import VARIABLE
+from pipezoo.discovery.index import PluginIndex, PluginInfo, PluginState
+from pipezoo.discovery.setting import VARIABLE
 from pipezoo_core.errors import PluginConflictError, PluginNotFoundError, shown
 
 __all__ = ["AskedName", "PluginChoice", "choose_plugin"]
