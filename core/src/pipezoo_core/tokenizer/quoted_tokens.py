@@ -17,6 +17,7 @@ import json
 import re
 import secrets
 from collections.abc import Collection, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
@@ -36,16 +37,14 @@ class QuotedTokens:
     """
 
     def __init__(self, delegate: PreTrainedTokenizerBase, special_ids: Collection[int]) -> None:
-        settings = json.loads(delegate.backend_tokenizer.to_str())
-        self._special = [token for token in settings["added_tokens"] if token["id"] in special_ids]
-        self._settings = settings
-        self._texts = [token["content"] for token in self._special]
+        self._delegate = delegate
+        added = delegate.added_tokens_decoder
+        self._special = {token_id: token.content for token_id, token in added.items() if token_id in special_ids}
+        self._texts = list(self._special.values())
         longest_first = sorted(self._texts, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._nonce = secrets.token_hex(8)  # nobody can write a mark or a name who does not know it
-        self._mark = re.compile(f"\\ue000{self._nonce}-([0-9]+)\\ue001")
-        self._first_new_id = max(delegate.get_vocab().values()) + 1
-        self._tokenizer: Tokenizer | None = None
+        self._mark = re.compile(f"\ue000{self._nonce}-([0-9]+)\ue001")
         self._ids: dict[int, int] = {}
 
     def marked(self, value: object) -> Any:
@@ -75,10 +74,9 @@ class QuotedTokens:
 
     def encode(self, text: str) -> list[int]:
         """Returns the tokens of a rendered text: the template's special tokens are tokens, and marks are text."""
-        if self._tokenizer is None:
-            self._tokenizer = self._without_special_tokens()
+        tokenizer = self._without_special_tokens
         named = self._pattern.sub(lambda found: self._name_of(self._texts.index(found[0])), text)
-        tokens = self._tokenizer.encode(self._without_marks(named), add_special_tokens=False).ids
+        tokens = tokenizer.encode(self._without_marks(named), add_special_tokens=False).ids
         return [self._ids.get(token, token) for token in tokens]
 
     def _without_marks(self, text: str) -> str:
@@ -90,17 +88,20 @@ class QuotedTokens:
     def _name_of(self, number: int) -> str:
         return f"\ue002{self._nonce}-{number}\ue003"
 
+    @cached_property
     def _without_special_tokens(self) -> Tokenizer:
-        """Returns a copy of the tokenizer in which special tokens are text, and each has another name with a new id."""
-        vocabulary, first = self._settings["model"]["vocab"], self._first_new_id
-        for number, token in enumerate([*self._special]):
+        """A copy of the tokenizer in which special tokens are text, and each has another name with a new id."""
+        settings = json.loads(self._delegate.backend_tokenizer.to_str())
+        vocabulary, next_id = settings["model"]["vocab"], max(self._delegate.get_vocab().values()) + 1
+        added = {token["id"]: token for token in settings["added_tokens"]}
+        for number, token_id in enumerate(self._special):
+            name, token = self._name_of(number), added[token_id]
             token["special"] = True  # also one that is only named as special
-            name = self._name_of(number)
             if isinstance(vocabulary, dict):  # ids may have gaps, in which the library would put it
-                vocabulary[name] = first + number
-            self._settings["added_tokens"].append({**token, "id": first + number, "content": name, "special": False})
-            self._ids[first + number] = token["id"]
-        tokenizer = Tokenizer.from_str(json.dumps(self._settings))
+                vocabulary[name] = next_id + number
+            settings["added_tokens"].append({**token, "id": next_id + number, "content": name, "special": False})
+            self._ids[next_id + number] = token_id
+        tokenizer = Tokenizer.from_str(json.dumps(settings))
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True
