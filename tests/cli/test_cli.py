@@ -3,12 +3,9 @@
 import importlib.metadata
 import os
 import re
-import select
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from typer.testing import CliRunner
@@ -140,72 +137,3 @@ def test_errors_are_text_without_a_traceback(tiny_folder, arguments, status, mes
     assert result.exit_code == status
     assert message.lower() in result.stderr.lower()
     assert "Traceback" not in result.stderr
-
-
-def test_chat_reads_lines_and_keeps_the_conversation(tiny_folder):
-    lines = "hello\n\n/reset\nhello\n/exit\nnever read\n"
-    result = pipezoo("chat", tiny_folder, *SMALL, "--max-new-tokens", 5, "--temperature", 0, input=lines)
-    assert result.exit_code == 0, result.output
-    answers = [part.strip() for part in result.stdout.split("> ")[1:]]
-    assert answers[0] == answers[3] != ""
-    assert len(answers) == 5
-
-
-def test_chat_says_when_the_context_is_full(tiny_folder):
-    lines = "hello\n" * 3 + "/reset\nhi\n"
-    result = pipezoo("chat", tiny_folder, *SMALL, "--max-length", 90, "--temperature", 0, input=lines)
-    assert result.exit_code == 0, result.output
-    assert "longer than the model's context" in result.stderr
-    assert "/reset" in result.stderr
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent another way there")
-def test_ctrl_c_stops_the_answer_and_not_the_program(tiny_folder):
-    """Through a pseudo-terminal, as a person would: a long answer is cut, and the next line is read."""
-    import pty
-
-    master, slave = pty.openpty()
-    arguments = ["chat", str(tiny_folder), *SMALL, "--temperature", "0"]
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-c", SLOW_CHAT, *arguments],
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        env=WIDE,
-        start_new_session=True,
-    )
-    os.close(slave)
-    try:
-        shown = read_until(master, "> ")
-        os.write(master, b"hello\n")
-        shown = read_until(master, "\n")
-        time.sleep(1.0)  # into the answer
-        os.kill(process.pid, signal.SIGINT)
-        shown = read_until(master, "…\r\n> ")
-        os.write(master, b"/exit\n")
-        assert process.wait(30) == 0, shown
-    finally:
-        process.kill()
-        os.close(master)
-
-
-# The command with a model that takes its time and does not end by itself.
-SLOW_CHAT = """
-import signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background ignores it
-from pipezoo_core.pipeline import TextGenerationPipeline
-from pipezoo_core.decoder import DecoderPipelineModel
-execute, stream = DecoderPipelineModel.execute, TextGenerationPipeline.stream
-DecoderPipelineModel.execute = lambda self, inputs: (time.sleep(0.2), execute(self, inputs))[1]
-TextGenerationPipeline.stream = lambda self, chat, **sampling: stream(self, chat, ignore_eos=True, **sampling)
-from pipezoo.cli.main import app
-app()
-"""
-
-
-def read_until(master, end, seconds=60):
-    shown, deadline = "", time.monotonic() + seconds
-    while end not in shown:
-        assert select.select([master], [], [], deadline - time.monotonic())[0], shown
-        shown += os.read(master, 1024).decode(errors="replace")
-    return shown
