@@ -73,7 +73,7 @@ class Terminal:
 
     def ends(self):
         self._screen.expect(EOF)
-        assert self.process.wait(10) == 0
+        assert self.process.wait(60) == 0
 
 
 @contextmanager
@@ -85,7 +85,7 @@ def terminal(state, code=ECHO, **environment):
     command = [sys.executable, "-c", AT_TERMINAL + code]
     process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=env, start_new_session=True)
     os.close(slave)
-    screen = fdpexpect.fdspawn(master, encoding="utf-8", timeout=10)
+    screen = fdpexpect.fdspawn(master, encoding="utf-8", timeout=60)
     screen.delaybeforesend = None
     try:
         screen.expect_exact("Ctrl-D ends.")
@@ -94,7 +94,7 @@ def terminal(state, code=ECHO, **environment):
     finally:
         process.kill()
         screen.close()  # first: at a terminal that nobody reads, a process takes half a minute to end
-        process.wait()
+        process.wait(60)
 
 
 def test_a_line_is_edited_and_answered(tmp_path):
