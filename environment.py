@@ -97,8 +97,17 @@ class Environment:
 
     def try_pip(self, *arguments):
         """Installs with the versions of constraints.txt, and returns whether that went well."""
-        constraints = ["--constraint", os.path.join(ROOT, "constraints.txt")]
-        return subprocess.call([self.python, "-m", "pip", "install", "--quiet", *constraints, *arguments]) == 0
+        command = [
+            self.python,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--constraint",
+            os.path.join(ROOT, "constraints.txt"),
+        ]
+        quiet = dict(os.environ, PYTHONWARNINGS="ignore")  # what build backends tell those who wrote a pyproject.toml
+        return subprocess.call([*command, *arguments], env=quiet) == 0
 
     def read_state(self):
         """Returns what is installed; nothing where that is not known."""

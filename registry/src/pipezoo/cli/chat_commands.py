@@ -91,6 +91,11 @@ class ChatCommands:
             "/exit": ("", "end, as Ctrl-D does", self._exit),
         }
 
+    @property
+    def names(self) -> list[str]:
+        """The commands there are."""
+        return list(self._commands)
+
     def run(self, line: str) -> None:
         """Runs one command, given as the user wrote it.
 
@@ -101,10 +106,10 @@ class ChatCommands:
         """
         name, _, rest = line.partition(" ")
         if name not in self._commands:
-            near = difflib.get_close_matches(name, self._commands, n=1)
+            near = difflib.get_close_matches(name, self.names, n=1)
             raise InvalidRequestError(
                 f"there is no command {name!r}",
-                allowed=list(self._commands),
+                allowed=self.names,
                 cure=f"Did you mean {near[0]!r}?" if near else 'To send it as a message, put it between """.',
             )
         wants, _, run = self._commands[name]

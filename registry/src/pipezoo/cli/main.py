@@ -63,6 +63,27 @@ def plugins() -> None:
 
 
 @app.command()
+def models() -> None:
+    """List the models in the Hub's cache, with their sizes and the plugins that serve them."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from pipezoo.cli.cached_models import cached_models
+
+    with errors_as_text():
+        found = list(cached_models())
+    console = Console()
+    if not found:
+        console.print("The Hub's cache holds no models. pipezoo info org/model downloads one.", markup=False)
+        return
+    table = Table("model", "size", "plugin")
+    for model in found:
+        table.add_row(*map(Text, (model.name, f"{model.num_bytes / 2**20:,.1f} MiB", model.plugin)))
+    console.print(table)
+
+
+@app.command()
 def why(model: options.Model, revision: options.Revision = None, plugin: options.Plugin = None) -> None:
     """Say which plugin a model gets, and why."""
     with errors_as_text():
