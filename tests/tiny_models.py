@@ -5,8 +5,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipezoo_core.config import KVCacheConfig, PipelineConfig, ReturnLogits
 from pipezoo_core.context import TextContext
-from pipezoo_core.lora import hold_adapter
 from pipezoo_core.sampling_params import SamplingParams
+from pipezoo_core.scheduling import hold_adapter
 from pipezoo_core.session import InferenceSession
 from pipezoo_core.weights import find_safetensors, open_safetensors
 
@@ -39,7 +39,7 @@ def load_model(
     model_class, folder, huggingface_config, adapter, *, return_logits=ReturnLogits.ALL, group=None, **settings
 ):
     """Loads pipezoo's model from a folder, in float32 on the CPU; of a group's model this rank's part."""
-    values = {"kv_cache": KVCacheConfig(page_size=8, memory=2**22), **settings}
+    values = {"kv_cache": KVCacheConfig(page_size=8, kv_cache_memory=2**22), **settings}
     paths = find_safetensors(folder)
     config = PipelineConfig(model_path=str(folder), weight_paths=paths, **values)
     encoding = config.encoding
@@ -78,6 +78,7 @@ def logits_of(model, prompts, chunk=None, loras=None):
     while batch := [context for context in contexts if not context.status.is_done]:
         for context in batch:
             context.set_chunk(min(chunk or context.num_pending, context.num_pending))
+        assert all(model.kv_manager.maybe_reserve(context) for context in batch)
         inputs = model.prepare_initial_token_inputs(batch, model.kv_manager.fetch(batch))
         outputs = model.execute(inputs)
         offsets = outputs.logit_offsets.tolist()

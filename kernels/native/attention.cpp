@@ -39,6 +39,29 @@ PIPEZOO_INLINE float nan_unless_finite(const T* head, std::int64_t head_dim) {
     return sum(differences);
 }
 
+// Keys of one head that are looked at together, and their values.
+template <typename T>
+struct Block {
+    const T* keys;
+    const T* values;
+    std::int64_t num_keys;
+};
+
+// What begins at a key of an item. It lies in one page: of pages of 96 keys, 64 and then 32.
+template <typename T>
+Block<T> block_at(const Step& step, const Item& item, std::int64_t head, std::int64_t key, const T* key_pages,
+                  const T* value_pages) {
+    const std::int64_t page = step.page_table[item.pages + key / step.page_size], slot = key % step.page_size;
+    const std::int64_t at = ((page * step.num_kv_heads + head) * step.page_size + slot) * step.head_dim;
+    return {key_pages + at, value_pages + at, std::min({std::int64_t(kBlock), step.page_size - slot, item.end_key - key})};
+}
+
+template <typename T>
+void fetch(const T* from, std::int64_t count) {
+    for (std::int64_t i = 0; i < count; i += 64 / sizeof(T))
+        _mm_prefetch(reinterpret_cast<const char*>(from + i), _MM_HINT_T1);
+}
+
 template <typename T>
 void write_row(const Step& step, std::int64_t row, const T* k, const T* v, const T* cos, const T* sin, T* key_pages,
                T* value_pages) {
@@ -50,8 +73,8 @@ void write_row(const Step& step, std::int64_t row, const T* k, const T* v, const
         const std::int64_t page = (step.row_pages[row] * step.num_kv_heads + head) * page_size * dim;
         read_head(k + head * dim, cos, sin, dim, numbers);
         for (std::int64_t d = 0; d < dim; d += kLanes) store(rounded + d, finite(load(numbers + d)));
-        T* key = key_pages + page + slot * ps;
-        for (std::int64_t d = 0; d < dim; d += ps) std::memcpy(key + d * page_size, rounded + d, ps * sizeof(T));
+        T* key = key_pages + page + slot / kPanel * kPanel * dim + slot % kPanel * ps;
+        for (std::int64_t d = 0; d < dim; d += ps) std::memcpy(key + d * kPanel, rounded + d, ps * sizeof(T));
         for (std::int64_t d = 0; d < dim; d += kLanes) store(rounded + d, finite(load(v + head * dim + d)));
         T* value = value_pages + page + slot / ps * dim * ps + slot % ps;
         for (std::int64_t d = 0; d < dim; ++d) value[d * ps] = rounded[d];
@@ -127,20 +150,22 @@ class ItemWork {
         }
     }
 
-    // What is looked at together lies in one page: of pages of 96 keys, 64 and then 32.
-    void look_at_keys(const T* key_pages, const T* value_pages) {
-        const std::int64_t page_size = step_.page_size;
-        for (std::int64_t key = item_.first_key, num_keys; key < item_.end_key; key += num_keys) {
-            const std::int64_t at = page_of(key), slot = key % page_size;
-            num_keys = std::min({std::int64_t(kBlock), page_size - slot, item_.end_key - key});
-            const std::int64_t next = key + num_keys < item_.end_key ? key + num_keys : key;
-            const T* next_keys = key_pages + page_of(next) + next % page_size * kPerStep<T>;
+    // While a block is looked at, the next one is fetched, and with the last the first of `next_item`: decodes see few
+    // keys each, and would wait for the memory at every beginning.
+    void look_at_keys(const T* key_pages, const T* value_pages, const Block<T>& next_item) {
+        Block<T> block = block_at(step_, item_, head_, item_.first_key, key_pages, value_pages);
+        for (std::int64_t key = item_.first_key; key < item_.end_key;) {
+            const std::int64_t end = key + block.num_keys;
+            const Block<T> next =
+                end < item_.end_key ? block_at(step_, item_, head_, end, key_pages, value_pages) : next_item;
+            fetch_rest(block, next);
             for (std::int64_t tile = 0; tile < tiles_; ++tile)
-                if (tile_sees(tile, key, num_keys))
+                if (tile_sees(tile, key, block.num_keys))
                     with_rows(int(std::min<std::int64_t>(kTileRows, rows_ - tile * kTileRows)), [&](auto count) {
-                        add_block<decltype(count)::value>(tile, key, num_keys, key_pages + at + slot * kPerStep<T>,
-                                                          value_pages + at + slot * dim_, next_keys);
+                        add_block<decltype(count)::value>(tile, key, block, tile == 0 ? next : block);
                     });
+            key = end;
+            block = next;
         }
     }
 
@@ -164,10 +189,14 @@ class ItemWork {
     }
 
    private:
-    // Where the head's numbers begin in the page of a key.
-    std::int64_t page_of(std::int64_t key) const {
-        const std::int64_t page = step_.page_table[item_.pages + key / step_.page_size];
-        return (page * step_.num_kv_heads + head_) * step_.page_size * dim_;
+    // Fetches of the next block what is more than this one has; the products with this one fetch as much as it has.
+    void fetch_rest(const Block<T>& block, const Block<T>& next) const {
+        const auto rest = [&](const T* from, std::int64_t unit) {
+            const std::int64_t done = (block.num_keys + unit - 1) / unit * unit * dim_;
+            fetch(from + done, (next.num_keys + unit - 1) / unit * unit * dim_ - done);
+        };
+        rest(next.keys, kPanel);
+        rest(next.values, kPerStep<T>);
     }
 
     std::int64_t position(std::int64_t r) const { return item_.position + r / groups_; }
@@ -182,20 +211,21 @@ class ItemWork {
         return position(last_row(tile)) >= key && first_seen(tile * kTileRows) < key + num_keys;
     }
 
-    // Adds the keys [key, key + num_keys) to what the rows of a tile have seen. The first product fetches the values, the
-    // second the next block's keys.
+    // Adds a block, which begins at `key`, to what the rows of a tile have seen.
     template <int MR>
-    void add_block(std::int64_t tile, std::int64_t key, std::int64_t num_keys, const T* keys, const T* values,
-                   const T* next_keys) {
+    void add_block(std::int64_t tile, std::int64_t key, const Block<T>& block, const Block<T>& next) {
         constexpr int ps = kPerStep<T>;
+        constexpr std::ptrdiff_t panel_stride = kPanel * ps;
+        const auto [keys, values, num_keys] = block;
         const std::int64_t row = tile * kTileRows;
         alignas(64) float scores[MR][kBlock];
         alignas(64) Left<T> weights[MR][kBlock];
         const Left<T>* queries = space_.queries.get() + row * dim_;
         for (std::int64_t j = 0; j < num_keys; j += kPanel) {
             Vector scores_of[MR][2] = {};
-            multiply<MR, T>(scores_of, queries, ps, kTileRows * ps, keys + j * ps, step_.page_size * ps, dim_ / ps,
-                         values + j * dim_);
+            const T* ahead = (j < next.num_keys ? next.keys : keys) + j * dim_;
+            multiply<_MM_HINT_T1>(scores_of, queries, ps, kTileRows * ps, keys + j * dim_, panel_stride, dim_ / ps, ahead,
+                                  panel_stride);
 #pragma GCC unroll 12
             for (int i = 0; i < MR; ++i) store(&scores[i][j], scores_of[i][0]), store(&scores[i][j + kLanes], scores_of[i][1]);
         }
@@ -223,6 +253,7 @@ class ItemWork {
                       [&](int i, std::int64_t j) { return seen[i][j / kLanes]; });
         }
         float* sums_of_values = space_.values.get() + row * dim_;
+        const std::int64_t steps = (num_keys + ps - 1) / ps;
         for (std::int64_t d = 0; d < dim_; d += kPanel) {
             Vector sums[MR][2];
 #pragma GCC unroll 12
@@ -231,8 +262,9 @@ class ItemWork {
                 sums[i][0] = load(sums_of_values + i * dim_ + d) * factor;
                 sums[i][1] = load(sums_of_values + i * dim_ + d + kLanes) * factor;
             }
-            multiply<MR, T>(sums, &weights[0][0], kBlock, ps, values + d * ps, dim_ * ps, (num_keys + ps - 1) / ps,
-                         next_keys + d * kBlock);
+            const std::int64_t fetched = steps * ps * d;
+            const T* ahead = (fetched < next.num_keys * dim_ ? next.values : values) + fetched;
+            multiply<_MM_HINT_T1>(sums, &weights[0][0], kBlock, ps, values + d * ps, dim_ * ps, steps, ahead, panel_stride);
 #pragma GCC unroll 12
             for (int i = 0; i < MR; ++i) {
                 store(sums_of_values + i * dim_ + d, sums[i][0]);
@@ -315,14 +347,19 @@ void attend(const T* q, std::int64_t q_stride, const T* k, std::int64_t k_stride
         });
         team.barrier();
         thread_local Workspace<T> workspace;
-        for (std::int64_t i; (i = team.take()) < num_work;) {
+        const auto begin_of = [&](std::int64_t i) {
+            const Item& item = step.items[i % step.num_items];
+            return block_at<T>(step, item, i / step.num_items, item.first_key, key_pages, value_pages);
+        };
+        for (std::int64_t i = team.take(), next; i < num_work; i = next) {
+            next = team.take();
             ItemWork<T> work(step, step.items[i % step.num_items], i / step.num_items, workspace);
             if (!work.begin()) {
                 is_short = true;
                 continue;
             }
             work.read_queries(q, q_stride, k, k_stride, v, v_stride, cos, sin);
-            work.look_at_keys(key_pages, value_pages);
+            work.look_at_keys(key_pages, value_pages, begin_of(std::min(next, num_work - 1)));
             work.write(out);
         }
         if (step.num_splits == 0) return;

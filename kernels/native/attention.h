@@ -2,7 +2,7 @@
 // keys as in FlashDecoding).
 //
 // A page holds, per key/value head, what the products read in one step side by side (see simd.h):
-//     keys   [head_dim / per_step, page_size, per_step]
+//     keys   [page_size / kPanel, head_dim / per_step, kPanel, per_step]
 //     values [page_size / per_step, head_dim, per_step]
 // head_dim is a multiple of kPanel, page_size one of 32.
 #pragma once

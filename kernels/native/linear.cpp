@@ -5,6 +5,10 @@
 namespace pipezoo {
 namespace {
 
+// Steps to prefetch, which the hardware does not: of one row's product, which waits for the memory alone, into the first
+// cache; of several rows' into the second, which has room for more that is on its way.
+constexpr int kAheadOfOne = 64, kAheadOfMore = 128;
+
 // Interleaves rows of x for a tile: [in / per_step, kTileRows, per_step].
 template <typename T>
 void interleave_tile(const T* x, std::int64_t in, int rows, Left<T>* to) {
@@ -31,7 +35,7 @@ PIPEZOO_INLINE void multiply_row(Vector (&sum)[2][2], const Left<T>* a, std::ptr
 #pragma GCC unroll 2
         for (int p = 0; p < 2; ++p) {
             const T* panel = b + p * panel_stride;
-            _mm_prefetch(reinterpret_cast<const char*>(panel + kAhead * 2 * vector), _MM_HINT_T0);
+            _mm_prefetch(reinterpret_cast<const char*>(panel + kAheadOfOne * 2 * vector), _MM_HINT_T0);
             sum[p][0] = step(sum[p][0], load_right(panel), a);
             sum[p][1] = step(sum[p][1], load_right(panel + vector), a);
         }
@@ -70,6 +74,7 @@ void linear(const T* x, const T* packed, const T* bias, void* y, std::int64_t ro
     if constexpr (std::is_same_v<T, Left<T>>) as_it_lies = rows == 1 ? x : nullptr;
     const std::ptrdiff_t step_stride = as_it_lies ? kPerStep<T> : kTileRows * kPerStep<T>;
     const bool in_pairs = kRowInPairs && rows == 1;
+    const std::int64_t tiles = (rows + kTileRows - 1) / kTileRows;
     for_panels<Left<T>>(
         rows, kTileRows, as_it_lies ? 0 : kTileRows * in, in_pairs ? (panels + 1) / 2 : panels,
         [&](Tile tile, Left<T>* interleaved) {
@@ -95,9 +100,14 @@ void linear(const T* x, const T* packed, const T* bias, void* y, std::int64_t ro
                 Vector sum[MR][2];
 #pragma GCC unroll 12
                 for (int i = 0; i < MR; ++i) sum[i][0] = first, sum[i][1] = second;
+                constexpr bool is_one = MR == 1;
                 const T* b = packed + panel * kPanel * in;
                 const std::ptrdiff_t b_stride = kPanel * kPerStep<T>;
-                multiply<MR, T>(sum, a, kPerStep<T>, step_stride, b, b_stride, steps, b + kAhead * b_stride);
+                // Each of several tiles fetches its part of the next panel: the memory has as much to do in all of them.
+                const T* ahead = tiles == 1 ? b + (is_one ? kAheadOfOne : kAheadOfMore) * b_stride
+                                            : b + kPanel * in * (tiles + tile.first_row / kTileRows) / tiles;
+                multiply<is_one ? _MM_HINT_T0 : _MM_HINT_T1>(sum, a, kPerStep<T>, step_stride, b, b_stride, steps, ahead,
+                                                             b_stride / tiles);
 #pragma GCC unroll 12
                 for (int i = 0; i < MR; ++i)
                     write_product<T>(y, tile.first_row + i, panel, out, form, sum[i][0], sum[i][1]);

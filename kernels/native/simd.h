@@ -29,7 +29,6 @@ enum class bfloat16 : std::uint16_t {};
 namespace pipezoo {
 
 constexpr int kPanel = 2 * kLanes;  // columns that a tile of a product computes: two vectors
-constexpr int kAhead = 64;          // steps to prefetch: 2 to 8 KiB, which the hardware does not
 constexpr float kLowest = -1e30f;   // below every score, and finite: lowest - lowest is 0, not NaN
 
 // NaN becomes 0, infinities the largest finite number.
@@ -74,16 +73,16 @@ PIPEZOO_INLINE Vector silu(Vector x) {
 // accumulator[i][v] += sum over steps of A[i] x B[:, kLanes v .. kLanes (v + 1) - 1], for MR rows and kPanel columns.
 //
 // Row i of A at step s lies at a + i * row_stride + s * step_stride, B at b + s * b_stride; strides count numbers. Each
-// step also fetches as much as it reads of B of what is needed next, which begins at `ahead`.
-template <int MR, typename T>
+// step also fetches what is needed later, as much as it reads of B, from ahead + s * ahead_stride on.
+template <_mm_hint hint, int MR, typename T>
 PIPEZOO_INLINE void multiply(Vector (&accumulator)[MR][2], const Left<T>* a, std::ptrdiff_t row_stride,
                              std::ptrdiff_t step_stride, const T* b, std::ptrdiff_t b_stride, std::int64_t steps,
-                             const T* ahead) {
+                             const T* ahead, std::ptrdiff_t ahead_stride) {
     constexpr int vector = kLanes * kPerStep<T>, line = 64 / sizeof(T);
-    for (std::int64_t s = 0; s < steps; ++s, a += step_stride, b += b_stride, ahead += 2 * vector) {
+    for (std::int64_t s = 0; s < steps; ++s, a += step_stride, b += b_stride, ahead += ahead_stride) {
         const Vector b0 = load_right(b), b1 = load_right(b + vector);
 #pragma GCC unroll 2
-        for (int i = 0; i < 2 * vector; i += line) _mm_prefetch(reinterpret_cast<const char*>(ahead + i), _MM_HINT_T0);
+        for (int i = 0; i < 2 * vector; i += line) _mm_prefetch(reinterpret_cast<const char*>(ahead + i), hint);
 #pragma GCC unroll 12
         for (int i = 0; i < MR; ++i) {
             accumulator[i][0] = step(accumulator[i][0], b0, a + i * row_stride);

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipezoo_core.native import NativeKernels, kernels
+from pipezoo_core.native import NativeKernels, variants
 
 FILES = (
     "core/test_attention.py", "core/test_linear.py", "core/test_memory.py", "core/test_quantized.py",
@@ -20,15 +20,15 @@ import pytest, torch
 capabilities = torch.cpu.get_capabilities()
 less = {name: False if name.startswith("avx512") else value for name, value in capabilities.items()}
 torch.cpu.get_capabilities = lambda: less
-from pipezoo_core.native import NativeKernels, kernels
-assert kernels._VARIANT == "avx2"
+from pipezoo_core.native import NativeKernels, variants
+assert variants.VARIANT == "avx2"
 assert NativeKernels(torch.device("cpu"), torch.bfloat16).obstacle is None
 sys.exit(pytest.main(sys.argv[1:]))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(kernels._VARIANT == "avx2", reason="they are this CPU's, and all tests are theirs")
+@pytest.mark.skipif(variants.VARIANT == "avx2", reason="they are this CPU's, and all tests are theirs")
 @pytest.mark.skipif(NativeKernels(torch.device("cpu"), torch.float32).obstacle is not None, reason="no kernels here")
 def test_their_own_tests():
     command = [sys.executable, "-c", WITHOUT_AVX512, "-q", "-p", "no:cacheprovider", *map(str, TESTS)]

@@ -1,10 +1,18 @@
 """Messages stay short, whatever they have to show."""
 
+import copy
 import pickle
 
 import pytest
 
-from pipezoo_core.errors import CheckpointMismatchError, InvalidSettingError, PipezooError, shown
+from pipezoo_core import errors
+from pipezoo_core.errors import (
+    CheckpointMismatchError,
+    InsufficientMemoryError,
+    InvalidSettingError,
+    PipezooError,
+    shown,
+)
 
 
 class Unwritable:
@@ -63,3 +71,44 @@ def test_names_of_tensors():
     error = CheckpointMismatchError(missing=["n" * 1000 + str(i) for i in range(10_000)])
     assert size(error) < 1000
     assert len(error.missing) == 10_000
+
+
+KINDS = [kind for name in errors.__all__ if isinstance(kind := getattr(errors, name), type)]
+WAYS = {
+    **{f"pickle {number}": number for number in range(pickle.HIGHEST_PROTOCOL + 1)},
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+}
+
+
+class PluginsOwnError(InsufficientMemoryError):
+    """One of a plugin's, whose constructor takes something else."""
+
+    def __init__(self, number):
+        super().__init__("the number is wrong", found=OSError(number))
+        self.number = number
+
+
+def made(kind):
+    if kind is CheckpointMismatchError:
+        return kind(missing=["b", "a"], wrong_shape=["c: [1] -> [2]"])
+    return kind(7) if kind is PluginsOwnError else kind("what", found=["x", "y"], allowed=3, cure="Do this.")
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", [*KINDS, PluginsOwnError])
+def test_every_error_survives_a_copy(kind, way):
+    error = made(kind)
+    error.add_note("a note")
+    travel = WAYS[way]
+    found = travel(error) if callable(travel) else pickle.loads(pickle.dumps(error, travel))
+    assert type(found) is kind
+    assert (str(found), found.args, found.__notes__) == (str(error), error.args, ["a note"])
+    assert vars(found) == {**vars(error), "found": found.found}
+    assert found.found == (str(error.found) if kind is PluginsOwnError else error.found)
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_whatever_was_found_can_travel(name):
+    error = PipezooError("it failed", found=HUGE[name], allowed=lambda: None)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)

@@ -15,7 +15,7 @@ from pipezoo_core.errors import InsufficientMemoryError, TensorMismatchError
 from pipezoo_core.kv_cache import KVCacheInputs, KVCacheParams, RaggedBatch
 from pipezoo_core.layers import RMSNorm, RotaryEmbedding
 from pipezoo_core.layers.linear_backends import NativeProduct
-from pipezoo_core.native import Form, NativeKernels, kernels
+from pipezoo_core.native import Form, NativeKernels, variants
 
 CPU = torch.device("cpu")
 F32, BF16 = torch.float32, torch.bfloat16
@@ -177,13 +177,13 @@ def test_angles_of_any_positions():
 
 
 @needs_kernels
-@pytest.mark.parametrize("found", [{}, {"interface": 1}, {"interface": kernels._INTERFACE + 1}])
+@pytest.mark.parametrize("found", [{}, {"interface": 1}, {"interface": variants.INTERFACE + 1}])
 def test_kernels_of_another_version(found, monkeypatch):
     """Their arguments and the layout of what they read may be others: they are not called."""
-    assert importlib.import_module(kernels._MODULE).interface == kernels._INTERFACE
-    monkeypatch.setitem(sys.modules, kernels._MODULE, types.SimpleNamespace(**found))
+    assert importlib.import_module(variants.MODULE).interface == variants.INTERFACE
+    monkeypatch.setitem(sys.modules, variants.MODULE, types.SimpleNamespace(**found))
     obstacle = NativeKernels(CPU, F32).obstacle
-    assert f"interface {found.get('interface')}, not {kernels._INTERFACE}" in obstacle
+    assert f"interface {found.get('interface')}, not {variants.INTERFACE}" in obstacle
     assert NativeAttention.why_not(SPEC, NativeKernels(CPU, F32), 64) == obstacle
 
 
@@ -248,4 +248,4 @@ def test_core_asks_for_the_kernels_it_was_written_for():
     version = re.search(r'^version = "(.+)"', (root / "kernels/pyproject.toml").read_text(), re.M)[1]
     assert f'kernels = ["pipezoo-kernels=={version}"]' in (root / "core/pyproject.toml").read_text()
     number = re.search(r"kInterface = (\d+);", (root / "kernels/native/module.cpp").read_text())[1]
-    assert int(number) == kernels._INTERFACE
+    assert int(number) == variants.INTERFACE

@@ -11,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pipezoo_core.attention import AttentionSpec, PagedAttention
 from pipezoo_core.context import TextContext
 from pipezoo_core.errors import CacheIntegrityError, InsufficientPagesError
-from pipezoo_core.kv_cache import NO_PAGE, KVCacheParams, PagedKVCacheManager, PagePool
+from pipezoo_core.kv_cache import KVCacheParams, PagedKVCacheManager
+from pipezoo_core.paging import NO_PAGE, PagePool
 from pipezoo_core.sampling_params import SamplingParams
 
 PAGE_SIZE = 4

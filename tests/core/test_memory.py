@@ -135,7 +135,7 @@ def test_the_optimal_batch_size_is_the_plans_concurrency(tiny_folder, max_length
     found = plan(tiny_folder, kv_cache_memory="1MiB", max_length=max_length)
     config, model = found.pipeline_config, found.architecture.pipeline_model
     batch_size = model.infer_optimal_batch_size(
-        config, found.memory.kv_cache, found.huggingface_config, [CPU], config.kv_cache, torch.float32
+        config, found.memory.kv_cache, found.files.huggingface_config, [CPU], config.kv_cache, torch.float32
     )
     whole_pages = -(-max_length // 8) * 8
     assert batch_size == found.memory.num_cache_tokens // whole_pages

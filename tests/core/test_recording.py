@@ -130,7 +130,7 @@ def folder(tmp_path_factory):
 
 def load(folder, model_class=LlamaPipelineModel, **settings):
     config = make_llama(head_dim=32, attention_bias=True).config
-    settings = {"kv_cache": KVCacheConfig(page_size=32, memory=2**22), **settings}
+    settings = {"kv_cache": KVCacheConfig(page_size=32, kv_cache_memory=2**22), **settings}
     return load_model(model_class, folder, config, adapt_safetensors, **settings)
 
 
@@ -267,7 +267,7 @@ def test_norms_of_heads_are_replayed(folder, encoding):
         return {**adapt_safetensors(tensors, config), **dict.fromkeys(names, ones)}
 
     config = make_llama(head_dim=32, attention_bias=True).config
-    settings = {"kv_cache": KVCacheConfig(page_size=32, memory=2**22), "encoding": encoding}
+    settings = {"kv_cache": KVCacheConfig(page_size=32, kv_cache_memory=2**22), "encoding": encoding}
     model = load_model(NormOfHeadsModel, folder, config, adapt, **settings)
     eager = load_model(NormOfHeadsModel, folder, config, adapt, enforce_eager=True, **settings)
     plain = logits_of(load(folder, encoding=encoding, enforce_eager=True), PROMPTS, 1)

@@ -10,8 +10,8 @@ from pipezoo_core.attention import AttentionSpec, PagedAttention
 from pipezoo_core.context import TextContext
 from pipezoo_core.errors import InsufficientPagesError
 from pipezoo_core.kv_cache import KVCacheParams, PagedKVCacheManager
-from pipezoo_core.pipeline.scheduler import Scheduler
 from pipezoo_core.sampling_params import SamplingParams
+from pipezoo_core.scheduling import Scheduler, get_or_recommend_replica
 
 PAGE_SIZE = 4
 
@@ -71,6 +71,19 @@ def test_decodes_come_first_and_prompts_share_what_is_left():
     assert step(scheduler, manager) == {"a": 1, "b": 5, "c": 10}
     assert step(scheduler, manager) == {"a": 1, "b": 1, "c": 10}
     assert step(scheduler, manager) == {"b": 1, "c": 1}
+
+
+def test_a_request_is_reserved_once_in_a_step():
+    """When it is let in, while it is fed in chunks, and while it decodes."""
+    scheduler, manager = make_scheduler()
+    real, seen = manager.maybe_reserve, []
+    manager.maybe_reserve = lambda context, *num_steps: (seen.append(context.request_id), real(context, *num_steps))[1]
+    scheduler.add(make_context("a", 3))
+    scheduler.add(make_context("b", 30))
+    for expected in ({"a": 3, "b": 13}, {"a": 1, "b": 15}, {"a": 1, "b": 2}, {"a": 1, "b": 1}):
+        seen.clear()
+        assert step(scheduler, manager) == expected
+        assert sorted(seen) == ["a", "b"]
 
 
 def test_batch_size_is_bounded_and_order_is_kept():
@@ -312,7 +325,7 @@ class ReplicasMachine(RuleBasedStateMachine):
                 manager.fetch(list(batch.values()))
             for context in batch.values():
                 assert self.places.setdefault(context.request_id, replica) == replica
-                assert manager.get_or_recommend_replica(context) == replica
+                assert get_or_recommend_replica(self.managers, context) == replica
                 context.advance(1 if context.samples else None)
             manager.step(list(batch.values()))
         for context in inputs.batch:

@@ -115,7 +115,8 @@ def test_an_interrupted_step_is_finished_before(tiny_gguf, tmp_path):
 INTERRUPTED_LOAD = """
 import os, signal, sys, threading
 import psutil
-from pipezoo import parallel, registry
+from pipezoo import registry
+from pipezoo.loading import parallel
 signal.signal(signal.SIGINT, signal.default_int_handler)
 def interrupted(plan, group):
     children = psutil.Process().children()
@@ -324,7 +325,8 @@ def test_the_place_where_ranks_met_is_never_another_file(tmp_path):
 KILLED_LOAD = """
 import os, signal, sys
 import psutil
-from pipezoo import parallel, registry
+from pipezoo import registry
+from pipezoo.loading import parallel
 from pipezoo_core.distributed import collectives, launch
 def die(*_, **__):
     print("children", *[child.pid for child in psutil.Process().children()], flush=True)

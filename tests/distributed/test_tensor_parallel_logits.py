@@ -106,5 +106,9 @@ def test_logits_equal_those_of_one_rank(plugin, name, tmp_path):
 )
 def test_logits_of_native_kernels(plugin, changes, tmp_path):
     """The kernels want heads and pages of 32."""
-    settings = {"attention": "native", "linear": "native", "kv_cache": KVCacheConfig(page_size=32, memory=2**22)}
+    settings = {
+        "attention": "native",
+        "linear": "native",
+        "kv_cache": KVCacheConfig(page_size=32, kv_cache_memory=2**22),
+    }
     assert_equal_logits(2, tmp_path, make(plugin, tmp_path / "model", **changes), **settings)

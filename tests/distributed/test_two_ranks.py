@@ -10,7 +10,9 @@ import torch
 from conftest import assert_all_free
 from gguf_files import TOKENS
 
-from pipezoo import parallel, registry
+from pipezoo import registry
+from pipezoo.loading import parallel
+from pipezoo_core.context import TextGenerationInputs
 from pipezoo_core.distributed import Workers
 from pipezoo_core.errors import (
     CorruptCheckpointError,
@@ -20,7 +22,7 @@ from pipezoo_core.errors import (
     UnsupportedAttentionError,
 )
 from pipezoo_core.layers import linear_backends
-from pipezoo_core.request import TextGenerationInputs, TextGenerationRequest
+from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.sampling_params import SamplingParams
 
 SETTINGS = {"dtype": "float32", "page_size": 8, "kv_cache_memory": "4MiB", "max_length": 200}

@@ -30,7 +30,10 @@ def make(**changes):
 def load(path, encoding=SupportedEncoding.float32, **settings):
     file = open_gguf(path)
     config = PipelineConfig(
-        model_path=str(path), weight_paths=(path,), kv_cache=KVCacheConfig(page_size=8, memory=2**22), **settings
+        model_path=str(path),
+        weight_paths=(path,),
+        kv_cache=KVCacheConfig(page_size=8, kv_cache_memory=2**22),
+        **settings,
     )
     session = InferenceSession([torch.device("cpu")])
     return LlamaPipelineModel(

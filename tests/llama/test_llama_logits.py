@@ -73,7 +73,7 @@ def test_logits_equal_transformers(name, tmp_path):
 def test_logits_of_native_kernels(name, tmp_path):
     """The kernels want heads and pages of 32."""
     reference = make_llama(**{**CONFIGS[name], "head_dim": 32})
-    pages = KVCacheConfig(page_size=32, memory=2**22)
+    pages = KVCacheConfig(page_size=32, kv_cache_memory=2**22)
     model = load(reference, tmp_path, attention="native", linear="native", kv_cache=pages)
     assert_equal_logits(reference, model)
     assert_equal_logits(reference, model, chunk=7)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from pipezoo import registry
 from pipezoo.cli.main import app
 from pipezoo_core.config import PipelineConfig
+from pipezoo_core.context import TextGenerationInputs
 from pipezoo_core.errors import (
     AdapterInUseError,
     AdapterNotFoundError,
@@ -23,7 +24,7 @@ from pipezoo_core.errors import (
     RankLostError,
 )
 from pipezoo_core.interfaces import PipelineModel
-from pipezoo_core.request import GenerationStatus, TextGenerationInputs, TextGenerationRequest
+from pipezoo_core.request import GenerationStatus, TextGenerationRequest
 from pipezoo_core.sampling_params import SamplingParams
 
 pytestmark = pytest.mark.slow

@@ -8,9 +8,9 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from pipezoo import registry
 from pipezoo_core.config import KVCacheConfig
-from pipezoo_core.context import TextContext
+from pipezoo_core.context import TextContext, TextGenerationInputs
 from pipezoo_core.errors import InsufficientPagesError
-from pipezoo_core.request import TextGenerationInputs, TextGenerationRequest
+from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_mistral.model import MistralPipelineModel
 from pipezoo_mistral.weight_adapters import adapt_safetensors
@@ -66,7 +66,7 @@ def test_pages_behind_the_window_are_never_read(tmp_path, attention, chunk):
         reference.config,
         adapt_safetensors,
         attention=attention,
-        kv_cache=KVCacheConfig(page_size=8, memory=memory, enable_prefix_caching=False),
+        kv_cache=KVCacheConfig(page_size=8, kv_cache_memory=memory, enable_prefix_caching=False),
     )
     manager, fetch = model.kv_manager, model.kv_manager.fetch
 
@@ -101,6 +101,7 @@ def test_prefix_hits_beyond_the_window_equal_transformers(tmp_path):
         seen.append(context.cache_length)
         cached = context.cache_length
         context.set_chunk(context.num_pending)
+        assert model.kv_manager.maybe_reserve(context)
         outputs = model.execute(model.prepare_initial_token_inputs([context], model.kv_manager.fetch([context])))
         context.advance(0)
         model.kv_manager.step([context])

@@ -1,7 +1,6 @@
 """What the documents say of files, settings and plugins is so."""
 
 import ast
-import inspect
 import os
 import re
 import subprocess
@@ -10,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipezoo import load, registry
 from pipezoo.cli.chat_commands import ChatCommands, ChatState
 from pipezoo.cli.main import app
-from pipezoo_core.config import KVCacheConfig, LoRAConfig, PipelineConfig
+from pipezoo.loading.settings import LoadSettings
 from pipezoo_core.sampling_params import SamplingParams
 
 ROOT = Path(__file__).parents[2]
@@ -85,12 +83,7 @@ def defaults(settings):
 
 
 def test_settings_of_a_load():
-    parameters = inspect.signature(registry.load).parameters.values()
-    of_call = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    of_cache = {name: defaults(KVCacheConfig)[field] for name, field in load._KV_SETTINGS.items()}
-    of_lora = {name: defaults(LoRAConfig)[name] for name in load._LORA_SETTINGS}
-    of_pipeline = {name: defaults(PipelineConfig)[name] for name in load._SETTINGS}
-    assert table("Loading a model") == of_call | of_cache | of_lora | of_pipeline
+    assert table("Loading a model") == defaults(LoadSettings)
 
 
 def test_settings_of_sampling():

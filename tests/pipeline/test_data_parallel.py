@@ -8,6 +8,7 @@ from lora.peft_adapters import save_adapter
 
 from pipezoo import registry
 from pipezoo_core import memory
+from pipezoo_core.context import TextGenerationInputs
 from pipezoo_core.errors import (
     AdapterNotFoundError,
     InsufficientMemoryError,
@@ -15,8 +16,9 @@ from pipezoo_core.errors import (
     InvalidSettingError,
     NonFiniteLogitsError,
 )
-from pipezoo_core.request import TextGenerationInputs, TextGenerationRequest
+from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.sampling_params import SamplingParams
+from pipezoo_core.scheduling import get_or_recommend_replica
 
 pytestmark = pytest.mark.slow
 
@@ -194,7 +196,7 @@ def test_execute_takes_a_batch_per_replica(load_tiny, greedy, split):
     for context, prompt in zip(contexts, PROMPTS, strict=False):
         assert outputs[context.request_id].tokens == greedy(prompt, 12)
         replica = next(number for number, batch in enumerate(batches) if context.request_id in batch)
-        assert all(m.get_or_recommend_replica(context) == replica for m in llm.kv_managers)
+        assert get_or_recommend_replica(llm.kv_managers, context) == replica
         llm.release(context.request_id)
 
 

@@ -11,8 +11,9 @@ import threading
 import pytest
 from lora.peft_adapters import save_adapter
 
+from pipezoo_core.context import TextGenerationInputs
 from pipezoo_core.errors import ForkedProcessError
-from pipezoo_core.request import TextGenerationInputs, TextGenerationRequest
+from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.sampling_params import SamplingParams
 
 PROMPT = [1, 2, 3]
@@ -94,7 +95,7 @@ def test_every_call_fails_at_once_and_the_parent_goes_on(used):
 
 @pytest.mark.slow
 def test_while_other_threads_hold_the_locks(used):
-    locks = [used._running._lock, used.model.lora_manager._lock, used.tokenizer._grammars._lock]
+    locks = [used._engine._lock, used.model.lora_manager._lock, used.tokenizer._grammars._lock]
     held, done = threading.Event(), threading.Event()
 
     def hold():

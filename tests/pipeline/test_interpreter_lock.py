@@ -11,10 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pipezoo_core.config import KVCacheConfig
 from pipezoo_core.context import TextContext
 from pipezoo_core.native import NativeKernels
-from pipezoo_core.pipeline.batch_runner import BatchRunner
 from pipezoo_core.pipeline.lock_patience import short_patience
-from pipezoo_core.pipeline.scheduler import Scheduler
+from pipezoo_core.pipeline.model_runner import ModelRunner
 from pipezoo_core.sampling_params import SamplingParams
+from pipezoo_core.scheduling import Scheduler
 from pipezoo_llama.model import LlamaPipelineModel
 from pipezoo_llama.weight_adapters import adapt_safetensors
 
@@ -38,11 +38,11 @@ class Operations(TorchDispatchMode):
 @pytest.mark.parametrize("num_requests", [1, 3])
 def test_a_decode_step_is_one_long_call(tmp_path, monkeypatch, num_requests):
     make_llama(head_dim=32).save_pretrained(tmp_path)
-    cache = KVCacheConfig(page_size=32, memory=2**22)
+    cache = KVCacheConfig(page_size=32, kv_cache_memory=2**22)
     model = load_model(LlamaPipelineModel, tmp_path, make_llama(head_dim=32).config, adapt_safetensors, kv_cache=cache)
     scheduler = Scheduler([model.kv_manager], max_batch_size=8, max_batch_tokens=64)
     tokenizer = SimpleNamespace(decode=lambda tokens: "x" * len(tokens), special_texts={})
-    runner = BatchRunner(model, tokenizer)
+    runner = ModelRunner(model, tokenizer)
     params = SamplingParams(temperature=0.0, max_new_tokens=20)
     for number in range(num_requests):
         context = TextContext(
@@ -53,10 +53,10 @@ def test_a_decode_step_is_one_long_call(tmp_path, monkeypatch, num_requests):
     replay = model._kernels.replay
     monkeypatch.setattr(model._kernels, "replay", lambda *program: (replays.append(program), replay(*program)))
     for _ in range(2):
-        runner.run(scheduler.schedule().batch, 1)
+        runner.step(scheduler.schedule().batch)
     replays.clear()
     with Operations() as operations:
-        outputs = runner.run(scheduler.schedule().batch, 1)
+        outputs = runner.step(scheduler.schedule().batch)
     assert [len(output.tokens) for output in outputs.values()] == [1] * num_requests
     assert len(replays) == 1
     assert len(operations.names) <= 6, operations.names  # `torch.empty`, and what `Tensor.numpy` asks for

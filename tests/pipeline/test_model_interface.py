@@ -9,8 +9,8 @@ from tiny_models import load_model, make_llama
 
 from pipezoo import registry
 from pipezoo_core.config import KVCacheConfig, ReturnLogits
-from pipezoo_core.context import TextContext
-from pipezoo_core.request import TextGenerationInputs, TextGenerationOutput, TextGenerationRequest
+from pipezoo_core.context import TextContext, TextGenerationInputs
+from pipezoo_core.request import TextGenerationOutput, TextGenerationRequest
 from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_llama.model import LlamaPipelineModel
 from pipezoo_llama.weight_adapters import adapt_safetensors
@@ -36,14 +36,17 @@ def load(reference, tmp_path_factory):
     return load
 
 
-def claim(model, prompts):
-    contexts = [
-        TextContext(request_id=str(i), prompt_tokens=prompt, max_length=100, sampling_params=SamplingParams())
-        for i, prompt in enumerate(prompts)
-    ]
+def make_context(request_id, prompt):
+    return TextContext(request_id=request_id, prompt_tokens=prompt, max_length=100, sampling_params=SamplingParams())
+
+
+def claim(model, prompts, num_steps=1):
+    """Makes contexts, all of their tokens one chunk, that have pages for so many steps."""
+    contexts = [make_context(str(i), prompt) for i, prompt in enumerate(prompts)]
     for context in contexts:
         model.kv_manager.external_claim(context)
         context.set_chunk(context.num_pending)
+    assert all(model.kv_manager.maybe_reserve(context, num_steps) for context in contexts)
     return contexts
 
 
@@ -82,7 +85,7 @@ def test_rows_of_logits(load, reference, return_logits, return_n_logits, lengths
 
 def test_next_token_inputs_go_on_where_the_step_before_ended(load, reference):
     model = load()
-    contexts = claim(model, PROMPTS)
+    contexts = claim(model, PROMPTS, num_steps=2)
     inputs = model.prepare_initial_token_inputs(contexts, model.kv_manager.fetch(contexts, 2))
     next_tokens = model.execute(inputs).next_token_logits.argmax(-1)
     for context, token in zip(contexts, next_tokens.tolist(), strict=True):
@@ -103,9 +106,13 @@ def test_next_token_inputs_go_on_where_the_step_before_ended(load, reference):
 @pytest.mark.parametrize("max_length", [3, 16, 17, 50])
 def test_optimal_batch_size_is_how_many_longest_requests_get_pages(load, max_length):
     memory = 20 * 8 * 2 * 3 * 2 * 8 * 4 + 5  # 20 pages of 8 tokens, and a bit
-    model = load(max_length=max_length, kv_cache=KVCacheConfig(page_size=8, memory=memory))
-    contexts = claim(model, [[i] * max_length for i in range(40)])
-    num_fit = sum(model.kv_manager.maybe_reserve(context) for context in contexts)
+    model = load(max_length=max_length, kv_cache=KVCacheConfig(page_size=8, kv_cache_memory=memory))
+    contexts = [make_context(str(i), [i] * max_length) for i in range(40)]
+    num_fit = 0
+    for context in contexts:
+        model.kv_manager.external_claim(context)
+        context.set_chunk(context.num_pending)
+        num_fit += model.kv_manager.maybe_reserve(context)
     found = LlamaPipelineModel.infer_optimal_batch_size(
         model.pipeline_config, memory, model.huggingface_config, model.devices, model.kv_cache_config, model.dtype
     )
@@ -161,6 +168,7 @@ def test_layers_and_lengths_are_the_configs(of_each_plugin):
     config = json.loads((folder / "config.json").read_text())
     plan = registry.plan(folder, device="cpu")
     model = plan.architecture.pipeline_model
-    assert model.get_num_layers(plan.huggingface_config) == config.get("num_hidden_layers", config.get("n_layers"))
-    length = model.calculate_max_seq_len(plan.pipeline_config, plan.huggingface_config)
+    huggingface_config = plan.files.huggingface_config
+    assert model.get_num_layers(huggingface_config) == config.get("num_hidden_layers", config.get("n_layers"))
+    length = model.calculate_max_seq_len(plan.pipeline_config, huggingface_config)
     assert length == config.get("max_position_embeddings", config.get("max_seq_len"))

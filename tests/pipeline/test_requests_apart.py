@@ -5,7 +5,9 @@ import gc
 import signal
 import threading
 import weakref
+from functools import partial
 
+import numpy as np
 import pytest
 
 from pipezoo_core.errors import (
@@ -29,6 +31,38 @@ FAILING = {
     "no message": ([{"role": 7}], InvalidRequestError),
     "no adapter": (TextGenerationRequest(prompt="he", lora="nobody" * 10**5), AdapterNotFoundError),
 }
+
+
+OF_NO_KIND = [5, True, 1.5, 10**5000, {1, 2}, {"a": 1}, b"x", iter("ab"), object(), lambda: 1, np.int64(5), np.array(5)]
+
+
+def test_requests_of_no_kind(load_tiny):
+    llm = load_tiny()
+
+    def tries(value):
+        yield lambda: llm.generate(value, **GREEDY)
+        yield lambda: llm.generate([value], **GREEDY)
+        yield lambda: list(llm.stream(value, **GREEDY))
+        yield lambda: llm.chat(value, **GREEDY)
+        yield lambda: llm.generate("he", lora=value)
+        for name in ("prompt", "messages", "sampling_params", "lora", "request_id"):
+            yield partial(TextGenerationRequest, **{name: value})
+        yield lambda: llm.cancel(value)
+        yield lambda: llm.release(value)
+
+    for value in OF_NO_KIND:
+        for attempt in tries(value):
+            with pytest.raises(InvalidRequestError) as raised:
+                attempt()
+            assert len(str(raised.value).encode()) < 1000
+    assert llm.generate("hello", **GREEDY)[0].error is None
+
+
+def test_token_ids_come_in_any_list(load_tiny):
+    llm = load_tiny()
+    expected = llm.generate(TextGenerationRequest(prompt=[5, 40, 77]), **GREEDY)[0].tokens
+    for prompt in ((5, 40, 77), np.array([5, 40, 77]), np.array([5, 40, 77], dtype=np.uint16)):
+        assert llm.generate(TextGenerationRequest(prompt=prompt), **GREEDY)[0].tokens == expected
 
 
 @pytest.mark.parametrize("name", FAILING)
@@ -242,3 +276,14 @@ def test_to_generate_in_the_middle_of_a_step_is_refused(load_tiny):
     llm.model.execute = generating
     assert len(llm.generate("hello", **GREEDY)[0].tokens) == 12
     assert found
+
+
+def test_a_change_that_fails_keeps_no_other_from_being_made(load_tiny):
+    llm = load_tiny()
+
+    def failing():
+        raise RuntimeError("out of luck")
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        llm._running._change(failing)
+    assert len(llm.generate("hello", **GREEDY)[0].tokens) == 12

@@ -13,6 +13,7 @@ from tiny_models import make_llama
 
 from pipezoo import registry
 from pipezoo_core import structured_output
+from pipezoo_core.context import TextGenerationInputs
 from pipezoo_core.errors import (
     InvalidGrammarError,
     InvalidSettingError,
@@ -21,7 +22,6 @@ from pipezoo_core.errors import (
 )
 from pipezoo_core.request import (
     GenerationStatus,
-    TextGenerationInputs,
     TextGenerationOutput,
     TextGenerationRequest,
 )

@@ -12,7 +12,7 @@ from gguf_files import END, TOKENS
 
 from pipezoo import registry
 from pipezoo_core.config import PipelineConfig
-from pipezoo_core.context import TextContext
+from pipezoo_core.context import TextContext, TextGenerationInputs
 from pipezoo_core.errors import (
     EmptyPromptError,
     InsufficientPagesError,
@@ -24,7 +24,6 @@ from pipezoo_core.errors import (
 from pipezoo_core.interfaces import GenerateMixin, get_paged_manager
 from pipezoo_core.request import (
     GenerationStatus,
-    TextGenerationInputs,
     TextGenerationOutput,
     TextGenerationRequest,
 )

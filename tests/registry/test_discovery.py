@@ -9,7 +9,7 @@ import textwrap
 import pytest
 from registry.plugin_distributions import install, working
 
-from pipezoo.discovery import PluginIndex, PluginState
+from pipezoo.discovery.index import PluginIndex, PluginState
 from pipezoo_core.errors import (
     BrokenPluginError,
     IncompatiblePluginError,
@@ -62,12 +62,13 @@ def test_listing_imports_neither_torch_nor_transformers_nor_a_plugin(site):
     install(site, "some-plugin", "llama", source="raise RuntimeError")
     program = """
         import sys
-        from pipezoo.discovery import PluginIndex
+        from pipezoo.discovery.index import PluginIndex
         assert "some-plugin" in [plugin.distribution for plugin in PluginIndex().plugins()]
         heavy = {"torch", "transformers", "pydantic", "huggingface_hub", "numpy"}
         print(sorted(name for name in sys.modules if name in heavy or name.startswith("pipezoo_test")))
     """
-    environment = {**os.environ, "PYTHONPATH": str(site)}
+    paths = [str(site), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)], env=environment, capture_output=True, text=True, check=True
     )

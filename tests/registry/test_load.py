@@ -74,7 +74,7 @@ def test_a_gguf_file_may_be_named_in_capitals(tiny_gguf, tmp_path):
     shutil.copy(tiny_gguf, path)
     expected = registry.load(tiny_gguf, **SETTINGS).generate("hello", **GREEDY)[0].tokens
     assert registry.load(path, **SETTINGS).generate("hello", **GREEDY)[0].tokens == expected
-    assert registry.plan(tmp_path, **SETTINGS).checkpoint.source.path == path
+    assert registry.plan(tmp_path, **SETTINGS).files.source.path == path
     assert sum(tensor.num_elements for tensor in open_weights([path]).values()) > 0
 
 
@@ -224,7 +224,7 @@ def test_deep_nesting_in_a_config_is_ignored_or_refused(folder, depth):
     path = folder / "config.json"
     path.write_text(path.read_text().replace("{", '{"unknown": ' + "[" * depth + "]" * depth + ", ", 1))
     if depth == 50:
-        assert registry.plan(folder, **SETTINGS).huggingface_config.hidden_size == 32
+        assert registry.plan(folder, **SETTINGS).files.huggingface_config.hidden_size == 32
     else:
         with pytest.raises((UnsupportedModelError, CorruptCheckpointError)):
             registry.plan(folder, **SETTINGS)
@@ -256,7 +256,7 @@ def test_corrupt_safetensors_header(folder):
 
 def test_integer_weights(folder):
     edit_weights(folder, lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)}))
-    with pytest.raises(UnsupportedCheckpointError, match=r"model\.norm\.weight.*I8"):
+    with pytest.raises(UnsupportedCheckpointError, match=r"model\.norm\.weight.*int8"):
         registry.load(folder, **SETTINGS)
 
 

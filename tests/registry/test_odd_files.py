@@ -18,6 +18,10 @@ from pipezoo_core.weights import find_safetensors, open_gguf, open_safetensors
 
 SETTINGS = {"dtype": "float32", "device": "cpu", "page_size": 8, "kv_cache_memory": "4MiB"}
 PROMPT = [5, 40, 77]
+INTEGERS = [
+    torch.int64, torch.int32, torch.int16, torch.int8,
+    torch.uint64, torch.uint32, torch.uint16, torch.uint8, torch.bool,
+]  # fmt: skip
 INDEX = "model.safetensors.index.json"
 
 
@@ -74,6 +78,61 @@ def test_tables_of_rope_are_passed_over(folder):
     expected = answer(folder)
     rewrite(folder, lambda tensors: tensors.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}))
     assert answer(folder) == expected
+
+
+BUFFERS = {
+    "model.embeddings.position_ids": torch.arange(16).view(1, 16),
+    "model.layers.0.self_attn.bias": torch.ones(1, 1, 8, 8).tril().bool(),
+    "model.layers.0.self_attn.mask": torch.ones(1, 1, 8, 8, dtype=torch.uint8),
+    "model.layers.0.self_attn.masked_bias": torch.tensor(-1e4),
+    "model.layers.0.self_attn.rotary_emb.cos_cached": torch.ones(1, 1, 8, 4),
+    "num_batches_tracked": torch.tensor(3),
+    **{f"buffer.{str(kind).removeprefix('torch.')}": torch.ones(10_000, 3, dtype=kind) for kind in INTEGERS},
+}
+
+
+@pytest.mark.parametrize("encoding", ["float32", "auto"])
+def test_buffers_that_no_module_wants_are_passed_over(folder, encoding):
+    """They are most of the file's numbers, and change neither the answer nor the precision."""
+    expected = answer(folder)
+    rewrite(folder, lambda tensors: tensors.update(BUFFERS))
+    assert registry.plan(folder, **{**SETTINGS, "dtype": encoding}).pipeline_config.encoding == "float32"
+    assert answer(folder) == expected
+
+
+def quantized_to(kind, name, tensors):
+    """As bitsandbytes has it: the weight's name, and scales beside it."""
+    weight = tensors[name]
+    tensors[name] = weight.mul(10).to(kind)
+    tensors[f"{name}.scale"] = torch.ones(len(weight))
+
+
+@pytest.mark.parametrize("kind", INTEGERS, ids=str)
+def test_integers_in_place_of_weights_are_refused(folder, kind):
+    name = next(name for name in load_file(folder / "model.safetensors") if name.endswith("proj.weight"))
+    rewrite(folder, lambda tensors: quantized_to(kind, name, tensors))
+    with pytest.raises(UnsupportedCheckpointError, match=rf"integers \(found: {name}: {kind}"):
+        answer(folder)
+
+
+def test_weights_that_are_missing_beside_integers_are_refused(folder):
+    """As GPTQ has it: other names, and no weight."""
+    name = next(name for name in load_file(folder / "model.safetensors") if name.endswith("proj.weight"))
+    rewrite(folder, lambda tensors: tensors.update({f"{name[:-6]}qweight": tensors.pop(name).int()}))
+    with pytest.raises(UnsupportedCheckpointError, match=r"qweight: torch.int32.*Quantized safetensors are not read"):
+        answer(folder)
+
+
+@pytest.mark.parametrize("kind", INTEGERS[:4], ids=str)
+def test_integers_in_a_gguf_file(tmp_path, kind):
+    model = make_llama(vocab_size=259)
+    expected = answer(write_llama_gguf(tmp_path / "plain.gguf", model))
+    extra = {"buffer": torch.arange(-8, 56).view(2, 32).to(kind).numpy()}
+    path = write_llama_gguf(tmp_path / "more.gguf", model, extra_tensors=extra)
+    assert answer(path) == expected
+    read = open_gguf(path).weights["buffer"]
+    assert read.dtype is kind
+    assert read.load().tolist() == extra["buffer"].tolist()
 
 
 def test_whole_weights_load_beside_an_old_index_and_quantization_config(folder):

@@ -5,8 +5,8 @@ import importlib.metadata
 import pytest
 from registry.plugin_distributions import install, working
 
-from pipezoo.discovery import PluginIndex, PluginState
-from pipezoo.resolution import resolve
+from pipezoo.discovery.index import PluginIndex, PluginState
+from pipezoo.discovery.resolution import resolve
 from pipezoo_core.errors import (
     BrokenPluginError,
     IncompatiblePluginError,

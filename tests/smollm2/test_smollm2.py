@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipezoo import registry
-from pipezoo.hub import locate
+from pipezoo.files.hub import locate
 
 pytestmark = pytest.mark.slow
 

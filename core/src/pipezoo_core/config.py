@@ -9,11 +9,11 @@ from __future__ import annotations
 import enum
 import re
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field
 
-from pipezoo_core.errors import InvalidSettingError, shown
+from pipezoo_core.settings import Settings
 
 __all__ = [
     "AttentionName",
@@ -22,7 +22,7 @@ __all__ = [
     "LoRAConfig",
     "PipelineConfig",
     "ReturnLogits",
-    "Settings",
+    "RunConfig",
     "SupportedEncoding",
     "WeightsFormat",
     "parse_memory",
@@ -84,6 +84,11 @@ class LinearName(enum.StrEnum):
     native = "native"
 
 
+_MAX_BYTES = 2**63
+_MAX_COUNT = 2**31 - 1
+_MAX_REPLICAS = 1024
+_MAX_TIMEOUT = 1e6
+
 _MEMORY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", re.IGNORECASE)
 
 
@@ -95,40 +100,8 @@ def parse_memory(value: object) -> object:
     if match is None:
         return value
     number, prefix, binary = match.groups()
-    return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " "))
-
-
-class Settings(BaseModel):
-    """Base of all settings: frozen, and a bad or unknown value is an `InvalidSettingError`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            invalid = _invalid_setting(type(self), error)
-            raise invalid from invalid.__cause__ or error
-
-    def updated(self, **changes: Any) -> Self:
-        """Returns a copy with these settings changed, checked like new ones."""
-        values = {name: getattr(self, name) for name in self.model_fields_set}
-        return type(self)(**{**values, **changes})
-
-
-def _invalid_setting(cls: type[BaseModel], error: ValidationError) -> InvalidSettingError:
-    first = error.errors(include_url=False)[0]
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, InvalidSettingError):  # a validator of ours said it all
-        return cause
-    name = ".".join(str(part) for part in first["loc"]) or cls.__name__
-    if first["type"] == "extra_forbidden":
-        return InvalidSettingError(
-            f"unknown setting {name!r}", allowed=sorted(cls.model_fields), cure="Check the spelling."
-        )
-    return InvalidSettingError(
-        f"setting {name!r} is not valid", found=shown(first["input"]), allowed=first["msg"].lower()
-    )
+    size = float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " ")
+    return int(size) if size < _MAX_BYTES else value
 
 
 class KVCacheConfig(Settings):
@@ -136,18 +109,24 @@ class KVCacheConfig(Settings):
 
     Attributes:
         page_size: tokens per page.
-        memory: bytes for all pages (a number, or text such as `"2GiB"`); None takes what the memory plan gives.
+        kv_cache_memory: bytes for all pages (a number, or text such as `"2GiB"`); None takes what the memory plan
+            gives.
         enable_prefix_caching: share full pages between requests that begin with the same tokens.
     """
 
     page_size: int = Field(default=64, ge=1, le=4096)
-    memory: Annotated[int | None, BeforeValidator(parse_memory)] = Field(default=None, gt=0)
+    kv_cache_memory: Annotated[int | None, BeforeValidator(parse_memory)] = Field(
+        default=None, gt=0, lt=_MAX_BYTES, description='bytes above 0, as a number or as text such as "2GiB", or None'
+    )
     enable_prefix_caching: bool = True
 
 
 def _as_paths(value: object) -> object:
-    paths = [value] if isinstance(value, str | Path) else value
-    return [str(path) if isinstance(path, Path) else path for path in paths] if isinstance(paths, list) else paths
+    if isinstance(value, str | Path):
+        return (str(value),)
+    if isinstance(value, list | tuple):
+        return tuple(str(path) if isinstance(path, Path) else path for path in value)
+    return value
 
 
 class LoRAConfig(Settings):
@@ -160,20 +139,17 @@ class LoRAConfig(Settings):
         max_lora_rank: the greatest rank that an adapter may have; None for that of the adapters in `lora_paths`.
     """
 
-    lora_paths: Annotated[tuple[str, ...], BeforeValidator(_as_paths)] = ()
-    max_num_loras: int | None = Field(default=None, ge=1)
-    max_lora_rank: int | None = Field(default=None, ge=1)
+    lora_paths: Annotated[tuple[str, ...], BeforeValidator(_as_paths)] = Field(
+        default=(), description="a folder or a Hub id, or a list of them, each with `name=` before it or without"
+    )
+    max_num_loras: int | None = Field(default=None, ge=1, le=_MAX_COUNT)
+    max_lora_rank: int | None = Field(default=None, ge=1, le=_MAX_COUNT)
 
 
-class PipelineConfig(Settings):
-    """Everything that decides how a model is run.
+class RunConfig(Settings):
+    """How a model's steps are run.
 
     Attributes:
-        model_path: what the user asked for, for messages and as the model's identity in the prefix cache.
-        weight_paths: the weight files.
-        huggingface_config: what the model is, a transformers `PretrainedConfig`; None where nobody needs to know.
-        device: a torch device, e.g. `"cpu"` or `"cuda:0"`.
-        encoding: the precision to run in.
         max_length: most tokens of one request, prompt and answer together; None takes the model's own maximum,
             or what the KV cache holds where that is less.
         max_batch_size: most requests that are worked on at the same time; the others wait.
@@ -183,8 +159,29 @@ class PipelineConfig(Settings):
         enforce_eager: run every step through Python, instead of recording and replaying them.
         data_parallel_degree: how many replicas of the model answer requests side by side. The other settings hold for
             each of them.
-        tensor_parallel_degree: how many devices compute each step together. The memory settings hold for each of them.
         rank_timeout: seconds after which a rank of several that shows no sign of life is given up. A long step is none.
+    """
+
+    max_length: int | None = Field(default=None, ge=2, le=_MAX_COUNT)
+    max_batch_size: int = Field(default=64, ge=1, le=_MAX_COUNT)
+    max_batch_tokens: int = Field(default=1024, ge=1, le=_MAX_COUNT)
+    attention: AttentionName = AttentionName.auto
+    linear: LinearName = LinearName.auto
+    enforce_eager: bool = False
+    data_parallel_degree: int = Field(default=1, ge=1, le=_MAX_REPLICAS)
+    rank_timeout: float = Field(default=60.0, ge=1, le=_MAX_TIMEOUT)
+
+
+class PipelineConfig(RunConfig):
+    """Everything that decides how a model is run.
+
+    Attributes:
+        model_path: what the user asked for, for messages and as the model's identity in the prefix cache.
+        weight_paths: the weight files.
+        huggingface_config: what the model is, a transformers `PretrainedConfig`; None where nobody needs to know.
+        device: a torch device, e.g. `"cpu"` or `"cuda:0"`.
+        encoding: the precision to run in.
+        tensor_parallel_degree: how many devices compute each step together. The memory settings hold for each of them.
         kv_cache: settings of the KV cache.
         lora: settings of LoRA adapters; None for a model without.
     """
@@ -194,14 +191,12 @@ class PipelineConfig(Settings):
     huggingface_config: Any = None
     device: str = "cpu"
     encoding: SupportedEncoding = SupportedEncoding.float32
-    max_length: int | None = Field(default=None, ge=2)
-    max_batch_size: int = Field(default=64, ge=1)
-    max_batch_tokens: int = Field(default=1024, ge=1)
-    attention: AttentionName = AttentionName.auto
-    linear: LinearName = LinearName.auto
-    enforce_eager: bool = False
-    data_parallel_degree: int = Field(default=1, ge=1)
-    tensor_parallel_degree: int = Field(default=1, ge=1)
-    rank_timeout: float = Field(default=60.0, ge=1)
+    tensor_parallel_degree: int = Field(default=1, ge=1, le=_MAX_REPLICAS)
     kv_cache: KVCacheConfig = KVCacheConfig()
     lora: LoRAConfig | None = None
+
+    @property
+    def allows_native_kernels(self) -> bool:
+        """Whether the native kernels may compute all that they can: no backend was asked for, and no adapters."""
+        has_native_attention = self.attention in (AttentionName.auto, AttentionName.native)
+        return has_native_attention and self.linear in (LinearName.auto, LinearName.native) and self.lora is None

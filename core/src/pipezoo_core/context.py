@@ -1,16 +1,17 @@
-"""One request and its growth. Knows no torch and no pages: those belong to the KV cache manager."""
+"""One request and its growth, and the requests of a step. Knows no torch, and no pages: they are the KV cache's."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from pipezoo_core.errors import EmptyPromptError, InsufficientPagesError, PipezooError, PromptTooLongError
 from pipezoo_core.request import GenerationStatus, LogProbabilities, RequestID
 from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.structured_output import TokenMatcher
 
-__all__ = ["TextContext"]
+__all__ = ["TextContext", "TextGenerationInputs"]
 
 
 class TextContext:
@@ -169,3 +170,22 @@ class TextContext:
                 allowed=f"{num_cache_tokens + 1} tokens together",
                 cure="Lower max_new_tokens, or load with more kv_cache_memory.",
             )
+
+
+@dataclass(frozen=True, slots=True)
+class TextGenerationInputs:
+    """The requests of one step.
+
+    Attributes:
+        batches: one dict per replica, request id -> its context. Every context's chunk is set and its pages are
+            reserved.
+        num_steps: how many tokens to generate for each context.
+    """
+
+    batches: list[dict[RequestID, TextContext]]
+    num_steps: int = 1
+
+    @property
+    def batch(self) -> list[TextContext]:
+        """All contexts, in the order in which the model sees them."""
+        return [context for batch in self.batches for context in batch.values()]

@@ -6,11 +6,10 @@ built-in exception that fits best, so that code which knows nothing of pipezoo c
 
 from __future__ import annotations
 
-import copyreg
 import itertools
 import reprlib
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, Self
 
 __all__ = [
     "AdapterInUseError",
@@ -91,9 +90,29 @@ class PipezooError(Exception):
             message = _message(*(None if part is None else _shortened(part) for part in parts))
         super().__init__(message)
 
+    @classmethod
+    def restored(cls, message: str, fields: Mapping[str, Any]) -> Self:
+        """Returns an error as it was, whatever its constructor takes.
+
+        Args:
+            message: its text.
+            fields: what `__getstate__` returned.
+        """
+        layout: Any = cls  # its `__new__` may be that of another base, which refuses
+        while layout.__module__ != "builtins":
+            layout = layout.__base__
+        error: Self = layout.__new__(cls)
+        error.args = (message,)
+        vars(error).update(fields)
+        return error
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns the attributes as numbers, text and lists of text: what they refer to may not travel."""
+        return {name: _plain(value) for name, value in vars(self).items()}
+
     def __reduce__(self) -> tuple[Any, ...]:
-        """Lets an error travel between processes, multiprocessing's for example, whatever its constructor takes."""
-        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]  # typeshed lacks it
+        """Lets an error travel between processes, multiprocessing's for example."""
+        return type(self).restored, (str(self), self.__getstate__())
 
 
 def _message(what: str | None, found: str | None, allowed: str | None, cure: str | None) -> str:
@@ -122,6 +141,14 @@ def _text(value: object) -> str:
     return str(value) if isinstance(value, str) or not isinstance(value, int | Collection) else shown(value)
 
 
+def _plain(value: object) -> Any:
+    if value is None or isinstance(value, bool | float | str) or (isinstance(value, int) and abs(value) < 2**63):
+        return value
+    if isinstance(value, Collection) and not isinstance(value, _WRITTEN_WHOLE):
+        return [_text(item) for item in value]
+    return _text(value)
+
+
 class InvalidSettingError(PipezooError, ValueError):
     """A setting of the pipeline or of sampling is unknown or out of range."""
 
@@ -140,6 +167,15 @@ class PromptTooLongError(InvalidRequestError):
 
 class AdapterNotFoundError(InvalidRequestError, LookupError):
     """A request names a LoRA adapter that is not loaded."""
+
+    @classmethod
+    def named(cls, name: str, loaded: Collection[str]) -> Self:
+        """Returns the error for an adapter of this name, where those of `loaded` are there."""
+        return cls(
+            f"no adapter {name!r} is loaded",
+            allowed=loaded,
+            cure="Load the model with lora_paths, or load the adapter with lora_manager.load_adapter.",
+        )
 
 
 class AdapterInUseError(PipezooError, RuntimeError):

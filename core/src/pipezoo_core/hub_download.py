@@ -6,14 +6,23 @@ only uses local files never waits for it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipezoo_core.errors import DownloadError, GatedModelError, HubUnreachableError, ModelNotFoundError, PipezooError
+from pipezoo_core.errors import (
+    DownloadError,
+    GatedModelError,
+    HubUnreachableError,
+    ModelNotFoundError,
+    PipezooError,
+    shown,
+)
 
 __all__ = ["download_file", "download_files", "list_files"]
 
+_REVISION = re.compile(r"(?![/-])(?!.*(?:\.\.|//|@\{))[^\x00-\x20\x7f~^:?*\[\\\ud800-\udfff]{1,250}(?<![/.])")
 _HTTP_CLIENTS = ("httpx", "httpx2")  # which one the Hub's client uses, and lets through, depends on its version
 
 
@@ -29,6 +38,7 @@ def download_files(repository: str, revision: str | None, patterns: Sequence[str
         HubUnreachableError: the Hub cannot be asked and not all files are cached.
         DownloadError: a file did not arrive whole, or cannot be stored.
     """
+    _check_revision(repository, revision)
     with _typed_errors(repository, revision):
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import LocalEntryNotFoundError
@@ -69,6 +79,20 @@ def list_files(repository: str, commit: str) -> list[str]:
         return sorted(HfApi().list_repo_files(repository, revision=commit))
 
 
+def _check_revision(repository: str, revision: object) -> None:
+    """Refuses what Git has no name for; the client would look for it in the cache, as the path of a file."""
+    if revision is not None and not (isinstance(revision, str) and _REVISION.fullmatch(revision)):
+        raise _no_revision(repository, revision)
+
+
+def _no_revision(repository: str, revision: object) -> ModelNotFoundError:
+    return ModelNotFoundError(
+        f"the Hub's repository {repository!r} has no revision {shown(revision)}",
+        allowed="a branch, a tag or a full commit hash",
+        cure="Check the spelling against the repository's page.",
+    )
+
+
 @contextmanager
 def _typed_errors(repository: str, revision: str | None) -> Iterator[None]:
     try:
@@ -98,11 +122,7 @@ def _typed(error: Exception, repository: str, revision: str | None) -> PipezooEr
             cure="Check the spelling; for a private one log in: hf auth login",
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return ModelNotFoundError(
-            f"the Hub's repository {repository!r} has no revision {revision!r}",
-            allowed="a branch, a tag or a full commit hash",
-            cure="Check the spelling against the repository's page.",
-        )
+        return _no_revision(repository, revision)
     return _refused_or_unreachable(error, repository) or _not_stored(error, repository)
 
 

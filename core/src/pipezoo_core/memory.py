@@ -150,7 +150,7 @@ def plan_memory(
     share = left if devices[0].type == "cuda" else int(left * _CPU_SHARE)
     num_ranks = pipeline_config.tensor_parallel_degree
     params = model.get_kv_params(huggingface_config, num_ranks, kv_config, dtype)  # type: ignore[attr-defined]  # of `KVCacheMixin`, as all are so far
-    wanted = kv_config.memory
+    wanted = kv_config.kv_cache_memory
     if wanted is None:
         num_held = params.num_tokens_held(max_length, pipeline_config.max_batch_tokens)
         one_request = params.num_pages_for(num_held) * params.bytes_per_page
@@ -174,7 +174,7 @@ def plan_memory(
         max_length=max_length,
         num_tokens_held=params.num_tokens_held(max_length, max_chunk=1),
     )
-    if left < 0 or (kv_config.memory or 0) > left:
+    if left < 0 or (kv_config.kv_cache_memory or 0) > left:
         raise InsufficientMemoryError(
             "the model does not fit the memory",
             found=plan,
@@ -187,5 +187,5 @@ def plan_memory(
             allowed=f"at least {params.num_pages_for(max(2, plan.num_tokens_held)) * params.bytes_per_page} bytes",
             cure="Raise kv_cache_memory, or lower max_length or page_size.",
         )
-    completed = pipeline_config.updated(max_length=max_length, kv_cache=kv_config.updated(memory=wanted))
+    completed = pipeline_config.updated(max_length=max_length, kv_cache=kv_config.updated(kv_cache_memory=wanted))
     return completed, plan

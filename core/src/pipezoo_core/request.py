@@ -6,13 +6,10 @@ import enum
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from pipezoo_core.errors import InvalidRequestError, shown
 from pipezoo_core.sampling_params import SamplingParams
-
-if TYPE_CHECKING:
-    from pipezoo_core.context import TextContext
 
 __all__ = [
     "ChatMessage",
@@ -20,7 +17,6 @@ __all__ = [
     "LogProbabilities",
     "Prompt",
     "RequestID",
-    "TextGenerationInputs",
     "TextGenerationOutput",
     "TextGenerationRequest",
     "new_request_id",
@@ -87,7 +83,7 @@ class TextGenerationRequest:
         request_id: unique among the requests of a pipeline, 256 characters at most.
 
     Raises:
-        InvalidRequestError: `sampling_params`, `lora` or `request_id` is of another kind, or the id is too long.
+        InvalidRequestError: an attribute is of another kind, or the id is too long. What is in a list is checked later.
     """
 
     prompt: str | Sequence[int] | None = None
@@ -99,6 +95,11 @@ class TextGenerationRequest:
     def __post_init__(self) -> None:
         """Checks what later on would fail in the middle of things."""
         is_sound = {
+            "prompt": self.prompt is None
+            or isinstance(self.prompt, str)
+            or _is_list(self.prompt)
+            or getattr(self.prompt, "ndim", 0) == 1,  # an array
+            "messages": self.messages is None or _is_list(self.messages),
             "sampling_params": self.sampling_params is None or isinstance(self.sampling_params, SamplingParams),
             "lora": self.lora is None or isinstance(self.lora, str),
             "request_id": isinstance(self.request_id, str) and len(self.request_id) <= _MAX_ID_LENGTH,
@@ -106,6 +107,10 @@ class TextGenerationRequest:
         bad = [name for name, is_fine in is_sound.items() if not is_fine]
         if bad:
             raise InvalidRequestError(f"{bad[0]!r} of a request is not valid", found=shown(getattr(self, bad[0])))
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,22 +155,3 @@ class TextGenerationOutput:
     def failed(cls, request_id: RequestID, error: BaseException, text: str = "") -> TextGenerationOutput:
         """Returns the last piece of a request that failed."""
         return cls(request_id=request_id, text=text, final_status=GenerationStatus.ERROR, error=error)
-
-
-@dataclass(frozen=True, slots=True)
-class TextGenerationInputs:
-    """The requests of one step.
-
-    Attributes:
-        batches: one dict per replica, request id -> its context. Every context's chunk is set and its pages are
-            reserved.
-        num_steps: how many tokens to generate for each context.
-    """
-
-    batches: list[dict[RequestID, TextContext]]
-    num_steps: int = 1
-
-    @property
-    def batch(self) -> list[TextContext]:
-        """All contexts, in the order in which the model sees them."""
-        return [context for batch in self.batches for context in batch.values()]

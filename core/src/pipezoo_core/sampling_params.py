@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from pipezoo_core.config import Settings
 from pipezoo_core.errors import InvalidSettingError, shown
+from pipezoo_core.settings import Settings
 
 __all__ = ["NUMBERS_SAMPLED_AT_ONCE", "NUM_ECHOED_AT_ONCE", "SamplingParams"]
 

@@ -29,6 +29,8 @@ __all__ = ["GrammarCompiler", "TokenMatcher"]
 _JSON_WHITESPACE = r"\x20|\n[\x20\t]{0,32}"
 _MAX_SIZE = 1 << 17  # characters: a schema of thousands of names has fewer
 _END_OF_ANSWER = "<|pipezoo end of answer|>"
+_AS_IT_IS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+_MAX_UNUSED = 1 << 16
 
 
 class TokenMatcher:
@@ -202,15 +204,10 @@ def _engine(delegate: Any) -> tuple[LLTokenizer, GrammarTrial]:
     there may be any number, also none, are kept out of the grammar altogether.
     """
     from llguidance import LLTokenizer
-    from tokenizers import AddedToken, Tokenizer
 
     try:
         with panics_as_exceptions():
-            tokenizer = Tokenizer.from_str(delegate.backend_tokenizer.to_str())
-            tokenizer.no_padding()
-            tokenizer.no_truncation()
-            tokenizer.add_special_tokens([AddedToken(_END_OF_ANSWER, special=True)])
-            vocabulary, end = tokenizer.to_str(), tokenizer.get_vocab()[_END_OF_ANSWER]
+            vocabulary, end = _with_end(delegate.backend_tokenizer.to_str())
             return LLTokenizer(vocabulary, eos_token=end), GrammarTrial(vocabulary, end)
     except Exception as error:  # a tokenizer without a backend, or of a kind that llguidance does not know
         raise UnsupportedTokenizerError(
@@ -219,6 +216,32 @@ def _engine(delegate: Any) -> tuple[LLTokenizer, GrammarTrial]:
             allowed="fast tokenizers (tokenizer.json) with byte-level or byte-fallback decoding",
             cure="Ask for no json_schema, regex or grammar with this model.",
         ) from error
+
+
+def _with_end(tokenizer_json: str) -> tuple[str, int]:
+    """Returns a tokenizer.json with a token for the end of an answer, which is the last one, and that token's id.
+
+    Ids that no token has get special ones, which are no text: otherwise, the end would be the first of them, and all
+    tokens behind it were barred.
+
+    Raises:
+        ValueError: the ids are far apart.
+    """
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(tokenizer_json)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    settings, ids = json.loads(tokenizer.to_str()), set(tokenizer.get_vocab(with_added_tokens=True).values())
+    end = max(ids) + 1
+    if end - len(ids) > _MAX_UNUSED:
+        raise ValueError(f"{end - len(ids)} ids up to {end} have no token")
+    added = {i: f"<|pipezoo unused {i}|>" for i in range(end) if i not in ids} | {end: _END_OF_ANSWER}
+    for token, text in added.items():
+        if isinstance(settings["model"]["vocab"], dict):  # of a list, which has no gaps, the next one is the end
+            settings["model"]["vocab"][text] = token
+        settings["added_tokens"].append({"id": token, "content": text, "special": True, **_AS_IT_IS})
+    return json.dumps(settings), end
 
 
 def _invalid(name: str, reason: object) -> InvalidGrammarError:

@@ -10,53 +10,35 @@ Importing this module imports neither torch nor any plugin; `load`, `plan` and `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipezoo.discovery import PluginIndex, PluginInfo
-from pipezoo.hub import download, locate
-from pipezoo.resolution import Resolution
-from pipezoo.resolution import resolve as _resolve
+from pipezoo.discovery.index import PluginIndex, PluginInfo
 
 if TYPE_CHECKING:
-    from pipezoo.checkpoint import Checkpoint
-    from pipezoo.load import LoadPlan
+    from pipezoo.discovery.resolution import Resolution
+    from pipezoo.loading.find import FoundModel
+    from pipezoo.loading.plan import LoadPlan
     from pipezoo_core.pipeline import TextGenerationPipeline
 
-__all__ = ["find", "load", "plan", "plugins", "refresh", "resolve"]
+__all__ = ["load", "plan", "plugins", "refresh", "resolve"]
 
 _index = PluginIndex()  # what is installed does not change while a process runs; `refresh` is for notebooks
 
 
-def load(
-    model: str | Path,
-    *,
-    revision: str | None = None,
-    device: str = "auto",
-    devices: Sequence[str] | None = None,
-    dtype: str = "auto",
-    plugin: str | None = None,
-    **settings: Any,
-) -> TextGenerationPipeline:
+def load(model: str | Path, **settings: Any) -> TextGenerationPipeline:
     """Loads a model with the plugin that serves its config type.
 
     Args:
         model: a Hub id such as `"org/model"`, a folder, a `.gguf` file, or `"pkg:name"` for weights that an
             installed Python package carries.
-        revision: a branch, tag or commit of the Hub repository.
-        device: `"auto"`, `"cpu"`, or a GPU such as `"cuda:0"`.
-        devices: several of these in place of `device`, such as `["cuda:0", "cuda:1"]`. They compute every step
+        **settings: docs/settings.md has all of them, with their defaults. The most used are `device` (`"cpu"`, or a GPU
+            such as `"cuda:0"`), `dtype` (`"bfloat16"`, or `"int8"` and `"int4"` to quantize), `max_length` and
+            `kv_cache_memory`. With several `devices`, such as `["cuda:0", "cuda:1"]`, they compute every step
             together, each a part of the model, in a process of its own that is started here; or with a
             `data_parallel_degree` each replica has as many of them. Under a launcher such as torchrun, whose processes
             all run the same script, nothing is started, and only rank 0 goes on: in the others this call serves rank 0
             until it is done, and then raises SystemExit.
-        dtype: `"auto"`, or the precision to run in: `"float32"`, `"bfloat16"`, `"float16"`, `"int8"` or `"int4"`.
-        plugin: the distribution to take where several serve the type.
-        **settings: of the pipeline: `max_length`, `max_batch_size`, `max_batch_tokens`, `attention`, `linear`,
-            `enforce_eager`, `page_size`, `kv_cache_memory`, `enable_prefix_caching`, `data_parallel_degree`,
-            `rank_timeout`; and for a model that may use adapters, now or later, `lora_paths`, `max_num_loras`,
-            `max_lora_rank`. Their defaults are in docs/settings.md.
 
     Returns:
         The pipeline, ready to answer.
@@ -72,57 +54,38 @@ def load(
         RankLostError: another device's process is gone.
         ForkedProcessError: this process was forked from one that had computed before.
     """
-    from pipezoo.devices import device_names
-    from pipezoo.inherited_threads import check_inherited_threads
-    from pipezoo.load import asked_config, build_pipeline
+    from pipezoo.loading.settings import LoadSettings
+
+    asked = LoadSettings(**settings)
+    from pipezoo.loading.build import build_pipeline
+    from pipezoo.loading.find import find
+    from pipezoo.loading.inherited_threads import check_inherited_threads
+    from pipezoo.loading.plan import plan_load
 
     check_inherited_threads()
-    num_replicas = asked_config(settings).data_parallel_degree
-    names = device_names(device, devices, num_replicas)
-    if len(names) > num_replicas:
-        from pipezoo.parallel import load_parallel
 
-        return load_parallel(lambda: find(model, revision=revision, plugin=plugin), names, dtype, settings)
-    return build_pipeline(
-        plan(model, revision=revision, device=device, devices=devices, dtype=dtype, plugin=plugin, **settings)
-    )
+    def found() -> FoundModel:
+        return find(_index, model, revision=asked.revision, plugin=asked.plugin)
+
+    if asked.has_several_ranks:
+        from pipezoo.loading.parallel import load_parallel
+
+        return load_parallel(found, asked)
+    return build_pipeline(plan_load(found(), asked))
 
 
-def plan(
-    model: str | Path,
-    *,
-    revision: str | None = None,
-    device: str = "auto",
-    devices: Sequence[str] | None = None,
-    dtype: str = "auto",
-    plugin: str | None = None,
-    **settings: Any,
-) -> LoadPlan:
+def plan(model: str | Path, **settings: Any) -> LoadPlan:
     """Decides everything that `load` decides. Downloads the model, and reads no weights but their headers.
 
     Takes and raises what `load` does.
     """
-    from pipezoo.devices import device_names
-    from pipezoo.load import asked_config, plan_load
+    from pipezoo.loading.settings import LoadSettings
 
-    names = device_names(device, devices, asked_config(settings).data_parallel_degree)
-    checkpoint, resolution = find(model, revision=revision, plugin=plugin)
-    return plan_load(checkpoint, resolution.architecture, devices=names, dtype=dtype, settings=settings)
+    asked = LoadSettings(**settings)
+    from pipezoo.loading.find import find
+    from pipezoo.loading.plan import plan_load
 
-
-def find(model: str | Path, *, revision: str | None = None, plugin: str | None = None) -> tuple[Checkpoint, Resolution]:
-    """Returns a model's files, all of them downloaded, and the plugin that `load` would take.
-
-    Raises:
-        PluginError, ModelNotFoundError, GatedModelError, HubUnreachableError, CheckpointError: as `load`.
-    """
-    from pipezoo.checkpoint import open_checkpoint
-
-    checkpoint, resolution = _choose(model, revision, plugin)
-    complete = download(checkpoint.source)
-    if complete != checkpoint.source:
-        checkpoint = open_checkpoint(complete)
-    return checkpoint, resolution
+    return plan_load(find(_index, model, revision=asked.revision, plugin=asked.plugin), asked)
 
 
 def resolve(model: str | Path, *, revision: str | None = None, plugin: str | None = None) -> Resolution:
@@ -134,7 +97,9 @@ def resolve(model: str | Path, *, revision: str | None = None, plugin: str | Non
         PluginError: none can be chosen; the message says why.
         ModelNotFoundError, GatedModelError, HubUnreachableError: the config cannot be had.
     """
-    return _choose(model, revision, plugin)[1]
+    from pipezoo.loading.find import resolve
+
+    return resolve(_index, model, revision=revision, plugin=plugin)
 
 
 def plugins() -> list[PluginInfo]:
@@ -145,10 +110,3 @@ def plugins() -> list[PluginInfo]:
 def refresh() -> None:
     """Looks anew for installed plugins, for a plugin installed into a running process."""
     _index.refresh()
-
-
-def _choose(model: str | Path, revision: str | None, plugin: str | None) -> tuple[Checkpoint, Resolution]:
-    from pipezoo.checkpoint import open_checkpoint
-
-    checkpoint = open_checkpoint(locate(model, revision=revision))
-    return checkpoint, _resolve(_index, checkpoint.config, plugin=plugin)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from pipezoo_core.errors import UnsupportedTokenizerError
 from pipezoo_core.tokenizer import tokenizer_from_gguf
 from pipezoo_core.tokenizer.gguf import gguf_end_tokens
 
@@ -77,6 +78,34 @@ def test_texts_that_look_like_nothing_stay_what_they_are(metadata_with):
     assert id_of(metadata, "<|banana|>") not in gguf_end_tokens(metadata)
     tokens = tokenizer_from_gguf(metadata).encode("<|banana|>", add_special_tokens=False)
     assert tokens != [id_of(metadata, "<|banana|>")]
+
+
+def without_names(metadata, **changes):
+    named = {key for key in metadata if key.endswith("_token_id")}
+    less = {key: value for key, value in metadata.items() if key not in named}
+    return less | {f"tokenizer.ggml.{key}": value for key, value in changes.items()}
+
+
+def test_a_byte_level_file_without_names_has_falcons_token(byte_level_metadata):
+    """llama.cpp takes token 11 for the beginning and the end; a word is refused there."""
+    types = list(byte_level_metadata["tokenizer.ggml.token_type"])
+    as_word = without_names(byte_level_metadata, add_bos_token=True)
+    with pytest.raises(UnsupportedTokenizerError, match="wants a bos_token added, but names none"):
+        tokenizer_from_gguf(as_word)
+    assert 11 not in gguf_end_tokens(as_word)
+    as_control = as_word | {"tokenizer.ggml.token_type": [*types[:11], CONTROL, *types[12:]]}
+    assert tokenizer_from_gguf(as_control).encode("a") == [11, ord("a")]
+    assert gguf_end_tokens(as_control) == {11, id_of(as_control, "<eos>")}
+    named = as_control | {"tokenizer.ggml.bos_token_id": types.index(CONTROL)}
+    assert tokenizer_from_gguf(named).encode("a") == [types.index(CONTROL), ord("a")]
+
+
+def test_sentencepiece_without_types_has_the_usual_tokens(sentencepiece_metadata):
+    less = without_names(
+        sentencepiece_metadata, token_type=[NORMAL] * len(sentencepiece_metadata["tokenizer.ggml.tokens"])
+    )
+    assert tokenizer_from_gguf(less).encode("there")[0] == 1
+    assert gguf_end_tokens(less) == {2}
 
 
 @pytest.mark.parametrize("missing", ["bos_token_id", "eos_token_id", "unknown_token_id"])

@@ -115,7 +115,12 @@ def test_a_space_before_texts_behind_special_tokens_is_legacy(tmp_path, text, le
     assert load_tokenizer(tmp_path).encode(text, add_special_tokens=False) == expected
 
 
-ADDED = {"<|user|>": 0, "<|assistant|>": 1, "<think>": 5}  # behind the vocabulary, with a gap
+# Behind the vocabulary, with gaps; some look like ends or parts of an answer, and what they are says the folder.
+ADDED = {
+    "<|user|>": 0, "<|assistant|>": 1, "<think>": 5, "<|im_end|>": 6, "<|eot_id|>": 7, "<end_of_turn>": 8, "[EOT]": 9,
+    "<|channel|>": 10, "<|start|>": 12, "<|fim_pad|>": 13, "<|end|>": 14, "<|call|>": 15, "<|return|>": 16,
+    "<|tool_response>": 17,
+}  # fmt: skip
 
 
 def write_added(folder, library, *, special, by_config):

@@ -5,7 +5,11 @@ import re
 
 import numpy as np
 import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE, Unigram
+from transformers import PreTrainedTokenizerFast
 
+from pipezoo_core.errors import UnsupportedTokenizerError
 from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.structured_output import GrammarCompiler
 
@@ -72,3 +76,53 @@ def test_the_tokenizer_is_left_as_it_is(tokenizer, matcher):
     before = tokenizer.backend_tokenizer.to_str()
     matcher("a")
     assert tokenizer.backend_tokenizer.to_str() == before
+
+
+LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
+IDS = {
+    "no gap": {letter: i for i, letter in enumerate(LETTERS)},
+    "a gap before the last": {**{letter: i for i, letter in enumerate(LETTERS)}, "ab": 257},
+    "a large gap": {**{letter: i for i, letter in enumerate(LETTERS)}, "ab": 5000},
+    "every other one": {letter: 2 * i for i, letter in enumerate(LETTERS)},
+    "from seven on": {letter: i + 7 for i, letter in enumerate(LETTERS)},
+}
+
+
+def with_ids(ids, *, added):
+    tokenizer = Tokenizer(BPE(ids, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    if added:
+        tokenizer.add_special_tokens([AddedToken("<x>", special=True)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("name", IDS)
+def test_ids_with_gaps(name, added):
+    tokenizer = with_ids(IDS[name], added=added)
+    expected = {ids for token, ids in IDS[name].items() if token[0] in "ab"}
+    if tokenizer.convert_tokens_to_ids("<x>") in expected:
+        pytest.skip("the library itself gives two tokens one id")
+    compiler = GrammarCompiler(tokenizer, end_token_ids=[])
+    followed = compiler.matcher(SamplingParams(regex="[ab]*"))
+    assert set(allowed(followed)) == expected
+    for token in expected:
+        followed.consume(token)
+    assert followed.error is None
+    assert set(allowed(compiler.matcher(SamplingParams(regex="(?s:.*)")))) <= set(IDS[name].values())
+
+
+def test_a_list_of_pieces_has_no_gaps():
+    tokenizer = Tokenizer(Unigram([("<unk>", 0.0), ("▁", -1.0), ("a", -2.0), ("b", -2.0)], 0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens([AddedToken("<x>", special=True)])
+    compiler = GrammarCompiler(PreTrainedTokenizerFast(tokenizer_object=tokenizer), end_token_ids=[])
+    assert allowed(compiler.matcher(SamplingParams(regex="[ab]*"))) == [2, 3]
+
+
+def test_ids_that_are_far_apart_are_refused():
+    compiler = GrammarCompiler(with_ids({**IDS["no gap"], "ab": 2**18}, added=False), end_token_ids=[])
+    with pytest.raises(UnsupportedTokenizerError, match="have no token"):
+        compiler.matcher(SamplingParams(regex="a"))

@@ -232,3 +232,16 @@ def test_a_tokenizer_without_special_tokens_is_no_reason_for_noise(byte_level_me
 
 def test_end_tokens_without_a_turns_end(sentencepiece):
     assert eos_token_ids(sentencepiece, SimpleNamespace(), {}) == {2}
+
+
+@pytest.mark.parametrize("id_", [1 << 24, (1 << 32) - 1])
+def test_an_id_that_is_far_too_large_is_refused(byte_level, tmp_path, id_):
+    """Some calls of the library walk over all ids below, for a minute at worst."""
+    byte_level.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    settings = json.loads(path.read_text("utf-8"))
+    settings["model"]["vocab"]["far"] = id_
+    path.write_text(json.dumps(settings), "utf-8")
+    delegate = load_tokenizer(tmp_path)
+    with pytest.raises(UnsupportedTokenizerError, match=f"above that of any vocabulary .found: {id_};"):
+        TextTokenizer(delegate, max_length=32, sampling_params=SamplingParams(), eos_token_ids=[])

@@ -74,14 +74,14 @@ class AttentionSpec:
             float32 [..., Q, K], or [..., num_heads, Q, K] with ALiBi.
         """
         distance = query_positions.unsqueeze(-1) - key_positions.unsqueeze(-2)
-        hidden = distance < 0
+        is_unseen = distance < 0
         if self.sliding_window is not None:
-            hidden = hidden | (distance >= self.sliding_window)
+            is_unseen = is_unseen | (distance >= self.sliding_window)
         if self.alibi_slopes is None:
             zeros = torch.zeros(distance.shape, dtype=torch.float32, device=distance.device)
-            return zeros.masked_fill_(hidden, -torch.inf)
+            return zeros.masked_fill_(is_unseen, -torch.inf)
         slopes = torch.tensor(self.alibi_slopes, dtype=torch.float32, device=distance.device).view(-1, 1, 1)
-        return (-slopes * distance.unsqueeze(-3)).masked_fill_(hidden.unsqueeze(-3), -torch.inf)
+        return (-slopes * distance.unsqueeze(-3)).masked_fill_(is_unseen.unsqueeze(-3), -torch.inf)
 
 
 class AttentionBackend(abc.ABC):

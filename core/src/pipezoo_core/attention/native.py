@@ -21,6 +21,7 @@ from pipezoo_core.attention.base import AttentionBackend, AttentionSpec, Rotatio
 from pipezoo_core.errors import UnsupportedAttentionError
 from pipezoo_core.kv_cache import KVCacheParams, RaggedBatch
 from pipezoo_core.native import PANEL, NativeKernels, bits
+from pipezoo_core.paging import first_visible
 
 __all__ = ["NativeAttention"]
 
@@ -112,14 +113,10 @@ class NativeAttention(AttentionBackend):
         items.sort(key=lambda item: item[1] * (item[4] - item[3]), reverse=True)  # the largest first: all end together
         counts = [len(numbers) for numbers in partials_of.values()]
         splits = list(zip(partials_of, [0, *accumulate(counts)], counts, strict=False))
-        row_pages = [
-            pages[position // page_size]
-            for active, cached, pages in zip(batch.active_lengths, batch.cache_lengths, batch.pages, strict=True)
-            for position in range(cached, cached + active)
-        ]
+        row_pages, row_slots = batch.cells(page_size)
         lists = (
             row_pages,
-            [position % page_size for position in batch.positions],
+            row_slots,
             [*chain.from_iterable(items)],
             page_table,
             [*chain.from_iterable(splits)],
@@ -165,8 +162,7 @@ class NativeAttention(AttentionBackend):
 
     def _key_ranges(self, position: int, end: int, page_size: int) -> list[tuple[int, int]]:
         """Returns the keys that the queries at positions `position` to `end` see, from a page's first one on."""
-        window = self.spec.sliding_window
-        first = 0 if window is None else max(0, position - window + 1) // page_size * page_size
+        first = first_visible(position, self.spec.sliding_window) // page_size * page_size
         if end - position > 1:
             return [(first, end)]
         size = max(_KEYS, page_size) // page_size * page_size

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from pipezoo_core.attention.base import AttentionBackend, AttentionSpec, Rotation
 from pipezoo_core.kv_cache import KVCacheParams, RaggedBatch
+from pipezoo_core.paging import first_visible
 
 __all__ = ["PagedAttention"]
 
-_HIDDEN = -1e30  # finite, so that a page nobody sees gives a weight of 0 and not NaN
+_UNSEEN = -1e30  # finite, so that a page nobody sees gives a weight of 0 and not NaN
 _MAX_GAPS = 1.5  # read a range of pages in place while at most so many times the wanted ones lie in it
 
 
@@ -34,7 +35,7 @@ class _PageGroup:
 
     Attributes:
         pages: the range of pages, or their numbers [P].
-        owners: int64 [P · S], which decoding request; 0 with a hidden bias where a page has fewer.
+        owners: int64 [P · S], which decoding request; 0 with the bias of an unseen key where a page has fewer.
         bias: [P, 1 or K, S, 1 or G, page_size], added to the scores.
     """
 
@@ -84,12 +85,11 @@ class PagedAttention(AttentionBackend):
         """Sorts the step's requests into decodes and prefills and prepares indices and biases."""
         offsets = batch.row_offsets
         spans = list(zip(batch.active_lengths, batch.cache_lengths, batch.pages, strict=True))
+        write_pages, write_slots = batch.cells(page_size)
         decodes = [i for i, (active, _, _) in enumerate(spans) if active == 1]
         return PagedPlan(
-            write_pages=_integers(
-                [pages[p // page_size] for active, start, pages in spans for p in range(start, start + active)], device
-            ),
-            write_slots=_integers([p % page_size for p in batch.positions], device),
+            write_pages=_integers(write_pages, device),
+            write_slots=_integers(write_slots, device),
             decode_rows=_integers([offsets[i] for i in decodes], device),
             groups=_page_groups(
                 self.spec,
@@ -157,7 +157,7 @@ class PagedAttention(AttentionBackend):
         m_IN, l_IN, o_IND = (torch.cat(part) for part in zip(*parts, strict=True))  # I items: a page and an owner
         shape = (len(q_RND), self.spec.num_heads)
         by_owner = owners.unsqueeze(-1).expand_as(m_IN)
-        max_RN = m_IN.new_full(shape, _HIDDEN).scatter_reduce_(0, by_owner, m_IN, "amax")
+        max_RN = m_IN.new_full(shape, _UNSEEN).scatter_reduce_(0, by_owner, m_IN, "amax")
         weight_IN = torch.exp(m_IN - max_RN[owners])
         sum_RN = m_IN.new_zeros(shape).index_add_(0, owners, l_IN * weight_IN)
         out_RND = o_IND.new_zeros((*shape, self.spec.head_dim)).index_add_(0, owners, o_IND * weight_IN.unsqueeze(-1))
@@ -217,7 +217,7 @@ def _prefill(
 ) -> _Prefill:
     end = cached + rows.stop - rows.start
     plain = spec.alibi_slopes is None and (spec.sliding_window is None or spec.sliding_window >= end)
-    first = _first_visible_page(spec, cached, page_size)
+    first = first_visible(cached, spec.sliding_window) // page_size
     keys = torch.arange(first * page_size, end, dtype=torch.int64, device=device)
     return _Prefill(
         rows=rows,
@@ -225,10 +225,6 @@ def _prefill(
         num_keys=len(keys),
         bias=None if plain and not cached else spec.bias(keys[cached - first * page_size :], keys),
     )
-
-
-def _first_visible_page(spec: AttentionSpec, position: int, page_size: int) -> int:
-    return 0 if spec.sliding_window is None else max(0, position - spec.sliding_window + 1) // page_size
 
 
 def _page_groups(
@@ -239,12 +235,13 @@ def _page_groups(
     Each group is padded to the most that share one of its pages, so no page to more than twice its number.
 
     Requests 0 and 1, both of 9 tokens in pages of 4, share page 3; request 0 goes on in pages 0 and 1, request 1 in
-    pages 4 and 5. Of one: the range 0 to 6 with owners [0, 0, -, -, 1, 1], in which pages 2 and 3 are hidden. Of two:
+    pages 4 and 5. Of one: the range 0 to 6 with owners [0, 0, -, -, 1, 1], in which pages 2 and 3 are unseen. Of two:
     page 3 with owners [0, 1].
     """
     seen: dict[int, list[tuple[int, int]]] = defaultdict(list)  # page -> (request, position of its first token)
     for request, (position, own) in enumerate(zip(cache_lengths, pages, strict=True)):
-        for index in range(_first_visible_page(spec, position, page_size), position // page_size + 1):
+        first = first_visible(position, spec.sliding_window) // page_size
+        for index in range(first, position // page_size + 1):
             seen[own[index]].append((request, index * page_size))
     groups: dict[int, list[int]] = defaultdict(list)
     for page in sorted(seen):
@@ -278,7 +275,7 @@ def _page_group(
             starts.append(0)
     slots = torch.arange(page_size, dtype=torch.int64, device=device)
     keys = _integers(starts, device).unsqueeze(-1) + slots  # [I, page_size]
-    bias = spec.bias(_integers(queries, device).unsqueeze(-1), keys).clamp_(min=_HIDDEN)
+    bias = spec.bias(_integers(queries, device).unsqueeze(-1), keys).clamp_(min=_UNSEEN)
     bias = bias.view(len(listed), num_sharers, -1, page_size)  # [P, S, 1 or N, page_size]
     if spec.alibi_slopes is not None:
         bias = bias.unflatten(2, (spec.num_kv_heads, spec.num_groups)).transpose(1, 2)  # [P, K, S, G, page_size]

@@ -16,12 +16,13 @@ from pipezoo_core.config import KVCacheConfig, LoRAConfig, PipelineConfig, Retur
 from pipezoo_core.context import TextContext
 from pipezoo_core.decoder.estimates import DecoderEstimates
 from pipezoo_core.decoder.inputs import DecoderInputs
+from pipezoo_core.decoder.recorded_module import RecordedModule
 from pipezoo_core.distributed import DistributedGroup, Message
 from pipezoo_core.interfaces import AlwaysSignalBuffersMixin, ModelInputs, ModelOutputs
 from pipezoo_core.kv_cache import KVCacheInputs, PagedKVCacheManager, RaggedBatch, as_tensors
 from pipezoo_core.layers import use_linear_backend
 from pipezoo_core.lora import AdaptedModule, LoRAManager, resolve_lora_config
-from pipezoo_core.native import NativeKernels, RecordedModule
+from pipezoo_core.native import NativeKernels
 from pipezoo_core.session import InferenceSession
 from pipezoo_core.weights import LazyTensor, Weights, WeightsAdapter, load_module, torch_dtype
 
@@ -74,7 +75,8 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, DecoderEstimates):
         return_logits: ReturnLogits = ReturnLogits.VARIABLE,
     ) -> None:
         self.config = self.config_class.from_huggingface(huggingface_config)
-        self._kernels = NativeKernels(session.device, torch_dtype(encoding))
+        self._device = session.device
+        self._kernels = NativeKernels(self._device, torch_dtype(encoding))
         self._group = session.group
         spec = self.config.attention.part(self._group.rank, self._group.size)
         self._backend: AttentionBackend = select_backend(
@@ -105,7 +107,7 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, DecoderEstimates):
         load_module(
             module,
             self._adapt(self.weights),
-            self.session.device,
+            self._device,
             self.dtype,
             self._convert,
             in_full=self.encoding.is_quantized,  # so that the numbers of a Q8_0 file stay what they are in int8
@@ -117,7 +119,7 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, DecoderEstimates):
         use_linear_backend(
             self.pipeline_config.linear,
             part,
-            self.session.device,
+            self._device,
             self.encoding,
             self._kernels,
             fuse=self.pipeline_config.lora is None,  # an adapter may change a layer alone
@@ -130,9 +132,7 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, DecoderEstimates):
         """Gives the module slots for adapters, and on rank 0 loads these."""
         assert isinstance(self.module, nn.Module)
         config = resolve_lora_config(lora)
-        self._adapted = AdaptedModule(
-            self.module, config, device=self.session.device, dtype=self.dtype, group=self._group
-        )
+        self._adapted = AdaptedModule(self.module, config, device=self._device, dtype=self.dtype, group=self._group)
         if self._group.rank == 0:
             self._lora_manager = LoRAManager(config, self._adapted, self._adapt)
 
@@ -177,7 +177,7 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, DecoderEstimates):
             wanted = context.active_length if wants_all else min(most, context.active_length)
             rows += range(len(tokens) - wanted, len(tokens))
             offsets.append(len(rows))
-        token_ids, logit_rows, logit_offsets = as_tensors((tokens, rows, offsets), self.session.device)
+        token_ids, logit_rows, logit_offsets = as_tensors((tokens, rows, offsets), self._device)
         inputs = DecoderInputs(
             tokens=token_ids,
             input_row_offsets=kv_cache_inputs.input_row_offsets,
@@ -185,8 +185,8 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, DecoderEstimates):
             logit_offsets=logit_offsets,
             kv_cache_inputs=kv_cache_inputs,
         )
-        if self.lora_manager is not None:
-            inputs.lora_ids, inputs.lora_ranks = self.lora_manager.inputs_of(context_batch)
+        if self._lora_manager is not None:
+            inputs.lora_ids, inputs.lora_ranks = self._lora_manager.inputs_of(context_batch)
         return inputs
 
     def prepare_next_token_inputs(self, next_tokens: Tensor, prev_model_inputs: ModelInputs) -> DecoderInputs:
@@ -212,7 +212,7 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, DecoderEstimates):
         """
         assert isinstance(model_inputs, DecoderInputs)
         assert model_inputs.kv_cache_inputs is not None
-        with _in_own_precision(self.session.device):
+        with _in_own_precision(self._device):
             if isinstance(self._group, DistributedGroup):
                 with self._group.step():
                     self._group.send(Message.step, _as_lists(model_inputs, model_inputs.kv_cache_inputs.batch))
@@ -248,7 +248,7 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, DecoderEstimates):
     def _step_as_told(self, lists: Sequence[list[int]]) -> None:
         tokens, logit_rows, active_lengths, cache_lengths, prompt_lengths, lora_ids, lora_ranks, *pages = lists
         kv = self.kv_manager.inputs_of(RaggedBatch(active_lengths, cache_lengths, prompt_lengths, pages))
-        token_ids, rows = as_tensors((tokens, logit_rows), self.session.device)
+        token_ids, rows = as_tensors((tokens, logit_rows), self._device)
         hidden_TH = self._hidden(token_ids, kv, lora_ids, lora_ranks)
         self.module.compute_logits(hidden_TH[rows])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pipezoo_core import errors
@@ -23,25 +23,12 @@ def encode_error(error: BaseException) -> dict[str, Any]:
     if kind is None:
         text = "".join(traceback.format_exception_only(error)).strip()
         return {"kind": None, "message": text, "fields": {}}
-    fields = {name: _encode(value) for name, value in vars(error).items()}
-    return {"kind": kind.__name__, "message": str(error), "fields": fields}
+    assert isinstance(error, PipezooError)
+    return {"kind": kind.__name__, "message": str(error), "fields": error.__getstate__()}
 
 
 def decode_error(data: Mapping[str, Any]) -> Exception:
     """Returns the error that `encode_error` was given; a RuntimeError for one that is none of pipezoo's."""
     if data["kind"] is None:
         return RuntimeError(data["message"])
-    kind = _KINDS[data["kind"]]
-    of_layout: Any = kind.__base__  # `kind.__new__` may be that of another base, which refuses
-    error: PipezooError = of_layout.__new__(kind)
-    error.args = (data["message"],)
-    vars(error).update(data["fields"])
-    return error
-
-
-def _encode(value: object) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Collection) and not isinstance(value, bytes | Mapping):
-        return [str(item) for item in value]
-    return str(value)
+    return _KINDS[data["kind"]].restored(data["message"], data["fields"])

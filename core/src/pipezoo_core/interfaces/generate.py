@@ -7,13 +7,12 @@ from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequenc
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from pipezoo_core.config import PipelineConfig
-from pipezoo_core.context import TextContext
+from pipezoo_core.context import TextContext, TextGenerationInputs
 from pipezoo_core.errors import InvalidRequestError
 from pipezoo_core.kv_cache import PagedKVCacheManager
 from pipezoo_core.request import (
     Prompt,
     RequestID,
-    TextGenerationInputs,
     TextGenerationOutput,
     TextGenerationRequest,
 )

@@ -118,7 +118,7 @@ class PipelineModel(abc.ABC, Generic[ContextT]):
         self.return_logits = return_logits
         self.max_seq_len = self.calculate_max_seq_len(pipeline_config, huggingface_config)
         if isinstance(self, KVCacheMixin):
-            self.kv_manager: PagedKVCacheManager = self.load_kv_manager(session, kv_cache_config.memory)
+            self.kv_manager: PagedKVCacheManager = self.load_kv_manager(session, kv_cache_config.kv_cache_memory)
 
     _lora_manager: LoRAManager | None = None
 

@@ -29,7 +29,8 @@ class RaggedBatch:
         pages            [[0, 1], [2], [3, 4]]
 
     Token rows: request 0 owns row 0, request 1 row 1, request 2 rows 2 to 6, so `row_offsets` is [0, 1, 2, 7] and
-    the positions are [6, 3, 0, 1, 2, 3, 4]. With a sliding window of 2, request 0 sees positions 5 and 6, and its
+    the positions are [6, 3, 0, 1, 2, 3, 4]. They are written to the pages [1, 2, 3, 3, 3, 3, 4], at the places
+    [2, 3, 0, 1, 2, 3, 0]. With a sliding window of 2, request 0 sees positions 5 and 6, and its
     pages are [NO_PAGE, 1].
     """
 
@@ -51,6 +52,16 @@ class RaggedBatch:
             for cached, active in zip(self.cache_lengths, self.active_lengths, strict=True)
             for position in range(cached, cached + active)
         ]
+
+    def cells(self, page_size: int) -> tuple[list[int], list[int]]:
+        """Returns where each row's key and value are written: their pages, and their places in these."""
+        spans = zip(self.cache_lengths, self.active_lengths, self.pages, strict=True)
+        pages = [
+            pages[position // page_size]
+            for cached, active, pages in spans
+            for position in range(cached, cached + active)
+        ]
+        return pages, [position % page_size for position in self.positions]
 
     @property
     def context_lengths(self) -> list[int]:

@@ -11,14 +11,10 @@ from torch import Tensor
 
 from pipezoo_core.context import TextContext
 from pipezoo_core.errors import InsufficientPagesError
-from pipezoo_core.kv_cache.claim import NO_PAGE, Claim
 from pipezoo_core.kv_cache.inputs import KVCacheInputs, RaggedBatch, StepPlanner, build_kv_cache_inputs
-from pipezoo_core.kv_cache.metrics import KVCacheMetrics
-from pipezoo_core.kv_cache.page_pool import PagePool
 from pipezoo_core.kv_cache.params import KVCacheParams
-from pipezoo_core.kv_cache.prefix_cache import PrefixCache, root_hash
 from pipezoo_core.kv_cache.storage import KVCacheStorage
-from pipezoo_core.kv_cache.upcoming import UpcomingPages
+from pipezoo_core.paging import NO_PAGE, Claim, KVCacheMetrics, PagePool, PrefixCache, UpcomingPages, root_hash
 from pipezoo_core.request import RequestID
 
 __all__ = ["PagedKVCacheManager"]
@@ -35,9 +31,6 @@ class PagedKVCacheManager:
         total_num_pages: pages to allocate.
         planner: the attention backend, which states the layout of the pages.
         device: where the pages are.
-
-    Attributes:
-        replicas: the managers of all replicas of the model, in their order; empty where this is the only one.
     """
 
     def __init__(
@@ -50,10 +43,10 @@ class PagedKVCacheManager:
         self._pool = PagePool(total_num_pages)
         self._prefix_cache = PrefixCache()
         self._root = root_hash(params.model_id)
+        self._num_tokens = total_num_pages * params.page_size
         self._claims: dict[RequestID, Claim] = {}
         self._upcoming = UpcomingPages(params.page_size)
         self._num_prompt = self._num_hits = self._num_evicted = 0
-        self.replicas: Sequence[PagedKVCacheManager] = ()
 
     @property
     def total_num_pages(self) -> int:
@@ -89,29 +82,27 @@ class PagedKVCacheManager:
         """Whether the request was claimed and not yet released."""
         return request_id in self._claims
 
-    def get_or_recommend_replica(self, context: TextContext) -> int:
-        """Returns the number of the replica that serves the request, or else of the one that should.
+    @property
+    def num_requests(self) -> int:
+        """Requests that are claimed and not yet released."""
+        return len(self._claims)
 
-        That is the one whose prefix cache holds most of the request's tokens, then the one with the fewest requests. A
-        replica with more than twice the requests of another, and one, is passed over, however much it holds: else all
-        requests that begin alike would meet in one place.
-        """
-        replicas = self.replicas or (self,)
-        for number, manager in enumerate(replicas):
-            if manager.contains(context.request_id):
-                return number
-        loads = [len(manager._claims) for manager in replicas]
-        limit = 2 * min(loads) + 1
-        candidates = [number for number, load in enumerate(loads) if load <= limit]
-        if len(candidates) == 1:
-            return candidates[0]
-        return max(candidates, key=lambda number: (replicas[number]._num_known_pages(context), -loads[number]))
+    def num_known_pages(self, context: TextContext) -> int:
+        """Returns how many pages of a request that is not claimed the prefix cache knows."""
+        return self._new_claim(context).num_committed
 
-    def _num_known_pages(self, context: TextContext) -> int:
+    def _new_claim(self, context: TextContext) -> Claim:
+        """Returns a claim to the known pages of a request's tokens, without a reference to them."""
         claim = Claim(self._root_of(context))
         if self._may_find_prefix(context):
-            claim.find_prefix(context.tokens, self._prefix_cache, self.params)
-        return claim.num_committed
+            params = self.params
+            claim.find_prefix(
+                context.tokens,
+                self._prefix_cache,
+                page_size=params.page_size,
+                sliding_window=params.sliding_window,
+            )
+        return claim
 
     def external_claim(self, context: TextContext) -> None:
         """Begins to keep pages for a request.
@@ -122,10 +113,9 @@ class PagedKVCacheManager:
         """
         assert context.request_id not in self._claims, f"{context.request_id} is claimed twice"
         assert context.cache_length == 0, "a context is claimed before its first step"
-        claim = self._claims[context.request_id] = Claim(self._root_of(context))
+        claim = self._claims[context.request_id] = self._new_claim(context)
         if not self._may_find_prefix(context):
             return
-        claim.find_prefix(context.tokens, self._prefix_cache, self.params)
         for page in claim.own_pages:
             self._pool.retain(page)
         context.skip_to(len(claim.pages) * self.params.page_size)
@@ -145,11 +135,9 @@ class PagedKVCacheManager:
             False where too few pages are free; the request keeps what it has.
         """
         claim = self._claims[context.request_id]
-        num_tokens = context.cache_length + context.active_length
-        num_tokens = max(num_tokens, min(num_tokens + num_steps - 1, context.max_length - 1))  # the last one is not fed
-        missing = self.params.num_pages_for(num_tokens) - len(claim.pages)
-        if missing > 0:
-            allocation = self._pool.allocate(missing)
+        num_tokens = _num_tokens_after(context, num_steps)
+        if num_tokens > len(claim.pages) * self.params.page_size:
+            allocation = self._pool.allocate(self.params.num_pages_for(num_tokens) - len(claim.pages))
             if allocation is None:
                 return False
             pages, evicted = allocation
@@ -169,6 +157,8 @@ class PagedKVCacheManager:
         tokens at a time from now on, because pages come back in between.
         """
         params = self.params
+        if params.sliding_window is None:
+            return self._num_tokens - context.cache_length
         held = params.num_pages_for(params.num_tokens_held(sys.maxsize, max_chunk))
         end = params.first_visible_page(context.cache_length) + min(held, self.total_num_pages)
         return end * params.page_size - context.cache_length
@@ -177,20 +167,21 @@ class PagedKVCacheManager:
         """Returns the step's view of the cache for these requests, in this order.
 
         Raises:
-            InsufficientPagesError: a request has not reserved enough pages.
+            InsufficientPagesError: a request has no pages for `num_steps`: `maybe_reserve` was not called, or said so.
         """
-        for context in batch:
-            if not self.maybe_reserve(context, num_steps):
+        claims = [self._claims[context.request_id] for context in batch]
+        for context, claim in zip(batch, claims, strict=True):
+            if _num_tokens_after(context, num_steps) > len(claim.pages) * self.params.page_size:
                 raise InsufficientPagesError(
-                    "the KV cache has no free page for this step",
-                    found=f"{self.num_free_pages} free of {self.total_num_pages}",
-                    cure="Run fewer requests at once, or load with more kv_cache_memory.",
+                    "a request has not reserved the pages for its next step",
+                    found=f"{len(claim.pages)} pages, {self.num_free_pages} free of {self.total_num_pages}",
+                    cure="Call `maybe_reserve` first, and run the step only if it returns True.",
                 )
         ragged = RaggedBatch(
             active_lengths=[context.active_length for context in batch],
             cache_lengths=[context.cache_length for context in batch],
             prompt_lengths=[context.prompt_length for context in batch],
-            pages=[self._claims[context.request_id].pages for context in batch],
+            pages=[claim.pages for claim in claims],
         )
         return self.inputs_of(ragged)
 
@@ -207,24 +198,25 @@ class PagedKVCacheManager:
             claim = self._claims[context.request_id]
             if self._shares(context):
                 self._commit(claim, context)
-            self._hide(claim, context)
+            if self.params.sliding_window is not None:
+                self._free_expired(claim, context)
 
     def _commit(self, claim: Claim, context: TextContext) -> None:
-        page_size = self.params.page_size
-        while (claim.num_committed + 1) * page_size <= context.cache_length:
-            start = claim.num_committed * page_size
-            hash_ = claim.next_hash(context.tokens[start : start + page_size])
+        page_size, before = self.params.page_size, claim.num_committed
+        while (end := (claim.num_committed + 1) * page_size) <= context.cache_length:
+            hash_ = claim.next_hash(context.tokens[end - page_size : end])
             self._prefix_cache.insert(hash_, claim.pages[claim.num_committed])
             claim.hashes.append(hash_)
             claim.num_committed += 1
-        self._upcoming.look_ahead(claim, context.tokens)
+        if claim.num_committed > before or (claim.upcoming is None and end <= len(context.tokens)):
+            self._upcoming.look_ahead(claim, context.tokens)
 
-    def _hide(self, claim: Claim, context: TextContext) -> None:
+    def _free_expired(self, claim: Claim, context: TextContext) -> None:
         first = self.params.first_visible_page(context.cache_length)
-        for index in range(claim.num_hidden, first):
+        for index in range(claim.num_expired, first):
             self._release_page(claim.pages[index])
             claim.pages[index] = NO_PAGE
-        claim.num_hidden = first
+        claim.num_expired = first
 
     def release(self, request_id: RequestID) -> None:
         """Gives the request's pages back; those with a known prefix stay until others need the room.
@@ -283,3 +275,11 @@ class PagedKVCacheManager:
         """Returns how many requests fit that have pages for so many tokens at the same time; at least 1."""
         pages = available_cache_memory // params.bytes_per_page
         return max(1, pages // params.num_pages_for(num_tokens_held))
+
+
+def _num_tokens_after(context: TextContext, num_steps: int) -> int:
+    """Returns how many tokens of a request the cache holds after so many steps."""
+    num_tokens = context.cache_length + context.active_length
+    if num_steps == 1:
+        return num_tokens
+    return max(num_tokens, min(num_tokens + num_steps - 1, context.max_length - 1))  # the last one is not fed

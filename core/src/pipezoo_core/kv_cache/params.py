@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from pipezoo_core.paging import first_visible
+
 __all__ = ["KVCacheParams"]
 
 
@@ -57,7 +59,7 @@ class KVCacheParams:
 
         With a window of 6 and pages of 4, the token at position 9 sees positions 4 to 9: pages 1 and 2.
         """
-        return 0 if self.sliding_window is None else max(0, position - self.sliding_window + 1) // self.page_size
+        return first_visible(position, self.sliding_window) // self.page_size
 
     def num_tokens_held(self, num_tokens: int, max_chunk: int) -> int:
         """For how many tokens at most a request has pages at the same time.

@@ -3,7 +3,7 @@
 from pipezoo_core.lora.adapted_module import AdaptedModule, lora_memory
 from pipezoo_core.lora.adapter import LoRAModel, LoRAWeights, open_adapter
 from pipezoo_core.lora.layers import NO_LORA, LoRABatch, LoRAGroup, LoRALinear, LoRATarget, adaptable_layers, group_rows
-from pipezoo_core.lora.manager import LoRAManager, hold_adapter, resolve_lora_config
+from pipezoo_core.lora.manager import LoRAManager, resolve_lora_config
 from pipezoo_core.lora.slots import LoRASlots
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "LoRAWeights",
     "adaptable_layers",
     "group_rows",
-    "hold_adapter",
     "lora_memory",
     "open_adapter",
     "resolve_lora_config",

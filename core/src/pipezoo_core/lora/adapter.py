@@ -6,12 +6,11 @@ tensor that is no A or B of a layer, is refused with its name: an adapter is nev
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -21,22 +20,15 @@ from pipezoo_core.errors import (
     UnsafeCheckpointError,
     UnsupportedAdapterError,
 )
+from pipezoo_core.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_hub_id, pickles_in
 from pipezoo_core.hub_download import download_files
 from pipezoo_core.json_file import read_json_object
 from pipezoo_core.local_file import is_folder, local_path, readable
+from pipezoo_core.lora.layer_patterns import LayerPatterns
 from pipezoo_core.weights import LazyTensor, open_safetensors
 
 __all__ = ["LoRAModel", "LoRAWeights", "name_and_path", "open_adapter"]
 
-_CONFIG = "adapter_config.json"
-_WEIGHTS = "adapter_model.safetensors"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_MAX_STEPS = 10**10  # of matching: seconds at worst, of patterns made for it
-_TOO_MANY = _MAX_STEPS + 1
-_MAX_PATTERN = 1000
-_MAX_REPEATS = 3
-_MAX_SHOWN = 200
-_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+", re.ASCII)
 _TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
 
 # What a config may say without a change to the result: notes, training, and which layers (the tensors say that).
@@ -53,8 +45,6 @@ _READ = {
     "peft_type": ("LORA",),
 }
 _OFF: tuple[object, ...] = (None, False, [], {})
-
-Value = TypeVar("Value")
 
 
 class _AdapterConfig(BaseModel, extra="ignore", allow_inf_nan=False):
@@ -129,7 +119,9 @@ def open_adapter(lora_path: str) -> LoRAModel:
     try:
         config = _AdapterConfig(**raw)
     except ValidationError as error:
-        raise CorruptCheckpointError(f"{folder / _CONFIG} is not sound", found=error.errors()[0]["loc"]) from error
+        raise CorruptCheckpointError(
+            f"{folder / ADAPTER_CONFIG} is not sound", found=error.errors()[0]["loc"]
+        ) from error
     return LoRAModel(name, folder, _layers(_open_weights(folder), config, folder))
 
 
@@ -137,20 +129,20 @@ def _folder(path: str) -> Path:
     folder = local_path(path)
     if is_folder(folder):
         return folder
-    if _HUB_ID.fullmatch(path):
-        return download_files(path, None, (_CONFIG, _WEIGHTS))
+    if is_hub_id(path):
+        return download_files(path, None, (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
     raise ModelNotFoundError(
         f"{path!r} is neither a folder nor a name on the Hub",
-        allowed=f'a folder with {_CONFIG} and {_WEIGHTS}, or a Hub id "org/name"',
+        allowed=f'a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}, or a Hub id "org/name"',
     )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / _CONFIG
+    path = folder / ADAPTER_CONFIG
     with readable(folder):
         if not path.is_file():
             raise ModelNotFoundError(
-                f"{folder} has no {_CONFIG}", cure="Give the folder that PEFT saved the adapter to."
+                f"{folder} has no {ADAPTER_CONFIG}", cure="Give the folder that PEFT saved the adapter to."
             )
     return read_json_object(path)
 
@@ -171,17 +163,17 @@ def _check_kind(config: Mapping[str, Any], folder: Path) -> None:
 
 
 def _open_weights(folder: Path) -> Mapping[str, LazyTensor]:
-    if (folder / _WEIGHTS).is_file():
-        return open_safetensors([folder / _WEIGHTS])
-    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if (folder / ADAPTER_WEIGHTS).is_file():
+        return open_safetensors([folder / ADAPTER_WEIGHTS])
+    pickles = pickles_in(folder)
     if pickles:
         raise UnsafeCheckpointError(
             f"{folder} holds only pickle weights, which can run code when loaded",
             found=pickles,
-            allowed=_WEIGHTS,
+            allowed=ADAPTER_WEIGHTS,
             cure="Save the adapter again with safe_serialization=True.",
         )
-    raise ModelNotFoundError(f"{folder} has no {_WEIGHTS}")
+    raise ModelNotFoundError(f"{folder} has no {ADAPTER_WEIGHTS}")
 
 
 def _layers(tensors: Mapping[str, LazyTensor], config: _AdapterConfig, folder: Path) -> dict[str, LoRAWeights]:
@@ -189,7 +181,7 @@ def _layers(tensors: Mapping[str, LazyTensor], config: _AdapterConfig, folder: P
     strangers = []
     for name, tensor in tensors.items():
         match = _TENSOR.fullmatch(name)
-        if match and len(tensor.shape) == 2:
+        if match and len(tensor.shape) == 2 and tensor.dtype.is_floating_point:
             found.setdefault(match[1], {})[match[2]] = tensor
         else:
             strangers.append(name)
@@ -199,81 +191,17 @@ def _layers(tensors: Mapping[str, LazyTensor], config: _AdapterConfig, folder: P
             found=strangers,
             allowed="base_model.model.<layer>.lora_A.weight and …lora_B.weight",
         )
-    ranks = _compiled(config.rank_pattern, found, folder)
-    alphas = _compiled(config.alpha_pattern, found, folder)
+    ranks = LayerPatterns(config.rank_pattern, f"the rank_pattern of {folder / ADAPTER_CONFIG}")
+    alphas = LayerPatterns(config.alpha_pattern, f"the alpha_pattern of {folder / ADAPTER_CONFIG}")
     layers = {}
     for layer, pair in found.items():
-        rank = _of_first_match(ranks, layer, config.r)
-        alpha = _of_first_match(alphas, layer, config.lora_alpha)
+        rank = ranks.find(layer, config.r)
+        alpha = alphas.find(layer, config.lora_alpha)
         if pair.keys() != {"A", "B"} or not pair["A"].shape[0] == pair["B"].shape[1] == rank:
             raise CorruptCheckpointError(
-                f"the adapter {folder} does not fit its {_CONFIG}",
+                f"the adapter {folder} does not fit its {ADAPTER_CONFIG}",
                 found=f"{layer}: " + ", ".join(f"{which} {list(tensor.shape)}" for which, tensor in pair.items()),
                 allowed=f"A [{rank}, in_features] and B [out_features, {rank}]",
             )
         layers[layer] = LoRAWeights(pair["A"], pair["B"], alpha / (rank**0.5 if config.use_rslora else rank))
     return layers
-
-
-def _compiled(
-    patterns: Mapping[str, Value], layers: Collection[str], folder: Path
-) -> list[tuple[re.Pattern[str], Value]]:
-    """Compiles patterns that match the end of a layer's name, from a dot on, as PEFT does.
-
-    Raises:
-        UnsupportedAdapterError: it could take too long to match all of them with all of these names.
-        CorruptCheckpointError: one is no regular expression.
-    """
-    size, num_dots = max(map(len, layers)), max(layer.count(".") for layer in layers)
-    steps = {
-        pattern: len(layers) * (num_dots + 2) * (size + len(pattern)) * _num_ways(pattern, size) for pattern in patterns
-    }
-    if sum(steps.values()) > _MAX_STEPS:
-        raise UnsupportedAdapterError(
-            f"{folder / _CONFIG} has patterns that are too involved",
-            found=max(steps, key=lambda pattern: steps[pattern])[:_MAX_SHOWN],
-            allowed=f"at most {_MAX_REPEATS} repetitions, none of a group, and few options and alternatives",
-        )
-    compiled = []
-    for pattern, value in patterns.items():
-        try:
-            compiled.append((re.compile(rf"(.*\.)?({pattern})$"), value))
-        except (re.error, OverflowError, RecursionError) as error:
-            raise CorruptCheckpointError(
-                f"{folder / _CONFIG} has an invalid regular expression", found=pattern[:_MAX_SHOWN]
-            ) from error
-    return compiled
-
-
-def _num_ways(pattern: str, size: int) -> int:
-    """Returns an upper bound of the ways to try a pattern from one place of a text of this size on.
-
-    For `.*(a|b)c?` and 9 characters there are 10 lengths of `.*`, 2 alternatives, and c or not: 40. A group that is
-    repeated, or is more than a group, is as good as endless.
-    """
-    if len(pattern) > _MAX_PATTERN:
-        return _TOO_MANY
-    syntax = re.sub(r"\\.", "x", pattern, flags=re.DOTALL)
-    syntax = re.sub(r"\[\^?\]?[^\]]*+\]", "x", syntax).replace("(?:", "(")
-    repeats = len(re.findall(r"[*+{]", syntax))
-    if repeats > _MAX_REPEATS or re.search(r"\(\?|\)[*+?{]", syntax):
-        return _TOO_MANY
-    options = len(re.findall(r"(?<![*+?])\?", syntax))  # after another quantifier it only says which to try first
-    return math.comb(size + repeats, repeats) * 2**options * _num_alternatives(syntax)
-
-
-def _num_alternatives(syntax: str) -> int:
-    """Returns the product of the numbers of alternatives, of all groups and of what lies around them."""
-    product, groups = 1, [1, 1]  # the pattern may close the group that it is put into
-    for sign in re.findall(r"[(|)]", syntax):
-        if sign == "(":
-            groups.append(1)
-        elif sign == "|":
-            groups[-1] += 1
-        elif len(groups) > 1:  # else it is no regular expression
-            product *= groups.pop()
-    return product * math.prod(groups)
-
-
-def _of_first_match(patterns: Sequence[tuple[re.Pattern[str], Value]], layer: str, default: Value) -> Value:
-    return next((value for pattern, value in patterns if pattern.match(layer)), default)

@@ -21,7 +21,7 @@ from pipezoo_core.process_lock import ProcessLock
 from pipezoo_core.request import RequestID
 from pipezoo_core.weights import LazyTensor
 
-__all__ = ["LoRAManager", "hold_adapter", "resolve_lora_config"]
+__all__ = ["LoRAManager", "resolve_lora_config"]
 
 _DEFAULT_RANK = 16
 
@@ -62,7 +62,7 @@ class LoRAManager:
     """Owns a model's adapters and the slots that they are computed from.
 
     A loaded adapter has a name and is kept in host memory, whatever becomes of its files. It is copied into a slot when
-    the first request that uses it begins. The order of calls for such a request is `hold_adapter`, then `claim`, then
+    the first request that uses it begins. The order of calls for such a request is `hold`, then `claim`, then
     the steps, at last `release`. Methods may be called from any thread.
 
     Args:
@@ -149,7 +149,7 @@ class LoRAManager:
         """
         with self._lock:
             if name not in self._adapters:
-                raise _not_found(name, self.loras)
+                raise AdapterNotFoundError.named(name, self.loras)
             if name in self._users.values():
                 raise AdapterInUseError(
                     f"the adapter {name!r} is in use", cure="Wait for its requests, or cancel them."
@@ -169,7 +169,7 @@ class LoRAManager:
         assert context.lora is not None
         with self._lock:
             if context.lora not in self._adapters:
-                raise _not_found(context.lora, self.loras)
+                raise AdapterNotFoundError.named(context.lora, self.loras)
             self._users[context.request_id] = context.lora
             context.cache_namespace = f"lora {self._adapters[context.lora].serial}"
 
@@ -236,23 +236,3 @@ class LoRAManager:
                 cure="Take an adapter that was trained on this model, and on linear layers other than the head.",
             )
         return layers
-
-
-def hold_adapter(manager: LoRAManager | None, context: TextContext) -> None:
-    """Notes that a request uses the adapter it names, if it names one; None is the manager of a model without any.
-
-    Raises:
-        AdapterNotFoundError: no adapter of this name is loaded.
-    """
-    if manager is not None and context.lora is not None:
-        manager.hold(context)
-    elif context.lora is not None:
-        raise _not_found(context.lora, [])
-
-
-def _not_found(name: str, loaded: list[str]) -> AdapterNotFoundError:
-    return AdapterNotFoundError(
-        f"no adapter {name!r} is loaded",
-        allowed=loaded,
-        cure="Load the model with lora_paths, or load the adapter with lora_manager.load_adapter.",
-    )

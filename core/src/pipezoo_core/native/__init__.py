@@ -1,8 +1,11 @@
 """The optional kernels of `pipezoo-kernels`, steps recorded as a list of them, and the memory they write to."""
 
-from pipezoo_core.native.kernels import GATE, GROUP, PANEL, Form, NativeKernels, bits, packed_size
+from pipezoo_core.native.kernels import NativeKernels, bits
 from pipezoo_core.native.memory_pool import HUGE_PAGE, MemoryPool
-from pipezoo_core.native.recording import RecordedModule
+from pipezoo_core.native.packing import GROUP, Form, packed_size
+from pipezoo_core.native.program import Notes, Program
+from pipezoo_core.native.recording import Recording
+from pipezoo_core.native.variants import GATE, PANEL
 
 __all__ = [
     "GATE",
@@ -12,7 +15,9 @@ __all__ = [
     "Form",
     "MemoryPool",
     "NativeKernels",
-    "RecordedModule",
+    "Notes",
+    "Program",
+    "Recording",
     "bits",
     "packed_size",
 ]

@@ -5,13 +5,12 @@ The backends that call them live beside the others, in `attention` and `layers`.
 
 from __future__ import annotations
 
-import enum
 import importlib
 import math
 import struct
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,16 +18,10 @@ from torch import Tensor
 
 from pipezoo_core.errors import InsufficientMemoryError, TensorMismatchError
 from pipezoo_core.native.memory_pool import MemoryPool, aligned, aligned_bytes
+from pipezoo_core.native.packing import GROUP, Form, of_bits, packed_size
+from pipezoo_core.native.variants import DTYPES, MODULE, PANEL, obstacle_to
 
-if TYPE_CHECKING:
-    from pipezoo_core.native.recording import Recording
-
-__all__ = ["GATE", "GROUP", "PANEL", "Form", "NativeKernels", "bits", "packed_size"]
-
-GROUP = 32  # numbers of a quantized weight that share a scale
-_GROUP_BYTES, _ROW_BYTES = {8: GROUP + 2, 4: GROUP // 2 + 2}, {8: 0, 4: 8}  # of a quantized weight
-
-_INTERFACE = 2  # of the kernels that this package was written for: `kInterface` in their module.cpp
+__all__ = ["CallObserver", "NativeKernels", "bits"]
 
 _CPU = torch.device("cpu")  # named wherever a tensor is made, because torch's default may be another
 
@@ -40,41 +33,18 @@ _POOLED = 2**15  # numbers of a result from which on its memory is kept
 # multiplications, or with a weight of so many bytes.
 _LONG_PRODUCT, _LONG_READ = 2**29, 2**27
 
-_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-_INSTRUCTIONS = {
-    "avx512": ("avx512_f", "avx512_bw", "avx512_cd", "avx512_dq", "avx512_vl", "avx512_bf16", "avx512_vnni"),
-    "avx2": ("avx2", "fma3", "f16c"),
-}
-_LANES = {"avx512": 16, "avx2": 8}  # numbers of a vector
 
+class CallObserver(Protocol):
+    """Takes calls of kernels, which are not made then."""
 
-def _missing(variant: str) -> list[str]:
-    capabilities = torch.cpu.get_capabilities()
-    return [name for name in _INSTRUCTIONS[variant] if not capabilities.get(name)]
+    def add(self, name: str, arguments: tuple[float, ...]) -> None:
+        """Notes a call.
 
-
-_VARIANT = next((variant for variant in _INSTRUCTIONS if not _missing(variant)), "avx2")
-
-_MODULE = f"pipezoo_kernels._{_VARIANT}"
-
-GATE = _LANES[_VARIANT]  # columns of a gate, and then of what it lets through, in a gated weight
-
-PANEL = 2 * _LANES[_VARIANT]  # columns that a tile of a product computes; a packed weight is divided into as many
-
-
-class Form(enum.IntEnum):
-    """What a linear layer's kernel writes.
-
-    Attributes:
-        plain: the product.
-        gated: `silu(x Gᵀ) · (x Uᵀ)`, where W is G and, below it, U. Packed, and in the bias, `GATE` of one and of the
-            other follow by turns.
-        wide: the product in float32, whatever the dtype of the model.
-    """
-
-    plain = 0
-    gated = 1
-    wide = 2
+        Args:
+            name: of the kernel, without the dtype.
+            arguments: addresses and whole numbers, and floats that the kernel takes as such.
+        """
+        ...
 
 
 class NativeKernels:
@@ -93,17 +63,17 @@ class NativeKernels:
 
     Attributes:
         obstacle: what stands in the way of using them; None if they can be used.
-        recording: notes each call, in place of running it, while a step is recorded; else None.
+        observer: takes each call while a step is recorded; None where kernels are run.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self.obstacle = _obstacle(device, dtype)
-        self.recording: Recording | None = None
+        self.obstacle = obstacle_to(device, dtype)
+        self.observer: CallObserver | None = None
         self._pool = MemoryPool()
         self._piece, self._used = torch.empty(0, dtype=torch.uint8, device=_CPU), 0
-        self._suffix = "" if self.obstacle else f"_{_DTYPES[dtype]}"
-        self._native: ModuleType | None = None if self.obstacle else importlib.import_module(_MODULE)
+        self._suffix = "" if self.obstacle else f"_{DTYPES[dtype]}"
+        self._native: ModuleType | None = None if self.obstacle else importlib.import_module(MODULE)
 
     def pack(self, weight: Tensor, bits: int | None = None, form: Form = Form.plain) -> Tensor:
         """Returns a weight [out_features, in_features] in the order that `linear` reads.
@@ -115,13 +85,13 @@ class NativeKernels:
             form: that it will be used in.
         """
         unit = 2 if bits is None else GROUP
-        is_known = weight.dtype is self.dtype or (bits is not None and weight.dtype in _DTYPES)
+        is_known = weight.dtype is self.dtype or (bits is not None and weight.dtype in DTYPES)
         is_gated = form is Form.gated
         if not (is_known and weight.is_cpu) or weight.shape[1] % unit or (is_gated and weight.shape[0] % PANEL):
             sizes = f"[{f'a multiple of {PANEL}' if is_gated else 'any'}, a multiple of {unit}]"
             raise _mismatch("the packing of a weight", weight, f"{self.dtype} {sizes} on the CPU")
         weight, packed = weight.contiguous(), self._allocate(packed_size(weight, bits))
-        pack = getattr(self._native, f"{_of_bits('pack', bits)}_{_DTYPES[weight.dtype]}")
+        pack = getattr(self._native, f"{of_bits('pack', bits)}_{DTYPES[weight.dtype]}")
         _call(pack, weight.data_ptr(), packed.data_ptr(), *weight.shape, form)
         return packed
 
@@ -166,7 +136,7 @@ class NativeKernels:
         addresses = (x.data_ptr(), packed.data_ptr(), bias_address, y.data_ptr())
         rows = x.numel() // in_features
         is_long = max(rows * x.shape[-1] * out_features / _LONG_PRODUCT, packed.nbytes / _LONG_READ) > 1
-        self._run(_of_bits("linear", bits), *addresses, rows, in_features, out_features, form, is_long=is_long)
+        self._run(of_bits("linear", bits), *addresses, rows, in_features, out_features, form, is_long=is_long)
         return y
 
     def packed_rows(self, indices: Tensor, packed: Tensor, shape: tuple[int, int], bits: int | None) -> Tensor:
@@ -174,7 +144,7 @@ class NativeKernels:
         indices, (num_rows, size) = _integers("packed_rows", indices), shape
         y = self._empty((len(indices), size), self.dtype)
         addresses = (indices.data_ptr(), packed.data_ptr(), y.data_ptr())
-        self._run(_of_bits("packed_rows", bits), *addresses, len(indices), size, num_rows)
+        self._run(of_bits("packed_rows", bits), *addresses, len(indices), size, num_rows)
         return y
 
     def rows(self, x: Tensor, indices: Tensor) -> Tensor:
@@ -259,7 +229,7 @@ class NativeKernels:
 
     def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Returns a tensor for a result. While a step is recorded, torch makes it, so that its dispatcher sees it."""
-        if self.recording is not None or math.prod(shape) < _POOLED:
+        if self.observer is not None or math.prod(shape) < _POOLED:
             return torch.empty(shape, dtype=dtype, device=_CPU)
         return self._pool.empty(shape, dtype)
 
@@ -270,8 +240,8 @@ class NativeKernels:
 
     def _run(self, name: str, *arguments: float, is_long: bool = False) -> None:
         """Runs a kernel; a long one as a program of its own, during which other Python threads run."""
-        if self.recording is not None:
-            self.recording.add(name, arguments)
+        if self.observer is not None:
+            self.observer.add(name, arguments)
         elif is_long:
             call = np.array([self.address(name), *arguments], dtype=np.int64)
             self.replay(call.ctypes.data, 1)
@@ -318,40 +288,7 @@ def _rows(x: Tensor) -> tuple[Tensor, int, int]:
     return x.contiguous(), 1, size
 
 
-def packed_size(weight: Tensor, bits: int | None) -> int:
-    """Returns the bytes of a weight, which may be on the meta device, when it is packed."""
-    out_features, in_features = weight.shape
-    num_rows = -(-out_features // PANEL) * PANEL
-    if bits is None:
-        return num_rows * in_features * weight.dtype.itemsize
-    return num_rows * (_ROW_BYTES[bits] + in_features // GROUP * _GROUP_BYTES[bits])
-
-
-def _of_bits(kernel: str, bits: int | None) -> str:
-    return kernel if bits is None else f"{kernel}_int{bits}"
-
-
 def bits(number: float) -> int:
     """Returns a float64's bits as an integer, the form in which kernels that read arguments from memory want it."""
     integer: int = struct.unpack("q", struct.pack("d", number))[0]
     return integer
-
-
-def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
-    if device.type != "cpu":
-        return f"the kernels are for CPUs, not for {device}"
-    if dtype not in _DTYPES:
-        return f"the kernels compute float32 and bfloat16, not {dtype}"
-    if missing := _missing(_VARIANT):
-        return f"this CPU lacks {', '.join(missing)}"
-    try:
-        module = importlib.import_module(_MODULE)
-    except ImportError as error:
-        return f"pipezoo-kernels is not installed ({error})"
-    found = getattr(module, "interface", None)
-    if found != _INTERFACE:
-        return (
-            f"the installed pipezoo-kernels is of another version (interface {found}, not {_INTERFACE}); "
-            "pip install 'pipezoo-core[kernels]' installs the right one"
-        )
-    return None

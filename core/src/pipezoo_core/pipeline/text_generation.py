@@ -12,22 +12,21 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from pipezoo_core.config import PipelineConfig
-from pipezoo_core.context import TextContext
+from pipezoo_core.context import TextContext, TextGenerationInputs
 from pipezoo_core.interfaces import GenerateMixin, PipelineModel
 from pipezoo_core.interfaces.generate import as_requests, checked, is_batch, join_outputs, new_contexts
 from pipezoo_core.kv_cache import PagedKVCacheManager
 from pipezoo_core.memory import MemoryPlan
-from pipezoo_core.pipeline.replica_runners import ReplicaRunners
-from pipezoo_core.pipeline.running_requests import Call, RunningRequests
-from pipezoo_core.pipeline.scheduler import Scheduler
+from pipezoo_core.pipeline.engine import Call, Engine
+from pipezoo_core.pipeline.model_runner import ModelRunner
 from pipezoo_core.request import (
     ChatMessage,
     RequestID,
-    TextGenerationInputs,
     TextGenerationOutput,
     TextGenerationRequest,
 )
 from pipezoo_core.sampling_params import SamplingParams
+from pipezoo_core.scheduling import Scheduler
 from pipezoo_core.tokenizer import TextTokenizer
 
 __all__ = ["TextGenerationPipeline"]
@@ -72,8 +71,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             max_batch_size=pipeline_config.max_batch_size,
             max_batch_tokens=pipeline_config.max_batch_tokens,
         )
-        self._runners = ReplicaRunners(models, tokenizer)
-        self._running = RunningRequests(self.scheduler, self._runners)
+        self._engine = Engine(self.scheduler, [ModelRunner(model, tokenizer) for model in models])
         self._step: Future[Exception | None] | None = None
         self._step_lock = threading.Lock()
 
@@ -127,7 +125,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             MissingDependencyError: there is a grammar, and llguidance is not installed.
             ForkedProcessError: the model was loaded in another process, of which this is a forked child.
         """
-        self._running.check()
+        self._engine.check()
         requests = self._with_settings(as_requests(prompts), lora, sampling)
         return join_outputs(requests, self._run(requests, in_batch=is_batch(prompts)))
 
@@ -148,26 +146,26 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         Raises:
             What `generate` does.
         """
-        self._running.check()
+        self._engine.check()
         requests, in_batch = as_requests(prompts), is_batch(prompts)
 
         def tokenized() -> tuple[list[TextContext], list[TextGenerationOutput]]:
             return new_contexts(self._tokenizer, self._with_settings(requests, lora, sampling))
 
         contexts, failed = await asyncio.get_running_loop().run_in_executor(self._prompt_threads, tokenized)
-        call = self._running.begin(contexts)
+        call = self._engine.begin(contexts)
         try:
             if failed:
                 yield checked(failed, in_batch=in_batch)
             while not call.is_over:
-                self._running.check()  # a child that goes on with its parent's answers has none of its threads
+                self._engine.check()  # a child that goes on with its parent's answers has none of its threads
                 if outputs := call.take():
                     yield checked(outputs, in_batch=in_batch)
                 elif (error := await _result(self._next_step(call))) is not None and not call.has_outputs:
                     raise error
         finally:
             call.close()
-            if self._step is not None and not self._step.done() and self._running.is_here:
+            if self._step is not None and not self._step.done() and self._engine.is_here:
                 await _result(self._step)  # at its end the call's pages are back
 
     def stream(self, prompt: Any, *, lora: str | None = None, **sampling: Any) -> Iterator[str]:
@@ -178,7 +176,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             lora: as for `generate`.
             **sampling: as for `generate`.
         """
-        self._running.check()
+        self._engine.check()
         for outputs in self._run(self._with_settings(as_requests([prompt]), lora, sampling), in_batch=False):
             yield from (output.text for output in outputs if output.text)
 
@@ -196,14 +194,14 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
 
     def cancel(self, request_id: RequestID) -> None:
         """Ends a request; whoever waits for it gets what it produced so far, with status `CANCELLED`."""
-        self._running.cancel(request_id)
+        self._engine.cancel(request_id)
 
     def release(self, request_id: RequestID) -> None:
         """Gives back the request's pages and adapter, and forgets its text.
 
         Does nothing for one that is released already.
         """
-        self._running.release(request_id)
+        self._engine.release(request_id)
 
     def execute(self, inputs: TextGenerationInputs) -> dict[RequestID, TextGenerationOutput]:
         """Runs one batch per replica, all at the same time.
@@ -224,13 +222,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             AdapterSlotsError: there are fewer slots than adapters. Nothing was computed then in this replica.
             ForkedProcessError: the model was loaded in another process, of which this is a forked child.
         """
-        outputs: dict[RequestID, TextGenerationOutput] = {}
-        with self._running.exclusive():
-            for outcome in self._runners.run(inputs):
-                if isinstance(outcome, BaseException):
-                    raise outcome
-                outputs |= outcome
-        return outputs
+        return self._engine.execute(inputs)
 
     @cached_property
     def _thread(self) -> ThreadPoolExecutor:
@@ -245,7 +237,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
 
         def advance() -> Exception | None:
             try:
-                self._running.advance(call)
+                self._engine.advance(call)
             except Exception as error:  # for all who wait for the step; what fails a request is in its output
                 return error
             return None
@@ -273,7 +265,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         contexts, failed = new_contexts(self._tokenizer, requests)
         if failed:
             yield checked(failed, in_batch=in_batch)
-        for outputs in self._running.run(contexts):
+        for outputs in self._engine.outputs_of(contexts):
             yield checked(outputs, in_batch=in_batch)
 
 

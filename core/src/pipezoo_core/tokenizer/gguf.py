@@ -32,23 +32,27 @@ _NAMED = {
     "pad_token": "padding_token_id",
 }
 _NAMED_ENDS = {"eot_token": "eot_token_id", "eom_token": "eom_token_id"}
-_DEFAULT_IDS = {"llama": {"unknown_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}}
+_DEFAULT_IDS = {
+    "llama": {"unknown_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+    "gpt2": {"bos_token_id": 11, "eos_token_id": 11},  # Falcon's; in other vocabularies this is a word
+}
 _CURE = "Convert the model again with a current converter."
 
 
-def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+def tokenizer_from_gguf(metadata: Mapping[str, Any], *, types_are_sure: bool = False) -> PreTrainedTokenizerBase:
     """Builds the tokenizer that a GGUF file describes.
 
     Ends of a turn or a message, where the file names them, become `eot_token` and `eom_token`.
 
     Args:
         metadata: key -> value, as in the file, e.g. `tokenizer.ggml.model` -> "gpt2".
+        types_are_sure: what kind of token each one is says the metadata, whatever the token's text looks like.
 
     Raises:
         UnsupportedTokenizerError: the model or the pre-tokenizer is unknown, or a key is missing or does not fit.
     """
     with _typed_errors():
-        return _tokenizer(_Metadata(metadata), metadata.get("tokenizer.chat_template"))
+        return _tokenizer(_Metadata(metadata, types_are_sure=types_are_sure), metadata.get("tokenizer.chat_template"))
 
 
 def gguf_end_tokens(metadata: Mapping[str, Any]) -> frozenset[int]:
@@ -104,7 +108,7 @@ def _tokenizer(found: _Metadata, chat_template: object) -> PreTrainedTokenizerBa
 class _Metadata:
     """The entries under `tokenizer.ggml`."""
 
-    def __init__(self, metadata: Mapping[str, Any]) -> None:
+    def __init__(self, metadata: Mapping[str, Any], *, types_are_sure: bool = False) -> None:
         self._metadata = metadata
         self.tokens: Sequence[str] = self.required("tokens")
         types: Sequence[int] = self.get("token_type", [NORMAL] * len(self.tokens))
@@ -115,8 +119,8 @@ class _Metadata:
                 found=f"{len(self.tokens)} tokens, {len(self.vocabulary)} different, {len(types)} types",
                 cure=_CURE,
             )
-        self.named_ids = self._named_ids()
-        self.types = types_by_text(self.vocabulary, types, self.named_ids)
+        self.named_ids = self._named_ids(types)
+        self.types = types if types_are_sure else types_by_text(self.vocabulary, types, self.named_ids)
 
     def get(self, key: str, default: Any) -> Any:
         return self._metadata.get(f"tokenizer.ggml.{key}", default)
@@ -131,7 +135,7 @@ class _Metadata:
         """Returns name -> token of those that the file names."""
         return {name: self.tokens[self.named_ids[key]] for name, key in keys.items() if key in self.named_ids}
 
-    def _named_ids(self) -> dict[str, int]:
+    def _named_ids(self, types: Sequence[int]) -> dict[str, int]:
         """Returns the tokens that the file names by their ids, or that every file of its kind has."""
         prefix = "tokenizer.ggml."
         keys = [key.removeprefix(prefix) for key in self._metadata if key.startswith(prefix)]
@@ -141,8 +145,9 @@ class _Metadata:
                 raise UnsupportedTokenizerError(
                     f"the GGUF file's {prefix}{key} is no number of a token", found=repr(value), cure=_CURE
                 )
-        every = {**_DEFAULT_IDS.get(self.required("model"), {}), **{k: i for k, i in found.items() if self._has(i)}}
-        return {key: token for key, token in every.items() if self._has(token)}
+        kind = self.required("model")
+        defaults = _DEFAULT_IDS.get(kind, {}) if kind != "gpt2" or list(types[11:12]) == [CONTROL] else {}
+        return {key: token for key, token in [*defaults.items(), *found.items()] if self._has(token)}
 
     def _has(self, token: int) -> bool:
         return 0 <= token < len(self.tokens)

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, cast
 
 from pipezoo_core.errors import UnsupportedTokenizerError
+from pipezoo_core.file_names import TOKENIZER_FILES
 from pipezoo_core.panics import panics_as_exceptions
 from pipezoo_core.tokenizer.mistral_words import carries_llamas_expression, mend_words
 from pipezoo_core.tokenizer.sentencepiece_folder import read_sentencepiece
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["load_tokenizer", "with_settings_of"]
 
-_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "tekken.json", "tiktoken.model", "vocab.json")
 _CONFIG = "tokenizer_config.json"
 _BESIDE_IT = ("special_tokens_map.json", "added_tokens.json", "chat_template.*")
 
@@ -60,9 +60,11 @@ def _load(folder: Path, read: Callable[[Path], PreTrainedTokenizerBase | None] |
         return _read(folder)
     if read is not None and (own := read(folder)) is not None:
         return own
-    if not any((folder / name).is_file() for name in _FILES):
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UnsupportedTokenizerError(
-            f"{folder} has no tokenizer", allowed=f"one of {', '.join(_FILES)}", cure="Download the model again."
+            f"{folder} has no tokenizer",
+            allowed=f"one of {', '.join(TOKENIZER_FILES)}",
+            cure="Download the model again.",
         )
     if (folder / "tokenizer.model").is_file():
         return with_settings_of(folder, read_sentencepiece(folder))

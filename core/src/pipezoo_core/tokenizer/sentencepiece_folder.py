@@ -43,7 +43,7 @@ def read_sentencepiece(folder: Path) -> PreTrainedTokenizerBase:
     if isinstance(has_prefix, bool):
         metadata["tokenizer.ggml.add_space_prefix"] = has_prefix
     _add_tokens(metadata, _added_tokens(folder, settings))
-    tokenizer = tokenizer_from_gguf(metadata)
+    tokenizer = tokenizer_from_gguf(metadata, types_are_sure=True)
     if settings.get("legacy") is False:
         scheme = "first" if metadata["tokenizer.ggml.add_space_prefix"] else "never"
         backend = tokenizer.backend_tokenizer

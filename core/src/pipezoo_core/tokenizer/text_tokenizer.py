@@ -21,6 +21,7 @@ from pipezoo_core.panics import raise_unless_failure
 from pipezoo_core.request import ChatMessage, TextGenerationRequest
 from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.structured_output import GrammarCompiler
+from pipezoo_core.tokenizer.chat_messages import check_messages
 from pipezoo_core.tokenizer.chat_template import ChatTemplate, ChatTemplateError
 from pipezoo_core.tokenizer.token_length import TokenLength
 
@@ -32,6 +33,7 @@ __all__ = ["TextTokenizer"]
 Tokens: TypeAlias = "Sequence[int] | NDArray[np.integer[Any]]"
 
 _MAX_TEMPLATE_SIZE = 1 << 20
+_MAX_NUM_TOKENS = 1 << 24
 
 
 class TextTokenizer:
@@ -46,8 +48,8 @@ class TextTokenizer:
             padded, and what it is padded with can be generated and has no text.
 
     Raises:
-        UnsupportedTokenizerError: the chat template is larger than any honest one, or the tokenizer fails at a text
-            without characters.
+        UnsupportedTokenizerError: the chat template is larger than any honest one, or an id is, or the tokenizer fails
+            at a text without characters.
     """
 
     def __init__(
@@ -64,6 +66,12 @@ class TextTokenizer:
         self.max_length = max_length
         self.sampling_params = sampling_params
         self._num_tokens = max(delegate.get_vocab().values()) + 1  # ids may have gaps, so not their number
+        if self._num_tokens > _MAX_NUM_TOKENS:  # the library walks over all ids up to the greatest, used or not
+            raise UnsupportedTokenizerError(
+                "the tokenizer has an id above that of any vocabulary",
+                found=self._num_tokens - 1,
+                allowed=f"at most {_MAX_NUM_TOKENS - 1}",
+            )
         self._vocab_size = self._num_tokens if vocab_size is None else vocab_size
         self._eos_token_ids = frozenset(token for token in eos_token_ids if token < self._vocab_size)
         self._grammars = GrammarCompiler(delegate, end_token_ids=self._eos_token_ids)
@@ -167,14 +175,15 @@ class TextTokenizer:
         """Returns the text that the model's chat template makes of messages, up to where the answer begins.
 
         Raises:
-            InvalidRequestError: the model has no chat template, a message lacks its role or text, or the template
-                refuses the messages; its reason is chained.
+            EmptyPromptError: there are no messages.
+            InvalidRequestError: the model has no chat template, a message lacks its role or text, the chat is too
+                large, or the template refuses the messages; its reason is chained.
         """
         if self.delegate.chat_template is None:
             raise InvalidRequestError(
                 "the model has no chat template", cure="Give the prompt as text, or take the model's chat version."
             )
-        _check_messages(messages)
+        check_messages(messages)
         conversation = [dict(message) for message in messages]
         given = {"messages": conversation, "tools": None, "documents": None, "add_generation_prompt": True}
         try:
@@ -268,16 +277,3 @@ def _check_unicode(text: str) -> None:
             allowed="text that UTF-8 can encode",
             cure='Decode it with errors="replace" where it comes from.',
         ) from error
-
-
-def _check_messages(messages: Sequence[ChatMessage]) -> None:
-    if not messages:
-        raise EmptyPromptError("the chat has no messages", cure="Give at least one.")
-    for number, message in enumerate(messages, start=1):
-        is_sound = isinstance(message, Mapping) and all(isinstance(message.get(k), str) for k in ("role", "content"))
-        if not is_sound:
-            raise InvalidRequestError(
-                f"message {number} of the chat is not sound",
-                found=shown(message),
-                allowed='a mapping such as {"role": "user", "content": "Hello"}, both of them text',
-            )

@@ -27,7 +27,8 @@ class LazyTensor:
 
     Attributes:
         shape: of the tensor, which has a dimension at least.
-        dtype: that it has in the file; of a quantized one float32.
+        dtype: that it has in the file; of a quantized one float32. Integers and bools are no weights: only a weight
+            adapter can make something of them.
         read: reads a range of its rows, which are along the first dimension.
     """
 

@@ -56,6 +56,8 @@ def resolve_encoding(
 def _fitting(weights: Weights, device: torch.device, by_kernels: bool) -> SupportedEncoding:
     sizes: dict[torch.dtype, int] = {}
     for tensor in weights.values():
+        if not tensor.dtype.is_floating_point:
+            continue
         sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.num_elements
     dtype = torch.bfloat16 if weights.is_quantized else max(sizes, key=lambda key: sizes[key], default=torch.float32)
     by_kernels = by_kernels and NativeKernels(device, torch.bfloat16).obstacle is None

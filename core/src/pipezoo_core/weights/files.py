@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipezoo_core.file_names import is_gguf
 from pipezoo_core.weights.base import Weights
 from pipezoo_core.weights.gguf import open_gguf
 from pipezoo_core.weights.safetensors import open_safetensors
@@ -19,6 +20,6 @@ def open_weights(paths: Sequence[Path]) -> Weights:
         CorruptCheckpointError: a file is truncated or damaged.
         UnsupportedCheckpointError: a file holds what cannot be read.
     """
-    if paths[0].suffix.lower() == ".gguf":
+    if is_gguf(paths[0]):
         return open_gguf(paths[0]).weights
     return open_safetensors(paths)

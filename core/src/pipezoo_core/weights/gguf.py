@@ -45,6 +45,10 @@ _PLAIN = {
     GGMLQuantizationType.F32: torch.float32,
     GGMLQuantizationType.F16: torch.float16,
     GGMLQuantizationType.BF16: torch.bfloat16,
+    GGMLQuantizationType.I64: torch.int64,
+    GGMLQuantizationType.I32: torch.int32,
+    GGMLQuantizationType.I16: torch.int16,
+    GGMLQuantizationType.I8: torch.int8,
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipezoo_core.distributed import TensorParallelGroup
-from pipezoo_core.errors import CheckpointMismatchError
+from pipezoo_core.errors import CheckpointMismatchError, UnsupportedCheckpointError
 from pipezoo_core.layers.linear import Linear, MergedLinear
 from pipezoo_core.layers.split import Shard, Shardable, shard_module
 from pipezoo_core.native import MemoryPool
@@ -48,9 +48,12 @@ def load_module(
             and of rows read.
 
     Raises:
-        CheckpointMismatchError: a name is missing or left over, or a shape differs. Nothing was read then.
+        CheckpointMismatchError: a name is missing or left over, or a shape differs. Nothing was read then. Integers and
+            bools that are left over are buffers, which the module computes itself.
+        UnsupportedCheckpointError: weights are integers, or integers are there in their place.
         InvalidSettingError: the module cannot be divided among so many.
     """
+    tensors = _floats(_slots(module), tensors)
     names = _check(_slots(module), tensors)
     if group is not None and group.size > 1:
         shard_module(module, group)
@@ -77,6 +80,23 @@ def load_module(
 def _fill(slots: Mapping[str, Tensor], tensors: Mapping[str, LazyTensor], pool: ThreadPoolExecutor) -> None:
     """Reads tensors to where they belong. Nothing refers to these places afterwards: `convert` can let them go."""
     list(pool.map(lambda name: tensors[name].copy_to(slots[name]), slots))
+
+
+def _floats(slots: Mapping[str, Tensor], tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Returns the tensors that can be weights; the others are buffers if all weights are there without them."""
+    found = {name: tensor for name, tensor in tensors.items() if tensor.dtype.is_floating_point}
+    integers = tensors.keys() - found.keys()
+    if integers and slots.keys() - found.keys():
+        raise UnsupportedCheckpointError(
+            "weights of the checkpoint are integers",
+            found=[
+                f"{name}: {tensors[name].dtype}"
+                for name in sorted(integers, key=lambda name: (name not in slots, name))
+            ],
+            allowed="floating-point numbers",
+            cure="Quantized safetensors are not read; take the unquantized checkpoint or a GGUF file.",
+        )
+    return found
 
 
 def _check(slots: Mapping[str, Tensor], tensors: Mapping[str, LazyTensor]) -> set[str]:

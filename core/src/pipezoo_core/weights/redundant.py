@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -15,14 +16,14 @@ if TYPE_CHECKING:
 __all__ = ["HEAD", "without_redundant"]
 
 HEAD = "lm_head.weight"
-_ROTARY_TABLE = "rotary_emb.inv_freq"  # old checkpoints store it
+_TABLES = re.compile(r"(?:.*\.)?(?:rotary_emb\..+|masked_bias)")  # old checkpoints store them
 _NUMBERS_AT_ONCE = 2**20
 
 
 def without_redundant(
     tensors: Mapping[str, LazyTensor], config: PretrainedConfig, *, embedding: str
 ) -> dict[str, LazyTensor]:
-    """Returns a checkpoint's tensors without tables of RoPE, and with a tied head only as the embedding.
+    """Returns a checkpoint's tensors without tables of RoPE and of masks, and with a tied head only as the embedding.
 
     Where the config says `tie_word_embeddings`, the one tensor may have either name, or both. A head of other numbers
     than the embedding's stays: the file then decides against the config, as in transformers, and `registry.load` makes
@@ -33,7 +34,7 @@ def without_redundant(
         config: with `tie_word_embeddings`.
         embedding: the name of the embedding's weight in the module; the head's is `lm_head.weight`.
     """
-    found = {name: tensor for name, tensor in tensors.items() if not name.endswith(_ROTARY_TABLE)}
+    found = {name: tensor for name, tensor in tensors.items() if not _TABLES.fullmatch(name)}
     head = found.get(HEAD)
     if head is not None and config.tie_word_embeddings and _are_equal(found.setdefault(embedding, head), head):
         del found[HEAD]

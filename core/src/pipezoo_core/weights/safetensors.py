@@ -19,6 +19,7 @@ from pipezoo_core.errors import (
     UnsafeCheckpointError,
     UnsupportedCheckpointError,
 )
+from pipezoo_core.file_names import WEIGHTS, WEIGHTS_INDEX, pickles_in
 from pipezoo_core.json_file import parse_json_object, read_json_object
 from pipezoo_core.local_file import readable
 from pipezoo_core.weights.base import LazyTensor, Weights
@@ -26,11 +27,12 @@ from pipezoo_core.weights.reading import read_bytes
 
 __all__ = ["find_safetensors", "open_safetensors", "safetensors_names"]
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
 _MAX_HEADER_BYTES = 32 << 20  # of a header or an index; an index of 150,000 tensors takes half of it
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
 _AGAIN = "Download the file again."
 
 
@@ -47,10 +49,10 @@ def find_safetensors(folder: Path) -> tuple[Path, ...]:
     with readable(folder):
         names = safetensors_names(folder)
         missing = [name for name in names if not (folder / name).is_file()]
-        pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+        pickles = pickles_in(folder)
     if missing:
         raise MissingShardError(
-            f"shards of the checkpoint {folder} are missing, which its {_INDEX} names",
+            f"shards of the checkpoint {folder} are missing, which its {WEIGHTS_INDEX} names",
             found=missing,
             cure="Download the checkpoint again.",
         )
@@ -63,7 +65,7 @@ def find_safetensors(folder: Path) -> tuple[Path, ...]:
             allowed="safetensors or GGUF",
             cure="Convert the checkpoint to safetensors, or take a revision that has them.",
         )
-    raise ModelNotFoundError(f"{folder} holds no weights", allowed=f"{_SINGLE}, or {_INDEX} and its shards")
+    raise ModelNotFoundError(f"{folder} holds no weights", allowed=f"{WEIGHTS}, or {WEIGHTS_INDEX} and its shards")
 
 
 def safetensors_names(folder: Path) -> tuple[str, ...]:
@@ -75,21 +77,21 @@ def safetensors_names(folder: Path) -> tuple[str, ...]:
     Raises:
         UnsafeCheckpointError, CorruptCheckpointError: as `find_safetensors`.
     """
-    whole = (_SINGLE,) if (folder / _SINGLE).is_file() else ()
-    if not (folder / _INDEX).is_file():
+    whole = (WEIGHTS,) if (folder / WEIGHTS).is_file() else ()
+    if not (folder / WEIGHTS_INDEX).is_file():
         return whole
     names = tuple(sorted(set(_places(folder).values())))
-    return names if _SINGLE in names or not whole else whole
+    return names if WEIGHTS in names or not whole else whole
 
 
 def _places(folder: Path) -> dict[str, str]:
     """Returns which tensor is in which file, by the index of a folder."""
-    places = read_json_object(folder / _INDEX, _MAX_HEADER_BYTES).get("weight_map")
+    places = read_json_object(folder / WEIGHTS_INDEX, _MAX_HEADER_BYTES).get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise CorruptCheckpointError(f"{folder / _INDEX} is not an index of shards", cure=_AGAIN)
+        raise CorruptCheckpointError(f"{folder / WEIGHTS_INDEX} is not an index of shards", cure=_AGAIN)
     outside = [name for name in places.values() if not isinstance(name, str) or Path(name).name != name]
     if outside:
-        raise UnsafeCheckpointError(f"{folder / _INDEX} names files outside its folder", found=outside)
+        raise UnsafeCheckpointError(f"{folder / WEIGHTS_INDEX} names files outside its folder", found=outside)
     return places
 
 
@@ -102,7 +104,7 @@ def open_safetensors(paths: Sequence[Path]) -> Weights:
     Raises:
         CorruptCheckpointError: a file is truncated or its header is damaged, a tensor is there twice, or not where the
             index says.
-        UnsupportedCheckpointError: a tensor is not of a floating-point dtype.
+        UnsupportedCheckpointError: a tensor is of a dtype that is not read, as those of quantized weights.
         UnreadableFileError: a file cannot be read.
     """
     places = _index_of(paths)
@@ -116,7 +118,7 @@ def open_safetensors(paths: Sequence[Path]) -> Weights:
             tensors[name] = tensor
     if places is not None and (missing := places.keys() - tensors.keys()):
         raise CorruptCheckpointError(
-            f"tensors are not in the files where {paths[0].parent / _INDEX} says",
+            f"tensors are not in the files where {paths[0].parent / WEIGHTS_INDEX} says",
             found=sorted(missing),
             cure="Download the checkpoint again.",
         )
@@ -126,7 +128,7 @@ def open_safetensors(paths: Sequence[Path]) -> Weights:
 def _index_of(paths: Sequence[Path]) -> dict[str, str] | None:
     folder = paths[0].parent
     with readable(folder):
-        if not (folder / _INDEX).is_file():
+        if not (folder / WEIGHTS_INDEX).is_file():
             return None
     places = _places(folder)
     return places if {path.name for path in paths} == set(places.values()) else None

@@ -13,8 +13,8 @@ from pipezoo_core.native import NativeKernels
 from pipezoo_core.weights import torch_dtype
 
 if TYPE_CHECKING:
-    from pipezoo.load import LoadPlan
-    from pipezoo.resolution import Resolution
+    from pipezoo.discovery.resolution import Resolution
+    from pipezoo.loading.plan import LoadPlan
 
 __all__ = ["tables"]
 
@@ -25,8 +25,8 @@ def tables(resolution: Resolution, plan: LoadPlan) -> Iterator[Table]:
     yield _table(
         "model",
         [
-            ("name", plan.checkpoint.source.name),
-            ("files", plan.checkpoint.source.path),
+            ("name", plan.files.source.name),
+            ("files", plan.files.source.path),
             ("architecture", plan.architecture.name),
             ("plugin", f"{chosen.distribution} {chosen.version}"),
             *_shape(plan),
@@ -44,7 +44,7 @@ def tables(resolution: Resolution, plan: LoadPlan) -> Iterator[Table]:
         + [(f"kv_cache.{name}", getattr(config.kv_cache, name)) for name in type(config.kv_cache).model_fields]
         + [("native kernels", obstacle or "usable"), ("replayed steps", _replayed(plan, obstacle))],
     )
-    yield _table("sampling defaults", plan.sampling_params)
+    yield _table("sampling defaults", plan.files.sampling_params)
     memory = plan.memory
     yield _table(
         _whose_memory(memory.num_replicas, config.tensor_parallel_degree),
@@ -82,12 +82,12 @@ def _shape(plan: LoadPlan) -> Iterator[tuple[str, Any]]:
     model = plan.architecture.pipeline_model
     config = plan.pipeline_config
     params = model.get_kv_params(  # type: ignore[attr-defined]  # every text model so far has a KV cache
-        plan.huggingface_config, config.tensor_parallel_degree, config.kv_cache, torch_dtype(config.encoding)
+        plan.files.huggingface_config, config.tensor_parallel_degree, config.kv_cache, torch_dtype(config.encoding)
     )
-    yield "parameters", f"{sum(tensor.num_elements for tensor in plan.weights.values()):,}"
+    yield "parameters", f"{sum(tensor.num_elements for tensor in plan.files.weights.values()):,}"
     yield "layers", params.num_layers
     yield "KV heads × size", f"{params.num_kv_heads} × {params.head_dim}"
-    yield "vocabulary", plan.huggingface_config.vocab_size
+    yield "vocabulary", plan.files.huggingface_config.vocab_size
 
 
 def _table(title: str, rows: Iterable[tuple[str, Any]]) -> Table:

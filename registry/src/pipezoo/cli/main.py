@@ -145,7 +145,8 @@ def generate(
 ) -> None:
     """Complete a text, with 512 new tokens at most unless told otherwise; with --chat, answer it as a message."""
     from pipezoo.cli.generation import answer_prompt
-    from pipezoo.cli.text_input import prompt_text, text_or_file
+    from pipezoo.cli.text_input import prompt_text
+    from pipezoo_core.local_file import text_or_file
     from pipezoo_core.sampling_params import SamplingParams
 
     settings = model_settings(max_length=max_length, kv_cache_memory=kv_cache_memory, lora=lora, devices=devices)
@@ -159,9 +160,9 @@ def generate(
             repetition_penalty=repetition_penalty,
             stop=stop,
             seed=seed,
-            json_schema=text_or_file(json_schema),
+            json_schema=json_schema and text_or_file(json_schema),
             regex=regex,
-            grammar=text_or_file(grammar),
+            grammar=grammar and text_or_file(grammar),
         )
         SamplingParams(**sampling)  # before a model is downloaded or loaded for a setting that cannot be
         text = prompt_text(prompt)

@@ -1,15 +1,12 @@
-"""Text that a command reads: a prompt, standard input, and files."""
+"""Text that a command reads: its prompt, and standard input."""
 
 from __future__ import annotations
 
-import os
 import sys
-from pathlib import Path
 
 from pipezoo_core.errors import EmptyPromptError, InvalidRequestError
-from pipezoo_core.local_file import readable
 
-__all__ = ["decoded", "prompt_text", "text_or_file"]
+__all__ = ["decoded", "prompt_text"]
 
 _FROM_STDIN = "-"
 
@@ -25,21 +22,6 @@ def prompt_text(argument: str) -> str:
     if not text:
         raise EmptyPromptError("the prompt is empty", cure="Give at least one character of text.")
     return text
-
-
-def text_or_file(value: str | None) -> str | None:
-    """Returns the contents of the file that the value names, or the value itself where there is no such file.
-
-    Raises:
-        UnreadableFileError: the system does not let the file be read.
-        InvalidRequestError: it is not UTF-8 text.
-    """
-    if value is None or not os.path.isfile(value):
-        return value
-    path = Path(value)
-    with readable(path):
-        content = path.read_bytes()
-    return decoded(content, "utf-8", value)
 
 
 def decoded(content: bytes, encoding: str, name: str) -> str:

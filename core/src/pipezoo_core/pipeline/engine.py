@@ -8,17 +8,22 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeAlias
 
-from pipezoo_core.context import TextContext
+from pipezoo_core.context import TextContext, TextGenerationInputs
 from pipezoo_core.distributed import interrupts_deferred
-from pipezoo_core.errors import InsufficientPagesError, InvalidRequestError
+from pipezoo_core.errors import InsufficientPagesError, InvalidRequestError, shown
 from pipezoo_core.pipeline.lock_patience import short_patience
-from pipezoo_core.pipeline.replica_runners import ReplicaRunners
-from pipezoo_core.pipeline.scheduler import Scheduler
+from pipezoo_core.pipeline.model_runner import ModelRunner, Outcome
+from pipezoo_core.pipeline.replicas import ReplicaThreads
 from pipezoo_core.process_lock import ProcessLock
 from pipezoo_core.request import GenerationStatus, RequestID, TextGenerationOutput
+from pipezoo_core.scheduling import Scheduler
 
-__all__ = ["Call", "RunningRequests"]
+__all__ = ["Call", "Engine"]
+
+_Work: TypeAlias = tuple[ModelRunner, list[TextContext]]
+"""A replica, and the batch that it runs in a step."""
 
 
 @dataclass(slots=True)
@@ -58,8 +63,8 @@ class Call:
         return [request.outputs.popleft() for request in self._requests for _ in range(len(request.outputs))]
 
 
-class RunningRequests:
-    """Runs requests of several threads in common steps, and hands each what its own produced.
+class Engine:
+    """Serves the requests of several threads in common steps, and delivers to each caller what its own produced.
 
     Who begins, cancels or releases a request never waits for a step: in the middle of one, the change is made at its
     end, by whoever runs it. So a signal handler may do it, and a finalizer, which the collector runs in any thread, one
@@ -67,12 +72,13 @@ class RunningRequests:
 
     Args:
         scheduler: chooses each step's requests.
-        runners: run the step.
+        runners: run the step, one per replica.
     """
 
-    def __init__(self, scheduler: Scheduler, runners: ReplicaRunners) -> None:
+    def __init__(self, scheduler: Scheduler, runners: Sequence[ModelRunner]) -> None:
         self._scheduler = scheduler
         self._runners = runners
+        self._threads = ReplicaThreads(len(runners)) if len(runners) > 1 else None
         self._requests: dict[RequestID, _Request] = {}
         self._changes: deque[Callable[[], None]] = deque()
         self._lock = ProcessLock()
@@ -127,9 +133,9 @@ class RunningRequests:
         with self.exclusive():
             if not call.has_outputs and not call.is_over:
                 with interrupts_deferred(), short_patience():  # others wait for this step, too
-                    self._step()
+                    self.step()
 
-    def run(self, contexts: Sequence[TextContext]) -> Generator[list[TextGenerationOutput]]:
+    def outputs_of(self, contexts: Sequence[TextContext]) -> Generator[list[TextGenerationOutput]]:
         """Adds requests and yields what they produce, until all are done; releases them however it ends.
 
         Raises:
@@ -145,19 +151,56 @@ class RunningRequests:
         finally:
             call.close()
 
+    def step(self) -> None:
+        """Runs a step for everybody's requests. The caller is inside `exclusive`.
+
+        Raises:
+            InsufficientPagesError: no request can begin.
+            BaseException: one that is no Exception, such as KeyboardInterrupt.
+        """
+        work = self._assigned(self._scheduler.schedule())
+        if not work:
+            raise _nothing_begins()
+        outcomes = self._run(work, ModelRunner.step)
+        self._deliver(work, outcomes)
+
+    def execute(self, inputs: TextGenerationInputs) -> dict[RequestID, TextGenerationOutput]:
+        """Runs batches that no scheduler has chosen; the contract is that of `TextGenerationPipeline.execute`."""
+        outputs: dict[RequestID, TextGenerationOutput] = {}
+        with self.exclusive():
+            work = self._assigned(inputs)
+            for outcome in self._run(work, lambda runner, batch: runner.execute(batch, inputs.num_steps)):
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                outputs |= outcome
+        return outputs
+
     def cancel(self, request_id: RequestID) -> None:
-        """Ends a request; whoever waits for it gets what it produced so far, with status `CANCELLED`."""
-        self.check()
+        """Ends a request; whoever waits for it gets what it produced so far, with status `CANCELLED`.
+
+        Raises:
+            InvalidRequestError: this cannot be the id of a request.
+            ForkedProcessError: this is a forked child.
+        """
+        self._check_id(request_id)
         self._change(partial(self._cancel, request_id))
 
     def release(self, request_id: RequestID) -> None:
         """Gives back the request's pages and adapter, and forgets its text.
 
         Does nothing for one that is released already. One that somebody waits for is cancelled.
+
+        Raises:
+            What `cancel` raises.
         """
-        self.check()
+        self._check_id(request_id)
         self._change(partial(self._cancel, request_id))
         self._change(partial(self._release, request_id))
+
+    def _check_id(self, request_id: RequestID) -> None:
+        self.check()
+        if not isinstance(request_id, str):
+            raise InvalidRequestError("the id of a request is text", found=shown(request_id))
 
     def _change(self, change: Callable[[], None]) -> None:
         self._changes.append(change)
@@ -172,7 +215,11 @@ class RunningRequests:
                 self._is_inside = True
                 try:
                     while self._changes:  # looked at again: the collector or a handler may have come by
-                        self._changes[0]()
+                        try:
+                            self._changes[0]()
+                        except Exception:  # it would fail again, and those behind it would never be made
+                            self._changes.popleft()
+                            raise
                         self._changes.popleft()  # after it: one that an interrupt ends is made again
                 finally:
                     self._is_inside = False
@@ -201,14 +248,15 @@ class RunningRequests:
         request = self._requests.get(request_id)
         if request is not None and not request.is_done:
             request.context.finish(GenerationStatus.CANCELLED)
-            rest = self._runners.remaining_text(request_id)
-            self._deliver(
+            rest = "".join(runner.remaining_text(request_id) for runner in self._runners)  # one of them has any
+            self._deliver_output(
                 TextGenerationOutput(request_id=request_id, text=rest, final_status=GenerationStatus.CANCELLED)
             )
 
     def _release(self, request_id: RequestID) -> None:
         self._scheduler.remove(request_id)
-        self._runners.release(request_id)
+        for runner in self._runners:
+            runner.release(request_id)
 
     def _forget_later(self, requests: Sequence[_Request]) -> None:
         self._change(partial(self._forget, requests))
@@ -220,32 +268,51 @@ class RunningRequests:
                 self._release(request_id)
                 del self._requests[request_id]  # last: an interrupt before leaves it to be forgotten
 
-    def _step(self) -> None:
-        """Runs the scheduler's next step and hands out what it produced, or why it failed."""
-        inputs = self._scheduler.schedule()
-        if not inputs.batches:
-            raise InsufficientPagesError(
-                "no request can begin, because requests outside the scheduler hold the KV cache's pages or slots",
-                cure="Release what was given to `execute` directly.",
+    def _assigned(self, inputs: TextGenerationInputs) -> list[_Work]:
+        if len(inputs.batches) > len(self._runners):
+            raise InvalidRequestError(
+                "there are more batches than replicas", found=len(inputs.batches), allowed=len(self._runners)
             )
+        pairs = zip(self._runners, inputs.batches, strict=False)
+        return [(runner, list(batch.values())) for runner, batch in pairs if batch]
+
+    def _run(
+        self, work: Sequence[_Work], run: Callable[[ModelRunner, Sequence[TextContext]], Outcome]
+    ) -> Sequence[Outcome]:
+        """Runs one batch per replica, all at the same time, and returns what came of each."""
         try:
-            outcomes = self._runners.run(inputs)
+            if self._threads is None:
+                return [run(runner, batch) for runner, batch in work]
+            return self._threads.map([partial(run, runner, batch) for runner, batch in work])
         except BaseException as error:
-            outcomes = [error for _ in inputs.batches]
-        for batch, outcome in zip(inputs.batches, outcomes, strict=True):
+            return [error for _ in work]
+
+    def _deliver(self, work: Sequence[_Work], outcomes: Sequence[Outcome]) -> None:
+        """Hands out what a step produced, or why it failed.
+
+        What ends a replica's step concerns all requests of its batch, and no others.
+        """
+        for (_, batch), outcome in zip(work, outcomes, strict=True):
             if isinstance(outcome, BaseException):
-                for request_id in batch:  # whatever ends a replica's step concerns all of its batch, and nobody else
-                    self._deliver(TextGenerationOutput.failed(request_id, outcome))
+                for context in batch:
+                    self._deliver_output(TextGenerationOutput.failed(context.request_id, outcome))
             else:
                 for output in outcome.values():
-                    self._deliver(output)
+                    self._deliver_output(output)
         for outcome in outcomes:
             if isinstance(outcome, BaseException) and not isinstance(outcome, Exception):
                 raise outcome
 
-    def _deliver(self, output: TextGenerationOutput) -> None:
+    def _deliver_output(self, output: TextGenerationOutput) -> None:
         request = self._requests[output.request_id]
         request.outputs.append(output)
         if output.is_done:
             self._release(output.request_id)
             request.is_done = True
+
+
+def _nothing_begins() -> InsufficientPagesError:
+    return InsufficientPagesError(
+        "no request can begin, because requests outside the scheduler hold the KV cache's pages or slots",
+        cure="Release what was given to `execute` directly.",
+    )

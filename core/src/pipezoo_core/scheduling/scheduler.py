@@ -6,12 +6,17 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from pipezoo_core.context import TextContext
-from pipezoo_core.kv_cache import PagedKVCacheManager
-from pipezoo_core.lora import LoRAManager, hold_adapter
-from pipezoo_core.request import RequestID, TextGenerationInputs
+from pipezoo_core.context import TextContext, TextGenerationInputs
+from pipezoo_core.request import RequestID
 from pipezoo_core.sampling_params import NUM_ECHOED_AT_ONCE
+from pipezoo_core.scheduling.adapters import hold_adapter
+from pipezoo_core.scheduling.router import get_or_recommend_replica
+
+if TYPE_CHECKING:
+    from pipezoo_core.kv_cache import PagedKVCacheManager
+    from pipezoo_core.lora import LoRAManager
 
 __all__ = ["Scheduler"]
 
@@ -58,11 +63,11 @@ class Scheduler:
     that neither running nor waiting requests may need.
 
     Replicas share the queue; each has its own pages, slots, budget and batch size. The first in the queue goes where
-    `PagedKVCacheManager.get_or_recommend_replica` says, or where there is no room, to the replica with the fewest
+    `get_or_recommend_replica` says, or where there is no room, to the replica with the fewest
     requests that has, and stays there. One that is preempted waits for its own replica, before the queue.
 
     Args:
-        managers: give the pages, one per replica; they are told of each other.
+        managers: give the pages, one per replica.
         lora_managers: give the adapters' slots, one per replica; none where there are no adapters.
         max_batch_size: most requests that run at the same time, per replica.
         max_batch_tokens: the budget, per replica.
@@ -81,9 +86,6 @@ class Scheduler:
         self._waiting: OrderedDict[RequestID, TextContext] = OrderedDict()
         adapters = lora_managers or [None] * len(managers)
         self._replicas = [_Replica(*both) for both in zip(managers, adapters, strict=True)]
-        if len(managers) > 1:
-            for manager in managers:
-                manager.replicas = managers
         self.num_preemptions = 0
 
     @property
@@ -153,7 +155,8 @@ class Scheduler:
     def _by_preference(self, context: TextContext) -> list[_Replica]:
         replicas = [replica for replica in self._replicas if self._has_room(replica) and not replica.preempted]
         if len(replicas) > 1:
-            best = self._replicas[replicas[0].manager.get_or_recommend_replica(context)]
+            managers = [replica.manager for replica in self._replicas]
+            best = self._replicas[get_or_recommend_replica(managers, context)]
             replicas.sort(key=lambda replica: (replica is not best, len(replica.running)))
         return replicas
 
@@ -184,7 +187,8 @@ class Scheduler:
             if other is not replica and other.lora_manager is not None:
                 other.lora_manager.release(context.request_id)
         replica.running[context.request_id] = context
-        self._grow(context, replica)
+        self._set_chunk(context, replica)
+        self._put_in_batch(context, replica)
         return True
 
     def _claim_adapter(self, context: TextContext, replica: _Replica) -> bool:
@@ -194,17 +198,23 @@ class Scheduler:
         return replica.lora_manager.claim(context)
 
     def _grow(self, context: TextContext, replica: _Replica) -> None:
-        """Puts a chunk of the request into the batch, at the cost of younger ones if need be."""
-        most = min(replica.budget, self._most(context, replica))
-        if context.wants_prompt_logits:
-            most = min(most, 1 + replica.echo_budget)
-            replica.echo_budget -= most - 1
-        context.set_chunk(most)
+        """Puts a chunk of a running request into the batch, at the cost of younger ones if need be."""
+        self._set_chunk(context, replica)
         while not replica.manager.maybe_reserve(context):
             youngest = next(reversed(replica.running.values()))
             self._preempt(youngest, replica)
             if youngest is context:
                 return
+        self._put_in_batch(context, replica)
+
+    def _set_chunk(self, context: TextContext, replica: _Replica) -> None:
+        most = min(replica.budget, self._most(context, replica))
+        if context.wants_prompt_logits:
+            most = min(most, 1 + replica.echo_budget)
+            replica.echo_budget -= most - 1
+        context.set_chunk(most)
+
+    def _put_in_batch(self, context: TextContext, replica: _Replica) -> None:
         replica.batch[context.request_id] = context
         replica.budget -= context.active_length
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipezoo.discovery import PluginIndex, PluginInfo, PluginState
-from pipezoo.plugin_choice import AskedName, PluginChoice, choose_plugin
+from pipezoo.discovery.choice import AskedName, PluginChoice, choose_plugin
+from pipezoo.discovery.index import PluginIndex, PluginInfo, PluginState
 from pipezoo_core.errors import BrokenPluginError, PluginError, UnsupportedModelError
 
 if TYPE_CHECKING:

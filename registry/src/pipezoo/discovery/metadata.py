@@ -15,7 +15,7 @@ from importlib.metadata import Distribution
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from pipezoo.plugin_setting import VARIABLE, PluginSetting
+from pipezoo.discovery.setting import VARIABLE, PluginSetting
 from pipezoo_core.hookspecs import ENTRY_POINT_GROUP
 
 __all__ = ["PluginInfo", "PluginState", "read_claims"]

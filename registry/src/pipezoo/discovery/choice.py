@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from packaging.utils import canonicalize_name
 
-from pipezoo.discovery import PluginIndex, PluginInfo, PluginState
-from pipezoo.plugin_setting import VARIABLE
-from pipezoo_core.errors import PluginConflictError, PluginNotFoundError
+from pipezoo.discovery.index import PluginIndex, PluginInfo, PluginState
+from pipezoo.discovery.setting import VARIABLE
+from pipezoo_core.errors import PluginConflictError, PluginNotFoundError, shown
 
 __all__ = ["AskedName", "PluginChoice", "choose_plugin"]
 
@@ -64,6 +64,8 @@ def choose_plugin(index: PluginIndex, asked: Sequence[AskedName], plugin: str | 
 
 
 def _explicit(index: PluginIndex, asked: Sequence[AskedName], plugin: str) -> PluginChoice:
+    if not isinstance(plugin, str):
+        raise PluginNotFoundError("a plugin is named by its distribution", found=shown(plugin))
     own = [info for info in index.plugins() if info.distribution == canonicalize_name(plugin)]
     if not own:
         raise PluginNotFoundError(

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import wait
 from dataclasses import replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from pipezoo_core.context import TextContext
-from pipezoo_core.errors import AdapterSlotsError, InvalidRequestError, NonFiniteLogitsError, PipezooError
+from pipezoo_core.errors import (
+    AdapterSlotsError,
+    InsufficientPagesError,
+    InvalidRequestError,
+    NonFiniteLogitsError,
+    PipezooError,
+)
 from pipezoo_core.interfaces import ModelInputs, ModelOutputs, PipelineModel
-from pipezoo_core.lora import hold_adapter
 from pipezoo_core.pipeline.sampler import NO_TOKEN, sample
 from pipezoo_core.pipeline.token_masks import TokenMasker, TokenMasks
 from pipezoo_core.request import (
@@ -21,13 +27,18 @@ from pipezoo_core.request import (
     RequestID,
     TextGenerationOutput,
 )
+from pipezoo_core.scheduling import hold_adapter
 from pipezoo_core.structured_output import TokenMatcher
 from pipezoo_core.tokenizer import TextStream, TextTokenizer
 
-__all__ = ["BatchRunner"]
+__all__ = ["ModelRunner", "Outcome"]
 
 
-class BatchRunner:
+Outcome: TypeAlias = dict[RequestID, TextGenerationOutput] | BaseException
+"""What came of a replica's batch: what each request produced, or why the batch failed."""
+
+
+class ModelRunner:
     """Owns the text of running requests, as far as it is not certain yet. Knows nothing of queues and callers.
 
     Args:
@@ -57,36 +68,45 @@ class BatchRunner:
         """Returns the text that was held back, because more tokens might have changed it."""
         return self._streams[request_id].finish() if request_id in self._streams else ""
 
-    def run(self, batch: Sequence[TextContext], num_steps: int) -> dict[RequestID, TextGenerationOutput]:
-        """Runs one replica's batch; the contract is that of `TextGenerationPipeline.execute`."""
+    def step(self, batch: Sequence[TextContext]) -> Outcome:
+        """Feeds the chunks of a batch that the scheduler has chosen, and returns what came of it."""
+        try:
+            inputs = self._model.prepare_initial_token_inputs(batch, self._manager.fetch(batch))
+            _, outputs = self._compute(batch, inputs)
+            return {output.request_id: output for output in outputs}
+        except BaseException as error:
+            return error
+
+    def execute(self, batch: Sequence[TextContext], num_steps: int) -> Outcome:
+        """Runs several steps of requests that need not have come through the scheduler.
+
+        The contract is that of `TextGenerationPipeline.execute`.
+        """
+        try:
+            return self._execute(batch, num_steps)
+        except BaseException as error:
+            return error
+
+    def _execute(self, batch: Sequence[TextContext], num_steps: int) -> dict[RequestID, TextGenerationOutput]:
         pieces: dict[RequestID, list[TextGenerationOutput]] = {}
-        model_inputs: ModelInputs | None = None
+        inputs: ModelInputs | None = None
         next_tokens = torch.empty(0, dtype=torch.int64, device="cpu")
         self._claim(batch)
         for remaining in range(num_steps, 0, -1):
+            self._reserve(batch, remaining)
             kv_cache_inputs = self._manager.fetch(batch, remaining)
-            if model_inputs is None:
-                model_inputs = self._model.prepare_initial_token_inputs(batch, kv_cache_inputs)
+            if inputs is None:
+                inputs = self._model.prepare_initial_token_inputs(batch, kv_cache_inputs)
             else:
-                model_inputs.update(kv_cache_inputs=kv_cache_inputs)
-                model_inputs = self._model.prepare_next_token_inputs(next_tokens, model_inputs)
-            masks = self._masker.start(batch)
-            try:
-                model_outputs = self._model.execute(model_inputs)
-            finally:
-                if masks is not None:
-                    wait([masks])  # it reads the contexts, which change as soon as a step has failed
-            next_tokens = self._next_tokens(batch, model_outputs, masks.result() if masks else None)
-            logged = self._log_probabilities(batch, model_inputs, model_outputs, next_tokens)
-            if not all(context.samples for context in batch):
-                model_inputs = None
-            for output in self._advance(batch, next_tokens.tolist(), logged):
+                inputs.update(kv_cache_inputs=kv_cache_inputs)
+                inputs = self._model.prepare_next_token_inputs(next_tokens, inputs)
+            are_followed = all(context.samples for context in batch)
+            next_tokens, outputs = self._compute(batch, inputs)
+            for output in outputs:
                 pieces.setdefault(output.request_id, []).append(output)
-            # What a failed request wrote may be unsound: nobody shall find it in the prefix cache.
-            self._manager.step([context for context in batch if context.error is None])
             going_on = [context for context in batch if not context.status.is_done]
-            if len(going_on) < len(batch):
-                model_inputs, batch = None, going_on
+            if not are_followed or len(going_on) < len(batch):
+                inputs, batch = None, going_on
             if remaining == 1 or not batch:
                 break
             for context in batch:
@@ -109,6 +129,35 @@ class BatchRunner:
                 found=f"{self._lora_manager.max_num_loras} slots",
                 cure="Run fewer adapters at once, or load the model with a greater max_num_loras.",
             )
+
+    def _reserve(self, batch: Sequence[TextContext], num_steps: int) -> None:
+        for context in batch:
+            if not self._manager.maybe_reserve(context, num_steps):
+                raise InsufficientPagesError(
+                    "the KV cache has no free page for this step",
+                    found=f"{self._manager.num_free_pages} free of {self._manager.total_num_pages}",
+                    cure="Run fewer requests at once, or load with more kv_cache_memory.",
+                )
+
+    def _compute(self, batch: Sequence[TextContext], inputs: ModelInputs) -> tuple[Tensor, list[TextGenerationOutput]]:
+        """Runs the model once and advances the contexts.
+
+        Returns:
+            The tokens that follow the chunks, int64 [B], and what the requests whose chunk reached their end produced.
+        """
+        has_grammar = any(context.matcher is not None for context in batch)
+        masks = self._masker.start(batch) if has_grammar else None
+        try:
+            model_outputs = self._model.execute(inputs)
+        finally:
+            if masks is not None:
+                wait([masks])  # it reads the contexts, which change as soon as a step has failed
+        next_tokens = self._next_tokens(batch, model_outputs, masks.result() if masks else None)
+        logged = self._log_probabilities(batch, inputs, model_outputs, next_tokens)
+        outputs = list(self._advance(batch, next_tokens.tolist(), logged))
+        # What a failed request wrote may be unsound: nobody shall find it in the prefix cache.
+        self._manager.step([context for context in batch if context.error is None])
+        return next_tokens, outputs
 
     def _next_tokens(
         self, batch: Sequence[TextContext], model_outputs: ModelOutputs, masks: TokenMasks | None

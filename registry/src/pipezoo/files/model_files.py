@@ -1,13 +1,13 @@
-"""A model's files: their small parts, read, and how the rest of them is found."""
+"""A model's files as its plugin reads them: config, headers of the weights, defaults of requests."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipezoo.hub import ModelSource, is_gguf, read_config
+from pipezoo.files.checkpoint import Checkpoint
+from pipezoo.files.hub import ModelSource
 from pipezoo_core.architecture import SupportedArchitecture
 from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.errors import (
@@ -17,22 +17,16 @@ from pipezoo_core.errors import (
     UnsupportedCheckpointError,
     UnsupportedModelError,
 )
+from pipezoo_core.file_names import GENERATION_CONFIG
 from pipezoo_core.json_file import read_json_object
 from pipezoo_core.local_file import readable
 from pipezoo_core.sampling_params import SamplingParams
-from pipezoo_core.weights import HEAD, GGUFFile, Weights, find_safetensors, open_gguf, open_safetensors
+from pipezoo_core.weights import HEAD, GGUFFile, Weights, find_safetensors, open_safetensors
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = [
-    "Checkpoint",
-    "generation_config",
-    "open_checkpoint",
-    "open_weights",
-    "read_huggingface_config",
-    "sampling_defaults",
-]
+__all__ = ["ModelFiles", "read_files"]
 
 _MAX_SHOWN = 500
 
@@ -44,43 +38,54 @@ _WITHOUT_EFFECT = (
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A model's files, their small parts read.
+class ModelFiles:
+    """What is found of a model, all but the numbers of its weights.
 
     Attributes:
-        source: where they are.
-        config: the parsed config.json; for a GGUF file only the model type.
+        source: where it is.
         gguf: the opened file, or None for a folder.
+        huggingface_config: what the model is.
+        weight_paths: the weight files.
+        weights: their tensors, headers read.
+        generation_config: the folder's generation_config.json; nothing where there is none.
+        sampling_params: settings of requests that bring none: ours, and over them those of the generation_config.json.
     """
 
     source: ModelSource
-    config: Mapping[str, Any]
     gguf: GGUFFile | None
+    huggingface_config: PretrainedConfig
+    weight_paths: tuple[Path, ...]
+    weights: Weights
+    generation_config: dict[str, Any]
+    sampling_params: SamplingParams
 
 
-def open_checkpoint(source: ModelSource) -> Checkpoint:
-    """Reads what is needed to choose a plugin.
+def read_files(checkpoint: Checkpoint, architecture: SupportedArchitecture) -> ModelFiles:
+    """Reads a model's config, the headers of its weights, and its defaults. Reads no weights.
 
     Raises:
-        CheckpointError: the GGUF file or config.json cannot be read.
+        UnsupportedModelError: the plugin cannot express this config.
+        CheckpointError: the files are damaged, missing, unsafe, of a kind that the plugin does not read, or do not
+            fit each other.
     """
-    if not is_gguf(source.path):
-        return Checkpoint(source, read_config(source.path), None)
-    file = open_gguf(source.path)
-    try:
-        return Checkpoint(source, {"model_type": file.metadata["general.architecture"]}, file)
-    except KeyError as error:
-        raise CorruptCheckpointError(f"{source.path} lacks {error}", cure="Convert the model again.") from error
+    raw_config, paths, weights = _open_weights(checkpoint, architecture)
+    huggingface_config = _huggingface_config(architecture, raw_config, weights)
+    generation_config = _generation_config(checkpoint)
+    return ModelFiles(
+        source=checkpoint.source,
+        gguf=checkpoint.gguf,
+        huggingface_config=huggingface_config,
+        weight_paths=paths,
+        weights=weights,
+        generation_config=generation_config,
+        sampling_params=_sampling_params(checkpoint, generation_config),
+    )
 
 
-def open_weights(
+def _open_weights(
     checkpoint: Checkpoint, architecture: SupportedArchitecture
 ) -> tuple[dict[str, Any], tuple[Path, ...], Weights]:
-    """Returns the config as in a config.json, the weight files, and their tensors, headers read.
-
-    Raises:
-        CheckpointError: the files are damaged, missing, unsafe, or of a kind that the plugin does not read.
-    """
+    """Returns the config as in a config.json, the weight files, and their tensors."""
     path, readable = checkpoint.source.path, sorted(architecture.weight_adapters)
     if checkpoint.gguf is not None:
         if architecture.config_from_gguf is None:
@@ -90,16 +95,14 @@ def open_weights(
     return dict(checkpoint.config), paths, open_safetensors(paths)
 
 
-def read_huggingface_config(
+def _huggingface_config(
     architecture: SupportedArchitecture, raw_config: dict[str, Any], weights: Weights
 ) -> PretrainedConfig:
     """Returns the plugin's config object, which knows nothing of code that the config names.
 
     Its head is tied only where the weights have none of other numbers than the embedding's.
 
-    Raises:
-        UnsupportedModelError: the plugin cannot express this config.
-        CheckpointMismatchError: it is of a larger model than the weights; nothing was built then.
+    A config of a larger model than the weights is refused before anything is built.
     """
     known = {name: value for name, value in raw_config.items() if not _is_without_effect(name)}
     try:
@@ -126,33 +129,19 @@ def _is_without_effect(name: str) -> bool:
     return name.startswith("_") or name in _WITHOUT_EFFECT or callable(getattr(PretrainedConfig, name, None))
 
 
-def generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Returns the folder's generation_config.json; nothing where there is none.
-
-    Raises:
-        CorruptCheckpointError: it is no JSON object, or larger than any config.
-    """
-    path = _generation_config_path(checkpoint)
+def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    path = checkpoint.source.path / GENERATION_CONFIG
     with readable(path):
         return read_json_object(path) if checkpoint.gguf is None and path.is_file() else {}
 
 
-def sampling_defaults(checkpoint: Checkpoint) -> SamplingParams:
-    """Returns the settings of requests that bring none: ours, and over them those of the generation_config.json.
-
-    Raises:
-        CorruptCheckpointError: the file is damaged, or a value in it is out of range.
-    """
+def _sampling_params(checkpoint: Checkpoint, generation_config: dict[str, Any]) -> SamplingParams:
     try:
-        return SamplingParams.from_generation_config(generation_config(checkpoint))
+        return SamplingParams.from_generation_config(generation_config)
     except InvalidSettingError as error:  # which would read as if the caller had set it
         raise CorruptCheckpointError(
-            f"{_generation_config_path(checkpoint)}: {error.what}",
+            f"{checkpoint.source.path / GENERATION_CONFIG}: {error.what}",
             found=error.found,
             allowed=error.allowed,
             cure="Correct the value in the file, or take it out.",
         ) from error
-
-
-def _generation_config_path(checkpoint: Checkpoint) -> Path:
-    return checkpoint.source.path / "generation_config.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from pipezoo_core.kv_cache.claim import Claim
+from pipezoo_core.paging.claim import Claim
 
 __all__ = ["UpcomingPages"]
 

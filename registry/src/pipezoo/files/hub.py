@@ -9,7 +9,6 @@ from __future__ import annotations
 import glob
 import importlib.util
 import os
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,34 +19,43 @@ from pipezoo_core.errors import (
     ModelNotFoundError,
     UnsafeCheckpointError,
     UnsupportedCheckpointError,
+    shown,
+)
+from pipezoo_core.file_names import (
+    CONFIG,
+    GENERATION_CONFIG,
+    TOKENIZER_FILES,
+    WEIGHTS_INDEX,
+    ggufs_in,
+    is_gguf,
+    is_hub_id,
+    pickles_among,
 )
 from pipezoo_core.gguf_parts import parts_of_one_model
 from pipezoo_core.hub_download import download_file, download_files, list_files
 from pipezoo_core.json_file import read_json_object
 from pipezoo_core.local_file import local_path, readable
 
-__all__ = ["ModelSource", "download", "is_gguf", "locate", "read_config"]
+__all__ = ["DOWNLOADED", "ModelSource", "download", "locate", "read_config"]
 
-_CONFIG = "config.json"
+_CONFIG_FILES = (CONFIG, GENERATION_CONFIG)
 _WEIGHTS = "model*.safetensors"  # not `consolidated.safetensors`, the same weights once more
-_CONFIG_FILES = (_CONFIG, "generation_config.json")
-_ALL_FILES = (
+
+DOWNLOADED = (
     *_CONFIG_FILES,
     _WEIGHTS,
-    "model.safetensors.index.json",
-    "tokenizer.json",
-    "tekken.json",
-    "*.model",  # vocabularies: tokenizer.model, spiece.model
+    WEIGHTS_INDEX,
+    *TOKENIZER_FILES,
+    "*.model",  # vocabularies of other names
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
     "merges.txt",
-    "vocab.json",
 )
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+"""Patterns of what is downloaded of a repository that has safetensors, besides other shards that its index names."""
+
 _PACKAGE = "pkg:"
 _FORMS = 'a Hub id "org/name", a folder, a .gguf file, or "pkg:<import name>"'
 
@@ -85,14 +93,16 @@ def locate(source: str | Path, *, revision: str | None = None) -> ModelSource:
         HubUnreachableError: the Hub cannot be asked and the files are not cached.
         DownloadError: a download did not arrive whole, or cannot be stored.
     """
+    if not isinstance(source, str | Path):
+        raise ModelNotFoundError("no model has such a name", found=shown(source), allowed=_FORMS)
     name = str(source)
     if isinstance(source, str) and not name.startswith(_PACKAGE) and not _is_local(name):
-        if not _HUB_ID.fullmatch(name):
+        if not is_hub_id(name):
             raise ModelNotFoundError(f"{name!r} is neither on disk nor a name on the Hub", allowed=_FORMS)
         return _on_hub(name, revision)
     if revision is not None:
         raise InvalidSettingError(
-            f"{name!r} has no revisions", found=f"revision={revision!r}", allowed="a revision of a Hub repository"
+            f"{name!r} has no revisions", found=f"revision={shown(revision)}", allowed="a revision of a Hub repository"
         )
     path = _package_folder(name) if name.startswith(_PACKAGE) else local_path(name)
     with readable(path):
@@ -117,7 +127,7 @@ def download(source: ModelSource) -> ModelSource:
         return source
     from pipezoo_core.weights import safetensors_names  # imports torch
 
-    folder = download_files(source.name, source.commit, _ALL_FILES)
+    folder = download_files(source.name, source.commit, DOWNLOADED)
     names = safetensors_names(folder)
     if others := [glob.escape(name) for name in names if not (folder / name).is_file()]:
         folder = download_files(source.name, source.commit, others)
@@ -132,18 +142,13 @@ def read_config(folder: Path) -> dict[str, Any]:
         ModelNotFoundError: there is none.
         CorruptCheckpointError: it is no JSON object, or larger than any config.
     """
-    path = folder / _CONFIG
+    path = folder / CONFIG
     with readable(folder):
         if not path.is_file():
             raise ModelNotFoundError(
-                f"{folder} has no {_CONFIG}", cure="Give the folder that holds the whole checkpoint."
+                f"{folder} has no {CONFIG}", cure="Give the folder that holds the whole checkpoint."
             )
     return read_json_object(path)
-
-
-def is_gguf(path: str | Path) -> bool:
-    """Tells by the ending of its name, in capitals or not, whether a file is GGUF."""
-    return str(path).lower().endswith(".gguf")
 
 
 def _is_local(name: str) -> bool:
@@ -166,16 +171,12 @@ def _package_folder(name: str) -> Path:
     return Path(next(iter(folders)))
 
 
-def _ggufs_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if is_gguf(path))
-
-
 def _in_folder(folder: Path) -> Path:
-    ggufs = _ggufs_in(folder)
-    if (folder / _CONFIG).is_file() and (not ggufs or any(folder.glob("*.safetensors"))):
+    ggufs = ggufs_in(folder)
+    if (folder / CONFIG).is_file() and (not ggufs or any(folder.glob("*.safetensors"))):
         return folder
     if not ggufs:
-        raise ModelNotFoundError(f"{folder} holds no model", allowed=f"{_CONFIG} with its weights, or one .gguf file")
+        raise ModelNotFoundError(f"{folder} holds no model", allowed=f"{CONFIG} with its weights, or one .gguf file")
     return folder / _of_one_model(str(folder), [path.name for path in ggufs])[0]
 
 
@@ -184,20 +185,20 @@ def _file(path: Path) -> Path:
         raise ModelNotFoundError(f"{path} does not exist", allowed=_FORMS, cure="Check the spelling.")
     if not is_gguf(path):
         raise UnsupportedCheckpointError(
-            f"{path} is not a model by itself", allowed=f"a .gguf file, or the folder of a {_CONFIG}"
+            f"{path} is not a model by itself", allowed=f"a .gguf file, or the folder of a {CONFIG}"
         )
     return path
 
 
 def _on_hub(repository: str, revision: str | None) -> ModelSource:
     folder = download_files(repository, revision, _CONFIG_FILES)
-    found = folder if (folder / _CONFIG).is_file() else _hub_gguf(repository, folder)
+    found = folder if (folder / CONFIG).is_file() else _hub_gguf(repository, folder)
     return ModelSource(repository, found, folder.name)
 
 
 def _hub_gguf(repository: str, folder: Path) -> Path:
     """Returns the only GGUF model of a repository without safetensors, downloaded; of several parts the first one."""
-    cached = _ggufs_in(folder)
+    cached = ggufs_in(folder)
     try:
         names = list_files(repository, folder.name)
     except HubUnreachableError:
@@ -208,7 +209,7 @@ def _hub_gguf(repository: str, folder: Path) -> Path:
     if ggufs:
         parts = [download_file(repository, folder.name, name) for name in _of_one_model(repository, ggufs)]
         return parts[0]
-    pickles = [name for name in names if name.endswith(_PICKLES)]
+    pickles = pickles_among(names)
     if pickles:
         raise UnsafeCheckpointError(
             f"{repository!r} has only pickle weights, which can run code when loaded",
@@ -217,7 +218,7 @@ def _hub_gguf(repository: str, folder: Path) -> Path:
             cure="Look for a conversion to safetensors, or a revision that has them.",
         )
     raise UnsupportedCheckpointError(
-        f"{repository!r} has no weights that can be read", found=names, allowed=f"{_WEIGHTS} with {_CONFIG}, or a .gguf"
+        f"{repository!r} has no weights that can be read", found=names, allowed=f"{_WEIGHTS} with {CONFIG}, or a .gguf"
     )
 
 

@@ -1,4 +1,4 @@
-"""Which devices a model runs on: named, checked, and divided among its replicas."""
+"""Which devices a model runs on: looked for, and divided among its replicas."""
 
 from __future__ import annotations
 
@@ -7,57 +7,16 @@ from typing import TypeVar
 
 import torch
 
+from pipezoo.loading.settings import DEVICES
 from pipezoo_core.architecture import SupportedArchitecture
 from pipezoo_core.config import PipelineConfig
 from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.distributed import launched_rank
 from pipezoo_core.errors import InvalidSettingError
 
-__all__ = ["check_device", "check_parallel", "device_names", "of_each_replica", "place_model"]
+__all__ = ["check_device", "check_parallel", "of_each_replica", "place_model"]
 
 T = TypeVar("T")
-
-_ALLOWED = "auto, cpu, or a GPU that torch sees, such as cuda:0"
-
-
-def device_names(
-    device: str | torch.device, devices: Sequence[str | torch.device] | None, num_replicas: int
-) -> tuple[str, ...]:
-    """Returns the names that `registry.load` was given in one way or the other. Whether there are such is not checked.
-
-    Raises:
-        InvalidSettingError: it was given both, or none, or names that are none, or a number of them that the replicas
-            cannot have.
-    """
-    if devices is None:
-        return (_name(device),)
-    if device != "auto" or isinstance(devices, str) or not devices:
-        raise InvalidSettingError(
-            "the devices cannot be told from `device` and `devices`",
-            found=f"device={device!r}, devices={devices!r}",
-            cure="Give either `device` or `devices`, the latter as a list of names.",
-        )
-    names = tuple(map(_name, devices))
-    if len(names) > 1 and len({name.partition(":")[0] for name in names}) > 1:
-        raise InvalidSettingError("the devices of a model are of different kinds", found=names, allowed="all of one")
-    if len(names) > 1 and "auto" in names:
-        raise InvalidSettingError("`auto` cannot be one of several devices", found=names, allowed="names like cuda:0")
-    if len(names) > 1 and len(names) % num_replicas:
-        raise InvalidSettingError(
-            "the devices cannot be divided among the replicas",
-            found=f"{num_replicas} replicas on {len(names)} devices",
-            allowed="a single device, or as many for each replica",
-        )
-    return names
-
-
-def _name(device: object) -> str:
-    name = str(device).strip()
-    try:
-        is_cpu = name != "auto" and torch.device(name).type == "cpu"
-    except RuntimeError as error:
-        raise InvalidSettingError("there is no such device", found=device, allowed=_ALLOWED) from error
-    return "cpu" if is_cpu else name  # cpu:1 is no other one
 
 
 def place_model(names: Sequence[str], num_replicas: int) -> tuple[torch.device, ...]:
@@ -105,7 +64,7 @@ def check_device(name: str) -> torch.device:
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError(f"devices of type {device.type} are not supported")
     except RuntimeError as error:
-        raise InvalidSettingError("there is no such device", found=f"{name} ({error})", allowed=_ALLOWED) from error
+        raise InvalidSettingError("there is no such device", found=f"{name} ({error})", allowed=DEVICES) from error
     return device
 
 

@@ -13,9 +13,9 @@ from dataclasses import replace
 from importlib.metadata import Distribution
 from typing import TYPE_CHECKING
 
-from pipezoo.plugin_loading import load_architectures
-from pipezoo.plugin_metadata import PluginInfo, PluginState, read_claims
-from pipezoo.plugin_setting import VARIABLE, PluginSetting
+from pipezoo.discovery.loading import load_architectures
+from pipezoo.discovery.metadata import PluginInfo, PluginState, read_claims
+from pipezoo.discovery.setting import VARIABLE, PluginSetting
 from pipezoo_core.errors import BrokenPluginError, IncompatiblePluginError, PluginNotFoundError
 
 if TYPE_CHECKING:

@@ -10,17 +10,17 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any, NoReturn, TypeVar
 
 import torch
 
-from pipezoo import registry
-from pipezoo.checkpoint import Checkpoint
-from pipezoo.devices import check_device, of_each_replica, place_model
-from pipezoo.load import LoadPlan, asked_config, build_pipeline, follow_plan, open_model, plan_load
-from pipezoo.resolution import Resolution
-from pipezoo_core.config import PipelineConfig
+from pipezoo.discovery.index import PluginIndex
+from pipezoo.loading.build import build_pipeline, open_model
+from pipezoo.loading.devices import check_device, of_each_replica, place_model
+from pipezoo.loading.find import FoundModel, find
+from pipezoo.loading.plan import LoadPlan, follow_plan, plan_load
+from pipezoo.loading.settings import LoadSettings
 from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.distributed import (
     DistributedGroup,
@@ -42,16 +42,13 @@ __all__ = ["load_parallel", "work"]
 T = TypeVar("T")
 
 
-def load_parallel(
-    find: Callable[[], tuple[Checkpoint, Resolution]], devices: Sequence[str], dtype: str, settings: dict[str, Any]
-) -> TextGenerationPipeline:
+def load_parallel(find_model: Callable[[], FoundModel], settings: LoadSettings) -> TextGenerationPipeline:
     """Loads a model on several devices.
 
     Args:
-        find: downloads what is missing, and returns the model's files and plugin.
-        devices: several for each replica. This process has the first of each, the others have one of their own.
-        dtype: as for `registry.load`.
-        settings: as for `registry.load`.
+        find_model: downloads what is missing, and returns the model.
+        settings: with several devices for each replica. This process has the first of each, the others have one of
+            their own.
 
     Raises:
         SystemExit: in a process of a rank other than 0, when rank 0 is done.
@@ -59,107 +56,72 @@ def load_parallel(
         RankLostError: another process is gone, or shows no sign of life.
         What `registry.load` raises, in rank 0, wherever it went wrong.
     """
-    asked = asked_config(settings)
-    num_replicas, timeout = asked.data_parallel_degree, asked.rank_timeout
-    rank = launched_rank()
-    if rank is not None:
-        if num_replicas > 1:
-            raise InvalidSettingError(
-                "a launcher has started the processes, and those that it starts compute one replica",
-                found=f"{num_replicas} replicas",
-                cure="Start the script without a launcher: it starts what it needs itself.",
-            )
-        own = check_device(devices[rank % len(devices)])  # joining counts the processes
-        group = join_launched(len(devices), own, timeout)
-        return _load([group], _Plans(find, devices, dtype, settings), ranks_here(group.size))
-    places = of_each_replica(place_model(devices, num_replicas), num_replicas)
+    if (rank := launched_rank()) is not None:
+        return _load_launched(rank, find_model, settings)
+    names, num_replicas = settings.device_names, settings.data_parallel_degree
+    places = of_each_replica(place_model(names, num_replicas), num_replicas)
     workers: list[Workers] = []
     try:
         workers.extend(Workers(len(part) - 1, __name__, work.__name__) for part in places)
-        found = find()
+        found = find_model()
         call = {
-            "path": str(found[0].source.path),
-            "plugin": found[1].plugin.distribution,
-            "num_ranks_here": len(devices),
-            "timeout": timeout,
+            "path": str(found.checkpoint.source.path),
+            "plugin": found.resolution.plugin.distribution,
+            "num_ranks_here": len(names),
+            "timeout": settings.rank_timeout,
         }
-        for started, names in zip(workers, of_each_replica(devices, num_replicas), strict=True):
-            started.tell({**call, "devices": list(names)})
-        groups = [started.join(part[0], timeout) for started, part in zip(workers, places, strict=True)]
+        for started, part in zip(workers, of_each_replica(names, num_replicas), strict=True):
+            started.tell({**call, "devices": list(part)})
+        groups = [started.join(part[0], settings.rank_timeout) for started, part in zip(workers, places, strict=True)]
     except BaseException:
         for started in workers:
             started.stop()
         raise
-    return _load(groups, _Plans(lambda: found, devices, dtype, settings), len(devices))
+    return _load(groups, lambda: found, settings, len(names))
+
+
+def _load_launched(rank: int, find_model: Callable[[], FoundModel], settings: LoadSettings) -> TextGenerationPipeline:
+    if settings.data_parallel_degree > 1:
+        raise InvalidSettingError(
+            "a launcher has started the processes, and those that it starts compute one replica",
+            found=f"{settings.data_parallel_degree} replicas",
+            cure="Start the script without a launcher: it starts what it needs itself.",
+        )
+    names = settings.device_names
+    own = check_device(names[rank % len(names)])  # joining counts the processes
+    group = join_launched(len(names), own, settings.rank_timeout)
+    return _load([group], find_model, settings, ranks_here(group.size))
 
 
 def work() -> NoReturn:
     """Is the whole life of a process that rank 0 has started."""
     rank, size, place, call = follow_parent()
-    devices = call["devices"]
-    group = join_local(rank, size, place, torch.device(devices[rank]), call["timeout"])
-    plans = _Plans(lambda: registry.find(call["path"], plugin=call["plugin"]), devices)
-    _load([group], plans, call["num_ranks_here"])
+    device = torch.device(call["devices"][rank])
+    group = join_local(rank, size, place, device, call["timeout"])
+    _load([group], lambda: find(PluginIndex(), call["path"], plugin=call["plugin"]), None, call["num_ranks_here"])
     raise AssertionError("only rank 0 has a pipeline")
 
 
-@dataclass(frozen=True, slots=True)
-class _Plans:
-    """How a rank plans its load.
-
-    Attributes:
-        find: returns the model's files and plugin.
-        devices: where it runs.
-        dtype: as for `registry.load`; only rank 0 needs to know it.
-        settings: as for `registry.load`; only rank 0 needs to know them.
-    """
-
-    find: Callable[[], tuple[Checkpoint, Resolution]]
-    devices: Sequence[str]
-    dtype: str = "auto"
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    def decide(self) -> LoadPlan:
-        """Plans on rank 0."""
-        checkpoint, resolution = self.find()
-        return plan_load(
-            checkpoint, resolution.architecture, devices=self.devices, dtype=self.dtype, settings=self.settings
-        )
-
-    def follow(self, decided: dict[str, Any]) -> LoadPlan:
-        """Plans on another rank what rank 0 has decided, as `_decided` has written it down."""
-        checkpoint, resolution = self.find()
-        return follow_plan(
-            checkpoint,
-            resolution.architecture,
-            devices=self.devices,
-            pipeline_config=PipelineConfig(**decided["config"]),
-            memory=MemoryPlan(**decided["memory"]),
-        )
-
-
-def _decided(plan: LoadPlan) -> dict[str, Any]:
-    """Returns a plan as what JSON can say, without what each rank reads from the files."""
-    config = plan.pipeline_config.model_dump(
-        mode="json", exclude={"huggingface_config", "weight_paths"}, exclude_unset=True
-    )
-    return {"config": config, "memory": asdict(plan.memory)}
-
-
-def _load(groups: Sequence[DistributedGroup], plans: _Plans, num_ranks_here: int) -> TextGenerationPipeline:
+def _load(
+    groups: Sequence[DistributedGroup],
+    find_model: Callable[[], FoundModel],
+    settings: LoadSettings | None,
+    num_ranks_here: int,
+) -> TextGenerationPipeline:
     """Loads what this process has of the model, as rank 0 of a group per replica, or as another rank of one.
 
     What follows is the same on all ranks; only rank 0 has several groups, and goes through them in order.
 
     Args:
         groups: that this process belongs to.
-        plans: plan the load.
+        find_model: returns the model.
+        settings: of the load; only rank 0 needs to know them.
         num_ranks_here: how many ranks share this host's cores, those of all replicas together.
     """
     for group in groups:
         _CORES.share(group, num_ranks_here)
     try:
-        agreed = _agree(groups, plans)
+        agreed = _agree(groups, find_model, settings)
         built = _together(groups, lambda: _build(agreed, groups))
     except BaseException as error:
         for group in groups:
@@ -181,11 +143,30 @@ def _load(groups: Sequence[DistributedGroup], plans: _Plans, num_ranks_here: int
     raise SystemExit(0)
 
 
-def _agree(groups: Sequence[DistributedGroup], plans: _Plans) -> LoadPlan:
-    """Decides on rank 0 what is left open; the others take it over."""
-    mine = _together(groups, lambda: plans.decide() if groups[0].rank == 0 else None)
-    decided = [group.exchange_objects(mine and _decided(mine))[0] for group in groups]
-    return _together(groups, lambda: mine or plans.follow(decided[0]))
+def _agree(
+    groups: Sequence[DistributedGroup], find_model: Callable[[], FoundModel], settings: LoadSettings | None
+) -> LoadPlan:
+    """Decides on rank 0 what the settings leave open; the others take it over."""
+
+    def decide() -> LoadPlan | None:
+        if groups[0].rank:
+            return None
+        assert settings is not None
+        return plan_load(find_model(), settings)
+
+    mine = _together(groups, decide)
+    told = [group.exchange_objects(mine and _told(mine, replica))[0] for replica, group in enumerate(groups)]
+
+    def follow() -> LoadPlan:
+        return follow_plan(find_model(), LoadSettings(**told[0]["settings"]), MemoryPlan(**told[0]["memory"]))
+
+    return _together(groups, lambda: mine or follow())
+
+
+def _told(plan: LoadPlan, replica: int) -> dict[str, Any]:
+    """Returns what rank 0 tells the others of a replica, as JSON can say it."""
+    settings = plan.settings.of_replica(replica)
+    return {"settings": settings.model_dump(mode="json", exclude_unset=True), "memory": asdict(plan.memory)}
 
 
 def _build(plan: LoadPlan, groups: Sequence[DistributedGroup]) -> TextGenerationPipeline | DecoderPipelineModel:

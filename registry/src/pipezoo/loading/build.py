@@ -1,0 +1,79 @@
+"""From a plan to a running pipeline: the weights are read, the tokenizer and the KV caches made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from pipezoo.loading.devices import of_each_replica
+from pipezoo.loading.plan import LoadPlan
+from pipezoo_core.config import ReturnLogits
+from pipezoo_core.context import TextContext
+from pipezoo_core.distributed import TensorParallelGroup
+from pipezoo_core.interfaces import PipelineModel
+from pipezoo_core.memory import release_freed_memory
+from pipezoo_core.pipeline import TextGenerationPipeline
+from pipezoo_core.session import InferenceSession
+from pipezoo_core.tokenizer import (
+    TextTokenizer,
+    eos_token_ids,
+    gguf_end_tokens,
+    load_tokenizer,
+    tokenizer_from_gguf,
+)
+
+__all__ = ["build_pipeline", "open_model"]
+
+
+def build_pipeline(plan: LoadPlan, groups: Sequence[TensorParallelGroup] = ()) -> TextGenerationPipeline:
+    """Loads the tokenizer and, for each replica, the weights, and allocates its KV cache.
+
+    Args:
+        plan: of `plan_load`.
+        groups: for each replica the ranks that compute it together, of which this is rank 0; none where this process
+            is alone.
+    """
+    tokenizer = _tokenizer(plan)
+    parts = of_each_replica(plan.devices, plan.pipeline_config.data_parallel_degree)
+    their_groups: Sequence[TensorParallelGroup | None] = groups or [None] * len(parts)
+    models = [open_model(plan, devices, group) for devices, group in zip(parts, their_groups, strict=True)]
+    return TextGenerationPipeline(plan.pipeline_config, models, tokenizer, plan.memory)
+
+
+def open_model(
+    plan: LoadPlan, devices: Sequence[torch.device], group: TensorParallelGroup | None = None
+) -> PipelineModel[TextContext]:
+    """Loads the weights of one replica, or one rank's part of them, and allocates its KV cache."""
+    session = InferenceSession(devices, group)
+    model = plan.architecture.pipeline_model(
+        pipeline_config=plan.pipeline_config,
+        session=session,
+        huggingface_config=plan.files.huggingface_config,
+        encoding=plan.pipeline_config.encoding,
+        devices=session.devices,
+        kv_cache_config=plan.pipeline_config.kv_cache,
+        weights=plan.files.weights,
+        adapter=plan.architecture.weight_adapters[plan.files.weights.format],
+        return_logits=ReturnLogits.VARIABLE,
+    )
+    release_freed_memory()
+    return model
+
+
+def _tokenizer(plan: LoadPlan) -> TextTokenizer:
+    files = plan.files
+    further_ends: frozenset[int] = frozenset()
+    if files.gguf is not None:
+        delegate = tokenizer_from_gguf(files.gguf.metadata)
+        further_ends = gguf_end_tokens(files.gguf.metadata)
+    else:
+        delegate = load_tokenizer(files.source.path, plan.architecture.tokenizer)
+    assert plan.pipeline_config.max_length is not None
+    return TextTokenizer(
+        delegate,
+        max_length=plan.pipeline_config.max_length,
+        sampling_params=files.sampling_params,
+        eos_token_ids=eos_token_ids(delegate, files.huggingface_config, files.generation_config) | further_ends,
+        vocab_size=files.huggingface_config.get_text_config().vocab_size,
+    )

@@ -1,0 +1,116 @@
+"""What is decided of a load before any weight is read: precision, devices, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pipezoo.files.model_files import ModelFiles, read_files
+from pipezoo.loading.devices import check_parallel, place_model
+from pipezoo.loading.find import FoundModel
+from pipezoo.loading.settings import LoadSettings
+from pipezoo_core.architecture import SupportedArchitecture
+from pipezoo_core.config import KVCacheConfig, LoRAConfig, PipelineConfig, RunConfig, SupportedEncoding
+from pipezoo_core.distributed import ranks_here
+from pipezoo_core.memory import MemoryPlan, plan_memory
+from pipezoo_core.weights import resolve_encoding
+
+__all__ = ["LoadPlan", "follow_plan", "plan_load"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """Everything that is decided before the weights are read.
+
+    Attributes:
+        settings: what was asked for, and what was decided where nothing was. Other ranks follow them.
+        architecture: what the plugin says of itself.
+        files: what was found.
+        devices: where it runs, one replica's devices after the other's.
+        pipeline_config: how it runs, complete.
+        memory: what the memory is used for.
+    """
+
+    settings: LoadSettings
+    architecture: SupportedArchitecture
+    files: ModelFiles
+    devices: tuple[torch.device, ...]
+    pipeline_config: PipelineConfig
+    memory: MemoryPlan
+
+
+def plan_load(found: FoundModel, settings: LoadSettings) -> LoadPlan:
+    """Checks settings and files against each other and plans the memory. Reads headers, no weights.
+
+    Raises:
+        InvalidSettingError: the model cannot do what is asked for, or there is no such device.
+        UnsupportedModelError: the plugin cannot express this config.
+        CheckpointError: the files are damaged, missing, unsafe, or of an unsupported kind.
+        InsufficientMemoryError: the model does not fit.
+    """
+    architecture = found.resolution.architecture
+    files = read_files(found.checkpoint, architecture)
+    devices = place_model(settings.device_names, settings.data_parallel_degree)
+    asked = _pipeline_config(files, settings, devices)
+    encoding = resolve_encoding(
+        settings.dtype,
+        files.weights,
+        devices[0],
+        architecture.supported_encodings,
+        by_kernels=asked.allows_native_kernels,
+    )
+    requested = asked.updated(encoding=encoding)
+    check_parallel(requested, architecture)
+    config, memory = plan_memory(
+        architecture.pipeline_model,
+        requested,
+        files.huggingface_config,
+        _near(devices, requested.tensor_parallel_degree),
+    )
+    return LoadPlan(_decided(settings, config), architecture, files, devices, config, memory)
+
+
+def follow_plan(found: FoundModel, settings: LoadSettings, memory: MemoryPlan) -> LoadPlan:
+    """Plans, on another rank than rank 0, what that has decided. Reads headers, no weights.
+
+    Args:
+        found: the model, as this rank finds it.
+        settings: of rank 0's plan.
+        memory: of rank 0's plan.
+
+    Raises:
+        UnsupportedModelError, CheckpointError: as `plan_load`.
+    """
+    architecture = found.resolution.architecture
+    files = read_files(found.checkpoint, architecture)
+    devices = tuple(map(torch.device, settings.device_names))
+    config = _pipeline_config(files, settings, devices).updated(encoding=SupportedEncoding(settings.dtype))
+    return LoadPlan(settings, architecture, files, devices, config, memory)
+
+
+def _pipeline_config(files: ModelFiles, settings: LoadSettings, devices: Sequence[torch.device]) -> PipelineConfig:
+    return PipelineConfig(
+        model_path=files.source.name,
+        weight_paths=files.weight_paths,
+        huggingface_config=files.huggingface_config,
+        device=str(devices[0]),
+        tensor_parallel_degree=len(devices) // settings.data_parallel_degree,
+        kv_cache=settings.kv_cache,
+        lora=settings.lora,
+        **settings.given(RunConfig),
+    )
+
+
+def _decided(settings: LoadSettings, config: PipelineConfig) -> LoadSettings:
+    lora = config.lora.given(LoRAConfig) if config.lora else {}
+    decided = {**config.given(RunConfig), **config.kv_cache.given(KVCacheConfig), **lora}
+    return settings.updated(dtype=config.encoding, **decided)
+
+
+def _near(devices: Sequence[torch.device], num_ranks: int) -> Sequence[torch.device]:
+    """Returns the devices whose memory is looked at: the ranks of a host share it, other ranks' GPUs are not ours."""
+    if num_ranks == 1:
+        return devices
+    return devices[: ranks_here(len(devices))] if devices[0].type == "cpu" else devices[::num_ranks]

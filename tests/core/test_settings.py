@@ -1,0 +1,82 @@
+"""What settings say about values and names that are none, whichever settings they are."""
+
+from typing import ClassVar
+
+import pytest
+
+from pipezoo.loading.settings import LoadSettings
+from pipezoo_core.config import KVCacheConfig, LoRAConfig, PipelineConfig
+from pipezoo_core.errors import InvalidSettingError
+from pipezoo_core.sampling_params import SamplingParams
+from pipezoo_core.settings import Settings
+
+KINDS = [KVCacheConfig, LoRAConfig, LoadSettings, PipelineConfig, SamplingParams]
+ANYTHING = "huggingface_config"  # of a type that transformers has
+
+
+def needed(kind):
+    return {"model_path": ""} if kind is PipelineConfig else {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind in KINDS for name in kind.model_fields if name != ANYTHING]
+)
+def test_a_bad_value_is_named_with_what_is_allowed_in_our_words(kind, name):
+    with pytest.raises(InvalidSettingError) as caught:
+        kind(**{**needed(kind), name: object()})
+    message = str(caught.value)
+    assert name in message or name in ("device", "devices")
+    assert caught.value.allowed or caught.value.cure
+    assert "input should" not in message.lower()
+    assert "validation" not in message
+    assert len(message.encode()) < 1024
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_unknown_name_lists_all_that_are_known(kind):
+    known = list(kind.model_fields)
+    with pytest.raises(InvalidSettingError, match="unknown setting 'nonesuch'") as caught:
+        kind(**needed(kind), nonesuch=1)
+    assert all(name in str(caught.value) for name in known)
+    assert caught.value.cure == "Check the spelling."
+    with pytest.raises(InvalidSettingError, match=rf"Did you mean '{known[0]}'\?"):
+        kind(**needed(kind), **{known[0] + "s": 1})
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "allowed"),
+    [
+        (LoadSettings, {"page_size": 0}, "a whole number, at least 1, at most 4,096"),
+        (LoadSettings, {"max_length": "long"}, "a whole number, at least 2, at most 2,147,483,647, or None"),
+        (LoadSettings, {"enforce_eager": "maybe"}, "True or False"),
+        (LoadSettings, {"attention": "flash"}, "auto, reference, paged, native"),
+        (LoadSettings, {"rank_timeout": float("nan")}, "a number, at least 1, at most 1,000,000"),
+        (LoadSettings, {"plugin": 3}, "text, or None"),
+        (SamplingParams, {"top_p": 2}, "a number, above 0, at most 1"),
+        (SamplingParams, {"stop": ["a" * 2000]}, "a list, each text, not shorter than 1, not longer than 1,024"),
+        (SamplingParams, {"seed": -1}, "a whole number, at least 0, below 18,446,744,073,709,551,616, or None"),
+        (
+            SamplingParams,
+            {"logit_bias": {"a": 1}},
+            "a mapping from a whole number, at least 0 to a number, at least -1,000,000, at most 1,000,000",
+        ),
+    ],
+)
+def test_bounds_are_told(kind, values, allowed):
+    with pytest.raises(InvalidSettingError) as caught:
+        kind(**values)
+    assert caught.value.allowed == allowed
+
+
+def test_an_unknown_name_comes_before_a_bad_value():
+    with pytest.raises(InvalidSettingError, match="unknown setting 'max_lenght'"):
+        LoadSettings(page_size=0, max_lenght=5)
+
+
+def test_names_of_other_programs():
+    class Spoken(Settings):
+        elsewhere: ClassVar = {"colour": "color=…"}
+        color: int = 0
+
+    with pytest.raises(InvalidSettingError, match=r"unknown setting 'colour' .*Write color=…\."):
+        Spoken(colour=1)
