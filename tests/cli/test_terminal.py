@@ -30,7 +30,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # The command, with a model that answers at once with what it was told, and one that does not end by itself.
 ECHO = """
 import asyncio, json
-from pipezoo import registry
+from pipezoo.cli import loading
 from pipezoo_core.request import TextGenerationOutput
 from pipezoo_core.sampling_params import SamplingParams
 
@@ -43,15 +43,16 @@ class Echo:
             await asyncio.sleep(0.01)
             yield [TextGenerationOutput(request_id="r", text=".", tokens=[1])]
 
-registry.load = lambda model, **settings: Echo()
+loading.load_model = lambda model, **settings: Echo()
 from pipezoo.cli.main import app
 app(["chat", "echo"])
 """
 
 
 class Terminal:
-    def __init__(self, process, screen):
+    def __init__(self, process, screen, before):
         self.process = process
+        self.before = before  # what was shown until the chat began
         self._screen = screen
 
     def type(self, *keys):
@@ -89,8 +90,9 @@ def terminal(state, code=ECHO, **environment):
     screen.delaybeforesend = None
     try:
         screen.expect_exact("Ctrl-D ends.")
+        before = screen.before
         screen.expect(PROMPT)
-        yield Terminal(process, screen)
+        yield Terminal(process, screen, before)
     finally:
         process.kill()
         screen.close()  # first: at a terminal that nobody reads, a process takes half a minute to end
@@ -205,6 +207,7 @@ app(["chat", {folder!r}, "--dtype", "float32", "--device", "cpu", "--kv-cache-me
 @pytest.mark.slow
 def test_ctrl_c_stops_a_model(tiny_folder, tmp_path):
     with terminal(tmp_path, SLOW.format(folder=str(tiny_folder))) as chat:
+        assert "loading and packing weights" in chat.before
         for _ in range(2):  # what was stopped has left nothing behind that is in the way
             chat.type("hello\r")
             chat.shows(SENT)

@@ -145,6 +145,7 @@ def generate(
 ) -> None:
     """Complete a text, with 512 new tokens at most unless told otherwise; with --chat, answer it as a message."""
     from pipezoo.cli.generation import answer_prompt
+    from pipezoo.cli.loading import load_model
     from pipezoo.cli.text_input import prompt_text
     from pipezoo_core.local_file import text_or_file
     from pipezoo_core.sampling_params import SamplingParams
@@ -166,7 +167,7 @@ def generate(
         )
         SamplingParams(**sampling)  # before a model is downloaded or loaded for a setting that cannot be
         text = prompt_text(prompt)
-        llm = registry.load(model, revision=revision, plugin=plugin, device=device, dtype=dtype, **settings)
+        llm = load_model(model, revision=revision, plugin=plugin, device=device, dtype=dtype, **settings)
         if lora is not None:
             sampling["lora"] = LORA_NAME
         asked = [{"role": "user", "content": text}] if chat else text
@@ -201,6 +202,7 @@ def chat(
     """
     from pipezoo.cli.chat import ChatSession
     from pipezoo.cli.line_input import line_input
+    from pipezoo.cli.loading import load_model
     from pipezoo_core.sampling_params import SamplingParams
 
     settings = model_settings(max_length=max_length, kv_cache_memory=kv_cache_memory, lora=lora, devices=devices)
@@ -216,7 +218,7 @@ def chat(
             seed=seed,
         )
         SamplingParams(**sampling)  # before a model is downloaded or loaded for a setting that cannot be
-        llm = registry.load(model, revision=revision, plugin=plugin, device=device, dtype=dtype, **settings)
+        llm = load_model(model, revision=revision, plugin=plugin, device=device, dtype=dtype, **settings)
         session = ChatSession(llm, lora=lora and LORA_NAME, system=system, sampling=sampling, is_verbose=verbose)
         if not session.run(line_input()):
             raise typer.Exit(1)
