@@ -106,3 +106,22 @@ def test_ctrl_c_ends_with_status_130_and_no_traceback(command):
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"Traceback" not in stderr
+
+
+@pytest.mark.parametrize("module", ["typer", "pipezoo.cli.main"])
+def test_ctrl_c_is_as_quiet_while_the_command_is_read(module):
+    """It comes when a module is looked for."""
+    code = f"""
+import sys
+from importlib.abc import MetaPathFinder
+class CtrlC(MetaPathFinder):
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, CtrlC())
+import runpy
+runpy.run_module("pipezoo", run_name="__main__")
+"""
+    process = start("plugins", code=code)
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (130, b"")
