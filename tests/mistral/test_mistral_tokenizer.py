@@ -14,6 +14,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from pipezoo import registry
 from pipezoo_core.errors import InvalidRequestError, UnsupportedTokenizerError
+from pipezoo_core.request import TextGenerationRequest
 from pipezoo_mistral.tokenizer import load_tokenizer
 
 TEXT = """The most frequent string of bytes comes first, and the most frequent pair of neighbours is joined first.
@@ -102,7 +103,8 @@ def test_a_folder_with_tekken_only(folder, trained):
         llm.chat([{"role": "user", "content": "Hello"}])
     (folder / "chat_template.jinja").write_text("[INST]{{ messages[0].content }}[/INST]")
     llm = load(folder)
-    assert llm.tokenizer.encode(llm.tokenizer.chat([{"role": "user", "content": "H"}]), False).tolist()[::2] == [3, 4]
+    text = llm.tokenizer.apply_chat_template([{"role": "user", "content": "H"}])
+    assert llm.tokenizer.encode(text, False).tolist()[::2] == [3, 4]
 
 
 def test_a_folder_with_sentencepiece_only(folder):
@@ -130,3 +132,36 @@ def test_a_damaged_tekken_is_refused(folder, text):
 def test_a_folder_without_a_vocabulary_is_refused(folder):
     with pytest.raises(UnsupportedTokenizerError, match=r"no tokenizer .*tokenizer.json, tokenizer.model.*tekken.json"):
         load(folder)
+
+
+HELLO, HI = {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi  "}
+SYSTEM = {"role": "system", "content": "Be 12"}
+CHATS = {
+    "v3": "<s>[INST]Hello[/INST]Hi</s>[INST]Be 12\n\nHello[/INST]",
+    "v7": "<s>[SYSTEM_PROMPT]Be 12[/SYSTEM_PROMPT][INST]Hello[/INST]Hi</s>[INST]Hello[/INST]",
+}
+
+
+@pytest.mark.parametrize("version", ["v3", "v7", "v11", "v13", "v99", None, 7])
+def test_a_tekken_without_a_template_has_that_of_its_version(folder, trained, version):
+    """Written by hand, from the rules of mistral_common's encoders."""
+    write_tekken(folder, trained)
+    settings = json.loads((folder / "tekken.json").read_text())
+    settings["config"]["version"] = version
+    (folder / "tekken.json").write_text(json.dumps(settings))
+    tokenizer = load(folder).tokenizer
+    messages = [SYSTEM, HELLO, HI, HELLO]
+    if version not in ("v3", "v7", "v11", "v13"):
+        with pytest.raises(InvalidRequestError, match="no chat template"):
+            tokenizer.apply_chat_template(messages)
+        return
+    expected = CHATS["v3" if version == "v3" else "v7"]
+    assert tokenizer.apply_chat_template(messages) == expected
+    context = tokenizer.new_context(TextGenerationRequest(messages=messages))
+    assert context.tokens == tokenizer.encode(expected, add_special_tokens=False).tolist()
+    for wrong in (
+        {"messages": messages, "tools": [{"type": "function"}]},
+        {"messages": [HELLO, {**HI, "role": "tool"}]},
+    ):
+        with pytest.raises(InvalidRequestError, match="the model's own"):
+            tokenizer.apply_chat_template(**wrong)

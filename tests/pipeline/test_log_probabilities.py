@@ -24,6 +24,8 @@ MIXED = [
     (8, {**SAMPLED, "log_probabilities": 2, "logit_bias": {3: 5.0}}),
     (33, {**GREEDY, "log_probabilities": 128, "echo": True, "max_new_tokens": 1}),
     (24, {**SAMPLED}),
+    (30, {**SAMPLED, "log_probabilities": 0}),
+    (21, {**GREEDY, "log_probabilities": 0, "echo": True}),
 ]
 
 
@@ -38,7 +40,7 @@ def make_requests(cases):
 
 def check(output, request, reference):
     params = request.sampling_params
-    if not params.log_probabilities:
+    if params.log_probabilities is None:
         assert output.log_probabilities is None
         return
     tokens = [*request.prompt, *output.tokens]
@@ -48,7 +50,10 @@ def check(output, request, reference):
     assert len(output.log_probabilities) == len(output.tokens)
     own = [value for entry in output.log_probabilities for value in entry.token_log_probabilities]
     top = [values for entry in output.log_probabilities for values in entry.top_log_probabilities]
-    assert len(own) == len(top) == len(tokens) - first
+    ranks = [rank for entry in output.log_probabilities for rank in entry.token_ranks]
+    assert len(own) == len(top) == len(ranks) == len(tokens) - first
+    for entry in output.log_probabilities:
+        assert entry.token_texts.keys() == {token for best in entry.top_log_probabilities for token in best}
     for position, (value, best) in enumerate(zip(own, top, strict=True), start=first):
         row = expected[position - 1]
         assert value == pytest.approx(row[tokens[position]].item(), abs=1e-4)
@@ -58,6 +63,9 @@ def check(output, request, reference):
         assert sorted(best.values(), reverse=True)[: len(greatest)] == pytest.approx(greatest, abs=1e-4)
         assert tokens[position] in best
         assert len(best) <= params.log_probabilities + 1
+        slack = 1e-4  # of tokens that are nearly as likely
+        rank = ranks[position - first]
+        assert (row > row[tokens[position]] + slack).sum() < rank <= 1 + (row > row[tokens[position]] - slack).sum()
 
 
 @pytest.mark.parametrize(

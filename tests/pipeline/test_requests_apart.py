@@ -285,5 +285,5 @@ def test_a_change_that_fails_keeps_no_other_from_being_made(load_tiny):
         raise RuntimeError("out of luck")
 
     with pytest.raises(RuntimeError, match="out of luck"):
-        llm._running._change(failing)
+        llm._engine._change(failing)
     assert len(llm.generate("hello", **GREEDY)[0].tokens) == 12

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from pipezoo_core.errors import EmptyPromptError, InsufficientPagesError, PipezooError, PromptTooLongError
-from pipezoo_core.request import GenerationStatus, LogProbabilities, RequestID
+import numpy as np
+
+from pipezoo_core.errors import EmptyPromptError, InsufficientPagesError, PromptTooLongError
+from pipezoo_core.request import (
+    GenerationStatus,
+    LogProbabilities,
+    RequestID,
+    TextGenerationOutput,
+    Timing,
+    Usage,
+)
 from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.structured_output import TokenMatcher
 
@@ -28,14 +38,19 @@ class TextContext:
     Args:
         request_id: unique among the requests of a pipeline.
         prompt_tokens: at least one.
-        max_length: most tokens, prompt and answer together.
+        max_length: most tokens of any request, prompt and answer together.
         sampling_params: complete settings.
         end_token_ids: the model's own end-of-sequence tokens.
         matcher: where the answer stands in the request's grammar; None where it has none.
         lora: name of the adapter it uses; None for the model as it is.
+        bad_words: the tokens of what is kept out of the answer, none of them empty.
+        arrival_time: when the request was handed over, by `time.monotonic`; None for now.
 
     Attributes:
+        allowed_tokens: the only tokens that may be generated; None allows all.
+        max_num_tokens: most tokens of this one, with what `max_new_tokens` leaves of `max_length`.
         cache_namespace: requests share pages of the KV cache only with others of the same namespace.
+        stop_reason: the stop text, or the one of `stop_token_ids`, that ended the answer.
 
     Raises:
         EmptyPromptError: there are no prompt tokens.
@@ -52,6 +67,8 @@ class TextContext:
         end_token_ids: Collection[int] = (),
         matcher: TokenMatcher | None = None,
         lora: str | None = None,
+        bad_words: Sequence[Sequence[int]] = (),
+        arrival_time: float | None = None,
     ) -> None:
         if not prompt_tokens:
             raise EmptyPromptError("the prompt is empty", cure="Give at least one token of text.")
@@ -66,20 +83,28 @@ class TextContext:
         self.sampling_params = sampling_params
         self.matcher = matcher
         self.lora = lora
+        self.bad_words = [list(word) for word in bad_words]
+        allowed = sampling_params.allowed_token_ids
+        self.allowed_tokens = None if allowed is None else np.array(allowed, dtype=np.int64)
         self.cache_namespace = ""
         self.tokens = list(prompt_tokens)
         self.prompt_length = len(self.tokens)
         self.cache_length = 0
         self.active_length = 0
         self.status = GenerationStatus.ACTIVE
-        self.error: PipezooError | None = None
+        self.error: BaseException | None = None
         self.prompt_log_probabilities = LogProbabilities([], [])
         own = frozenset(sampling_params.stop_token_ids)
         self.stop_token_ids = own if sampling_params.ignore_eos else own | frozenset(end_token_ids)
         wanted = sampling_params.max_new_tokens
         room = max_length - self.prompt_length
-        self.max_length = self.prompt_length + (room if wanted is None else min(wanted, room))
+        self.stop_reason: str | int | None = None
+        self.max_num_tokens = self.prompt_length + (room if wanted is None else min(wanted, room))
         self._random = random.Random(sampling_params.seed)
+        self._arrival_time = time.monotonic() if arrival_time is None else arrival_time
+        self._start_time: float | None = None
+        self._first_token_time: float | None = None
+        self._num_cached_tokens = 0
 
     @property
     def generated_tokens(self) -> list[int]:
@@ -116,6 +141,12 @@ class TextContext:
         """Whether the logits of every prompt token are needed (echo), so that none may come from the prefix cache."""
         return self.sampling_params.echo and self.num_generated == 0
 
+    def begin(self) -> None:
+        """Notes that the first step is about to begin. Does nothing when the request begins anew (preemption)."""
+        if self._start_time is None:
+            self._start_time = time.monotonic()
+            self._num_cached_tokens = self.cache_length
+
     def set_chunk(self, num_tokens: int) -> None:
         """Says how many pending tokens the next step feeds."""
         assert 1 <= num_tokens <= self.num_pending, (num_tokens, self.num_pending)
@@ -145,16 +176,50 @@ class TextContext:
         if next_token is None:
             return
         may_end = self.may_end
+        if self._first_token_time is None:
+            self._first_token_time = time.monotonic()
         self.tokens.append(next_token)
         if may_end and next_token in self.stop_token_ids:
             self.status = GenerationStatus.END_OF_SEQUENCE
-        elif len(self.tokens) >= self.max_length:
+            self.stop_reason = next_token if next_token in self.sampling_params.stop_token_ids else None
+        elif len(self.tokens) >= self.max_num_tokens:
             self.status = GenerationStatus.MAXIMUM_LENGTH
 
-    def finish(self, status: GenerationStatus, error: PipezooError | None = None) -> None:
+    def finish(self, status: GenerationStatus, error: BaseException | None = None) -> None:
         """Ends the request from outside: a stop text was met, the caller cancelled, or `error` says why it failed."""
         self.status = status
         self.error = error
+
+    def output(self, *, text: str = "", tokens: Sequence[int] = ()) -> TextGenerationOutput:
+        """Returns an output that says where the request stands; the last one has its usage and timing, too.
+
+        Args:
+            text: what is new of the answer's text.
+            tokens: what is new of its tokens.
+        """
+        return TextGenerationOutput(
+            request_id=self.request_id,
+            text=text,
+            tokens=list(tokens),
+            final_status=self.status,
+            error=self.error,
+            stop_reason=self.stop_reason,
+            usage=self._usage() if self.status.is_done else None,
+            timing=self._timing() if self.status.is_done else None,
+        )
+
+    def _usage(self) -> Usage:
+        return Usage(self.prompt_length, self._num_cached_tokens, self.num_generated)
+
+    def _timing(self) -> Timing:
+        def since_arrival(moment: float | None) -> float | None:
+            return None if moment is None else moment - self._arrival_time
+
+        return Timing(
+            queue=since_arrival(self._start_time),
+            first_token=since_arrival(self._first_token_time),
+            total=time.monotonic() - self._arrival_time,
+        )
 
     def check_fits(self, num_cache_tokens: int) -> None:
         """Checks that the request fits the KV cache even when it is alone there.
@@ -162,11 +227,11 @@ class TextContext:
         Raises:
             InsufficientPagesError: prompt and answer together need more tokens than `num_cache_tokens`.
         """
-        needed = self.max_length - 1  # the last token is never fed
+        needed, num_new = self.max_num_tokens - 1, self.max_num_tokens - self.prompt_length  # the last is never fed
         if needed > num_cache_tokens:
             raise InsufficientPagesError(
                 "the KV cache is too small for this request",
-                found=f"{self.prompt_length} prompt tokens and up to {self.max_length - self.prompt_length} new ones",
+                found=f"{self.prompt_length} prompt tokens and up to {num_new} new ones",
                 allowed=f"{num_cache_tokens + 1} tokens together",
                 cure="Lower max_new_tokens, or load with more kv_cache_memory.",
             )

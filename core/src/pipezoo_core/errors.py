@@ -19,6 +19,7 @@ __all__ = [
     "CacheIntegrityError",
     "CheckpointError",
     "CheckpointMismatchError",
+    "ClosedPipelineError",
     "CorruptCheckpointError",
     "DownloadError",
     "EmptyPromptError",
@@ -31,6 +32,7 @@ __all__ = [
     "InvalidGrammarError",
     "InvalidRequestError",
     "InvalidSettingError",
+    "LogitsProcessorError",
     "MissingDependencyError",
     "MissingShardError",
     "ModelNotFoundError",
@@ -167,15 +169,6 @@ class PromptTooLongError(InvalidRequestError):
 
 class AdapterNotFoundError(InvalidRequestError, LookupError):
     """A request names a LoRA adapter that is not loaded."""
-
-    @classmethod
-    def named(cls, name: str, loaded: Collection[str]) -> Self:
-        """Returns the error for an adapter of this name, where those of `loaded` are there."""
-        return cls(
-            f"no adapter {name!r} is loaded",
-            allowed=loaded,
-            cure="Load the model with lora_paths, or load the adapter with lora_manager.load_adapter.",
-        )
 
 
 class AdapterInUseError(PipezooError, RuntimeError):
@@ -317,8 +310,16 @@ class NonFiniteLogitsError(PipezooError, ArithmeticError):
     """The model computed NaN or infinity for a request, so that no next token can be chosen; the others go on."""
 
 
+class LogitsProcessorError(PipezooError, RuntimeError):
+    """A request's own logits processor failed; the cause is chained, and the other requests go on."""
+
+
 class ForkedProcessError(PipezooError, RuntimeError):
     """A forked child uses its parent's model, or cannot compute because its parent had threads that it lacks."""
+
+
+class ClosedPipelineError(PipezooError, RuntimeError):
+    """A pipeline is used after it was closed."""
 
 
 class RankLostError(PipezooError, RuntimeError):

@@ -24,9 +24,11 @@ def log_probabilities_of(logits: Tensor, tokens: Tensor, top_n: int) -> LogProba
     at_once = max(1, NUMBERS_SAMPLED_AT_ONCE // logits.shape[-1])
     for rows, targets in zip(logits.split(at_once), tokens.split(at_once), strict=True):
         log_probabilities = rows.float().log_softmax(-1)
-        own = log_probabilities.gather(-1, targets.unsqueeze(-1)).squeeze(-1).tolist()
+        own_values = log_probabilities.gather(-1, targets.unsqueeze(-1))
+        own = own_values.squeeze(-1).tolist()
         top_values, top_tokens = log_probabilities.topk(min(top_n, rows.shape[-1]), dim=-1)
         result.token_log_probabilities.extend(own)
+        result.token_ranks.extend((1 + (log_probabilities > own_values).sum(-1)).tolist())
         result.top_log_probabilities.extend(
             _top(values, ids, token, value)
             for values, ids, token, value in zip(

@@ -5,20 +5,23 @@ from __future__ import annotations
 import enum
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
 from pipezoo_core.errors import InvalidRequestError, shown
 from pipezoo_core.sampling_params import SamplingParams
 
 __all__ = [
     "ChatMessage",
+    "FinishReason",
     "GenerationStatus",
     "LogProbabilities",
     "Prompt",
     "RequestID",
     "TextGenerationOutput",
     "TextGenerationRequest",
+    "Timing",
+    "Usage",
     "new_request_id",
 ]
 
@@ -49,6 +52,53 @@ class GenerationStatus(enum.StrEnum):
         return self is not GenerationStatus.ACTIVE
 
 
+class FinishReason(enum.StrEnum):
+    """Why a request ended, in the words that most engines use."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+_FINISH_REASONS = {
+    GenerationStatus.END_OF_SEQUENCE: FinishReason.STOP,
+    GenerationStatus.MAXIMUM_LENGTH: FinishReason.LENGTH,
+    GenerationStatus.CANCELLED: FinishReason.CANCELLED,
+    GenerationStatus.ERROR: FinishReason.ERROR,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How many tokens a request took.
+
+    Attributes:
+        num_prompt_tokens: those of the prompt, whether they were computed or found.
+        num_cached_tokens: those of the prompt that the prefix cache had when the request began.
+        num_generated_tokens: those of the answer, an end or stop token included.
+    """
+
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_generated_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long a request took, in seconds since it was handed over, its tokenization included.
+
+    Attributes:
+        queue: until its first step; None where it never began.
+        first_token: until its first token; None where there is none.
+        total: until its end.
+    """
+
+    queue: float | None
+    first_token: float | None
+    total: float
+
+
 @dataclass(frozen=True, slots=True)
 class LogProbabilities:
     """Natural-log probabilities at one step of a request, from the model's unchanged logits.
@@ -56,18 +106,25 @@ class LogProbabilities:
     Attributes:
         token_log_probabilities: of each token: the generated one, and with echo, before it, the prompt's tokens
             from the second on (nothing comes before the first).
-        top_log_probabilities: for each of these, token id -> log probability of the most likely tokens, and of the
-            token itself.
+        top_log_probabilities: for each of these, token id -> log probability of the most likely tokens, the most
+            likely first, and of the token itself, last where it is none of them.
+        token_ranks: for each of these its place among all tokens, 1 for the most likely one; those as likely as
+            another share its place. Empty where a model's own computation gives none.
+        token_texts: token id -> text, of all tokens above. A part of a character is U+FFFD.
     """
 
     token_log_probabilities: list[float]
     top_log_probabilities: list[dict[int, float]]
+    token_ranks: list[int] = field(default_factory=list)
+    token_texts: dict[int, str] = field(default_factory=dict)
 
     def followed_by(self, later: LogProbabilities) -> LogProbabilities:
         """Returns the positions of both, these first."""
         return LogProbabilities(
             self.token_log_probabilities + later.token_log_probabilities,
             self.top_log_probabilities + later.top_log_probabilities,
+            self.token_ranks + later.token_ranks,
+            self.token_texts | later.token_texts,
         )
 
 
@@ -78,6 +135,9 @@ class TextGenerationRequest:
     Attributes:
         prompt: text that is completed as it is, or token ids.
         messages: a chat, `{"role": …, "content": …}` each; the model's chat template makes the prompt of it.
+        tools: what the model may call in a chat, a JSON schema each.
+        chat_template_kwargs: further variables of the model's chat template, such as `enable_thinking` or `documents`.
+        continue_final_message: whether the answer continues the chat's last message, and does not begin a new one.
         sampling_params: None takes the pipeline's defaults.
         lora: name of the loaded adapter to answer with; None takes the model as it is.
         request_id: unique among the requests of a pipeline, 256 characters at most.
@@ -88,6 +148,9 @@ class TextGenerationRequest:
 
     prompt: str | Sequence[int] | None = None
     messages: Sequence[ChatMessage] | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    continue_final_message: bool = False
     sampling_params: SamplingParams | None = None
     lora: str | None = None
     request_id: RequestID = field(default_factory=new_request_id)
@@ -100,6 +163,9 @@ class TextGenerationRequest:
             or _is_list(self.prompt)
             or getattr(self.prompt, "ndim", 0) == 1,  # an array
             "messages": self.messages is None or _is_list(self.messages),
+            "tools": self.tools is None or _is_list(self.tools),
+            "chat_template_kwargs": self.chat_template_kwargs is None or isinstance(self.chat_template_kwargs, Mapping),
+            "continue_final_message": isinstance(self.continue_final_message, bool),
             "sampling_params": self.sampling_params is None or isinstance(self.sampling_params, SamplingParams),
             "lora": self.lora is None or isinstance(self.lora, str),
             "request_id": isinstance(self.request_id, str) and len(self.request_id) <= _MAX_ID_LENGTH,
@@ -124,6 +190,12 @@ class TextGenerationOutput:
         final_status: `ACTIVE` while more will come, `ERROR` where the request failed.
         error: why it failed; None where it did not.
         log_probabilities: one entry per generated token, or None where they were not asked for.
+        stop_reason: the stop text, or the one of `stop_token_ids`, that ended the answer; None where the model's own
+            end token, a grammar or anything else did.
+        usage: how many tokens it took; None before the end, and where the request was never begun.
+        timing: how long it took; None where `usage` is.
+        index: which of the request's answers it is, from 0 on.
+        others: the request's further answers, where `n` asked for several; not while streaming.
     """
 
     request_id: RequestID
@@ -132,23 +204,36 @@ class TextGenerationOutput:
     final_status: GenerationStatus = GenerationStatus.ACTIVE
     log_probabilities: list[LogProbabilities] | None = None
     error: BaseException | None = None
+    stop_reason: str | int | None = None
+    usage: Usage | None = None
+    timing: Timing | None = None
+    index: int = 0
+    others: Sequence[TextGenerationOutput] = ()
+
+    @property
+    def answers(self) -> list[TextGenerationOutput]:
+        """All answers to the request, `n` of them: this one first, and then the others."""
+        return [self, *self.others]
 
     @property
     def is_done(self) -> bool:
         """Whether no further output will come for the request."""
         return self.final_status.is_done
 
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the request ended: `final_status` in the words of other engines. None while more will come."""
+        return _FINISH_REASONS.get(self.final_status)
+
     @classmethod
     def joined(cls, pieces: Sequence[TextGenerationOutput]) -> TextGenerationOutput:
         """Joins the pieces of one request, at least one, in their order."""
         logged = [piece.log_probabilities for piece in pieces if piece.log_probabilities is not None]
-        return cls(
-            request_id=pieces[0].request_id,
+        return replace(
+            pieces[-1],
             text="".join(piece.text for piece in pieces),
             tokens=[token for piece in pieces for token in piece.tokens],
-            final_status=pieces[-1].final_status,
             log_probabilities=[entry for entries in logged for entry in entries] if logged else None,
-            error=pieces[-1].error,
         )
 
     @classmethod

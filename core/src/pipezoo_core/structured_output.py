@@ -159,7 +159,7 @@ def _grammar(params: SamplingParams) -> str:
     from llguidance import LLMatcher
 
     assert params.constraint is not None
-    text: str = getattr(params, params.constraint)
+    text = "".join(getattr(params, params.constraint))  # the texts of a choice
     if len(text) > _MAX_SIZE:
         raise InvalidGrammarError(
             f"the request's {params.constraint} is too long",
@@ -176,10 +176,17 @@ def _grammar(params: SamplingParams) -> str:
             if (len(params.regex) - len(params.regex.rstrip("\\"))) % 2:  # llguidance would drop it
                 raise ValueError("a single backslash at the end")
             return LLMatcher.grammar_from_regex(params.regex)
+        if params.choice is not None:
+            return LLMatcher.grammar_from_lark(f"start: {' | '.join(map(_lark_text, params.choice))}")
         assert params.grammar is not None
         return LLMatcher.grammar_from_lark(params.grammar)
     except ValueError as error:
         raise _invalid(params.constraint, error) from error
+
+
+def _lark_text(text: str) -> str:
+    """Returns a text as Lark writes it: like JSON, with the last control character of ASCII escaped, too."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _check_min_properties(schema: object) -> None:
@@ -214,7 +221,7 @@ def _engine(delegate: Any) -> tuple[LLTokenizer, GrammarTrial]:
             "llguidance cannot read the model's tokenizer",
             found=f"{type(delegate).__name__}: {error}",
             allowed="fast tokenizers (tokenizer.json) with byte-level or byte-fallback decoding",
-            cure="Ask for no json_schema, regex or grammar with this model.",
+            cure="Ask for no json_schema, regex, grammar or choice with this model.",
         ) from error
 
 

@@ -153,8 +153,9 @@ def test_the_window_stays_short(byte_level, token):
 
 
 def first_stop(text, stops, begin):
-    found = [(text.find(stop, begin) + len(stop), text.find(stop, begin)) for stop in stops if stop in text[begin:]]
-    return min(found)[1] if found else None
+    """Where the text ends, and at which stop text; the whole text and None where it has none."""
+    found = [(text.find(s, begin) + len(s), text.find(s, begin), s) for s in stops if s in text[begin:]]
+    return min(found)[1:] if found else (len(text), None)
 
 
 @given(text=TEXTS, filler=TEXTS, minimum=st.integers(0, 6), data=st.data())
@@ -168,32 +169,37 @@ def test_text_ends_before_the_first_stop(smollm2, text, filler, minimum, data):
         st.lists(spans | st.sampled_from(["ab", "aab", "he"]), max_size=3).map(lambda s: [x for x in s if x])
     )
     begin = len(decode(answer[:minimum]).rstrip("\ufffd"))
-    end = first_stop(whole, stops, begin)
+    end, stop = first_stop(whole, stops, begin)
 
     stream = TextStream(decode, prompt_tokens=prompt, stop=stops, min_new_tokens=minimum)
     assert stream_all(stream, answer) == whole[:end]
-    assert stream.stopped == (end is not None)
+    assert stream.stop_text == stop
 
 
 @given(
-    text=st.text("ab", max_size=20), stops=st.lists(st.text("ab", min_size=1, max_size=5), max_size=3), data=st.data()
+    text=st.text("ab", max_size=20),
+    stops=st.lists(st.text("ab", min_size=1, max_size=5), max_size=3),
+    include=st.booleans(),
+    data=st.data(),
 )
-def test_the_result_does_not_depend_on_the_cut_into_tokens(text, stops, data):
+def test_the_result_does_not_depend_on_the_cut_into_tokens(text, stops, include, data):
     borders = sorted(data.draw(st.sets(st.integers(0, len(text)))))
     pieces = [text[a:b] for a, b in zip([0, *borders], [*borders, len(text)], strict=True)]
 
     def decode(tokens):
         return "".join(["prompt", *pieces][token] for token in tokens)
 
-    stream = TextStream(decode, prompt_tokens=[0], stop=stops)
-    assert stream_all(stream, range(1, len(pieces) + 1)) == text[: first_stop(text, stops, 0)]
+    stream = TextStream(decode, prompt_tokens=[0], stop=stops, include_stop=include)
+    end, stop = first_stop(text, stops, 0)
+    assert stream_all(stream, range(1, len(pieces) + 1)) == text[:end] + (stop if include and stop else "")
+    assert stream.stop_text == stop
 
 
 def test_only_what_may_begin_a_stop_text_is_held_back():
     texts = ["prompt", "see <", "/", "i> <", "/en", "d>", "more"]
     stream = TextStream(lambda tokens: "".join(texts[t] for t in tokens), prompt_tokens=[0], stop=["</end>"])
     assert [stream.push(token) for token in range(1, 7)] == ["see ", "", "</i> ", "", "", ""]
-    assert stream.stopped
+    assert stream.stop_text == "</end>"
     assert stream.finish() == ""
 
 
@@ -203,7 +209,7 @@ def test_a_stop_text_counts_only_behind_the_protected_tokens():
         lambda tokens: "".join(texts[t] for t in tokens), prompt_tokens=[0], stop=["stop"], min_new_tokens=2
     )
     assert [stream.push(token) for token in (1, 2, 3, 4)] == ["stop", "st", "op", ""]
-    assert stream.stopped
+    assert stream.stop_text == "stop"
 
 
 def before_stop(pieces, stops):
@@ -215,12 +221,13 @@ def before_stop(pieces, stops):
             if not is_special:
                 shown.append(len(seen) - 1)
             answer = "".join(seen[place] for place in shown)
-            begins = [len(seen) - len(stop) for stop in stops if seen.endswith(stop)]
+            begins = [(len(seen) - len(stop), stop) for stop in stops if seen.endswith(stop)]
             if not is_special:
-                begins += [shown[len(shown) - len(stop)] for stop in stops if answer.endswith(stop)]
+                begins += [(shown[len(shown) - len(stop)], stop) for stop in stops if answer.endswith(stop)]
             if begins:
-                return "".join(seen[place] for place in shown if place < min(begins)), True
-    return "".join(seen[place] for place in shown), False
+                begin, stop = min(begins)
+                return "".join(seen[place] for place in shown if place < begin), stop
+    return "".join(seen[place] for place in shown), None
 
 
 @given(
@@ -236,4 +243,4 @@ def test_stop_texts_may_name_special_tokens(pieces, stops):
         special_texts=special,
     )
     found = stream_all(stream, range(1, len(texts)))
-    assert (found, stream.stopped) == before_stop(pieces, stops)
+    assert (found, stream.stop_text) == before_stop(pieces, stops)

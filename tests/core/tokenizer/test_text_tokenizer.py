@@ -66,7 +66,7 @@ def test_text_becomes_a_context(tokenizer):
     context = new_context(tokenizer, "hello")
     assert pieces(tokenizer, context.tokens) == ["<bos>", "hello"]
     assert context.tokens == [int(token) for token in context.tokens]
-    assert (context.request_id, context.max_length, context.sampling_params.top_k) == ("r", 32, 7)
+    assert (context.request_id, context.max_num_tokens, context.sampling_params.top_k) == ("r", 32, 7)
     assert context.stop_token_ids == {271}
     assert new_context(tokenizer, "a", top_k=3, stop_token_ids=[5]).stop_token_ids == {5, 271}
 
@@ -94,7 +94,7 @@ def test_sentencepiece_text_has_one_bos(sentencepiece_metadata):
 @pytest.mark.parametrize("adds_bos", [True, False])
 def test_a_chat_has_the_bos_of_its_template_alone(byte_level_metadata, adds_bos):
     tokenizer = make_tokenizer(byte_level_metadata, add_bos_token=adds_bos)
-    assert tokenizer.chat(CHAT) == "<bos>[user]hello[assistant]"
+    assert tokenizer.apply_chat_template(CHAT) == "<bos>[user]hello[assistant]"
     tokens = new_context(tokenizer, messages=CHAT).tokens
     assert tokens.count(tokenizer.delegate.bos_token_id) == 1
     assert tokenizer.decode(tokens) == "[user]hello[assistant]"
@@ -145,12 +145,12 @@ def test_token_ids_of_settings_are_checked(tokenizer, sampling):
 @pytest.mark.parametrize("message", ["hello", {"role": "user"}, {"role": 1, "content": "a"}, {"content": "a"}])
 def test_messages_that_are_not_sound_are_refused(tokenizer, message):
     with pytest.raises(InvalidRequestError, match="message 2 of the chat"):
-        tokenizer.chat([*CHAT, message])
+        tokenizer.apply_chat_template([*CHAT, message])
 
 
 def test_a_template_that_refuses(tokenizer):
     with pytest.raises(InvalidRequestError, match="no role system") as error:
-        tokenizer.chat([{"role": "system", "content": "a"}])
+        tokenizer.apply_chat_template([{"role": "system", "content": "a"}])
     assert error.value.__cause__ is not None
 
 
@@ -159,13 +159,13 @@ def test_a_template_cannot_reach_python(byte_level_metadata):
     delegate = tokenizer_from_gguf({**byte_level_metadata, "tokenizer.chat_template": template})
     tokenizer = TextTokenizer(delegate, max_length=8, sampling_params=SamplingParams(), eos_token_ids=[])
     with pytest.raises(InvalidRequestError):
-        tokenizer.chat(CHAT)
+        tokenizer.apply_chat_template(CHAT)
 
 
 def test_no_template(byte_level):
     tokenizer = TextTokenizer(byte_level, max_length=8, sampling_params=SamplingParams(), eos_token_ids=[])
     with pytest.raises(InvalidRequestError, match="no chat template"):
-        tokenizer.chat(CHAT)
+        tokenizer.apply_chat_template(CHAT)
 
 
 def test_a_huge_template_is_refused(byte_level_metadata):
@@ -181,7 +181,7 @@ def test_a_saved_folder_gives_the_same_tokenizer(request, metadata, tmp_path, wa
     loaded = TextTokenizer(load_tokenizer(tmp_path), max_length=32, sampling_params=SamplingParams(), eos_token_ids=[])
     for text in ("hello 12 é😀 ", "<think>the"):
         assert loaded.encode(text).tolist() == saved.encode(text).tolist()
-    assert loaded.chat(CHAT) == saved.chat(CHAT)
+    assert loaded.apply_chat_template(CHAT) == saved.apply_chat_template(CHAT)
     assert not warnings_logged.records
 
 
@@ -232,6 +232,46 @@ def test_a_tokenizer_without_special_tokens_is_no_reason_for_noise(byte_level_me
 
 def test_end_tokens_without_a_turns_end(sentencepiece):
     assert eos_token_ids(sentencepiece, SimpleNamespace(), {}) == {2}
+
+
+@pytest.mark.parametrize("metadata", ["byte_level_metadata", "sentencepiece_metadata"])
+def test_the_texts_of_a_texts_tokens_are_the_text(request, metadata):
+    tokenizer = make_tokenizer(request.getfixturevalue(metadata))
+    text = "the there  in the"
+    tokens = tokenizer.encode(text, add_special_tokens=False).tolist()
+    assert "".join(tokenizer.text_of(token) for token in tokens).removeprefix(" ") == text
+    end = max(tokenizer.delegate.all_special_ids)
+    assert tokenizer.text_of(end) == tokenizer.delegate.convert_ids_to_tokens(end)
+
+
+def test_the_text_of_a_part_of_a_character_and_of_a_token_without_any(byte_level):
+    tokenizer = TextTokenizer(
+        byte_level, max_length=8, sampling_params=SamplingParams(), eos_token_ids=[], vocab_size=999
+    )
+    assert tokenizer.text_of(0xC3) == "\ufffd"
+    assert tokenizer.text_of(998) == ""
+
+
+@pytest.mark.parametrize("num", [2, 3, 5, 31])
+def test_a_prompt_is_truncated_as_transformers_does_on_the_left(byte_level_metadata, num):
+    """With its BOS token."""
+    tokenizer = make_tokenizer(byte_level_metadata, add_bos_token=True)
+    delegate, text = tokenizer.delegate, "hello wo 12 wo"
+    delegate.truncation_side = "left"
+    expected = delegate.encode(text, truncation=True, max_length=num)
+    assert new_context(tokenizer, text, truncate_prompt_tokens=num).tokens == expected
+    assert pieces(tokenizer, expected)[0] == "<bos>"
+
+
+@pytest.mark.parametrize("metadata", ["byte_level_metadata", "sentencepiece_metadata"])
+def test_a_bad_word_is_known_wherever_it_stands(request, metadata):
+    """By the tokens that it has alone, after a space, and in the middle of a word."""
+    tokenizer = make_tokenizer(request.getfixturevalue(metadata))
+    words = new_context(tokenizer, "a", bad_words=["the"]).bad_words
+    for text in ("the", "in the", "inthe"):
+        tokens = tokenizer.encode(text, add_special_tokens=False).tolist()
+        assert any(tokens[-len(word) :] == word for word in words), text
+    assert len({tuple(word) for word in words}) == len(words)
 
 
 @pytest.mark.parametrize("id_", [1 << 24, (1 << 32) - 1])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from pipezoo_core.config import PipelineConfig
 from pipezoo_core.context import TextContext, TextGenerationInputs
 from pipezoo_core.errors import InvalidRequestError
+from pipezoo_core.interfaces.answers import Answers
 from pipezoo_core.kv_cache import PagedKVCacheManager
 from pipezoo_core.request import (
     Prompt,
@@ -20,7 +21,7 @@ from pipezoo_core.request import (
 if TYPE_CHECKING:
     from pipezoo_core.interfaces.tokenizer import PipelineTokenizer
 
-__all__ = ["GenerateMixin", "as_requests", "checked", "is_batch", "join_outputs", "new_contexts"]
+__all__ = ["GenerateMixin", "as_requests", "checked", "is_batch", "new_contexts"]
 
 ContextT_co = TypeVar("ContextT_co", bound=TextContext, covariant=True)
 ContextT = TypeVar("ContextT")
@@ -85,8 +86,8 @@ class GenerateMixin(Protocol[ContextT_co, RequestT_co]):
                 then.
             What `execute` raises, and for a prompt by itself what `tokenizer.new_context` does.
         """
-        requests = as_requests(prompts)
-        return join_outputs(requests, _run(self, requests, in_batch=is_batch(prompts)))
+        answers = Answers(as_requests(prompts))
+        return answers.joined(_run(self, answers, in_batch=is_batch(prompts)))
 
     async def generate_async(self, prompts: Any) -> AsyncIterator[list[TextGenerationOutput]]:
         """Answers prompts and yields, step by step, what is new of those that went on.
@@ -97,7 +98,7 @@ class GenerateMixin(Protocol[ContextT_co, RequestT_co]):
         Raises:
             What `generate` does.
         """
-        steps = _run(self, as_requests(prompts), in_batch=is_batch(prompts))
+        steps = _run(self, Answers(as_requests(prompts)), in_batch=is_batch(prompts))
         try:
             for outputs in steps:
                 yield outputs
@@ -107,17 +108,17 @@ class GenerateMixin(Protocol[ContextT_co, RequestT_co]):
 
 
 def _run(
-    pipeline: GenerateMixin[Any, Any], requests: Sequence[TextGenerationRequest], *, in_batch: bool
+    pipeline: GenerateMixin[Any, Any], answers: Answers, *, in_batch: bool
 ) -> Generator[list[TextGenerationOutput]]:
-    contexts, failed = new_contexts(pipeline.tokenizer, requests)
+    contexts, failed = new_contexts(pipeline.tokenizer, answers.requests)
     try:
         if failed:
-            yield checked(failed, in_batch=in_batch)
+            yield checked(answers.named(failed), in_batch=in_batch)
         while batch := {c.request_id: c for c in contexts if not c.status.is_done}:
             for context in batch.values():
                 context.set_chunk(context.num_pending)
             outputs = pipeline.execute(TextGenerationInputs([batch]))
-            yield checked(list(outputs.values()), in_batch=in_batch)
+            yield checked(answers.named(outputs.values()), in_batch=in_batch)
     finally:
         for context in contexts:
             pipeline.release(context.request_id)
@@ -184,14 +185,3 @@ def _as_request(prompt: Prompt) -> TextGenerationRequest:
 
 def _is_chat(prompt: object) -> bool:
     return isinstance(prompt, Sequence) and len(prompt) > 0 and all(isinstance(part, Mapping) for part in prompt)
-
-
-def join_outputs(
-    requests: Sequence[TextGenerationRequest], steps: Iterator[list[TextGenerationOutput]]
-) -> list[TextGenerationOutput]:
-    """Joins the pieces that steps yield to one output per request, in the order of the requests."""
-    pieces: dict[RequestID, list[TextGenerationOutput]] = {request.request_id: [] for request in requests}
-    for outputs in steps:
-        for output in outputs:
-            pieces[output.request_id].append(output)
-    return [TextGenerationOutput.joined(of_one) for of_one in pieces.values()]

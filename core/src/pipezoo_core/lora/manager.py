@@ -95,7 +95,7 @@ class LoRAManager:
         return list(self._adapters)
 
     def is_lora(self, name: str) -> bool:
-        """Whether an adapter of this name is loaded."""
+        """Whether an adapter of this name is loaded. A name of MAX's, for callers."""
         return name in self._adapters
 
     def is_active_lora(self, name: str) -> bool:
@@ -140,6 +140,16 @@ class LoRAManager:
                 )
             self._adapters[lora.name] = _Adapter(lora.rank, next(self._serial), layers)
 
+    def check_unused(self, name: str) -> None:
+        """Raises what `unload_adapter` would."""
+        with self._lock:
+            if name not in self._adapters:
+                raise _not_found(name, self.loras)
+            if name in self._users.values():
+                raise AdapterInUseError(
+                    f"the adapter {name!r} is in use", cure="Wait for its requests, or cancel them."
+                )
+
     def unload_adapter(self, name: str) -> None:
         """Forgets an adapter.
 
@@ -148,12 +158,7 @@ class LoRAManager:
             AdapterInUseError: a request that is not done uses it.
         """
         with self._lock:
-            if name not in self._adapters:
-                raise AdapterNotFoundError.named(name, self.loras)
-            if name in self._users.values():
-                raise AdapterInUseError(
-                    f"the adapter {name!r} is in use", cure="Wait for its requests, or cancel them."
-                )
+            self.check_unused(name)
             del self._adapters[name]
             self._slots.forget(name)
 
@@ -169,7 +174,7 @@ class LoRAManager:
         assert context.lora is not None
         with self._lock:
             if context.lora not in self._adapters:
-                raise AdapterNotFoundError.named(context.lora, self.loras)
+                raise _not_found(context.lora, self.loras)
             self._users[context.request_id] = context.lora
             context.cache_namespace = f"lora {self._adapters[context.lora].serial}"
 
@@ -236,3 +241,11 @@ class LoRAManager:
                 cure="Take an adapter that was trained on this model, and on linear layers other than the head.",
             )
         return layers
+
+
+def _not_found(name: str, loaded: list[str]) -> AdapterNotFoundError:
+    return AdapterNotFoundError(
+        f"no adapter {name!r} is loaded",
+        allowed=loaded,
+        cure="Load the model with lora_paths, or load the adapter with load_adapter.",
+    )

@@ -160,7 +160,10 @@ class Engine:
         """
         work = self._assigned(self._scheduler.schedule())
         if not work:
-            raise _nothing_begins()
+            raise InsufficientPagesError(
+                "no request can begin, because requests outside the scheduler hold the KV cache's pages or slots",
+                cure="Release what was given to `execute` directly.",
+            )
         outcomes = self._run(work, ModelRunner.step)
         self._deliver(work, outcomes)
 
@@ -184,6 +187,11 @@ class Engine:
         """
         self._check_id(request_id)
         self._change(partial(self._cancel, request_id))
+
+    def cancel_all(self) -> None:
+        """As `cancel`, all requests that somebody waits for."""
+        for request_id in list(self._requests):
+            self._change(partial(self._cancel, request_id))
 
     def release(self, request_id: RequestID) -> None:
         """Gives back the request's pages and adapter, and forgets its text.
@@ -249,9 +257,7 @@ class Engine:
         if request is not None and not request.is_done:
             request.context.finish(GenerationStatus.CANCELLED)
             rest = "".join(runner.remaining_text(request_id) for runner in self._runners)  # one of them has any
-            self._deliver_output(
-                TextGenerationOutput(request_id=request_id, text=rest, final_status=GenerationStatus.CANCELLED)
-            )
+            self._deliver_output(request.context.output(text=rest))
 
     def _release(self, request_id: RequestID) -> None:
         self._scheduler.remove(request_id)
@@ -295,7 +301,8 @@ class Engine:
         for (_, batch), outcome in zip(work, outcomes, strict=True):
             if isinstance(outcome, BaseException):
                 for context in batch:
-                    self._deliver_output(TextGenerationOutput.failed(context.request_id, outcome))
+                    context.finish(GenerationStatus.ERROR, outcome)
+                    self._deliver_output(context.output())
             else:
                 for output in outcome.values():
                     self._deliver_output(output)
@@ -309,10 +316,3 @@ class Engine:
         if output.is_done:
             self._release(output.request_id)
             request.is_done = True
-
-
-def _nothing_begins() -> InsufficientPagesError:
-    return InsufficientPagesError(
-        "no request can begin, because requests outside the scheduler hold the KV cache's pages or slots",
-        cure="Release what was given to `execute` directly.",
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import wait
 from dataclasses import replace
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -16,7 +17,6 @@ from pipezoo_core.errors import (
     InsufficientPagesError,
     InvalidRequestError,
     NonFiniteLogitsError,
-    PipezooError,
 )
 from pipezoo_core.interfaces import ModelInputs, ModelOutputs, PipelineModel
 from pipezoo_core.pipeline.sampler import NO_TOKEN, sample
@@ -119,6 +119,7 @@ class ModelRunner:
             if not self._manager.contains(context.request_id):
                 self._claim_adapter(context)
                 self._manager.external_claim(context)
+                context.begin()
                 context.set_chunk(context.num_pending)
 
     def _claim_adapter(self, context: TextContext) -> None:
@@ -178,15 +179,21 @@ class ModelRunner:
     def _log_probabilities(
         self, batch: Sequence[TextContext], inputs: ModelInputs, outputs: ModelOutputs, next_tokens: Tensor
     ) -> Sequence[LogProbabilities | None]:
-        top_n = [
-            context.sampling_params.log_probabilities if context.samples or context.sampling_params.echo else 0
-            for context in batch
-        ]
-        if not any(top_n):
+        wanted = [context.sampling_params.log_probabilities for context in batch]
+        if all(number is None for number in wanted):
             return [None] * len(batch)
+        given = [context.samples or context.sampling_params.echo for context in batch]
+        top_n = [max(1, n) if n is not None and is_given else 0 for n, is_given in zip(wanted, given, strict=True)]
         echo = [context.sampling_params.echo and context.num_generated == 0 for context in batch]
         existing = next_tokens.clamp(min=0)
-        return self._model.compute_log_probabilities(self._model.session, inputs, outputs, existing, top_n, echo)
+        entries = self._model.compute_log_probabilities(self._model.session, inputs, outputs, existing, top_n, echo)
+        return [entry and self._completed(entry, n) for entry, n in zip(entries, wanted, strict=True)]
+
+    def _completed(self, entry: LogProbabilities, top_n: int | None) -> LogProbabilities:
+        """Returns an entry with its tokens' texts; where no others are asked for, with the tokens themselves alone."""
+        tops = entry.top_log_probabilities if top_n else [_last(top) for top in entry.top_log_probabilities]
+        texts = {token: self._tokenizer.text_of(token) for top in tops for token in top}
+        return replace(entry, top_log_probabilities=tops, token_texts=texts)
 
     def _advance(
         self, batch: Sequence[TextContext], next_tokens: Sequence[int], logged: Sequence[LogProbabilities | None]
@@ -197,7 +204,7 @@ class ModelRunner:
                 yield self._end(context, _final_status(context.matcher), context.matcher.error)
                 continue
             if token == NO_TOKEN:
-                error = _non_finite(context)
+                error = context.error or _non_finite(context)
                 context.advance(None)
                 yield self._end(context, GenerationStatus.ERROR, error)
                 continue
@@ -214,45 +221,46 @@ class ModelRunner:
                 output = replace(output, log_probabilities=[whole])
             yield output
 
-    def _end(self, context: TextContext, status: GenerationStatus, error: PipezooError | None) -> TextGenerationOutput:
+    def _end(self, context: TextContext, status: GenerationStatus, error: BaseException | None) -> TextGenerationOutput:
         """Ends a request without another token: its grammar allows none, or its logits name none."""
         context.finish(status, error)
-        text = self.remaining_text(context.request_id)
-        return TextGenerationOutput(
-            request_id=context.request_id, text=text, final_status=context.status, error=context.error
-        )
+        return context.output(text=self.remaining_text(context.request_id))
 
     def _output(self, context: TextContext, token: int) -> TextGenerationOutput:
         stream = self._streams.get(context.request_id)
         if stream is None:
-            stream = self._streams[context.request_id] = TextStream(
-                self._tokenizer.decode,
-                prompt_tokens=context.tokens[: context.prompt_length],
-                stop=context.sampling_params.stop,
-                min_new_tokens=context.sampling_params.min_new_tokens,
-                special_texts=self._tokenizer.special_texts,
-            )
+            stream = self._streams[context.request_id] = self._new_stream(context)
         ended = context.status is GenerationStatus.END_OF_SEQUENCE
         try:
-            text = "" if ended else stream.push(token)
+            text = "" if ended and not context.sampling_params.include_stop_str_in_output else stream.push(token)
         except InvalidRequestError as error:  # the model's tokenizer cannot decode it
-            context.finish(GenerationStatus.CANCELLED, error)
-            return TextGenerationOutput(request_id=context.request_id, tokens=[token], final_status=context.status)
-        if stream.stopped:
-            context.finish(GenerationStatus.END_OF_SEQUENCE)
-        elif context.matcher is not None and not ended:
+            context.finish(GenerationStatus.ERROR, error)
+            return context.output(tokens=[token])
+        if context.matcher is not None and not ended and stream.stop_text is None:
             context.matcher.consume(token)
             if context.matcher.is_done:
                 context.finish(_final_status(context.matcher), context.matcher.error)
         if context.status.is_done:
             text += stream.finish()
-        return TextGenerationOutput(
-            request_id=context.request_id,
-            text=text,
-            tokens=[token],
-            final_status=context.status,
-            error=context.error,
+        if stream.stop_text is not None:
+            context.finish(GenerationStatus.END_OF_SEQUENCE)
+            context.stop_reason = stream.stop_text
+        return context.output(text=text, tokens=[token])
+
+    def _new_stream(self, context: TextContext) -> TextStream:
+        params = context.sampling_params
+        return TextStream(
+            partial(self._tokenizer.decode, skip_special_tokens=params.skip_special_tokens),
+            prompt_tokens=context.tokens[: context.prompt_length],
+            stop=params.stop,
+            min_new_tokens=params.min_new_tokens,
+            special_texts=self._tokenizer.special_texts if params.skip_special_tokens else {},
+            include_stop=params.include_stop_str_in_output,
         )
+
+
+def _last(top: dict[int, float]) -> dict[int, float]:
+    return dict([next(reversed(top.items()))])
 
 
 def _non_finite(context: TextContext) -> NonFiniteLogitsError:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipezoo_core.context import TextContext
+from pipezoo_core.errors import InvalidRequestError, LogitsProcessorError
 from pipezoo_core.pipeline.token_masks import TokenMasks
 from pipezoo_core.sampling_params import NUMBERS_SAMPLED_AT_ONCE, SamplingParams
 
@@ -31,7 +32,8 @@ def sample(logits: Tensor, contexts: Sequence[TextContext], masks: TokenMasks | 
         masks: what the grammars of these contexts allow; None where no context has one.
 
     Returns:
-        int64 [B], `NO_TOKEN` where a row has NaN, plus infinity, or nothing but minus infinity.
+        int64 [B], `NO_TOKEN` where a row has NaN, plus infinity, or nothing but minus infinity. Where it is the
+        request's own settings that leave no token, the context has the `error`.
     """
     tokens = _most_likely(logits)
     masked = masks.rows if masks is not None else []
@@ -44,14 +46,17 @@ def sample(logits: Tensor, contexts: Sequence[TextContext], masks: TokenMasks | 
             _adjust_(row_V, contexts[place])
         if masks is not None:
             masks.of(places).apply_(adjusted)
-        tokens[places] = _choose(adjusted, [contexts[place] for place in places])
+        chosen = _choose(adjusted, [contexts[place] for place in places])
+        for place in (chosen == NO_TOKEN).nonzero().flatten().tolist():
+            _note_no_token_left(contexts[places[place]], has_any=bool(tokens[places[place]] != NO_TOKEN))
+        tokens[places] = chosen
     return tokens
 
 
 def _is_plain(context: TextContext) -> bool:
     """Whether the most likely token is the one, grammars apart."""
     params = context.sampling_params
-    return params.is_greedy and not params.logit_bias and not _has_penalty(params) and context.may_end
+    return params.is_greedy and not params.changes_logits and context.may_end
 
 
 def _choose(logits: Tensor, contexts: Sequence[TextContext]) -> Tensor:
@@ -81,30 +86,85 @@ def _most_likely(logits: Tensor) -> Tensor:
     return tokens.where(is_sound, NO_TOKEN)
 
 
-def _has_penalty(params: SamplingParams) -> bool:
-    return params.repetition_penalty != 1.0 or params.frequency_penalty != 0.0 or params.presence_penalty != 0.0
-
-
 def _adjust_(row_V: Tensor, context: TextContext) -> None:
-    """Applies bias, penalties and barred end tokens in place."""
+    """Applies bias, penalties and processors, and bars tokens, in place."""
     params = context.sampling_params
+    if params.changes_logits:
+        _add_bias_and_penalties_(row_V, context)
+        if params.logits_processors:
+            _process_(row_V, context)
+        _bar_words_(row_V, context)
+    if not context.may_end and context.stop_token_ids and context.matcher is None:  # a grammar bars them itself
+        row_V[_index(sorted(context.stop_token_ids), row_V)] = -torch.inf
 
-    def index(tokens: Sequence[int]) -> Tensor:
-        return torch.tensor(tokens, dtype=torch.int64, device=row_V.device)
 
+def _index(tokens: Sequence[int], row_V: Tensor) -> Tensor:
+    return torch.tensor(tokens, dtype=torch.int64, device=row_V.device)
+
+
+def _add_bias_and_penalties_(row_V: Tensor, context: TextContext) -> None:
+    params = context.sampling_params
     if params.logit_bias:
-        row_V[index(list(params.logit_bias))] += torch.tensor(
+        row_V[_index(list(params.logit_bias), row_V)] += torch.tensor(
             list(params.logit_bias.values()), dtype=torch.float32, device=row_V.device
         )
     if params.repetition_penalty != 1.0:
-        seen = index(context.tokens)  # tokens may repeat; each copy writes the same number
+        seen = _index(context.tokens, row_V)  # tokens may repeat; each copy writes the same number
         values = row_V[seen]
         row_V[seen] = torch.where(values < 0, values * params.repetition_penalty, values / params.repetition_penalty)
     if params.frequency_penalty != 0.0 or params.presence_penalty != 0.0:
-        own, counts = index(context.generated_tokens).unique(return_counts=True)
+        own, counts = _index(context.generated_tokens, row_V).unique(return_counts=True)
         row_V[own] -= params.frequency_penalty * counts.float() + params.presence_penalty
-    if not context.may_end and context.stop_token_ids and context.matcher is None:  # a grammar bars them itself
-        row_V[index(sorted(context.stop_token_ids))] = -torch.inf
+
+
+def _process_(row_V: Tensor, context: TextContext) -> None:
+    """Applies the request's own processors; where one fails, notes why and leaves no token to choose."""
+    try:
+        for processor in context.sampling_params.logits_processors:
+            row_V.copy_(_checked(processor(list(context.tokens), row_V), row_V))
+    except Exception as error:
+        context.error = LogitsProcessorError("a logits processor failed", found=f"{type(error).__name__}: {error}")
+        context.error.__cause__ = error
+        row_V.fill_(torch.nan)
+
+
+def _checked(found: object, row_V: Tensor) -> Tensor:
+    """Returns what a processor returned, if it can take the place of the logits.
+
+    Raises:
+        TypeError: it is no tensor.
+        ValueError: it has another shape, or NaN or plus infinity.
+    """
+    if not isinstance(found, Tensor):
+        raise TypeError(f"it returned {type(found).__name__}, and not a tensor")
+    if found.shape != row_V.shape:
+        raise ValueError(f"it returned {list(found.shape)} logits instead of {list(row_V.shape)}")
+    if not (found < torch.inf).all():
+        raise ValueError("it returned NaN or infinity; minus infinity bars a token")
+    return found
+
+
+def _bar_words_(row_V: Tensor, context: TextContext) -> None:
+    """Bars the last token of each bad word whose others are there, and all tokens that are not allowed."""
+    tokens = context.tokens
+    last = [word[-1] for word in context.bad_words if tokens[len(tokens) - len(word) + 1 :] == word[:-1]]
+    if last:
+        row_V[_index(last, row_V)] = -torch.inf
+    if context.allowed_tokens is not None:
+        allowed = torch.from_numpy(context.allowed_tokens).to(row_V.device)
+        kept = row_V[allowed]
+        row_V.fill_(-torch.inf)
+        row_V[allowed] = kept
+
+
+def _note_no_token_left(context: TextContext, *, has_any: bool) -> None:
+    """Notes why a request has no next token, where it is its settings that leave none of those that the model has."""
+    if has_any and context.error is None:
+        context.error = InvalidRequestError(
+            "the request's settings leave no token to choose",
+            found=f"after {context.num_generated} new tokens: {', '.join(context.sampling_params.barring)}",
+            cure="Allow an end token, too.",
+        )
 
 
 def _draw_tokens(logits: Tensor, params: Sequence[SamplingParams], draws: Tensor) -> Tensor:

@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import replace
-from functools import cached_property
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Self, Unpack
+from weakref import WeakValueDictionary
 
 from pipezoo_core.config import PipelineConfig
 from pipezoo_core.context import TextContext, TextGenerationInputs
+from pipezoo_core.errors import ClosedPipelineError, InvalidSettingError
 from pipezoo_core.interfaces import GenerateMixin, PipelineModel
-from pipezoo_core.interfaces.generate import as_requests, checked, is_batch, join_outputs, new_contexts
+from pipezoo_core.interfaces.answers import Answers
+from pipezoo_core.interfaces.generate import as_requests, checked, is_batch, new_contexts
 from pipezoo_core.kv_cache import PagedKVCacheManager
 from pipezoo_core.memory import MemoryPlan
-from pipezoo_core.pipeline.engine import Call, Engine
+from pipezoo_core.pipeline.adapters import Adapters
+from pipezoo_core.pipeline.answer_stream import AnswerStream
+from pipezoo_core.pipeline.call_settings import settings_of_call, with_settings
+from pipezoo_core.pipeline.engine import Engine
 from pipezoo_core.pipeline.model_runner import ModelRunner
+from pipezoo_core.pipeline.progress import with_progress
+from pipezoo_core.pipeline.step_thread import StepThread
 from pipezoo_core.request import (
     ChatMessage,
+    Prompt,
     RequestID,
     TextGenerationOutput,
     TextGenerationRequest,
 )
+from pipezoo_core.sampling_options import SamplingOptions
 from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.scheduling import Scheduler
 from pipezoo_core.tokenizer import TextTokenizer
 
 __all__ = ["TextGenerationPipeline"]
-
-_T = TypeVar("_T")
 
 _NUM_TOKENIZING = 4  # threads, so that a long prompt does not hold up a short one
 
@@ -41,6 +46,11 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
 
     Calls from several threads or tasks share the model's steps: whoever waits for an output runs the next step, for
     everybody's requests. `execute` is the step alone, for those who schedule themselves.
+
+    Sampling settings come from the model's generation config, from a request's own `sampling_params`, from those of a
+    call for requests without their own, and from the call's keywords, which win over all.
+
+    It may be used in a `with` statement, which closes it.
 
     Args:
         pipeline_config: how to run it.
@@ -72,12 +82,32 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             max_batch_tokens=pipeline_config.max_batch_tokens,
         )
         self._engine = Engine(self.scheduler, [ModelRunner(model, tokenizer) for model in models])
-        self._step: Future[Exception | None] | None = None
-        self._step_lock = threading.Lock()
+        self._step_thread = StepThread(self._engine)
+        self._prompt_threads = ThreadPoolExecutor(_NUM_TOKENIZING, thread_name_prefix="pipezoo-prompts")
+        self._several: WeakValueDictionary[RequestID, Answers] = WeakValueDictionary()
+        self._is_closed = False
+
+    def __repr__(self) -> str:
+        config = self._pipeline_config
+        devices = ", ".join(dict.fromkeys(str(device) for model in self.models for device in model.devices))
+        state = "closed" if self._is_closed else f"on {devices}"
+        return (
+            f"<{type(self).__name__} {config.model_path!r} {state}, {config.encoding}, "
+            f"KV cache of {self.memory_plan.num_cache_tokens} tokens>"
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
 
     @property
     def model(self) -> PipelineModel[TextContext]:
         """The first replica; the others are in `models`."""
+        self._check_open()
         return self.models[0]
 
     @property
@@ -100,7 +130,46 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         """The settings of requests that bring none: our defaults under the model's generation config."""
         return self._tokenizer.sampling_params
 
-    def generate(self, prompts: Any, *, lora: str | None = None, **sampling: Any) -> list[TextGenerationOutput]:
+    @property
+    def adapters(self) -> list[str]:
+        """The names of the loaded LoRA adapters."""
+        self._check_open()
+        return Adapters(self.models).names
+
+    def load_adapter(self, path: str) -> None:
+        """Loads a LoRA adapter, so that requests can name it.
+
+        Args:
+            path: a folder or a Hub id, or `name=` and one of these; without a name, this text is the name.
+
+        Raises:
+            InvalidSettingError: the name is taken, or the model was loaded without room for adapters.
+            What `LoRAManager.load_adapter` raises.
+        """
+        self._check_open()
+        Adapters(self.models).load(path)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forgets a LoRA adapter.
+
+        Raises:
+            AdapterNotFoundError: there is none of this name.
+            AdapterInUseError: a request that is not done uses it.
+            InvalidSettingError: the model was loaded without room for adapters.
+        """
+        self._check_open()
+        with self._engine.exclusive():  # no request begins to use it meanwhile
+            Adapters(self.models).unload(name)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Mapping[str, Any] | None = None,
+        *,
+        lora: str | None = None,
+        progress: bool = False,
+        **sampling: Unpack[SamplingOptions],
+    ) -> list[TextGenerationOutput]:
         """Answers prompts, in their order.
 
         A prompt by itself raises what it fails of. In a list each one has its output: one that failed has the status
@@ -109,13 +178,18 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         Args:
             prompts: a string (completed as it is), a chat (a list of messages), a `TextGenerationRequest`, or a list
                 of these.
+            sampling_params: settings of requests that bring none: complete ones, or a mapping of those that differ
+                from the pipeline's.
             lora: name of the loaded adapter to answer with; None leaves it to the requests.
-            **sampling: settings of `SamplingParams` that differ from the pipeline's defaults.
+            progress: show a bar on standard error, if that is a terminal.
+            **sampling: settings of `SamplingParams` that differ.
 
         Raises:
             InvalidSettingError: a sampling setting is unknown or out of range.
             InvalidRequestError: a prompt is of an unknown kind, or two requests have the same id. No request was begun
                 then.
+            ClosedPipelineError: the pipeline is closed.
+            ForkedProcessError: the model was loaded in another process, of which this is a forked child.
 
         These a prompt by itself raises, and in a list they are in its output:
             InvalidRequestError: it is empty or too long, or has a token that is not in the vocabulary.
@@ -123,15 +197,19 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             InvalidGrammarError: the grammar cannot be used, or the answer cannot follow it any further.
             NonFiniteLogitsError: the model computed NaN or infinity for it.
             MissingDependencyError: there is a grammar, and llguidance is not installed.
-            ForkedProcessError: the model was loaded in another process, of which this is a forked child.
         """
-        self._engine.check()
-        requests = self._with_settings(as_requests(prompts), lora, sampling)
-        return join_outputs(requests, self._run(requests, in_batch=is_batch(prompts)))
+        answers = self._answers(prompts, sampling_params, lora, sampling)
+        steps = self._run(answers, in_batch=is_batch(prompts))
+        return answers.joined(with_progress(steps, len(answers.requests)) if progress else steps)
 
-    async def generate_async(
-        self, prompts: Any, *, lora: str | None = None, **sampling: Any
-    ) -> AsyncIterator[list[TextGenerationOutput]]:
+    def generate_async(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Mapping[str, Any] | None = None,
+        *,
+        lora: str | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> AsyncGenerator[list[TextGenerationOutput]]:
         """Answers prompts and yields, step by step, what is new.
 
         The event loop goes on meanwhile: prompts are tokenized in threads, and steps run in one, the same one for all
@@ -140,68 +218,146 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
 
         Args:
             prompts: as for `generate`.
+            sampling_params: as for `generate`.
             lora: as for `generate`.
             **sampling: as for `generate`.
 
         Raises:
-            What `generate` does.
+            What `generate` does; what is wrong with the settings at once, and not when the first output is awaited.
         """
-        self._engine.check()
-        requests, in_batch = as_requests(prompts), is_batch(prompts)
+        answers = self._answers(prompts, sampling_params, lora, sampling)
+        return self._run_async(answers, in_batch=is_batch(prompts))
 
-        def tokenized() -> tuple[list[TextContext], list[TextGenerationOutput]]:
-            return new_contexts(self._tokenizer, self._with_settings(requests, lora, sampling))
-
-        contexts, failed = await asyncio.get_running_loop().run_in_executor(self._prompt_threads, tokenized)
-        call = self._engine.begin(contexts)
-        try:
-            if failed:
-                yield checked(failed, in_batch=in_batch)
-            while not call.is_over:
-                self._engine.check()  # a child that goes on with its parent's answers has none of its threads
-                if outputs := call.take():
-                    yield checked(outputs, in_batch=in_batch)
-                elif (error := await _result(self._next_step(call))) is not None and not call.has_outputs:
-                    raise error
-        finally:
-            call.close()
-            if self._step is not None and not self._step.done() and self._engine.is_here:
-                await _result(self._step)  # at its end the call's pages are back
-
-    def stream(self, prompt: Any, *, lora: str | None = None, **sampling: Any) -> Iterator[str]:
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | Mapping[str, Any] | None = None,
+        *,
+        lora: str | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> AnswerStream:
         """Answers one prompt and yields its text, piece by piece.
 
         Args:
             prompt: a string, a chat, or a `TextGenerationRequest`.
+            sampling_params: as for `generate`.
             lora: as for `generate`.
             **sampling: as for `generate`.
+
+        Returns:
+            An iterator of text, whose `output` is the whole answer at the end.
+
+        Raises:
+            What `generate` does; what is wrong with the prompt or the settings at once.
         """
-        self._engine.check()
-        for outputs in self._run(self._with_settings(as_requests([prompt]), lora, sampling), in_batch=False):
-            yield from (output.text for output in outputs if output.text)
+        requests = self._answers([prompt], sampling_params, lora, sampling).requests
+        if len(requests) > 1:
+            raise InvalidSettingError(
+                "a stream has one answer", found=f"n={len(requests)}", cure="Take generate or generate_async."
+            )
+        contexts, failed = new_contexts(self._tokenizer, requests)
+        checked(failed, in_batch=False)
+        return AnswerStream(requests[0].request_id, self._engine.outputs_of(contexts))
 
     def chat(
-        self, messages: Sequence[ChatMessage], *, lora: str | None = None, **sampling: Any
+        self,
+        messages: Sequence[ChatMessage],
+        sampling_params: SamplingParams | Mapping[str, Any] | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
+        lora: str | None = None,
+        **sampling: Unpack[SamplingOptions],
     ) -> TextGenerationOutput:
         """Answers a chat, `{"role": …, "content": …}` each, by the model's chat template.
 
         Args:
-            messages: the chat so far.
+            messages: the chat so far; a request's `messages`.
+            sampling_params: as for `generate`.
+            tools: as in `TextGenerationRequest`.
+            chat_template_kwargs: as in `TextGenerationRequest`.
+            continue_final_message: as in `TextGenerationRequest`.
             lora: as for `generate`.
             **sampling: as for `generate`.
         """
-        return self.generate(TextGenerationRequest(messages=messages), lora=lora, **sampling)[0]
+        request = TextGenerationRequest(
+            messages=messages,
+            tools=tools,
+            chat_template_kwargs=chat_template_kwargs,
+            continue_final_message=continue_final_message,
+        )
+        return self.generate(request, sampling_params, lora=lora, **sampling)[0]
+
+    async def chat_async(
+        self,
+        messages: Sequence[ChatMessage],
+        sampling_params: SamplingParams | Mapping[str, Any] | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
+        lora: str | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> TextGenerationOutput:
+        """Answers a chat like `chat`, and lets the event loop go on meanwhile.
+
+        Args:
+            messages: the chat so far; a request's `messages`.
+            sampling_params: as for `generate`.
+            tools: as in `TextGenerationRequest`.
+            chat_template_kwargs: as in `TextGenerationRequest`.
+            continue_final_message: as in `TextGenerationRequest`.
+            lora: as for `generate`.
+            **sampling: as for `generate`.
+        """
+        request = TextGenerationRequest(
+            messages=messages,
+            tools=tools,
+            chat_template_kwargs=chat_template_kwargs,
+            continue_final_message=continue_final_message,
+        )
+        answers = self._answers(request, sampling_params, lora, sampling)
+        steps = [outputs async for outputs in self._run_async(answers, in_batch=False)]
+        return answers.joined(steps)[0]
 
     def cancel(self, request_id: RequestID) -> None:
-        """Ends a request; whoever waits for it gets what it produced so far, with status `CANCELLED`."""
-        self._engine.cancel(request_id)
+        """Ends a request; whoever waits for it gets what it produced so far, with status `CANCELLED`.
+
+        Does nothing for one that is not known, or when the pipeline is closed.
+        """
+        if not self._is_closed:
+            for own_id in self._ids_of(request_id):
+                self._engine.cancel(own_id)
 
     def release(self, request_id: RequestID) -> None:
         """Gives back the request's pages and adapter, and forgets its text.
 
-        Does nothing for one that is released already.
+        Does nothing for one that is released already, or when the pipeline is closed.
         """
-        self._engine.release(request_id)
+        if not self._is_closed:
+            for own_id in self._ids_of(request_id):
+                self._engine.release(own_id)
+
+    def close(self) -> None:
+        """Ends all requests as cancelled, and gives back the memory of the model and its cache.
+
+        Calls that run get what their requests produced so far; later ones are a `ClosedPipelineError`. Does nothing
+        when the pipeline is closed already.
+
+        Raises:
+            InvalidRequestError: this thread is in the middle of a step, by way of a signal handler, say.
+            ForkedProcessError: the model was loaded in another process.
+        """
+        if self._is_closed:
+            return
+        with self._engine.exclusive():  # the step that runs is through
+            self._is_closed = True
+        self._engine.cancel_all()
+        self._step_thread.close()
+        self._prompt_threads.shutdown(wait=False)
+        self.models.clear()
+        del self.scheduler, self._engine, self._step_thread  # calls that run still have theirs
 
     def execute(self, inputs: TextGenerationInputs) -> dict[RequestID, TextGenerationOutput]:
         """Runs one batch per replica, all at the same time.
@@ -222,66 +378,60 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             AdapterSlotsError: there are fewer slots than adapters. Nothing was computed then in this replica.
             ForkedProcessError: the model was loaded in another process, of which this is a forked child.
         """
+        self._check_open()
         return self._engine.execute(inputs)
 
-    @cached_property
-    def _thread(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(max_workers=1, thread_name_prefix="pipezoo-steps")
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ClosedPipelineError("the pipeline is closed", cure="Load the model again.")
+        self._engine.check()
 
-    @cached_property
-    def _prompt_threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(max_workers=_NUM_TOKENIZING, thread_name_prefix="pipezoo-prompts")
+    def _answers(
+        self,
+        prompts: object,
+        sampling_params: SamplingParams | Mapping[str, Any] | None,
+        lora: str | None,
+        sampling: Mapping[str, Any],
+    ) -> Answers:
+        """Returns what is run for a call."""
+        self._check_open()
+        of_call = settings_of_call(self.sampling_params, sampling_params)
+        requests = with_settings(as_requests(prompts), of_call, sampling, lora=lora)
+        answers = Answers(requests)
+        for request in requests:
+            if request.sampling_params is not None and request.sampling_params.n > 1:
+                self._several[request.request_id] = answers
+        return answers
 
-    def _next_step(self, call: Call) -> Future[Exception | None]:
-        """Returns the step that runs in the thread, which is begun for this call where there is none."""
+    def _ids_of(self, request_id: RequestID) -> list[RequestID]:
+        answers = self._several.get(request_id) if isinstance(request_id, str) else None
+        return [request_id] if answers is None else answers.ids_of(request_id)
 
-        def advance() -> Exception | None:
-            try:
-                self._engine.advance(call)
-            except Exception as error:  # for all who wait for the step; what fails a request is in its output
-                return error
-            return None
-
-        with self._step_lock:
-            if self._step is None or self._step.done():
-                self._step = self._thread.submit(advance)
-            return self._step
-
-    def _with_settings(
-        self, requests: Sequence[TextGenerationRequest], lora: str | None, sampling: dict[str, Any]
-    ) -> list[TextGenerationRequest]:
-        if lora is not None:
-            requests = [replace(request, lora=lora) for request in requests]
-        if not sampling:
-            return list(requests)
-        return [
-            replace(request, sampling_params=(request.sampling_params or self.sampling_params).updated(**sampling))
-            for request in requests
-        ]
-
-    def _run(
-        self, requests: Sequence[TextGenerationRequest], *, in_batch: bool
-    ) -> Generator[list[TextGenerationOutput]]:
-        contexts, failed = new_contexts(self._tokenizer, requests)
+    def _run(self, answers: Answers, *, in_batch: bool) -> Generator[list[TextGenerationOutput]]:
+        engine = self._engine  # the call goes on to its end when the pipeline is closed
+        contexts, failed = new_contexts(self._tokenizer, answers.requests)
         if failed:
-            yield checked(failed, in_batch=in_batch)
-        for outputs in self._engine.outputs_of(contexts):
-            yield checked(outputs, in_batch=in_batch)
+            yield checked(answers.named(failed), in_batch=in_batch)
+        for outputs in engine.outputs_of(contexts):
+            yield checked(answers.named(outputs), in_batch=in_batch)
 
-
-async def _result(step: Future[_T]) -> _T:
-    """Waits for what runs in a thread. A task that is cancelled meanwhile leaves it as it is, for the other tasks."""
-    loop = asyncio.get_running_loop()
-    end = loop.create_future()
-
-    def set_end() -> None:
-        if not end.done():
-            end.set_result(None)
-
-    def wake(_: Future[_T]) -> None:
-        with suppress(RuntimeError):  # the loop is closed by now
-            loop.call_soon_threadsafe(set_end)
-
-    step.add_done_callback(wake)
-    await end
-    return step.result()
+    async def _run_async(self, answers: Answers, *, in_batch: bool) -> AsyncGenerator[list[TextGenerationOutput]]:
+        self._check_open()
+        engine, step_thread = self._engine, self._step_thread  # as in `_run`
+        loop = asyncio.get_running_loop()
+        contexts, failed = await loop.run_in_executor(
+            self._prompt_threads, new_contexts, self._tokenizer, answers.requests
+        )
+        call = engine.begin(contexts)
+        try:
+            if failed:
+                yield checked(answers.named(failed), in_batch=in_batch)
+            while not call.is_over:
+                engine.check()  # a child that goes on with its parent's answers has none of its threads
+                if outputs := call.take():
+                    yield checked(answers.named(outputs), in_batch=in_batch)
+                else:
+                    await step_thread.advance(call)
+        finally:
+            call.close()
+            await step_thread.settle()

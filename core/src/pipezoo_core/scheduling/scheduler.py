@@ -45,7 +45,7 @@ class _Replica:
 
 
 class Scheduler:
-    """Owns the order of the requests: those that wait, and those that run, oldest first.
+    """Owns the order of the requests: those that wait, by priority and then oldest first, and those that run.
 
     Each step has a budget of tokens. Requests that decode take one each, first; what is left goes to prompts, oldest
     first, in chunks. A request is let in when the pages for all its tokens are free; with a sliding window, as many as
@@ -108,7 +108,10 @@ class Scheduler:
         context.check_fits(min(replica.manager.max_num_tokens for replica in self._replicas))
         for replica in self._replicas:
             hold_adapter(replica.lora_manager, context)
+        is_last = not self._waiting or _priority(next(reversed(self._waiting.values()))) <= _priority(context)
         self._waiting[context.request_id] = context
+        if not is_last:
+            self._waiting = OrderedDict(sorted(self._waiting.items(), key=lambda item: _priority(item[1])))
 
     def remove(self, request_id: RequestID) -> None:
         """Forgets a request and gives its pages back. Does nothing for one that is not known."""
@@ -187,6 +190,7 @@ class Scheduler:
             if other is not replica and other.lora_manager is not None:
                 other.lora_manager.release(context.request_id)
         replica.running[context.request_id] = context
+        context.begin()
         self._set_chunk(context, replica)
         self._put_in_batch(context, replica)
         return True
@@ -232,3 +236,7 @@ class Scheduler:
         replica.preempted[context.request_id] = context
         replica.preempted.move_to_end(context.request_id, last=False)
         self.num_preemptions += 1
+
+
+def _priority(context: TextContext) -> int:
+    return context.sampling_params.priority

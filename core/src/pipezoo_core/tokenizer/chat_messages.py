@@ -13,8 +13,12 @@ _MAX_VALUES = 1 << 17  # with those inside of others: a thousand messages with a
 _MAX_CHARACTERS = 1 << 24
 
 
-def check_messages(messages: Sequence[ChatMessage]) -> None:
+def check_messages(messages: Sequence[ChatMessage], *others: object) -> None:
     """Checks that a chat is sound, and small enough to be handed to a template. Takes little time for a huge one.
+
+    Args:
+        messages: the chat.
+        *others: what else the template is given; it counts, too.
 
     Raises:
         EmptyPromptError: there are no messages.
@@ -22,21 +26,34 @@ def check_messages(messages: Sequence[ChatMessage]) -> None:
     """
     if not messages:
         raise EmptyPromptError("the chat has no messages", cure="Give at least one.")
-    _check_amount(messages)
+    _check_amount(messages, others)
     for number, message in enumerate(messages, start=1):
-        is_sound = isinstance(message, Mapping) and all(isinstance(message.get(k), str) for k in ("role", "content"))
-        if not is_sound:
+        if not _is_sound(message):
             raise InvalidRequestError(
                 f"message {number} of the chat is not sound",
                 found=shown(message),
-                allowed='a mapping such as {"role": "user", "content": "Hello"}, both of them text',
+                allowed='a mapping such as {"role": "user", "content": "Hello"}, both of them text; a content may also '
+                'be parts such as {"type": "text", "text": "Hello"}, and an assistant\'s None',
             )
 
 
-def _check_amount(messages: Sequence[ChatMessage]) -> None:
+def _is_sound(message: object) -> bool:
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        return False
+    content = message.get("content")
+    if content is None:
+        return message["role"] == "assistant"
+    return isinstance(content, str) or (isinstance(content, list | tuple) and all(map(_is_text_part, content)))
+
+
+def _is_text_part(part: object) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
+def _check_amount(messages: Sequence[ChatMessage], others: object) -> None:
     """Counts values and characters, and stops where they are too many; a list that holds itself has endlessly many."""
     num_values, num_characters = 0, 0
-    parts: list[object] = [messages]
+    parts: list[object] = [messages, others]
     while parts and num_values <= _MAX_VALUES and num_characters <= _MAX_CHARACTERS:
         part = parts.pop()
         if isinstance(part, str):

@@ -27,6 +27,7 @@ class TextStream:
         stop: texts that end the answer, none of them empty.
         min_new_tokens: a stop text counts only where it lies wholly behind the text of so many tokens.
         special_texts: token -> its text, of the tokens that `decode` leaves out.
+        include_stop: whether the text ends with the stop text, and not before it.
     """
 
     def __init__(
@@ -37,23 +38,25 @@ class TextStream:
         stop: Sequence[str] = (),
         min_new_tokens: int = 0,
         special_texts: Mapping[int, str] | None = None,
+        include_stop: bool = False,
     ) -> None:
         self._detokenizer = Detokenizer(decode, prompt_tokens=prompt_tokens)
         self._stop = tuple(stop)
         self._special_texts = special_texts or {}
         self._num_protected = min_new_tokens
+        self._include_stop = include_stop
         self._held = ""
         self._shown: list[int] = []  # where, in the held text, the answer's text is; special tokens are between
-        self._stopped = False
+        self._stop_text: str | None = None
 
     @property
-    def stopped(self) -> bool:
-        """Whether a stop text was met; no further text will come."""
-        return self._stopped
+    def stop_text(self) -> str | None:
+        """The stop text that was met, after which no further text will come; None where none was."""
+        return self._stop_text
 
     def push(self, token: int) -> str:
         """Returns the text that the next token makes certain. End tokens of the model are not pushed."""
-        if self._stopped:
+        if self._stop_text is not None:
             return ""
         text = self._detokenizer.push(token)
         if self._num_protected:
@@ -67,7 +70,7 @@ class TextStream:
 
     def finish(self) -> str:
         """Returns what was held back, because the answer has ended."""
-        if self._stopped:
+        if self._stop_text is not None:
             return ""
         self._hold(self._detokenizer.finish())
         return self._certain(0)
@@ -78,21 +81,22 @@ class TextStream:
 
     def _certain(self, num_undecided: int) -> str:
         """Returns the answer's part of the held text, up to a stop text or the undecided rest, which stays held."""
-        stops = self._stops()
-        self._stopped = bool(stops)
-        end = min(stops)[1] if stops else len(self._held) - num_undecided
+        end = len(self._held) - num_undecided
+        if stops := self._stops():
+            stop_end, start, self._stop_text = min(stops)
+            end = stop_end if self._include_stop else start
         text = "".join(self._held[place] for place in self._shown if place < end)
         self._held = "" if stops else self._held[end:]
         self._shown = [] if stops else [place - end for place in self._shown if place >= end]
         return text
 
-    def _stops(self) -> list[tuple[int, int]]:
-        """Returns the end and the begin of the first occurrence of each stop text in the held text."""
-        found = [(start + len(stop), start) for stop in self._stop if (start := self._held.find(stop)) >= 0]
+    def _stops(self) -> list[tuple[int, int, str]]:
+        """Returns the end and the begin of the first occurrence of each stop text in the held text, and the text."""
+        found = [(start + len(stop), start, stop) for stop in self._stop if (start := self._held.find(stop)) >= 0]
         if len(self._shown) < len(self._held):
             text, shown = self._answer(), self._shown
             starts = [(stop, text.find(stop)) for stop in self._stop]
-            found += [(shown[start + len(stop) - 1] + 1, shown[start]) for stop, start in starts if start >= 0]
+            found += [(shown[start + len(stop) - 1] + 1, shown[start], stop) for stop, start in starts if start >= 0]
         return found
 
     def _num_undecided(self) -> int:

@@ -16,6 +16,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from pipezoo_core.tokenizer import merges_by_score, with_settings_of
+from pipezoo_mistral.chat_template import chat_template
 
 __all__ = ["load_tokenizer"]
 
@@ -53,7 +54,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     built = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, add_bos_token=True, clean_up_tokenization_spaces=False, **named
     )
-    return with_settings_of(folder, built)
+    complete = with_settings_of(folder, built)
+    if complete.chat_template is None:
+        complete.chat_template = chat_template(found["config"].get("version"))
+    return complete
 
 
 def _special_tokens(found: dict[str, Any]) -> list[str]:

