@@ -144,7 +144,7 @@ class LoRAManager:
         """Raises what `unload_adapter` would."""
         with self._lock:
             if name not in self._adapters:
-                raise AdapterNotFoundError.named(name, self.loras)
+                raise _not_found(name, self.loras)
             if name in self._users.values():
                 raise AdapterInUseError(
                     f"the adapter {name!r} is in use", cure="Wait for its requests, or cancel them."
