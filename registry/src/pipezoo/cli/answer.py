@@ -53,7 +53,7 @@ class Answer:
         self, llm: TextGenerationPipeline, prompt: Prompt, show: Callable[[str], None], sampling: dict[str, Any]
     ) -> None:
         begin = time.perf_counter()
-        async with aclosing(llm.generate_async(prompt, **sampling)) as steps:  # type: ignore[type-var]  # a generator
+        async with aclosing(llm.generate_async(prompt, **sampling)) as steps:
             async for outputs in steps:
                 self.seconds = time.perf_counter() - begin
                 for output in outputs:
