@@ -144,8 +144,9 @@ def test_the_setting_that_asks_for_too_much_is_named(name, settings, room, tiny_
     monkeypatch.setattr(memory, "memory_left", lambda: 2**63)
     whole = plan(tiny_folder, linear="torch", **settings).memory
     monkeypatch.setattr(memory, "memory_left", lambda: int(room(whole) / 0.9))
-    with pytest.raises(InsufficientMemoryError, match=name):
+    with pytest.raises(InsufficientMemoryError, match=name) as raised:
         plan(tiny_folder, linear="torch", **settings)
+    assert raised.value.found.kv_cache == 0
 
 
 def test_the_cache_that_is_asked_for_is_told_what_would_fit(tiny_folder, monkeypatch):

@@ -101,6 +101,15 @@ def test_an_unknown_name_comes_before_a_bad_value():
         LoadSettings(page_size=0, max_lenght=5)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_several_unknown_names_the_first_is_told(kind):
+    names = [f"nonesuch{number}" for number in range(20)]
+    with pytest.raises(InvalidSettingError, match="unknown setting 'nonesuch0'"):
+        kind(**{**needed(kind), **dict.fromkeys(names)})
+    with pytest.raises(InvalidSettingError, match="unknown setting 'self'"):
+        kind(**needed(kind)).updated(**{"self": 1, **dict.fromkeys(names)})
+
+
 def test_names_of_other_programs():
     class Spoken(Settings):
         elsewhere: ClassVar = {"colour": "color=…"}

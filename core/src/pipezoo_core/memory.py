@@ -168,7 +168,7 @@ def plan_memory(
         weights=weights,
         activations=activations,
         lora=lora,
-        kv_cache=wanted,
+        kv_cache=max(0, wanted),
         available=available,
         num_cache_tokens=num_pages * params.page_size,
         max_length=max_length,

@@ -38,15 +38,16 @@ class Settings(BaseModel):
     elsewhere: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, /, **values: Any) -> None:
-        for name in values.keys() - type(self).model_fields.keys():
-            raise _unknown_setting(type(self), name)
+        for name in values:
+            if name not in type(self).model_fields:
+                raise _unknown_setting(type(self), name)
         try:
             super().__init__(**values)
         except ValidationError as error:
             invalid = _invalid_setting(type(self), error)
             raise invalid from invalid.__cause__ or error
 
-    def updated(self, **changes: Any) -> Self:
+    def updated(self, /, **changes: Any) -> Self:
         """Returns a copy with these settings changed, checked like new ones."""
         return type(self)(**{**self.given(type(self)), **changes})
 

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator
 
 from pipezoo_core.config import KVCacheConfig, LoRAConfig, RunConfig, SupportedEncoding
 from pipezoo_core.errors import InvalidSettingError, shown
+from pipezoo_core.sampling_params import SamplingParams
 
 __all__ = ["DEVICES", "LoadSettings"]
 
@@ -43,6 +44,8 @@ _ELSEWHERE = {
     "tensor_parallel_size": 'devices=["cuda:0", "cuda:1"], a name for each',
     "torch_dtype": "`dtype`",
 }
+
+_IN_REQUESTS = "it where the model is asked, as in llm.generate(…)"
 
 
 def _as_device(value: object) -> str:
@@ -89,7 +92,7 @@ class LoadSettings(RunConfig, KVCacheConfig, LoRAConfig):
         dtype: the precision to run in, or `"auto"`.
     """
 
-    elsewhere: ClassVar[Mapping[str, str]] = _ELSEWHERE
+    elsewhere: ClassVar[Mapping[str, str]] = _ELSEWHERE | dict.fromkeys(SamplingParams.model_fields, _IN_REQUESTS)
 
     revision: str | None = None
     plugin: str | None = None
