@@ -24,6 +24,7 @@ def hold_adapter(manager: LoRAManager | None, context: TextContext) -> None:
     if manager is None:
         raise AdapterNotFoundError(
             f"no adapter {context.lora!r} is loaded, because the model was loaded without room for any",
+            allowed=[],
             cure="Load the model with lora_paths or max_num_loras.",
         )
     manager.hold(context)
