@@ -186,5 +186,11 @@ def test_a_line_that_is_no_text_keeps_the_chat(chat, answers):
     assert "a line of standard input is not UTF-8 text (found: byte 0xff at offset 0)" in result.stderr
 
 
+def test_of_several_answers_the_first_goes_on(chat):
+    sampled = ["/set temperature 1", "/set seed 1"]
+    alone = chat(*sampled, "hello", "hello").stdout
+    assert chat(*sampled, "/set n 2", "hello", "hello").stdout == alone
+
+
 def test_verbose_says_how_fast(chat):
     assert "5 tokens, the first after " in chat("hello", arguments=[*SHORT, "--verbose"]).stderr

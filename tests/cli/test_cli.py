@@ -110,10 +110,11 @@ def test_generate_as_json(tiny_folder):
     arguments = ["generate", tiny_folder, *SMALL, "--max-new-tokens", 6, "--temperature", 0, "hello"]
     found = json.loads(pipezoo(*arguments, "--json").stdout)
     assert found["text"] + "\n" == pipezoo(*arguments).stdout
-    assert (found["finish_reason"], found["num_tokens"]) == ("maximum_length", 6)
-    assert 0 < found["seconds_to_first_token"] < found["seconds"]
+    assert (found["finish_reason"], found["stop_reason"]) == ("length", None)
+    assert found["usage"]["num_generated_tokens"] == 6
+    assert 0 < found["timing"]["first_token"] < found["timing"]["total"]
     stopped = json.loads(pipezoo(*arguments, "--json", "--regex", "ab", "--stop", "x", "--stop", "b").stdout)
-    assert (stopped["finish_reason"], stopped["text"]) == ("end_of_sequence", "a")
+    assert (stopped["text"], stopped["finish_reason"], stopped["stop_reason"]) == ("a", "stop", "b")
 
 
 def test_generate_takes_each_setting_to_the_model(tiny_folder, monkeypatch):
@@ -160,9 +161,9 @@ def test_generate_ends_by_itself(tiny_folder, monkeypatch):
     arguments = ["generate", tiny_folder, *SMALL, "--seed", 1, "hello"]
     result = pipezoo(*arguments)
     assert "Stopped after 9 tokens; --max-new-tokens asks for more." in result.stderr
-    assert json.loads(pipezoo(*arguments, "--json").stdout)["num_tokens"] == 9
+    assert json.loads(pipezoo(*arguments, "--json").stdout)["usage"]["num_generated_tokens"] == 9
     short = pipezoo(*arguments, "--max-length", "40", "--json", "--max-new-tokens", "500")
-    assert json.loads(short.stdout)["num_tokens"] < 40
+    assert json.loads(short.stdout)["usage"]["num_generated_tokens"] < 40
 
 
 @pytest.mark.parametrize(

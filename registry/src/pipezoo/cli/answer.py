@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from pipezoo_core.request import GenerationStatus, Prompt
+from pipezoo_core.request import Prompt, TextGenerationOutput
 
 if TYPE_CHECKING:
     from pipezoo_core.pipeline import TextGenerationPipeline
@@ -22,17 +22,17 @@ class Answer:
     Attributes:
         text: as far as it has come.
         num_tokens: generated so far, an end token included.
-        status: why it ended; `ACTIVE` until it has by itself.
         seconds: from the request to the latest token.
         first_seconds: from the request to the first token, which is when the prompt is through; None before.
+        last: the last piece of it, with what it took; None until it has ended by itself.
     """
 
     def __init__(self) -> None:
         self.text = ""
         self.num_tokens = 0
-        self.status = GenerationStatus.ACTIVE
         self.seconds = 0.0
         self.first_seconds: float | None = None
+        self.last: TextGenerationOutput | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -57,12 +57,16 @@ class Answer:
             async for outputs in steps:
                 self.seconds = time.perf_counter() - begin
                 for output in outputs:
-                    self.text += output.text
-                    self.num_tokens += len(output.tokens)
-                    self.status = output.final_status
-                    show(output.text)
-                if self.first_seconds is None and self.num_tokens:
-                    self.first_seconds = self.seconds
+                    if output.index == 0:  # of several answers the first one
+                        self._take(output)
+                        show(output.text)
+
+    def _take(self, piece: TextGenerationOutput) -> None:
+        self.text += piece.text
+        self.num_tokens += len(piece.tokens)
+        self.last = piece if piece.is_done else None
+        if self.first_seconds is None and self.num_tokens:
+            self.first_seconds = self.seconds
 
     def speed(self) -> str:
         """Returns a line for people on how long it was and how fast it came."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -24,8 +25,8 @@ def answer_prompt(llm: TextGenerationPipeline, prompt: Prompt, *, as_json: bool,
     Args:
         llm: answers.
         prompt: a text or a chat.
-        as_json: the object has `text`, `finish_reason` (a `GenerationStatus`), `num_tokens`, `seconds` and
-            `seconds_to_first_token`.
+        as_json: the object has `text`, `finish_reason`, `stop_reason`, `usage` and `timing` of a
+            `TextGenerationOutput`.
         sampling: settings that the user gave.
     """
     is_ours = "max_new_tokens" not in sampling and llm.sampling_params.max_new_tokens is None
@@ -46,13 +47,10 @@ def _ignore(_: str) -> None:
 
 
 def _as_json(answer: Answer) -> str:
+    assert answer.last is not None, "what ends early raises"
+    named = ("finish_reason", "stop_reason", "usage", "timing")
     return json.dumps(
-        {
-            "text": answer.text,
-            "finish_reason": answer.status,
-            "num_tokens": answer.num_tokens,
-            "seconds": round(answer.seconds, 6),
-            "seconds_to_first_token": round(answer.first_seconds or 0.0, 6),
-        },
+        {"text": answer.text, **{name: getattr(answer.last, name) for name in named}},
         ensure_ascii=False,
+        default=asdict,
     )
