@@ -21,6 +21,13 @@ TINY_LLAMA = {
 }
 
 
+def cache_memory(num_pages):
+    """Returns the bytes of so many pages, of 8 tokens each, of the tiny llama's KV cache in float32."""
+    head_dim = TINY_LLAMA["hidden_size"] // TINY_LLAMA["num_attention_heads"]
+    numbers_per_token = 2 * TINY_LLAMA["num_hidden_layers"] * TINY_LLAMA["num_key_value_heads"] * head_dim
+    return num_pages * 8 * numbers_per_token * 4
+
+
 def randomize(model, seed=0):
     """Gives every parameter, norms and biases included, values that matter to the result."""
     generator = torch.Generator().manual_seed(seed)

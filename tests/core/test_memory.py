@@ -1,6 +1,7 @@
 """The memory plan: what control groups leave, what it refuses before it loads, and what loading takes."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from pipezoo import registry
 from pipezoo_core import memory
 from pipezoo_core.control_group import memory_left
 from pipezoo_core.decoder.estimates import _pooled
-from pipezoo_core.errors import CorruptCheckpointError, InsufficientMemoryError
+from pipezoo_core.errors import CorruptCheckpointError, InsufficientMemoryError, InsufficientPagesError
 from pipezoo_core.layers import Embedding, Linear, LMHead, linear_backends
 from pipezoo_core.layers.linear_backends import NativeProduct, OneDNNProduct
 from pipezoo_core.layers.quantized import QuantizedProduct
@@ -121,13 +122,56 @@ def test_the_group_decides_the_size_of_the_cache(tiny_folder, monkeypatch):
 
 
 def test_what_does_not_fit_is_refused_before_it_is_loaded(tiny_folder, monkeypatch):
-    monkeypatch.setattr("pipezoo_core.decoder.model.load_module", None)
+    monkeypatch.setattr("pipezoo_core.decoder.module.load_module", None)
     monkeypatch.setattr(memory, "memory_left", lambda: 1000 * MIB)
     with pytest.raises(InsufficientMemoryError, match=r"weights .*activations .*KV cache 1.5 GiB.*available 1000 MiB"):
         registry.load(tiny_folder, device="cpu", dtype="float32", kv_cache_memory="1.5GiB")
     monkeypatch.setattr(memory, "memory_left", lambda: 1 * MIB)
     with pytest.raises(InsufficientMemoryError, match=r"available 1 MiB"):
         registry.load(tiny_folder, device="cpu", dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "room"),
+    [
+        ("dtype: float32 needs", {}, lambda of: of.weights // 2),
+        ("max_batch_tokens: 1024 needs", {}, lambda of: of.weights + of.activations // 2),
+        ("max_num_loras: 3 needs", {"max_num_loras": 3}, lambda of: of.weights + of.activations + of.lora // 2),
+        ("data_parallel_degree: 2 needs", {"data_parallel_degree": 2}, lambda of: of.weights),
+    ],
+)
+def test_the_setting_that_asks_for_too_much_is_named(name, settings, room, tiny_folder, monkeypatch):
+    monkeypatch.setattr(memory, "memory_left", lambda: 2**63)
+    whole = plan(tiny_folder, linear="torch", **settings).memory
+    monkeypatch.setattr(memory, "memory_left", lambda: int(room(whole) / 0.9))
+    with pytest.raises(InsufficientMemoryError, match=name):
+        plan(tiny_folder, linear="torch", **settings)
+
+
+def test_the_cache_that_is_asked_for_is_told_what_would_fit(tiny_folder, monkeypatch):
+    monkeypatch.setattr(memory, "memory_left", lambda: 2**30)
+    with pytest.raises(
+        InsufficientMemoryError, match=r"kv_cache_memory .*allowed: kv_cache_memory of at most"
+    ) as raised:
+        plan(tiny_folder, kv_cache_memory="1GiB")
+    size, unit = raised.value.allowed.split()[-2:]
+    fits = float(size) * 0.99
+    assert plan(tiny_folder, kv_cache_memory=f"{fits}{unit}").memory.kv_cache == pytest.approx(fits * MIB, rel=0.01)
+
+
+def test_a_request_that_the_cache_is_too_small_for_is_told_its_length(tiny_folder):
+    settings = {"kv_cache_memory": "40KiB", "max_length": 200}
+    with pytest.raises(
+        InsufficientPagesError, match=r"kv_cache_memory of at least \d+ bytes, or max_length of"
+    ) as raised:
+        plan(tiny_folder, **settings)
+    needed, longest = (int(word) for word in re.findall(r"\d+", raised.value.allowed))
+    assert plan(tiny_folder, **{**settings, "kv_cache_memory": needed}).memory.max_length == 200
+    assert plan(tiny_folder, **{**settings, "max_length": longest}).memory.max_length == longest
+    with pytest.raises(InsufficientPagesError):
+        plan(tiny_folder, **{**settings, "kv_cache_memory": needed - 1})
+    with pytest.raises(InsufficientPagesError):
+        plan(tiny_folder, **{**settings, "max_length": longest + 1})
 
 
 @pytest.mark.parametrize("max_length", [16, 100, 256])

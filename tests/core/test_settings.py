@@ -1,5 +1,6 @@
 """What settings say about values and names that are none, whichever settings they are."""
 
+from contextlib import suppress
 from typing import ClassVar
 
 import pytest
@@ -66,6 +67,33 @@ def test_bounds_are_told(kind, values, allowed):
     with pytest.raises(InvalidSettingError) as caught:
         kind(**values)
     assert caught.value.allowed == allowed
+
+
+EXTREMES = {
+    "many digits": 10**5000,
+    "many digits below 0": -(10**5000),
+    "text of many digits": "9" * 5000,
+    "2**63": 2**63,
+    "infinite": float("inf"),
+    "none": float("nan"),
+    "surrogate": "\ud800",
+}
+
+
+@pytest.mark.parametrize("value", EXTREMES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_extreme_values_are_taken_or_refused(kind, value):
+    for name in kind.model_fields.keys() - {ANYTHING}:
+        with suppress(InvalidSettingError):
+            kind(**{**needed(kind), name: EXTREMES[value]})
+
+
+@pytest.mark.parametrize("name", ["self", "cls", "values", "", "\ud800", "a" * 10**6, "model_fields", "elsewhere"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_text_may_be_an_unknown_name(kind, name):
+    with pytest.raises(InvalidSettingError, match="unknown setting") as caught:
+        kind(**{**needed(kind), name: 1})
+    assert len(str(caught.value).encode()) < 1024
 
 
 def test_an_unknown_name_comes_before_a_bad_value():

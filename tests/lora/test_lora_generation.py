@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import assert_all_free
 from lora.peft_adapters import merged, save_adapter
+from tiny_models import cache_memory
 from typer.testing import CliRunner
 
 from pipezoo import registry
@@ -149,7 +150,7 @@ def test_replicas_of_several_devices_of_which_one_is_gone(load, expected):
 
 
 def test_after_preemption(load, expected):
-    llm = load(kv_cache_memory=9 * 8 * 2 * 3 * 2 * 8 * 4, max_length=60)
+    llm = load(kv_cache_memory=cache_memory(9), max_length=60)
     check(llm, expected)
     assert llm.scheduler.num_preemptions > 0
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from gguf_files import TOKENS
-from tiny_models import TINY_LLAMA, load_model, logits_of, randomize
+from tiny_models import TINY_LLAMA, cache_memory, load_model, logits_of, randomize
 from transformers import MistralConfig, MistralForCausalLM
 
 from pipezoo import registry
@@ -59,7 +59,7 @@ def test_pages_behind_the_window_are_never_read(tmp_path, attention, chunk):
     """Whatever no request owns is overwritten before every step, and the cache is smaller than the longest prompt."""
     reference = make(sliding_window=12)
     reference.save_pretrained(tmp_path)
-    memory = 26 * 8 * 2 * 3 * 2 * 8 * 4 if chunk is None else 13 * 8 * 2 * 3 * 2 * 8 * 4
+    memory = cache_memory(26) if chunk is None else cache_memory(13)
     model = load_model(
         MistralPipelineModel,
         tmp_path,
@@ -129,7 +129,7 @@ def folder(reference, tiny_folder, tmp_path_factory):
 
 
 def load(folder, num_pages, **settings):
-    memory = num_pages * 8 * 2 * 3 * 2 * 8 * 4
+    memory = cache_memory(num_pages)
     return registry.load(folder, dtype="float32", device="cpu", page_size=8, kv_cache_memory=memory, **settings)
 
 
@@ -197,7 +197,7 @@ def test_memory_plan_counts_the_window_and_not_the_length(folder):
     assert (plan.num_cache_tokens, plan.num_tokens_held) == (160, 24)
     assert plan.concurrency == pytest.approx(160 / 24)
     assert load(folder, 2).memory_plan.max_length == 16
-    with pytest.raises(InsufficientPagesError, match=f"at least {3 * 8 * 2 * 3 * 2 * 8 * 4} bytes"):
+    with pytest.raises(InsufficientPagesError, match=f"at least {cache_memory(3)} bytes"):
         load(folder, 2, max_length=20)
 
 

@@ -1,6 +1,7 @@
 """What the distributions have in common: one version, ranges instead of pins, sorted public names, import rules."""
 
 import importlib
+import importlib.metadata
 import json
 import pkgutil
 import re
@@ -11,6 +12,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
+import pipezoo
 
 ROOT = Path(__file__).parents[2]
 MEMBERS = ["core", "registry", "plugins/llama", "plugins/mistral", "plugins/replit"]
@@ -72,6 +75,9 @@ HEAVY = {"torch", "transformers", "numpy", "huggingface_hub", "safetensors", "gg
     [
         "import pipezoo",
         "import pipezoo_core",
+        "import pipezoo; pipezoo.__version__; pipezoo.load; pipezoo.PipezooError; dir(pipezoo)",
+        "from pipezoo import SamplingParams; SamplingParams(temperature=0)",
+        "from pipezoo.loading.settings import LoadSettings; LoadSettings(dtype='int8')",
         "from pipezoo import registry; registry.plugins()",
         "import pipezoo_llama.plugin, pipezoo_mistral.plugin, pipezoo_replit.plugin",
         "from typer.testing import CliRunner; from pipezoo.cli.main import app; CliRunner().invoke(app, ['plugins'])",
@@ -96,6 +102,20 @@ def test_what_decides_on_the_host_is_there_without_torch():
 
 
 FOR_TYPES = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import {}"
+
+
+def test_what_most_programs_need_is_at_the_top():
+    from pipezoo_core import errors, request, sampling_params
+
+    assert pipezoo.load is pipezoo.registry.load
+    assert pipezoo.PipezooError is errors.PipezooError
+    assert pipezoo.SamplingParams is sampling_params.SamplingParams
+    assert pipezoo.TextGenerationRequest is request.TextGenerationRequest
+    assert pipezoo.TextGenerationOutput is request.TextGenerationOutput
+    assert pipezoo.__version__ == importlib.metadata.version("pipezoo")
+    assert set(pipezoo.__all__) <= set(dir(pipezoo))
+    with pytest.raises(AttributeError, match="nonesuch"):
+        pipezoo.nonesuch  # noqa: B018
 
 
 def lint_imports(folder):

@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from tiny_models import cache_memory
 
 from pipezoo_core.request import TextGenerationRequest
 
@@ -47,7 +48,7 @@ def test_with_chunked_prefill(load_tiny, alone):
 
 
 def test_after_preemption(load_tiny, alone):
-    llm = load_tiny(kv_cache_memory=20 * 8 * 2 * 3 * 2 * 8 * 4, max_length=120)
+    llm = load_tiny(kv_cache_memory=cache_memory(20), max_length=120)
     assert llm.kv_managers[0].total_num_pages == 20
     assert answers(llm, PROMPTS) == alone
     assert llm.scheduler.num_preemptions > 0

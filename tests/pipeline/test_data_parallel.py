@@ -5,6 +5,7 @@ from itertools import islice
 
 import pytest
 from lora.peft_adapters import save_adapter
+from tiny_models import cache_memory
 
 from pipezoo import registry
 from pipezoo_core import memory
@@ -72,7 +73,7 @@ def test_the_answers_of_one_replica(load_tiny, of_each_plugin, degree):
 def test_however_little_room_there_is(load_tiny, greedy, settings):
     """One request at a time in each, prompts in small chunks, and pages for hardly more than one request."""
     if "num_pages" in settings:
-        settings = {"kv_cache_memory": settings["num_pages"] * 8 * 2 * 3 * 2 * 8 * 4, "max_length": 64}
+        settings = {"kv_cache_memory": cache_memory(settings["num_pages"]), "max_length": 64}
     llm = load_tiny(data_parallel_degree=2, **settings)
     assert tokens_of(llm, PROMPTS, **GREEDY) == [greedy(prompt, 12) for prompt in PROMPTS]
     assert (llm.scheduler.num_preemptions > 0) == ("kv_cache_memory" in settings)

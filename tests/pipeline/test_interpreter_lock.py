@@ -41,7 +41,7 @@ def test_a_decode_step_is_one_long_call(tmp_path, monkeypatch, num_requests):
     cache = KVCacheConfig(page_size=32, kv_cache_memory=2**22)
     model = load_model(LlamaPipelineModel, tmp_path, make_llama(head_dim=32).config, adapt_safetensors, kv_cache=cache)
     scheduler = Scheduler([model.kv_manager], max_batch_size=8, max_batch_tokens=64)
-    tokenizer = SimpleNamespace(decode=lambda tokens: "x" * len(tokens), special_texts={})
+    tokenizer = SimpleNamespace(decode=lambda tokens, *, skip_special_tokens: "x" * len(tokens), special_texts={})
     runner = ModelRunner(model, tokenizer)
     params = SamplingParams(temperature=0.0, max_new_tokens=20)
     for number in range(num_requests):

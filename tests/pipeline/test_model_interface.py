@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tiny_models import load_model, make_llama
+from tiny_models import cache_memory, load_model, make_llama
 
 from pipezoo import registry
 from pipezoo_core.config import KVCacheConfig, ReturnLogits
@@ -105,7 +105,7 @@ def test_next_token_inputs_go_on_where_the_step_before_ended(load, reference):
 
 @pytest.mark.parametrize("max_length", [3, 16, 17, 50])
 def test_optimal_batch_size_is_how_many_longest_requests_get_pages(load, max_length):
-    memory = 20 * 8 * 2 * 3 * 2 * 8 * 4 + 5  # 20 pages of 8 tokens, and a bit
+    memory = cache_memory(20) + 5  # 20 pages of 8 tokens, and a bit
     model = load(max_length=max_length, kv_cache=KVCacheConfig(page_size=8, kv_cache_memory=memory))
     contexts = [make_context(str(i), [i] * max_length) for i in range(40)]
     num_fit = 0

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 import torch
 from gguf_files import END, TOKENS
-from tiny_models import make_llama
+from tiny_models import cache_memory, make_llama
 
 from pipezoo import registry
 from pipezoo_core import structured_output
@@ -202,7 +202,7 @@ def test_in_chunks(load_tiny, alone):
 
 
 def test_after_preemption(load_tiny, alone):
-    llm = load_tiny(kv_cache_memory=20 * 8 * 2 * 3 * 2 * 8 * 4, max_length=120)
+    llm = load_tiny(kv_cache_memory=cache_memory(20), max_length=120)
     assert results(llm.generate(requests())) == alone
     assert llm.scheduler.num_preemptions > 0
 

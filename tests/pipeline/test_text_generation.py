@@ -9,6 +9,7 @@ import weakref
 
 import pytest
 from gguf_files import END, TOKENS
+from tiny_models import cache_memory
 
 from pipezoo import registry
 from pipezoo_core.config import PipelineConfig
@@ -206,13 +207,15 @@ def test_a_stream_that_the_collector_closes_in_the_middle_of_a_step(load_tiny, g
 def test_a_cancelled_task_gives_back_its_pages(load_tiny):
     llm = load_tiny()
 
-    async def run():
+    async def run(begun):
         async for _ in llm.generate_async("hello", **{**GREEDY, "max_new_tokens": 200}):
+            begun.set()
             await asyncio.sleep(0)
 
     async def main():
-        task = asyncio.create_task(run())
-        await asyncio.sleep(0.05)
+        begun = asyncio.Event()
+        task = asyncio.create_task(run(begun))
+        await begun.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -388,7 +391,7 @@ def test_execute_alone_runs_several_steps_at_once(load_tiny):
 
 def test_several_steps_reserve_what_a_request_may_still_get(load_tiny):
     """The last page ends with the last token that is fed: no step more would find room."""
-    llm = load_tiny(kv_cache_memory=8 * 8 * 2 * 3 * 2 * 8 * 4, max_length=60)
+    llm = load_tiny(kv_cache_memory=cache_memory(8), max_length=60)
     manager = llm.kv_managers[0]
     context = llm.tokenizer.new_context(
         TextGenerationRequest(prompt=[1] * 58, sampling_params=SamplingParams(temperature=0.0, ignore_eos=True))
@@ -474,7 +477,7 @@ def test_tasks_run_steps_in_one_thread_and_tokenize_in_others(load_tiny):
 
 
 def test_pages_held_outside_the_scheduler_are_named(load_tiny):
-    llm = load_tiny(kv_cache_memory=8 * 8 * 2 * 3 * 2 * 8 * 4, max_length=60)
+    llm = load_tiny(kv_cache_memory=cache_memory(8), max_length=60)
     context = llm.tokenizer.new_context(
         TextGenerationRequest(prompt=[1] * 50, sampling_params=SamplingParams(**{**GREEDY, "max_new_tokens": 4}))
     )

@@ -22,6 +22,11 @@ def test_names_of_several(devices, tiny_folder):
     assert plan.devices == (torch.device("cpu"),) * 2
 
 
+@pytest.mark.parametrize("device", ["cuda", "gpu", "cuda:0", "CUDA:0", torch.device("cuda"), torch.device("cuda", 0)])
+def test_the_first_gpu_has_several_names(device):
+    assert LoadSettings(device=device).device_names == LoadSettings(devices=[device]).device_names == ("cuda:0",)
+
+
 @pytest.mark.parametrize("device", ["auto", "cpu", torch.device("cpu")])
 def test_names_of_one(device, tiny_folder):
     assert registry.plan(tiny_folder, device=device, **SETTINGS).pipeline_config.tensor_parallel_degree == 1
@@ -47,6 +52,7 @@ def test_names_of_one(device, tiny_folder):
         ("cpu,cpu", 1, "Give either `device` or `devices`"),
         (["cpu", "cpu"], 4, "4 replicas on 2 devices"),
         (["cpu"] * 3, 2, "2 replicas on 3 devices"),
+        (["cpu"] * 5000, 1, "setting 'devices' .*allowed: 1 to 1,024 names"),
     ],
 )
 def test_what_names_none(devices, degree, message, tiny_folder):

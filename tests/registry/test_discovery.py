@@ -105,9 +105,7 @@ def test_a_plugin_for_another_core_is_incompatible_before_it_is_imported(site, r
     index = index_of(site)
     assert only(index).state is PluginState.incompatible
     assert "is installed" in only(index).reason
-    with pytest.raises(
-        IncompatiblePluginError, match=r"needs .* but pipezoo-core .* is installed.*pip install --upgrade"
-    ):
+    with pytest.raises(IncompatiblePluginError, match=r"needs .* but pipezoo-core .* is installed"):
         index.load(only(index))
     assert module not in sys.modules
 
@@ -129,7 +127,9 @@ def test_requirements_that_cannot_be_read_make_it_incompatible(site):
 def test_the_api_version_must_be_stated_and_known(site, line):
     install(site, "some-plugin", "llama", source=working("'A', 'llama'").replace("API_VERSION = 1", line))
     index = index_of(site)
-    with pytest.raises(IncompatiblePluginError, match=r"API_VERSION.*allowed: 1.*pip install --upgrade some-plugin"):
+    with pytest.raises(
+        IncompatiblePluginError, match=r"API_VERSION.*allowed: 1.*Install a release of it.*PIPEZOO_PLUGINS=-some-plugin"
+    ):
         index.load(only(index))
     assert only(index).state is PluginState.incompatible
     assert "API_VERSION" in only(index).reason

@@ -4,6 +4,7 @@ The Hub's client reads its settings when it is imported, so that each Hub test r
 """
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -247,11 +248,51 @@ def test_a_name_the_hub_cannot_have_is_not_asked_for(hub, ask, name):
     assert hub.requests == []
 
 
-@pytest.mark.parametrize("name", ["", "model", "a/b/c", "org/", "org/mo del", "https://huggingface.co/org/model"])
+@pytest.mark.parametrize("name", ["", "model", "org/mo del", "org", 3, None, b"org/model", ["org/model"]])
 def test_a_malformed_name_lists_the_forms(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelNotFoundError, match=r'allowed: a Hub id "org/name", a folder, a .gguf file'):
         locate(name)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *(
+            "https://huggingface.co/org/model",
+            "https://huggingface.co/org/model/",
+            "http://www.huggingface.co/org/model",
+        ),
+        "https://hf.co/org/model",
+    ],
+)
+def test_the_address_of_a_page_is_the_name_on_it(address, hub, ask):
+    hub.repositories["org/model"] = Repository(SINGLE)
+    assert ask(address) == ask("org/model")
+
+
+def test_a_folder_may_be_called_like_an_address(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "https:/huggingface.co/org/model"
+    path.mkdir(parents=True)
+    (path / "config.json").write_bytes(CONFIG)
+    assert locate("https://huggingface.co/org/model").path.samefile(path)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("https://huggingface.co/org/model/tree/v1", 'Write "org/model", with revision="v1"'),
+        ("https://huggingface.co/org/model/blob/main/a.gguf", 'Write "org/model", with revision="main"'),
+        ("https://huggingface.co/org", "not the page of a model"),
+        ("https://huggingface.co/spaces/org/model", "not the page of a model"),
+        ("https://example.com/org/model", "not the page of a model"),
+        ("file:///org/model", "not the page of a model"),
+    ],
+)
+def test_other_addresses_are_refused_with_what_to_write(address, message):
+    with pytest.raises(ModelNotFoundError, match=message):
+        locate(address)
 
 
 @pytest.fixture
@@ -295,17 +336,25 @@ def test_several_gguf_files_in_a_folder_are_listed(folder):
         locate(folder)
 
 
-@pytest.mark.parametrize("name", ["./missing", "/missing/model", "~/missing", "model.gguf", Path("org/missing")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("./missing", "/missing/model", "~/missing", "model.gguf", Path("org/missing"), "a/b/c", "org/model/"),
+        *("C:\\models\\llama", "org/model.safetensors", "llama/config.json"),
+    ],
+)
 def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(name, folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HOME", str(folder))
-    with pytest.raises(ModelNotFoundError, match="does not exist"):
+    with pytest.raises(ModelNotFoundError, match="no such file or folder"):
         locate(name)
 
 
 def test_a_file_of_another_kind_is_refused(checkpoint):
     with pytest.raises(UnsupportedCheckpointError, match="not a model by itself"):
         locate(str(checkpoint / "model.safetensors"))
+    with pytest.raises(UnsupportedCheckpointError, match="not a model by itself"):
+        locate(os.devnull)
 
 
 def test_an_empty_folder_is_no_model(folder):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from gguf_files import CHAT_TEMPLATE, TOKENS
 from safetensors.torch import load_file, save_file
-from tiny_models import make_llama
+from tiny_models import cache_memory, make_llama
 
 from pipezoo import registry
 from pipezoo_core.errors import (
@@ -80,7 +80,7 @@ def test_a_gguf_file_may_be_named_in_capitals(tiny_gguf, tmp_path):
 
 def test_plan_reads_no_weights(folder, monkeypatch):
     edit_weights(folder, lambda tensors: None)
-    monkeypatch.setattr("pipezoo_core.decoder.model.load_module", None)
+    monkeypatch.setattr("pipezoo_core.decoder.module.load_module", None)
     plan = registry.plan(folder, linear="torch", **SETTINGS)
     assert plan.memory.weights == sum(t.numel() * 4 for t in load_file(folder / "model.safetensors").values())
     assert plan.memory.num_cache_tokens * plan.memory.concurrency > 0
@@ -143,7 +143,7 @@ def test_bad_settings(tiny_folder, settings, error, message):
 
 
 def test_small_cache_shortens_the_context_unless_a_length_was_asked_for(tiny_folder):
-    llm = registry.load(tiny_folder, **{**SETTINGS, "kv_cache_memory": 3 * 8 * 2 * 3 * 2 * 8 * 4})
+    llm = registry.load(tiny_folder, **{**SETTINGS, "kv_cache_memory": cache_memory(3)})
     assert llm.pipeline_config.max_length == 24
     assert len(llm.generate("hello", temperature=0.0, ignore_eos=True)[0].tokens) == 20
 

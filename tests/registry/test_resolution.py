@@ -11,10 +11,12 @@ from pipezoo_core.errors import (
     BrokenPluginError,
     IncompatiblePluginError,
     PluginConflictError,
+    PluginError,
     PluginNotFoundError,
     UnsupportedModelError,
 )
 
+NONE = "pipezoo has plugins for llama, mistral, mpt, replit_lm; docs/writing-a-plugin.md shows how to write one."
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 
 
@@ -173,13 +175,13 @@ def test_no_plugin_says_what_is_installed_and_what_to_install(site):
         ({"model_type": "mpt"}, "Try: pip install pipezoo-replit"),
         (
             {"model_type": "llamma"},
-            "Did you mean 'llama'? None is known; docs/writing-a-plugin.md shows how to write one.",
+            f"Did you mean 'llama'? {NONE}",
         ),
-        ({"model_type": "zamba"}, "None is known; docs/writing-a-plugin.md shows how to write one."),
-        ({"architectures": ["ZambaModel"]}, "None is known; docs/writing-a-plugin.md shows how to write one."),
+        ({"model_type": "zamba"}, NONE),
+        ({"architectures": ["ZambaModel"]}, NONE),
         (
             {"model_type": "zamba", "text_config": {"model_type": "llama"}},
-            "None is known; docs/writing-a-plugin.md shows how to write one.",
+            NONE,
         ),
     ],
 )
@@ -249,10 +251,13 @@ def test_an_explicit_plugin_serves_a_type_it_does_not_claim_by_the_architecture(
 
 def test_an_explicit_plugin_must_be_installed(site):
     install(site, "pipezoo-llama", "llama")
-    with pytest.raises(
-        PluginNotFoundError, match=r"called 'nothing' \(allowed: pipezoo-llama\). Try: pip install nothing"
-    ):
+    with pytest.raises(PluginNotFoundError, match=r"called 'nothing' \(allowed: pipezoo-llama\). Check the spelling"):
         resolve(index_of(site), LLAMA, plugin="nothing")
+    with pytest.raises(PluginNotFoundError, match=r"Try: pip install pipezoo-mistral"):
+        resolve(index_of(site), LLAMA, plugin="pipezoo_mistral")
+    for odd in (3, b"pipezoo-llama", "", "a" * 10**6, "\ud800"):
+        with pytest.raises(PluginNotFoundError, match="no plugin is called"):
+            resolve(index_of(site), LLAMA, plugin=odd)
 
 
 def test_a_pin_on_what_is_not_installed_is_never_passed_over(site, monkeypatch):
@@ -297,3 +302,27 @@ def test_there_is_no_silent_way_round_a_broken_plugin(site):
         with pytest.raises(BrokenPluginError, match="ZeroDivisionError") as caught:
             resolve(index, LLAMA)
         assert "rejected  llama (one 1.0): serves model_type 'llama', but: " in explained(caught.value)
+
+
+STRANGER = {
+    "missing": lambda site: None,
+    "broken": lambda site: install(site, "stranger", "llama", source="1 / 0"),
+    "no hook": lambda site: install(site, "stranger", "llama", source="API_VERSION = 1"),
+    "old": lambda site: install(site, "stranger", "llama", source="API_VERSION = 0"),
+    "requirements": lambda site: install(site, "stranger", "llama", requires=("pipezoo-core>=99",)),
+    "probe": lambda site: install(
+        site, "stranger", "llama", source=working("'LlamaForCausalLM', 'llama', probe=lambda c: c['missing']")
+    ),
+}
+
+
+@pytest.mark.parametrize("how", STRANGER)
+@pytest.mark.parametrize("chosen", ["explicitly", "by a pin"])
+def test_nobody_is_told_to_install_what_pipezoo_does_not_publish(how, chosen, site, monkeypatch):
+    STRANGER[how](site)
+    if chosen == "by a pin":
+        monkeypatch.setenv("PIPEZOO_PLUGINS", "llama=stranger")
+    with pytest.raises(PluginError) as caught:
+        resolve(index_of(site), LLAMA, plugin="stranger" if chosen == "explicitly" else None)
+    assert caught.value.cure
+    assert "pip install" not in str(caught.value)

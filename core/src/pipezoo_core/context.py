@@ -38,7 +38,7 @@ class TextContext:
     Args:
         request_id: unique among the requests of a pipeline.
         prompt_tokens: at least one.
-        max_length: most tokens, prompt and answer together.
+        max_length: most tokens of any request, prompt and answer together.
         sampling_params: complete settings.
         end_token_ids: the model's own end-of-sequence tokens.
         matcher: where the answer stands in the request's grammar; None where it has none.
@@ -48,6 +48,7 @@ class TextContext:
 
     Attributes:
         allowed_tokens: the only tokens that may be generated; None allows all.
+        max_num_tokens: most tokens of this one, with what `max_new_tokens` leaves of `max_length`.
         cache_namespace: requests share pages of the KV cache only with others of the same namespace.
         stop_reason: the stop text, or the one of `stop_token_ids`, that ended the answer.
 
@@ -97,8 +98,8 @@ class TextContext:
         self.stop_token_ids = own if sampling_params.ignore_eos else own | frozenset(end_token_ids)
         wanted = sampling_params.max_new_tokens
         room = max_length - self.prompt_length
-        self.max_length = self.prompt_length + (room if wanted is None else min(wanted, room))
         self.stop_reason: str | int | None = None
+        self.max_num_tokens = self.prompt_length + (room if wanted is None else min(wanted, room))
         self._random = random.Random(sampling_params.seed)
         self._arrival_time = time.monotonic() if arrival_time is None else arrival_time
         self._start_time: float | None = None
@@ -181,7 +182,7 @@ class TextContext:
         if may_end and next_token in self.stop_token_ids:
             self.status = GenerationStatus.END_OF_SEQUENCE
             self.stop_reason = next_token if next_token in self.sampling_params.stop_token_ids else None
-        elif len(self.tokens) >= self.max_length:
+        elif len(self.tokens) >= self.max_num_tokens:
             self.status = GenerationStatus.MAXIMUM_LENGTH
 
     def finish(self, status: GenerationStatus, error: BaseException | None = None) -> None:
@@ -226,11 +227,11 @@ class TextContext:
         Raises:
             InsufficientPagesError: prompt and answer together need more tokens than `num_cache_tokens`.
         """
-        needed = self.max_length - 1  # the last token is never fed
+        needed, num_new = self.max_num_tokens - 1, self.max_num_tokens - self.prompt_length  # the last is never fed
         if needed > num_cache_tokens:
             raise InsufficientPagesError(
                 "the KV cache is too small for this request",
-                found=f"{self.prompt_length} prompt tokens and up to {self.max_length - self.prompt_length} new ones",
+                found=f"{self.prompt_length} prompt tokens and up to {num_new} new ones",
                 allowed=f"{num_cache_tokens + 1} tokens together",
                 cure="Lower max_new_tokens, or load with more kv_cache_memory.",
             )

@@ -170,15 +170,6 @@ class PromptTooLongError(InvalidRequestError):
 class AdapterNotFoundError(InvalidRequestError, LookupError):
     """A request names a LoRA adapter that is not loaded."""
 
-    @classmethod
-    def named(cls, name: str, loaded: Collection[str]) -> Self:
-        """Returns the error for an adapter of this name, where those of `loaded` are there."""
-        return cls(
-            f"no adapter {name!r} is loaded",
-            allowed=loaded,
-            cure="Load the model with lora_paths, or load the adapter with lora_manager.load_adapter.",
-        )
-
 
 class AdapterInUseError(PipezooError, RuntimeError):
     """A LoRA adapter cannot be unloaded, because requests use it."""

@@ -174,18 +174,41 @@ def plan_memory(
         max_length=max_length,
         num_tokens_held=params.num_tokens_held(max_length, max_chunk=1),
     )
-    if left < 0 or (kv_config.kv_cache_memory or 0) > left:
+    if left < 0:
+        raise _too_large(plan, pipeline_config, -left)
+    if (kv_config.kv_cache_memory or 0) > left:
+        or_fewer = " or data_parallel_degree" if plan.num_replicas > 1 else ""
         raise InsufficientMemoryError(
-            "the model does not fit the memory",
+            "the KV cache that kv_cache_memory asks for does not fit the memory",
             found=plan,
-            cure="Take a smaller dtype, kv_cache_memory, max_length or data_parallel_degree, or a larger machine.",
+            allowed=f"kv_cache_memory of at most {_readable(left)}",
+            cure=f"Lower kv_cache_memory{or_fewer}, or leave it out.",
         )
     if longest < max_length or max_length < 2:
+        needed = params.num_pages_for(max(2, plan.num_tokens_held)) * params.bytes_per_page
+        shorter = f", or max_length of at most {longest}" if longest >= 2 else ""
         raise InsufficientPagesError(
             "the KV cache is too small for one request",
             found=plan,
-            allowed=f"at least {params.num_pages_for(max(2, plan.num_tokens_held)) * params.bytes_per_page} bytes",
+            allowed=f"kv_cache_memory of at least {needed} bytes{shorter}",
             cure="Raise kv_cache_memory, or lower max_length or page_size.",
         )
     completed = pipeline_config.updated(max_length=max_length, kv_cache=kv_config.updated(kv_cache_memory=wanted))
     return completed, plan
+
+
+def _too_large(plan: MemoryPlan, config: PipelineConfig, excess: int) -> InsufficientMemoryError:
+    """Names the setting to change: the first of which a smaller value can help, else the precision of the weights."""
+    name, value, size = "dtype", str(config.encoding), plan.weights
+    if plan.num_replicas > 1:
+        name, value, size = "data_parallel_degree", str(plan.num_replicas), plan.num_replicas * plan.weights
+    elif config.lora is not None and excess < plan.lora:
+        name, value, size = "max_num_loras", str(config.lora.max_num_loras), plan.lora
+    elif excess < plan.activations:
+        name, value, size = "max_batch_tokens", str(config.max_batch_tokens), plan.activations
+    return InsufficientMemoryError(
+        "the model does not fit the memory",
+        found=plan,
+        allowed=f"{_readable(excess)} less",
+        cure=f"Take a smaller {name}: {value} needs {_readable(size)}. Or take a machine with more memory.",
+    )

@@ -22,6 +22,7 @@ _BOUNDS = {
     "min_length": "not shorter than {}",
     "max_length": "not longer than {}",
 }
+_MAX_COMPARED = 100  # characters of a name with which others are compared
 _KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -36,7 +37,9 @@ class Settings(BaseModel):
 
     elsewhere: ClassVar[Mapping[str, str]] = {}
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, /, **values: Any) -> None:
+        for name in values.keys() - type(self).model_fields.keys():
+            raise _unknown_setting(type(self), name)
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -52,30 +55,27 @@ class Settings(BaseModel):
         return {name: getattr(self, name) for name in kind.model_fields if name in self.model_fields_set}
 
 
+def _unknown_setting(cls: type[Settings], name: str) -> InvalidSettingError:
+    if name in cls.elsewhere:
+        cure = f"Write {cls.elsewhere[name]}."
+    else:
+        near = difflib.get_close_matches(name[:_MAX_COMPARED], cls.model_fields, n=1)
+        cure = f"Did you mean {near[0]!r}?" if near else "Check the spelling."
+    return InvalidSettingError(f"unknown setting {shown(name)}", allowed=", ".join(sorted(cls.model_fields)), cure=cure)
+
+
 def _invalid_setting(cls: type[Settings], error: ValidationError) -> InvalidSettingError:
-    errors = error.errors(include_url=False)
-    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
+    first = error.errors(include_url=False)[0]
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, InvalidSettingError):  # a validator of ours said it all
         return cause
-    name = str(first["loc"][0]) if first["loc"] else cls.__name__
-    if first["type"] == "extra_forbidden":
-        return InvalidSettingError(
-            f"unknown setting {shown(name)}", allowed=", ".join(sorted(cls.model_fields)), cure=_cure(cls, name)
-        )
-    field = cls.model_fields.get(name)
+    name = str(first["loc"][0])
+    field = cls.model_fields[name]
     return InvalidSettingError(
         f"setting {name!r} is not valid",
         found=shown(first["input"]),
-        allowed=None if field is None else field.description or _words(field.annotation, field.metadata),
+        allowed=field.description or _words(field.annotation, field.metadata),
     )
-
-
-def _cure(cls: type[Settings], name: str) -> str:
-    if name in cls.elsewhere:
-        return f"Write {cls.elsewhere[name]}."
-    near = difflib.get_close_matches(name[:100], cls.model_fields, n=1)
-    return f"Did you mean {near[0]!r}?" if near else "Check the spelling."
 
 
 def _words(annotation: Any, metadata: Iterable[Any] = ()) -> str:

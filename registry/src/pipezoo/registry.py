@@ -10,15 +10,18 @@ Importing this module imports neither torch nor any plugin; `load`, `plan` and `
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from pipezoo.discovery.index import PluginIndex, PluginInfo
 
 if TYPE_CHECKING:
     from pipezoo.discovery.resolution import Resolution
     from pipezoo.loading.find import FoundModel
+    from pipezoo.loading.options import LoadOptions
     from pipezoo.loading.plan import LoadPlan
+    from pipezoo.loading.settings import LoadSettings
     from pipezoo_core.pipeline import TextGenerationPipeline
 
 __all__ = ["load", "plan", "plugins", "refresh", "resolve"]
@@ -26,7 +29,7 @@ __all__ = ["load", "plan", "plugins", "refresh", "resolve"]
 _index = PluginIndex()  # what is installed does not change while a process runs; `refresh` is for notebooks
 
 
-def load(model: str | Path, **settings: Any) -> TextGenerationPipeline:
+def load(model: str | Path, **settings: Unpack[LoadOptions]) -> TextGenerationPipeline:
     """Loads a model with the plugin that serves its config type.
 
     Args:
@@ -54,38 +57,28 @@ def load(model: str | Path, **settings: Any) -> TextGenerationPipeline:
         RankLostError: another device's process is gone.
         ForkedProcessError: this process was forked from one that had computed before.
     """
-    from pipezoo.loading.settings import LoadSettings
-
-    asked = LoadSettings(**settings)
+    asked = _checked(settings)
     from pipezoo.loading.build import build_pipeline
-    from pipezoo.loading.find import find
     from pipezoo.loading.inherited_threads import check_inherited_threads
     from pipezoo.loading.plan import plan_load
 
     check_inherited_threads()
-
-    def found() -> FoundModel:
-        return find(_index, model, revision=asked.revision, plugin=asked.plugin)
-
     if asked.has_several_ranks:
         from pipezoo.loading.parallel import load_parallel
 
-        return load_parallel(found, asked)
-    return build_pipeline(plan_load(found(), asked))
+        return load_parallel(lambda: _found(model, asked), asked)
+    return build_pipeline(plan_load(_found(model, asked), asked))
 
 
-def plan(model: str | Path, **settings: Any) -> LoadPlan:
+def plan(model: str | Path, **settings: Unpack[LoadOptions]) -> LoadPlan:
     """Decides everything that `load` decides. Downloads the model, and reads no weights but their headers.
 
     Takes and raises what `load` does.
     """
-    from pipezoo.loading.settings import LoadSettings
-
-    asked = LoadSettings(**settings)
-    from pipezoo.loading.find import find
+    asked = _checked(settings)
     from pipezoo.loading.plan import plan_load
 
-    return plan_load(find(_index, model, revision=asked.revision, plugin=asked.plugin), asked)
+    return plan_load(_found(model, asked), asked)
 
 
 def resolve(model: str | Path, *, revision: str | None = None, plugin: str | None = None) -> Resolution:
@@ -110,3 +103,16 @@ def plugins() -> list[PluginInfo]:
 def refresh() -> None:
     """Looks anew for installed plugins, for a plugin installed into a running process."""
     _index.refresh()
+
+
+def _checked(settings: Mapping[str, Any]) -> LoadSettings:
+    """Checks the settings before anything heavy is imported."""
+    from pipezoo.loading.settings import LoadSettings
+
+    return LoadSettings(**settings)
+
+
+def _found(model: str | Path, settings: LoadSettings) -> FoundModel:
+    from pipezoo.loading.find import find
+
+    return find(_index, model, revision=settings.revision, plugin=settings.plugin)

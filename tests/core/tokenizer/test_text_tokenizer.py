@@ -66,7 +66,7 @@ def test_text_becomes_a_context(tokenizer):
     context = new_context(tokenizer, "hello")
     assert pieces(tokenizer, context.tokens) == ["<bos>", "hello"]
     assert context.tokens == [int(token) for token in context.tokens]
-    assert (context.request_id, context.max_length, context.sampling_params.top_k) == ("r", 32, 7)
+    assert (context.request_id, context.max_num_tokens, context.sampling_params.top_k) == ("r", 32, 7)
     assert context.stop_token_ids == {271}
     assert new_context(tokenizer, "a", top_k=3, stop_token_ids=[5]).stop_token_ids == {5, 271}
 

@@ -113,10 +113,10 @@ class NativeAttention(AttentionBackend):
         items.sort(key=lambda item: item[1] * (item[4] - item[3]), reverse=True)  # the largest first: all end together
         counts = [len(numbers) for numbers in partials_of.values()]
         splits = list(zip(partials_of, [0, *accumulate(counts)], counts, strict=False))
-        row_pages, row_slots = batch.cells(page_size)
+        row_pages, row_places = batch.cells(page_size)
         lists = (
             row_pages,
-            row_slots,
+            row_places,
             [*chain.from_iterable(items)],
             page_table,
             [*chain.from_iterable(splits)],
@@ -124,11 +124,11 @@ class NativeAttention(AttentionBackend):
         )
         tables = np.array([*chain.from_iterable(lists)], dtype=np.int32)
         addresses = accumulate((len(values) * tables.itemsize for values in lists), initial=tables.ctypes.data)
-        row_table, slot_table, item_table, page_addresses, split_table, numbers, _ = addresses
+        row_table, place_table, item_table, page_addresses, split_table, numbers, _ = addresses
         partials = np.empty((num_partials, self.spec.num_heads, 2 + self.spec.head_dim), dtype=np.float32)
         description = np.array(
             [
-                *(len(row_pages), row_table, slot_table, len(items), item_table, page_addresses),
+                *(len(row_pages), row_table, place_table, len(items), item_table, page_addresses),
                 *(len(splits), split_table, numbers, partials.ctypes.data),
                 *(self.spec.num_heads, self.spec.num_kv_heads, self.spec.head_dim, page_size),
                 *(self.spec.sliding_window or 0, self._slopes.data_ptr(), bits(self.spec.scale)),

@@ -66,7 +66,7 @@ class PagedPlan:
     """One step's work, the same for all layers."""
 
     write_pages: Tensor
-    write_slots: Tensor
+    write_places: Tensor
     decode_rows: Tensor
     groups: list[_PageGroup]
     prefills: list[_Prefill]
@@ -85,11 +85,11 @@ class PagedAttention(AttentionBackend):
         """Sorts the step's requests into decodes and prefills and prepares indices and biases."""
         offsets = batch.row_offsets
         spans = list(zip(batch.active_lengths, batch.cache_lengths, batch.pages, strict=True))
-        write_pages, write_slots = batch.cells(page_size)
+        write_pages, write_places = batch.cells(page_size)
         decodes = [i for i, (active, _, _) in enumerate(spans) if active == 1]
         return PagedPlan(
             write_pages=_integers(write_pages, device),
-            write_slots=_integers(write_slots, device),
+            write_places=_integers(write_places, device),
             decode_rows=_integers([offsets[i] for i in decodes], device),
             groups=_page_groups(
                 self.spec,
@@ -122,8 +122,8 @@ class PagedAttention(AttentionBackend):
         """
         q_TND, k_TKD, v_TKD = self.heads(q, k, v, rotation)
         spoiled_T1 = _spoiled(q_TND, k_TKD, v_TKD)
-        key_pages[plan.write_pages, :, plan.write_slots] = _finite(k_TKD)
-        value_pages[plan.write_pages, :, plan.write_slots] = _finite(v_TKD)
+        key_pages[plan.write_pages, :, plan.write_places] = _finite(k_TKD)
+        value_pages[plan.write_pages, :, plan.write_places] = _finite(v_TKD)
         if not plan.prefills:
             return self._decode(q_TND, key_pages, value_pages, plan.groups).flatten(1).add_(spoiled_T1)
         out_TND = torch.empty_like(q_TND)
@@ -273,8 +273,8 @@ def _page_group(
             owners.append(0)
             queries.append(-1)  # before every key: sees nothing
             starts.append(0)
-    slots = torch.arange(page_size, dtype=torch.int64, device=device)
-    keys = _integers(starts, device).unsqueeze(-1) + slots  # [I, page_size]
+    places = torch.arange(page_size, dtype=torch.int64, device=device)
+    keys = _integers(starts, device).unsqueeze(-1) + places  # [I, page_size]
     bias = spec.bias(_integers(queries, device).unsqueeze(-1), keys).clamp_(min=_UNSEEN)
     bias = bias.view(len(listed), num_sharers, -1, page_size)  # [P, S, 1 or N, page_size]
     if spec.alibi_slopes is not None:

@@ -42,8 +42,8 @@ class ReferenceAttention(AttentionBackend):
         row = 0
         for active, cached, pages in zip(plan.active_lengths, plan.cache_lengths, plan.pages, strict=True):
             for position in range(cached, cached + active):
-                slot = (pages[position // page_size], position % page_size)
-                key_pages[slot], value_pages[slot] = k_TKD[row], v_TKD[row]
+                cell = (pages[position // page_size], position % page_size)
+                key_pages[cell], value_pages[cell] = k_TKD[row], v_TKD[row]
                 first = 0 if self.spec.sliding_window is None else max(0, position - self.spec.sliding_window + 1)
                 seen = [(pages[j // page_size], j % page_size) for j in range(first, position + 1)]
                 keys = torch.stack([key_pages[at] for at in seen]).double()

@@ -2,6 +2,7 @@
 
 from pipezoo_core.decoder.config import DecoderConfig
 from pipezoo_core.decoder.inputs import DecoderInputs
-from pipezoo_core.decoder.model import DecoderModule, DecoderPipelineModel
+from pipezoo_core.decoder.model import DecoderPipelineModel
+from pipezoo_core.decoder.module import DecoderModule
 
 __all__ = ["DecoderConfig", "DecoderInputs", "DecoderModule", "DecoderPipelineModel"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from pipezoo_core.attention import AttentionSpec
-from pipezoo_core.errors import CheckpointMismatchError, UnsupportedModelError
+from pipezoo_core.errors import CheckpointMismatchError, InvalidSettingError, UnsupportedModelError
 from pipezoo_core.layers import Heads
 from pipezoo_core.weights import LazyTensor
 
@@ -80,6 +80,18 @@ class DecoderConfig(abc.ABC):
         Raises:
             UnsupportedModelError: it asks for something the model cannot do.
         """
+
+    def longest_request(self, max_length: int | None) -> int:
+        """Returns `max_length`, or where it is None the longest request the positions reach.
+
+        Raises:
+            InvalidSettingError: it is longer than that.
+        """
+        if max_length is not None and max_length > self.max_seq_len:
+            raise InvalidSettingError(
+                "max_length is above what the model can do", found=max_length, allowed=f"at most {self.max_seq_len}"
+            )
+        return self.max_seq_len if max_length is None else max_length
 
     def check_against(self, tensors: Mapping[str, LazyTensor]) -> None:
         """Checks that a checkpoint can be as large as the config says, before anything of that size is made.

@@ -13,7 +13,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -22,7 +21,8 @@ from torch._C._distributed_c10d import PrefixStore, Store
 from pipezoo_core.distributed.group import TensorParallelGroup
 from pipezoo_core.distributed.heartbeats import Counters, Heartbeats
 from pipezoo_core.distributed.interrupts import interrupts_deferred
-from pipezoo_core.distributed.meeting import first_line, meet
+from pipezoo_core.distributed.liveness import Liveness, pid_namespace, rank_lost
+from pipezoo_core.distributed.meeting import meet
 from pipezoo_core.distributed.messages import INLINE, Message, decode, encode
 from pipezoo_core.distributed.shared_file import SharedFile
 from pipezoo_core.distributed.signals import SIGNAL_BUFFER_BYTES, Signals, can_signal, map_signal_buffers
@@ -77,11 +77,11 @@ class DistributedGroup(TensorParallelGroup):
         self._process = ProcessLock()
         self._is_closed = False
         self._work: dist.Work | None = None
-        self._peers: dict[int, psutil.Process] = {}
         self._signals: Signals | None = None
         self._signal_buffers: list[Tensor] = []
         self._gloo: Any = meet(PrefixStore("gloo", store), rank, size, network)
         self._heartbeats = Heartbeats(counters, rank, size, timeout)
+        self._liveness = Liveness(self._heartbeats)
         self._collectives: Any = self._gloo
         if device.type == "cuda":
             options = dist.ProcessGroupNCCL.Options()
@@ -176,7 +176,7 @@ class DistributedGroup(TensorParallelGroup):
 
     def fail(self, what: str, cause: BaseException) -> None:
         """Notes why the group cannot go on, where nothing is noted yet. Nobody is told."""
-        self.failure = self.failure or _lost(what, cause)
+        self.failure = self.failure or rank_lost(what, cause)
 
     def close(self) -> None:
         """Parts from the others; rank 0 lets them end. More than once does nothing, as does a forked child.
@@ -207,15 +207,9 @@ class DistributedGroup(TensorParallelGroup):
 
     def check(self) -> None:
         """Raises RankLostError if a rank of this host is gone, or rank 0 has long seen no sign of life of another."""
-        for rank, process in self._peers.items():
-            with suppress(psutil.NoSuchProcess):
-                if process.is_running() and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
-                    continue
-            self.failure = _lost(f"the process of rank {rank} is gone")
-            raise copy(self.failure)
-        silent = self._heartbeats.silent_rank()
-        if silent is not None:
-            self.failure = _silent(*silent)
+        loss = self._liveness.find_loss()
+        if loss is not None:
+            self.failure = loss
             raise copy(self.failure)
 
     def _end(self) -> None:
@@ -232,15 +226,13 @@ class DistributedGroup(TensorParallelGroup):
         try:
             path = self._broadcast_object(file and str(file.path), 0)
             seen = path is not None and can_signal() and Path(path).exists()
-            infos = self.exchange_objects([seen, _pid_namespace(), os.getpid()])
+            infos = self.exchange_objects([seen, pid_namespace(), os.getpid()])
             if not all(info[:2] == [True, infos[0][1]] for info in infos):
                 return
-            self._peers = {rank: psutil.Process(info[2]) for rank, info in enumerate(infos) if rank != self.rank}
+            self._liveness.watch({rank: info[2] for rank, info in enumerate(infos) if rank != self.rank})
             self._signal_buffers = map_signal_buffers(Path(path), self.size)
             self._signals = Signals(self._signal_buffers, self.rank, self.check)
             self.exchange_objects(None)  # all have mapped it
-        except psutil.NoSuchProcess as error:
-            raise _lost("a rank is gone", error) from error
         finally:
             if file is not None:
                 file.close()
@@ -299,30 +291,10 @@ class DistributedGroup(TensorParallelGroup):
         except KeyboardInterrupt as interrupt:
             raise interrupt from None  # it may have come while an error was handled that says nothing: see below
         except RuntimeError as error:  # what torch raises when a connection ends
-            self.failure = _lost("a process of the model is gone", error)
+            self.failure = rank_lost("a process of the model is gone", error)
             raise copy(self.failure) from error
 
 
 def _never_destroy(value: object) -> None:
     """Keeps an object as it is until the process ends, and then, too."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
-
-
-def _pid_namespace() -> str:
-    with suppress(OSError):
-        return os.readlink("/proc/self/ns/pid")
-    return ""
-
-
-def _lost(what: str, cause: BaseException | None = None) -> RankLostError:
-    found = None if cause is None else first_line(cause)
-    return RankLostError(what, found=found, cure="See what its process has printed, and load the model again.")
-
-
-def _silent(rank: int, seconds: float) -> RankLostError:
-    return RankLostError(
-        f"the process of rank {rank} shows no sign of life",
-        found=f"none for {seconds:.0f} seconds",
-        cure="See whether it is stopped, or its host cannot be reached, and load the model again. "
-        "A greater rank_timeout waits longer.",
-    )

@@ -3,12 +3,12 @@
 from pipezoo_core.interfaces.generate import GenerateMixin
 from pipezoo_core.interfaces.kv_cache import KVCacheMixin, get_paged_manager
 from pipezoo_core.interfaces.pipeline_model import (
-    AlwaysSignalBuffersMixin,
     ModelInputs,
     ModelOutputs,
     PipelineModel,
     upper_bounded_default,
 )
+from pipezoo_core.interfaces.signal_buffers import AlwaysSignalBuffersMixin
 from pipezoo_core.interfaces.tokenizer import PipelineTokenizer
 
 __all__ = [

@@ -54,7 +54,10 @@ class KVCacheMixin(Protocol):
     @classmethod
     @abstractmethod
     def get_num_layers(cls, huggingface_config: PretrainedConfig) -> int:
-        """Returns the number of layers that have keys and values."""
+        """Returns the number of layers that have keys and values.
+
+        A name of MAX's, whose pipelines ask for it; ours reads it in what `get_kv_params` returns.
+        """
         ...
 
     @classmethod
@@ -85,7 +88,7 @@ _MANAGER_METHODS = ("external_claim", "contains", "maybe_reserve", "fetch", "ste
 
 
 def get_paged_manager(pipeline: Any) -> PagedKVCacheManager | None:
-    """Returns the paged KV cache manager of a pipeline.
+    """Returns the paged KV cache manager of a pipeline. A name of MAX's, for those who write a pipeline.
 
     Anything with the methods that a step calls counts as one.
 

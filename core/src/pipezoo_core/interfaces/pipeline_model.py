@@ -16,9 +16,9 @@ from torch import Tensor
 
 from pipezoo_core.config import KVCacheConfig, PipelineConfig, ReturnLogits, SupportedEncoding
 from pipezoo_core.context import TextContext
-from pipezoo_core.distributed import SIGNAL_BUFFER_BYTES
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.interfaces.kv_cache import KVCacheMixin
+from pipezoo_core.interfaces.signal_buffers import make_signal_buffers
 from pipezoo_core.kv_cache import KVCacheInputs, PagedKVCacheManager
 from pipezoo_core.log_probabilities import log_probabilities_of
 from pipezoo_core.lora import LoRAManager
@@ -29,7 +29,7 @@ from pipezoo_core.weights import Weights, WeightsAdapter, open_weights, torch_dt
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["AlwaysSignalBuffersMixin", "ModelInputs", "ModelOutputs", "PipelineModel", "upper_bounded_default"]
+__all__ = ["ModelInputs", "ModelOutputs", "PipelineModel", "upper_bounded_default"]
 
 ContextT = TypeVar("ContextT", bound=TextContext)
 
@@ -117,10 +117,19 @@ class PipelineModel(abc.ABC, Generic[ContextT]):
         self.adapter = adapter
         self.return_logits = return_logits
         self.max_seq_len = self.calculate_max_seq_len(pipeline_config, huggingface_config)
-        if isinstance(self, KVCacheMixin):
-            self.kv_manager: PagedKVCacheManager = self.load_kv_manager(session, kv_cache_config.kv_cache_memory)
 
     _lora_manager: LoRAManager | None = None
+
+    @cached_property
+    def kv_manager(self) -> PagedKVCacheManager:
+        """The KV cache, allocated on first use: while this constructor runs, a subclass is not ready for that.
+
+        Raises:
+            AttributeError: the class is no `KVCacheMixin`.
+        """
+        if not isinstance(self, KVCacheMixin):
+            raise AttributeError(f"{type(self).__name__} has no KV cache")
+        return self.load_kv_manager(self.session, self.kv_cache_config.kv_cache_memory)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -139,7 +148,7 @@ class PipelineModel(abc.ABC, Generic[ContextT]):
 
     @cached_property
     def _signal_buffers(self) -> list[Tensor]:
-        return _make_signal_buffers(self.devices)
+        return make_signal_buffers(self.devices)
 
     @classmethod
     @abc.abstractmethod
@@ -253,7 +262,10 @@ class PipelineModel(abc.ABC, Generic[ContextT]):
         kv_cache_config: KVCacheConfig,
         cache_dtype: torch.dtype,
     ) -> int:
-        """Returns how many requests of the greatest length fit the cache at once; without a cache the setting."""
+        """Returns how many requests of the greatest length fit the cache at once; without a cache the setting.
+
+        A name of MAX's, whose pipelines ask for it; here `max_batch_size` is a setting.
+        """
         if not issubclass(cls, KVCacheMixin):
             return pipeline_config.max_batch_size
         params = cls.get_kv_params(huggingface_config, len(devices), kv_cache_config, cache_dtype)
@@ -262,33 +274,8 @@ class PipelineModel(abc.ABC, Generic[ContextT]):
         return PagedKVCacheManager.infer_optimal_batch_size(params, num_held, available_cache_memory)
 
 
-class AlwaysSignalBuffersMixin:
-    """For models whose embedding or head always runs a collective: signal buffers on a single device, too.
-
-    Put it before `PipelineModel` in the bases.
-
-    Attributes:
-        devices: of the model, which sets them.
-    """
-
-    devices: list[torch.device]
-
-    @property
-    def signal_buffers(self) -> list[Tensor]:
-        """A uint8 tensor of 1 MiB per device, made on first use."""
-        return self._signal_buffers
-
-    @cached_property
-    def _signal_buffers(self) -> list[Tensor]:
-        return _make_signal_buffers(self.devices)
-
-
-def _make_signal_buffers(devices: Sequence[torch.device]) -> list[Tensor]:
-    return [torch.zeros(SIGNAL_BUFFER_BYTES, dtype=torch.uint8, device=device) for device in devices]
-
-
 def upper_bounded_default(upper_bound: int, default: int | None) -> int:
-    """Returns `default`, or the bound where it is None.
+    """Returns `default`, or the bound where it is None. A name of MAX's, for a model's `calculate_max_seq_len`.
 
     Raises:
         ValueError: `default` is above the bound.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +38,16 @@ class RaggedBatch:
     cache_lengths: list[int]
     prompt_lengths: list[int]
     pages: list[list[int]]
+
+    def as_lists(self) -> list[list[int]]:
+        """Writes the batch as lists of whole numbers, which `from_lists` reads."""
+        return [self.active_lengths, self.cache_lengths, self.prompt_lengths, *self.pages]
+
+    @classmethod
+    def from_lists(cls, lists: Sequence[list[int]]) -> Self:
+        """Reads what `as_lists` has written."""
+        active_lengths, cache_lengths, prompt_lengths, *pages = lists
+        return cls(active_lengths, cache_lengths, prompt_lengths, pages)
 
     @property
     def row_offsets(self) -> list[int]:

@@ -70,7 +70,7 @@ class PagedKVCacheManager:
 
     @property
     def device_tensors(self) -> list[Tensor]:
-        """All key pages, then all value pages, layer by layer."""
+        """All key pages, then all value pages, layer by layer. A name of MAX's; to look at, nothing here reads it."""
         return [*self._storage.key_pages, *self._storage.value_pages]
 
     @property
@@ -267,12 +267,18 @@ class PagedKVCacheManager:
 
     @classmethod
     def max_supported_sequence_length(cls, params: KVCacheParams, available_cache_memory: int) -> int:
-        """Returns how many tokens one request may have in so many bytes."""
+        """Returns how many tokens one request may have in so many bytes.
+
+        A name of MAX's; the memory plan asks `KVCacheParams`.
+        """
         return params.max_tokens_in(available_cache_memory // params.bytes_per_page)
 
     @classmethod
     def infer_optimal_batch_size(cls, params: KVCacheParams, num_tokens_held: int, available_cache_memory: int) -> int:
-        """Returns how many requests fit that have pages for so many tokens at the same time; at least 1."""
+        """Returns how many requests fit that have pages for so many tokens at the same time; at least 1.
+
+        A name of MAX's; here `max_batch_size` is a setting.
+        """
         pages = available_cache_memory // params.bytes_per_page
         return max(1, pages // params.num_pages_for(num_tokens_held))
 
@@ -282,4 +288,4 @@ def _num_tokens_after(context: TextContext, num_steps: int) -> int:
     num_tokens = context.cache_length + context.active_length
     if num_steps == 1:
         return num_tokens
-    return max(num_tokens, min(num_tokens + num_steps - 1, context.max_length - 1))  # the last one is not fed
+    return max(num_tokens, min(num_tokens + num_steps - 1, context.max_num_tokens - 1))  # the last one is not fed

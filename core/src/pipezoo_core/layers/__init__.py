@@ -4,7 +4,7 @@ from pipezoo_core.layers.activations import ACTIVATIONS
 from pipezoo_core.layers.alibi import alibi_slopes
 from pipezoo_core.layers.embedding import Embedding, LMHead, VocabParallelEmbedding
 from pipezoo_core.layers.linear import ColumnParallelLinear, Linear, MergedLinear, RowParallelLinear
-from pipezoo_core.layers.linear_backends import use_linear_backend, weights_memory
+from pipezoo_core.layers.linear_backends import choose_linear, use_linear_backend, weights_memory
 from pipezoo_core.layers.mlp import GatedMLP
 from pipezoo_core.layers.norm import ParallelLayerNorm, RMSNorm
 from pipezoo_core.layers.quantized import DEQUANTIZED_AT_ONCE
@@ -33,6 +33,7 @@ __all__ = [
     "alibi_slopes",
     "apply_rotary",
     "as_split",
+    "choose_linear",
     "max_rotary_length",
     "shard_module",
     "use_linear_backend",

@@ -17,7 +17,7 @@ from pipezoo_core.layers.quantized import GROUP, QuantizedProduct
 from pipezoo_core.layers.rotary import RotaryEmbedding
 from pipezoo_core.native import GATE, HUGE_PAGE, Form, NativeKernels, packed_size
 
-__all__ = ["NativeProduct", "OneDNNProduct", "use_linear_backend", "weights_memory"]
+__all__ = ["NativeProduct", "OneDNNProduct", "choose_linear", "use_linear_backend", "weights_memory"]
 
 _TYPICAL_ROWS = 512  # oneDNN chooses the weights' layout for so many rows; it serves any number as well
 
@@ -106,7 +106,7 @@ def use_linear_backend(
     Raises:
         InvalidSettingError: the backend was asked for by name and cannot be used here.
     """
-    name = _usable(name, device, encoding, kernels)
+    name = choose_linear(name, device, encoding, kernels)
     if name is LinearName.native and fuse:
         _fuse_gates(module, encoding, kernels)
     for layer in module.modules():
@@ -141,7 +141,7 @@ def weights_memory(
     Raises:
         InvalidSettingError: as there.
     """
-    name = _usable(name, device, encoding, kernels)
+    name = choose_linear(name, device, encoding, kernels)
     plain = {parameter: parameter.nbytes for parameter in module.parameters()}
     packed = others = 0
     for layer in [layer for layer in module.modules() if isinstance(layer, Linear)]:
@@ -158,8 +158,14 @@ def weights_memory(
     return -(-packed // HUGE_PAGE) * HUGE_PAGE + others + sum(plain.values())
 
 
-def _usable(name: LinearName, device: torch.device, encoding: SupportedEncoding, kernels: NativeKernels) -> LinearName:
-    """Returns the backend, where `auto` was asked for the fastest one."""
+def choose_linear(
+    name: LinearName, device: torch.device, encoding: SupportedEncoding, kernels: NativeKernels
+) -> LinearName:
+    """Returns the backend with this name, for `auto` that of the fastest one.
+
+    Raises:
+        InvalidSettingError: it cannot be used here.
+    """
     obstacles = {LinearName.native: kernels.obstacle, LinearName.onednn: _why_not_onednn(device, encoding)}
     if name is LinearName.auto:
         name = next((usable for usable, obstacle in obstacles.items() if obstacle is None), LinearName.torch)

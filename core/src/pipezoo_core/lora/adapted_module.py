@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,20 @@ from pipezoo_core.errors import RankLostError
 from pipezoo_core.lora.layers import LoRABatch, LoRALinear, LoRATarget, adaptable_layers, group_rows
 
 __all__ = ["AdaptedModule", "lora_memory"]
+
+
+class _Filling(NamedTuple):
+    """What rank 0 sends of an adapter before its numbers.
+
+    Attributes:
+        slot: that it goes to, by itself.
+        targets: the layers that it changes, by their places among all targets.
+        ranks: of its A and B in each of these.
+    """
+
+    slot: Sequence[int]
+    targets: Sequence[int]
+    ranks: Sequence[int]
 
 
 class AdaptedModule:
@@ -77,7 +92,7 @@ class AdaptedModule:
         numbers = {name: number for number, name in enumerate(self.targets)}
         with suppress(RankLostError), self._group.step():
             ranks = [len(a) for a, _ in layers.values()]
-            self._group.send(Message.fill_slot, [[slot], [numbers[name] for name in layers], ranks])
+            self._group.send(Message.fill_slot, _Filling([slot], [numbers[name] for name in layers], ranks))
             self._fill(slot, self._shared(layers.items()))
 
     def fill_as_told(self, lists: Sequence[Sequence[int]]) -> None:
@@ -86,17 +101,17 @@ class AdaptedModule:
         Raises:
             RankLostError: another rank is gone.
         """
-        (slot,), numbers, ranks = lists
+        filling = _Filling(*lists)
         names = list(self.targets)
 
         def layers() -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
-            for number, rank in zip(numbers, ranks, strict=True):
+            for number, rank in zip(filling.targets, filling.ranks, strict=True):
                 out_features, in_features = self.targets[names[number]].shape
                 shapes = (rank, in_features), (out_features, rank)
                 a, b = (torch.empty(shape, dtype=self.dtype, device="cpu") for shape in shapes)
                 yield names[number], (a, b)
 
-        self._fill(slot, self._shared(layers()))
+        self._fill(filling.slot[0], self._shared(layers()))
 
     def _shared(
         self, layers: Iterable[tuple[str, tuple[Tensor, Tensor]]]

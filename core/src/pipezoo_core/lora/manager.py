@@ -95,7 +95,7 @@ class LoRAManager:
         return list(self._adapters)
 
     def is_lora(self, name: str) -> bool:
-        """Whether an adapter of this name is loaded."""
+        """Whether an adapter of this name is loaded. A name of MAX's, for callers."""
         return name in self._adapters
 
     def is_active_lora(self, name: str) -> bool:

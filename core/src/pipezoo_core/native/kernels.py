@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipezoo_core.errors import InsufficientMemoryError, TensorMismatchError
 from pipezoo_core.native.memory_pool import MemoryPool, aligned, aligned_bytes
-from pipezoo_core.native.packing import GROUP, Form, of_bits, packed_size
+from pipezoo_core.native.packing import GROUP, Form, packed_size
 from pipezoo_core.native.variants import DTYPES, MODULE, PANEL, obstacle_to
 
 __all__ = ["CallObserver", "NativeKernels", "bits"]
@@ -91,7 +91,7 @@ class NativeKernels:
             sizes = f"[{f'a multiple of {PANEL}' if is_gated else 'any'}, a multiple of {unit}]"
             raise _mismatch("the packing of a weight", weight, f"{self.dtype} {sizes} on the CPU")
         weight, packed = weight.contiguous(), self._allocate(packed_size(weight, bits))
-        pack = getattr(self._native, f"{of_bits('pack', bits)}_{DTYPES[weight.dtype]}")
+        pack = getattr(self._native, f"{_of_bits('pack', bits)}_{DTYPES[weight.dtype]}")
         _call(pack, weight.data_ptr(), packed.data_ptr(), *weight.shape, form)
         return packed
 
@@ -136,7 +136,7 @@ class NativeKernels:
         addresses = (x.data_ptr(), packed.data_ptr(), bias_address, y.data_ptr())
         rows = x.numel() // in_features
         is_long = max(rows * x.shape[-1] * out_features / _LONG_PRODUCT, packed.nbytes / _LONG_READ) > 1
-        self._run(of_bits("linear", bits), *addresses, rows, in_features, out_features, form, is_long=is_long)
+        self._run(_of_bits("linear", bits), *addresses, rows, in_features, out_features, form, is_long=is_long)
         return y
 
     def packed_rows(self, indices: Tensor, packed: Tensor, shape: tuple[int, int], bits: int | None) -> Tensor:
@@ -144,7 +144,7 @@ class NativeKernels:
         indices, (num_rows, size) = _integers("packed_rows", indices), shape
         y = self._empty((len(indices), size), self.dtype)
         addresses = (indices.data_ptr(), packed.data_ptr(), y.data_ptr())
-        self._run(of_bits("packed_rows", bits), *addresses, len(indices), size, num_rows)
+        self._run(_of_bits("packed_rows", bits), *addresses, len(indices), size, num_rows)
         return y
 
     def rows(self, x: Tensor, indices: Tensor) -> Tensor:
@@ -286,6 +286,10 @@ def _rows(x: Tensor) -> tuple[Tensor, int, int]:
     if x.dim() == 2:
         return x, 1, x.stride(0)
     return x.contiguous(), 1, size
+
+
+def _of_bits(kernel: str, bits: int | None) -> str:
+    return kernel if bits is None else f"{kernel}_int{bits}"
 
 
 def bits(number: float) -> int:

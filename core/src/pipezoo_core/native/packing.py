@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipezoo_core.native.variants import PANEL
 
-__all__ = ["GROUP", "Form", "of_bits", "packed_size"]
+__all__ = ["GROUP", "Form", "packed_size"]
 
 GROUP = 32  # numbers of a quantized weight that share a scale
 _GROUP_BYTES, _ROW_BYTES = {8: GROUP + 2, 4: GROUP // 2 + 2}, {8: 0, 4: 8}  # of a quantized weight
@@ -36,8 +36,3 @@ def packed_size(weight: Tensor, bits: int | None) -> int:
     if bits is None:
         return num_rows * in_features * weight.dtype.itemsize
     return num_rows * (_ROW_BYTES[bits] + in_features // GROUP * _GROUP_BYTES[bits])
-
-
-def of_bits(kernel: str, bits: int | None) -> str:
-    """Returns the name of the kernel that reads weights of so many bits a number; None for those not quantized."""
-    return kernel if bits is None else f"{kernel}_int{bits}"

@@ -160,7 +160,10 @@ class Engine:
         """
         work = self._assigned(self._scheduler.schedule())
         if not work:
-            raise _nothing_begins()
+            raise InsufficientPagesError(
+                "no request can begin, because requests outside the scheduler hold the KV cache's pages or slots",
+                cure="Release what was given to `execute` directly.",
+            )
         outcomes = self._run(work, ModelRunner.step)
         self._deliver(work, outcomes)
 
@@ -313,10 +316,3 @@ class Engine:
         if output.is_done:
             self._release(output.request_id)
             request.is_done = True
-
-
-def _nothing_begins() -> InsufficientPagesError:
-    return InsufficientPagesError(
-        "no request can begin, because requests outside the scheduler hold the KV cache's pages or slots",
-        cure="Release what was given to `execute` directly.",
-    )

@@ -22,5 +22,8 @@ def hold_adapter(manager: LoRAManager | None, context: TextContext) -> None:
     if context.lora is None:
         return
     if manager is None:
-        raise AdapterNotFoundError.named(context.lora, loaded=[])
+        raise AdapterNotFoundError(
+            f"no adapter {context.lora!r} is loaded, because the model was loaded without room for any",
+            cure="Load the model with lora_paths or max_num_loras.",
+        )
     manager.hold(context)

@@ -13,17 +13,11 @@ from typing import NamedTuple
 from packaging.utils import canonicalize_name
 
 from pipezoo.discovery.index import PluginIndex, PluginInfo, PluginState
+from pipezoo.discovery.published import PUBLISHED, how_to_install
 from pipezoo.discovery.setting import VARIABLE
 from pipezoo_core.errors import PluginConflictError, PluginNotFoundError, shown
 
 __all__ = ["AskedName", "PluginChoice", "choose_plugin"]
-
-_PIP_NAMES = {
-    "llama": "pipezoo-llama",
-    "mistral": "pipezoo-mistral",
-    "mpt": "pipezoo-replit",
-    "replit_lm": "pipezoo-replit",
-}
 
 
 class AskedName(NamedTuple):
@@ -64,20 +58,19 @@ def choose_plugin(index: PluginIndex, asked: Sequence[AskedName], plugin: str | 
 
 
 def _explicit(index: PluginIndex, asked: Sequence[AskedName], plugin: str) -> PluginChoice:
-    if not isinstance(plugin, str):
-        raise PluginNotFoundError("a plugin is named by its distribution", found=shown(plugin))
-    own = [info for info in index.plugins() if info.distribution == canonicalize_name(plugin)]
+    name = canonicalize_name(plugin) if isinstance(plugin, str) else ""
+    own = [info for info in index.plugins() if info.distribution == name]
     if not own:
         raise PluginNotFoundError(
-            f"no plugin is called {plugin!r}",
+            f"no plugin is called {shown(plugin)}",
             allowed=sorted({info.distribution for info in index.plugins()}),
-            cure=f"Try: pip install {plugin}",
+            cure=how_to_install(name),
         )
     reason = f"asked for by plugin={plugin!r}"
-    for name in asked:
+    for wanted in asked:
         for info in own:
-            if info.name == name.name:
-                return PluginChoice(info, name, reason)
+            if info.name == wanted.name:
+                return PluginChoice(info, wanted, reason)
     # It claims none of the names, but may know the architecture all the same: loading it will tell.
     return PluginChoice(own[0], asked[0], reason)
 
@@ -89,7 +82,7 @@ def _pinned(index: PluginIndex, name: AskedName, distribution: str) -> PluginCho
     raise PluginNotFoundError(
         f"{VARIABLE} pins {name.name!r} to {distribution!r}, which is not installed or does not serve it",
         found=[info.distribution for info in index.serving(name.name)],
-        cure=f"Change {VARIABLE}, or try: pip install {distribution}",
+        cure=f"Change {VARIABLE}, or install it. {how_to_install(distribution)}",
     )
 
 
@@ -116,9 +109,10 @@ def _not_found(index: PluginIndex, asked: Sequence[AskedName]) -> PluginNotFound
 
 
 def _hint(asked: Sequence[AskedName], usable: Sequence[str]) -> str:
-    known = [_PIP_NAMES[name.name] for name in asked if name.where == "model_type" and name.name in _PIP_NAMES]
+    known = [PUBLISHED[name.name] for name in asked if name.where == "model_type" and name.name in PUBLISHED]
     if known:
-        return f"Try: pip install {known[0]}"
-    near = difflib.get_close_matches(asked[0].name, {*usable, *_PIP_NAMES}, n=1, cutoff=0.8)
+        return how_to_install(known[0])
+    near = difflib.get_close_matches(asked[0].name, {*usable, *PUBLISHED}, n=1, cutoff=0.8)
     guess = f"Did you mean {near[0]!r}? " if near else ""
-    return f"{guess}None is known; docs/writing-a-plugin.md shows how to write one."
+    served = ", ".join(PUBLISHED)
+    return f"{guess}pipezoo has plugins for {served}; docs/writing-a-plugin.md shows how to write one."

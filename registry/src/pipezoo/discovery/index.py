@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from pipezoo.discovery.loading import load_architectures
 from pipezoo.discovery.metadata import PluginInfo, PluginState, read_claims
+from pipezoo.discovery.published import how_to_mend
 from pipezoo.discovery.setting import VARIABLE, PluginSetting
 from pipezoo_core.errors import BrokenPluginError, IncompatiblePluginError, PluginNotFoundError
 
@@ -106,11 +107,11 @@ def _refuse(plugin: PluginInfo) -> None:
     if plugin.state is PluginState.incompatible:
         raise IncompatiblePluginError(
             f"plugin {plugin.distribution!r} {plugin.version} {plugin.reason}",
-            cure=f"Try: pip install --upgrade {plugin.distribution} pipezoo",
+            cure=how_to_mend(plugin.distribution),
         )
     if plugin.state is PluginState.broken:
         raise BrokenPluginError(
             f"the metadata of plugin {plugin.distribution!r} cannot be read",
             found=plugin.reason,
-            cure=f"Try: pip install --force-reinstall {plugin.distribution}",
+            cure=how_to_mend(plugin.distribution),
         )

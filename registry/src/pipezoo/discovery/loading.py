@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
+from pipezoo.discovery.published import how_to_mend
 from pipezoo_core import hookspecs
 from pipezoo_core.errors import BrokenPluginError, IncompatiblePluginError
 
@@ -51,7 +52,7 @@ def load_architectures(distribution: str, module_name: str) -> tuple[SupportedAr
         raise BrokenPluginError(
             f"plugin {distribution!r} cannot be loaded",
             found=f"{type(error).__name__}: {error}",
-            cure=f"`pipezoo plugins` shows the traceback; try: pip install --upgrade --force-reinstall {distribution}",
+            cure=f"`pipezoo plugins` shows the traceback. {how_to_mend(distribution)}",
         ) from error
 
 
@@ -62,7 +63,7 @@ def _check_api_version(distribution: str, module: ModuleType) -> None:
             f"plugin {distribution!r} was not made for this version of pipezoo-core",
             found=f"no API_VERSION in {module.__name__}" if found is None else f"API_VERSION = {found!r}",
             allowed=_ACCEPTED_API_VERSIONS,
-            cure=f"Try: pip install --upgrade {distribution}",
+            cure=how_to_mend(distribution),
         )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipezoo.discovery.choice import AskedName, PluginChoice, choose_plugin
 from pipezoo.discovery.index import PluginIndex, PluginInfo, PluginState
+from pipezoo.discovery.published import how_to_mend
 from pipezoo_core.errors import BrokenPluginError, PluginError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def _probe(architecture: SupportedArchitecture, choice: PluginChoice, config: Ma
         raise BrokenPluginError(
             f"plugin {choice.plugin.distribution!r} failed while it looked at config.json",
             found=f"{type(error).__name__}: {error}",
-            cure=f"Try: pip install --upgrade {choice.plugin.distribution}",
+            cure=how_to_mend(choice.plugin.distribution),
         ) from error
     if refusal is not None:
         raise UnsupportedModelError(f"plugin {choice.plugin.distribution!r} refuses this model", found=refusal)

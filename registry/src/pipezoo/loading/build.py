@@ -8,6 +8,7 @@ import torch
 
 from pipezoo.loading.devices import of_each_replica
 from pipezoo.loading.plan import LoadPlan
+from pipezoo.loading.report import log_load
 from pipezoo_core.config import ReturnLogits
 from pipezoo_core.context import TextContext
 from pipezoo_core.distributed import TensorParallelGroup
@@ -38,7 +39,9 @@ def build_pipeline(plan: LoadPlan, groups: Sequence[TensorParallelGroup] = ()) -
     parts = of_each_replica(plan.devices, plan.pipeline_config.data_parallel_degree)
     their_groups: Sequence[TensorParallelGroup | None] = groups or [None] * len(parts)
     models = [open_model(plan, devices, group) for devices, group in zip(parts, their_groups, strict=True)]
-    return TextGenerationPipeline(plan.pipeline_config, models, tokenizer, plan.memory)
+    pipeline = TextGenerationPipeline(plan.pipeline_config, models, tokenizer, plan.memory)
+    log_load(plan, pipeline)
+    return pipeline
 
 
 def open_model(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pipezoo.discovery.resolution import Resolution
 from pipezoo.files.model_files import ModelFiles, read_files
 from pipezoo.loading.devices import check_parallel, place_model
 from pipezoo.loading.find import FoundModel
@@ -26,7 +27,7 @@ class LoadPlan:
 
     Attributes:
         settings: what was asked for, and what was decided where nothing was. Other ranks follow them.
-        architecture: what the plugin says of itself.
+        resolution: the plugin that serves it.
         files: what was found.
         devices: where it runs, one replica's devices after the other's.
         pipeline_config: how it runs, complete.
@@ -34,11 +35,16 @@ class LoadPlan:
     """
 
     settings: LoadSettings
-    architecture: SupportedArchitecture
+    resolution: Resolution
     files: ModelFiles
     devices: tuple[torch.device, ...]
     pipeline_config: PipelineConfig
     memory: MemoryPlan
+
+    @property
+    def architecture(self) -> SupportedArchitecture:
+        """What the plugin runs the model with."""
+        return self.resolution.architecture
 
 
 def plan_load(found: FoundModel, settings: LoadSettings) -> LoadPlan:
@@ -69,7 +75,7 @@ def plan_load(found: FoundModel, settings: LoadSettings) -> LoadPlan:
         files.huggingface_config,
         _near(devices, requested.tensor_parallel_degree),
     )
-    return LoadPlan(_decided(settings, config), architecture, files, devices, config, memory)
+    return LoadPlan(_decided(settings, config), found.resolution, files, devices, config, memory)
 
 
 def follow_plan(found: FoundModel, settings: LoadSettings, memory: MemoryPlan) -> LoadPlan:
@@ -83,11 +89,10 @@ def follow_plan(found: FoundModel, settings: LoadSettings, memory: MemoryPlan) -
     Raises:
         UnsupportedModelError, CheckpointError: as `plan_load`.
     """
-    architecture = found.resolution.architecture
-    files = read_files(found.checkpoint, architecture)
+    files = read_files(found.checkpoint, found.resolution.architecture)
     devices = tuple(map(torch.device, settings.device_names))
     config = _pipeline_config(files, settings, devices).updated(encoding=SupportedEncoding(settings.dtype))
-    return LoadPlan(settings, architecture, files, devices, config, memory)
+    return LoadPlan(settings, found.resolution, files, devices, config, memory)
 
 
 def _pipeline_config(files: ModelFiles, settings: LoadSettings, devices: Sequence[torch.device]) -> PipelineConfig:

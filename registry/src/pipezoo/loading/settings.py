@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator
 
@@ -16,11 +17,39 @@ DEVICES = "auto, cpu, or a GPU that torch sees, such as cuda:0"
 """What a device can be called, for messages."""
 
 _DEVICE = re.compile(r"auto|cpu|(?:cpu|cuda):[0-9]{1,3}")
+_MAX_DEVICES = 1024
+_FIRST_GPU = ("cuda", "gpu")
 _DTYPES = ("auto", *(encoding.value for encoding in SupportedEncoding))
+_SHORT_DTYPES = {"bf16": "bfloat16", "float": "float32", "fp16": "float16", "fp32": "float32", "half": "float16"}
+
+_ELSEWHERE = {
+    "attn_implementation": "`attention`",
+    "block_size": "`page_size`",
+    "data_parallel_size": "`data_parallel_degree`",
+    "device_map": 'device="cuda:0", or devices=["cuda:0", "cuda:1"]',
+    "enable_lora": "`max_num_loras`",
+    "gpu_memory_utilization": 'kv_cache_memory="8GiB" or the like; weights and steps take what they need',
+    "load_in_4bit": 'dtype="int4"',
+    "load_in_8bit": 'dtype="int8"',
+    "max_loras": "`max_num_loras`",
+    "max_model_len": "`max_length`",
+    "max_num_batched_tokens": "`max_batch_tokens`",
+    "max_num_seqs": "`max_batch_size`",
+    "max_seq_len": "`max_length`",
+    "n_batch": "`max_batch_tokens`",
+    "n_ctx": "`max_length`",
+    "n_gpu_layers": 'device="cuda:0"',
+    "quantization": 'dtype="int8" or dtype="int4"',
+    "tensor_parallel_size": 'devices=["cuda:0", "cuda:1"], a name for each',
+    "torch_dtype": "`dtype`",
+}
 
 
 def _as_device(value: object) -> str:
-    name = str(value).strip()
+    is_named = isinstance(value, str) or type(value).__module__ == "torch"
+    name = str(value).strip().lower() if is_named else ""
+    if name in _FIRST_GPU:
+        return "cuda:0"
     if not _DEVICE.fullmatch(name):
         raise InvalidSettingError("there is no such device", found=shown(value), allowed=DEVICES)
     return "cpu" if name.startswith("cpu") else name  # cpu:1 is no other one
@@ -29,19 +58,24 @@ def _as_device(value: object) -> str:
 def _as_devices(value: object) -> tuple[str, ...] | None:
     if value is None:
         return None
-    if not isinstance(value, list | tuple) or not value:
+    if not isinstance(value, list | tuple) or not 1 <= len(value) <= _MAX_DEVICES:
         raise InvalidSettingError(
             "setting 'devices' is not a list of devices",
             found=shown(value),
+            allowed=f"1 to {_MAX_DEVICES:,} names",
             cure="Give either `device` or `devices`, the latter as a list of names.",
         )
     return tuple(map(_as_device, value))
 
 
 def _as_dtype(value: object) -> str:
-    if str(value) not in _DTYPES:
+    """Returns the name of a dtype, of torch's own or one of its short names, too."""
+    is_named = isinstance(value, str) or type(value).__module__ == "torch"
+    name = str(value).strip().lower().removeprefix("torch.") if is_named else ""
+    name = _SHORT_DTYPES.get(name, name)
+    if name not in _DTYPES:
         raise InvalidSettingError("setting 'dtype' is not valid", found=shown(value), allowed=", ".join(_DTYPES))
-    return str(value)
+    return name
 
 
 class LoadSettings(RunConfig, KVCacheConfig, LoRAConfig):
@@ -54,6 +88,8 @@ class LoadSettings(RunConfig, KVCacheConfig, LoRAConfig):
         devices: several in place of it, one replica's after the other's; all of one kind.
         dtype: the precision to run in, or `"auto"`.
     """
+
+    elsewhere: ClassVar[Mapping[str, str]] = _ELSEWHERE
 
     revision: str | None = None
     plugin: str | None = None

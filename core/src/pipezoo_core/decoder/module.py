@@ -1,0 +1,89 @@
+"""The part of a decoder-only model that a plugin writes: its outline before anything is loaded, and loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pipezoo_core.attention import AttentionBackend, select_backend
+from pipezoo_core.config import AttentionName, PipelineConfig, SupportedEncoding
+from pipezoo_core.decoder.config import DecoderConfig
+from pipezoo_core.distributed import TensorParallelGroup
+from pipezoo_core.kv_cache import KVCacheInputs
+from pipezoo_core.layers import shard_module, use_linear_backend
+from pipezoo_core.native import NativeKernels
+from pipezoo_core.session import InferenceSession
+from pipezoo_core.weights import LazyTensor, load_module, torch_dtype
+
+__all__ = ["DecoderModule", "load_decoder", "outline_of"]
+
+
+class DecoderModule(Protocol):
+    """What `DecoderPipelineModel` needs of a plugin's module.
+
+    Built as `Module(config, backend)` on torch's meta device; what else it keeps to is in docs/writing-a-plugin.md.
+    """
+
+    def __call__(self, tokens: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
+        """Maps tokens [T] to hidden states [T, hidden_size]."""
+        ...
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """Maps hidden states [rows, hidden_size] to logits [rows, vocab_size]."""
+        ...
+
+
+def outline_of(module_class: Any, config: DecoderConfig, pipeline_config: PipelineConfig) -> nn.Module:
+    """Returns a module in the run's precision, on the meta device: shapes without numbers.
+
+    Of several ranks it is that of the last one, whose part is the largest.
+    """
+    dtype, num_ranks = torch_dtype(pipeline_config.encoding), pipeline_config.tensor_parallel_degree
+    kernels = NativeKernels(torch.device("meta"), dtype)
+    backend = select_backend(AttentionName.reference, config.attention, kernels, pipeline_config.kv_cache.page_size)
+    with torch.device("meta"):
+        module: nn.Module = module_class(config, backend)
+    if num_ranks > 1:
+        shard_module(module, TensorParallelGroup(num_ranks - 1, num_ranks))
+    return module.to(dtype)
+
+
+def load_decoder(
+    module_class: Any,
+    config: DecoderConfig,
+    backend: AttentionBackend,
+    tensors: Mapping[str, LazyTensor],
+    *,
+    pipeline_config: PipelineConfig,
+    encoding: SupportedEncoding,
+    session: InferenceSession,
+    kernels: NativeKernels,
+) -> DecoderModule:
+    """Builds a module on the session's device, each weight in the form that it is computed from.
+
+    Args:
+        module_class: the plugin's.
+        config: of the model.
+        backend: computes its attention.
+        tensors: its weights, by the names of the module.
+        pipeline_config: how to run it.
+        encoding: precision of weights and activations.
+        session: where; of several ranks, this one's part is loaded.
+        kernels: of this model.
+
+    Raises:
+        CheckpointError: names or shapes differ from the module's, or a file is damaged.
+    """
+    with torch.device("meta"):
+        module: nn.Module = module_class(config, backend)
+
+    def convert(part: nn.Module) -> None:
+        fuse = pipeline_config.lora is None  # an adapter may change a layer alone
+        use_linear_backend(pipeline_config.linear, part, session.device, encoding, kernels, fuse=fuse)
+
+    in_full = encoding.is_quantized  # so that the numbers of a Q8_0 file stay what they are in int8
+    load_module(module, tensors, session.device, torch_dtype(encoding), convert, in_full=in_full, group=session.group)
+    return module.eval()  # type: ignore[return-value]  # nn.Module.__call__ is typed as Any

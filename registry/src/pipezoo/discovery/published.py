@@ -1,0 +1,29 @@
+"""The plugins that pipezoo publishes. A message tells to install these and no others: a name may be anybody's."""
+
+from __future__ import annotations
+
+from pipezoo.discovery.setting import VARIABLE
+
+__all__ = ["PUBLISHED", "how_to_install", "how_to_mend"]
+
+PUBLISHED = {
+    "llama": "pipezoo-llama",
+    "mistral": "pipezoo-mistral",
+    "mpt": "pipezoo-replit",
+    "replit_lm": "pipezoo-replit",
+}
+"""The distribution that serves a model type."""
+
+
+def how_to_install(distribution: str) -> str:
+    """Returns the cure of a message about a plugin that is not installed."""
+    if distribution in PUBLISHED.values():
+        return f"Try: pip install {distribution}"
+    return "Check the spelling, and install it from where its author says."
+
+
+def how_to_mend(distribution: str) -> str:
+    """Returns the cure of a message about an installed plugin that does not work, or not with this pipezoo-core."""
+    if distribution in PUBLISHED.values():
+        return f"Try: pip install --upgrade --force-reinstall {distribution} pipezoo"
+    return f"Install a release of it that fits pipezoo-core, or go without it: {VARIABLE}=-{distribution}"
