@@ -144,7 +144,7 @@ class LoRAManager:
         """Raises what `unload_adapter` would."""
         with self._lock:
             if name not in self._adapters:
-                raise AdapterNotFoundError.named(name, self.loras)
+                raise _not_found(name, self.loras)
             if name in self._users.values():
                 raise AdapterInUseError(
                     f"the adapter {name!r} is in use", cure="Wait for its requests, or cancel them."
@@ -174,7 +174,7 @@ class LoRAManager:
         assert context.lora is not None
         with self._lock:
             if context.lora not in self._adapters:
-                raise AdapterNotFoundError.named(context.lora, self.loras)
+                raise _not_found(context.lora, self.loras)
             self._users[context.request_id] = context.lora
             context.cache_namespace = f"lora {self._adapters[context.lora].serial}"
 
@@ -241,3 +241,11 @@ class LoRAManager:
                 cure="Take an adapter that was trained on this model, and on linear layers other than the head.",
             )
         return layers
+
+
+def _not_found(name: str, loaded: list[str]) -> AdapterNotFoundError:
+    return AdapterNotFoundError(
+        f"no adapter {name!r} is loaded",
+        allowed=loaded,
+        cure="Load the model with lora_paths, or load the adapter with load_adapter.",
+    )
