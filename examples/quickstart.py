@@ -4,9 +4,9 @@ from pipezoo import registry
 
 llm = registry.load("HuggingFaceTB/SmolLM2-135M-Instruct")
 
-answer = llm.generate("Once upon a time", max_new_tokens=32, temperature=0.0)[0]
+answer = llm.generate("The capital of France is", max_new_tokens=2, temperature=0.0)[0]
 print(answer.text)
 
-question = [{"role": "user", "content": "What is the capital of France?"}]
-for piece in llm.stream(question, max_new_tokens=64):
+question = [{"role": "user", "content": "What is the capital of Japan?"}]
+for piece in llm.stream(question, max_new_tokens=64, temperature=0.0):
     print(piece, end="", flush=True)

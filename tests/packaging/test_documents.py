@@ -1,6 +1,7 @@
 """What the documents say of files, settings and plugins is so."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pipezoo.cli.chat_commands import ChatCommands, ChatState
+from pipezoo.cli.main import app
 from pipezoo.loading.settings import LoadSettings
 from pipezoo_core.sampling_params import SamplingParams
 
@@ -32,6 +35,39 @@ def test_python_in_the_readme_is_the_examples():
     for block, name in zip(blocks, ["quickstart", "structured_output", "lora", "several_devices"], strict=True):
         body = (ROOT / f"examples/{name}.py").read_text().partition('"""\n\n')[2]
         assert ast.dump(ast.parse(block)) == ast.dump(ast.parse(body)), name
+
+
+# What of an answer shows that it is right, for each command of the README whose answer a model gives.
+ANSWERS = ["Paris", '"text": "The capital of Japan is Tokyo."', "1945", "The capital of Japan is Tokyo."]
+
+
+@pytest.mark.slow
+def test_commands_of_the_readme(tmp_path):
+    """Each does what the README shows it for, as a reader would type it."""
+    section = (ROOT / "README.md").read_text().partition("## On the command line\n")[2].partition("\n## ")[0]
+    commands = re.findall(r"^\$ (.*)$", section, re.M)
+    (tmp_path / "pipezoo").write_text(f'#!/bin/sh\nexec {sys.executable} -m pipezoo "$@"\n')
+    (tmp_path / "pipezoo").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "HF_HUB_CACHE": str(tmp_path)}
+    shown = {
+        command: subprocess.run(
+            ["sh", "-c", command], env=environment, capture_output=True, text=True, check=True, timeout=300
+        ).stdout
+        for command in commands
+    }
+    answers = [answer for command, answer in shown.items() if re.search("pipezoo (generate|chat)", command)]
+    for answer, expected in zip(answers, ANSWERS, strict=True):
+        assert expected in answer
+    assert all(shown.values())
+
+
+def test_the_readme_names_every_command():
+    commands = {command.callback.__name__ for command in app.registered_commands}
+    readme = (ROOT / "README.md").read_text()
+    assert commands == set(re.findall(r"^\$.*pipezoo (\w+)", readme, re.M))
+    assert set(ChatCommands(ChatState(SamplingParams(), system=None, sampling={})).names) == set(
+        re.findall(r"`(/\w+)", readme)
+    )
 
 
 def table(title):

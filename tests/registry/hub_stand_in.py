@@ -31,12 +31,24 @@ class Repository:
 
 @dataclass
 class HubStandIn:
-    """What is on the Hub, what the client has asked for, and whether the Hub has an outage."""
+    """What is on the Hub, what the client has asked for, and what is wrong.
+
+    Attributes:
+        outage: nothing is answered but that there is one.
+        gate: a page that a network answers in place of the Hub, to whoever has not logged in.
+        gated: which requests get it: all, those of files, or those of the API.
+        cut: after so many bytes of a file the connection ends.
+        understated: a file's size that is told before it is sent is too small.
+    """
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     endpoint: str = ""
     requests: list[str] = field(default_factory=list)
     outage: bool = False
+    gate: bytes | None = None
+    gated: str = "all"
+    cut: int | None = None
+    understated: bool = False
 
     def downloads(self) -> list[str]:
         """Returns the names of the files that were sent."""
@@ -100,6 +112,8 @@ def _handler(hub):
             is_api = parts[:2] == ["api", "models"]
             org, name, *rest = parts[2:] if is_api else parts
             repository = hub.repositories.get(f"{org}/{name}")
+            if hub.gate is not None and hub.gated in ("all", "api" if is_api else "files"):
+                return self.reply(200, {"Content-Type": "text/html"}, hub.gate)
             if hub.outage:
                 return self.refuse(503, "", "Service unavailable")
             if repository is None:
@@ -129,18 +143,23 @@ def _handler(hub):
             if data is None:
                 return self.refuse(404, "EntryNotFound", "Entry not found")
             etag = hashlib.sha1(data).hexdigest()
-            return self.reply(200, {"ETag": f'"{etag}"', "X-Repo-Commit": commit}, data)
+            headers = {"ETag": f'"{etag}"', "X-Repo-Commit": commit}
+            if hub.understated and self.command == "HEAD":
+                return self.reply(200, headers, data[1:])
+            return self.reply(200, headers, data, hub.cut)
 
         def refuse(self, status, code, message):
             self.reply(status, {"X-Error-Code": code, "X-Error-Message": message}, b"")
 
-        def reply(self, status, headers, body):
+        def reply(self, status, headers, body, cut=None):
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if self.command == "GET":
-                self.wfile.write(body)
+                self.wfile.write(body[:cut])
+            if cut is not None:
+                self.close_connection = True
 
     return Handler

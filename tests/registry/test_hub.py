@@ -5,9 +5,11 @@ The Hub's client reads its settings when it is imported, so that each Hub test r
 
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,9 +19,11 @@ import pipezoo_core.errors
 from pipezoo.files.hub import ModelSource, download, locate, read_config
 from pipezoo_core.errors import (
     CorruptCheckpointError,
+    DownloadError,
     GatedModelError,
     HubUnreachableError,
     InvalidSettingError,
+    MissingShardError,
     ModelNotFoundError,
     UnsafeCheckpointError,
     UnsupportedCheckpointError,
@@ -78,10 +82,12 @@ def hub():
 def ask(hub, tmp_path):
     """Returns a function that locates a model in a process of its own, and downloads it unless told otherwise."""
 
-    def ask(source, revision=None, *, depth="download", **settings):
+    def ask(source, revision=None, *, depth="download", preexec=None, **settings):
         environment = {**hub.client_environment(tmp_path / "cache"), **settings}
         command = [sys.executable, "-W", "error", "-c", PROGRAM, json.dumps([source, revision, depth])]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=60, cwd=tmp_path, preexec_fn=preexec
+        )
         assert done.returncode == 0, done.stderr
         answer = json.loads(done.stdout.splitlines()[-1])
         if "error" in answer:
@@ -239,6 +245,119 @@ def test_a_repository_without_weights_says_what_it_has(hub, ask):
     hub.repositories["org/model"] = Repository({"config.json": CONFIG, "flax_model.msgpack": b"x"})
     with pytest.raises(UnsupportedCheckpointError, match=r"found: config.json, flax_model.msgpack"):
         ask("org/model")
+
+
+PAGE = b"<!DOCTYPE html><html><body>Please log in to the network</body></html>"
+
+
+@pytest.mark.parametrize("gated", ["all", "files", "api"])
+def test_a_page_of_the_network_is_no_answer_of_the_hub(hub, ask, gated):
+    hub.repositories["org/model"] = Repository(SINGLE)
+    hub.gate, hub.gated = PAGE, gated
+    with pytest.raises((HubUnreachableError, DownloadError), match="'org/model'"):
+        ask("org/model")
+    hub.gate = None
+    assert names(ask("org/model")) == sorted(SINGLE)  # nothing of the page is in the cache
+
+
+@pytest.mark.parametrize("gated", ["all", "files", "api"])
+def test_a_cached_model_needs_no_login_to_the_network(hub, ask, gated):
+    hub.repositories["org/model"] = Repository(SHARDED)
+    first = ask("org/model")
+    hub.gate, hub.gated = PAGE, gated
+    assert ask("org/model") == first
+
+
+@pytest.mark.parametrize("wrong", ["cut", "understated"])
+def test_a_file_that_does_not_arrive_whole(hub, ask, wrong):
+    files = {**SINGLE, "model.safetensors": b"weights" * 1000}
+    hub.repositories["org/model"] = Repository(files)
+    source = ask("org/model", depth="locate")
+    hub.cut, hub.understated = (3000, False) if wrong == "cut" else (None, True)
+    with pytest.raises((HubUnreachableError, DownloadError), match="'org/model'"):
+        ask("org/model")
+    hub.cut, hub.understated = None, False
+    whole = ask("org/model")
+    assert whole == source
+    assert (whole.path / "model.safetensors").read_bytes() == files["model.safetensors"]
+
+
+def test_a_cache_that_cannot_be_made(hub, ask, tmp_path):
+    (tmp_path / "file").touch()
+    hub.repositories["org/model"] = Repository(SINGLE)
+    with pytest.raises(DownloadError, match=r"'org/model' cannot be stored.*set HF_HOME"):
+        ask("org/model", HF_HOME=str(tmp_path / "file" / "cache"))
+
+
+def test_a_disk_that_is_full(hub, ask):
+    """A limit to the size of files stands for it: the system refuses to write on."""
+    hub.repositories["org/model"] = Repository({**SINGLE, "model.safetensors": b"w" * 10**6})
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (10**5, 10**5))
+    with pytest.raises(DownloadError, match=r"'org/model' cannot be stored.*Free space"):
+        ask("org/model", preexec=limit)
+    assert len((ask("org/model").path / "model.safetensors").read_bytes()) == 10**6
+
+
+def index_of(*names):
+    return json.dumps({"weight_map": {str(i): name for i, name in enumerate(names)}}).encode()
+
+
+INDEX = "model.safetensors.index.json"
+OTHER_NAMES = ("weights[1]-of-2.safetensors", "weights[2]-of-2.safetensors")
+
+
+def test_the_index_names_the_weights_whatever_they_are_called(hub, ask):
+    files = {"config.json": CONFIG, INDEX: index_of(*OTHER_NAMES), **{name: name.encode() for name in OTHER_NAMES}}
+    hub.repositories["org/model"] = Repository({**files, **UNWANTED, "weights1-of-2.safetensors": b"another"})
+    source = ask("org/model")
+    assert names(source) == sorted(files)
+    assert (source.path / OTHER_NAMES[1]).read_bytes() == OTHER_NAMES[1].encode()
+    assert ask("org/model", HF_HUB_OFFLINE="1") == source
+
+
+@pytest.mark.parametrize(
+    ("index", "error"),
+    [
+        (PAGE, CorruptCheckpointError),
+        (b"{}", CorruptCheckpointError),
+        (index_of("../../secret.safetensors"), UnsafeCheckpointError),
+        (index_of("/etc/passwd"), UnsafeCheckpointError),
+        (index_of("pytorch_model.bin"), UnsafeCheckpointError),
+    ],
+)
+def test_an_index_that_cannot_be_followed(hub, ask, index, error):
+    hub.repositories["org/model"] = Repository({"config.json": CONFIG, INDEX: index, **UNWANTED})
+    with pytest.raises(error):
+        ask("org/model")
+    assert not hub.asked() & set(UNWANTED)
+
+
+PARTS = {f"m-Q4_0-0000{number}-of-00003.gguf": b"GGUF" + bytes([number]) for number in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("more", [{}, {"config.json": CONFIG}], ids=["alone", "with a config"])
+def test_all_parts_of_a_gguf_model_are_fetched(hub, ask, more):
+    hub.repositories["org/model"] = Repository({"README.md": b"x", **PARTS, **more})
+    source = ask("org/model")
+    assert source.path.name == min(PARTS)
+    assert names(ModelSource("", source.path.parent)) == sorted([*PARTS, *more])
+    assert [(source.path.parent / name).read_bytes() for name in PARTS] == list(PARTS.values())
+    assert ask("org/model", HF_HUB_OFFLINE="1") == source
+
+
+def test_parts_of_two_gguf_models_are_listed(hub, ask):
+    others = {name.replace("Q4_0", "Q8_0"): data + b"8" for name, data in PARTS.items()}
+    hub.repositories["org/model"] = Repository({**PARTS, **others})
+    with pytest.raises(UnsupportedCheckpointError, match="several GGUF files"):
+        ask("org/model")
+    assert not [name for name in hub.asked() if name.endswith(".gguf")]
+
+
+def test_a_part_that_is_missing_is_named(hub, ask):
+    hub.repositories["org/model"] = Repository(dict(list(PARTS.items())[:2]))
+    with pytest.raises(MissingShardError, match=r"m-Q4_0-00003-of-00003\.gguf"):
+        ask("org/model")
+    assert not [name for name in hub.asked() if name.endswith(".gguf")]
 
 
 @pytest.mark.parametrize("name", ["org/mo--del", "org/model.git", "-org/model"])

@@ -28,5 +28,4 @@ def test_the_example():
         command = [sys.executable, *launcher, EXAMPLE]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=500).stdout
 
-    assert run() == run("-m", "torch.distributed.run", "--nproc-per-node", "2")
-    assert len(run().split()) > 8
+    assert run() == run("-m", "torch.distributed.run", "--nproc-per-node", "2") == " Paris.\n"

@@ -11,14 +11,13 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import threading
-import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipezoo_core.errors import InvalidGrammarError, MissingDependencyError
+from pipezoo_core.line_process import LineProcess, ProcessEndedError, ProcessNotStartedError
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -31,13 +30,22 @@ _SECONDS = 2.0  # of CPU time to compile it, so that a busy machine refuses noth
 _SECONDS_PER_TOKEN = 0.25  # of CPU time; the other requests of a step wait for it
 _NUM_TOKENS = 64  # of a random answer: some grammars explode only at a later token
 _MAX_LEXER_STATES = 20_000  # of up to 2 kB each, which a running request keeps
+# What holds a step of a running request, whose grammar may explode behind the tokens that were tried. An ambiguous one
+# takes time by the square of the items; a schema of a thousand optional names needs some 4,000 of them in a step.
+_MAX_ITEMS_IN_ROW = 1_000
+_MAX_ITEMS_IN_STEP = 6_000
 
 
 def new_matcher(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
     """Returns llguidance's matcher, at the beginning of the grammar."""
     from llguidance import LLMatcher, LLParserLimits
 
-    limits = LLParserLimits(verbose_errors=False, max_lexer_states=_MAX_LEXER_STATES)
+    limits = LLParserLimits(
+        verbose_errors=False,
+        max_lexer_states=_MAX_LEXER_STATES,
+        max_items_in_row=_MAX_ITEMS_IN_ROW,
+        step_max_items=_MAX_ITEMS_IN_STEP,
+    )
     return LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
 
 
@@ -50,10 +58,11 @@ class GrammarTrial:
     """
 
     def __init__(self, vocabulary: str, end: int) -> None:
-        self._vocabulary = json.dumps([vocabulary, end])
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[str] | None = None
-        self._owner = 0  # a fork has a copy of its parent's, and shall start its own
+        self._process = LineProcess(
+            [sys.executable, "-P", "-m", "pipezoo_core.grammar_trial"],
+            first=_line([vocabulary, end]),
+            environment=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
 
     def check(self, grammar: str) -> None:
         """Waits until the grammar was compiled and a few tokens were spelled by it.
@@ -62,68 +71,26 @@ class GrammarTrial:
             InvalidGrammarError: that took too much time, stack or memory.
             MissingDependencyError: no process can be started that imports llguidance.
         """
-        with self._lock:
-            try:
-                is_through = self._ask(self._running_process(), json.dumps(grammar))
-            except BaseException:  # the answer is still to come: the next one would be taken for it
-                self._stop()
-                raise
-            if not is_through:
-                self._stop()
-                raise InvalidGrammarError(
-                    "the request's grammar is too complex",
-                    found=f"{len(grammar)} characters",
-                    allowed=f"what compiles in {_SECONDS:g} s and finds a token in {_SECONDS_PER_TOKEN:g} s of CPU "
-                    f"time, with {_STACK >> 20} MiB of stack and {_MEMORY >> 20} MiB of memory",
-                    cure="Simplify the grammar: fewer rules within rules, names, repetitions and combined patterns.",
-                )
-
-    def _running_process(self) -> subprocess.Popen[str]:
-        if self._process is None or self._owner != os.getpid():
-            command = [sys.executable, "-P", "-m", "pipezoo_core.grammar_trial"]
-            environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-            # Of a session of its own, so that Ctrl-C reaches it by way of its caller only.
-            process = subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                encoding="utf-8",
-                start_new_session=True,
-            )
-            self._process, self._owner = process, os.getpid()
-            self._finalizer = weakref.finalize(self, _end, process, self._owner)
-            if not self._ask(process, self._vocabulary):
-                raise MissingDependencyError(
-                    "the process that tries grammars does not start",
-                    found=f"exit status {process.wait()}",
-                    cure=f"Check that {sys.executable} can import llguidance.",
-                )
-        return self._process
-
-    def _stop(self) -> None:
-        if self._process is not None:
-            self._process = None
-            self._finalizer()
-
-    def _ask(self, process: subprocess.Popen[str], line: str) -> bool:
-        """Sends a line and waits for the answer to it; returns False where the process ended instead."""
-        assert process.stdin is not None
-        assert process.stdout is not None
         try:
-            process.stdin.write(f"{line}\n")
-            process.stdin.flush()
-        except BrokenPipeError:
-            return False
-        return bool(process.stdout.readline())
+            self._process.ask(_line(grammar))
+        except ProcessEndedError as error:
+            raise InvalidGrammarError(
+                "the request's grammar is too complex",
+                found=f"{len(grammar)} characters",
+                allowed=f"what compiles in {_SECONDS:g} s and finds a token in {_SECONDS_PER_TOKEN:g} s of CPU "
+                f"time, with {_STACK >> 20} MiB of stack and {_MEMORY >> 20} MiB of memory",
+                cure="Simplify the grammar: fewer rules within rules, names, repetitions and combined patterns.",
+            ) from error
+        except ProcessNotStartedError as error:
+            raise MissingDependencyError(
+                "the process that tries grammars does not start",
+                found=error,
+                cure=f"Check that {sys.executable} can import llguidance.",
+            ) from error
 
 
-def _end(process: subprocess.Popen[str], owner: int) -> None:
-    if os.getpid() != owner:  # a fork has the pipes of its parent's process, and shall not end it
-        return
-    process.kill()
-    process.communicate()
+def _line(value: object) -> bytes:
+    return json.dumps(value).encode() + b"\n"
 
 
 def _spell(tokenizer: LLTokenizer, grammar: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipezoo_core.errors import (
@@ -29,8 +29,8 @@ _HTTP_CLIENTS = ("httpx", "httpx2")  # which one the Hub's client uses, and lets
 def download_files(repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
     """Downloads the files at the top of a repository that match a pattern, and returns the snapshot's folder.
 
-    The folder is named after the commit. It may not exist, if nothing matched. Without a connection the cache answers,
-    and so it does where it has all files and cannot be written.
+    The folder is named after the commit. It may not exist, if nothing matched. A cache that has all files answers for a
+    Hub that does not, and where it cannot be written.
 
     Raises:
         ModelNotFoundError: there is no such repository or revision.
@@ -56,11 +56,13 @@ def download_files(repository: str, revision: str | None, patterns: Sequence[str
 
         try:
             return snapshot(local_files_only=False)
-        except PermissionError as error:
-            try:
-                return snapshot(local_files_only=True)
-            except (OSError, LocalEntryNotFoundError):
-                raise error from None
+        except Exception as error:
+            if isinstance(error, PermissionError) or isinstance(
+                _typed(error, repository, revision), HubUnreachableError
+            ):
+                with suppress(OSError, LocalEntryNotFoundError):
+                    return snapshot(local_files_only=True)
+            raise
 
 
 def download_file(repository: str, commit: str, name: str) -> Path:

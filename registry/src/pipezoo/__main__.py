@@ -1,5 +1,19 @@
 """`python -m pipezoo` is the `pipezoo` command."""
 
-from pipezoo.cli.main import app
+import sys
 
-app()
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Runs the command. Ctrl-C ends it quietly even before it is read."""
+    try:
+        from pipezoo.cli.main import app
+
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -118,15 +118,15 @@ def test_the_next_request_is_answered_after_one_that_was_ended(monkeypatch):
 def test_a_process_that_ended_is_replaced():
     template = ChatTemplate("{{ messages | length }}")
     assert template.render(GIVEN) == "3"
-    os.kill(template._process.pid, signal.SIGKILL)
-    template._process.wait()
+    os.kill(template._process._process.pid, signal.SIGKILL)
+    template._process._process.wait()
     assert template.render(GIVEN) == "3"
 
 
 def test_the_process_ends_with_the_template():
     template = ChatTemplate("a")
     template.render(GIVEN)
-    process = template._process
+    process = template._process._process
     del template
     assert process.returncode == -signal.SIGKILL
 

@@ -92,6 +92,27 @@ GOOD = {
 }
 
 
+def tool(number):
+    arguments = {"type": "object", "properties": {f"a{i}": {"type": "string"} for i in range(10)}}
+    return {"properties": {"name": {"const": f"f{number}"}, "arguments": arguments}, "required": ["name", "arguments"]}
+
+
+GOOD |= {
+    "tools": {"json_schema": {"type": "array", "items": {"anyOf": [tool(number) for number in range(100)]}}},
+    "kinds": {
+        "json_schema": {
+            "anyOf": [
+                {"properties": {f"k{i}": {"type": "string"}, "kind": {"const": i}}, "required": ["kind"]}
+                for i in range(200)
+            ]
+        }
+    },
+    "words that may be left out": {"grammar": "start: " + " ".join(f'"w{i}"?' for i in range(300))},
+    "one word of many": {"grammar": "start: w+\nw: " + " | ".join(f'"w{i}" " "' for i in range(500))},
+    "sums": {"grammar": 'start: s\ns: s "+" p | s "-" p | p\np: p "*" v | p "/" v | v\nv: "(" s ")" | N\nN: /[0-9]+/'},
+}
+
+
 @pytest.mark.parametrize("name", GOOD)
 def test_a_large_grammar_is_fine(compiler, name):
     assert compiler.matcher(SamplingParams(**GOOD[name])).error is None
@@ -117,16 +138,52 @@ def test_threads_get_their_own_verdict(compiler):
 def test_a_process_that_is_gone_is_started_again(byte_level):
     compiler = GrammarCompiler(byte_level, end_token_ids=[])
     compiler.matcher(SamplingParams(regex="a"))
-    process = compiler._engine[1]._process
+    process = compiler._engine[1]._process._process
     process.kill()
     process.wait()
-    with pytest.raises(InvalidGrammarError):
-        compiler.matcher(SamplingParams(regex="a"))
     assert compiler.matcher(SamplingParams(regex="a")).error is None
-    last = compiler._engine[1]._process
+    last = compiler._engine[1]._process._process
     assert last is not process
     del compiler
     assert last.poll() is not None
+
+
+def late(rules):
+    """Two hundred letters, which the trial does not get through, and then the rules."""
+    return f"start: /x{{200}}/ s\n{rules}"
+
+
+def choices(count, choice):
+    names = " | ".join(f"r{i}" for i in range(count))
+    return "\n".join([f"s: {names}", *(f"r{i}: {choice}" for i in range(count))])
+
+
+LATE = {
+    "three of itself": late('s: s s s | s s | "a" | "b" | '),
+    "six of itself": late('s: s s s s s s | s s | "a" | "b" | '),
+    "each other": late('s: t t | "a" | "b" |\nt: u u | s\nu: s t | t u s | "a"'),
+    "many ways": late(choices(120, 's "a" | s "b" s | "a" s | "b"')),
+    "many ways of three": late(choices(60, 's s s | "a" | "b"')),
+    "patterns": late("s: T\nT: " + " | ".join(f"/(a|b)*a(a|b){{{i}}}c/" for i in range(60))),
+}
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_a_grammar_that_explodes_later_ends_its_request(compiler, byte_level, name):
+    """It goes on for a while, or fails; without a bound a single step takes minutes."""
+    followed = compiler.matcher(SamplingParams(grammar=LATE[name]))
+    rng = random.Random(0)
+    letters = [byte_level.convert_tokens_to_ids(letter) for letter in "xab"]
+    num_tokens, is_over = 0, False
+    while num_tokens < 260 and not is_over:
+        bits = followed.ll_matcher.compute_bitmask()
+        fitting = [token for token in letters if bits[token // 8] >> token % 8 & 1]
+        if is_over := not fitting or followed.is_done:
+            break
+        followed.consume(rng.choice(fitting))
+        num_tokens += 1
+    assert num_tokens > 200
+    assert followed.ll_matcher.is_error() or not is_over or name == "patterns"
 
 
 def random_regex(rng, depth=4):

@@ -285,3 +285,23 @@ def test_an_id_that_is_far_too_large_is_refused(byte_level, tmp_path, id_):
     delegate = load_tokenizer(tmp_path)
     with pytest.raises(UnsupportedTokenizerError, match=f"above that of any vocabulary .found: {id_};"):
         TextTokenizer(delegate, max_length=32, sampling_params=SamplingParams(), eos_token_ids=[])
+
+
+BROKEN = {
+    "no tokens": ("tokenizer.json", lambda settings: settings["model"].update(vocab={}, merges=[])),
+    "an unknown token without letters": ("tokenizer_config.json", lambda settings: settings.update(unk_token="")),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_would_fail_at_every_request_is_refused_at_once(byte_level, tmp_path, name):
+    byte_level.save_pretrained(tmp_path)
+    file, change = BROKEN[name]
+    settings = json.loads((tmp_path / file).read_text("utf-8"))
+    change(settings)
+    if name == "no tokens":
+        settings["added_tokens"] = []
+        (tmp_path / "tokenizer_config.json").unlink()  # which names some
+    (tmp_path / file).write_text(json.dumps(settings), "utf-8")
+    with pytest.raises(UnsupportedTokenizerError):
+        TextTokenizer(load_tokenizer(tmp_path), max_length=32, sampling_params=SamplingParams(), eos_token_ids=[])

@@ -68,14 +68,23 @@ class RecordedModule:
         self._kernels.replay(address, self._program.num_calls)
         return hidden
 
+    def obstacle_to(self, num_rows: int, kv: KVCacheInputs[Any]) -> str | None:
+        """Returns why steps of so many rows cannot be replayed; of many, what holds for the most holds for all.
+
+        Args:
+            num_rows: of the steps.
+            kv: a step. Its pages and the number of its layers matter, and nothing else.
+        """
+        if self._program is None and self._obstacle is None:
+            self._obstacle = self._why_not(lambda: self._record(kv))
+        if self._obstacle is None and num_rows <= _MAX_CHECKED:
+            return self._why_not(lambda: self._compare(num_rows, kv))
+        return self._obstacle
+
     def _check(self, num_rows: int, kv: KVCacheInputs[Any]) -> None:
-        """Finds out whether steps of so many rows can be replayed; of many, what holds for the most holds for all."""
+        """Notes what stands in the way of steps of so many rows, and says so where it is new."""
         self._checked.add(num_rows)
-        obstacle = self._obstacle
-        if self._program is None and obstacle is None:
-            obstacle = self._obstacle = self._why_not(lambda: self._record(kv))
-        if obstacle is None and num_rows <= _MAX_CHECKED:
-            obstacle = self._why_not(lambda: self._compare(num_rows, kv))
+        obstacle = self.obstacle_to(num_rows, kv)
         if obstacle is None:
             return
         if obstacle not in self.obstacles.values():

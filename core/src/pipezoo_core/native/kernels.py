@@ -78,6 +78,8 @@ class NativeKernels:
     def pack(self, weight: Tensor, bits: int | None = None, form: Form = Form.plain) -> Tensor:
         """Returns a weight [out_features, in_features] in the order that `linear` reads.
 
+        While a step is recorded, nothing is computed here either: the memory alone is there.
+
         Args:
             weight: in_features must be even, or a multiple of `GROUP` to be quantized. In the model's dtype, or to be
                 quantized also in float32.
@@ -91,8 +93,9 @@ class NativeKernels:
             sizes = f"[{f'a multiple of {PANEL}' if is_gated else 'any'}, a multiple of {unit}]"
             raise _mismatch("the packing of a weight", weight, f"{self.dtype} {sizes} on the CPU")
         weight, packed = weight.contiguous(), self._allocate(packed_size(weight, bits))
-        pack = getattr(self._native, f"{_of_bits('pack', bits)}_{DTYPES[weight.dtype]}")
-        _call(pack, weight.data_ptr(), packed.data_ptr(), *weight.shape, form)
+        if self.observer is None:
+            pack = getattr(self._native, f"{_of_bits('pack', bits)}_{DTYPES[weight.dtype]}")
+            _call(pack, weight.data_ptr(), packed.data_ptr(), *weight.shape, form)
         return packed
 
     def _allocate(self, size: int) -> Tensor:

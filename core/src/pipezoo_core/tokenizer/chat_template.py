@@ -8,23 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-import select
-import subprocess
 import sys
-import threading
-import time
-import weakref
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pipezoo_core.line_process import LineProcess, ProcessEndedError, ProcessNotStartedError
 from pipezoo_core.tokenizer import template_process
 
 __all__ = ["ChatTemplate", "ChatTemplateError"]
 
 _SECONDS = 10.0
-_SECONDS_TO_START = 60.0
 
 
 class ChatTemplateError(RuntimeError):
@@ -40,7 +34,8 @@ class ChatTemplate:
 
     def __init__(self, text: str) -> None:
         self._text = text
-        self._own()
+        program, paths = Path(template_process.__file__), os.pathsep.join(filter(None, sys.path))
+        self._process = LineProcess([sys.executable, "-I", "-S", str(program), paths])
 
     def render(self, variables: Mapping[str, Any]) -> str:
         """Returns the text.
@@ -56,83 +51,22 @@ class ChatTemplate:
             line = json.dumps({"template": self._text, "variables": variables}, default=_plain)
         except (TypeError, ValueError, RecursionError) as error:
             raise ChatTemplateError(str(error)) from error
-        if self._owner != os.getpid():  # a fork has its parent's process, and maybe a lock that is never released
-            self._own()
-        with self._lock:
-            answer = json.loads(self._answer(line.encode() + b"\n"))
+        answer = json.loads(self._answer(line.encode() + b"\n"))
         if "error" in answer:
             raise ChatTemplateError(answer["error"])
         text: str = answer["text"]
         return text
 
-    def _own(self) -> None:
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._owner = os.getpid()
-
     def _answer(self, line: bytes) -> bytes:
-        if self._process is None or self._process.poll() is not None:
-            self._process = self._started()
         try:
-            assert self._process.stdin is not None
-            self._process.stdin.write(line)
-            self._process.stdin.flush()
-            return _read_line(self._process, _SECONDS)
-        except BaseException as error:  # also an interrupt: the answer would be taken for that to the next request
-            _end(self._process, self._owner)
-            self._process = None
-            if isinstance(error, TimeoutError):
-                raise ChatTemplateError(f"it takes longer than {_SECONDS:g} seconds") from error
-            if isinstance(error, OSError):
-                raise ChatTemplateError(
-                    f"its process ended; it has {template_process.MAX_MEMORY >> 20} MiB of memory"
-                ) from error
-            raise
-
-    def _started(self) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(Path(template_process.__file__)), os.pathsep.join(filter(None, sys.path))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the process that asks
-        )
-        weakref.finalize(self, _end, process, os.getpid())
-        _read_line(process, _SECONDS_TO_START)
-        return process
-
-
-def _read_line(process: subprocess.Popen[bytes], seconds: float) -> bytes:
-    """Returns the next line that the process writes.
-
-    Raises:
-        TimeoutError: it does not come in time.
-        ConnectionError: the process has ended.
-    """
-    assert process.stdout is not None
-    deadline = time.monotonic() + seconds
-    pieces: list[bytes] = []
-    while not pieces or not pieces[-1].endswith(b"\n"):
-        ready, _, _ = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            raise TimeoutError
-        piece = os.read(process.stdout.fileno(), 1 << 20)
-        if not piece:
-            raise ConnectionError
-        pieces.append(piece)
-    return b"".join(pieces)
-
-
-def _end(process: subprocess.Popen[bytes], owner: int) -> None:
-    if os.getpid() != owner:
-        process.returncode = 0  # not this process's to end, nor to warn of
-        return
-    process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        with suppress(OSError):  # what the process did not read any more cannot be sent
-            assert pipe is not None
-            pipe.close()
+            return self._process.ask(line, seconds=_SECONDS)
+        except TimeoutError as error:
+            raise ChatTemplateError(f"it takes longer than {_SECONDS:g} seconds") from error
+        except ProcessEndedError as error:
+            memory = template_process.MAX_MEMORY >> 20
+            raise ChatTemplateError(f"its process ended; it has {memory} MiB of memory") from error
+        except ProcessNotStartedError as error:
+            raise ChatTemplateError(f"its process does not start: {error}") from error
 
 
 def _plain(value: object) -> object:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -48,9 +48,12 @@ class TextTokenizer:
         vocab_size: tokens that the model knows; None for those of the tokenizer. They may be fewer, or more: a head is
             padded, and what it is padded with can be generated and has no text.
 
+    Attributes:
+        special_texts: the texts of the tokens that `decode` leaves out.
+
     Raises:
-        UnsupportedTokenizerError: the chat template is larger than any honest one, or an id is, or the tokenizer fails
-            at a text without characters.
+        UnsupportedTokenizerError: the chat template is larger than any honest one, or an id is, or there are no
+            tokens, or the tokenizer fails at a text without characters.
     """
 
     def __init__(
@@ -66,30 +69,19 @@ class TextTokenizer:
         self.delegate = delegate
         self.max_length = max_length
         self.sampling_params = sampling_params
-        self._num_tokens = max(delegate.get_vocab().values()) + 1  # ids may have gaps, so not their number
-        if self._num_tokens > _MAX_NUM_TOKENS:  # the library walks over all ids up to the greatest, used or not
-            raise UnsupportedTokenizerError(
-                "the tokenizer has an id above that of any vocabulary",
-                found=self._num_tokens - 1,
-                allowed=f"at most {_MAX_NUM_TOKENS - 1}",
-            )
+        self._num_tokens = _checked_num_tokens(delegate.get_vocab())
         self._vocab_size = self._num_tokens if vocab_size is None else vocab_size
         self._eos_token_ids = frozenset(token for token in eos_token_ids if token < self._vocab_size)
         self._grammars = GrammarCompiler(delegate, end_token_ids=self._eos_token_ids)
         self._token_length = TokenLength.of(delegate)
         self._texts: dict[int, str] = {}
-        around = self._try_out()
+        around, self.special_texts = self._try_out()
         self._adds_bos = delegate.bos_token is not None and around[:1] == [delegate.bos_token_id]
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
         """The tokens at which the model itself ends an answer."""
         return self._eos_token_ids
-
-    @cached_property
-    def special_texts(self) -> Mapping[int, str]:
-        """The texts of the tokens that `decode` leaves out."""
-        return special_texts(self.delegate)
 
     def new_context(self, request: TextGenerationRequest) -> TextContext:
         """Returns a context that holds the request's prompt as tokens, and its settings.
@@ -316,13 +308,15 @@ class TextTokenizer:
                 cure="Shorten the text or change it; if all texts fail, take another tokenizer.json.",
             ) from error
 
-    def _try_out(self) -> list[int]:
-        """Returns the tokens around an empty text, at which a sound tokenizer does not fail."""
+    def _try_out(self) -> tuple[list[int], Mapping[int, str]]:
+        """Returns the tokens around an empty text and the special texts, at which a sound tokenizer does not fail."""
         try:
-            return self._encode("")
-        except InvalidRequestError as error:
+            return self._encode(""), special_texts(self.delegate)
+        except Exception as error:
             raise UnsupportedTokenizerError(
-                "the model's tokenizer does not work", found=error.found, cure="Take another tokenizer.json."
+                "the model's tokenizer does not work",
+                found=error.found if isinstance(error, InvalidRequestError) else f"{type(error).__name__}: {error}",
+                cure="Take another tokenizer.json.",
             ) from error
 
     def _check_token_ids(self, token_ids: Iterable[object], name: str) -> None:
@@ -333,6 +327,20 @@ class TextTokenizer:
                     found=shown(token_id),
                     allowed=f"0 to {self._vocab_size - 1}",
                 )
+
+
+def _checked_num_tokens(vocabulary: Mapping[str, int]) -> int:
+    """Returns the number of ids up to the greatest, which may have gaps."""
+    greatest = max(vocabulary.values(), default=-1)
+    if greatest < 0:
+        raise UnsupportedTokenizerError("the tokenizer has no tokens", cure="Take another tokenizer.json.")
+    if greatest >= _MAX_NUM_TOKENS:  # the library walks over all ids up to it, used or not
+        raise UnsupportedTokenizerError(
+            "the tokenizer has an id above that of any vocabulary",
+            found=greatest,
+            allowed=f"at most {_MAX_NUM_TOKENS - 1}",
+        )
+    return greatest + 1
 
 
 def _check_unicode(text: str) -> None:

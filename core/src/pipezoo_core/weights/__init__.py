@@ -5,6 +5,7 @@ from pipezoo_core.weights.encoding import resolve_encoding, torch_dtype
 from pipezoo_core.weights.files import open_weights
 from pipezoo_core.weights.gguf import GGUFFile, open_gguf
 from pipezoo_core.weights.loading import load_module
+from pipezoo_core.weights.progress import observed_weights
 from pipezoo_core.weights.redundant import HEAD, without_redundant
 from pipezoo_core.weights.safetensors import find_safetensors, open_safetensors, safetensors_names
 
@@ -16,6 +17,7 @@ __all__ = [
     "WeightsAdapter",
     "find_safetensors",
     "load_module",
+    "observed_weights",
     "open_gguf",
     "open_safetensors",
     "open_weights",

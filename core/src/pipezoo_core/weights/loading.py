@@ -15,6 +15,7 @@ from pipezoo_core.layers.linear import Linear, MergedLinear
 from pipezoo_core.layers.split import Shard, Shardable, shard_module
 from pipezoo_core.native import MemoryPool
 from pipezoo_core.weights.base import LazyTensor
+from pipezoo_core.weights.progress import report_weights
 
 __all__ = ["load_module"]
 
@@ -65,14 +66,17 @@ def load_module(
     wide = {layer.weight for layer in module.modules() if isinstance(layer, Linear) and in_full}
     real: weakref.WeakValueDictionary[int, nn.Parameter] = weakref.WeakValueDictionary()
     memory = MemoryPool(exact=True)  # new memory costs as much time as reading: a part has that of the one before
-    parts = sorted(_parts(module), key=lambda part: sum(p.numel() for p in part[1].parameters()), reverse=True)
+    parts = sorted(_parts(module), key=lambda part: _size(part[1]), reverse=True)
+    sizes = [_size(part) for _, part in parts]  # which `convert` changes
+    report_weights(0, sum(sizes))
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        for prefix, part in parts:
+        for number, (prefix, part) in enumerate(parts, start=1):
             _materialize(part, device, dtype, real, wide, memory)
             memory.let_go()
             _fill({name: slot for name, slot in _slots(part, prefix).items() if name in names}, tensors, pool)
             if convert is not None:
                 convert(part)
+            report_weights(sum(sizes[:number]), sum(sizes))
     for parameter in module.parameters():
         parameter.data = parameter.data.to(dtype)
 
@@ -119,6 +123,10 @@ def _parts(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]
         return
     for child_name, child in module.named_children():
         yield from _parts(child, f"{name}.{child_name}".lstrip("."))
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _materialize(

@@ -92,6 +92,8 @@ def _places(folder: Path) -> dict[str, str]:
     outside = [name for name in places.values() if not isinstance(name, str) or Path(name).name != name]
     if outside:
         raise UnsafeCheckpointError(f"{folder / WEIGHTS_INDEX} names files outside its folder", found=outside)
+    if others := sorted({name for name in places.values() if not name.endswith(".safetensors")}):
+        raise UnsafeCheckpointError(f"{folder / WEIGHTS_INDEX} names files that are no safetensors", found=others)
     return places
 
 

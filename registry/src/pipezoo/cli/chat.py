@@ -1,68 +1,102 @@
-"""The chat in a terminal."""
+"""One chat: its messages, its settings, and the model's answers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pipezoo_core.errors import InvalidRequestError
+from pipezoo.cli.answer import Answer
+from pipezoo.cli.chat_commands import ChatCommands, ChatState
+from pipezoo.cli.failures import say_error
+from pipezoo.cli.line_input import LineInput, unquoted
+from pipezoo_core.errors import InvalidRequestError, PipezooError
+from pipezoo_core.request import ChatMessage
 
 if TYPE_CHECKING:
     from pipezoo_core.pipeline import TextGenerationPipeline
 
 __all__ = ["ChatSession"]
 
-_EXIT, _RESET = "/exit", "/reset"
-
 
 class ChatSession:
-    """Owns the messages of one chat.
+    """Reads messages and answers them. Answers go to standard output, all else to standard error.
 
     Args:
         llm: answers.
+        lora: name of the loaded adapter that it answers with, if any.
         system: what it is told before the chat, if anything.
         sampling: settings of its answers.
+        is_verbose: say after each answer how fast it was.
     """
 
-    def __init__(self, llm: TextGenerationPipeline, *, system: str | None, sampling: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        llm: TextGenerationPipeline,
+        *,
+        lora: str | None,
+        system: str | None,
+        sampling: dict[str, Any],
+        is_verbose: bool,
+    ) -> None:
         self._llm = llm
-        self._sampling = sampling
-        self._beginning = [{"role": "system", "content": system}] if system else []
-        self._messages = list(self._beginning)
+        self._lora = lora
+        self._is_verbose = is_verbose
+        self._state = ChatState(llm.sampling_params, system=system, sampling=sampling)
+        self._commands = ChatCommands(self._state)
 
-    def run(self) -> None:
-        """Reads lines and answers them until the user leaves."""
-        typer.echo(f"{_RESET} begins anew, {_EXIT} or Ctrl-D ends, Ctrl-C stops an answer.")
-        while (line := self._read()) is not None:
-            if line == _RESET:
-                self._messages = list(self._beginning)
-            elif line:
-                self._answer(line)
+    def run(self, lines: LineInput) -> bool:
+        """Answers until the user leaves.
 
-    def _read(self) -> str | None:
-        try:
-            line = input("> ").strip()
-        except EOFError:
-            typer.echo()
-            return None
-        except KeyboardInterrupt:
-            typer.echo()
-            return ""
-        return None if line == _EXIT else line
+        Args:
+            lines: where messages and commands come from.
 
-    def _answer(self, line: str) -> None:
+        Returns:
+            Whether nothing failed that nobody has seen: at a terminal, always.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C, where this is no terminal. There it only stops the answer.
+        """
+        if lines.is_terminal:
+            typer.echo("/help lists commands, Ctrl-C stops an answer, Ctrl-D ends.", err=True)
+        has_failed = False
+        while not self._commands.is_over:
+            try:
+                if (line := lines.read()) is None:
+                    break
+                self._obey_or_answer(line.strip(), is_terminal=lines.is_terminal)
+            except PipezooError as error:
+                has_failed = True
+                say_error(error)
+        return lines.is_terminal or not has_failed
+
+    def _obey_or_answer(self, line: str, *, is_terminal: bool) -> None:
+        if line.startswith("/"):
+            self._commands.run(line)
+        elif text := unquoted(line):
+            self._answer([*self._state.messages, {"role": "user", "content": text}], is_terminal=is_terminal)
+
+    def _answer(self, messages: Sequence[ChatMessage], *, is_terminal: bool) -> None:
         """Streams the answer; what there is of it stays in the chat when the user stops it."""
-        messages = [*self._messages, {"role": "user", "content": line}]
-        pieces: list[str] = []
+        answer = Answer()
         try:
-            for piece in self._llm.stream(messages, **self._sampling):
-                pieces.append(piece)
-                typer.echo(piece, nl=False)
-            typer.echo()
+            answer.stream(self._llm, messages, _show, lora=self._lora, **self._state.sampling)
         except KeyboardInterrupt:
-            typer.echo(" …")
+            if not is_terminal:
+                raise
+            _show(" …")
         except InvalidRequestError as error:  # most often the chat has outgrown the context
-            typer.secho(f"{error} {_RESET} begins anew.", fg=typer.colors.RED, err=True)
-            return
-        self._messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
+            error.add_note("/reset begins anew.")
+            raise
+        finally:
+            if answer.num_tokens:
+                typer.echo()
+        if answer.text:
+            self._state.messages = [*messages, {"role": "assistant", "content": answer.text}]
+        if self._is_verbose:
+            typer.echo(answer.speed(), err=True)
+
+
+def _show(piece: str) -> None:
+    typer.echo(piece, nl=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from pipezoo_core.config import AttentionName
+from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.weights import torch_dtype
 
@@ -42,7 +42,7 @@ def tables(resolution: Resolution, plan: LoadPlan) -> Iterator[Table]:
             if name not in ("weight_paths", "kv_cache")
         ]
         + [(f"kv_cache.{name}", getattr(config.kv_cache, name)) for name in type(config.kv_cache).model_fields]
-        + [("native kernels", obstacle or "usable"), ("replayed steps", _replayed(plan, obstacle))],
+        + [("native kernels", obstacle or "usable"), ("replayed steps", _replayed(plan))],
     )
     yield _table("sampling defaults", plan.files.sampling_params)
     memory = plan.memory
@@ -60,16 +60,12 @@ def tables(resolution: Resolution, plan: LoadPlan) -> Iterator[Table]:
     )
 
 
-def _replayed(plan: LoadPlan, obstacle: str | None) -> str:
-    """Says whether small steps can be replayed, as far as it is known before the model has run."""
-    config = plan.pipeline_config
-    if config.enforce_eager:
-        return "no: enforce_eager is set"
-    if config.tensor_parallel_degree > 1:
-        return "no: several devices compute the model"
-    if obstacle or config.attention not in (AttentionName.auto, AttentionName.native):
-        return "no: that takes the attention 'native'"
-    return "where the attention is 'native' and the model's module allows it; the logger 'pipezoo' says where not"
+def _replayed(plan: LoadPlan) -> str:
+    model = plan.architecture.pipeline_model
+    if not issubclass(model, DecoderPipelineModel):
+        return "no: the plugin's model computes its steps itself"
+    obstacle = model.why_not_replayed(plan.pipeline_config, plan.files.huggingface_config)
+    return "yes" if obstacle is None else f"no: {obstacle}"
 
 
 def _whose_memory(num_replicas: int, num_devices: int) -> str:

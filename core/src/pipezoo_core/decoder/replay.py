@@ -1,0 +1,89 @@
+"""Whether a model's steps will be replayed, found out before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipezoo_core.attention import AttentionBackend, NativeAttention, select_backend
+from pipezoo_core.config import PipelineConfig
+from pipezoo_core.decoder.config import DecoderConfig
+from pipezoo_core.decoder.estimates import cache_params
+from pipezoo_core.decoder.recorded_module import RecordedModule
+from pipezoo_core.kv_cache import KVCacheInputs, RaggedBatch
+from pipezoo_core.layers import use_linear_backend
+from pipezoo_core.native import NativeKernels, Recording
+from pipezoo_core.weights import torch_dtype
+
+__all__ = ["why_not_replayed"]
+
+
+@torch.inference_mode()
+def why_not_replayed(module_class: Any, config: DecoderConfig, pipeline_config: PipelineConfig) -> str | None:
+    """Returns what stands in the way of replaying a model's steps; None where they will be replayed.
+
+    The module is recorded as it would be when it is loaded. Its weights are memory that is neither read nor written, so
+    it takes a fraction of a second, and next to no memory.
+
+    Args:
+        module_class: the plugin's.
+        config: of the model.
+        pipeline_config: complete.
+    """
+    if pipeline_config.enforce_eager:
+        return "enforce_eager is set"
+    if pipeline_config.tensor_parallel_degree > 1:
+        return "several devices compute the model"
+    kernels = NativeKernels(torch.device(pipeline_config.device), torch_dtype(pipeline_config.encoding))
+    page_size = pipeline_config.kv_cache.page_size
+    backend = select_backend(pipeline_config.attention, config.attention, kernels, page_size)
+    if not isinstance(backend, NativeAttention):
+        return f"the attention is {backend.name!r}, and not 'native'"
+    module = _without_numbers(module_class, config, backend, kernels, pipeline_config)
+    step = _empty_step(config, backend, pipeline_config)
+    return RecordedModule(module, kernels, pipeline_config.max_batch_tokens).obstacle_to(1, step)
+
+
+def _without_numbers(
+    module_class: Any,
+    config: DecoderConfig,
+    backend: AttentionBackend,
+    kernels: NativeKernels,
+    pipeline_config: PipelineConfig,
+) -> nn.Module:
+    with torch.device("meta"):
+        module: nn.Module = module_class(config, backend)
+    for parameter in module.parameters():  # buffers keep theirs
+        parameter.data = parameter.data.to(kernels.dtype)
+    module.to_empty(device=pipeline_config.device).eval()
+    with Recording(kernels):  # in which nothing is packed
+        use_linear_backend(
+            pipeline_config.linear,
+            module,
+            torch.device(pipeline_config.device),
+            pipeline_config.encoding,
+            kernels,
+            fuse=pipeline_config.lora is None,
+        )
+    return module
+
+
+def _empty_step(
+    config: DecoderConfig, backend: AttentionBackend, pipeline_config: PipelineConfig
+) -> KVCacheInputs[Any]:
+    device, dtype = torch.device(pipeline_config.device), torch_dtype(pipeline_config.encoding)
+    params = cache_params(config, 1, pipeline_config.kv_cache, dtype)
+    pages = torch.empty(params.num_layers, *backend.page_shape(1, params), dtype=dtype, device=device)
+    integers = torch.zeros(1, dtype=torch.int64, device=device)
+    return KVCacheInputs(
+        positions=integers,
+        context_lengths=integers,
+        input_row_offsets=integers,
+        cache_lengths=integers,
+        batch=RaggedBatch([], [], [], []),
+        key_pages=tuple(pages),
+        value_pages=tuple(pages),
+        plan=None,
+    )

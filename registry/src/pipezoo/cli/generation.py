@@ -1,0 +1,58 @@
+"""What `pipezoo generate` does with a loaded model."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from pipezoo.cli.answer import Answer
+from pipezoo_core.request import Prompt
+
+if TYPE_CHECKING:
+    from pipezoo_core.pipeline import TextGenerationPipeline
+
+__all__ = ["answer_prompt"]
+
+_MAX_NEW_TOKENS = 512  # where neither the user nor the model says: a small model may never end by itself
+
+
+def answer_prompt(llm: TextGenerationPipeline, prompt: Prompt, *, as_json: bool, sampling: dict[str, Any]) -> None:
+    """Prints the answer to one prompt: as text while it comes, or as one JSON object when it is there.
+
+    Args:
+        llm: answers.
+        prompt: a text or a chat.
+        as_json: the object has `text`, `finish_reason` (a `GenerationStatus`), `num_tokens`, `seconds` and
+            `seconds_to_first_token`.
+        sampling: settings that the user gave.
+    """
+    is_ours = "max_new_tokens" not in sampling and llm.sampling_params.max_new_tokens is None
+    answer = Answer()
+    limit = {"max_new_tokens": _MAX_NEW_TOKENS} if is_ours else {}
+    answer.stream(llm, prompt, _ignore if as_json else _show, **sampling, **limit)
+    typer.echo(_as_json(answer) if as_json else "")
+    if is_ours and not as_json and answer.num_tokens == _MAX_NEW_TOKENS:
+        typer.echo(f"Stopped after {_MAX_NEW_TOKENS} tokens; --max-new-tokens asks for more.", err=True)
+
+
+def _show(piece: str) -> None:
+    typer.echo(piece, nl=False)
+
+
+def _ignore(_: str) -> None:
+    """Shows nothing yet."""
+
+
+def _as_json(answer: Answer) -> str:
+    return json.dumps(
+        {
+            "text": answer.text,
+            "finish_reason": answer.status,
+            "num_tokens": answer.num_tokens,
+            "seconds": round(answer.seconds, 6),
+            "seconds_to_first_token": round(answer.first_seconds or 0.0, 6),
+        },
+        ensure_ascii=False,
+    )

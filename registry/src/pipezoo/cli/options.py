@@ -1,0 +1,80 @@
+"""The options that commands share, as typer reads them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+__all__ = [
+    "JSON",
+    "LORA_NAME",
+    "Device",
+    "Devices",
+    "Dtype",
+    "Grammar",
+    "JSONSchema",
+    "KVCacheMemory",
+    "LoRA",
+    "MaxLength",
+    "MaxNewTokens",
+    "MinP",
+    "Model",
+    "Plugin",
+    "Regex",
+    "RepetitionPenalty",
+    "Revision",
+    "Seed",
+    "Stop",
+    "System",
+    "Temperature",
+    "TopK",
+    "TopP",
+    "Verbose",
+    "given",
+    "model_settings",
+]
+
+LORA_NAME = "lora"
+"""What the adapter of `--lora` is called in requests."""
+
+Model = Annotated[str, typer.Argument(help="A Hub id, a folder, a .gguf file, or pkg:NAME.", show_default=False)]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
+Plugin = Annotated[str | None, typer.Option(help="Distribution to take where several serve the model.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, or a GPU such as cuda:0.")]
+Devices = Annotated[str | None, typer.Option(help="Several that compute together, such as cuda:0,cuda:1.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, int8 or int4.")]
+MaxLength = Annotated[int | None, typer.Option(help="Most tokens of prompt and answer together.")]
+KVCacheMemory = Annotated[str | None, typer.Option(help="Memory for the KV cache, such as 2GiB.")]
+LoRA = Annotated[str | None, typer.Option(help="Adapter to answer with: a folder that PEFT saved, or a Hub id.")]
+MaxNewTokens = Annotated[int | None, typer.Option(help="Most tokens to generate.")]
+Temperature = Annotated[float | None, typer.Option(help="0 takes the most likely token.")]
+TopP = Annotated[float | None, typer.Option(help="Keep the most likely tokens up to this probability.")]
+TopK = Annotated[int | None, typer.Option(help="Keep this many of the most likely tokens.")]
+MinP = Annotated[float | None, typer.Option(help="Drop tokens less likely than this times the most likely one.")]
+RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 1, tokens that were there become less likely.")]
+Stop = Annotated[list[str] | None, typer.Option(help="Text that ends the answer; give it again for another.")]
+Seed = Annotated[int | None, typer.Option(help="Makes the answer repeatable.")]
+JSONSchema = Annotated[str | None, typer.Option(help="Answer in JSON of this schema; a schema, or a file with one.")]
+Regex = Annotated[str | None, typer.Option(help="Answer with what this regular expression matches.")]
+Grammar = Annotated[str | None, typer.Option(help="Answer by this Lark grammar; a grammar, or a file with one.")]
+JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object: text, why it ended, counts, seconds.")]
+System = Annotated[str | None, typer.Option(help="What the model is told before the chat.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Say after each answer how fast it was.")]
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Returns the options that the user gave."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def model_settings(
+    *, max_length: int | None, kv_cache_memory: str | None, lora: str | None, devices: str | None
+) -> dict[str, Any]:
+    """Returns what these options mean as settings of `registry.load`."""
+    return given(
+        max_length=max_length,
+        kv_cache_memory=kv_cache_memory,
+        lora_paths=None if lora is None else [f"{LORA_NAME}={lora}"],
+        devices=None if devices is None else devices.split(","),
+    )

