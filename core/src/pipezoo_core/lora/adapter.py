@@ -20,6 +20,7 @@ from pipezoo_core.errors import (
     ModelNotFoundError,
     UnsafeCheckpointError,
     UnsupportedAdapterError,
+    shown,
 )
 from pipezoo_core.hub_download import download_files
 from pipezoo_core.json_file import read_json_object
@@ -31,6 +32,7 @@ __all__ = ["LoRAModel", "LoRAWeights", "name_and_path", "open_adapter"]
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_FORMS = f'a folder with {_CONFIG} and {_WEIGHTS}, or a Hub id "org/name"'
 _MAX_STEPS = 10**10  # of matching: seconds at worst, of patterns made for it
 _TOO_MANY = _MAX_STEPS + 1
 _MAX_PATTERN = 1000
@@ -103,7 +105,13 @@ class LoRAModel:
 
 
 def name_and_path(lora_path: str) -> tuple[str, str]:
-    """Splits `name=path`; what has no name is its own, and so is a folder whose path has an equals sign."""
+    """Splits `name=path`; what has no name is its own, and so is a folder whose path has an equals sign.
+
+    Raises:
+        ModelNotFoundError: it is no text.
+    """
+    if not isinstance(lora_path, str):
+        raise ModelNotFoundError("an adapter is found by text", found=shown(lora_path), allowed=_FORMS)
     if is_folder(local_path(lora_path)):
         return lora_path, lora_path
     name, equals, path = lora_path.partition("=")
@@ -141,7 +149,7 @@ def _folder(path: str) -> Path:
         return download_files(path, None, (_CONFIG, _WEIGHTS))
     raise ModelNotFoundError(
         f"{path!r} is neither a folder nor a name on the Hub",
-        allowed=f'a folder with {_CONFIG} and {_WEIGHTS}, or a Hub id "org/name"',
+        allowed=_FORMS,
     )
 
 
