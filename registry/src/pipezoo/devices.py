@@ -53,7 +53,7 @@ def device_names(
 
 def _name(device: object) -> str:
     if not isinstance(device, str | torch.device):
-        raise InvalidSettingError("a device is named by text", found=shown(device), allowed=_ALLOWED)
+        raise InvalidSettingError("there is no such device", found=shown(device), allowed=_ALLOWED)
     name = str(device).strip()
     try:
         is_cpu = name != "auto" and torch.device(name).type == "cpu"
