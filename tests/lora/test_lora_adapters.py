@@ -14,6 +14,7 @@ from tiny_models import TINY_LLAMA, load_model, make_llama
 
 from pipezoo_core.config import LoRAConfig
 from pipezoo_core.errors import (
+    AdapterNotFoundError,
     CorruptCheckpointError,
     InvalidSettingError,
     ModelNotFoundError,
@@ -167,6 +168,18 @@ def test_files_that_are_refused(load, kind, tmp_path):
     path = write(tmp_path, **options)
     with pytest.raises(error, match=message):
         manager.load_adapter(path)
+    assert manager.loras == []
+
+
+def test_an_adapter_of_no_name(load):
+    manager = load(max_num_loras=1, max_lora_rank=8)
+    for name in (5, None, 10**5000, ["a"], {"a": 1}, b"a", object(), "\ud800", "a\0b", "~\0", "", "x" * 10**6):
+        with pytest.raises(ModelNotFoundError) as raised:
+            manager.load_adapter(name)
+        assert len(str(raised.value).encode(errors="surrogatepass")) < 1000
+        with pytest.raises(AdapterNotFoundError) as raised:
+            manager.unload_adapter(name)
+        assert len(str(raised.value).encode(errors="surrogatepass")) < 1000
     assert manager.loras == []
 
 

@@ -1,7 +1,9 @@
 """Files that are odd and sound: they load, and what they compute is what transformers computes."""
 
 import json
+import os
 import shutil
+import sys
 
 import gguf
 import pytest
@@ -12,7 +14,12 @@ from tiny_models import make_llama
 from transformers import AutoModelForCausalLM
 
 from pipezoo import registry
-from pipezoo_core.errors import CorruptCheckpointError, MissingShardError, UnsupportedCheckpointError
+from pipezoo_core.errors import (
+    CorruptCheckpointError,
+    MissingShardError,
+    UnsupportedCheckpointError,
+    UnsupportedTokenizerError,
+)
 from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.weights import find_safetensors, open_gguf, open_safetensors
 
@@ -166,6 +173,27 @@ def test_the_index_decides_what_belongs_to_a_checkpoint(tmp_path):
     (tmp_path / INDEX).unlink()
     with pytest.raises(CorruptCheckpointError, match="'a' is in another file, too"):
         open_safetensors(paths)
+
+
+ODD_NAME = "a b\n%s{} é[x]*?='\"$\t"
+
+
+def test_a_path_of_odd_letters(tiny_folder, tiny_gguf, tmp_path, monkeypatch):
+    expected = answer(tiny_gguf)
+    monkeypatch.chdir(tmp_path)
+    folder = shutil.copytree(tiny_folder, tmp_path / ODD_NAME / "model")
+    assert answer(folder) == answer(f"{ODD_NAME}/model") == expected
+    file = shutil.copy(tiny_gguf, tmp_path / ODD_NAME / "model.gguf")
+    assert answer(file) == answer(file.parent) == answer(f"{ODD_NAME}/model.gguf") == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are Unicode text elsewhere")
+def test_a_path_that_is_no_unicode_text(tiny_folder, tiny_gguf, tmp_path):
+    odd = tmp_path / os.fsdecode(b"\xff\xc3")
+    odd.mkdir()
+    assert answer(shutil.copy(tiny_gguf, odd / "model.gguf")) == answer(tiny_gguf)
+    with pytest.raises(UnsupportedTokenizerError, match="surrogates"):  # of the library, which is not ours
+        answer(shutil.copytree(tiny_folder, odd / "model"))
 
 
 @pytest.fixture

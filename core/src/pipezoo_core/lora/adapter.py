@@ -19,6 +19,7 @@ from pipezoo_core.errors import (
     ModelNotFoundError,
     UnsafeCheckpointError,
     UnsupportedAdapterError,
+    shown,
 )
 from pipezoo_core.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_hub_id, pickles_in
 from pipezoo_core.hub_download import download_files
@@ -29,6 +30,7 @@ from pipezoo_core.weights import LazyTensor, open_safetensors
 
 __all__ = ["LoRAModel", "LoRAWeights", "name_and_path", "open_adapter"]
 
+_FORMS = f'a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}, or a Hub id "org/name"'
 _TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
 
 # What a config may say without a change to the result: notes, training, and which layers (the tensors say that).
@@ -93,7 +95,13 @@ class LoRAModel:
 
 
 def name_and_path(lora_path: str) -> tuple[str, str]:
-    """Splits `name=path`; what has no name is its own, and so is a folder whose path has an equals sign."""
+    """Splits `name=path`; what has no name is its own, and so is a folder whose path has an equals sign.
+
+    Raises:
+        ModelNotFoundError: it is no text.
+    """
+    if not isinstance(lora_path, str):
+        raise ModelNotFoundError("an adapter is found by text", found=shown(lora_path), allowed=_FORMS)
     if is_folder(local_path(lora_path)):
         return lora_path, lora_path
     name, equals, path = lora_path.partition("=")
@@ -133,7 +141,7 @@ def _folder(path: str) -> Path:
         return download_files(path, None, (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
     raise ModelNotFoundError(
         f"{path!r} is neither a folder nor a name on the Hub",
-        allowed=f'a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}, or a Hub id "org/name"',
+        allowed=_FORMS,
     )
 
 

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from pipezoo_core.config import LoRAConfig
 from pipezoo_core.context import TextContext
-from pipezoo_core.errors import AdapterInUseError, AdapterNotFoundError, InvalidSettingError, UnsupportedAdapterError
+from pipezoo_core.errors import (
+    AdapterInUseError,
+    AdapterNotFoundError,
+    InvalidSettingError,
+    UnsupportedAdapterError,
+    shown,
+)
 from pipezoo_core.lora.adapted_module import AdaptedModule
 from pipezoo_core.lora.adapter import LoRAModel, LoRAWeights, open_adapter
 from pipezoo_core.lora.layers import NO_LORA
@@ -143,7 +149,7 @@ class LoRAManager:
     def check_unused(self, name: str) -> None:
         """Raises what `unload_adapter` would."""
         with self._lock:
-            if name not in self._adapters:
+            if not isinstance(name, str) or name not in self._adapters:
                 raise _not_found(name, self.loras)
             if name in self._users.values():
                 raise AdapterInUseError(
@@ -245,7 +251,7 @@ class LoRAManager:
 
 def _not_found(name: str, loaded: list[str]) -> AdapterNotFoundError:
     return AdapterNotFoundError(
-        f"no adapter {name!r} is loaded",
+        f"no adapter {shown(name)} is loaded",
         allowed=loaded,
         cure="Load the model with lora_paths, or load the adapter with load_adapter.",
     )

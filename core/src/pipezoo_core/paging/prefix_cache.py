@@ -13,7 +13,7 @@ def root_hash(*parts: str) -> bytes:
     """Returns what the hash chains of one model and namespace start from, so that different ones never meet."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
-        encoded = part.encode()
+        encoded = part.encode(errors="surrogatepass")  # a path may be of any bytes
         digest.update(len(encoded).to_bytes(8, "little") + encoded)
     return digest.digest()
 
