@@ -185,7 +185,7 @@ class LoRAManager:
             context.cache_namespace = f"lora {self._adapters[context.lora].serial}"
 
     def claim(self, context: TextContext) -> bool:
-        """Gives the adapter of a request that begins a slot, until it is released.
+        """Gives the adapter of a request that begins a slot, until the request leaves it or is released.
 
         Returns:
             False where running requests use all slots for other adapters.
@@ -201,6 +201,11 @@ class LoRAManager:
                 self._module.fill(slot, self._adapters[context.lora].layers)
             self._slots.hold(context.lora, context.request_id)
         return True
+
+    def leave_slot(self, request_id: RequestID) -> None:
+        """Gives back what `claim` gave a request that is to wait; its adapter stays loaded."""
+        with self._lock:
+            self._slots.release(request_id)
 
     def release(self, request_id: RequestID) -> None:
         """Notes that a request is through. Does nothing for one that uses no adapter, or is released already."""

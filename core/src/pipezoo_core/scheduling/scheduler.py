@@ -55,8 +55,9 @@ class Scheduler:
     at the front, to be computed again from its tokens. The oldest request is never preempted, so something always gets
     done.
 
-    A request whose adapter finds no slot waits like one that finds no pages, and those after it with it. A preempted
-    request keeps its slot: it is the first to be let in again.
+    A request whose adapter finds no slot waits like one that finds no pages, and those after it with it. It holds a slot
+    as long as it has pages, so that those that wait keep none from each other. One that is preempted finds its adapter
+    where it was: nobody is let in before it.
 
     A prompt that is echoed has a row of logits per token, and rows are as long as the vocabulary. A step has as many as
     a full batch and `NUM_ECHOED_AT_ONCE` more, which is what the memory plan counts; chunks of such prompts share those
@@ -179,8 +180,7 @@ class Scheduler:
             awaits_prefix = replica.manager.awaits_prefix(context)
             if not awaits_prefix and replica.manager.maybe_reserve(context):
                 break
-            replica.manager.release(context.request_id)
-            context.restart()
+            self._give_back(context, replica)
             if awaits_prefix:  # soon to be had here: it is not computed elsewhere
                 return True
         else:
@@ -200,6 +200,13 @@ class Scheduler:
             return True
         hold_adapter(replica.lora_manager, context)  # each manager has its own name for what the adapter computed
         return replica.lora_manager.claim(context)
+
+    def _give_back(self, context: TextContext, replica: _Replica) -> None:
+        """Gives back the pages and the slot of a request that is to wait; its adapter stays loaded."""
+        replica.manager.release(context.request_id)
+        if replica.lora_manager is not None:
+            replica.lora_manager.leave_slot(context.request_id)
+        context.restart()
 
     def _grow(self, context: TextContext, replica: _Replica) -> None:
         """Puts a chunk of a running request into the batch, at the cost of younger ones if need be."""
@@ -230,8 +237,7 @@ class Scheduler:
             replica.budget += context.active_length
             if context.wants_prompt_logits:
                 replica.echo_budget += context.active_length - 1
-        replica.manager.release(context.request_id)
-        context.restart()
+        self._give_back(context, replica)
         del replica.running[context.request_id]
         replica.preempted[context.request_id] = context
         replica.preempted.move_to_end(context.request_id, last=False)
