@@ -356,6 +356,32 @@ def test_what_is_begun_after_the_end_fails(tiny_gguf):
         asyncio.run(collect(task))
 
 
+def test_a_task_whose_prompt_comes_when_the_threads_have_just_ended(tiny_gguf, monkeypatch):
+    llm = load(tiny_gguf)
+    submit = llm._prompt_threads.submit
+
+    def late(*call):
+        llm.close()
+        return submit(*call)
+
+    monkeypatch.setattr(llm._prompt_threads, "submit", late)
+    with pytest.raises(ClosedPipelineError):
+        asyncio.run(collect(llm.generate_async("hello", **GREEDY)))
+
+
+def test_a_task_whose_request_is_still_to_be_added_when_the_step_thread_has_ended(tiny_gguf):
+    llm = load(tiny_gguf)
+    context = llm.tokenizer.new_context(TextGenerationRequest(prompt="hello"))
+    llm.close()
+    with ThreadPoolExecutor() as threads:
+        with llm._engine.exclusive():  # it is added when this thread leaves
+            call = threads.submit(llm._engine.begin, [context]).result(60)
+            assert not call.has_outputs
+            step = threads.submit(lambda: asyncio.run(llm._step_thread.advance(call)))
+        step.result(60)
+    assert isinstance(call.take()[0].error, ClosedPipelineError)
+
+
 @pytest.mark.parametrize(
     ("part", "name"),
     [("_engine", "_cancel"), ("_engine", "close"), ("_step_thread", "close"), ("_prompt_threads", "shutdown")],
@@ -408,7 +434,6 @@ def test_several_threads_close_in_the_middle_of_a_step(tiny_gguf):
     assert set(threading.enumerate()) <= before
 
 
-@pytest.mark.slow
 def test_the_processes_of_templates_and_grammars_end_with_the_pipeline(tiny_gguf):
     before = psutil.Process().children()
     llm = load(tiny_gguf)
