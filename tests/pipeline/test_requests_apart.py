@@ -60,6 +60,16 @@ def test_requests_of_no_kind(load_tiny):
     assert llm.generate("hello", **GREEDY)[0].error is None
 
 
+@pytest.mark.parametrize("way", ["cancel", "release"])
+def test_what_is_no_id_is_refused_beside_several_answers(load_tiny, way):
+    llm = load_tiny()
+    several = llm.generate_async("hello", n=2, temperature=1.0)
+    for value in (5, np.array([5, 6])):
+        with pytest.raises(InvalidRequestError, match="the id of a request is text"):
+            getattr(llm, way)(value)
+    del several
+
+
 def test_token_ids_come_in_any_list(load_tiny):
     llm = load_tiny()
     expected = llm.generate(TextGenerationRequest(prompt=[5, 40, 77]), **GREEDY)[0].tokens

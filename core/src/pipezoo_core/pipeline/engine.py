@@ -88,7 +88,7 @@ class Engine:
         self._requests: dict[RequestID, _Request] = {}
         self._changes: deque[Callable[[], None]] = deque()
         self._lock = ProcessLock()
-        self._inside: int | None = None  # the thread that nobody else may come between
+        self._inside: int | None = None  # the thread that has the lock and is not to take it again
 
     @property
     def scheduler(self) -> Scheduler:
