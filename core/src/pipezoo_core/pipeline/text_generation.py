@@ -407,9 +407,8 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
 
     def _ids_of(self, request_id: RequestID) -> list[RequestID]:
         """Returns the ids of a request's answers, in every call that has a request with this id."""
-        if not isinstance(request_id, str):
-            return [request_id]  # which is refused
-        calls = [answers for call in self._several.copy() if (answers := call()) is not None]
+        several = self._several.copy() if isinstance(request_id, str) else ()  # what is no id is refused
+        calls = [answers for call in several if (answers := call()) is not None]
         return [request_id, *(own_id for answers in calls for own_id in answers.ids_of(request_id)[1:])]
 
     def _run(self, answers: Answers, *, in_batch: bool) -> Generator[list[TextGenerationOutput]]:
