@@ -9,10 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from pipezoo import registry
 from pipezoo.cli.chat_commands import ChatCommands, ChatState
 from pipezoo.cli.main import app
+from pipezoo.discovery.published import PUBLISHED
+from pipezoo.files.hub import DOWNLOADED
 from pipezoo.loading.settings import LoadSettings
+from pipezoo_core import errors
+from pipezoo_core.file_names import TOKENIZER_FILES
+from pipezoo_core.layers import ACTIVATIONS
+from pipezoo_core.layers.rotary import ROPE_TYPES
 from pipezoo_core.sampling_params import SamplingParams
+from pipezoo_core.tokenizer.gguf_pre_tokenizers import KNOWN_PRE_TOKENIZERS
 
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "docs/writing-a-plugin.md"
@@ -35,6 +43,72 @@ def test_python_in_the_readme_is_the_examples():
     for block, name in zip(blocks, ["quickstart", "structured_output", "lora", "several_devices"], strict=True):
         body = (ROOT / f"examples/{name}.py").read_text().partition('"""\n\n')[2]
         assert ast.dump(ast.parse(block)) == ast.dump(ast.parse(body)), name
+
+
+@pytest.fixture
+def a_models_folder(tiny_folder, tmp_path, monkeypatch):
+    """The current folder has the tiny model under the name that the pages use for any model."""
+    (tmp_path / "org").mkdir()
+    (tmp_path / "org/model").symlink_to(tiny_folder)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+PAGES = [path for path in sorted((ROOT / "docs").glob("*.md")) if "```python\n" in path.read_text()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_examples_of_a_page_run(page, a_models_folder):
+    """The Python blocks of a page are one program, and what they assert holds."""
+    text = page.read_text()
+    names = {"__name__": page.stem}
+    for block in re.finditer(r"```python\n(.*?)```", text, re.DOTALL):
+        lines_before = "\n" * text.count("\n", 0, block.start(1))  # so that a traceback shows the page's line
+        exec(compile(lines_before + block[1], page, "exec"), names)
+    names["llm"].close()
+
+
+SCRIPTS = [
+    (path.stem, name, text)
+    for path in sorted((ROOT / "docs").glob("*.md"))
+    if path != GUIDE
+    for name, text in re.findall(r"```python (\S+)\n(.*?)```", path.read_text(), re.DOTALL)
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "name", "text"), SCRIPTS, ids=[name for _, name, _ in SCRIPTS])
+def test_scripts_of_a_page_run(page, name, text, a_models_folder):
+    """A Python block with a name is a program of its own, and what it asserts holds."""
+    (a_models_folder / name).write_text(text)
+    ended = subprocess.run([sys.executable, name], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_every_error_is_explained():
+    """With what else it is."""
+    text = (ROOT / "docs/errors.md").read_text()
+    explained = {
+        name: set(re.findall(r"`(\w+)`", bases))
+        for name, bases in re.findall(r"^\| `(\w+Error)` \|(.*?)\|", text, re.M)
+    }
+    public = {name: getattr(errors, name) for name in errors.__all__ if name.endswith("Error")}
+    assert explained == {
+        name: {base.__name__ for base in error.__bases__} - {"PipezooError"}
+        for name, error in public.items()
+        if error is not errors.PipezooError
+    }
+
+
+def test_what_is_served_is_listed():
+    text = (ROOT / "docs/models.md").read_text()
+    rows = dict(re.findall(r"^\| `(pipezoo-\w+)` \| (.*?) \|", text, re.M))
+    served = {(name, plugin) for plugin, names in rows.items() for name in re.findall(r"`(\w+)`", names)}
+    assert served == set(PUBLISHED.items()) == {(info.name, info.distribution) for info in registry.plugins()}
+    said = set(re.findall(r"`([^`]+)`", text))
+    assert {*ROPE_TYPES, *ACTIVATIONS, *KNOWN_PRE_TOKENIZERS, *TOKENIZER_FILES} <= said
+    assert {*DOWNLOADED} - {"*.model"} <= said
+    assert {name for name in said if name.endswith("Error")} <= {*errors.__all__}
 
 
 # What of an answer shows that it is right, for each command of the README whose answer a model gives.
