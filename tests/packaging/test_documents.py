@@ -111,6 +111,32 @@ def test_what_is_served_is_listed():
     assert {name for name in said if name.endswith("Error")} <= {*errors.__all__}
 
 
+def names_elsewhere(title):
+    """The rows of a table of docs/coming-from.md: our name, and those of other programs."""
+    section = (ROOT / "docs/coming-from.md").read_text().partition(f"## {title}\n")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").partition(" | ") for line in section.splitlines() if line.startswith("|")][2:]
+    return {ours.strip("`"): set(re.findall(r"`(\w+)`", others)) for ours, _, others in rows}
+
+
+@pytest.mark.parametrize(
+    ("title", "settings", "taken_elsewhere"),
+    [("Settings of a load", LoadSettings, SamplingParams), ("Settings of sampling", SamplingParams, None)],
+)
+def test_names_of_other_programs(title, settings, taken_elsewhere):
+    """Each is ours, too, or an error that leads to the one in its row; and all that are told by errors are there."""
+    rows = names_elsewhere(title)
+    of_others = set(settings.elsewhere) - set(taken_elsewhere.model_fields if taken_elsewhere else ())
+    assert of_others <= set().union(*rows.values())
+    for ours, others in rows.items():
+        assert ours in {*settings.model_fields, "nothing"}
+        for name in others - {ours}:
+            with pytest.raises(errors.InvalidSettingError) as caught:
+                settings(**{name: 1})
+            assert ours in caught.value.cure, name
+    if taken_elsewhere is None:
+        assert {*rows} - {"nothing"} == {*settings.model_fields}
+
+
 # What of an answer shows that it is right, for each command of the README whose answer a model gives.
 ANSWERS = ["Paris", '"text": "The capital of Japan is Tokyo."', "1945", "The capital of Japan is Tokyo."]
 
