@@ -28,6 +28,13 @@ from pipezoo_core.tokenizer.gguf_pre_tokenizers import KNOWN_PRE_TOKENIZERS
 
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "docs/writing-a-plugin.md"
+ROOTS = [ROOT, *(folder for pattern in ("*/src", "*/src/*", "plugins/*/src") for folder in ROOT.glob(pattern))]
+
+
+def anchors(document):
+    """What a link may have behind a `#`: the headings, as web pages of Markdown spell them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_they_name_files_that_exist():
@@ -36,9 +43,10 @@ def test_they_name_files_that_exist():
     for document in documents:
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document}: {target}"
-    for path in re.findall(r"`(pipezoo(?:_core)?/[\w/]+(?:\.py|/))`", (ROOT / "docs/architecture.md").read_text()):
-        folder = "core" if path.startswith("pipezoo_core") else "registry"
-        assert (ROOT / folder / "src" / path).exists(), path
+        for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", document.read_text()):
+            assert anchor in anchors(document.parent / target if target else document), f"{document}: #{anchor}"
+        for path in re.findall(r"`((?:[\w-]+/)+[\w-]*\.(?:py|h|cpp|toml))`", document.read_text()):
+            assert any((root / path).exists() for root in ROOTS), f"{document}: {path}"
 
 
 def test_python_in_the_readme_is_the_examples():
