@@ -10,6 +10,6 @@ requests = [TextGenerationRequest(messages=question, lora=name) for name in (Non
 for answer in llm.generate(requests, max_new_tokens=24, temperature=0.0):
     print(answer.text)
 
-llm.model.lora_manager.load_adapter("captain=pirate-adapter")
+llm.load_adapter("captain=pirate-adapter")
 print(llm.chat(question, lora="captain", max_new_tokens=24, temperature=0.0).text)
-llm.model.lora_manager.unload_adapter("captain")
+llm.unload_adapter("captain")
