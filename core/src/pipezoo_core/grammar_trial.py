@@ -28,7 +28,7 @@ _STACK = 1 << 20  # bytes; the threads that compute masks have twice as much
 _MEMORY = 1 << 29  # bytes, besides those of the vocabulary
 _SECONDS = 2.0  # of CPU time to compile it, so that a busy machine refuses nothing more
 _SECONDS_PER_TOKEN = 0.25  # of CPU time; the other requests of a step wait for it
-_NUM_TOKENS = 64  # of a random answer: some grammars explode only at a later token
+_NUM_ANSWERS, _NUM_TOKENS = 8, 64  # that are tried: some grammars explode in some answers only, and at a later token
 _MAX_LEXER_STATES = 20_000  # of up to 2 kB each, which a running request keeps
 # What holds a step of a running request, whose grammar may explode behind the tokens that were tried. An ambiguous one
 # takes time by the square of the items; a schema of a thousand optional names needs some 4,000 of them in a step.
@@ -94,15 +94,26 @@ def _line(value: object) -> bytes:
 
 
 def _spell(tokenizer: LLTokenizer, grammar: str) -> None:
-    """Compiles a grammar and spells the beginning of a random answer."""
+    """Compiles a grammar and spells the beginnings of random answers."""
     matcher, rng = new_matcher(tokenizer, grammar), random.Random(0)
+    for _ in range(_NUM_ANSWERS):
+        _spell_one(matcher.deep_copy(), rng)
+
+
+def _spell_one(matcher: LLMatcher, rng: random.Random) -> None:
     for _ in range(_NUM_TOKENS):
         signal.setitimer(signal.ITIMER_PROF, _SECONDS_PER_TOKEN)
         bits = matcher.compute_bitmask()
         if matcher.is_error() or matcher.is_stopped():
             return
-        some = [8 * byte + bit for byte, value in enumerate(bits) if value for bit in range(8) if value >> bit & 1]
-        matcher.consume_token(rng.choice(some))
+        matcher.consume_token(_some_token(bits, rng))
+
+
+def _some_token(bits: bytes, rng: random.Random) -> int:
+    """Returns one of the tokens whose bits are set: of the first byte that has any from a random place on."""
+    place = rng.randrange(len(bits))
+    rest = bits[place:].lstrip(b"\0") or bits.lstrip(b"\0")
+    return 8 * (len(bits) - len(rest)) + rng.choice([bit for bit in range(8) if rest[0] >> bit & 1])
 
 
 def _limit_memory() -> None:

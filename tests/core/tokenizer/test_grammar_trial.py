@@ -29,6 +29,14 @@ def definitions(count, definition):
 
 AND = " & ".join(f"/(a|b)*a(a|b){{{i}}}/" for i in range(40))
 NEXT = {"$ref": "NEXT"}
+IN_SOME_ANSWERS = r"""start: r0
+T0: /(b)*/
+T1: /((babaaabbba)*)/
+T2: /é/
+r0: (r1) "b" (r2 | r0 | T1)? | (r0 | T2){900} "a" | (r0 | T1 | T2) (r1)
+r1: "b"{900}
+r2: "a"+ "a"{2,7} "c"+ (T1 | T0 | r2)
+"""
 BAD = {
     "rules": {"grammar": rules(3_000, 'r{0}: r{1} "a"')},
     "rules to the right": {"grammar": rules(3_000, 'r{0}: "a" r{1}')},
@@ -52,6 +60,7 @@ BAD = {
     "stars": {"regex": "a" + "*" * 50_000},
     "groups": {"regex": "(" * 50_000 + "a" + ")" * 50_000},
     "long regex": {"regex": "ab?" * 100_000},
+    "in some answers only": {"grammar": IN_SOME_ANSWERS},
 }
 
 
