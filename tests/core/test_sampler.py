@@ -213,6 +213,40 @@ def test_logits_are_left_as_they_are():
     assert torch.equal(logits, before)
 
 
+def test_settings_of_a_copy_are_looked_at_anew():
+    params = SamplingParams()
+    assert not params.changes_logits
+    assert params.model_copy(update={"logit_bias": {5: 1.0}}).changes_logits
+    assert not params.updated(logit_bias={5: 1.0}).model_copy(update={"logit_bias": {}}).changes_logits
+
+
+PROCESSORS = {
+    "added": lambda parameter, logits: logits + parameter,
+    "added in place": lambda parameter, logits: logits.add_(parameter),
+    "itself": lambda parameter, logits: parameter,
+    "a view": lambda parameter, logits: parameter[:],
+    "in inference mode": lambda parameter, logits: torch.inference_mode()(torch.add)(parameter, logits),
+    "with gradients": lambda parameter, logits: torch.enable_grad()(torch.add)(parameter, logits),
+}
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_a_processor_may_have_parameters(name, mode):
+    """Also where the logits are a model's own, made without gradients."""
+    parameter = torch.nn.Parameter(torch.zeros(VOCABULARY))
+    parameter.data[5] = 100.0
+    context = make_context(
+        temperature=0.0, logits_processors=[lambda tokens, logits: PROCESSORS[name](parameter, logits)]
+    )
+    with torch.inference_mode():
+        logits = random_logits(rows=2)
+    with mode():
+        tokens = sample(logits, [context, make_context(temperature=0.0)])
+    assert context.error is None
+    assert tokens.tolist() == [5, logits[1].argmax().item()]
+
+
 @pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"temperature": 1.0, "repetition_penalty": 1.5}])
 def test_a_few_rows_at_a_time_are_as_good_as_all(monkeypatch, sampling):
     """Also of rows among others, with grammars for some; chunks that reach no end have their most likely token."""

@@ -117,6 +117,7 @@ def _add_bias_and_penalties_(row_V: Tensor, context: TextContext) -> None:
         row_V[own] -= params.frequency_penalty * counts.float() + params.presence_penalty
 
 
+@torch.no_grad()  # a processor may have parameters
 def _process_(row_V: Tensor, context: TextContext) -> None:
     """Applies the request's own processors; where one fails, notes why and leaves no token to choose."""
     try:
