@@ -27,7 +27,7 @@ class TextStream:
         stop: texts that end the answer, none of them empty.
         min_new_tokens: a stop text counts only where it lies wholly behind the text of so many tokens.
         special_texts: token -> its text, of the tokens that `decode` leaves out.
-        include_stop: whether the text ends with the stop text, and not before it.
+        include_stop: whether the text ends with the stop text, special tokens in it included, and not before it.
     """
 
     def __init__(
@@ -83,11 +83,13 @@ class TextStream:
         """Returns the answer's part of the held text, up to a stop text or the undecided rest, which stays held."""
         end = len(self._held) - num_undecided
         if stops := self._stops():
-            stop_end, start, self._stop_text = min(stops)
-            end = stop_end if self._include_stop else start
+            _, end, self._stop_text = min(stops)
         text = "".join(self._held[place] for place in self._shown if place < end)
-        self._held = "" if stops else self._held[end:]
-        self._shown = [] if stops else [place - end for place in self._shown if place >= end]
+        if stops:
+            self._held, self._shown = "", []
+            return text + self._stop_text if self._include_stop else text
+        self._held = self._held[end:]
+        self._shown = [place - end for place in self._shown if place >= end]
         return text
 
     def _stops(self) -> list[tuple[int, int, str]]:
