@@ -23,7 +23,7 @@ def make_context(answer=ANSWER, **sampling):
     context = TextContext(
         request_id="a",
         prompt_tokens=PROMPT,
-        max_length=1000,
+        max_length=10**5,
         sampling_params=SamplingParams(**sampling),
         end_token_ids=[END],
     )
@@ -171,6 +171,38 @@ def test_logit_bias_is_added():
     adjusted = adjust(logits, make_context(logit_bias={5: 100.0, 6: -1.0}))
     assert torch.allclose((adjusted - logits)[0, [5, 6]], torch.tensor([100.0, -1.0]))
     assert sample(logits, [make_context(temperature=0.0, logit_bias={5: 100.0})]).tolist() == [5]
+
+
+MANY = {
+    "repetition_penalty": {"repetition_penalty": 1.4},
+    "frequency_penalty": {"frequency_penalty": 0.5},
+    "presence_penalty": {"presence_penalty": 0.5},
+    "logit_bias": {"logit_bias": dict.fromkeys(range(4096), 1.0)},
+    "stop_token_ids": {"stop_token_ids": range(4096), "min_new_tokens": 10**4},
+    "allowed_token_ids": {"allowed_token_ids": range(4096)},
+}
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_a_step_makes_nothing_anew_of_what_it_had_before(name, monkeypatch):
+    """Whatever the length of the answer or of a setting: no list becomes a tensor again in each step."""
+    context = make_context([i % 4000 for i in range(9000)], **MANY[name])
+    logits = torch.randn(5000, generator=torch.Generator().manual_seed(0))
+    made, tensor = [], torch.tensor
+    monkeypatch.setattr(torch, "tensor", lambda data, **kind: (made.append(len(data)), tensor(data, **kind))[1])
+    for token in (4500, 4501):
+        context.tokens.append(token)
+        _adjust_(logits.clone(), context)
+    assert max(made, default=0) < 100
+
+
+def test_tokens_that_come_later_are_penalized_like_those_there_from_the_first():
+    settings = {"repetition_penalty": 1.4, "frequency_penalty": 0.5, "presence_penalty": 0.25}
+    grown, logits = make_context([], **settings), random_logits()
+    for num_new in range(40):
+        answer = [7 * i % 30 for i in range(num_new)]
+        grown.tokens[len(PROMPT) :] += answer[-1:]
+        assert torch.equal(adjust(logits, grown), adjust(logits, make_context(answer, **settings)))
 
 
 def test_min_new_tokens_bars_the_end_until_then():

@@ -181,7 +181,10 @@ def test_the_text_ends_with_a_special_stop_token_or_before_it(load_tiny, name, i
         return logits
 
     settings = {
-        **{"temperature": 0.0, "max_new_tokens": 3, "logits_processors": [spell], "skip_special_tokens": skip},
+        "temperature": 0.0,
+        "max_new_tokens": 3,
+        "logits_processors": [spell],
+        "skip_special_tokens": skip,
         "include_stop_str_in_output": include,
     }
     stops = {token: "ab", f"b{name}": "a"} if name != "<|im_end|>" else {token: "ab"}

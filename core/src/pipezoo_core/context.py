@@ -20,6 +20,7 @@ from pipezoo_core.request import (
 )
 from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.structured_output import TokenMatcher
+from pipezoo_core.token_counts import TokenCounts
 
 __all__ = ["TextContext", "TextGenerationInputs"]
 
@@ -48,6 +49,10 @@ class TextContext:
 
     Attributes:
         allowed_tokens: the only tokens that may be generated; None allows all.
+        biased_tokens: those whose logits `biases` are added to.
+        token_counts: how often each token is there.
+        generated_counts: how often each token is in the answer.
+        stop_tokens: those of `stop_token_ids`, as an array.
         max_num_tokens: most tokens of this one, with what `max_new_tokens` leaves of `max_length`.
         cache_namespace: requests share pages of the KV cache only with others of the same namespace.
         stop_reason: the stop text, or the one of `stop_token_ids`, that ended the answer.
@@ -86,9 +91,14 @@ class TextContext:
         self.bad_words = [list(word) for word in bad_words]
         allowed = sampling_params.allowed_token_ids
         self.allowed_tokens = None if allowed is None else np.array(allowed, dtype=np.int64)
+        bias = sampling_params.logit_bias
+        self.biased_tokens = np.array([*bias], dtype=np.int64)
+        self.biases = np.array([*bias.values()], dtype=np.float32)
         self.cache_namespace = ""
         self.tokens = list(prompt_tokens)
         self.prompt_length = len(self.tokens)
+        self.token_counts = TokenCounts(self.tokens)
+        self.generated_counts = TokenCounts(self.tokens, self.prompt_length)
         self.cache_length = 0
         self.active_length = 0
         self.status = GenerationStatus.ACTIVE
@@ -96,6 +106,7 @@ class TextContext:
         self.prompt_log_probabilities = LogProbabilities([], [])
         own = frozenset(sampling_params.stop_token_ids)
         self.stop_token_ids = own if sampling_params.ignore_eos else own | frozenset(end_token_ids)
+        self.stop_tokens = np.array([*self.stop_token_ids], dtype=np.int64)
         wanted = sampling_params.max_new_tokens
         room = max_length - self.prompt_length
         self.stop_reason: str | int | None = None

@@ -81,16 +81,15 @@ class TextStream:
 
     def _certain(self, num_undecided: int) -> str:
         """Returns the answer's part of the held text, up to a stop text or the undecided rest, which stays held."""
-        end = len(self._held) - num_undecided
-        if stops := self._stops():
-            _, end, self._stop_text = min(stops)
-        text = "".join(self._held[place] for place in self._shown if place < end)
+        end, stop_text = len(self._held) - num_undecided, ""
+        stops = self._stops()
         if stops:
-            self._held, self._shown = "", []
-            return text + self._stop_text if self._include_stop else text
-        self._held = self._held[end:]
-        self._shown = [place - end for place in self._shown if place >= end]
-        return text
+            _, end, stop_text = min(stops)
+            self._stop_text = stop_text
+        text = "".join(self._held[place] for place in self._shown if place < end)
+        self._held = "" if stops else self._held[end:]
+        self._shown = [] if stops else [place - end for place in self._shown if place >= end]
+        return text + stop_text if self._include_stop else text
 
     def _stops(self) -> list[tuple[int, int, str]]:
         """Returns the end and the begin of the first occurrence of each stop text in the held text, and the text."""
