@@ -86,7 +86,7 @@ def test_bad_words_are_those_of_transformers(load_tiny, tiny_reference):
     free = llm.generate(TextGenerationRequest(prompt=prompt), **settings)[0]
     letters = [llm.tokenizer.text_of(token) for token in free.tokens if llm.tokenizer.text_of(token).isascii()]
     words = [*letters[:2], "never this"]
-    spelled = [spelling for text in words for spelling in llm.tokenizer._spellings(text)]
+    spelled = [spelling for text in words for spelling in llm.tokenizer._codec.spellings(text)]
     ids = torch.tensor([prompt])
     expected = tiny_reference.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False, eos_token_id=None,
