@@ -250,14 +250,14 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         Raises:
             What `generate` does; what is wrong with the prompt or the settings at once.
         """
-        requests = self._answers([prompt], sampling_params, lora, sampling).requests
-        if len(requests) > 1:
+        answers = self._answers([prompt], sampling_params, lora, sampling)
+        if len(answers.requests) > 1:
             raise InvalidSettingError(
-                "a stream has one answer", found=f"n={len(requests)}", cure="Take generate or generate_async."
+                "a stream has one answer", found=f"n={len(answers.requests)}", cure="Take generate or generate_async."
             )
-        contexts, failed = new_contexts(self._tokenizer, requests)
+        contexts, failed = new_contexts(self._tokenizer, answers)
         checked(failed, in_batch=False)
-        return AnswerStream(requests[0].request_id, self._engine.outputs_of(contexts))
+        return AnswerStream(answers.requests[0].request_id, self._engine.outputs_of(contexts))
 
     def chat(
         self,
@@ -409,7 +409,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
 
     def _run(self, answers: Answers, *, in_batch: bool) -> Generator[list[TextGenerationOutput]]:
         engine = self._engine  # the call goes on to its end when the pipeline is closed
-        contexts, failed = new_contexts(self._tokenizer, answers.requests)
+        contexts, failed = new_contexts(self._tokenizer, answers)
         if failed:
             yield checked(answers.named(failed), in_batch=in_batch)
         for outputs in engine.outputs_of(contexts):
@@ -419,9 +419,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         self._check_open()
         engine, step_thread = self._engine, self._step_thread  # as in `_run`
         loop = asyncio.get_running_loop()
-        contexts, failed = await loop.run_in_executor(
-            self._prompt_threads, new_contexts, self._tokenizer, answers.requests
-        )
+        contexts, failed = await loop.run_in_executor(self._prompt_threads, new_contexts, self._tokenizer, answers)
         call = engine.begin(contexts)
         try:
             if failed:
