@@ -1,5 +1,7 @@
 """The scheduler's decisions, step by step, over a real KV cache manager and a model that only counts."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import settings
@@ -7,9 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pipezoo_core.attention import AttentionSpec, PagedAttention
+from pipezoo_core.config import LoRAConfig
 from pipezoo_core.context import TextContext
-from pipezoo_core.errors import InsufficientPagesError
+from pipezoo_core.errors import AdapterInUseError, InsufficientPagesError
 from pipezoo_core.kv_cache import KVCacheParams, PagedKVCacheManager
+from pipezoo_core.lora import LoRAManager
 from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.scheduling import Scheduler, get_or_recommend_replica
 
@@ -36,13 +40,22 @@ def make_scheduler(max_batch_size=4, max_batch_tokens=16, **settings):
     return Scheduler([manager], max_batch_size=max_batch_size, max_batch_tokens=max_batch_tokens), manager
 
 
-def make_context(request_id, prompt_length, max_new_tokens=4):
+def make_context(request_id, prompt_length, max_new_tokens=4, *, priority=0, lora=None):
     return TextContext(
         request_id=request_id,
         prompt_tokens=list(range(prompt_length)),
         max_length=200,
-        sampling_params=SamplingParams(max_new_tokens=max_new_tokens),
+        sampling_params=SamplingParams(max_new_tokens=max_new_tokens, priority=priority),
+        lora=lora,
     )
+
+
+def make_lora_manager(num_slots):
+    """With adapters `a`, `b` and `c`, and a module that computes nothing."""
+    config = LoRAConfig(max_num_loras=num_slots, max_lora_rank=1)
+    manager = LoRAManager(config, SimpleNamespace(fill=lambda slot, layers: None), dict)
+    manager._adapters = {name: SimpleNamespace(serial=serial, layers={}) for serial, name in enumerate("abc")}
+    return manager
 
 
 def step(scheduler, manager):
@@ -275,6 +288,24 @@ def test_with_a_window_everything_gets_done_however_few_pages_there_are(num_page
     assert manager.num_free_pages == num_pages
 
 
+def test_who_waits_for_pages_keeps_no_slot_from_one_that_comes_first():
+    manager, loras = make_manager(num_pages=4), make_lora_manager(num_slots=1)
+    scheduler = Scheduler([manager], [loras], max_batch_size=4, max_batch_tokens=16)
+    contexts = [
+        make_context("running", 12),
+        make_context("waiting", 12, lora="a"),
+        make_context("urgent", 12, priority=-1, lora="b"),
+    ]
+    for context in contexts:
+        scheduler.add(context)
+        scheduler.schedule()
+    scheduler.remove("running")
+    assert list(step(scheduler, manager)) == ["urgent"]
+    assert loras.is_active_lora("b")
+    with pytest.raises(AdapterInUseError):  # it has no slot, and waits for its adapter all the same
+        loras.unload_adapter("a")
+
+
 class ReplicasMachine(RuleBasedStateMachine):
     """Random requests, steps and removals over several replicas: all that came and was not removed gets done."""
 
@@ -282,20 +313,28 @@ class ReplicasMachine(RuleBasedStateMachine):
         num_replicas=st.integers(1, 3),
         num_pages=st.integers(3, 12),
         sliding_window=st.sampled_from([None, 5]),
+        num_slots=st.integers(1, 3),
         max_batch_size=st.integers(1, 4),
         max_batch_tokens=st.integers(1, 16),
     )
-    def start(self, num_replicas, num_pages, sliding_window, **settings):
+    def start(self, num_replicas, num_pages, sliding_window, num_slots, **settings):
         self.managers = [make_manager(num_pages, True, sliding_window) for _ in range(num_replicas)]
-        self.scheduler = Scheduler(self.managers, **settings)
+        self.lora_managers = [make_lora_manager(num_slots) for _ in range(num_replicas)]
+        self.scheduler = Scheduler(self.managers, self.lora_managers, **settings)
         self.settings = settings
         self.contexts, self.places = {}, {}
         self.count = 0
 
-    @rule(begin=st.integers(0, 2), length=st.integers(1, 10), max_new_tokens=st.integers(1, 3))
-    def add(self, begin, length, max_new_tokens):
+    @rule(
+        begin=st.integers(0, 2),
+        length=st.integers(1, 10),
+        max_new_tokens=st.integers(1, 3),
+        priority=st.integers(0, 2),
+        lora=st.sampled_from([None, "a", "b", "c"]),
+    )
+    def add(self, begin, length, max_new_tokens, **settings):
         self.count += 1
-        context = make_context(str(self.count), length, max_new_tokens)
+        context = make_context(str(self.count), length, max_new_tokens, **settings)
         context.tokens[:] = [token + begin for token in context.tokens]
         self.contexts[context.request_id] = context
         self.scheduler.add(context)
@@ -307,11 +346,14 @@ class ReplicasMachine(RuleBasedStateMachine):
 
     def forget(self, request_id):
         self.scheduler.remove(request_id)
+        for manager in self.lora_managers:
+            manager.release(request_id)
         del self.contexts[request_id]
 
     @rule()
     def step(self):
-        first = next((c for c in self.contexts.values() if c.request_id not in self.places), None)
+        waiting = [context for context in self.contexts.values() if context.request_id not in self.places]
+        first = min(waiting, key=lambda context: context.sampling_params.priority, default=None)
         inputs = self.scheduler.schedule()
         assert bool(inputs.batches) is bool(self.contexts)
         if first is not None and not all(inputs.batches):  # another one computes its next page, or it is there
@@ -324,6 +366,7 @@ class ReplicasMachine(RuleBasedStateMachine):
             if batch:
                 manager.fetch(list(batch.values()))
             for context in batch.values():
+                assert context.lora is None or self.lora_managers[replica].is_active_lora(context.lora)
                 assert self.places.setdefault(context.request_id, replica) == replica
                 assert get_or_recommend_replica(self.managers, context) == replica
                 context.advance(1 if context.samples else None)
@@ -348,6 +391,9 @@ class ReplicasMachine(RuleBasedStateMachine):
         for manager in getattr(self, "managers", ()):
             assert manager.num_free_pages == manager.total_num_pages
             assert not manager._upcoming
+        for manager in getattr(self, "lora_managers", ()):
+            assert not manager._users
+            assert not manager._slots._held
 
 
 ReplicasMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)

@@ -8,8 +8,10 @@ import sys
 import textwrap
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import get_type_hints
 
+import psutil
 import pytest
 from lora.peft_adapters import save_adapter
 
@@ -21,6 +23,7 @@ from pipezoo_core.errors import (
     InvalidSettingError,
     PromptTooLongError,
 )
+from pipezoo_core.pipeline import text_generation
 from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.sampling_options import SamplingOptions
 from pipezoo_core.sampling_params import SamplingParams
@@ -163,6 +166,29 @@ def test_an_adapter_that_one_replica_refuses_is_in_none(load_tiny, tiny_folder, 
     assert [model.lora_manager.loras for model in llm.models] == [[], []]
 
 
+def test_an_adapter_that_fails_takes_none_with_it_that_came_meanwhile(load_tiny, tiny_folder, tiny_reference, tmp_path):
+    save_adapter(tiny_reference, path := tmp_path / "one")
+    llm = load_tiny(tiny_folder, max_num_loras=1, data_parallel_degree=2)
+    manager = llm.models[1].lora_manager
+    fit = manager._fit
+
+    def failing(lora):
+        if lora.name == "one":
+            with ThreadPoolExecutor() as threads:
+                threads.submit(llm.load_adapter, f"two={path}").result(60)
+            raise ValueError("out of luck")
+        return fit(lora)
+
+    manager._fit = failing
+    with pytest.raises(ValueError, match="out of luck"):
+        llm.load_adapter(f"one={path}")
+    assert [model.lora_manager.loras for model in llm.models] == [["two"]] * 2
+    manager.load_adapter(f"three={path}")
+    with pytest.raises(InvalidSettingError, match="loaded already"):
+        llm.load_adapter(f"three={path}")
+    assert [model.lora_manager.loras for model in llm.models] == [["two"], ["two", "three"]]
+
+
 def test_a_model_without_room_for_adapters(load_tiny, tmp_path):
     llm = load_tiny()
     assert llm.adapters == []
@@ -187,6 +213,8 @@ def test_progress_is_shown_on_a_terminal_and_nowhere_else(load_tiny, monkeypatch
     assert ("3/3" in shown and "tokens=24" in shown) if stream is Terminal else not shown
     llm.generate(prompts, **GREEDY)
     assert sys.stderr.getvalue() == shown
+    llm.generate("hello", max_new_tokens=3, temperature=1.0, n=2, progress=True)
+    assert ("2/2" in sys.stderr.getvalue() and "answer" in shown) if stream is Terminal else not shown
 
 
 def load(path, **settings):
@@ -220,6 +248,9 @@ def test_a_closed_pipeline_refuses_calls_and_gives_its_memory_back(tiny_gguf):
         "unload_adapter": lambda: llm.unload_adapter("a"),
         "adapters": lambda: llm.adapters,
         "model": lambda: llm.model,
+        "scheduler": lambda: llm.scheduler,
+        "tokenizer": lambda: llm.tokenizer,
+        "sampling_params": lambda: llm.sampling_params,
     }
     for call in calls.values():
         with pytest.raises(ClosedPipelineError, match="is closed"):
@@ -229,34 +260,187 @@ def test_a_closed_pipeline_refuses_calls_and_gives_its_memory_back(tiny_gguf):
 
 
 def test_calls_that_run_when_the_pipeline_is_closed_get_what_there_is(tiny_gguf):
-    llm = load(tiny_gguf, max_batch_size=3)
+    llm = load(tiny_gguf)
     whole = llm.generate("hello", **LONG)[0].text
-    stream, never_begun = llm.stream("hello", **LONG), llm.stream("hello", **LONG)
+    stream = llm.stream("hello", **LONG)
     text = next(stream)
     found = []
-    has_begun = threading.Event()
+    has_begun, is_closed = threading.Event(), threading.Event()
 
     async def task():
-        outputs = []
-        async for step in llm.generate_async("hello", **LONG):
+        async for outputs in llm.generate_async("hello", **LONG):
+            found.extend(outputs)
             has_begun.set()
-            outputs += step
-        found.append(outputs)
+            await asyncio.to_thread(is_closed.wait, 60)
 
     thread = threading.Thread(target=lambda: asyncio.run(task()))
     thread.start()
     assert has_begun.wait(60)
     llm.close()
+    is_closed.set()
     thread.join(60)
     assert not thread.is_alive()
     text += "".join(stream)
     for reason, answer in [
         (stream.output.finish_reason, text),
-        (found[0][-1].finish_reason, "".join(output.text for output in found[0])),
+        (found[-1].finish_reason, "".join(output.text for output in found)),
     ]:
-        assert reason in ("cancelled", "length")
+        assert reason == "cancelled"
         assert whole.startswith(answer)
-    del never_begun
+        assert len(answer) < len(whole)
+
+
+def error_of(call):
+    """What a call fails of: what it raises, or the error that each of its outputs has."""
+    try:
+        outputs = call()
+    except ClosedPipelineError as error:
+        return error
+    assert outputs
+    assert not any(output.tokens for output in outputs)
+    return outputs[0].error
+
+
+CALLS = {
+    "generate": lambda llm: llm.generate("hello", **GREEDY),
+    "a list": lambda llm: llm.generate(["hello", "he"], **GREEDY),
+    "generate_async": lambda llm: asyncio.run(collect(llm.generate_async("hello", **GREEDY))),
+    "a list in a task": lambda llm: asyncio.run(collect(llm.generate_async(["hello", "he"], **GREEDY))),
+    "chat": lambda llm: [llm.chat(CHAT, **GREEDY)],
+    "chat_async": lambda llm: [asyncio.run(llm.chat_async(CHAT, **GREEDY))],
+    "stream": lambda llm: list(llm.stream("hello", **GREEDY)),
+}
+
+
+@pytest.mark.parametrize("way", CALLS)
+def test_a_pipeline_that_is_closed_while_a_prompt_is_tokenized(tiny_gguf, way):
+    llm = load(tiny_gguf)
+    new_context, has_begun, is_closed = llm.tokenizer.new_context, threading.Event(), threading.Event()
+
+    def slow(request):
+        has_begun.set()
+        assert is_closed.wait(60)
+        return new_context(request)
+
+    llm.tokenizer.new_context = slow
+    with ThreadPoolExecutor() as threads:
+        error = threads.submit(error_of, lambda: CALLS[way](llm))
+        assert has_begun.wait(60)
+        llm.close()
+        is_closed.set()
+        assert isinstance(error.result(60), ClosedPipelineError)
+
+
+@pytest.mark.parametrize("way", CALLS)
+def test_a_pipeline_that_is_closed_when_a_call_has_just_seen_it_open(tiny_gguf, monkeypatch, way):
+    llm, settings_of_call = load(tiny_gguf), text_generation.settings_of_call
+
+    def closing(*given):
+        llm.close()
+        return settings_of_call(*given)
+
+    monkeypatch.setattr(text_generation, "settings_of_call", closing)
+    assert isinstance(error_of(lambda: CALLS[way](llm)), ClosedPipelineError)
+
+
+def test_what_is_begun_after_the_end_fails(tiny_gguf):
+    llm = load(tiny_gguf)
+    stream, task = llm.stream("hello", **LONG), llm.generate_async("hello", **LONG)
+    model = weakref.ref(llm.model)
+    llm.close()
+    gc.collect()
+    assert model() is None
+    with pytest.raises(ClosedPipelineError):
+        next(stream)
+    with pytest.raises(ClosedPipelineError):
+        asyncio.run(collect(task))
+
+
+def test_a_task_whose_prompt_comes_when_the_threads_have_just_ended(tiny_gguf, monkeypatch):
+    llm = load(tiny_gguf)
+    submit = llm._prompt_threads.submit
+
+    def late(*call):
+        llm.close()
+        return submit(*call)
+
+    monkeypatch.setattr(llm._prompt_threads, "submit", late)
+    with pytest.raises(ClosedPipelineError):
+        asyncio.run(collect(llm.generate_async("hello", **GREEDY)))
+
+
+def test_a_task_whose_request_is_still_to_be_added_when_the_step_thread_has_ended(tiny_gguf):
+    llm = load(tiny_gguf)
+    context = llm.tokenizer.new_context(TextGenerationRequest(prompt="hello"))
+    llm.close()
+    with ThreadPoolExecutor() as threads:
+        with llm._engine.exclusive():  # it is added when this thread leaves
+            call = threads.submit(llm._engine.begin, [context]).result(60)
+            assert not call.has_outputs
+            step = threads.submit(lambda: asyncio.run(llm._step_thread.advance(call)))
+        step.result(60)
+    assert isinstance(call.take()[0].error, ClosedPipelineError)
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [("_engine", "_cancel"), ("_engine", "close"), ("_step_thread", "close"), ("_prompt_threads", "shutdown")],
+)
+@pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
+def test_an_end_that_is_interrupted_is_completed(tiny_gguf, monkeypatch, part, name, is_done):
+    llm = load(tiny_gguf)
+    stream = llm.stream("hello", **LONG)
+    next(stream)
+    model = weakref.ref(llm.model)
+
+    owner = getattr(llm, part)
+    real = getattr(owner, name)
+
+    def interrupted(*args, **settings):
+        if is_done:
+            real(*args, **settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(owner, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        llm.close()
+    monkeypatch.undo()
+    llm.close()
+    gc.collect()
+    assert model() is None
+    assert "closed" in repr(llm)
+    list(stream)
+    assert stream.output.finish_reason == "cancelled"
+
+
+def test_several_threads_close_in_the_middle_of_a_step(tiny_gguf):
+    llm = load(tiny_gguf, data_parallel_degree=2)
+    execute, has_begun, may_end = llm.model.execute, threading.Event(), threading.Event()
+
+    def slow(inputs):
+        has_begun.set()
+        assert may_end.wait(60)
+        return execute(inputs)
+
+    llm.model.execute = slow
+    before = set(threading.enumerate())
+    with ThreadPoolExecutor() as threads:
+        answer = threads.submit(llm.generate, "hello", **LONG)
+        assert has_begun.wait(60)
+        ends = [threads.submit(llm.close) for _ in range(4)]
+        may_end.set()
+        assert [end.result(60) for end in ends] == [None] * 4
+        assert answer.result(60)[0].finish_reason == "cancelled"
+    assert set(threading.enumerate()) <= before
+
+
+def test_the_processes_of_templates_and_grammars_end_with_the_pipeline(tiny_gguf):
+    before = psutil.Process().children()
+    llm = load(tiny_gguf)
+    llm.chat(CHAT, **{**GREEDY, "ignore_eos": False}, regex="[0-9]+")
+    assert len(psutil.Process().children()) == len(before) + 2
+    llm.close()
+    assert psutil.Process().children() == before
 
 
 def test_keywords_are_the_settings():

@@ -80,6 +80,31 @@ def test_a_request_is_ended_with_all_its_answers(load_tiny, way):
     assert last == {0: "cancelled", 1: "cancelled", 2: "cancelled"}
 
 
+@pytest.mark.parametrize("way", ["cancel", "release"])
+def test_all_answers_are_ended_also_where_another_call_has_taken_the_id(load_tiny, way):
+    llm = load_tiny()
+    request = TextGenerationRequest(prompt="hello")
+    settings = {**SAMPLED, "max_new_tokens": 200, "n": 3}
+    reasons = {"first": {}, "second": {}}
+
+    async def run(name, prompts):
+        async for outputs in llm.generate_async(prompts, **settings):
+            reasons[name] |= {output.index: output.finish_reason for output in outputs}
+            if all(len(of_call) == 3 for of_call in reasons.values()):
+                getattr(llm, way)(request.request_id)
+
+    async def main():
+        first = asyncio.create_task(run("first", request))
+        while not reasons["first"]:
+            await asyncio.sleep(0)
+        await asyncio.gather(first, run("second", [request]))
+
+    asyncio.run(main())
+    assert reasons["first"] == {0: "cancelled", 1: "cancelled", 2: "cancelled"}
+    assert reasons["second"] == {0: "error", 1: "cancelled", 2: "cancelled"}
+    assert llm._several == set()
+
+
 def test_bad_words_are_those_of_transformers(load_tiny, tiny_reference):
     llm = load_tiny()
     prompt, settings = list(range(60, 80)), {**GREEDY, "max_new_tokens": 40}

@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 
+from pipezoo_core.context import TextGenerationInputs
 from pipezoo_core.errors import (
     AdapterNotFoundError,
     EmptyPromptError,
@@ -18,6 +19,7 @@ from pipezoo_core.errors import (
     PromptTooLongError,
 )
 from pipezoo_core.request import GenerationStatus, TextGenerationRequest
+from pipezoo_core.sampling_params import SamplingParams
 
 GREEDY = {"temperature": 0.0, "max_new_tokens": 12, "ignore_eos": True}
 LONG = {**GREEDY, "max_new_tokens": 200}
@@ -56,6 +58,16 @@ def test_requests_of_no_kind(load_tiny):
                 attempt()
             assert len(str(raised.value).encode()) < 1000
     assert llm.generate("hello", **GREEDY)[0].error is None
+
+
+@pytest.mark.parametrize("way", ["cancel", "release"])
+def test_what_is_no_id_is_refused_beside_several_answers(load_tiny, way):
+    llm = load_tiny()
+    several = llm.generate_async("hello", n=2, temperature=1.0)
+    for value in (5, np.array([5, 6])):
+        with pytest.raises(InvalidRequestError, match="the id of a request is text"):
+            getattr(llm, way)(value)
+    del several
 
 
 def test_token_ids_come_in_any_list(load_tiny):
@@ -262,20 +274,75 @@ def test_a_request_that_is_ended_in_the_middle_of_a_step(load_tiny, greedy, chan
     assert len("".join(stream)) < 200
 
 
-def test_to_generate_in_the_middle_of_a_step_is_refused(load_tiny):
-    llm = load_tiny()
-    execute, found = llm.model.execute, []
+async def all_of(steps):
+    return [output async for outputs in steps for output in outputs]
 
-    def generating(inputs):
-        if not found:
-            with pytest.raises(InvalidRequestError, match="middle of a step") as raised:
-                llm.generate("he", **GREEDY)
-            found.append(raised.value)
-        return execute(inputs)
 
-    llm.model.execute = generating
-    assert len(llm.generate("hello", **GREEDY)[0].tokens) == 12
-    assert found
+IN_A_STEP = {
+    "generate": lambda llm: llm.generate("he", **GREEDY),
+    "generate_async": lambda llm: asyncio.run(all_of(llm.generate_async("he", **GREEDY))),
+    "stream": lambda llm: list(llm.stream("he", **GREEDY)),
+    "execute": lambda llm: llm.execute(TextGenerationInputs([])),
+    "unload_adapter": lambda llm: llm.unload_adapter("nobody"),
+    "close": lambda llm: llm.close(),
+}
+
+
+@pytest.mark.parametrize("by_task", [False, True], ids=["thread", "task"])
+@pytest.mark.parametrize("data_parallel_degree", [1, 2])
+@pytest.mark.parametrize("way", IN_A_STEP)
+def test_what_would_wait_for_the_step_that_it_is_in_the_middle_of_is_refused(
+    load_tiny, tiny_folder, way, data_parallel_degree, by_task
+):
+    llm = load_tiny(tiny_folder, max_num_loras=1, data_parallel_degree=data_parallel_degree)
+    threads, answers = set(), []
+
+    def process(tokens, logits):
+        with pytest.raises(InvalidRequestError, match="middle of a step"):
+            IN_A_STEP[way](llm)
+        threads.add(threading.get_ident())
+        return logits
+
+    def run():
+        settings = {**GREEDY, "logits_processors": [process]}
+        if by_task:
+            answers.extend(asyncio.run(all_of(llm.generate_async(["hello", "help"], **settings))))
+        else:
+            answers.extend(llm.generate(["hello", "help"], **settings))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert [output.error for output in answers if output.error] == []
+    assert sum(len(output.tokens) for output in answers) == 24
+    assert len(threads) == data_parallel_degree
+
+
+@pytest.mark.parametrize("data_parallel_degree", [1, 2])
+def test_an_id_that_execute_has_is_refused_to_others_and_the_other_way_round(load_tiny, greedy, data_parallel_degree):
+    llm = load_tiny(data_parallel_degree=data_parallel_degree)
+    prompt = list(range(1, 20))
+    request = TextGenerationRequest(prompt=prompt, sampling_params=SamplingParams(**GREEDY))
+    context = llm.tokenizer.new_context(request)
+    batches = [{}] * (data_parallel_degree - 1) + [{request.request_id: context}]  # the last replica
+    llm.execute(TextGenerationInputs(batches))
+    other, refused = llm.generate(["hello", request], **GREEDY)
+    assert len(other.tokens) == 12
+    assert isinstance(refused.error, InvalidRequestError)
+    with pytest.raises(InvalidRequestError, match="Release it first"):
+        llm.generate(request)
+    context.set_chunk(1)
+    llm.execute(TextGenerationInputs(batches, num_steps=11))
+    assert context.generated_tokens == greedy(prompt, 12)
+    llm.release(request.request_id)
+
+    stream = llm.stream(request)
+    pieces = [next(stream)]
+    with pytest.raises(InvalidRequestError, match="running already"):
+        llm.execute(TextGenerationInputs([{request.request_id: llm.tokenizer.new_context(request)}]))
+    pieces += stream
+    assert "".join(pieces) == llm.tokenizer.decode(greedy(prompt, 12))
 
 
 def test_a_change_that_fails_keeps_no_other_from_being_made(load_tiny):

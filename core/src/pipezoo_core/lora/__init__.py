@@ -3,7 +3,7 @@
 from pipezoo_core.lora.adapted_module import AdaptedModule, lora_memory
 from pipezoo_core.lora.adapter import LoRAModel, LoRAWeights, open_adapter
 from pipezoo_core.lora.layers import NO_LORA, LoRABatch, LoRAGroup, LoRALinear, LoRATarget, adaptable_layers, group_rows
-from pipezoo_core.lora.manager import LoRAManager, resolve_lora_config
+from pipezoo_core.lora.manager import LoadedAdapter, LoRAManager, resolve_lora_config
 from pipezoo_core.lora.slots import LoRASlots
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "LoRASlots",
     "LoRATarget",
     "LoRAWeights",
+    "LoadedAdapter",
     "adaptable_layers",
     "group_rows",
     "lora_memory",

@@ -27,7 +27,7 @@ from pipezoo_core.process_lock import ProcessLock
 from pipezoo_core.request import RequestID
 from pipezoo_core.weights import LazyTensor
 
-__all__ = ["LoRAManager", "resolve_lora_config"]
+__all__ = ["LoRAManager", "LoadedAdapter", "resolve_lora_config"]
 
 _DEFAULT_RANK = 16
 
@@ -50,15 +50,17 @@ def resolve_lora_config(config: LoRAConfig) -> LoRAConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class _Adapter:
-    """A loaded adapter.
+class LoadedAdapter:
+    """An adapter in host memory, for one model.
 
     Attributes:
+        name: by which requests ask for it.
         rank: the greatest of its layers.
         serial: which load it was.
         layers: by the names of the module's parts, A [R, I] and B [O, R], the latter times the scaling.
     """
 
+    name: str
     rank: int
     serial: int
     layers: Mapping[str, tuple[Tensor, Tensor]]
@@ -88,7 +90,7 @@ class LoRAManager:
         self._module = module
         self._rename = rename
         self._slots = LoRASlots(self.max_num_loras)
-        self._adapters: dict[str, _Adapter] = {}
+        self._adapters: dict[str, LoadedAdapter] = {}
         self._users: dict[RequestID, str] = {}
         self._serial = count()
         self._lock = ProcessLock()
@@ -115,7 +117,17 @@ class LoRAManager:
             path: a folder or a Hub id, or `name=` and one of these; without a name, this text is the name.
 
         Raises:
-            InvalidSettingError: the name is taken.
+            What `read_adapter` and `add_adapter` raise.
+        """
+        self.add_adapter(self.read_adapter(path))
+
+    def read_adapter(self, path: str) -> LoadedAdapter:
+        """Reads an adapter's files, and checks that it fits the model.
+
+        Args:
+            path: as for `load_adapter`.
+
+        Raises:
             ModelNotFoundError, GatedModelError, HubUnreachableError: the files cannot be had.
             CheckpointError: they are damaged, pickles, or ask for what is not served; `UnsupportedAdapterError` where
                 the adapter's rank is too great or it does not fit the model.
@@ -137,14 +149,23 @@ class LoRAManager:
             )
             for name, weights in self._fit(lora).items()
         }
+        return LoadedAdapter(lora.name, lora.rank, next(self._serial), layers)
+
+    def add_adapter(self, adapter: LoadedAdapter) -> None:
+        """Lets requests name an adapter that was read here.
+
+        Raises:
+            InvalidSettingError: the name is taken.
+            ForkedProcessError: the model was loaded in another process.
+        """
         with self._lock:
-            if lora.name in self._adapters:
+            if adapter.name in self._adapters:
                 raise InvalidSettingError(
                     "an adapter of this name is loaded already",
-                    found=lora.name,
+                    found=adapter.name,
                     cure="Unload it first, or give another name: 'name=path'.",
                 )
-            self._adapters[lora.name] = _Adapter(lora.rank, next(self._serial), layers)
+            self._adapters[adapter.name] = adapter
 
     def check_unused(self, name: str) -> None:
         """Raises what `unload_adapter` would."""
@@ -185,7 +206,7 @@ class LoRAManager:
             context.cache_namespace = f"lora {self._adapters[context.lora].serial}"
 
     def claim(self, context: TextContext) -> bool:
-        """Gives the adapter of a request that begins a slot, until it is released.
+        """Gives the adapter of a request that begins a slot, until the request leaves it or is released.
 
         Returns:
             False where running requests use all slots for other adapters.
@@ -201,6 +222,11 @@ class LoRAManager:
                 self._module.fill(slot, self._adapters[context.lora].layers)
             self._slots.hold(context.lora, context.request_id)
         return True
+
+    def leave_slot(self, request_id: RequestID) -> None:
+        """Gives back what `claim` gave a request that is to wait; its adapter stays loaded."""
+        with self._lock:
+            self._slots.release(request_id)
 
     def release(self, request_id: RequestID) -> None:
         """Notes that a request is through. Does nothing for one that uses no adapter, or is released already."""

@@ -3,67 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from pipezoo_core.distributed import interrupts_deferred
 from pipezoo_core.errors import InvalidSettingError
-from pipezoo_core.interfaces import PipelineModel
-from pipezoo_core.lora import LoRAManager
+from pipezoo_core.lora import LoadedAdapter, LoRAManager
 
-__all__ = ["Adapters"]
+__all__ = ["add_to_all", "managers_with_room", "unload_from_all"]
 
 
-class Adapters:
-    """Loads and unloads adapters in all replicas, or in none.
+def managers_with_room(managers: Sequence[LoRAManager | None]) -> list[LoRAManager]:
+    """Returns the replicas' managers.
 
-    Args:
-        models: the replicas.
+    Raises:
+        InvalidSettingError: the model was loaded without room for adapters.
     """
+    found = [manager for manager in managers if manager is not None]
+    if not found:
+        raise InvalidSettingError(
+            "the model was loaded without room for adapters",
+            cure="Load it with lora_paths, which may be empty, or with max_num_loras.",
+        )
+    return found
 
-    def __init__(self, models: Sequence[PipelineModel[Any]]) -> None:
-        self._managers = [model.lora_manager for model in models]
 
-    @property
-    def names(self) -> list[str]:
-        """The names of the loaded adapters; none where the model has no room for any."""
-        return [] if self._managers[0] is None else self._managers[0].loras
+def add_to_all(managers: Sequence[LoRAManager], adapters: Sequence[LoadedAdapter]) -> None:
+    """Adds an adapter, as each replica has read it, to all of them or to none. No request may begin meanwhile.
 
-    def load(self, path: str) -> None:
-        """Loads an adapter.
-
-        Raises:
-            InvalidSettingError: the name is taken, or the model was loaded without room for adapters.
-            What `LoRAManager.load_adapter` raises.
-        """
-        known = set(self.names)
-        managers = self._with_room()
+    Raises:
+        InvalidSettingError: the name is taken.
+    """
+    added: list[LoRAManager] = []
+    with interrupts_deferred():
         try:
-            for manager in managers:
-                manager.load_adapter(path)
+            for manager, adapter in zip(managers, adapters, strict=True):
+                manager.add_adapter(adapter)
+                added.append(manager)
         except BaseException:
-            for manager in managers:
-                for name in set(manager.loras) - known:
-                    manager.unload_adapter(name)
+            for manager in added:
+                manager.unload_adapter(adapter.name)
             raise
 
-    def unload(self, name: str) -> None:
-        """Forgets an adapter. No request may begin meanwhile.
 
-        Raises:
-            AdapterNotFoundError: there is none of this name.
-            AdapterInUseError: a request that is not done uses it.
-            InvalidSettingError: the model was loaded without room for adapters.
-        """
-        managers = self._with_room()
-        for manager in managers:
-            manager.check_unused(name)
-        for manager in managers:
-            manager.unload_adapter(name)
+def unload_from_all(managers: Sequence[LoRAManager], name: str) -> None:
+    """Forgets an adapter in all replicas, or in none. No request may begin meanwhile.
 
-    def _with_room(self) -> list[LoRAManager]:
-        managers = [manager for manager in self._managers if manager is not None]
-        if not managers:
-            raise InvalidSettingError(
-                "the model was loaded without room for adapters",
-                cure="Load it with lora_paths, which may be empty, or with max_num_loras.",
-            )
-        return managers
+    Raises:
+        AdapterNotFoundError: there is none of this name.
+        AdapterInUseError: a request that is not done uses it.
+    """
+    for manager in managers:
+        manager.check_unused(name)
+    for manager in managers:
+        manager.unload_adapter(name)

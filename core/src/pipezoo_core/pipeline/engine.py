@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import TypeAlias
 
 from pipezoo_core.context import TextContext, TextGenerationInputs
 from pipezoo_core.distributed import interrupts_deferred
-from pipezoo_core.errors import InsufficientPagesError, InvalidRequestError, shown
+from pipezoo_core.errors import ClosedPipelineError, InsufficientPagesError, InvalidRequestError, shown
 from pipezoo_core.pipeline.lock_patience import short_patience
 from pipezoo_core.pipeline.model_runner import ModelRunner, Outcome
 from pipezoo_core.pipeline.replicas import ReplicaThreads
@@ -20,7 +21,7 @@ from pipezoo_core.process_lock import ProcessLock
 from pipezoo_core.request import GenerationStatus, RequestID, TextGenerationOutput
 from pipezoo_core.scheduling import Scheduler
 
-__all__ = ["Call", "Engine"]
+__all__ = ["Call", "Engine", "closed_error"]
 
 _Work: TypeAlias = tuple[ModelRunner, list[TextContext]]
 """A replica, and the batch that it runs in a step."""
@@ -63,6 +64,11 @@ class Call:
         return [request.outputs.popleft() for request in self._requests for _ in range(len(request.outputs))]
 
 
+def closed_error() -> ClosedPipelineError:
+    """Returns what a call to a pipeline that is closed raises."""
+    return ClosedPipelineError("the pipeline is closed", cure="Load the model again.")
+
+
 class Engine:
     """Serves the requests of several threads in common steps, and delivers to each caller what its own produced.
 
@@ -76,13 +82,30 @@ class Engine:
     """
 
     def __init__(self, scheduler: Scheduler, runners: Sequence[ModelRunner]) -> None:
-        self._scheduler = scheduler
-        self._runners = runners
+        self._scheduler: Scheduler | None = scheduler
+        self._runners = tuple(runners)
         self._threads = ReplicaThreads(len(runners)) if len(runners) > 1 else None
         self._requests: dict[RequestID, _Request] = {}
         self._changes: deque[Callable[[], None]] = deque()
         self._lock = ProcessLock()
-        self._is_inside = False
+        self._inside: int | None = None  # the thread that has the lock and is not to take it again
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """Chooses each step's requests.
+
+        Raises:
+            ClosedPipelineError: this is closed.
+        """
+        scheduler = self._scheduler
+        if scheduler is None:
+            raise closed_error()
+        return scheduler
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is computed any more."""
+        return self._scheduler is None
 
     @property
     def is_here(self) -> bool:
@@ -93,26 +116,39 @@ class Engine:
         """Raises ForkedProcessError in a forked child of the process that made this."""
         self._lock.check()
 
+    def check_open(self) -> None:
+        """Raises ClosedPipelineError when this is closed, and what `check` does."""
+        self.check()
+        if self.is_closed:
+            raise closed_error()
+
+    def check_outside(self) -> None:
+        """Raises InvalidRequestError in the middle of a step: its thread would wait for itself."""
+        self.check()
+        is_replica = self._threads is not None and self._threads.is_here
+        if is_replica or self._inside == threading.get_ident():
+            raise InvalidRequestError(
+                "this thread is in the middle of a step",
+                cure="Generate nothing in logits processors, signal handlers and finalizers; `cancel` and `release` "
+                "work there.",
+            )
+
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Keeps everybody else from changing anything meanwhile.
 
         Raises:
-            InvalidRequestError: the thread is in the middle of a step already, by way of a signal handler, say.
+            InvalidRequestError: the thread is in the middle of a step already, by way of a logits processor, say.
         """
+        self.check_outside()
         try:
             with self._lock:
-                if self._is_inside:
-                    raise InvalidRequestError(
-                        "this thread is in the middle of a step",
-                        cure="Generate nothing in signal handlers and finalizers; `cancel` and `release` work there.",
-                    )
                 self._make_changes()
-                self._is_inside = True
+                self._inside = threading.get_ident()
                 try:
                     yield
                 finally:
-                    self._is_inside = False
+                    self._inside = None
         finally:
             self._make_changes()
 
@@ -158,7 +194,7 @@ class Engine:
             InsufficientPagesError: no request can begin.
             BaseException: one that is no Exception, such as KeyboardInterrupt.
         """
-        work = self._assigned(self._scheduler.schedule())
+        work = self._assigned(self.scheduler.schedule())
         if not work:
             raise InsufficientPagesError(
                 "no request can begin, because requests outside the scheduler hold the KV cache's pages or slots",
@@ -171,6 +207,7 @@ class Engine:
         """Runs batches that no scheduler has chosen; the contract is that of `TextGenerationPipeline.execute`."""
         outputs: dict[RequestID, TextGenerationOutput] = {}
         with self.exclusive():
+            self._check_executable(inputs)
             work = self._assigned(inputs)
             for outcome in self._run(work, lambda runner, batch: runner.execute(batch, inputs.num_steps)):
                 if isinstance(outcome, BaseException):
@@ -188,10 +225,22 @@ class Engine:
         self._check_id(request_id)
         self._change(partial(self._cancel, request_id))
 
-    def cancel_all(self) -> None:
-        """As `cancel`, all requests that somebody waits for."""
-        for request_id in list(self._requests):
-            self._change(partial(self._cancel, request_id))
+    def close(self) -> None:
+        """Cancels all requests, and lets go of the scheduler and the runners. Requests that are added later fail.
+
+        One that was interrupted is completed by another one.
+
+        Raises:
+            InvalidRequestError: the thread is in the middle of a step.
+            ForkedProcessError: this is a forked child.
+        """
+        with self.exclusive():
+            for request_id in self._requests:
+                self._cancel(request_id)
+            if self._threads is not None:
+                self._threads.close()
+            self._scheduler = None
+            self._runners = ()
 
     def release(self, request_id: RequestID) -> None:
         """Gives back the request's pages and adapter, and forgets its text.
@@ -218,9 +267,9 @@ class Engine:
         """Makes the changes that were asked for. Where a thread is inside, it does so when it leaves."""
         while self._changes and self._lock.acquire_at_once():
             try:
-                if self._is_inside:
+                if self._inside is not None:
                     return
-                self._is_inside = True
+                self._inside = threading.get_ident()
                 try:
                     while self._changes:  # looked at again: the collector or a handler may have come by
                         try:
@@ -230,7 +279,7 @@ class Engine:
                             raise
                         self._changes.popleft()  # after it: one that an interrupt ends is made again
                 finally:
-                    self._is_inside = False
+                    self._inside = None
             finally:
                 self._lock.release()
 
@@ -238,19 +287,17 @@ class Engine:
         request_id = request.context.request_id
         if self._requests.get(request_id) is request:
             return
-        error: Exception | None = None
-        if request_id in self._requests:
-            error = InvalidRequestError("a request with this id is running already", found=request_id)
-        else:
-            try:
-                self._scheduler.add(request.context)
-                self._requests[request_id] = request
-            except Exception as refusal:  # whatever refuses a request concerns it alone
-                self._release(request_id)  # some replicas may hold its adapter already
-                error = refusal
-        if error is not None:
-            request.outputs.append(TextGenerationOutput.failed(request_id, error))
+        try:
+            self._check_new(request_id)
+            self.scheduler.add(request.context)
+            self._requests[request_id] = request
+        except Exception as refusal:  # whatever refuses a request concerns it alone
+            request.outputs.append(TextGenerationOutput.failed(request_id, refusal))
             request.is_done = True
+
+    def _check_new(self, request_id: RequestID) -> None:
+        if request_id in self._requests:
+            raise InvalidRequestError("a request with this id is running already", found=shown(request_id))
 
     def _cancel(self, request_id: RequestID) -> None:
         request = self._requests.get(request_id)
@@ -260,7 +307,8 @@ class Engine:
             self._deliver_output(request.context.output(text=rest))
 
     def _release(self, request_id: RequestID) -> None:
-        self._scheduler.remove(request_id)
+        if self._scheduler is not None:
+            self._scheduler.remove(request_id)
         for runner in self._runners:
             runner.release(request_id)
 
@@ -273,6 +321,11 @@ class Engine:
             if self._requests.get(request_id) is request:
                 self._release(request_id)
                 del self._requests[request_id]  # last: an interrupt before leaves it to be forgotten
+
+    def _check_executable(self, inputs: TextGenerationInputs) -> None:
+        self.check_open()
+        for context in inputs.batch:
+            self._check_new(context.request_id)
 
     def _assigned(self, inputs: TextGenerationInputs) -> list[_Work]:
         if len(inputs.batches) > len(self._runners):

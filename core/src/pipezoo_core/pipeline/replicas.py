@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import TypeVar
 
 __all__ = ["ReplicaThreads"]
@@ -19,7 +21,21 @@ class ReplicaThreads:
     """
 
     def __init__(self, num_replicas: int) -> None:
-        self._threads = ThreadPoolExecutor(max_workers=num_replicas - 1, thread_name_prefix="pipezoo-replica")
+        self._of_thread = threading.local()
+        self._threads = ThreadPoolExecutor(
+            max_workers=num_replicas - 1,
+            thread_name_prefix="pipezoo-replica",
+            initializer=partial(setattr, self._of_thread, "is_replica", True),
+        )
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the caller's thread is one of these."""
+        return hasattr(self._of_thread, "is_replica")
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._threads.shutdown()
 
     def map(self, calls: Sequence[Callable[[], T]]) -> list[T]:
         """Makes all calls, no more than there are replicas, and returns their results. They must not raise."""

@@ -30,7 +30,9 @@ class StepThread:
 
         Raises:
             Exception: the step's, where it left no output for the call.
+            InvalidRequestError: this thread is in the middle of a step.
         """
+        self._engine.check_outside()
         error = await _result(self._next(call))
         if error is not None and not call.has_outputs:
             raise error
@@ -42,7 +44,7 @@ class StepThread:
             await _result(step)
 
     def close(self) -> None:
-        """Ends the thread, after its step."""
+        """Ends the thread, after its step. The engine is closed by now."""
         self._executor.shutdown()
 
     def _next(self, call: Call) -> Future[Exception | None]:
@@ -55,7 +57,13 @@ class StepThread:
 
         with self._lock:
             if self._step is None or self._step.done():
-                self._step = self._executor.submit(advance)
+                try:
+                    self._step = self._executor.submit(advance)
+                except RuntimeError:  # the thread has ended
+                    if not self._engine.is_closed:
+                        raise
+                    self._step = Future()
+                    self._step.set_result(advance())  # takes no time: nothing is computed any more
             return self._step
 
 

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self, Unpack
-from weakref import WeakValueDictionary
+from weakref import ref
 
 from pipezoo_core.config import PipelineConfig
 from pipezoo_core.context import TextContext, TextGenerationInputs
-from pipezoo_core.errors import ClosedPipelineError, InvalidSettingError
+from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.interfaces import GenerateMixin, PipelineModel
 from pipezoo_core.interfaces.answers import Answers
 from pipezoo_core.interfaces.generate import as_requests, checked, is_batch, new_contexts
 from pipezoo_core.kv_cache import PagedKVCacheManager
+from pipezoo_core.lora import LoRAManager
 from pipezoo_core.memory import MemoryPlan
-from pipezoo_core.pipeline.adapters import Adapters
+from pipezoo_core.pipeline.adapters import add_to_all, managers_with_room, unload_from_all
 from pipezoo_core.pipeline.answer_stream import AnswerStream
 from pipezoo_core.pipeline.call_settings import settings_of_call, with_settings
-from pipezoo_core.pipeline.engine import Engine
+from pipezoo_core.pipeline.engine import Engine, closed_error
 from pipezoo_core.pipeline.model_runner import ModelRunner
 from pipezoo_core.pipeline.progress import with_progress
 from pipezoo_core.pipeline.step_thread import StepThread
@@ -61,7 +62,6 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
     Attributes:
         models: the replicas. An adapter that is loaded later is loaded into the `lora_manager` of each.
         memory_plan: what the memory is used for.
-        scheduler: assigns requests to replicas, and chooses each step's.
     """
 
     def __init__(
@@ -72,25 +72,24 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         memory_plan: MemoryPlan,
     ) -> None:
         self._pipeline_config = pipeline_config
-        self._tokenizer = tokenizer
+        self._tokenizer: TextTokenizer | None = tokenizer
         self.models = list(models)
         self.memory_plan = memory_plan
-        self.scheduler = Scheduler(
+        scheduler = Scheduler(
             self.kv_managers,
             [model.lora_manager for model in models],
             max_batch_size=pipeline_config.max_batch_size,
             max_batch_tokens=pipeline_config.max_batch_tokens,
         )
-        self._engine = Engine(self.scheduler, [ModelRunner(model, tokenizer) for model in models])
+        self._engine = Engine(scheduler, [ModelRunner(model, tokenizer) for model in models])
         self._step_thread = StepThread(self._engine)
         self._prompt_threads = ThreadPoolExecutor(_NUM_TOKENIZING, thread_name_prefix="pipezoo-prompts")
-        self._several: WeakValueDictionary[RequestID, Answers] = WeakValueDictionary()
-        self._is_closed = False
+        self._several: set[ref[Answers]] = set()
 
     def __repr__(self) -> str:
         config = self._pipeline_config
         devices = ", ".join(dict.fromkeys(str(device) for model in self.models for device in model.devices))
-        state = "closed" if self._is_closed else f"on {devices}"
+        state = "closed" if self._engine.is_closed else f"on {devices}"
         return (
             f"<{type(self).__name__} {config.model_path!r} {state}, {config.encoding}, "
             f"KV cache of {self.memory_plan.num_cache_tokens} tokens>"
@@ -107,8 +106,12 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
     @property
     def model(self) -> PipelineModel[TextContext]:
         """The first replica; the others are in `models`."""
-        self._check_open()
-        return self.models[0]
+        return self._open_models()[0]
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """Assigns requests to replicas, and chooses each step's."""
+        return self._engine.scheduler
 
     @property
     def kv_managers(self) -> list[PagedKVCacheManager]:
@@ -123,18 +126,21 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
     @property
     def tokenizer(self) -> TextTokenizer:
         """Turns requests into contexts."""
-        return self._tokenizer
+        tokenizer = self._tokenizer
+        if tokenizer is None:
+            raise closed_error()
+        return tokenizer
 
     @property
     def sampling_params(self) -> SamplingParams:
         """The settings of requests that bring none: our defaults under the model's generation config."""
-        return self._tokenizer.sampling_params
+        return self.tokenizer.sampling_params
 
     @property
     def adapters(self) -> list[str]:
         """The names of the loaded LoRA adapters."""
-        self._check_open()
-        return Adapters(self.models).names
+        manager = self.model.lora_manager
+        return [] if manager is None else manager.loras
 
     def load_adapter(self, path: str) -> None:
         """Loads a LoRA adapter, so that requests can name it.
@@ -144,10 +150,13 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
 
         Raises:
             InvalidSettingError: the name is taken, or the model was loaded without room for adapters.
-            What `LoRAManager.load_adapter` raises.
+            InvalidRequestError: this thread is in the middle of a step.
+            What `LoRAManager.read_adapter` raises.
         """
-        self._check_open()
-        Adapters(self.models).load(path)
+        managers = self._lora_managers()
+        adapters = [manager.read_adapter(path) for manager in managers]
+        with self._engine.exclusive():  # no request begins to use it meanwhile
+            add_to_all(managers, adapters)
 
     def unload_adapter(self, name: str) -> None:
         """Forgets a LoRA adapter.
@@ -156,10 +165,11 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             AdapterNotFoundError: there is none of this name.
             AdapterInUseError: a request that is not done uses it.
             InvalidSettingError: the model was loaded without room for adapters.
+            InvalidRequestError: this thread is in the middle of a step.
         """
-        self._check_open()
+        managers = self._lora_managers()
         with self._engine.exclusive():  # no request begins to use it meanwhile
-            Adapters(self.models).unload(name)
+            unload_from_all(managers, name)
 
     def generate(
         self,
@@ -187,16 +197,24 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         Raises:
             InvalidSettingError: a sampling setting is unknown or out of range.
             InvalidRequestError: a prompt is of an unknown kind, or two requests have the same id. No request was begun
-                then.
+                then. Or this thread is in the middle of a step, by way of a logits processor, say.
             ClosedPipelineError: the pipeline is closed.
+            InsufficientPagesError: no request can begin, because those that were given to `execute` hold the pages.
             ForkedProcessError: the model was loaded in another process, of which this is a forked child.
 
         These a prompt by itself raises, and in a list they are in its output:
-            InvalidRequestError: it is empty or too long, or has a token that is not in the vocabulary.
+            InvalidRequestError: it is empty or too long, has a token that is not in the vocabulary, or its id is that
+                of another request that is not done.
+            InsufficientPagesError: the KV cache is too small for it, even when it is alone there.
             AdapterNotFoundError: no adapter of this name is loaded.
             InvalidGrammarError: the grammar cannot be used, or the answer cannot follow it any further.
-            NonFiniteLogitsError: the model computed NaN or infinity for it.
+            UnsupportedTokenizerError: there is a grammar, and llguidance cannot read the model's tokenizer.
             MissingDependencyError: there is a grammar, and llguidance is not installed.
+            LogitsProcessorError: one of its `logits_processors` failed.
+            NonFiniteLogitsError: the model computed NaN or infinity for it.
+            RankLostError: another device's process is gone.
+            ClosedPipelineError: the pipeline was closed before it was begun.
+            Exception: what the model fails of, for all requests of that step.
         """
         answers = self._answers(prompts, sampling_params, lora, sampling)
         steps = self._run(answers, in_batch=is_batch(prompts))
@@ -255,7 +273,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             raise InvalidSettingError(
                 "a stream has one answer", found=f"n={len(answers.requests)}", cure="Take generate or generate_async."
             )
-        contexts, failed = new_contexts(self._tokenizer, answers)
+        contexts, failed = new_contexts(self.tokenizer, answers)
         checked(failed, in_batch=False)
         return AnswerStream(answers.requests[0].request_id, self._engine.outputs_of(contexts))
 
@@ -280,13 +298,11 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             continue_final_message: as in `TextGenerationRequest`.
             lora: as for `generate`.
             **sampling: as for `generate`.
+
+        Raises:
+            What `generate` does.
         """
-        request = TextGenerationRequest(
-            messages=messages,
-            tools=tools,
-            chat_template_kwargs=chat_template_kwargs,
-            continue_final_message=continue_final_message,
-        )
+        request = _chat_request(messages, tools, chat_template_kwargs, continue_final_message)
         return self.generate(request, sampling_params, lora=lora, **sampling)[0]
 
     async def chat_async(
@@ -300,23 +316,8 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         lora: str | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> TextGenerationOutput:
-        """Answers a chat like `chat`, and lets the event loop go on meanwhile.
-
-        Args:
-            messages: the chat so far; a request's `messages`.
-            sampling_params: as for `generate`.
-            tools: as in `TextGenerationRequest`.
-            chat_template_kwargs: as in `TextGenerationRequest`.
-            continue_final_message: as in `TextGenerationRequest`.
-            lora: as for `generate`.
-            **sampling: as for `generate`.
-        """
-        request = TextGenerationRequest(
-            messages=messages,
-            tools=tools,
-            chat_template_kwargs=chat_template_kwargs,
-            continue_final_message=continue_final_message,
-        )
+        """Answers a chat like `chat`, with the same arguments, and lets the event loop go on meanwhile."""
+        request = _chat_request(messages, tools, chat_template_kwargs, continue_final_message)
         answers = self._answers(request, sampling_params, lora, sampling)
         steps = [outputs async for outputs in self._run_async(answers, in_batch=False)]
         return answers.joined(steps)[0]
@@ -326,7 +327,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
 
         Does nothing for one that is not known, or when the pipeline is closed.
         """
-        if not self._is_closed:
+        if not self._engine.is_closed:
             for own_id in self._ids_of(request_id):
                 self._engine.cancel(own_id)
 
@@ -335,29 +336,28 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
 
         Does nothing for one that is released already, or when the pipeline is closed.
         """
-        if not self._is_closed:
+        if not self._engine.is_closed:
             for own_id in self._ids_of(request_id):
                 self._engine.release(own_id)
 
     def close(self) -> None:
-        """Ends all requests as cancelled, and gives back the memory of the model and its cache.
+        """Ends all requests as cancelled, and gives back the memory of the model, its cache and its tokenizer.
 
-        Calls that run get what their requests produced so far; later ones are a `ClosedPipelineError`. Does nothing
-        when the pipeline is closed already.
+        Calls that run get what their requests produced so far; one whose requests were not begun fails with a
+        `ClosedPipelineError`, like later ones. Does nothing when the pipeline is closed already; one that was
+        interrupted is completed by another one.
 
         Raises:
             InvalidRequestError: this thread is in the middle of a step, by way of a signal handler, say.
             ForkedProcessError: the model was loaded in another process.
         """
-        if self._is_closed:
+        if not self.models:
             return
-        with self._engine.exclusive():  # the step that runs is through
-            self._is_closed = True
-        self._engine.cancel_all()
+        self._engine.close()
         self._step_thread.close()
         self._prompt_threads.shutdown(wait=False)
-        self.models.clear()
-        del self.scheduler, self._engine, self._step_thread  # calls that run still have theirs
+        self._tokenizer = None  # ends its processes, as soon as no prompt is made tokens of
+        self.models.clear()  # last: it says that all is done
 
     def execute(self, inputs: TextGenerationInputs) -> dict[RequestID, TextGenerationOutput]:
         """Runs one batch per replica, all at the same time.
@@ -372,19 +372,22 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             `error`, which is its context's, says why.
 
         Raises:
-            InvalidRequestError: there are more batches than replicas.
+            InvalidRequestError: there are more batches than replicas, or a request's id is that of one that `generate`
+                and the like have not done yet, or this thread is in the middle of a step.
             InsufficientPagesError: the pages do not suffice. Nothing was computed then in this replica.
             AdapterNotFoundError: a context that is not claimed yet names an adapter that is not loaded.
             AdapterSlotsError: there are fewer slots than adapters. Nothing was computed then in this replica.
             ForkedProcessError: the model was loaded in another process, of which this is a forked child.
         """
-        self._check_open()
         return self._engine.execute(inputs)
 
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise ClosedPipelineError("the pipeline is closed", cure="Load the model again.")
-        self._engine.check()
+    def _open_models(self) -> list[PipelineModel[TextContext]]:
+        models = list(self.models)  # before it is checked: they are there until the pipeline is closed
+        self._engine.check_open()
+        return models
+
+    def _lora_managers(self) -> list[LoRAManager]:
+        return managers_with_room([model.lora_manager for model in self._open_models()])
 
     def _answers(
         self,
@@ -394,42 +397,63 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         sampling: Mapping[str, Any],
     ) -> Answers:
         """Returns what is run for a call."""
-        self._check_open()
+        self._engine.check_open()
         of_call = settings_of_call(self.sampling_params, sampling_params)
         requests = with_settings(as_requests(prompts), of_call, sampling, lora=lora)
         answers = Answers(requests)
-        for request in requests:
-            if request.sampling_params is not None and request.sampling_params.n > 1:
-                self._several[request.request_id] = answers
+        if len(answers.requests) > len(requests):
+            self._several.add(ref(answers, self._several.discard))
         return answers
 
-    def _ids_of(self, request_id: RequestID) -> list[RequestID]:
-        answers = self._several.get(request_id) if isinstance(request_id, str) else None
-        return [request_id] if answers is None else answers.ids_of(request_id)
+    def _ids_of(self, request_id: Any) -> list[RequestID]:
+        """Returns the ids of a request's answers, in every call that has a request with this id."""
+        if not isinstance(request_id, str):
+            return [request_id]  # which is refused
+        calls = [answers for call in self._several.copy() if (answers := call()) is not None]
+        return [request_id, *(own_id for answers in calls for own_id in answers.ids_of(request_id)[1:])]
 
     def _run(self, answers: Answers, *, in_batch: bool) -> Generator[list[TextGenerationOutput]]:
-        engine = self._engine  # the call goes on to its end when the pipeline is closed
-        contexts, failed = new_contexts(self._tokenizer, answers)
+        contexts, failed = new_contexts(self.tokenizer, answers)
         if failed:
             yield checked(answers.named(failed), in_batch=in_batch)
-        for outputs in engine.outputs_of(contexts):
+        for outputs in self._engine.outputs_of(contexts):
             yield checked(answers.named(outputs), in_batch=in_batch)
 
     async def _run_async(self, answers: Answers, *, in_batch: bool) -> AsyncGenerator[list[TextGenerationOutput]]:
-        self._check_open()
-        engine, step_thread = self._engine, self._step_thread  # as in `_run`
-        loop = asyncio.get_running_loop()
-        contexts, failed = await loop.run_in_executor(self._prompt_threads, new_contexts, self._tokenizer, answers)
-        call = engine.begin(contexts)
+        self._engine.check_outside()
+        contexts, failed = await asyncio.wrap_future(self._new_contexts_later(answers))
+        call = self._engine.begin(contexts)
         try:
             if failed:
                 yield checked(answers.named(failed), in_batch=in_batch)
             while not call.is_over:
-                engine.check()  # a child that goes on with its parent's answers has none of its threads
+                self._engine.check()  # a child that goes on with its parent's answers has none of its threads
                 if outputs := call.take():
                     yield checked(answers.named(outputs), in_batch=in_batch)
                 else:
-                    await step_thread.advance(call)
+                    await self._step_thread.advance(call)
         finally:
             call.close()
-            await step_thread.settle()
+            await self._step_thread.settle()
+
+    def _new_contexts_later(self, answers: Answers) -> Future[tuple[list[TextContext], list[TextGenerationOutput]]]:
+        tokenizer = self.tokenizer
+        try:
+            return self._prompt_threads.submit(new_contexts, tokenizer, answers)
+        except RuntimeError:  # the threads have ended
+            self._engine.check_open()
+            raise
+
+
+def _chat_request(
+    messages: Sequence[ChatMessage],
+    tools: Sequence[Mapping[str, Any]] | None,
+    chat_template_kwargs: Mapping[str, Any] | None,
+    continue_final_message: bool,
+) -> TextGenerationRequest:
+    return TextGenerationRequest(
+        messages=messages,
+        tools=tools,
+        chat_template_kwargs=chat_template_kwargs,
+        continue_final_message=continue_final_message,
+    )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipezoo_core.context import TextContext, TextGenerationInputs
+from pipezoo_core.errors import InvalidRequestError, shown
 from pipezoo_core.request import RequestID
 from pipezoo_core.sampling_params import NUM_ECHOED_AT_ONCE
 from pipezoo_core.scheduling.adapters import hold_adapter
@@ -55,8 +56,9 @@ class Scheduler:
     at the front, to be computed again from its tokens. The oldest request is never preempted, so something always gets
     done.
 
-    A request whose adapter finds no slot waits like one that finds no pages, and those after it with it. A preempted
-    request keeps its slot: it is the first to be let in again.
+    A request whose adapter finds no slot waits like one that finds no pages, and those after it with it. Only requests
+    with pages hold slots, so that those that wait keep none from each other. One that is preempted finds its adapter
+    where it was: nobody is let in before it.
 
     A prompt that is echoed has a row of logits per token, and rows are as long as the vocabulary. A step has as many as
     a full batch and `NUM_ECHOED_AT_ONCE` more, which is what the memory plan counts; chunks of such prompts share those
@@ -104,10 +106,16 @@ class Scheduler:
         Raises:
             InsufficientPagesError: it does not fit the KV cache even when it is alone there.
             AdapterNotFoundError: it names an adapter that is not loaded in every replica.
+            InvalidRequestError: a replica has pages for a request with this id, which did not come from here.
         """
+        if any(replica.manager.contains(context.request_id) for replica in self._replicas):
+            raise InvalidRequestError(
+                "a request with this id has pages already, because it was given to `execute` directly",
+                found=shown(context.request_id),
+                cure="Release it first, or take another id.",
+            )
         context.check_fits(min(replica.manager.max_num_tokens for replica in self._replicas))
-        for replica in self._replicas:
-            hold_adapter(replica.lora_manager, context)
+        self._hold_adapter(context)
         is_last = not self._waiting or _priority(next(reversed(self._waiting.values()))) <= _priority(context)
         self._waiting[context.request_id] = context
         if not is_last:
@@ -140,6 +148,20 @@ class Scheduler:
                 break
         batches = [replica.batch for replica in self._replicas]
         return TextGenerationInputs(batches if any(batches) else [])
+
+    def _hold_adapter(self, context: TextContext) -> None:
+        """Notes in all replicas, or in none, that a request uses its adapter."""
+        for number, replica in enumerate(self._replicas):
+            try:
+                hold_adapter(replica.lora_manager, context)
+            except BaseException:
+                self._release_adapter(context, self._replicas[:number])
+                raise
+
+    def _release_adapter(self, context: TextContext, replicas: Iterable[_Replica]) -> None:
+        for replica in replicas:
+            if replica.lora_manager is not None:
+                replica.lora_manager.release(context.request_id)
 
     def _first_of(self, queue: OrderedDict[RequestID, TextContext]) -> list[TextContext]:
         """Returns as many of a queue's requests as may find room, and a batch of those that they may pass."""
@@ -179,16 +201,13 @@ class Scheduler:
             awaits_prefix = replica.manager.awaits_prefix(context)
             if not awaits_prefix and replica.manager.maybe_reserve(context):
                 break
-            replica.manager.release(context.request_id)
-            context.restart()
+            self._give_back(context, replica)
             if awaits_prefix:  # soon to be had here: it is not computed elsewhere
                 return True
         else:
             return False
         del queue[context.request_id]
-        for other in self._replicas:
-            if other is not replica and other.lora_manager is not None:
-                other.lora_manager.release(context.request_id)
+        self._release_adapter(context, (other for other in self._replicas if other is not replica))
         replica.running[context.request_id] = context
         context.begin()
         self._set_chunk(context, replica)
@@ -200,6 +219,13 @@ class Scheduler:
             return True
         hold_adapter(replica.lora_manager, context)  # each manager has its own name for what the adapter computed
         return replica.lora_manager.claim(context)
+
+    def _give_back(self, context: TextContext, replica: _Replica) -> None:
+        """Gives back the pages and the slot of a request that is to wait; its adapter stays loaded."""
+        replica.manager.release(context.request_id)
+        if replica.lora_manager is not None:
+            replica.lora_manager.leave_slot(context.request_id)
+        context.restart()
 
     def _grow(self, context: TextContext, replica: _Replica) -> None:
         """Puts a chunk of a running request into the batch, at the cost of younger ones if need be."""
@@ -230,8 +256,7 @@ class Scheduler:
             replica.budget += context.active_length
             if context.wants_prompt_logits:
                 replica.echo_budget += context.active_length - 1
-        replica.manager.release(context.request_id)
-        context.restart()
+        self._give_back(context, replica)
         del replica.running[context.request_id]
         replica.preempted[context.request_id] = context
         replica.preempted.move_to_end(context.request_id, last=False)
