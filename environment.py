@@ -45,18 +45,21 @@ class Environment:
             self.install("what tests and checks need", self.install_dev)
 
     def make(self):
-        """Makes it, unless it is there and of this Python."""
-        if identity(self.python) == identity(sys.executable):
+        """Makes it, unless it is there, complete, and of this Python."""
+        is_ours = identity(self.python) == identity(sys.executable)
+        if is_ours and os.path.exists(os.path.join(self.folder, STATE)):
             self.installed = self.read_state()
             return
         if os.path.exists(self.folder):
             if not os.path.exists(os.path.join(self.folder, "pyvenv.cfg")) and os.listdir(self.folder):
                 sys.exit(self.folder + " is there, and is no virtual environment. Give another one: make VENV=…")
-            say(self.folder + " was made by another Python: removing it")
+            reason = " is not complete" if is_ours else " was made by another Python"
+            say(self.folder + reason + ": removing it")
             shutil.rmtree(self.folder)
         say("making a virtual environment in {} with Python {}".format(self.folder, platform.python_version()))
         subprocess.check_call([sys.executable, "-m", "venv", self.folder])
         self.pip("--upgrade", "pip")
+        self.write_state("make", True)
 
     def install(self, what, run):
         """Runs what installs something, unless it did with the same files before."""

@@ -104,7 +104,8 @@ def child(source: str, dtype: str) -> dict[str, float]:
         return model
 
     architecture = dataclasses.replace(plan.architecture, pipeline_model=measured)
-    llm = build_pipeline(dataclasses.replace(plan, architecture=architecture))
+    resolution = dataclasses.replace(plan.resolution, architecture=architecture)
+    llm = build_pipeline(dataclasses.replace(plan, resolution=resolution))
     rng = random.Random(0)
 
     def run(num_requests: int, length: int, num_tokens: int, **settings: Any) -> None:

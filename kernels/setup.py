@@ -21,6 +21,7 @@ setup(
             language="c++",
             extra_compile_args=[
                 "-O3",
+                "-g0",
                 "-std=c++20",
                 *instructions,
                 "-fopenmp",
@@ -31,7 +32,7 @@ setup(
                 "-Wno-maybe-uninitialized",
                 "-Wno-uninitialized",
             ],
-            extra_link_args=["-fopenmp"],
+            extra_link_args=["-fopenmp", "-Wl,-s"],  # no symbols but those that Python looks for
             define_macros=[("Py_LIMITED_API", "0x030B0000")],
             py_limited_api=True,
         )

@@ -17,7 +17,7 @@ from pipezoo.cli.main import app
 from pipezoo.cli.text_input import prompt_text
 from pipezoo.discovery.index import PluginInfo, PluginState
 from pipezoo_core.errors import EmptyPromptError
-from pipezoo_core.request import TextGenerationOutput
+from pipezoo_core.request import GenerationStatus, TextGenerationOutput
 from pipezoo_core.sampling_params import SamplingParams
 
 WIDE = {**os.environ, "COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
@@ -127,7 +127,8 @@ def test_generate_takes_each_setting_to_the_model(tiny_folder, monkeypatch):
 
         async def generate_async(self, prompt, **sampling):
             seen.update(sampling, prompt=prompt)
-            yield [TextGenerationOutput(request_id="r", text="!", tokens=[1])]
+            ended = GenerationStatus.END_OF_SEQUENCE
+            yield [TextGenerationOutput(request_id="r", text="!", tokens=[1], final_status=ended)]
 
     monkeypatch.setattr(registry, "load", lambda model, **settings: Model())
     words = [

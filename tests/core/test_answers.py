@@ -1,10 +1,15 @@
 """Several answers to one prompt as requests of their own, for any pipeline that has `execute`."""
 
+import random
+import time
+
 import pytest
 
 from pipezoo_core.context import TextContext
+from pipezoo_core.errors import InvalidRequestError
 from pipezoo_core.interfaces import GenerateMixin
 from pipezoo_core.interfaces.answers import Answers
+from pipezoo_core.interfaces.generate import new_contexts
 from pipezoo_core.request import GenerationStatus, TextGenerationOutput, TextGenerationRequest
 from pipezoo_core.sampling_params import SamplingParams
 
@@ -81,3 +86,38 @@ def test_a_pipeline_that_only_executes_gives_them_too(n):
     assert outputs[1].tokens == [1] * 7
     assert {output.final_status for output in outputs} == {GenerationStatus.MAXIMUM_LENGTH}
     assert len(pipeline.released) == n + 1
+
+
+class WatchedTokenizer(Tokenizer):
+    def __init__(self):
+        self.begun = []
+
+    def new_context(self, request):
+        self.begun.append((request.request_id, time.monotonic()))
+        if request.request_id == "bad":
+            raise InvalidRequestError("a bad prompt")
+        return super().new_context(request)
+
+
+def test_a_prompt_is_tokenized_once_for_all_its_answers():
+    tokenizer = WatchedTokenizer()
+    answers = Answers([request_of("a", n=3, seed=5), request_of("bad", n=2), request_of("b")])
+    contexts, failed = new_contexts(tokenizer, answers)
+    assert [request_id for request_id, _ in tokenizer.begun] == ["a", "bad", "b"]
+    assert [context.request_id for context in contexts] == [*answers.ids_of("a"), "b"]
+    assert [output.request_id for output in failed] == answers.ids_of("bad")
+    draws = [[context.draw() for _ in range(3)] for context in contexts[:3]]
+    assert draws == [[number.random() for _ in range(3)] for number in map(random.Random, (5, 6, 7))]
+    contexts[0].set_chunk(1)
+    contexts[0].advance(7)
+    assert [context.tokens for context in contexts] == [[1, 7], [1], [1], [1]]
+    assert [context.token_counts.up_to_now()[0].tolist() for context in contexts[:2]] == [[1, 7], [1]]
+    assert [context.generated_counts.up_to_now()[0].tolist() for context in contexts[:2]] == [[7], []]
+
+
+def test_time_counts_from_the_call_and_not_from_the_turn_of_a_prompt():
+    tokenizer = WatchedTokenizer()
+    before = time.monotonic()
+    contexts, _ = new_contexts(tokenizer, Answers([request_of("a", n=2), request_of("b"), request_of("c")]))
+    (arrival_time,) = {context.arrival_time for context in contexts}
+    assert before <= arrival_time <= tokenizer.begun[0][1]

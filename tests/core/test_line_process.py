@@ -1,12 +1,15 @@
 """A process that answers lines: what happens where it does not."""
 
+import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +40,22 @@ def test_questions_are_answered_in_turn():
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda i: process.ask(f"{i}\n".encode()), range(100, 150)))
     assert found == [f"{i}"[::-1].encode() + b"\n" for i in range(100, 150)]
+
+
+def test_any_number_of_files_may_be_open():
+    """The numbers of the pipes are then above those that `select` can watch."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 1200:
+        pytest.skip("the system allows too few files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1200), hard))
+    with contextlib.ExitStack() as files:
+        files.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        while files.enter_context(Path(os.devnull).open("rb")).fileno() < 1030:
+            pass
+        process = made()
+        assert process.ask(b"abc\n", seconds=60) == b"cba\n"
+        with pytest.raises(TimeoutError):
+            process.ask(b"sleep\n", seconds=0.1)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def make_context(answer=ANSWER, **sampling):
     context = TextContext(
         request_id="a",
         prompt_tokens=PROMPT,
-        max_length=1000,
+        max_length=10**5,
         sampling_params=SamplingParams(**sampling),
         end_token_ids=[END],
     )
@@ -173,6 +173,38 @@ def test_logit_bias_is_added():
     assert sample(logits, [make_context(temperature=0.0, logit_bias={5: 100.0})]).tolist() == [5]
 
 
+MANY = {
+    "repetition_penalty": {"repetition_penalty": 1.4},
+    "frequency_penalty": {"frequency_penalty": 0.5},
+    "presence_penalty": {"presence_penalty": 0.5},
+    "logit_bias": {"logit_bias": dict.fromkeys(range(4096), 1.0)},
+    "stop_token_ids": {"stop_token_ids": range(4096), "min_new_tokens": 10**4},
+    "allowed_token_ids": {"allowed_token_ids": range(4096)},
+}
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_a_step_makes_nothing_anew_of_what_it_had_before(name, monkeypatch):
+    """Whatever the length of the answer or of a setting: no list becomes a tensor again in each step."""
+    context = make_context([i % 4000 for i in range(9000)], **MANY[name])
+    logits = torch.randn(5000, generator=torch.Generator().manual_seed(0))
+    made, tensor = [], torch.tensor
+    monkeypatch.setattr(torch, "tensor", lambda data, **kind: (made.append(len(data)), tensor(data, **kind))[1])
+    for token in (4500, 4501):
+        context.tokens.append(token)
+        _adjust_(logits.clone(), context)
+    assert max(made, default=0) < 100
+
+
+def test_tokens_that_come_later_are_penalized_like_those_there_from_the_first():
+    settings = {"repetition_penalty": 1.4, "frequency_penalty": 0.5, "presence_penalty": 0.25}
+    grown, logits = make_context([], **settings), random_logits()
+    for num_new in range(40):
+        answer = [7 * i % 30 for i in range(num_new)]
+        grown.tokens[len(PROMPT) :] += answer[-1:]
+        assert torch.equal(adjust(logits, grown), adjust(logits, make_context(answer, **settings)))
+
+
 def test_min_new_tokens_bars_the_end_until_then():
     logits = random_logits()
     logits[0, END] = 100
@@ -211,6 +243,40 @@ def test_logits_are_left_as_they_are():
     before = logits.clone()
     sample(logits, [make_context(logit_bias={1: 5.0}, temperature=0.7, top_p=0.5, repetition_penalty=2.0)])
     assert torch.equal(logits, before)
+
+
+def test_settings_of_a_copy_are_looked_at_anew():
+    params = SamplingParams()
+    assert not params.changes_logits
+    assert params.model_copy(update={"logit_bias": {5: 1.0}}).changes_logits
+    assert not params.updated(logit_bias={5: 1.0}).model_copy(update={"logit_bias": {}}).changes_logits
+
+
+PROCESSORS = {
+    "added": lambda parameter, logits: logits + parameter,
+    "added in place": lambda parameter, logits: logits.add_(parameter),
+    "itself": lambda parameter, logits: parameter,
+    "a view": lambda parameter, logits: parameter[:],
+    "in inference mode": lambda parameter, logits: torch.inference_mode()(torch.add)(parameter, logits),
+    "with gradients": lambda parameter, logits: torch.enable_grad()(torch.add)(parameter, logits),
+}
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_a_processor_may_have_parameters(name, mode):
+    """Also where the logits are a model's own, made without gradients."""
+    parameter = torch.nn.Parameter(torch.zeros(VOCABULARY))
+    parameter.data[5] = 100.0
+    context = make_context(
+        temperature=0.0, logits_processors=[lambda tokens, logits: PROCESSORS[name](parameter, logits)]
+    )
+    with torch.inference_mode():
+        logits = random_logits(rows=2)
+    with mode():
+        tokens = sample(logits, [context, make_context(temperature=0.0)])
+    assert context.error is None
+    assert tokens.tolist() == [5, logits[1].argmax().item()]
 
 
 @pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"temperature": 1.0, "repetition_penalty": 1.5}])

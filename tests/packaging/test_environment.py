@@ -39,6 +39,7 @@ def update(program, tmp_path, capsys):
     bin_folder.mkdir(parents=True)
     (bin_folder / "python").symlink_to(sys.executable)
     (folder / "pyvenv.cfg").touch()
+    (folder / "installed.json").write_text("{}")  # as where it was completed, and nothing installed yet
 
     def run(*, is_dev=False):
         program.calls.clear()
@@ -132,19 +133,35 @@ def test_an_environment_of_another_python_is_made_anew(program, tmp_path, capsys
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     (folder / "installed.json").write_text(json.dumps({"old": "state"}))
     program.Environment(str(folder)).make()
-    assert (folder / "installed.json").exists()
+    assert json.loads((folder / "installed.json").read_text()) == {"old": "state"}
     other = program.identity(sys.executable) + b"another"
     identity = program.identity
     program.identity = lambda python: other if python == sys.executable else identity(python)
     program.Environment(str(folder)).make()
     assert "was made by another Python" in capsys.readouterr().out
-    assert not (folder / "installed.json").exists()
+    assert json.loads((folder / "installed.json").read_text()) == {"make": True}
     assert (folder / "bin/python").exists()
 
 
+def test_an_environment_that_was_not_completed_is_made_anew(program, tmp_path, monkeypatch, capsys):
+    """As after an interrupt: there is a Python, and no pip."""
+    folder = tmp_path / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    made = []
+    monkeypatch.setattr(program.subprocess, "check_call", lambda command: made.append(command))
+    monkeypatch.setattr(program.Environment, "pip", lambda self, *arguments: folder.mkdir())
+    program.Environment(str(folder)).make()
+    assert made == [[sys.executable, "-m", "venv", str(folder)]]
+    assert "is not complete" in capsys.readouterr().out
+
+
 def test_make_runs_it_with_what_each_target_needs():
+    of_make = {"MAKELEVEL", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "PYTHON", "VENV"}  # of one that runs these tests
+    surroundings = {name: value for name, value in os.environ.items() if name not in of_make}
+
     def commands(target):
-        dry = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True)
+        command = ["make", "-n", target]
+        dry = subprocess.run(command, cwd=ROOT, env=surroundings, capture_output=True, text=True, check=True)
         return dry.stdout.splitlines()
 
     assert commands("demo") == ["python3 environment.py .venv", ".venv/bin/python examples/demo.py"]

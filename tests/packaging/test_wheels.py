@@ -1,10 +1,16 @@
 """Separately installable, shown with wheels in an environment that has none of pipezoo."""
 
+import email
 import os
+import re
+import shutil
+import struct
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -19,6 +25,7 @@ MEMBERS = {
     "pipezoo_mistral": "plugins/mistral",
     "pipezoo_replit": "plugins/replit",
 }
+KERNELS = "pipezoo_kernels"
 LOAD = """
 import sys
 from pipezoo import registry
@@ -27,13 +34,36 @@ print(len(llm.generate("hello", max_new_tokens=5, ignore_eos=True)[0].tokens), "
 """
 
 
+def build(member, folder):
+    """Writes the sdist of a member, and the wheel that is built from it."""
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), member]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+
+
+def by_name(folder, pattern):
+    return {path.name.split("-")[0]: path for path in folder.glob(pattern)}
+
+
 @pytest.fixture(scope="module")
-def wheels(tmp_path_factory):
+def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheels")
     for member in MEMBERS.values():
-        command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), member]
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    return {path.name.split("-")[0]: path for path in folder.glob("*.whl")}
+        build(member, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheels(built):
+    return by_name(built, "*.whl")
+
+
+@pytest.fixture(scope="module")
+def built_kernels(tmp_path_factory):
+    if shutil.which("g++") is None:
+        pytest.skip("there is no C++ compiler")
+    folder = tmp_path_factory.mktemp("kernels")
+    build("kernels", folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +109,55 @@ def test_a_plugin_is_one_pip_install_away(wheels, clean_python, tiny_gguf):
     assert all(name in listed for name in ("llama", "mistral", "mpt"))
 
 
-def test_wheels_carry_their_types_and_no_tests(wheels):
-    import zipfile
+def check_what_pip_shows(folder, names):
+    """The license is the repository's, and a reader of the package's page can follow what its README links to."""
+    license_text = (ROOT / "LICENSE").read_bytes()
+    wheels, sdists = by_name(folder, "*.whl"), by_name(folder, "*.tar.gz")
+    assert set(wheels) == set(sdists) == set(names)
+    for name in names:
+        with zipfile.ZipFile(wheels[name]) as wheel:
+            info = next(file for file in wheel.namelist() if file.endswith(".dist-info/METADATA")).rpartition("/")[0]
+            metadata = email.message_from_bytes(wheel.read(f"{info}/METADATA"))
+            assert wheel.read(f"{info}/licenses/LICENSE") == license_text
+        with tarfile.open(sdists[name]) as sdist:
+            root = sdists[name].name.removesuffix(".tar.gz")
+            assert sdist.extractfile(f"{root}/LICENSE").read() == license_text
+        assert metadata["License-Expression"] == "Apache-2.0"
+        assert metadata["Keywords"]
+        assert "Typing :: Typed" in metadata.get_all("Classifier")
+        text = metadata.get_payload()
+        assert text.startswith(f"# {name.replace('_', '-')}\n")
+        assert not [target for target in re.findall(r"\]\(([^)]+)\)", text) if not target.startswith("https://")]
 
+
+def test_what_pip_shows(built):
+    check_what_pip_shows(built, MEMBERS)
+
+
+def sections_of(elf):
+    """The names of the sections of a 64-bit ELF file."""
+    start, size, count, names = struct.unpack_from("<Q10xHHH", elf, 40)
+    headers = [struct.unpack_from("<I20xQQ", elf, start + i * size) for i in range(count)]
+    _, offset, length = headers[names]
+    text = elf[offset : offset + length]
+    return {text[at : text.index(b"\0", at)].decode() for at, _, _ in headers}
+
+
+def test_the_kernels(built_kernels):
+    """One wheel for all versions of Python, built from its sdist, without what only a debugger reads."""
+    check_what_pip_shows(built_kernels, [KERNELS])
+    (path,) = built_kernels.glob("*.whl")
+    assert "-cp311-abi3-" in path.name
+    with zipfile.ZipFile(path) as wheel:
+        modules = {name: wheel.read(name) for name in wheel.namelist() if name.endswith(".so")}
+    assert set(modules) == {f"{KERNELS}/_{kind}.abi3.so" for kind in ("avx2", "avx512")}
+    for module in modules.values():
+        found = sections_of(module)
+        assert ".dynsym" in found
+        assert not [name for name in found if name == ".symtab" or name.startswith(".debug")]
+
+
+def test_wheels_carry_their_types_and_no_tests(wheels):
     for name, path in wheels.items():
         files = zipfile.ZipFile(path).namelist()
         assert f"{name}/py.typed" in files

@@ -12,6 +12,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from trove_classifiers import classifiers
 
 import pipezoo
 
@@ -25,7 +26,18 @@ def project(member):
 
 
 def test_one_version():
-    assert len({project(member)["version"] for member in [".", *MEMBERS]}) == 1
+    assert len({project(member)["version"] for member in [".", "kernels", *MEMBERS]}) == 1
+
+
+@pytest.mark.parametrize("member", ["kernels", *MEMBERS])
+def test_what_a_package_says_of_itself(member):
+    """PyPI knows its classifiers, and its license is the repository's."""
+    said = project(member)
+    assert {*said["classifiers"]} <= classifiers
+    assert said["classifiers"] == sorted(said["classifiers"])
+    assert said["keywords"] == sorted(said["keywords"])
+    assert said["license-files"] == ["LICENSE"]
+    assert (ROOT / member / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
 
 
 @pytest.mark.parametrize("member", MEMBERS)

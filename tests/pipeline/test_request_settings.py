@@ -111,7 +111,7 @@ def test_bad_words_are_those_of_transformers(load_tiny, tiny_reference):
     free = llm.generate(TextGenerationRequest(prompt=prompt), **settings)[0]
     letters = [llm.tokenizer.text_of(token) for token in free.tokens if llm.tokenizer.text_of(token).isascii()]
     words = [*letters[:2], "never this"]
-    spelled = [spelling for text in words for spelling in llm.tokenizer._spellings(text)]
+    spelled = [spelling for text in words for spelling in llm.tokenizer._codec.spellings(text)]
     ids = torch.tensor([prompt])
     expected = tiny_reference.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False, eos_token_id=None,
@@ -191,6 +191,36 @@ def test_the_text_ends_with_the_stop_text_or_before_it(load_tiny):
     assert whole.text.startswith(included.text)
     before = llm.generate("hello", **{**settings, "include_stop_str_in_output": False})[0]
     assert included.text == before.text + llm.tokenizer.text_of(token)
+
+
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("include", [True, False])
+@pytest.mark.parametrize("name", ["<|im_start|>", "<|im_end|>"])
+def test_the_text_ends_with_a_special_stop_token_or_before_it(load_tiny, name, include, skip):
+    """Also one that the model ends with itself, and one within a stop text. Without being asked for it is left out."""
+    llm = load_tiny()
+    token, first, second = (TOKENS.index(text) for text in (name, "a", "b"))
+
+    def spell(tokens, logits):
+        logits[[first, second, token][len(tokens) - 4]] += 1000.0
+        return logits
+
+    settings = {
+        "temperature": 0.0,
+        "max_new_tokens": 3,
+        "logits_processors": [spell],
+        "skip_special_tokens": skip,
+        "include_stop_str_in_output": include,
+    }
+    stops = {token: "ab", f"b{name}": "a"} if name != "<|im_end|>" else {token: "ab"}
+    for stop, before in stops.items():
+        own = {"stop_token_ids": [stop]} if stop == token else {"stop": stop}
+        output = llm.generate("hello", **settings, **own)[0]
+        assert (output.tokens, output.stop_reason) == ([first, second, token], stop)
+        expected = "ab" + name if include else before
+        assert output.text == expected == "".join(llm.stream("hello", **settings, **own))
+    if name == "<|im_end|>":
+        assert llm.generate("hello", **settings)[0].text == ("ab" if skip or not include else "ab" + name)
 
 
 def test_special_tokens_are_text_on_demand(load_tiny):

@@ -145,6 +145,14 @@ def test_stop_tokens_of_the_request(load_tiny):
     assert output.text == "abc"
 
 
+def test_several_answers_follow_their_grammar_apart(load_tiny):
+    llm = load_tiny()
+    alone = [llm.generate("hello", **{**SAMPLED, "seed": 3 + i}, regex=REGEX)[0].text for i in range(3)]
+    output = llm.generate("hello", **SAMPLED, regex=REGEX, n=3)[0]
+    assert [answer.text for answer in output.answers] == alone
+    assert len(set(alone)) > 1
+
+
 def test_max_new_tokens_and_stop_texts_cut(load_tiny):
     llm = load_tiny()
     whole = llm.generate("hello", **GREEDY, regex="[a-z]{20}")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import time
 from collections.abc import Collection, Sequence
@@ -15,11 +16,13 @@ from pipezoo_core.request import (
     LogProbabilities,
     RequestID,
     TextGenerationOutput,
+    TextGenerationRequest,
     Timing,
     Usage,
 )
 from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.structured_output import TokenMatcher
+from pipezoo_core.token_counts import TokenCounts
 
 __all__ = ["TextContext", "TextGenerationInputs"]
 
@@ -47,7 +50,12 @@ class TextContext:
         arrival_time: when the request was handed over, by `time.monotonic`; None for now.
 
     Attributes:
+        arrival_time: from then on its times count.
         allowed_tokens: the only tokens that may be generated; None allows all.
+        biased_tokens: those whose logits `biases` are added to.
+        token_counts: how often each token is there.
+        generated_counts: how often each token is in the answer.
+        stop_tokens: those of `stop_token_ids`, as an array.
         max_num_tokens: most tokens of this one, with what `max_new_tokens` leaves of `max_length`.
         cache_namespace: requests share pages of the KV cache only with others of the same namespace.
         stop_reason: the stop text, or the one of `stop_token_ids`, that ended the answer.
@@ -86,25 +94,46 @@ class TextContext:
         self.bad_words = [list(word) for word in bad_words]
         allowed = sampling_params.allowed_token_ids
         self.allowed_tokens = None if allowed is None else np.array(allowed, dtype=np.int64)
+        bias = sampling_params.logit_bias
+        self.biased_tokens = np.array([*bias], dtype=np.int64)
+        self.biases = np.array([*bias.values()], dtype=np.float32)
         self.cache_namespace = ""
-        self.tokens = list(prompt_tokens)
+        self._own(prompt_tokens)
         self.prompt_length = len(self.tokens)
         self.cache_length = 0
         self.active_length = 0
         self.status = GenerationStatus.ACTIVE
         self.error: BaseException | None = None
-        self.prompt_log_probabilities = LogProbabilities([], [])
         own = frozenset(sampling_params.stop_token_ids)
         self.stop_token_ids = own if sampling_params.ignore_eos else own | frozenset(end_token_ids)
+        self.stop_tokens = np.array([*self.stop_token_ids], dtype=np.int64)
         wanted = sampling_params.max_new_tokens
         room = max_length - self.prompt_length
         self.stop_reason: str | int | None = None
         self.max_num_tokens = self.prompt_length + (room if wanted is None else min(wanted, room))
-        self._random = random.Random(sampling_params.seed)
-        self._arrival_time = time.monotonic() if arrival_time is None else arrival_time
+        self.arrival_time = time.monotonic() if arrival_time is None else arrival_time
         self._start_time: float | None = None
         self._first_token_time: float | None = None
         self._num_cached_tokens = 0
+
+    def another(self, request: TextGenerationRequest) -> TextContext:
+        """Returns the context of a request that differs in its id and its seed alone. This one has not begun yet."""
+        assert self.cache_length == self.num_generated == 0
+        assert request.sampling_params is not None
+        other = copy.copy(self)
+        other.request_id = request.request_id
+        other.sampling_params = request.sampling_params
+        other.matcher = None if self.matcher is None else self.matcher.anew()
+        other._own(self.tokens)
+        return other
+
+    def _own(self, prompt_tokens: Sequence[int]) -> None:
+        """Makes what changes as the request grows."""
+        self.tokens = list(prompt_tokens)
+        self.token_counts = TokenCounts(self.tokens)
+        self.generated_counts = TokenCounts(self.tokens, len(self.tokens))
+        self.prompt_log_probabilities = LogProbabilities([], [])
+        self._random = random.Random(self.sampling_params.seed)
 
     @property
     def generated_tokens(self) -> list[int]:
@@ -213,12 +242,12 @@ class TextContext:
 
     def _timing(self) -> Timing:
         def since_arrival(moment: float | None) -> float | None:
-            return None if moment is None else moment - self._arrival_time
+            return None if moment is None else moment - self.arrival_time
 
         return Timing(
             queue=since_arrival(self._start_time),
             first_token=since_arrival(self._first_token_time),
-            total=time.monotonic() - self._arrival_time,
+            total=time.monotonic() - self.arrival_time,
         )
 
     def check_fits(self, num_cache_tokens: int) -> None:

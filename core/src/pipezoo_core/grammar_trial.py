@@ -13,6 +13,7 @@ import random
 import signal
 import sys
 import threading
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,8 @@ _STACK = 1 << 20  # bytes; the threads that compute masks have twice as much
 _MEMORY = 1 << 29  # bytes, besides those of the vocabulary
 _SECONDS = 2.0  # of CPU time to compile it, so that a busy machine refuses nothing more
 _SECONDS_PER_TOKEN = 0.25  # of CPU time; the other requests of a step wait for it
-_NUM_TOKENS = 64  # of a random answer: some grammars explode only at a later token
+_NUM_ANSWERS, _NUM_TOKENS = 8, 64  # that are tried: some grammars explode in some answers only, and at a later token
+_NUM_KNOWN = 64  # grammars that were let through: prompts of a list, and of a program, have the same ones
 _MAX_LEXER_STATES = 20_000  # of up to 2 kB each, which a running request keeps
 # What holds a step of a running request, whose grammar may explode behind the tokens that were tried. An ambiguous one
 # takes time by the square of the items; a schema of a thousand optional names needs some 4,000 of them in a step.
@@ -58,35 +60,40 @@ class GrammarTrial:
     """
 
     def __init__(self, vocabulary: str, end: int) -> None:
-        self._process = LineProcess(
+        process = LineProcess(
             [sys.executable, "-P", "-m", "pipezoo_core.grammar_trial"],
             first=_line([vocabulary, end]),
             environment=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
+        self._check = lru_cache(_NUM_KNOWN)(partial(_check, process))
 
     def check(self, grammar: str) -> None:
-        """Waits until the grammar was compiled and a few tokens were spelled by it.
+        """Waits until the grammar was compiled and a few tokens were spelled by it, or remembers that it was.
 
         Raises:
             InvalidGrammarError: that took too much time, stack or memory.
             MissingDependencyError: no process can be started that imports llguidance.
         """
-        try:
-            self._process.ask(_line(grammar))
-        except ProcessEndedError as error:
-            raise InvalidGrammarError(
-                "the request's grammar is too complex",
-                found=f"{len(grammar)} characters",
-                allowed=f"what compiles in {_SECONDS:g} s and finds a token in {_SECONDS_PER_TOKEN:g} s of CPU "
-                f"time, with {_STACK >> 20} MiB of stack and {_MEMORY >> 20} MiB of memory",
-                cure="Simplify the grammar: fewer rules within rules, names, repetitions and combined patterns.",
-            ) from error
-        except ProcessNotStartedError as error:
-            raise MissingDependencyError(
-                "the process that tries grammars does not start",
-                found=error,
-                cure=f"Check that {sys.executable} can import llguidance.",
-            ) from error
+        self._check(grammar)
+
+
+def _check(process: LineProcess, grammar: str) -> None:
+    try:
+        process.ask(_line(grammar))
+    except ProcessEndedError as error:
+        raise InvalidGrammarError(
+            "the request's grammar is too complex",
+            found=f"{len(grammar)} characters",
+            allowed=f"what compiles in {_SECONDS:g} s and finds a token in {_SECONDS_PER_TOKEN:g} s of CPU "
+            f"time, with {_STACK >> 20} MiB of stack and {_MEMORY >> 20} MiB of memory",
+            cure="Simplify the grammar: fewer rules within rules, names, repetitions and combined patterns.",
+        ) from error
+    except ProcessNotStartedError as error:
+        raise MissingDependencyError(
+            "the process that tries grammars does not start",
+            found=error,
+            cure=f"Check that {sys.executable} can import llguidance.",
+        ) from error
 
 
 def _line(value: object) -> bytes:
@@ -94,15 +101,26 @@ def _line(value: object) -> bytes:
 
 
 def _spell(tokenizer: LLTokenizer, grammar: str) -> None:
-    """Compiles a grammar and spells the beginning of a random answer."""
+    """Compiles a grammar and spells the beginnings of random answers."""
     matcher, rng = new_matcher(tokenizer, grammar), random.Random(0)
+    for _ in range(_NUM_ANSWERS):
+        _spell_one(matcher.deep_copy(), rng)
+
+
+def _spell_one(matcher: LLMatcher, rng: random.Random) -> None:
     for _ in range(_NUM_TOKENS):
         signal.setitimer(signal.ITIMER_PROF, _SECONDS_PER_TOKEN)
         bits = matcher.compute_bitmask()
         if matcher.is_error() or matcher.is_stopped():
             return
-        some = [8 * byte + bit for byte, value in enumerate(bits) if value for bit in range(8) if value >> bit & 1]
-        matcher.consume_token(rng.choice(some))
+        matcher.consume_token(_some_token(bits, rng))
+
+
+def _some_token(bits: bytes, rng: random.Random) -> int:
+    """Returns one of the tokens whose bits are set: of the first byte that has any from a random place on."""
+    place = rng.randrange(len(bits))
+    rest = bits[place:].lstrip(b"\0") or bits.lstrip(b"\0")
+    return 8 * (len(bits) - len(rest)) + rng.choice([bit for bit in range(8) if rest[0] >> bit & 1])
 
 
 def _limit_memory() -> None:

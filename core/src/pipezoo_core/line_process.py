@@ -115,11 +115,12 @@ class LineProcess:
 def _read_line(pipe: int, seconds: float | None) -> bytes:
     """Returns the next line that comes through a pipe, with its line break."""
     deadline = None if seconds is None else time.monotonic() + seconds
+    readable = select.poll()  # unlike `select.select`, of any file, however many are open
+    readable.register(pipe, select.POLLIN)
     pieces: list[bytes] = []
     while not pieces or not pieces[-1].endswith(b"\n"):
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        ready, _, _ = select.select([pipe], [], [], left)
-        if not ready:
+        if not readable.poll(None if left is None else left * 1000):
             raise TimeoutError
         piece = os.read(pipe, 1 << 20)
         if not piece:

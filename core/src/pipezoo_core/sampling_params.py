@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
-from functools import cached_property
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -47,7 +46,9 @@ _ELSEWHERE = {
     "logprobs": "log_probabilities",
     "top_logprobs": "log_probabilities",
     "output_scores": "log_probabilities",
+    "n_probs": "log_probabilities",
     "prompt_logprobs": "log_probabilities and echo=True",
+    "temp": "temperature",
     "do_sample": "temperature=0 to take the most likely token, and a temperature above 0 to sample",
     "num_return_sequences": "n",
     "best_of": "n, and choose among the answers",
@@ -264,7 +265,7 @@ class SamplingParams(Settings):
     def _constraints(self) -> list[str]:
         return [name for name in _CONSTRAINTS if getattr(self, name) is not None]
 
-    @cached_property
+    @property
     def changes_logits(self) -> bool:
         """Whether the most likely token may become another one, grammars and `min_new_tokens` apart."""
         has_penalty = (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != (1.0, 0.0, 0.0)

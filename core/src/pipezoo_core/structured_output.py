@@ -7,7 +7,8 @@ torch and no batches.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipezoo_core.errors import InvalidGrammarError, MissingDependencyError, UnsupportedTokenizerError
@@ -37,21 +38,30 @@ class TokenMatcher:
     """Where one answer stands in its grammar. Belongs to the request's context, so a preemption leaves it as it is.
 
     Args:
-        ll_matcher: llguidance's, at the beginning of the grammar.
+        new_ll_matcher: makes llguidance's, at the beginning of the grammar.
         end: the token that stands for the end of the answer in llguidance's vocabulary, and nowhere else.
         end_token_ids: the model's own end tokens. They are never text.
 
     Attributes:
+        ll_matcher: llguidance's, where the answer stands.
         is_complete: the text satisfies the grammar, and nothing can follow.
         error: why the answer cannot go on: the grammar has become too complex, or no token of the vocabulary fits.
     """
 
-    def __init__(self, ll_matcher: LLMatcher, *, end: int, end_token_ids: Collection[int]) -> None:
-        self.ll_matcher = ll_matcher
+    def __init__(self, new_ll_matcher: Callable[[], LLMatcher], *, end: int, end_token_ids: Collection[int]) -> None:
+        self._new_ll_matcher = new_ll_matcher
+        self.ll_matcher = new_ll_matcher()
         self.is_complete = False
         self.error: InvalidGrammarError | None = None
         self._end = end
         self._end_token_ids = list(end_token_ids)
+
+    def anew(self) -> TokenMatcher:
+        """Returns another answer's, at the beginning of the same grammar.
+
+        It is no copy. llguidance's would have the lexer in common, which fails for all once one has too many states.
+        """
+        return TokenMatcher(self._new_ll_matcher, end=self._end, end_token_ids=self._end_token_ids)
 
     @property
     def num_tokens(self) -> int:
@@ -142,12 +152,12 @@ class GrammarCompiler:
                 self._engine = _engine(self._delegate)
         tokenizer, trial = self._engine
         trial.check(grammar)
-        matcher = new_matcher(tokenizer, grammar)
-        matcher.compute_bitmask()  # some grammars are found to allow nothing, or too much at once, only here
-        if matcher.is_error():
-            raise _invalid(params.constraint, _reason(matcher))
         inside = [token for token in self._end_token_ids if token < tokenizer.eos_token]
-        return TokenMatcher(matcher, end=tokenizer.eos_token, end_token_ids=inside)
+        matcher = TokenMatcher(partial(new_matcher, tokenizer, grammar), end=tokenizer.eos_token, end_token_ids=inside)
+        matcher.ll_matcher.compute_bitmask()  # some grammars are found to allow nothing, or too much at once, only here
+        if matcher.ll_matcher.is_error():
+            raise _invalid(params.constraint, _reason(matcher.ll_matcher))
+        return matcher
 
 
 def _grammar(params: SamplingParams) -> str:

@@ -161,6 +161,17 @@ def test_the_text_of_a_special_token_in_a_message_is_text(tokenizer, hostile, pl
     )
 
 
+def test_first_chats_that_come_together_keep_their_marks_apart(smollm2_metadata, monkeypatch):
+    """While the first one is rendered, another thread makes marks of its own in place of those that it has used."""
+    tokenizer = text_tokenizer(tokenizer_from_gguf(smollm2_metadata))
+    message = {**USER, "content": HOSTILE[1]}
+    expected = tokens_of(tokenizer, [message])
+    prompts = tokenizer._chats
+    rendered = prompts._rendered
+    monkeypatch.setattr(prompts, "_rendered", lambda *given: (prompts.__dict__.pop("_quoted"), rendered(*given))[1])
+    assert tokens_of(tokenizer, [message]) == expected
+
+
 @given(texts=st.lists(st.sampled_from([*HOSTILE, "hello", " ", "\n", "é😀"]), min_size=1, max_size=4))
 def test_messages_cannot_make_control_tokens(tokenizer, texts):
     """However they are put together; and without any in them, nothing is different."""

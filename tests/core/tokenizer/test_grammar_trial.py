@@ -6,7 +6,9 @@ import threading
 
 import pytest
 
+from pipezoo_core import grammar_trial
 from pipezoo_core.errors import InvalidGrammarError, PipezooError
+from pipezoo_core.line_process import LineProcess
 from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.structured_output import GrammarCompiler
 
@@ -29,6 +31,14 @@ def definitions(count, definition):
 
 AND = " & ".join(f"/(a|b)*a(a|b){{{i}}}/" for i in range(40))
 NEXT = {"$ref": "NEXT"}
+IN_SOME_ANSWERS = r"""start: r0
+T0: /(b)*/
+T1: /((babaaabbba)*)/
+T2: /é/
+r0: (r1) "b" (r2 | r0 | T1)? | (r0 | T2){900} "a" | (r0 | T1 | T2) (r1)
+r1: "b"{900}
+r2: "a"+ "a"{2,7} "c"+ (T1 | T0 | r2)
+"""
 BAD = {
     "rules": {"grammar": rules(3_000, 'r{0}: r{1} "a"')},
     "rules to the right": {"grammar": rules(3_000, 'r{0}: "a" r{1}')},
@@ -52,6 +62,7 @@ BAD = {
     "stars": {"regex": "a" + "*" * 50_000},
     "groups": {"regex": "(" * 50_000 + "a" + ")" * 50_000},
     "long regex": {"regex": "ab?" * 100_000},
+    "in some answers only": {"grammar": IN_SOME_ANSWERS},
 }
 
 
@@ -135,17 +146,55 @@ def test_threads_get_their_own_verdict(compiler):
     assert found == {number: bool(number % 2) for number in range(8)}
 
 
-def test_a_process_that_is_gone_is_started_again(byte_level):
+def watch_processes(monkeypatch):
+    """Returns a list that the processes which are started get into."""
+    started, start = [], LineProcess._start
+    monkeypatch.setattr(LineProcess, "_start", lambda process: (start(process), started.append(process._process))[0])
+    return started
+
+
+def test_a_process_that_is_gone_is_started_again(byte_level, monkeypatch):
     compiler = GrammarCompiler(byte_level, end_token_ids=[])
+    started = watch_processes(monkeypatch)
     compiler.matcher(SamplingParams(regex="a"))
-    process = compiler._engine[1]._process._process
-    process.kill()
-    process.wait()
-    assert compiler.matcher(SamplingParams(regex="a")).error is None
-    last = compiler._engine[1]._process._process
-    assert last is not process
+    started[0].kill()
+    started[0].wait()
+    assert compiler.matcher(SamplingParams(regex="b")).error is None
+    assert len(started) == 2
     del compiler
-    assert last.poll() is not None
+    assert started[1].poll() is not None
+
+
+def test_a_grammar_is_tried_once(byte_level, monkeypatch):
+    """Whatever number of requests have it; one that was refused is tried again."""
+    compiler = GrammarCompiler(byte_level, end_token_ids=[])
+    tried = []
+    ask = LineProcess.ask
+    monkeypatch.setattr(LineProcess, "ask", lambda process, line: (tried.append(line), ask(process, line))[1])
+    for _ in range(3):
+        assert compiler.matcher(SamplingParams(regex="[0-9]{4}")).error is None
+    assert len(tried) == 1
+    for _ in range(2):
+        with pytest.raises(InvalidGrammarError, match="too complex"):
+            compiler.matcher(SamplingParams(**BAD["rules"]))
+    assert len(tried) == 3
+
+
+def test_answers_of_one_grammar_have_nothing_in_common(compiler, byte_level, monkeypatch):
+    """One that makes its lexer fail, by too many states, leaves the others as they are."""
+    monkeypatch.setattr(grammar_trial, "_MAX_LEXER_STATES", 500)
+    letters = [byte_level.convert_tokens_to_ids(letter) for letter in "ab"]
+    first = compiler.matcher(SamplingParams(regex="(a|b)*a(a|b){12}c"))
+    before, rng = first.anew(), random.Random(0)
+    while not first.is_done:
+        first.ll_matcher.compute_bitmask()
+        first.consume(rng.choice(letters))
+    assert first.error is not None
+    for other in (before, first.anew(), compiler.matcher(SamplingParams(regex="(a|b)*a(a|b){12}c"))):
+        for letter in (0, 1, 1, 0):
+            other.ll_matcher.compute_bitmask()
+            other.consume(letters[letter])
+        assert not other.is_done
 
 
 def late(rules):

@@ -233,14 +233,17 @@ def before_stop(pieces, stops):
 @given(
     pieces=st.lists(st.tuples(st.text("ab<", min_size=1, max_size=3), st.booleans()), max_size=12),
     stops=st.lists(st.text("ab<", min_size=1, max_size=5), min_size=1, max_size=3),
+    include=st.booleans(),
 )
-def test_stop_texts_may_name_special_tokens(pieces, stops):
+def test_stop_texts_may_name_special_tokens(pieces, stops, include):
     texts, special = ["prompt", *(text for text, _ in pieces)], {i: t for i, (t, s) in enumerate(pieces, 1) if s}
     stream = TextStream(
         lambda tokens: "".join(texts[token] for token in tokens if token not in special),
         prompt_tokens=[0],
         stop=stops,
         special_texts=special,
+        include_stop=include,
     )
     found = stream_all(stream, range(1, len(texts)))
-    assert (found, stream.stop_text) == before_stop(pieces, stops)
+    text, stop = before_stop(pieces, stops)
+    assert (found, stream.stop_text) == (text + (stop if include and stop else ""), stop)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["GenerateMixin", "as_requests", "checked", "is_batch", "new_contexts"]
 
 ContextT_co = TypeVar("ContextT_co", bound=TextContext, covariant=True)
-ContextT = TypeVar("ContextT")
 RequestT_co = TypeVar("RequestT_co", bound=TextGenerationRequest, covariant=True)
 
 
@@ -110,7 +109,7 @@ class GenerateMixin(Protocol[ContextT_co, RequestT_co]):
 def _run(
     pipeline: GenerateMixin[Any, Any], answers: Answers, *, in_batch: bool
 ) -> Generator[list[TextGenerationOutput]]:
-    contexts, failed = new_contexts(pipeline.tokenizer, answers.requests)
+    contexts, failed = new_contexts(pipeline.tokenizer, answers)
     try:
         if failed:
             yield checked(answers.named(failed), in_batch=in_batch)
@@ -143,15 +142,22 @@ def is_batch(prompts: Any) -> bool:
 
 
 def new_contexts(
-    tokenizer: PipelineTokenizer[ContextT, Any, Any], requests: Sequence[TextGenerationRequest]
-) -> tuple[list[ContextT], list[TextGenerationOutput]]:
-    """Returns the contexts of those requests that can become one, and an output with the error for each other."""
-    contexts, failed = [], []
-    for request in requests:
+    tokenizer: PipelineTokenizer[TextContext, Any, Any], answers: Answers
+) -> tuple[list[TextContext], list[TextGenerationOutput]]:
+    """Returns the contexts of those requests that can become one, and an output with the error for each other.
+
+    A prompt is tokenized once for all its answers, and its grammar tried once.
+    """
+    contexts: list[TextContext] = []
+    failed: list[TextGenerationOutput] = []
+    for first, *others in answers.by_prompt:
         try:
-            contexts.append(tokenizer.new_context(request))
+            context = tokenizer.new_context(first)
         except Exception as error:  # a tokenizer is the model's own and may fail in any way
-            failed.append(TextGenerationOutput.failed(request.request_id, error))
+            failed += [TextGenerationOutput.failed(request.request_id, error) for request in (first, *others)]
+            continue
+        context.arrival_time = answers.arrival_time
+        contexts += [context, *map(context.another, others)]
     return contexts, failed
 
 

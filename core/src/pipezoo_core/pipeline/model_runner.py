@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import wait
 from dataclasses import replace
 from functools import partial
@@ -245,6 +245,8 @@ class ModelRunner:
         if stream.stop_text is not None:
             context.finish(GenerationStatus.END_OF_SEQUENCE)
             context.stop_reason = stream.stop_text
+        elif context.stop_reason is not None and context.sampling_params.include_stop_str_in_output:
+            text += self._left_out(context).get(token, "")
         return context.output(text=text, tokens=[token])
 
     def _new_stream(self, context: TextContext) -> TextStream:
@@ -254,9 +256,13 @@ class ModelRunner:
             prompt_tokens=context.tokens[: context.prompt_length],
             stop=params.stop,
             min_new_tokens=params.min_new_tokens,
-            special_texts=self._tokenizer.special_texts if params.skip_special_tokens else {},
+            special_texts=self._left_out(context),
             include_stop=params.include_stop_str_in_output,
         )
+
+    def _left_out(self, context: TextContext) -> Mapping[int, str]:
+        """Returns the texts of the tokens that the answer's text leaves out."""
+        return self._tokenizer.special_texts if context.sampling_params.skip_special_tokens else {}
 
 
 def _last(top: dict[int, float]) -> dict[int, float]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipezoo_core.context import TextContext
@@ -94,29 +96,29 @@ def _adjust_(row_V: Tensor, context: TextContext) -> None:
         if params.logits_processors:
             _process_(row_V, context)
         _bar_words_(row_V, context)
-    if not context.may_end and context.stop_token_ids and context.matcher is None:  # a grammar bars them itself
-        row_V[_index(sorted(context.stop_token_ids), row_V)] = -torch.inf
+    if not context.may_end and context.matcher is None:  # a grammar bars them itself
+        row_V[_beside(row_V, context.stop_tokens)] = -torch.inf
 
 
-def _index(tokens: Sequence[int], row_V: Tensor) -> Tensor:
-    return torch.tensor(tokens, dtype=torch.int64, device=row_V.device)
+def _beside(row_V: Tensor, numbers: NDArray[Any]) -> Tensor:
+    """Returns numbers that a context keeps, on the device of its logits."""
+    return torch.from_numpy(numbers).to(row_V.device)
 
 
 def _add_bias_and_penalties_(row_V: Tensor, context: TextContext) -> None:
     params = context.sampling_params
     if params.logit_bias:
-        row_V[_index(list(params.logit_bias), row_V)] += torch.tensor(
-            list(params.logit_bias.values()), dtype=torch.float32, device=row_V.device
-        )
+        row_V[_beside(row_V, context.biased_tokens)] += _beside(row_V, context.biases)
     if params.repetition_penalty != 1.0:
-        seen = _index(context.tokens, row_V)  # tokens may repeat; each copy writes the same number
+        seen = _beside(row_V, context.token_counts.up_to_now()[0])
         values = row_V[seen]
         row_V[seen] = torch.where(values < 0, values * params.repetition_penalty, values / params.repetition_penalty)
     if params.frequency_penalty != 0.0 or params.presence_penalty != 0.0:
-        own, counts = _index(context.generated_tokens, row_V).unique(return_counts=True)
+        own, counts = (_beside(row_V, numbers) for numbers in context.generated_counts.up_to_now())
         row_V[own] -= params.frequency_penalty * counts.float() + params.presence_penalty
 
 
+@torch.no_grad()  # a processor may have parameters
 def _process_(row_V: Tensor, context: TextContext) -> None:
     """Applies the request's own processors; where one fails, notes why and leaves no token to choose."""
     try:
@@ -149,9 +151,9 @@ def _bar_words_(row_V: Tensor, context: TextContext) -> None:
     tokens = context.tokens
     last = [word[-1] for word in context.bad_words if tokens[len(tokens) - len(word) + 1 :] == word[:-1]]
     if last:
-        row_V[_index(last, row_V)] = -torch.inf
+        row_V[torch.tensor(last, dtype=torch.int64, device=row_V.device)] = -torch.inf
     if context.allowed_tokens is not None:
-        allowed = torch.from_numpy(context.allowed_tokens).to(row_V.device)
+        allowed = _beside(row_V, context.allowed_tokens)
         kept = row_V[allowed]
         row_V.fill_(-torch.inf)
         row_V[allowed] = kept

@@ -268,14 +268,14 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         Raises:
             What `generate` does; what is wrong with the prompt or the settings at once.
         """
-        requests = self._answers([prompt], sampling_params, lora, sampling).requests
-        if len(requests) > 1:
+        answers = self._answers([prompt], sampling_params, lora, sampling)
+        if len(answers.requests) > 1:
             raise InvalidSettingError(
-                "a stream has one answer", found=f"n={len(requests)}", cure="Take generate or generate_async."
+                "a stream has one answer", found=f"n={len(answers.requests)}", cure="Take generate or generate_async."
             )
-        contexts, failed = new_contexts(self.tokenizer, requests)
+        contexts, failed = new_contexts(self.tokenizer, answers)
         checked(failed, in_batch=False)
-        return AnswerStream(requests[0].request_id, self._engine.outputs_of(contexts))
+        return AnswerStream(answers.requests[0].request_id, self._engine.outputs_of(contexts))
 
     def chat(
         self,
@@ -405,14 +405,14 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             self._several.add(ref(answers, self._several.discard))
         return answers
 
-    def _ids_of(self, request_id: RequestID) -> list[RequestID]:
+    def _ids_of(self, request_id: Any) -> list[RequestID]:
         """Returns the ids of a request's answers, in every call that has a request with this id."""
         several = self._several.copy() if isinstance(request_id, str) else ()  # what is no id is refused
         calls = [answers for call in several if (answers := call()) is not None]
         return [request_id, *(own_id for answers in calls for own_id in answers.ids_of(request_id)[1:])]
 
     def _run(self, answers: Answers, *, in_batch: bool) -> Generator[list[TextGenerationOutput]]:
-        contexts, failed = new_contexts(self.tokenizer, answers.requests)
+        contexts, failed = new_contexts(self.tokenizer, answers)
         if failed:
             yield checked(answers.named(failed), in_batch=in_batch)
         for outputs in self._engine.outputs_of(contexts):
@@ -420,7 +420,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
 
     async def _run_async(self, answers: Answers, *, in_batch: bool) -> AsyncGenerator[list[TextGenerationOutput]]:
         self._engine.check_outside()
-        contexts, failed = await asyncio.wrap_future(self._new_contexts_later(answers.requests))
+        contexts, failed = await asyncio.wrap_future(self._new_contexts_later(answers))
         call = self._engine.begin(contexts)
         try:
             if failed:
@@ -435,12 +435,10 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             call.close()
             await self._step_thread.settle()
 
-    def _new_contexts_later(
-        self, requests: Sequence[TextGenerationRequest]
-    ) -> Future[tuple[list[TextContext], list[TextGenerationOutput]]]:
+    def _new_contexts_later(self, answers: Answers) -> Future[tuple[list[TextContext], list[TextGenerationOutput]]]:
         tokenizer = self.tokenizer
         try:
-            return self._prompt_threads.submit(new_contexts, tokenizer, requests)
+            return self._prompt_threads.submit(new_contexts, tokenizer, answers)
         except RuntimeError:  # the threads have ended
             self._engine.check_open()
             raise

@@ -57,17 +57,18 @@ class ChatPrompts:
             What `text` raises; InvalidRequestError also where the template leaves no way to tell.
         """
         variables = chat.variables()
-        if self._quoted is None:
+        quoted = self._quoted  # once: another thread that also finds none makes one with other marks
+        if quoted is None:
             return self._rendered(chat, variables), None
         try:
-            marked = {name: self._quoted.marked(variables[name]) for name in _WRITTEN}
+            marked = {name: quoted.marked(variables[name]) for name in _WRITTEN}
         except RecursionError as error:
             raise _refusal(error) from error
         if all(marked[name] == variables[name] for name in _WRITTEN):
             return self._rendered(chat, variables), None
         text = self._rendered(chat, {**variables, **marked})
         try:
-            return self._quoted.restored(text), partial(self._quoted.encode, text)
+            return quoted.restored(text), partial(quoted.encode, text)
         except ValueError as error:
             raise _refusal(error) from error
 

@@ -1,7 +1,7 @@
 """A model's chat template: messages to the text of a prompt, by a program of the model's own.
 
-What it may do is bounded by the process that it runs in: time, memory and the size of the text. One such process
-answers all requests of a tokenizer; it starts with the first chat, and anew after it had to be ended.
+What it may do is bounded by the process that it runs in: time, memory and the size of the text. Each template has one
+such process for all its requests; it starts with the first chat, and anew after it had to be ended.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class TextStream:
         stop: texts that end the answer, none of them empty.
         min_new_tokens: a stop text counts only where it lies wholly behind the text of so many tokens.
         special_texts: token -> its text, of the tokens that `decode` leaves out.
-        include_stop: whether the text ends with the stop text, and not before it.
+        include_stop: whether the text ends with the stop text, special tokens in it included, and not before it.
     """
 
     def __init__(
@@ -81,14 +81,15 @@ class TextStream:
 
     def _certain(self, num_undecided: int) -> str:
         """Returns the answer's part of the held text, up to a stop text or the undecided rest, which stays held."""
-        end = len(self._held) - num_undecided
-        if stops := self._stops():
-            stop_end, start, self._stop_text = min(stops)
-            end = stop_end if self._include_stop else start
+        end, stop_text = len(self._held) - num_undecided, ""
+        stops = self._stops()
+        if stops:
+            _, end, stop_text = min(stops)
+            self._stop_text = stop_text
         text = "".join(self._held[place] for place in self._shown if place < end)
         self._held = "" if stops else self._held[end:]
         self._shown = [] if stops else [place - end for place in self._shown if place >= end]
-        return text
+        return text + stop_text if self._include_stop else text
 
     def _stops(self) -> list[tuple[int, int, str]]:
         """Returns the end and the begin of the first occurrence of each stop text in the held text, and the text."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from pipezoo.cli.answer import Answer
-from pipezoo_core.request import Prompt
+from pipezoo_core.request import FinishReason, Prompt
 
 if TYPE_CHECKING:
     from pipezoo_core.pipeline import TextGenerationPipeline
@@ -34,7 +34,9 @@ def answer_prompt(llm: TextGenerationPipeline, prompt: Prompt, *, as_json: bool,
     limit = {"max_new_tokens": _MAX_NEW_TOKENS} if is_ours else {}
     answer.stream(llm, prompt, _ignore if as_json else _show, **sampling, **limit)
     typer.echo(_as_json(answer) if as_json else "")
-    if is_ours and not as_json and answer.num_tokens == _MAX_NEW_TOKENS:
+    assert answer.last is not None, "what ends early raises"
+    is_cut = answer.last.finish_reason is FinishReason.LENGTH and answer.num_tokens == _MAX_NEW_TOKENS
+    if is_ours and not as_json and is_cut:
         typer.echo(f"Stopped after {_MAX_NEW_TOKENS} tokens; --max-new-tokens asks for more.", err=True)
 
 

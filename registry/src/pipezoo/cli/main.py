@@ -12,7 +12,7 @@ import typer
 from pipezoo import registry
 from pipezoo.cli import options
 from pipezoo.cli.failures import errors_as_text
-from pipezoo.cli.options import LORA_NAME, given, model_settings
+from pipezoo.cli.options import LORA_NAME, model_settings, sampling_settings
 
 __all__ = ["app"]
 
@@ -148,11 +148,10 @@ def generate(
     from pipezoo.cli.loading import load_model
     from pipezoo.cli.text_input import prompt_text
     from pipezoo_core.local_file import text_or_file
-    from pipezoo_core.sampling_params import SamplingParams
 
     settings = model_settings(max_length=max_length, kv_cache_memory=kv_cache_memory, lora=lora, devices=devices)
     with errors_as_text():
-        sampling = given(
+        sampling = sampling_settings(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,
@@ -165,7 +164,6 @@ def generate(
             regex=regex,
             grammar=grammar and text_or_file(grammar),
         )
-        SamplingParams(**sampling)  # before a model is downloaded or loaded for a setting that cannot be
         text = prompt_text(prompt)
         llm = load_model(model, revision=revision, plugin=plugin, device=device, dtype=dtype, **settings)
         if lora is not None:
@@ -203,11 +201,10 @@ def chat(
     from pipezoo.cli.chat import ChatSession
     from pipezoo.cli.line_input import line_input
     from pipezoo.cli.loading import load_model
-    from pipezoo_core.sampling_params import SamplingParams
 
     settings = model_settings(max_length=max_length, kv_cache_memory=kv_cache_memory, lora=lora, devices=devices)
     with errors_as_text():
-        sampling = given(
+        sampling = sampling_settings(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,
@@ -217,7 +214,6 @@ def chat(
             stop=stop,
             seed=seed,
         )
-        SamplingParams(**sampling)  # before a model is downloaded or loaded for a setting that cannot be
         llm = load_model(model, revision=revision, plugin=plugin, device=device, dtype=dtype, **settings)
         session = ChatSession(llm, lora=lora and LORA_NAME, system=system, sampling=sampling, is_verbose=verbose)
         if not session.run(line_input()):

@@ -31,8 +31,8 @@ __all__ = [
     "TopK",
     "TopP",
     "Verbose",
-    "given",
     "model_settings",
+    "sampling_settings",
 ]
 
 LORA_NAME = "lora"
@@ -63,16 +63,29 @@ System = Annotated[str | None, typer.Option(help="What the model is told before 
 Verbose = Annotated[bool, typer.Option("--verbose", help="Say after each answer how fast it was.")]
 
 
-def given(**options: Any) -> dict[str, Any]:
+def _given(**options: Any) -> dict[str, Any]:
     """Returns the options that the user gave."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def sampling_settings(**options: Any) -> dict[str, Any]:
+    """Returns the settings of `SamplingParams` that the user gave, before a model is downloaded or loaded for them.
+
+    Raises:
+        InvalidSettingError: one is not valid.
+    """
+    from pipezoo_core.sampling_params import SamplingParams
+
+    settings = _given(**options)
+    SamplingParams(**settings)
+    return settings
 
 
 def model_settings(
     *, max_length: int | None, kv_cache_memory: str | None, lora: str | None, devices: str | None
 ) -> dict[str, Any]:
     """Returns what these options mean as settings of `registry.load`."""
-    return given(
+    return _given(
         max_length=max_length,
         kv_cache_memory=kv_cache_memory,
         lora_paths=None if lora is None else [f"{LORA_NAME}={lora}"],

@@ -40,7 +40,9 @@ def check_inherited_threads() -> None:
             os._exit(0)
     watched = os.pidfd_open(child)
     try:
-        can_compute = bool(select.select([watched], [], [], _PATIENCE)[0])
+        end = select.poll()
+        end.register(watched, select.POLLIN)
+        can_compute = bool(end.poll(_PATIENCE * 1000))
     finally:
         os.close(watched)
         with suppress(ProcessLookupError):
