@@ -317,7 +317,7 @@ def test_a_grammar_that_becomes_too_complex_fails_its_own_request(load_tiny, mon
     import llguidance
 
     limits = llguidance.LLParserLimits
-    monkeypatch.setattr(llguidance, "LLParserLimits", lambda **settings: limits(**settings, step_max_items=300))
+    monkeypatch.setattr(llguidance, "LLParserLimits", lambda **given: limits(**{**given, "step_max_items": 300}))
     llm = load_tiny()
     free = {**GREEDY, "max_new_tokens": 80, "ignore_eos": True}
     expected = llm.generate("hello", **free)[0].text
