@@ -1,5 +1,6 @@
 """In fp32 on a CPU, the greedy tokens of a request do not depend on how it is run."""
 
+import logging
 import random
 
 import pytest
@@ -47,11 +48,13 @@ def test_with_chunked_prefill(load_tiny, alone):
     assert answers(load_tiny(max_batch_tokens=16), PROMPTS) == alone
 
 
-def test_after_preemption(load_tiny, alone):
+def test_after_preemption(load_tiny, alone, caplog):
     llm = load_tiny(kv_cache_memory=cache_memory(20), max_length=120)
     assert llm.kv_managers[0].total_num_pages == 20
-    assert answers(llm, PROMPTS) == alone
+    with caplog.at_level(logging.INFO, "pipezoo"):
+        assert answers(llm, PROMPTS) == alone
     assert llm.scheduler.num_preemptions > 0
+    assert sum("preempted" in line for line in caplog.messages) == llm.scheduler.num_preemptions
 
 
 def test_on_a_prefix_hit(load_tiny, alone):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from pipezoo_core.lora import LoRAManager
 
 __all__ = ["Scheduler"]
+
+_LOGGER = logging.getLogger("pipezoo")
 
 
 @dataclass(slots=True)
@@ -261,6 +264,11 @@ class Scheduler:
         replica.preempted[context.request_id] = context
         replica.preempted.move_to_end(context.request_id, last=False)
         self.num_preemptions += 1
+        _LOGGER.info(
+            "preempted a request of %d tokens: the KV cache is full (%d so far)",
+            len(context.tokens),
+            self.num_preemptions,
+        )
 
 
 def _priority(context: TextContext) -> int:
