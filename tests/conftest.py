@@ -2,6 +2,7 @@
 
 import gc
 import shutil
+import signal
 
 import pytest
 import torch
@@ -14,6 +15,10 @@ from pipezoo import registry
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:

@@ -15,7 +15,7 @@ TALKER = """
 import asyncio, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background ignores it
 from pipezoo import registry
-from pipezoo_core.request import TextGenerationOutput
+from pipezoo_core.request import GenerationStatus, TextGenerationOutput
 from pipezoo_core.sampling_params import SamplingParams
 
 class Talker:
@@ -25,6 +25,7 @@ class Talker:
         while "endless" in str(prompt):
             await asyncio.sleep(0.001)
             yield [TextGenerationOutput(request_id="r", text="." * 1000 + "\\n", tokens=[1])]
+        yield [TextGenerationOutput(request_id="r", final_status=GenerationStatus.END_OF_SEQUENCE)]
 
 registry.load = lambda model, **settings: Talker()
 from pipezoo.cli.main import app
