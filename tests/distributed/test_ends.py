@@ -259,12 +259,12 @@ def test_a_rank_that_is_stopped_under_torchrun(through_memory, tiny_gguf, tmp_pa
 SLOW = """
 import time
 from pipezoo_core.decoder import DecoderPipelineModel
-step = DecoderPipelineModel._step_as_told
+step = DecoderPipelineModel._serve_step
 def slowly(*told):
     print("slowly", flush=True)
     time.sleep(5)
     step(*told)
-DecoderPipelineModel._step_as_told = slowly
+DecoderPipelineModel._serve_step = slowly
 """
 
 
