@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.errors import CheckpointMismatchError, InvalidSettingError, UnsupportedModelError
+from pipezoo_core.interfaces import upper_bounded_default
 from pipezoo_core.layers import Heads
 from pipezoo_core.weights import LazyTensor
 
@@ -87,11 +88,12 @@ class DecoderConfig(abc.ABC):
         Raises:
             InvalidSettingError: it is longer than that.
         """
-        if max_length is not None and max_length > self.max_seq_len:
+        try:
+            return upper_bounded_default(upper_bound=self.max_seq_len, default=max_length)
+        except ValueError as error:
             raise InvalidSettingError(
                 "max_length is above what the model can do", found=max_length, allowed=f"at most {self.max_seq_len}"
-            )
-        return self.max_seq_len if max_length is None else max_length
+            ) from error
 
     def check_against(self, tensors: Mapping[str, LazyTensor]) -> None:
         """Checks that a checkpoint can be as large as the config says, before anything of that size is made.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pipezoo_core.attention import AttentionBackend, NativeAttention, select_backend
+from pipezoo_core.attention import AttentionBackend, select_backend
 from pipezoo_core.config import KVCacheConfig, PipelineConfig, ReturnLogits, SupportedEncoding
 from pipezoo_core.context import TextContext
 from pipezoo_core.decoder.config import DecoderConfig
@@ -20,7 +20,7 @@ from pipezoo_core.decoder.inputs import DecoderInputs
 from pipezoo_core.decoder.module import load_decoder, outline_of
 from pipezoo_core.decoder.rank_step import RankStep
 from pipezoo_core.decoder.recorded_module import RecordedModule
-from pipezoo_core.decoder.replay import why_not_replayed
+from pipezoo_core.decoder.replay import why_not_recorded, why_not_replayed
 from pipezoo_core.decoder.spoiled import spoiled_rows
 from pipezoo_core.distributed import DistributedGroup, Message
 from pipezoo_core.interfaces import (
@@ -184,8 +184,7 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, PipelineModel[TextContext],
             if self._group.rank == 0:
                 self._lora_manager = LoRAManager(lora, self._adapted, self._adapt)
         self._forward: Callable[[Tensor, KVCacheInputs[Any]], Tensor] = self.module
-        is_recordable = isinstance(self._backend, NativeAttention) and self._group.size == 1
-        if is_recordable and not pipeline_config.enforce_eager:
+        if why_not_recorded(pipeline_config, self._backend, self._group.size) is None:
             self._forward = RecordedModule(self.module, self._kernels, pipeline_config.max_batch_tokens)
 
     def _adapt(self, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:

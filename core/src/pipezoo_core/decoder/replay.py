@@ -17,7 +17,18 @@ from pipezoo_core.layers import use_linear_backend
 from pipezoo_core.native import NativeKernels, Recording
 from pipezoo_core.weights import torch_dtype
 
-__all__ = ["why_not_replayed"]
+__all__ = ["why_not_recorded", "why_not_replayed"]
+
+
+def why_not_recorded(pipeline_config: PipelineConfig, backend: AttentionBackend, num_ranks: int) -> str | None:
+    """Returns what keeps steps from being recorded, whatever the module does; None where nothing does."""
+    if pipeline_config.enforce_eager:
+        return "enforce_eager is set"
+    if num_ranks > 1:
+        return "several devices compute the model"
+    if not isinstance(backend, NativeAttention):
+        return f"the attention is {backend.name!r}, and not 'native'"
+    return None
 
 
 @torch.inference_mode()
@@ -32,15 +43,11 @@ def why_not_replayed(module_class: Any, config: DecoderConfig, pipeline_config: 
         config: of the model.
         pipeline_config: complete.
     """
-    if pipeline_config.enforce_eager:
-        return "enforce_eager is set"
-    if pipeline_config.tensor_parallel_degree > 1:
-        return "several devices compute the model"
     kernels = NativeKernels(torch.device(pipeline_config.device), torch_dtype(pipeline_config.encoding))
     page_size = pipeline_config.kv_cache.page_size
     backend = select_backend(pipeline_config.attention, config.attention, kernels, page_size)
-    if not isinstance(backend, NativeAttention):
-        return f"the attention is {backend.name!r}, and not 'native'"
+    if reason := why_not_recorded(pipeline_config, backend, pipeline_config.tensor_parallel_degree):
+        return reason
     module = _without_numbers(module_class, config, backend, kernels, pipeline_config)
     step = _empty_step(config, backend, pipeline_config)
     return RecordedModule(module, kernels, pipeline_config.max_batch_tokens).obstacle_to(1, step)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeAlias
 
 from pipezoo_core.context import TextContext, TextGenerationInputs
 from pipezoo_core.distributed import interrupts_deferred
 from pipezoo_core.errors import ClosedPipelineError, InsufficientPagesError, InvalidRequestError, shown
+from pipezoo_core.pipeline.call import Call, PendingRequest
 from pipezoo_core.pipeline.lock_patience import short_patience
 from pipezoo_core.pipeline.model_runner import ModelRunner, Outcome
 from pipezoo_core.pipeline.replicas import ReplicaThreads
@@ -21,47 +20,10 @@ from pipezoo_core.process_lock import ProcessLock
 from pipezoo_core.request import GenerationStatus, RequestID, TextGenerationOutput
 from pipezoo_core.scheduling import Scheduler
 
-__all__ = ["Call", "Engine", "closed_error"]
+__all__ = ["Engine", "closed_error"]
 
 _Work: TypeAlias = tuple[ModelRunner, list[TextContext]]
 """A replica, and the batch that it runs in a step."""
-
-
-@dataclass(slots=True)
-class _Request:
-    """What a request produced and nobody has fetched yet."""
-
-    context: TextContext
-    outputs: deque[TextGenerationOutput] = field(default_factory=deque)
-    is_done: bool = False
-
-
-class Call:
-    """The requests that one caller waits for. Those that are not done when it is gone, or closed, are released.
-
-    Args:
-        requests: belong to this call alone.
-        forget: releases requests, and waits for nobody.
-    """
-
-    def __init__(self, requests: Sequence[_Request], forget: Callable[[Sequence[_Request]], None]) -> None:
-        self._requests = requests
-        self.close = weakref.finalize(self, forget, requests)
-        self.close.atexit = False
-
-    @property
-    def is_over(self) -> bool:
-        """Whether all requests are done and all that they produced was taken."""
-        return not any(request.outputs or not request.is_done for request in self._requests)
-
-    @property
-    def has_outputs(self) -> bool:
-        """Whether there is something to take."""
-        return any(request.outputs for request in self._requests)
-
-    def take(self) -> list[TextGenerationOutput]:
-        """Returns what the requests produced since the last time. Waits for nobody."""
-        return [request.outputs.popleft() for request in self._requests for _ in range(len(request.outputs))]
 
 
 def closed_error() -> ClosedPipelineError:
@@ -85,7 +47,7 @@ class Engine:
         self._scheduler: Scheduler | None = scheduler
         self._runners = tuple(runners)
         self._threads = ReplicaThreads(len(runners)) if len(runners) > 1 else None
-        self._requests: dict[RequestID, _Request] = {}
+        self._requests: dict[RequestID, PendingRequest] = {}
         self._changes: deque[Callable[[], None]] = deque()
         self._lock = ProcessLock()
         self._inside: int | None = None  # the thread that has the lock and is not to take it again
@@ -154,7 +116,7 @@ class Engine:
 
     def begin(self, contexts: Sequence[TextContext]) -> Call:
         """Adds requests. One that cannot be added gets an output with the error."""
-        requests = [_Request(context) for context in contexts]
+        requests = [PendingRequest(context) for context in contexts]
         call = Call(requests, self._forget_later)
         for request in requests:
             self._change(partial(self._add, request))
@@ -283,7 +245,7 @@ class Engine:
             finally:
                 self._lock.release()
 
-    def _add(self, request: _Request) -> None:
+    def _add(self, request: PendingRequest) -> None:
         request_id = request.context.request_id
         if self._requests.get(request_id) is request:
             return
@@ -312,10 +274,10 @@ class Engine:
         for runner in self._runners:
             runner.release(request_id)
 
-    def _forget_later(self, requests: Sequence[_Request]) -> None:
+    def _forget_later(self, requests: Sequence[PendingRequest]) -> None:
         self._change(partial(self._forget, requests))
 
-    def _forget(self, requests: Sequence[_Request]) -> None:
+    def _forget(self, requests: Sequence[PendingRequest]) -> None:
         for request in requests:
             request_id = request.context.request_id
             if self._requests.get(request_id) is request:

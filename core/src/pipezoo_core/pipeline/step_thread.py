@@ -7,7 +7,8 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
-from pipezoo_core.pipeline.engine import Call, Engine
+from pipezoo_core.pipeline.call import Call
+from pipezoo_core.pipeline.engine import Engine
 
 __all__ = ["StepThread"]
 
