@@ -65,11 +65,6 @@ PIPEZOO_INLINE Vector exponential(Vector x) {
     return times_power_of_two(p, n);
 }
 
-// x · sigmoid(x), the activation that models call silu or swish.
-PIPEZOO_INLINE Vector silu(Vector x) {
-    return x / (all(1.0f) + exponential(smaller(all(88.0f), zeros() - x)));
-}
-
 // accumulator[i][v] += sum over steps of A[i] x B[:, kLanes v .. kLanes (v + 1) - 1], for MR rows and kPanel columns.
 //
 // Row i of A at step s lies at a + i * row_stride + s * step_stride, B at b + s * b_stride; strides count numbers. Each

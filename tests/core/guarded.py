@@ -14,7 +14,7 @@ from pipezoo_core.attention import AttentionSpec, NativeAttention
 from pipezoo_core.kv_cache import RaggedBatch
 from pipezoo_core.layers import apply_rotary
 from pipezoo_core.layers.quantized import QuantizedProduct
-from pipezoo_core.native import Form, NativeKernels
+from pipezoo_core.native import Activation, Form, NativeKernels
 
 CPU = torch.device("cpu")
 MAX_PAGE_SIZE = 4096
@@ -120,7 +120,7 @@ def check_layers(dtype, rows, size):
     heads = random(rows, 5 * size).unflatten(1, (5, size))[:, 2:]  # the last ones of wider rows
     equal(kernels.rms_norm(heads, weight, 1e-6), F.rms_norm(heads.float(), (size,), weight.float(), 1e-6))
     gate_up = random(rows, 2 * size)
-    equal(kernels.silu_multiply(gate_up), F.silu(gate_up[:, :size].float()) * gate_up[:, size:].float())
+    equal(kernels.gated(gate_up, Activation.silu), F.silu(gate_up[:, :size].float()) * gate_up[:, size:].float())
     positions, frequencies = guarded(torch.arange(rows)), guarded(torch.rand(size, generator=generator))
     angles = positions[:, None] * frequencies[None].repeat(1, 2)
     for found, expected in zip(

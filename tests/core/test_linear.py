@@ -16,7 +16,7 @@ from pipezoo_core.layers import (
     use_linear_backend,
 )
 from pipezoo_core.layers.linear_backends import NativeProduct, _why_not_onednn
-from pipezoo_core.native import GATE, Form, NativeKernels, kernels
+from pipezoo_core.native import GATE, Activation, Form, NativeKernels, kernels
 from pipezoo_core.weights import LazyTensor, load_module
 
 CPU = torch.device("cpu")
@@ -160,7 +160,7 @@ def test_a_gated_product_of_few_bits(dtype, bits, rows):
 def test_native_gate_of_extreme_numbers():
     skip_where_not_usable(LinearName.native, torch.float32)
     gate_up = torch.tensor([[-1e30, -90.0, 0.0, 90.0, torch.nan, 1.0, 1.0, 1.0, 1.0, 1.0]])
-    gated = NativeKernels(CPU, torch.float32).silu_multiply(gate_up)
+    gated = NativeKernels(CPU, torch.float32).gated(gate_up, Activation.silu)
     torch.testing.assert_close(gated, torch.nn.functional.silu(gate_up[:, :5]), equal_nan=True)
 
 

@@ -12,7 +12,7 @@ from pipezoo_core.attention import AttentionSpec, NativeAttention, select_backen
 from pipezoo_core.config import KVCacheConfig, LinearName, PipelineConfig
 from pipezoo_core.decoder.config import DecoderConfig
 from pipezoo_core.kv_cache import KVCacheParams
-from pipezoo_core.layers import DEQUANTIZED_AT_ONCE, GatedMLP, as_split
+from pipezoo_core.layers import DEQUANTIZED_AT_ONCE, FeedForward, as_split
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.sampling_params import NUM_ECHOED_AT_ONCE, NUMBERS_SAMPLED_AT_ONCE
 from pipezoo_core.weights import torch_dtype
@@ -67,9 +67,9 @@ def activation_memory(config: DecoderConfig, outline: nn.Module, pipeline_config
     backend = select_backend(pipeline_config.attention, spec, kernels, pipeline_config.kv_cache.page_size)
     has_native_attention = isinstance(backend, NativeAttention)
     is_native = kernels.obstacle is None and pipeline_config.linear in (LinearName.auto, LinearName.native)
-    gated = [module for module in outline.modules() if isinstance(module, GatedMLP)]
+    feed_forward = [module for module in outline.modules() if isinstance(module, FeedForward)]
     inner = max(as_split(config.intermediate_size).sizes(num_ranks))
-    moments = _layer_moments(config, spec, gated, inner, pipeline_config, is_native=is_native)
+    moments = _layer_moments(config, spec, feed_forward, inner, pipeline_config, is_native=is_native)
     num_tokens, num_requests = pipeline_config.max_batch_tokens, pipeline_config.max_batch_size
     row = config.vocab_size * _LOGIT_BYTES
     logits = (num_requests + NUM_ECHOED_AT_ONCE) * row
@@ -85,7 +85,7 @@ def activation_memory(config: DecoderConfig, outline: nn.Module, pipeline_config
         max_length = config.longest_request(pipeline_config.max_length)
         width = (spec.num_heads + spec.num_kv_heads) * spec.head_dim
         others += _BIAS_BYTES * min(num_tokens, max_length) * max_length + 2 * max_length * width * itemsize
-    if is_native and gated and has_native_attention:
+    if is_native and feed_forward and has_native_attention:
         return others + _pooled(moments)
     return int((others + max(map(sum, moments[:-1])) + sum(moments[-1])) * _HOLES)
 
@@ -93,7 +93,7 @@ def activation_memory(config: DecoderConfig, outline: nn.Module, pipeline_config
 def _layer_moments(
     config: DecoderConfig,
     spec: AttentionSpec,
-    gated: Sequence[GatedMLP],
+    feed_forward: Sequence[FeedForward],
     inner: int,
     pipeline_config: PipelineConfig,
     *,
@@ -103,8 +103,8 @@ def _layer_moments(
     hidden, itemsize = config.hidden_size, torch_dtype(pipeline_config.encoding).itemsize
     queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
     fuse = pipeline_config.lora is None
-    feed_forward = max((m.alive(is_native=is_native, fuse=fuse) for m in gated), default=[inner, inner], key=sum)
-    halves = [[queries + 2 * keys, queries, hidden], feed_forward]
+    layers = (layer.alive(is_native=is_native, fuse=fuse) for layer in feed_forward)
+    halves = [[queries + 2 * keys, queries, hidden], max(layers, default=[inner, inner], key=sum)]
     num_tokens = pipeline_config.max_batch_tokens
     return [[num_tokens * width * itemsize for width in (hidden, hidden, *half)] for half in halves]
 
