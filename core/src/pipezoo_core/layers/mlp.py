@@ -71,11 +71,13 @@ class MLP(nn.Module):
 
     def alive(self, *, is_native: bool, fuse: bool) -> list[int]:
         """See `FeedForward`."""
-        del is_native, fuse  # two products and a function, whoever computes them
+        del fuse
         down = self.get_submodule(self._down)
         assert isinstance(down, RowParallelLinear)
         hidden, inner = down.out_features, down.in_features
-        return [inner, inner, hidden]
+        if is_native and self._native is not None:
+            return [inner, max(inner, hidden)]
+        return [inner, inner, max(inner, hidden)]  # an activation may be made of several operations
 
     def compute_with(self, kernels: NativeKernels) -> None:
         """Computes the activation with the native kernels from now on, where they have it."""
