@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from tiny_models import make_llama
+from transformers import MptConfig, MptForCausalLM
 
 from pipezoo import registry
 from pipezoo_core.decoder.recorded_module import RecordedModule
@@ -47,6 +48,22 @@ def folder(tiny_folder, tmp_path_factory):
 def test_a_llama_is_replayed(folder, dtype):
     assert foretold(folder, dtype=dtype) is None
     assert happened(folder, dtype=dtype) is None
+
+
+@pytest.fixture(scope="module")
+def mpt_folder(tiny_folder, tmp_path_factory):
+    """A plain feed-forward layer with GELU, LayerNorms, ALiBi, clipped queries."""
+    path = shutil.copytree(tiny_folder, tmp_path_factory.mktemp("mpt") / "model")
+    MptForCausalLM(
+        MptConfig(d_model=64, n_heads=2, n_layers=2, vocab_size=99, max_seq_len=128, attn_config={"clip_qkv": 1.0})
+    ).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_an_mpt_is_replayed(mpt_folder, dtype):
+    assert foretold(mpt_folder, dtype=dtype) is None
+    assert happened(mpt_folder, dtype=dtype) is None
 
 
 @pytest.mark.parametrize(
