@@ -128,7 +128,8 @@ def test_the_api_version_must_be_stated_and_known(site, line):
     install(site, "some-plugin", "llama", source=working("'A', 'llama'").replace("API_VERSION = 1", line))
     index = index_of(site)
     with pytest.raises(
-        IncompatiblePluginError, match=r"API_VERSION.*allowed: 1.*Install a release of it.*PIPEZOO_PLUGINS=-some-plugin"
+        IncompatiblePluginError,
+        match=r"API_VERSION.*allowed: 2, 1.*Install a release of it.*PIPEZOO_PLUGINS=-some-plugin",
     ):
         index.load(only(index))
     assert only(index).state is PluginState.incompatible

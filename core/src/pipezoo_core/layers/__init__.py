@@ -7,6 +7,7 @@ from pipezoo_core.layers.linear import ColumnParallelLinear, Linear, MergedLinea
 from pipezoo_core.layers.linear_backends import choose_linear, use_linear_backend, weights_memory
 from pipezoo_core.layers.mlp import GatedMLP
 from pipezoo_core.layers.norm import ParallelLayerNorm, RMSNorm
+from pipezoo_core.layers.precision import KeepsFloat32, float32_parameters, set_dtype
 from pipezoo_core.layers.quantized import DEQUANTIZED_AT_ONCE
 from pipezoo_core.layers.rotary import ROPE_TYPES, RotaryEmbedding, apply_rotary, max_rotary_length
 from pipezoo_core.layers.split import Heads, Shard, Shardable, Split, as_split, shard_module
@@ -19,6 +20,7 @@ __all__ = [
     "Embedding",
     "GatedMLP",
     "Heads",
+    "KeepsFloat32",
     "LMHead",
     "Linear",
     "MergedLinear",
@@ -34,7 +36,9 @@ __all__ = [
     "apply_rotary",
     "as_split",
     "choose_linear",
+    "float32_parameters",
     "max_rotary_length",
+    "set_dtype",
     "shard_module",
     "use_linear_backend",
     "weights_memory",
