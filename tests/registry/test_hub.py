@@ -64,7 +64,7 @@ source, revision, depth = json.loads(sys.argv[1])
 try:
     found = locate(source, revision=revision)
     if depth == "download":
-        found = download(found)
+        found = download(found, json.loads(sys.argv[2]))
     answer = {"name": found.name, "path": str(found.path), "commit": found.commit}
 except PipezooError as error:
     answer = {"error": type(error).__name__, "message": str(error), "cause": type(error.__cause__).__name__}

@@ -72,9 +72,8 @@ class SupportedArchitecture:
     def __post_init__(self) -> None:
         refused = [name for name in self.files if not (_FILE.fullmatch(name) and name.endswith(DATA_ENDINGS))]
         if refused:
-            allowed = ", ".join(DATA_ENDINGS)
             raise ValueError(
-                f"files of {self.name} that are not downloaded: {refused}; names are, that end in {allowed}"
+                f"files of {self.name} that are not downloaded: {refused}; allowed: names in {DATA_ENDINGS}"
             )
 
     @property
