@@ -55,7 +55,7 @@ def test_logits_equal_those_of_merged_weights(trained):
 
 
 def test_a_layer_that_nothing_divides_is_refused(trained):
-    base, folder, config = trained
+    _, folder, config = trained
     model = load_model(LlamaPipelineModel, folder, config, divided, lora=LoRAConfig(max_num_loras=1, max_lora_rank=5))
     model.lora_manager._rename = dict
     with pytest.raises(UnsupportedAdapterError, match=r"layers\.0\.self_attn\.qkv_proj is no linear layer"):

@@ -72,9 +72,8 @@ class SupportedArchitecture:
     def __post_init__(self) -> None:
         refused = [name for name in self.files if not (_FILE.fullmatch(name) and name.endswith(DATA_ENDINGS))]
         if refused:
-            raise ValueError(
-                f"files of {self.name} that are not downloaded: {refused}; allowed: names in {DATA_ENDINGS}"
-            )
+            allowed = f"names that end in {', '.join(DATA_ENDINGS)}"
+            raise ValueError(f"files of {self.name} that are not downloaded: {refused}; allowed: {allowed}")
 
     @property
     def names(self) -> tuple[str, ...]:

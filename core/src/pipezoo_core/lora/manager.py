@@ -254,7 +254,10 @@ class LoRAManager:
         for name, weights in lora.layers.items():
             # What the checkpoint's adapter does to the rows of a weight, it does to those of B: it may change their
             # order, and divide what was trained as one layer among several of the module. A is of them all.
-            for weight_name, b in self._rename({f"{name}.weight": weights.b}).items():
+            renamed = self._rename({f"{name}.weight": weights.b})
+            if not renamed:
+                misfits.append(f"{name} is no linear layer below the head")
+            for weight_name, b in renamed.items():
                 own_name = weight_name.removesuffix(".weight")
                 shape = (b.shape[0], weights.a.shape[1])
                 target = self._module.targets.get(own_name)
