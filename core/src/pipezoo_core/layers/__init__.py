@@ -9,6 +9,7 @@ from pipezoo_core.layers.mlp import GatedMLP
 from pipezoo_core.layers.norm import ParallelLayerNorm, RMSNorm
 from pipezoo_core.layers.quantized import DEQUANTIZED_AT_ONCE
 from pipezoo_core.layers.rotary import ROPE_TYPES, RotaryEmbedding, apply_rotary, max_rotary_length
+from pipezoo_core.layers.routing import Routing
 from pipezoo_core.layers.split import Heads, Shard, Shardable, Split, as_split, shard_module
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "ParallelLayerNorm",
     "RMSNorm",
     "RotaryEmbedding",
+    "Routing",
     "RowParallelLinear",
     "Shard",
     "Shardable",
