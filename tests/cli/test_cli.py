@@ -179,6 +179,11 @@ def test_generate_ends_by_itself(tiny_folder, monkeypatch):
         (["--json-schema", "nowhere.json"], "json_schema"),
         (["--grammar", "LATIN1"], "latin1 is no text"),
         (["--regex", "a", "--grammar", "b"], "'regex' excludes 'grammar'"),
+        (["--regex", "("], "unclosed group"),
+        (["--regex", "a" + "*" * 50_000], "too complex"),
+        (["--grammar", "start: nothing"], "nothing"),
+        (["--grammar", "start: start"], "no token of the vocabulary can follow"),
+        (["--json-schema", '{"type": "nonsense"}'], "nonsense"),
     ],
 )
 def test_settings_are_checked_before_a_model_is_touched(monkeypatch, tmp_path, arguments, message):

@@ -104,22 +104,26 @@ def _spell(tokenizer: LLTokenizer, grammar: str) -> None:
     """Compiles a grammar and spells the beginnings of random answers."""
     matcher, rng = new_matcher(tokenizer, grammar), random.Random(0)
     for _ in range(_NUM_ANSWERS):
-        _spell_one(matcher.deep_copy(), rng)
+        _spell_one(matcher.deep_copy(), tokenizer.eos_token, rng)
 
 
-def _spell_one(matcher: LLMatcher, rng: random.Random) -> None:
+def _spell_one(matcher: LLMatcher, end: int, rng: random.Random) -> None:
     for _ in range(_NUM_TOKENS):
         signal.setitimer(signal.ITIMER_PROF, _SECONDS_PER_TOKEN)
         bits = matcher.compute_bitmask()
         if matcher.is_error() or matcher.is_stopped():
             return
-        matcher.consume_token(_some_token(bits, rng))
+        matcher.consume_token(_some_token(bits, end, rng))
 
 
-def _some_token(bits: bytes, rng: random.Random) -> int:
-    """Returns one of the tokens whose bits are set: of the first byte that has any from a random place on."""
-    place = rng.randrange(len(bits))
-    rest = bits[place:].lstrip(b"\0") or bits.lstrip(b"\0")
+def _some_token(bits: bytes, end: int, rng: random.Random) -> int:
+    """Returns one of the tokens whose bits are set: of the first byte that has any from a random place on.
+
+    The end only where no other is left: an answer that goes on is the one that may explode.
+    """
+    others = bytearray(bits)
+    others[end // 8] &= ~(1 << end % 8)
+    rest = others[rng.randrange(len(bits)) :].lstrip(b"\0") or others.lstrip(b"\0") or bits.lstrip(b"\0")
     return 8 * (len(bits) - len(rest)) + rng.choice([bit for bit in range(8) if rest[0] >> bit & 1])
 
 
