@@ -54,6 +54,12 @@ T1: /(1cb|( ){60}|(a)*)/
 T2: /b/
 r0: (r0) r0{900} "b"{2,7} "a"+ | "a"+ "c" T1
 """
+IN_FEW_ANSWERS = r"""start: r0
+T0: /(b)*/
+T1: /(babaaaab[^a] ){1000}/
+T2: /((aababa){9})/
+r0: "b" "c"* (T1 | T2) | "c" "c"* "a"{2,7} | (T0)* T1 "c"{2,7}
+"""
 BAD = {
     "rules": {"grammar": rules(3_000, 'r{0}: r{1} "a"')},
     "rules to the right": {"grammar": rules(3_000, 'r{0}: "a" r{1}')},
@@ -78,6 +84,7 @@ BAD = {
     "groups": {"regex": "(" * 50_000 + "a" + ")" * 50_000},
     "long regex": {"regex": "ab?" * 100_000},
     "in some answers only": {"grammar": IN_SOME_ANSWERS},
+    "in few answers": {"grammar": IN_FEW_ANSWERS},
     "behind an end": {"grammar": BEHIND_AN_END},
     "behind a later end": {"grammar": BEHIND_A_LATER_END},
 }
