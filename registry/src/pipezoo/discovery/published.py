@@ -10,6 +10,8 @@ PUBLISHED = {
     "llama": "pipezoo-llama",
     "mistral": "pipezoo-mistral",
     "mpt": "pipezoo-replit",
+    "qwen2": "pipezoo-qwen",
+    "qwen3": "pipezoo-qwen",
     "replit_lm": "pipezoo-replit",
 }
 """The distribution that serves a model type."""

@@ -1,0 +1,116 @@
+"""The typed config of a Qwen model, read from a Hugging Face config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from transformers import PretrainedConfig
+
+from pipezoo_core.attention import AttentionSpec
+from pipezoo_core.decoder import DecoderConfig
+from pipezoo_core.errors import UnsupportedModelError
+from pipezoo_core.layers import ACTIVATIONS, max_rotary_length
+
+__all__ = ["QwenConfig"]
+
+_HAS_WINDOW = {"full_attention": False, "sliding_attention": True}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QwenConfig(DecoderConfig):
+    """Qwen2, Qwen2.5, QwQ and Qwen3, and the models that share their architecture.
+
+    Attributes:
+        activation: name of the feed-forward layer's activation function.
+        rms_norm_eps: added to the mean square in the norms.
+        qkv_bias: whether q, k and v have a bias.
+        output_bias: whether o has one.
+        qk_norm: whether each head of q and k is normalized.
+        sliding_windows: per layer, how many tokens a query sees, itself included; None for all.
+        tie_word_embeddings: whether the head's weight is the embedding's.
+        max_position_embeddings: the trained length.
+        rope_parameters: as in the Hugging Face config.
+    """
+
+    activation: str
+    rms_norm_eps: float
+    qkv_bias: bool
+    output_bias: bool
+    qk_norm: bool
+    sliding_windows: tuple[int | None, ...]
+    tie_word_embeddings: bool
+    max_position_embeddings: int
+    rope_parameters: Mapping[str, Any]
+
+    @classmethod
+    def from_huggingface(cls, config: PretrainedConfig) -> Self:
+        """Reads a `Qwen2HuggingFaceConfig`, a `Qwen3HuggingFaceConfig`, or transformers' own.
+
+        Raises:
+            UnsupportedModelError: the activation function or a layer's kind is unknown, or its window is missing.
+        """
+        if config.hidden_act not in ACTIVATIONS:
+            raise UnsupportedModelError(
+                "the activation function is unknown", found=config.hidden_act, allowed=sorted(ACTIVATIONS)
+            )
+        rope, is_qwen2 = config.rope_parameters, config.model_type == "qwen2"
+        return cls(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_layers=config.num_hidden_layers,
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            max_seq_len=max_rotary_length(rope, config.max_position_embeddings),
+            max_shareable_prompt=config.max_position_embeddings if rope["rope_type"] == "dynamic" else None,
+            activation=config.hidden_act,
+            rms_norm_eps=config.rms_norm_eps,
+            qkv_bias=is_qwen2 or config.attention_bias,
+            output_bias=not is_qwen2 and config.attention_bias,
+            qk_norm=not is_qwen2,
+            sliding_windows=_sliding_windows(config),
+            tie_word_embeddings=config.tie_word_embeddings,
+            max_position_embeddings=config.max_position_embeddings,
+            rope_parameters=rope,
+        )
+
+    @property
+    def attention(self) -> AttentionSpec:
+        """Causal attention with grouped heads, over the first layer's window."""
+        return AttentionSpec(
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            scale=self.head_dim**-0.5,
+            sliding_window=self.sliding_windows[0],
+        )
+
+    @property
+    def layers(self) -> tuple[AttentionSpec, ...]:
+        """The same in each layer, over the layer's window."""
+        return tuple(replace(self.attention, sliding_window=window) for window in self.sliding_windows)
+
+
+def _sliding_windows(config: PretrainedConfig) -> tuple[int | None, ...]:
+    kinds = config.layer_types
+    if len(kinds) != config.num_hidden_layers or not set(kinds) <= _HAS_WINDOW.keys():
+        raise UnsupportedModelError(
+            "the config's layer_types are not what its layers can be",
+            found=f"{len(kinds)} of {sorted(set(kinds))}",
+            allowed=f"{config.num_hidden_layers} of {sorted(_HAS_WINDOW)}",
+        )
+    if not any(map(_HAS_WINDOW.__getitem__, kinds)):
+        return (None,) * len(kinds)
+    window = config.sliding_window
+    if window is None or window < 1:
+        raise UnsupportedModelError(
+            "layers have a window in the config's layer_types, and it does not say how many tokens that shows",
+            found=f"sliding_window {window}, use_sliding_window {config.use_sliding_window}",
+            allowed="use_sliding_window, and a sliding_window above 0",
+        )
+    if len(set(kinds)) > 1:
+        raise UnsupportedModelError("some of the layers have a sliding window, and others have none")
+    return tuple(window if _HAS_WINDOW[kind] else None for kind in kinds)
