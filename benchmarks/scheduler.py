@@ -14,7 +14,8 @@ import time
 
 import torch
 
-from pipezoo_core.attention import AttentionSpec, NativeAttention, ReferenceAttention
+from pipezoo_core.attention import AttentionBackends, AttentionSpec
+from pipezoo_core.config import AttentionName
 from pipezoo_core.context import TextContext
 from pipezoo_core.kv_cache import KVCacheParams, PagedKVCacheManager
 from pipezoo_core.native import NativeKernels
@@ -46,11 +47,12 @@ def step(scheduler: Scheduler, manager: PagedKVCacheManager) -> int:
 
 def microseconds(waiting: int) -> float:
     spec = AttentionSpec(num_heads=9, num_kv_heads=3, head_dim=64, scale=0.125)
-    params = KVCacheParams(dtype=torch.bfloat16, num_layers=1, num_kv_heads=3, head_dim=64, page_size=64)
     kernels, device = NativeKernels(torch.device("cpu"), torch.bfloat16), torch.device("cpu")
-    backend = ReferenceAttention(spec) if kernels.obstacle else NativeAttention(spec, kernels, params.page_size)
+    name = AttentionName.reference if kernels.obstacle else AttentionName.native
+    backends = AttentionBackends(name, [spec], kernels, 64)
+    params = KVCacheParams(dtype=torch.bfloat16, groups=backends.groups, page_size=64)
     pages = RUNNING * params.num_pages_for(PROMPT + STEPS + 64)
-    manager = PagedKVCacheManager(params, pages, backend, device)
+    manager = PagedKVCacheManager(params, [pages], backends, device)
     scheduler = Scheduler([manager], max_batch_size=RUNNING, max_batch_tokens=2048)
     for number in range(RUNNING + waiting):
         scheduler.add(context(number))

@@ -11,21 +11,48 @@ namespace pipezoo {
 namespace {
 
 constexpr int kBlock = 64;        // keys that are looked at together
-constexpr int kMaxHeadDim = 256;  // checked by the caller
+constexpr int kMaxHeadDim = 512;  // checked by the caller
 
-// to[i] = the i-th number of a head, rotated if there are angles, where the halves of a head are the pairs.
+PIPEZOO_INLINE float number(const float* from) { return *from; }
+
+PIPEZOO_INLINE float number(const bfloat16* from) {
+    const std::uint32_t bits = std::uint32_t(*from) << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+// Rotates the first numbers of a head where they lie, one pair after the other.
 template <typename T>
-PIPEZOO_INLINE void read_head(const T* from, const T* cos, const T* sin, std::int64_t head_dim, float* to) {
-    if (!cos) {
-        for (std::int64_t d = 0; d < head_dim; d += kLanes) store(to + d, load(from + d));
-        return;
+void rotate_numbers(const Rotation<T>& rotation, std::int64_t row, float* head) {
+    const std::int64_t half = rotation.dim / 2;
+    const T* cos = rotation.cos + row * rotation.dim;
+    const T* sin = rotation.sin + row * rotation.dim;
+    for (std::int64_t d = 0; d < half; ++d) {
+        const float first = head[d], second = head[half + d];
+        head[d] = first * number(cos + d) - second * number(sin + d);
+        head[half + d] = first * number(sin + half + d) + second * number(cos + half + d);
     }
-    const std::int64_t half = head_dim / 2;
+}
+
+// to[i] = the i-th number of a head of a row, its first ones rotated, where the halves of what is rotated are the pairs.
+template <typename T>
+PIPEZOO_INLINE void read_head(const T* from, const Rotation<T>& rotation, std::int64_t row, std::int64_t head_dim,
+                              float* to) {
+    const std::int64_t rotated = rotation.cos ? rotation.dim : 0;
+    if (rotated % kPanel) {  // its halves do not begin with a vector
+        for (std::int64_t d = 0; d < head_dim; d += kLanes) store(to + d, load(from + d));
+        return rotate_numbers(rotation, row, to);
+    }
+    const T* cos = rotation.cos + row * rotated;
+    const T* sin = rotation.sin + row * rotated;
+    const std::int64_t half = rotated / 2;
     for (std::int64_t d = 0; d < half; d += kLanes) {
         const Vector first = load(from + d), second = load(from + half + d);
         store(to + d, product_less(first, load(cos + d), second * load(sin + d)));
         store(to + half + d, add_product(first * load(sin + half + d), second, load(cos + half + d)));
     }
+    for (std::int64_t d = rotated; d < head_dim; d += kLanes) store(to + d, load(from + d));
 }
 
 // 0; NaN where a number of a head is NaN or infinite, for then it differs from itself.
@@ -52,8 +79,8 @@ template <typename T>
 Block<T> block_at(const Step& step, const Item& item, std::int64_t head, std::int64_t key, const T* key_pages,
                   const T* value_pages) {
     const std::int64_t page = step.page_table[item.pages + key / step.page_size], slot = key % step.page_size;
-    const std::int64_t at = ((page * step.num_kv_heads + head) * step.page_size + slot) * step.head_dim;
-    return {key_pages + at, value_pages + at, std::min({std::int64_t(kBlock), step.page_size - slot, item.end_key - key})};
+    const std::int64_t at = (page * step.num_kv_heads + head) * step.page_size + slot;
+    return {key_pages + at * step.head_dim, value_pages + at * step.value_dim, std::min({std::int64_t(kBlock), step.page_size - slot, item.end_key - key})};
 }
 
 template <typename T>
@@ -63,21 +90,22 @@ void fetch(const T* from, std::int64_t count) {
 }
 
 template <typename T>
-void write_row(const Step& step, std::int64_t row, const T* k, const T* v, const T* cos, const T* sin, T* key_pages,
+void write_row(const Step& step, std::int64_t row, Rows<T> k, Rows<T> v, const Rotation<T>& rotation, T* key_pages,
                T* value_pages) {
-    const std::int64_t dim = step.head_dim, page_size = step.page_size, slot = step.row_slots[row];
+    const std::int64_t dim = step.head_dim, value_dim = step.value_dim, slot = step.row_slots[row];
     constexpr int ps = kPerStep<T>;
     alignas(64) float numbers[kMaxHeadDim];
     alignas(64) T rounded[kMaxHeadDim];
     for (std::int64_t head = 0; head < step.num_kv_heads; ++head) {
-        const std::int64_t page = (step.row_pages[row] * step.num_kv_heads + head) * page_size * dim;
-        read_head(k + head * dim, cos, sin, dim, numbers);
+        const std::int64_t page = (step.row_pages[row] * step.num_kv_heads + head) * step.page_size;
+        read_head(k.row(row) + head * dim, rotation, row, dim, numbers);
         for (std::int64_t d = 0; d < dim; d += kLanes) store(rounded + d, finite(load(numbers + d)));
-        T* key = key_pages + page + slot / kPanel * kPanel * dim + slot % kPanel * ps;
+        T* key = key_pages + page * dim + slot / kPanel * kPanel * dim + slot % kPanel * ps;
         for (std::int64_t d = 0; d < dim; d += ps) std::memcpy(key + d * kPanel, rounded + d, ps * sizeof(T));
-        for (std::int64_t d = 0; d < dim; d += kLanes) store(rounded + d, finite(load(v + head * dim + d)));
-        T* value = value_pages + page + slot / ps * dim * ps + slot % ps;
-        for (std::int64_t d = 0; d < dim; ++d) value[d * ps] = rounded[d];
+        for (std::int64_t d = 0; d < value_dim; d += kLanes)
+            store(rounded + d, finite(load(v.row(row) + head * value_dim + d)));
+        T* value = value_pages + page * value_dim + slot / ps * value_dim * ps + slot % ps;
+        for (std::int64_t d = 0; d < value_dim; ++d) value[d * ps] = rounded[d];
     }
 }
 
@@ -91,8 +119,8 @@ struct Workspace {
     std::int64_t size = 0;
 
     // Returns false where memory is short: no exception may leave a thread of a team.
-    bool reserve(std::int64_t rows, std::int64_t head_dim) {
-        const std::int64_t count = rows * head_dim;
+    bool reserve(std::int64_t rows, std::int64_t dim) {
+        const std::int64_t count = rows * dim;
         if (count <= size) return true;
         size = 0;
         queries.reset(new (std::nothrow) Left<T>[count]());
@@ -105,42 +133,50 @@ struct Workspace {
     }
 };
 
+// 1 / (the sum of a row's weights and that of a sink), relative to the row's maximum.
+template <typename T>
+float share_beside(const T* sink, float maximum, float total) {
+    const float score = number(sink), highest = std::max(maximum, score);
+    const float own = first(exponential(all(maximum - highest))), other = first(exponential(all(score - highest)));
+    return own / (total * own + other);
+}
+
 template <typename T>
 class ItemWork {
    public:
-    ItemWork(const Step& step, const Item& item, std::int64_t head, Workspace<T>& workspace)
+    ItemWork(const Step& step, const Layer& layer, const Item& item, std::int64_t head, Workspace<T>& workspace)
         : step_(step),
+          layer_(layer),
           item_(item),
           head_(head),
           groups_(step.num_heads / step.num_kv_heads),
           rows_(item.num_queries * groups_),
           tiles_((rows_ + kTileRows - 1) / kTileRows),
           dim_(step.head_dim),
+          value_dim_(step.value_dim),
           space_(workspace) {}
 
     // Returns false where memory is short.
     bool begin() {
-        if (!space_.reserve(tiles_ * kTileRows, dim_)) return false;
+        if (!space_.reserve(tiles_ * kTileRows, std::max(dim_, value_dim_))) return false;
         std::fill_n(space_.maxima.get(), tiles_ * kTileRows, kLowest);
         std::fill_n(space_.sums.get(), tiles_ * kTileRows * kLanes, 0.0f);
-        std::fill_n(space_.values.get(), tiles_ * kTileRows * dim_, 0.0f);
+        std::fill_n(space_.values.get(), tiles_ * kTileRows * value_dim_, 0.0f);
         return true;
     }
 
     // A row whose query, key or value is not finite asks with NaN, and so gets it: in pages there is nothing of it.
-    void read_queries(const T* q, std::int64_t q_stride, const T* k, std::int64_t k_stride, const T* v,
-                      std::int64_t v_stride, const T* cos, const T* sin) {
+    void read_queries(Rows<T> q, Rows<T> k, Rows<T> v, const Rotation<T>& rotation) {
         constexpr int ps = kPerStep<T>;
         Vector spoiled = zeros();
         alignas(64) float numbers[kMaxHeadDim];
         alignas(64) Left<T> stored[kMaxHeadDim];
         for (std::int64_t r = 0; r < rows_; ++r) {
             const std::int64_t row = item_.row + r / groups_;
-            const T* from = q + row * q_stride + (head_ * groups_ + r % groups_) * dim_;
-            read_head(from, cos ? cos + row * dim_ : nullptr, sin + row * dim_, dim_, numbers);
-            if (r % groups_ == 0)
-                spoiled = all(nan_unless_finite(k + row * k_stride + head_ * dim_, dim_) +
-                              nan_unless_finite(v + row * v_stride + head_ * dim_, dim_));
+            read_head(q.row(row) + (head_ * groups_ + r % groups_) * dim_, rotation, row, dim_, numbers);
+            if (r % groups_ == 0 && k.first)
+                spoiled = all(nan_unless_finite(k.row(row) + head_ * dim_, dim_) +
+                              nan_unless_finite(v.row(row) + head_ * value_dim_, value_dim_));
             for (std::int64_t d = 0; d < dim_; d += kLanes) {
                 const Vector query = load(numbers + d);
                 store(stored + d, query + (spoiled + (query - query)));
@@ -169,21 +205,21 @@ class ItemWork {
         }
     }
 
-    void write(T* out) const {
+    void write(T* out, const T* sinks) const {
         for (std::int64_t r = 0; r < rows_; ++r) {
             const std::int64_t query_head = head_ * groups_ + r % groups_;
             const float total = sum(load(space_.sums.get() + r * kLanes));
-            const float* values = space_.values.get() + r * dim_;
+            const float* values = space_.values.get() + r * value_dim_;
             if (item_.partial < 0) {
-                const Vector share = all(1.0f / total);
-                T* to = out + ((item_.row + r / groups_) * step_.num_heads + query_head) * dim_;
-                for (std::int64_t d = 0; d < dim_; d += kLanes) store(to + d, load(values + d) * share);
+                const Vector share = all(sinks ? share_beside(sinks + query_head, space_.maxima[r], total) : 1.0f / total);
+                T* to = out + ((item_.row + r / groups_) * step_.num_heads + query_head) * value_dim_;
+                for (std::int64_t d = 0; d < value_dim_; d += kLanes) store(to + d, load(values + d) * share);
             } else {
                 const std::int64_t partial = item_.partial + r / groups_;
-                float* to = step_.partials + (partial * step_.num_heads + query_head) * (2 + dim_);
+                float* to = step_.partials + (partial * step_.num_heads + query_head) * (2 + value_dim_);
                 to[0] = space_.maxima[r];
                 to[1] = total;
-                std::memcpy(to + 2, values, dim_ * sizeof(float));
+                std::memcpy(to + 2, values, value_dim_ * sizeof(float));
             }
         }
     }
@@ -191,18 +227,19 @@ class ItemWork {
    private:
     // Fetches of the next block what is more than this one has; the products with this one fetch as much as it has.
     void fetch_rest(const Block<T>& block, const Block<T>& next) const {
-        const auto rest = [&](const T* from, std::int64_t unit) {
-            const std::int64_t done = (block.num_keys + unit - 1) / unit * unit * dim_;
-            fetch(from + done, (next.num_keys + unit - 1) / unit * unit * dim_ - done);
+        const auto rest = [&](const T* from, std::int64_t unit, std::int64_t dim) {
+            const std::int64_t done = (block.num_keys + unit - 1) / unit * unit * dim;
+            fetch(from + done, (next.num_keys + unit - 1) / unit * unit * dim - done);
         };
-        rest(next.keys, kPanel);
-        rest(next.values, kPerStep<T>);
+        rest(next.keys, kPanel, dim_);
+        rest(next.values, kPerStep<T>, value_dim_);
     }
 
     std::int64_t position(std::int64_t r) const { return item_.position + r / groups_; }
 
     std::int64_t first_seen(std::int64_t r) const {
-        return step_.window ? std::max<std::int64_t>(0, position(r) - step_.window + 1) : 0;
+        const std::int64_t first = step_.window ? std::max<std::int64_t>(0, position(r) - step_.window + 1) : 0;
+        return step_.chunk ? std::max(first, position(r) / step_.chunk * step_.chunk) : first;
     }
 
     std::int64_t last_row(std::int64_t tile) const { return std::min(rows_, (tile + 1) * kTileRows) - 1; }
@@ -229,8 +266,15 @@ class ItemWork {
 #pragma GCC unroll 12
             for (int i = 0; i < MR; ++i) store(&scores[i][j], scores_of[i][0]), store(&scores[i][j + kLanes], scores_of[i][1]);
         }
-        float scale = float(step_.scale);
-        if (step_.slopes) {
+        float scale = float(layer_.scale);
+        if (layer_.softcap != 0) {
+            const Vector bound = all(float(layer_.softcap)), inner = all(float(layer_.scale / layer_.softcap));
+            for (int i = 0; i < MR; ++i)
+                for (std::int64_t j = 0; j < num_keys; j += kLanes)
+                    store(&scores[i][j], hyperbolic_tangent(load(&scores[i][j]) * inner) * bound);
+            scale = 1;
+        }
+        if (layer_.slopes) {
             for (int i = 0; i < MR; ++i)
                 for (std::int64_t j = 0; j < num_keys; j += kLanes)
                     store(&scores[i][j], add_product(load(&scores[i][j]) * all(scale), slope(row + i),
@@ -252,23 +296,24 @@ class ItemWork {
             weigh<MR>(row, num_keys, scale, scores, weights, decay,
                       [&](int i, std::int64_t j) { return seen[i][j / kLanes]; });
         }
-        float* sums_of_values = space_.values.get() + row * dim_;
+        float* sums_of_values = space_.values.get() + row * value_dim_;
         const std::int64_t steps = (num_keys + ps - 1) / ps;
-        for (std::int64_t d = 0; d < dim_; d += kPanel) {
+        for (std::int64_t d = 0; d < value_dim_; d += kPanel) {
             Vector sums[MR][2];
 #pragma GCC unroll 12
             for (int i = 0; i < MR; ++i) {
                 const Vector factor = all(decay[i]);
-                sums[i][0] = load(sums_of_values + i * dim_ + d) * factor;
-                sums[i][1] = load(sums_of_values + i * dim_ + d + kLanes) * factor;
+                sums[i][0] = load(sums_of_values + i * value_dim_ + d) * factor;
+                sums[i][1] = load(sums_of_values + i * value_dim_ + d + kLanes) * factor;
             }
             const std::int64_t fetched = steps * ps * d;
-            const T* ahead = (fetched < next.num_keys * dim_ ? next.values : values) + fetched;
-            multiply<_MM_HINT_T1>(sums, &weights[0][0], kBlock, ps, values + d * ps, dim_ * ps, steps, ahead, panel_stride);
+            const T* ahead = (fetched < next.num_keys * value_dim_ ? next.values : values) + fetched;
+            multiply<_MM_HINT_T1>(sums, &weights[0][0], kBlock, ps, values + d * ps, value_dim_ * ps, steps, ahead,
+                                  panel_stride);
 #pragma GCC unroll 12
             for (int i = 0; i < MR; ++i) {
-                store(sums_of_values + i * dim_ + d, sums[i][0]);
-                store(sums_of_values + i * dim_ + d + kLanes, sums[i][1]);
+                store(sums_of_values + i * value_dim_ + d, sums[i][0]);
+                store(sums_of_values + i * value_dim_ + d + kLanes, sums[i][1]);
             }
         }
     }
@@ -301,25 +346,27 @@ class ItemWork {
         }
     }
 
-    Vector slope(std::int64_t r) const { return all(step_.slopes[head_ * groups_ + r % groups_]); }
+    Vector slope(std::int64_t r) const { return all(layer_.slopes[head_ * groups_ + r % groups_]); }
 
     const Step& step_;
+    const Layer& layer_;
     const Item& item_;
-    const std::int64_t head_, groups_, rows_, tiles_, dim_;
+    const std::int64_t head_, groups_, rows_, tiles_, dim_, value_dim_;
     Workspace<T>& space_;
 };
 
 // Joins the partial results of a row: each is weighted by how far its maximum is from the largest.
 template <typename T>
-void join(const Step& step, const Split& split, std::int64_t head, T* out) {
-    const std::int64_t dim = step.head_dim;
+void join(const Step& step, const Split& split, std::int64_t head, const T* sinks, T* out) {
+    const std::int64_t dim = step.value_dim;
     const auto partial_at = [&](int p) {
         return step.partials + (step.partial_numbers[split.first + p] * step.num_heads + head) * (2 + dim);
     };
     float highest = kLowest;
     for (int p = 0; p < split.num_partials; ++p) highest = std::max(highest, *partial_at(p));
     float sum = 0;
-    alignas(64) float values[kMaxHeadDim] = {};
+    alignas(64) float values[kMaxHeadDim];
+    std::fill_n(values, dim, 0.0f);
     for (int p = 0; p < split.num_partials; ++p) {
         const float* partial = partial_at(p);
         const Vector share = exponential(all(partial[0] - highest));
@@ -328,24 +375,25 @@ void join(const Step& step, const Split& split, std::int64_t head, T* out) {
             store(values + d, add_product(load(values + d), load(partial + 2 + d), share));
     }
     T* to = out + (split.row * step.num_heads + head) * dim;
+    const Vector share = all(sinks ? share_beside(sinks + head, highest, sum) : 1.0f);
     for (std::int64_t d = 0; d < dim; d += kLanes)
-        store(to + d, load(values + d) / all(sum));
+        store(to + d, sinks ? load(values + d) * share : load(values + d) / all(sum));
 }
 
 }  // namespace
 
 template <typename T>
-void attend(const T* q, std::int64_t q_stride, const T* k, std::int64_t k_stride, const T* v, std::int64_t v_stride,
-            const T* cos, const T* sin, T* key_pages, T* value_pages, T* out, const Step& step) {
+void attend(Rows<T> q, Rows<T> k, Rows<T> v, Rotation<T> rotation, T* key_pages, T* value_pages, T* out,
+            const Step& step, const Layer& layer, const T* sinks) {
     const std::int64_t num_work = step.num_items * step.num_kv_heads;
     std::atomic<bool> is_short{false};
     on_team([&](Team& team) {
-        team.each(step.num_rows, [&](std::int64_t row) {
-            const std::int64_t angle = row * step.head_dim;
-            write_row(step, row, k + row * k_stride, v + row * v_stride, cos ? cos + angle : nullptr, sin + angle,
-                      key_pages, value_pages);
-        });
-        team.barrier();
+        if (k.first) {
+            team.each(step.num_rows, [&](std::int64_t row) {
+                write_row(step, row, k, v, rotation, key_pages, value_pages);
+            });
+            team.barrier();
+        }
         thread_local Workspace<T> workspace;
         const auto begin_of = [&](std::int64_t i) {
             const Item& item = step.items[i % step.num_items];
@@ -353,27 +401,27 @@ void attend(const T* q, std::int64_t q_stride, const T* k, std::int64_t k_stride
         };
         for (std::int64_t i = team.take(), next; i < num_work; i = next) {
             next = team.take();
-            ItemWork<T> work(step, step.items[i % step.num_items], i / step.num_items, workspace);
+            ItemWork<T> work(step, layer, step.items[i % step.num_items], i / step.num_items, workspace);
             if (!work.begin()) {
                 is_short = true;
                 continue;
             }
-            work.read_queries(q, q_stride, k, k_stride, v, v_stride, cos, sin);
+            work.read_queries(q, k, v, rotation);
             work.look_at_keys(key_pages, value_pages, begin_of(std::min(next, num_work - 1)));
-            work.write(out);
+            work.write(out, sinks);
         }
         if (step.num_splits == 0) return;
         team.barrier();
         team.each(step.num_splits * step.num_heads, [&](std::int64_t i) {
-            join(step, step.splits[i / step.num_heads], i % step.num_heads, out);
+            join(step, step.splits[i / step.num_heads], i % step.num_heads, sinks, out);
         });
     });
     if (is_short) throw std::bad_alloc();
 }
 
-#define PIPEZOO_INSTANTIATE(T)                                                                                     \
-    template void attend<T>(const T*, std::int64_t, const T*, std::int64_t, const T*, std::int64_t, const T*,      \
-                            const T*, T*, T*, T*, const Step&);
+#define PIPEZOO_INSTANTIATE(T)                                                                           \
+    template void attend<T>(Rows<T>, Rows<T>, Rows<T>, Rotation<T>, T*, T*, T*, const Step&, const Layer&, \
+                            const T*);
 PIPEZOO_INSTANTIATE(float)
 PIPEZOO_INSTANTIATE(bfloat16)
 

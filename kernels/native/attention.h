@@ -3,8 +3,8 @@
 //
 // A page holds, per key/value head, what the products read in one step side by side (see simd.h):
 //     keys   [page_size / kPanel, head_dim / per_step, kPanel, per_step]
-//     values [page_size / per_step, head_dim, per_step]
-// head_dim is a multiple of kPanel, page_size one of 32.
+//     values [page_size / per_step, value_dim, per_step]
+// head_dim and value_dim are multiples of kPanel, page_size one of 32.
 #pragma once
 
 #include <cstdint>
@@ -32,8 +32,8 @@ struct Split {
     std::int32_t num_partials;
 };
 
-// What is the same for all layers of a step. Python writes it, 17 fields of 8 bytes each: a change of it is a new
-// `kInterface` in module.cpp.
+// What is the same in a step for all layers whose pages are alike. Python writes it, 17 fields of 8 bytes each: a change
+// of it is a new `kInterface` in module.cpp.
 struct Step {
     std::int64_t num_rows;
     const std::int32_t* row_pages;  // [num_rows], the page that a row's key and value are written to
@@ -44,24 +44,48 @@ struct Step {
     std::int64_t num_splits;
     const Split* splits;
     const std::int32_t* partial_numbers;
-    float* partials;                // [num_partials, num_heads, 2 + head_dim]: maximum, sum, weighted values
-    std::int64_t num_heads, num_kv_heads, head_dim, page_size;
+    float* partials;                // [num_partials, num_heads, 2 + value_dim]: maximum, sum, weighted values
+    std::int64_t num_heads, num_kv_heads, head_dim, value_dim, page_size;
     std::int64_t window;            // how many tokens a query sees, itself included; 0 for all
-    const float* slopes;            // [num_heads] of ALiBi, or null
-    double scale;                   // not negative
+    std::int64_t chunk;             // how many positions make a chunk, of which a query sees its own; 0 for no chunks
 };
 static_assert(sizeof(Step) == 17 * 8);
 
-// Rotates q and k where cos is not null, writes k and v into their pages, and then what the queries see into `out`.
+// What a layer makes of the scores, the same in all steps. Python writes it, too.
+struct Layer {
+    double scale;         // not negative
+    double softcap;       // a bound of the scaled scores; 0 for none
+    const float* slopes;  // [num_heads] of ALiBi, or null
+};
+static_assert(sizeof(Layer) == 3 * 8);
+
+// Rows of several heads, a stride apart that counts numbers; null for rows that there are none of.
+template <typename T>
+struct Rows {
+    const T* first;
+    std::int64_t stride;
+
+    const T* row(std::int64_t i) const { return first + i * stride; }
+};
+
+// Cosines and sines of the rows, [T, dim] each; null for no rotation. The first `dim` numbers of a head are rotated.
+template <typename T>
+struct Rotation {
+    const T* cos;
+    const T* sin;
+    std::int64_t dim;
+};
+
+// Rotates q and k, writes k and v into their pages, and then what the queries see into `out`.
 //
-// q [T, num_heads, head_dim], k and v [T, num_kv_heads, head_dim], each with a stride between rows, counted in
-// numbers; cos and sin [T, head_dim]; out [T, num_heads, head_dim], contiguous. What is not finite in k or v is
+// q [T, num_heads, head_dim], k [T, num_kv_heads, head_dim], v [T, num_kv_heads, value_dim]; no k where all keys are in the
+// pages already; sinks [num_heads] or null; out [T, num_heads, value_dim], contiguous. What is not finite in k or v is
 // written finite, because a weight of 0 times infinity is NaN, which would reach other requests. The row itself gets
 // NaN, in the query heads that share the key/value head; so does one whose queries are not finite.
 //
 // Throws std::bad_alloc when all threads are done, so that the team can go on.
 template <typename T>
-void attend(const T* q, std::int64_t q_stride, const T* k, std::int64_t k_stride, const T* v, std::int64_t v_stride,
-            const T* cos, const T* sin, T* key_pages, T* value_pages, T* out, const Step& step);
+void attend(Rows<T> q, Rows<T> k, Rows<T> v, Rotation<T> rotation, T* key_pages, T* value_pages, T* out,
+            const Step& step, const Layer& layer, const T* sinks);
 
 }  // namespace pipezoo

@@ -21,9 +21,9 @@ namespace {
 
 using pipezoo::bfloat16;
 
-// What pipezoo_core has to know of these functions: their arguments, the fields of `Step` and `Item`, the layout of packed
+// What pipezoo_core has to know of these functions: their arguments, the fields of `Step`, `Layer` and `Item`, the layout of packed
 // weights. Another number for every change; pipezoo_core uses no kernels of another number than its own.
-constexpr long kInterface = 2;
+constexpr long kInterface = 3;
 
 template <typename T>
 T from_python(PyObject* value) {
@@ -84,11 +84,13 @@ struct Binding<function> {
 
 template <typename T>
 void attend(const void* q, std::int64_t q_stride, const void* k, std::int64_t k_stride, const void* v,
-            std::int64_t v_stride, const void* cos, const void* sin, void* key_pages, void* value_pages, void* out,
-            const void* step) {
-    pipezoo::attend(static_cast<const T*>(q), q_stride, static_cast<const T*>(k), k_stride, static_cast<const T*>(v),
-                    v_stride, static_cast<const T*>(cos), static_cast<const T*>(sin), static_cast<T*>(key_pages),
-                    static_cast<T*>(value_pages), static_cast<T*>(out), *static_cast<const pipezoo::Step*>(step));
+            std::int64_t v_stride, const void* cos, const void* sin, std::int64_t rotary_dim, void* key_pages,
+            void* value_pages, void* out, const void* step, const void* layer, const void* sinks) {
+    pipezoo::attend<T>({static_cast<const T*>(q), q_stride}, {static_cast<const T*>(k), k_stride},
+                       {static_cast<const T*>(v), v_stride},
+                       {static_cast<const T*>(cos), static_cast<const T*>(sin), rotary_dim}, static_cast<T*>(key_pages),
+                       static_cast<T*>(value_pages), static_cast<T*>(out), *static_cast<const pipezoo::Step*>(step),
+                       *static_cast<const pipezoo::Layer*>(layer), static_cast<const T*>(sinks));
 }
 
 template <typename T>

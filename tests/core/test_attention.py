@@ -1,14 +1,22 @@
 """Every backend against the reference, over random ragged batches and random page tables."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
-from pipezoo_core.attention import AttentionSpec, NativeAttention, PagedAttention, ReferenceAttention, select_backend
+from pipezoo_core.attention import (
+    AttentionBackends,
+    AttentionSpec,
+    NativeAttention,
+    PagedAttention,
+    ReferenceAttention,
+    kv_groups,
+)
 from pipezoo_core.config import AttentionName
-from pipezoo_core.errors import UnsupportedAttentionError
-from pipezoo_core.kv_cache import KVCacheParams, RaggedBatch
+from pipezoo_core.errors import UnsupportedAttentionError, UnsupportedModelError
+from pipezoo_core.kv_cache import RaggedBatch
 from pipezoo_core.layers import apply_rotary
 from pipezoo_core.native import PANEL, NativeKernels
 
@@ -29,6 +37,22 @@ SPECS = {
     "window": spec(sliding_window=40),
     "alibi": spec(alibi_slopes=tuple(2.0**-i for i in range(6))),
     "alibi_window": spec(alibi_slopes=tuple(2.0**-i for i in range(6)), sliding_window=21),
+    "chunk": spec(chunk=48),
+    "softcap": spec(softcap=0.7, scale=0.5),
+    "sinks": spec(has_sinks=True),
+    "sinks_window": spec(has_sinks=True, sliding_window=40),
+    "narrow_values": spec(value_dim=64, head_dim=96),
+    "wide_values": spec(value_dim=96),
+    "wide_heads": spec(head_dim=512, num_heads=2, num_kv_heads=1, scale=0.03),
+    "everything": spec(
+        sliding_window=70,
+        chunk=96,
+        softcap=1.5,
+        has_sinks=True,
+        value_dim=64,
+        alibi_slopes=(0.1, 0.0, 0.2, 0.0, 0, 1.0),
+    ),
+    "latent": spec(num_kv_heads=1, head_dim=96, value_dim=64, values_in_keys=True),
 }
 
 
@@ -40,6 +64,8 @@ def native(spec, dtype):
     kernels = NativeKernels(CPU, dtype)
     if kernels.obstacle:
         pytest.skip(kernels.obstacle)
+    if spec.values_in_keys:
+        pytest.skip("the kernels have none of it")
     return NativeAttention(spec, kernels, PAGE_SIZE)
 
 
@@ -48,55 +74,59 @@ BACKENDS = [paged, native]
 
 def run(backend, batch, q, k, v, past_k, past_v, rotation=None):
     """Feeds each request's past as a prompt of its own, then the batch; the reference's is written to its pages."""
-    params = KVCacheParams(
-        dtype=q.dtype,
-        num_layers=1,
-        num_kv_heads=backend.spec.num_kv_heads,
-        head_dim=backend.spec.head_dim,
-        page_size=PAGE_SIZE,
-    )
-    shape = backend.page_shape(NUM_PAGES, params)
-    key_pages, value_pages = torch.zeros(shape, dtype=q.dtype), torch.zeros(shape, dtype=q.dtype)
-    for pages, cached, keys, values in zip(batch.pages, batch.cache_lengths, past_k, past_v, strict=True):
+    key_shape, value_shape = backend.page_shapes(NUM_PAGES, PAGE_SIZE)
+    key_pages = torch.zeros(key_shape, dtype=q.dtype)
+    value_pages = key_pages if value_shape is None else torch.zeros(value_shape, dtype=q.dtype)
+    sinks = sinks_of(backend.spec, q.dtype)
+    for pages, cached, keys, values in zip(batch.pages[0], batch.cache_lengths, past_k, past_v, strict=True):
         if isinstance(backend, ReferenceAttention):  # it would take long
             for position in range(cached):
                 at = (pages[position // PAGE_SIZE], position % PAGE_SIZE)
-                key_pages[at], value_pages[at] = (x[position].view(shape[2:]) for x in (keys, values))
+                key_pages[at] = keys[position].view(key_shape[2:])
+                if value_shape is not None:
+                    value_pages[at] = values[position].view(value_shape[2:])
         elif cached:
-            past = backend.plan(RaggedBatch([cached], [0], [cached], [pages]), PAGE_SIZE, CPU)
+            past = backend.plan(RaggedBatch([cached], [0], [cached], [[pages]]), PAGE_SIZE, CPU)
             queries = torch.zeros(cached, q.shape[1], dtype=q.dtype)
-            backend.attend(queries, keys, values, key_pages, value_pages, past)
-    return backend.attend(q, k, v, key_pages, value_pages, backend.plan(batch, PAGE_SIZE, CPU), rotation)
+            backend.attend(queries, keys, values, key_pages, value_pages, past, sinks=sinks)
+    plan = backend.plan(batch, PAGE_SIZE, CPU)
+    return backend.attend(q, k, v, key_pages, value_pages, plan, rotation, sinks)
+
+
+def sinks_of(spec, dtype):
+    generator = torch.Generator().manual_seed(7)
+    return torch.randn(spec.num_heads, generator=generator).to(dtype) if spec.has_sinks else None
 
 
 def random_case(spec, seed, active_lengths, cache_lengths, dtype=torch.float32, num_shared=0):
     """Random tensors; the first `num_shared` full pages of every request are the same pages."""
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
 
-    def tensor(rows, heads):
-        return torch.randn(rows, heads * spec.head_dim, generator=generator).to(dtype)
+    def tensor(rows, heads, size=spec.head_dim):
+        return torch.randn(rows, heads * size, generator=generator).to(dtype)
 
     numbers = rng.sample(range(NUM_PAGES), NUM_PAGES)
     shared, shared_k, shared_v = [numbers.pop() for _ in range(num_shared)], None, None
     if num_shared:
         shared_k = tensor(num_shared * PAGE_SIZE, spec.num_kv_heads)
-        shared_v = tensor(num_shared * PAGE_SIZE, spec.num_kv_heads)
+        shared_v = tensor(num_shared * PAGE_SIZE, spec.num_kv_heads, spec.value_size)
     pages, past_k, past_v = [], [], []
     for active, cached in zip(active_lengths, cache_lengths, strict=True):
         needed = -(-(active + cached) // PAGE_SIZE) - num_shared
         pages.append(shared + [numbers.pop() for _ in range(needed)])
-        keys, values = tensor(cached, spec.num_kv_heads), tensor(cached, spec.num_kv_heads)
+        keys = tensor(cached, spec.num_kv_heads)
+        values = tensor(cached, spec.num_kv_heads, spec.value_size)
         if num_shared:
             keys[: len(shared_k)], values[: len(shared_v)] = shared_k, shared_v
         past_k.append(keys)
         past_v.append(values)
-    batch = RaggedBatch(active_lengths, cache_lengths, [1] * len(pages), pages)
+    batch = RaggedBatch(active_lengths, cache_lengths, [1] * len(pages), [pages])
     rows = sum(active_lengths)
     return (
         batch,
         tensor(rows, spec.num_heads),
         tensor(rows, spec.num_kv_heads),
-        tensor(rows, spec.num_kv_heads),
+        tensor(rows, spec.num_kv_heads, spec.value_size),
         past_k,
         past_v,
     )
@@ -136,14 +166,21 @@ def test_bfloat16_stays_within_its_rounding(backend):
     torch.testing.assert_close(run(backend(spec, torch.bfloat16), *case), expected, atol=2e-2, rtol=2e-2)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_rotation(backend):
-    """Rotating inside equals rotating before, for the keys in the pages too: the second step sees them."""
-    spec = SPECS["grouped"]
+@pytest.mark.parametrize("rotary_dim", [2, 20, 32, 64, 96])
+@pytest.mark.parametrize("backend", [*BACKENDS, lambda spec, dtype: ReferenceAttention(spec)])
+def test_rotation(backend, rotary_dim):
+    """Rotating inside equals rotating before, all of each head or its first numbers, and of the keys in the pages."""
+    spec = SPECS["narrow_values"]
     batch, q, k, v, past_k, past_v = random_case(spec, 0, *BATCHES["mixed"][:2])
-    angles = torch.rand(len(q), spec.head_dim // 2).repeat(1, 2)
+    angles = torch.rand(len(q), rotary_dim // 2).repeat(1, 2)
     rotation = (angles.cos(), angles.sin())
-    rotated = (apply_rotary(q, *rotation), apply_rotary(k, *rotation))
+
+    def rotate(x):
+        heads = x.unflatten(-1, (-1, spec.head_dim))
+        turned = apply_rotary(heads[..., :rotary_dim].flatten(1), *rotation).unflatten(-1, (-1, rotary_dim))
+        return torch.cat((turned, heads[..., rotary_dim:]), -1).flatten(1)
+
+    rotated = (rotate(q), rotate(k))
     expected = run(ReferenceAttention(spec), batch, *rotated, v, past_k, past_v)
     found = run(backend(spec, torch.float32), batch, q, k, v, past_k, past_v, rotation)
     torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
@@ -168,7 +205,7 @@ def test_a_request_does_not_depend_on_the_batch(dtype, batch_name):
     together = run(native(spec, dtype), batch, q, k, v, past_k, past_v)
     for i in range(len(active)):
         rows = slice(batch.row_offsets[i], batch.row_offsets[i + 1])
-        alone = RaggedBatch([active[i]], [cached[i]], [1], [batch.pages[i]])
+        alone = RaggedBatch([active[i]], [cached[i]], [1], [[batch.pages[0][i]]])
         found = run(native(spec, dtype), alone, q[rows], k[rows], v[rows], [past_k[i]], [past_v[i]])
         assert torch.equal(found, together[rows])
 
@@ -179,7 +216,7 @@ def test_a_request_that_overflows_spoils_no_other(value, backend):
     """Page 3, between the two pages of the decoding request, belongs to one whose keys and values overflowed."""
     spec = SPECS["grouped"]
     batch, q, k, v, past_k, past_v = random_case(spec, 0, [1, 3], [60, 0])
-    batch = RaggedBatch([1, 3], [60, 0], [1, 1], [[2, 4], [3]])
+    batch = RaggedBatch([1, 3], [60, 0], [1, 1], [[[2, 4], [3]]])
     expected = run(ReferenceAttention(spec), batch, q, k, v, past_k, past_v)[0]
     for spoiled in (q, k, v):
         spoiled[1:] = value
@@ -232,6 +269,8 @@ def test_reference_equals_scaled_dot_product_attention():
 @pytest.mark.parametrize(
     ("changes", "dtype", "page_size", "reason"),
     [
+        ({"values_in_keys": True}, torch.float32, 64, "its values are a part of its keys"),
+        ({"value_dim": 40}, torch.float32, 64, f"value_dim is 40, not a multiple of {PANEL}"),
         ({"head_dim": 40}, torch.float32, 64, f"head_dim is 40, not a multiple of {PANEL}"),
         ({}, torch.float32, 16, "page_size is 16, not a multiple of 32"),
         ({}, torch.float16, 64, r"not torch\.float16"),
@@ -239,5 +278,70 @@ def test_reference_equals_scaled_dot_product_attention():
 )
 def test_where_native_cannot_be_used(changes, dtype, page_size, reason):
     with pytest.raises(UnsupportedAttentionError, match=reason):
-        select_backend(AttentionName.native, spec(**changes), NativeKernels(CPU, dtype), page_size)
-    assert select_backend(AttentionName.auto, spec(**changes), NativeKernels(CPU, dtype), page_size).name == "paged"
+        AttentionBackends(AttentionName.native, [spec(**changes)], NativeKernels(CPU, dtype), page_size)
+    assert (
+        AttentionBackends(AttentionName.auto, [spec(**changes)], NativeKernels(CPU, dtype), page_size)[0].name
+        == "paged"
+    )
+
+
+@pytest.mark.parametrize("name", ["grouped", "window", "softcap", "sinks_window", "chunk"])
+@pytest.mark.parametrize("backend", [*BACKENDS, lambda spec, dtype: ReferenceAttention(spec)])
+def test_a_layer_that_reads_the_keys_of_another(backend, name):
+    """It writes nothing, and sees what the other one has written in the same step."""
+    own = SPECS[name]
+    batch, q, k, v, *_ = random_case(own, 0, [1, 40], [0, 0])
+    writer, reader = backend(own, q.dtype), backend(replace(own, kv_layer=0), q.dtype)
+    key_shape, value_shape = writer.page_shapes(NUM_PAGES, PAGE_SIZE)
+    pages = torch.zeros(key_shape), torch.zeros(value_shape)
+    plan, sinks = writer.plan(batch, PAGE_SIZE, CPU), sinks_of(own, q.dtype)
+    expected = writer.attend(q, k, v, *pages, plan, sinks=sinks)
+    before = [x.clone() for x in pages]
+    torch.testing.assert_close(reader.attend(q, None, None, *pages, plan, sinks=sinks), expected)
+    assert all(torch.equal(x, y) for x, y in zip(pages, before, strict=True))
+
+
+def backends_of(*specs, name=AttentionName.auto):
+    return AttentionBackends(name, specs, NativeKernels(CPU, torch.float32), PAGE_SIZE)
+
+
+def test_layers_that_see_as_far_are_a_group():
+    window = spec(sliding_window=40)
+    specs = [spec(), window, replace(window, softcap=2.0), replace(spec(), scale=1.0), replace(window, kv_layer=1)]
+    backends = backends_of(*specs)
+    assert [group.layers for group in backends.groups] == [(0, 3), (1, 2)]
+    assert [group.sliding_window for group in backends.groups] == [None, 40]
+    assert [backends.group_of(i) for i in range(5)] == [0, 1, 1, 0, 1]
+    assert backends.page_layers == (0, 1, 2, 3, 1)
+    assert [backends[i].spec for i in range(5)] == specs
+    same = backends_of(*[spec()] * 5)
+    assert same[0] is same[4]
+
+
+@pytest.mark.parametrize(
+    "specs",
+    [
+        [spec(kv_layer=0)],
+        [spec(), spec(kv_layer=1)],
+        [spec(), spec(kv_layer=-1)],
+        [spec(), spec(kv_layer=0, sliding_window=4)],
+        [spec(), spec(kv_layer=0), spec(kv_layer=1)],
+    ],
+)
+def test_keys_that_nobody_like_it_writes(specs):
+    with pytest.raises(UnsupportedModelError, match="cannot read the keys of layer"):
+        kv_groups(specs)
+
+
+def test_a_layer_that_the_config_does_not_know():
+    with pytest.raises(UnsupportedModelError, match="in a layer of which its config says nothing"):
+        backends_of(spec())[1]
+
+
+def test_one_that_needs_the_slower_backend_does_not_slow_other_groups():
+    kernels = NativeKernels(CPU, torch.float32)
+    if kernels.obstacle:
+        pytest.skip(kernels.obstacle)
+    backends = backends_of(spec(), spec(head_dim=40), spec(sliding_window=9))
+    assert [backends[i].name for i in range(3)] == ["native", "paged", "native"]
+    assert backends.obstacles == {0: None, 1: f"head_dim is 40, not a multiple of {PANEL} up to 512", 2: None}

@@ -5,14 +5,16 @@ import re
 import subprocess
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from pipezoo_core.attention import Attention, AttentionSpec, NativeAttention, PagedAttention, ReferenceAttention
+from pipezoo_core.attention import Attention, AttentionBackends, AttentionSpec, NativeAttention
+from pipezoo_core.config import AttentionName
 from pipezoo_core.errors import InsufficientMemoryError, TensorMismatchError
-from pipezoo_core.kv_cache import KVCacheInputs, KVCacheParams, RaggedBatch
+from pipezoo_core.kv_cache import KVCacheInputs, RaggedBatch
 from pipezoo_core.layers import RMSNorm, RotaryEmbedding
 from pipezoo_core.layers.linear_backends import NativeProduct
 from pipezoo_core.native import Form, NativeKernels, variants
@@ -107,20 +109,12 @@ def test_rows_of_wider_tensors_are_read_where_they_lie(dtype):
         assert torch.equal(found, k.rms_norm(x.contiguous(), weight, 1e-6))
 
 
-SPEC = AttentionSpec(num_heads=4, num_kv_heads=2, head_dim=32, scale=0.2)
+SPEC = AttentionSpec(num_heads=4, num_kv_heads=2, head_dim=32, scale=0.2, has_sinks=True)
 
 
-def native(spec):
-    kernels = NativeKernels(CPU, F32)
-    if kernels.obstacle:
-        pytest.skip(kernels.obstacle)
-    return NativeAttention(spec, kernels, 32)
-
-
-def inputs_of(backend):
-    batch = RaggedBatch([2, 1], [0, 0], [2, 1], [[0], [1]])
-    params = KVCacheParams(dtype=F32, num_layers=1, num_kv_heads=2, head_dim=32, page_size=32)
-    pages = torch.zeros(backend.page_shape(2, params))
+def inputs_of(backends):
+    batch = RaggedBatch([2, 1], [0, 0], [2, 1], [[[0], [1]]])
+    pages = torch.zeros(backends.page_shapes(0, 2, 32)[0])
     return KVCacheInputs(
         positions=torch.tensor(batch.positions),
         context_lengths=torch.tensor(batch.context_lengths),
@@ -129,29 +123,55 @@ def inputs_of(backend):
         batch=batch,
         key_pages=(pages,),
         value_pages=(pages.clone(),),
-        plan=backend.plan(batch, 32, CPU),
+        plans=backends.plan(batch, 32, CPU),
     )
 
 
-@pytest.mark.parametrize("make", [ReferenceAttention, PagedAttention, native])
-@pytest.mark.parametrize("name", ["q", "k", "v", "cos", "sin"])
+@pytest.mark.parametrize("backend", ["reference", "paged", pytest.param("native", marks=needs_kernels)])
+@pytest.mark.parametrize("name", ["q", "k", "v", "cos", "sin", "sinks"])
 @pytest.mark.parametrize("mistake", ["rows", "fewer rows", "wider", "narrower", "dtype"])
-def test_what_no_attention_computes(make, name, mistake):
+def test_what_no_attention_computes(backend, name, mistake):
     """One key/value head would be taken for all by torch, half a head for a head; nobody would notice."""
-    backend = make(SPEC)
-    attention, kv = Attention(0, backend), inputs_of(backend)
+    backends = AttentionBackends(AttentionName(backend), [SPEC], NativeKernels(CPU, F32), 32)
+    attention, kv = Attention(0, backends), inputs_of(backends)
     tensors = {"q": torch.ones(3, 128), "k": torch.ones(3, 64), "v": torch.ones(3, 64)}
-    tensors |= {"cos": torch.ones(3, 32), "sin": torch.zeros(3, 32)}
+    tensors |= {"cos": torch.ones(3, 32), "sin": torch.zeros(3, 32), "sinks": torch.ones(4)}
 
     def attend():
-        return attention(*(tensors[n] for n in "qkv"), kv, (tensors["cos"], tensors["sin"]))
+        return attention(*(tensors[n] for n in "qkv"), kv, (tensors["cos"], tensors["sin"]), tensors["sinks"])
 
     assert attend().shape == (3, 128)
-    width = tensors[name].shape[1]
-    shape = {"rows": (4, width), "fewer rows": (2, width), "wider": (3, 2 * width), "narrower": (3, width // 2)}
-    tensors[name] = torch.ones(shape.get(mistake, (3, width)), dtype=BF16 if mistake == "dtype" else F32)
-    with pytest.raises(TensorMismatchError, match=f"layer 0 .*{name!r}"):
+    *rows, width = tensors[name].shape
+    shape = {"rows": (4, width), "fewer rows": (2, width), "wider": (*rows, 2 * width), "narrower": (*rows, width // 2)}
+    tensors[name] = torch.ones(shape.get(mistake, (*rows, width)), dtype=BF16 if mistake == "dtype" else F32)
+    named = "sin" if (name, mistake) == ("cos", "narrower") else name  # a part of each head may be rotated
+    with pytest.raises(TensorMismatchError, match=f"layer 0 .*{named!r}"):
         attend()
+
+
+@pytest.mark.parametrize("missing", ["k", "v", "sinks"])
+def test_what_attention_cannot_do_without(missing):
+    backends = AttentionBackends(AttentionName.paged, [SPEC], NativeKernels(CPU, F32), 32)
+    given = {"q": torch.ones(3, 128), "k": torch.ones(3, 64), "v": torch.ones(3, 64), "sinks": torch.ones(4)}
+    given[missing] = None
+    with pytest.raises(TensorMismatchError, match=f"layer 0 .*{missing!r}") as caught:
+        Attention(0, backends)(given["q"], given["k"], given["v"], inputs_of(backends), sinks=given["sinks"])
+    assert caught.value.found == "none"
+
+
+def test_sinks_that_the_config_does_not_know():
+    """They would be left out of the sum in silence."""
+    backends = AttentionBackends(AttentionName.paged, [replace(SPEC, has_sinks=False)], NativeKernels(CPU, F32), 32)
+    q, kv = torch.ones(3, 128), inputs_of(backends)
+    with pytest.raises(TensorMismatchError, match=r"layer 0 .*'sinks'"):
+        Attention(0, backends)(q, q[:, :64], q[:, :64], kv, sinks=torch.ones(4))
+
+
+def test_half_a_pair_is_not_rotated():
+    backends = AttentionBackends(AttentionName.paged, [SPEC], NativeKernels(CPU, F32), 32)
+    q, odd = torch.ones(3, 128), torch.ones(3, 31)
+    with pytest.raises(TensorMismatchError, match=r"layer 0 .*'cos'"):
+        Attention(0, backends)(q, q[:, :64], q[:, :64], inputs_of(backends), (odd, odd), torch.ones(4))
 
 
 @needs_kernels
@@ -202,13 +222,14 @@ spec = AttentionSpec(num_heads=1, num_kv_heads=1, head_dim=32, scale=1.0)
 attention = NativeAttention(spec, kernels, 32)
 attention._max_queries = 1 << 17  # so that what an item works with is large
 q, pages = torch.zeros(1 << 17, 32), torch.zeros(1 << 12, 1024)
-plan = attention.plan(RaggedBatch([1 << 17], [0], [0], [list(range(1 << 12))]), 32, CPU)
+layer = attention._layer.ctypes.data
+plan = attention.plan(RaggedBatch([1 << 17], [0], [0], [[list(range(1 << 12))]]), 32, CPU)
 out = q[:2].clone()
 packed = kernels._allocate(1 << 27)
 resource.setrlimit(resource.RLIMIT_AS, (int(open("/proc/self/statm").read().split()[0]) * 4096 + (8 << 20),) * 2)
 def attend(step):
     kernels._empty = lambda shape, dtype: q
-    kernels.attend((q, q, q), None, (pages, pages), step)
+    kernels.attend((q, q, q), None, (pages, pages), (step, layer), None, 32)
 kernels._allocate = lambda size: packed
 for call in (lambda: kernels.pack(weight, 4), lambda: attend(plan.address)):
     try:

@@ -8,22 +8,26 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pipezoo_core.attention import AttentionSpec, PagedAttention
+from pipezoo_core.attention import AttentionBackends, AttentionSpec
+from pipezoo_core.config import AttentionName
 from pipezoo_core.context import TextContext
 from pipezoo_core.errors import CacheIntegrityError, InsufficientPagesError
 from pipezoo_core.kv_cache import KVCacheParams, PagedKVCacheManager
-from pipezoo_core.paging import NO_PAGE, PagePool
+from pipezoo_core.native import NativeKernels
+from pipezoo_core.paging import NO_PAGE, PagePool, first_visible
 from pipezoo_core.sampling_params import SamplingParams
 
 PAGE_SIZE = 4
+CPU = torch.device("cpu")
 
 
-def make_manager(num_pages=8, **changes):
-    params = KVCacheParams(
-        dtype=torch.float32, num_layers=1, num_kv_heads=1, head_dim=2, page_size=PAGE_SIZE, **changes
-    )
-    spec = AttentionSpec(num_heads=1, num_kv_heads=1, head_dim=2, scale=1.0, sliding_window=params.sliding_window)
-    return PagedKVCacheManager(params, num_pages, PagedAttention(spec), torch.device("cpu"))
+def make_manager(num_pages=8, *, sliding_window=None, reaches=None, **changes):
+    """A manager of one group of layers for each of `reaches`, which are settings of specs, with as many pages each."""
+    reaches = reaches or [{"sliding_window": sliding_window}]
+    specs = [AttentionSpec(num_heads=1, num_kv_heads=1, head_dim=2, scale=1.0, **reach) for reach in reaches]
+    backends = AttentionBackends(AttentionName.paged, specs, NativeKernels(CPU, torch.float32), PAGE_SIZE)
+    params = KVCacheParams(dtype=torch.float32, groups=backends.groups, page_size=PAGE_SIZE, **changes)
+    return PagedKVCacheManager(params, [num_pages] * len(reaches), backends, CPU)
 
 
 def make_context(tokens, request_id="a", **sampling):
@@ -147,16 +151,16 @@ def test_integrity_check_sees_planted_faults():
 def test_sizes():
     params = make_manager().params
     assert params.bytes_per_page == 2 * 1 * 1 * 2 * 4 * PAGE_SIZE
-    assert PagedKVCacheManager.estimated_memory_size(params, 3, 9, 10**9) == 9 * params.bytes_per_page
-    assert PagedKVCacheManager.estimated_memory_size(params, 3, 9, 5 * params.bytes_per_page + 1) == (
+    assert PagedKVCacheManager.estimated_memory_size(params, 3, 9, 9, 10**9) == 9 * params.bytes_per_page
+    assert PagedKVCacheManager.estimated_memory_size(params, 3, 9, 9, 5 * params.bytes_per_page + 1) == (
         5 * params.bytes_per_page
     )
     assert PagedKVCacheManager.max_supported_sequence_length(params, 5 * params.bytes_per_page) == 20
-    assert PagedKVCacheManager.infer_optimal_batch_size(params, 9, 7 * params.bytes_per_page) == 2
+    assert PagedKVCacheManager.infer_optimal_batch_size(params, 9, 9, 7 * params.bytes_per_page) == 2
 
 
-def pages_of(manager, request_id="a"):
-    return manager._claims[request_id].pages
+def pages_of(manager, request_id="a", group=0):
+    return manager._claims[request_id].holdings[group].pages
 
 
 def test_pages_behind_the_window_are_free_for_others():
@@ -246,28 +250,93 @@ def test_tokens_held_are_the_most_ever_held(window, max_chunk):
             for start in range(num_tokens)
             for end in range(start, min(start + max_chunk, num_tokens))
         )
-        assert params.num_pages_for(params.num_tokens_held(num_tokens, max_chunk)) in (most, most + (num_tokens < 50))
+        assert params.num_pages_held(num_tokens, max_chunk)[0] in (most, most + (num_tokens < 50))
 
 
 def test_how_long_a_request_may_be_in_a_few_pages():
     """A window of 6 tokens lies in 3 pages of 4 when it begins with the last token of one."""
     params = make_manager(sliding_window=6).params
-    assert params.max_tokens_in(2) == 8
-    assert params.max_tokens_in(3) == sys.maxsize
-    assert make_manager().params.max_tokens_in(3) == 12
+    assert params.max_tokens_in([2]) == 8
+    assert params.max_tokens_in([3]) == sys.maxsize
+    assert make_manager().params.max_tokens_in([3]) == 12
     assert make_manager(num_pages=2, sliding_window=6).max_num_tokens == 8
     assert PagedKVCacheManager.max_supported_sequence_length(params, 3 * params.bytes_per_page) == sys.maxsize
+
+
+def test_a_group_without_pages_takes_none_from_the_others():
+    """All or nothing: the window's pages came back, those of the layers that see all did not."""
+    manager = make_manager(num_pages=4, reaches=[{}, {"sliding_window": 4}])
+    context = make_context(list(range(12)))
+    manager.external_claim(context)
+    run_step(manager, context, 12)
+    assert [page != NO_PAGE for page in pages_of(manager, group=1)] == [False, False, True]
+    other = make_context(list(range(50, 58)), "other")
+    manager.external_claim(other)
+    other.set_chunk(8)
+    free = manager.num_free_pages
+    assert free == 1 + 3
+    assert not manager.maybe_reserve(other)
+    assert manager.num_free_pages == free
+    manager.check_integrity()
+
+
+def test_a_prefix_that_one_group_has_lost_is_not_gone_on_from():
+    """Layers with a window keep fewer pages idle; where theirs are taken, a shorter prefix is found, or none."""
+    manager = make_manager(num_pages=7, reaches=[{}, {"sliding_window": 5}])
+    first = make_context(list(range(17)), "first")
+    manager.external_claim(first)
+    run_step(manager, first)
+    again = make_context(list(range(17)), "again")
+    manager.external_claim(again)
+    assert again.cache_length == 16
+    assert pages_of(manager, "again")[:4] == pages_of(manager, "first")[:4]
+    assert pages_of(manager, "again", 1) == [NO_PAGE] * 3 + [pages_of(manager, "first", 1)[3]]
+    manager.release("again")
+    manager._books[1].pool.release(pages_of(manager, "first", 1)[4], keep=False)  # as if the first were gone there
+    manager._books[1]._prefix_cache.forget(pages_of(manager, "first", 1)[3:4])
+    shorter = make_context(list(range(17)), "shorter")
+    assert manager.num_known_pages(shorter) == 3  # whose window begins with page 2, idle and known
+
+
+def test_memory_is_divided_so_that_both_long_and_short_requests_fit():
+    """Pages of 4 tokens, 64 bytes in each group; one request of 100 tokens holds 25 pages and, with a window, 2."""
+    params = make_manager(reaches=[{}, {"sliding_window": 5}]).params
+    assert params.page_bytes == (64, 64)
+    assert params.num_pages_held(100, 1) == (25, 2)
+    assert params.num_pages_held(100, 8) == (25, 4)
+    assert params.longest_in(27 * 64) == 100
+    assert params.longest_in(26 * 64) == 96
+    assert params.divide(27 * 64, 4, 100, 8) == (25, 2)
+    assert params.divide(1000 * 64, 4, 100, 8) == (
+        1000 - 2 - 16,
+        2 + 16,
+    )  # a full batch's windows, all else to the other
+    assert params.divide(37 * 64, 4, 100, 8) == (30, 7)  # half of what is left
+    assert params.divide(20 * 64, 4, 100, 8) == (18, 2)  # too little for one: as long as it can be
+
+
+@pytest.mark.parametrize("reaches", [[{}], [{"sliding_window": 6}], [{}, {"sliding_window": 6}], [{}, {"chunk": 8}]])
+def test_what_is_divided_is_no_more_than_there_is_and_fits_the_longest(reaches):
+    params = make_manager(reaches=reaches).params
+    for num_bytes in range(0, 6000, 37):
+        for num_tokens in (1, 9, 40):
+            pages = params.divide(num_bytes, 3, num_tokens, 5)
+            assert params.size_of(pages) <= num_bytes
+            assert params.max_tokens_in(pages) >= min(num_tokens, params.longest_in(num_bytes))
+
+
+REACHES = st.sampled_from([{}, *({"sliding_window": n} for n in (1, 3, 4, 6, 9)), {"chunk": 4}, {"chunk": 6}])
 
 
 class ManagerMachine(RuleBasedStateMachine):
     """Random claims, steps and releases; the model is a plain dict of what was written where."""
 
-    @initialize(num_pages=st.integers(3, 12), sliding_window=st.sampled_from([None, 1, 3, 4, 6, 9]))
-    def start(self, num_pages, sliding_window):
-        self.manager = make_manager(num_pages=num_pages, sliding_window=sliding_window)
-        self.window = sliding_window or sys.maxsize
+    @initialize(num_pages=st.integers(3, 12), reaches=st.lists(REACHES, min_size=1, max_size=3, unique_by=str))
+    def start(self, num_pages, reaches):
+        self.manager = make_manager(num_pages=num_pages, reaches=reaches)
+        self.reaches = reaches
         self.contexts = {}
-        self.written = {}  # (page, slot) -> the token there and all before it, which is what its key depends on
+        self.written = {}  # (group, page, slot) -> the token there and all before it: what its key depends on
         self.count = 0
 
     @rule(
@@ -301,20 +370,25 @@ class ManagerMachine(RuleBasedStateMachine):
 
     def feed(self, context, token):
         start, end = context.cache_length, context.cache_length + context.active_length
-        pages = pages_of(self.manager, context.request_id)
         for position in range(start, end):
-            page = pages[position // PAGE_SIZE]
-            assert page != NO_PAGE
-            self.written[page, position % PAGE_SIZE] = context.tokens[: position + 1]
+            for group in range(len(self.reaches)):
+                page = pages_of(self.manager, context.request_id, group)[position // PAGE_SIZE]
+                assert page != NO_PAGE
+                self.written[group, page, position % PAGE_SIZE] = context.tokens[: position + 1]
             self.sees_its_own(context, position)
         context.advance(token if context.samples else None)
         self.manager.step([context])
 
     def sees_its_own(self, context, last):
-        pages = pages_of(self.manager, context.request_id)
-        for position in range(max(0, last - self.window + 1), last):
-            page = pages[position // PAGE_SIZE]
-            assert self.written[page, position % PAGE_SIZE] == context.tokens[: position + 1]
+        for group in range(len(self.reaches)):
+            pages = pages_of(self.manager, context.request_id, group)
+            for position in range(self.first_seen(group, last), last):
+                page = pages[position // PAGE_SIZE]
+                assert self.written[group, page, position % PAGE_SIZE] == context.tokens[: position + 1]
+
+    def first_seen(self, group, position):
+        reach = self.reaches[group]
+        return first_visible(position, reach.get("sliding_window"), reach.get("chunk"))
 
     @precondition(lambda self: self.contexts)
     @rule(data=st.data())
@@ -336,8 +410,9 @@ class ManagerMachine(RuleBasedStateMachine):
     def the_next_token_sees_its_own_past_and_nothing_before_is_held(self):
         for request_id, context in getattr(self, "contexts", {}).items():
             self.sees_its_own(context, context.cache_length)
-            first = max(0, context.cache_length - self.window + 1) // PAGE_SIZE
-            assert all(page == NO_PAGE for page in pages_of(self.manager, request_id)[:first])
+            for group in range(len(self.reaches)):
+                first = self.first_seen(group, context.cache_length) // PAGE_SIZE
+                assert all(page == NO_PAGE for page in pages_of(self.manager, request_id, group)[:first])
 
     def teardown(self):
         for request_id in list(getattr(self, "contexts", {})):

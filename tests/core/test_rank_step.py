@@ -14,8 +14,18 @@ from pipezoo_llama.model import LlamaPipelineModel
 from pipezoo_llama.weight_adapters import adapt_safetensors
 
 INTEGERS = st.lists(st.integers(-1, 2**40), max_size=9)
-BATCHES = st.builds(RaggedBatch, INTEGERS, INTEGERS, INTEGERS, st.lists(INTEGERS, max_size=4))
-STEPS = st.builds(RankStep, INTEGERS, INTEGERS, INTEGERS, INTEGERS, BATCHES)
+
+
+@st.composite
+def batches(draw):
+    """With as many lists of pages in each group as there are requests."""
+    size = draw(st.integers(1, 4))
+    lengths = (draw(st.lists(st.integers(-1, 2**40), min_size=size, max_size=size)) for _ in range(3))
+    pages = st.lists(INTEGERS, min_size=size, max_size=size)
+    return RaggedBatch(*lengths, draw(st.lists(pages, min_size=1, max_size=3)))
+
+
+STEPS = st.builds(RankStep, INTEGERS, INTEGERS, INTEGERS, INTEGERS, batches())
 
 
 @given(STEPS)
@@ -44,5 +54,5 @@ def test_the_step_of_a_batch(tmp_path):
         logit_rows=list(range(12)),
         lora_ids=[0, -1],
         lora_ranks=[4, 0],
-        batch=RaggedBatch([3, 9], [0, 0], [3, 12], [[0], [1, 2]]),
+        batch=RaggedBatch([3, 9], [0, 0], [3, 12], [[[0], [1, 2]]]),
     )

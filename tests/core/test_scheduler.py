@@ -8,31 +8,32 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pipezoo_core.attention import AttentionSpec, PagedAttention
-from pipezoo_core.config import LoRAConfig
+from pipezoo_core.attention import AttentionBackends, AttentionSpec
+from pipezoo_core.config import AttentionName, LoRAConfig
 from pipezoo_core.context import TextContext
 from pipezoo_core.errors import AdapterInUseError, InsufficientPagesError
 from pipezoo_core.kv_cache import KVCacheParams, PagedKVCacheManager
 from pipezoo_core.lora import LoRAManager
+from pipezoo_core.native import NativeKernels
 from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.scheduling import Scheduler, get_or_recommend_replica
 
 PAGE_SIZE = 4
+CPU = torch.device("cpu")
 
 
-def make_manager(num_pages=64, enable_prefix_caching=False, sliding_window=None):
+def make_manager(num_pages=64, enable_prefix_caching=False, sliding_window=None, windows=None):
+    """A manager of one group of layers for each window, with as many pages each."""
+    windows = windows or [sliding_window]
+    specs = [AttentionSpec(num_heads=1, num_kv_heads=1, head_dim=2, scale=1.0, sliding_window=w) for w in windows]
+    backends = AttentionBackends(AttentionName.paged, specs, NativeKernels(CPU, torch.float32), PAGE_SIZE)
     params = KVCacheParams(
         dtype=torch.float32,
-        num_layers=1,
-        num_kv_heads=1,
-        head_dim=2,
+        groups=backends.groups,
         page_size=PAGE_SIZE,
         enable_prefix_caching=enable_prefix_caching,
-        sliding_window=sliding_window,
     )
-    spec = AttentionSpec(num_heads=1, num_kv_heads=1, head_dim=2, scale=1.0, sliding_window=sliding_window)
-    backend = PagedAttention(spec)
-    return PagedKVCacheManager(params, num_pages, backend, torch.device("cpu"))
+    return PagedKVCacheManager(params, [num_pages] * len(windows), backends, CPU)
 
 
 def make_scheduler(max_batch_size=4, max_batch_tokens=16, **settings):
@@ -312,13 +313,13 @@ class ReplicasMachine(RuleBasedStateMachine):
     @initialize(
         num_replicas=st.integers(1, 3),
         num_pages=st.integers(3, 12),
-        sliding_window=st.sampled_from([None, 5]),
+        windows=st.sampled_from([[None], [5], [None, 5], [None, 3, 9]]),
         num_slots=st.integers(1, 3),
         max_batch_size=st.integers(1, 4),
         max_batch_tokens=st.integers(1, 16),
     )
-    def start(self, num_replicas, num_pages, sliding_window, num_slots, **settings):
-        self.managers = [make_manager(num_pages, True, sliding_window) for _ in range(num_replicas)]
+    def start(self, num_replicas, num_pages, windows, num_slots, **settings):
+        self.managers = [make_manager(num_pages, True, windows=windows) for _ in range(num_replicas)]
         self.lora_managers = [make_lora_manager(num_slots) for _ in range(num_replicas)]
         self.scheduler = Scheduler(self.managers, self.lora_managers, **settings)
         self.settings = settings

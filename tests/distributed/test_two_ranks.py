@@ -104,7 +104,7 @@ def test_each_rank_has_its_part(both, monkeypatch):
     assert [buffer.nbytes for buffer in divided.model.signal_buffers] == [2**20] * 2
     assert len(alone.model.signal_buffers) == 1
     assert len(divided.model.devices) == 2
-    heads = [llm.kv_managers[0].params.num_kv_heads for llm in both]
+    heads = [llm.kv_managers[0].params.groups[0].num_kv_heads for llm in both]
     assert heads[1] * 2 == heads[0]
     pages = [llm.kv_managers[0].total_num_pages for llm in both]
     assert pages[1] // 2 == pages[0]  # in as much memory on each

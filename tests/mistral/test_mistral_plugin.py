@@ -119,6 +119,6 @@ def test_released_configs(raw, window, theta, length, vocab_size, query_size, tm
     assert config.num_heads * config.head_dim == query_size
     assert (config.head_dim, config.num_kv_heads, config.attention.scale) == (128, 8, 128**-0.5)
     params = architecture.pipeline_model.get_kv_params(huggingface_config, 1, KVCacheConfig(), torch.bfloat16)
-    assert params.sliding_window == window
+    assert params.groups[0].sliding_window == window
     # In steps of 2048 tokens: 6143 that may begin with the last of a page of 64.
-    assert params.num_tokens_held(length, 2048) == (length if window is None else 97 * 64)
+    assert params.num_pages_held(length, 2048) == (length // 64 if window is None else 97,)

@@ -163,7 +163,7 @@ def test_what_transformers_leaves_out_equals_the_reference(name, tmp_path):
     reference = Reference(raw)
     save(reference.weights, tmp_path)
     model = load(tmp_path, raw)
-    assert model.kv_manager.params.num_kv_heads == reference.num_kv_heads
+    assert model.kv_manager.params.groups[0].num_kv_heads == reference.num_kv_heads
     assert_equal_logits(model, by_reference(reference))
 
 

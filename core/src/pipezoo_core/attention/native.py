@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipezoo_core.attention.base import AttentionBackend, AttentionSpec, Rotation
 from pipezoo_core.errors import UnsupportedAttentionError
-from pipezoo_core.kv_cache import KVCacheParams, RaggedBatch
+from pipezoo_core.kv_cache import RaggedBatch
 from pipezoo_core.native import PANEL, NativeKernels, bits
 from pipezoo_core.paging import first_visible
 
@@ -28,12 +28,13 @@ __all__ = ["NativeAttention"]
 _QUERIES = 48  # queries of one key/value head that an item has at most: four tiles of the kernel
 _KEYS = 256  # a decode is cut after so many keys
 _PAGE_MULTIPLE = 32
+_MAX_HEAD_DIM = 512  # of the kernels
 _CPU = torch.device("cpu")  # named wherever a tensor is made, because torch's default may be another
 
 
 @dataclass(frozen=True, slots=True)
 class NativePlan:
-    """One step's work, the same for all layers.
+    """One step's work, the same for all layers of a group.
 
     Attributes:
         arrays: what the description points into, and itself. Of numpy, as in `kv_cache.as_tensors`.
@@ -46,6 +47,8 @@ class NativePlan:
 
 class NativeAttention(AttentionBackend):
     """In one kernel. Pages are `[num_pages, num_kv_heads, page_size · head_dim]`, ordered within as the kernel reads.
+
+    Values are `value_size` numbers instead of `head_dim`.
 
     Args:
         spec: what the model's layers need.
@@ -64,22 +67,28 @@ class NativeAttention(AttentionBackend):
             raise UnsupportedAttentionError(f"attention 'native' cannot be used: {reason}", cure="Leave it at auto.")
         self._kernels = kernels
         self._max_queries = max(1, _QUERIES // spec.num_groups)
-        self._slopes = torch.tensor(spec.alibi_slopes or (), dtype=torch.float32, device=_CPU)
+        self._slopes = np.array(spec.alibi_slopes or (), dtype=np.float32)
+        slopes = self._slopes.ctypes.data if spec.alibi_slopes else 0
+        self._layer = np.array([bits(spec.scale), bits(spec.softcap or 0.0), slopes], dtype=np.int64)
 
     @staticmethod
     def why_not(spec: AttentionSpec, kernels: NativeKernels, page_size: int) -> str | None:
         """Returns what stands in the way of this backend; None if it can be used."""
-        if spec.head_dim % PANEL or spec.head_dim > 256:
-            return f"head_dim is {spec.head_dim}, not a multiple of {PANEL} up to 256"
+        if spec.values_in_keys:
+            return "its values are a part of its keys"
+        for name, size in (("head_dim", spec.head_dim), ("value_dim", spec.value_size)):
+            if size % PANEL or size > _MAX_HEAD_DIM:
+                return f"{name} is {size}, not a multiple of {PANEL} up to {_MAX_HEAD_DIM}"
         if page_size % _PAGE_MULTIPLE:
             return f"page_size is {page_size}, not a multiple of {_PAGE_MULTIPLE}"
         return kernels.obstacle
 
-    def page_shape(self, num_pages: int, params: KVCacheParams) -> tuple[int, ...]:
-        """Returns the shape of one layer's key (and value) pages."""
-        return (num_pages, params.num_kv_heads, params.page_size * params.head_dim)
+    def page_shapes(self, num_pages: int, page_size: int) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+        """Returns the shapes of a layer's key and value pages."""
+        cells = (num_pages, self.spec.num_kv_heads)
+        return (*cells, page_size * self.spec.head_dim), (*cells, page_size * self.spec.value_size)
 
-    def plan(self, batch: RaggedBatch, page_size: int, device: torch.device) -> NativePlan:
+    def plan(self, batch: RaggedBatch, page_size: int, device: torch.device, group: int = 0) -> NativePlan:
         """Cuts the step into items.
 
         With 3 query heads per key/value head, pages of 64 and a request of 300 tokens that feeds one more: items
@@ -90,7 +99,7 @@ class NativeAttention(AttentionBackend):
         items: list[tuple[int, ...]] = []
         alike: dict[tuple[int, ...], list[tuple[int, int, int]]] = defaultdict(list)
         page_table: list[int] = []
-        spans = zip(batch.row_offsets, batch.active_lengths, batch.cache_lengths, batch.pages, strict=False)
+        spans = zip(batch.row_offsets, batch.active_lengths, batch.cache_lengths, batch.pages[group], strict=False)
         for row, active, cached, pages in spans:
             for first, end in self._query_ranges(active):
                 keys = self._key_ranges(cached + first, cached + end, page_size)
@@ -113,7 +122,7 @@ class NativeAttention(AttentionBackend):
         items.sort(key=lambda item: item[1] * (item[4] - item[3]), reverse=True)  # the largest first: all end together
         counts = [len(numbers) for numbers in partials_of.values()]
         splits = list(zip(partials_of, [0, *accumulate(counts)], counts, strict=False))
-        row_pages, row_places = batch.cells(page_size)
+        row_pages, row_places = batch.cells(page_size, group)
         lists = (
             row_pages,
             row_places,
@@ -125,13 +134,14 @@ class NativeAttention(AttentionBackend):
         tables = np.array([*chain.from_iterable(lists)], dtype=np.int32)
         addresses = accumulate((len(values) * tables.itemsize for values in lists), initial=tables.ctypes.data)
         row_table, place_table, item_table, page_addresses, split_table, numbers, _ = addresses
-        partials = np.empty((num_partials, self.spec.num_heads, 2 + self.spec.head_dim), dtype=np.float32)
+        spec = self.spec
+        partials = np.empty((num_partials, spec.num_heads, 2 + spec.value_size), dtype=np.float32)
         description = np.array(
             [
                 *(len(row_pages), row_table, place_table, len(items), item_table, page_addresses),
                 *(len(splits), split_table, numbers, partials.ctypes.data),
-                *(self.spec.num_heads, self.spec.num_kv_heads, self.spec.head_dim, page_size),
-                *(self.spec.sliding_window or 0, self._slopes.data_ptr(), bits(self.spec.scale)),
+                *(spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.value_size, page_size),
+                *(spec.sliding_window or 0, spec.chunk or 0),
             ],
             dtype=np.int64,
         )
@@ -140,9 +150,10 @@ class NativeAttention(AttentionBackend):
     def _seen(self, key: int, end_key: int, pages: list[int], page_size: int, row: int) -> tuple[int, ...]:
         """Returns what a decode sees in a range of keys; the same for two that share the pages.
 
-        With ALiBi or a window it matters where the query is, too.
+        With ALiBi, a window or chunks it matters where the query is, too.
         """
-        if self.spec.alibi_slopes is not None or self.spec.sliding_window is not None:
+        spec = self.spec
+        if spec.alibi_slopes is not None or spec.sliding_window is not None or spec.chunk is not None:
             return (key, end_key, row)
         return (key, end_key, *pages[key // page_size : -(-end_key // page_size)])
 
@@ -162,7 +173,7 @@ class NativeAttention(AttentionBackend):
 
     def _key_ranges(self, position: int, end: int, page_size: int) -> list[tuple[int, int]]:
         """Returns the keys that the queries at positions `position` to `end` see, from a page's first one on."""
-        first = first_visible(position, self.spec.sliding_window) // page_size * page_size
+        first = first_visible(position, self.spec.sliding_window, self.spec.chunk) // page_size * page_size
         if end - position > 1:
             return [(first, end)]
         size = max(_KEYS, page_size) // page_size * page_size
@@ -172,12 +183,15 @@ class NativeAttention(AttentionBackend):
     def attend(
         self,
         q: Tensor,
-        k: Tensor,
-        v: Tensor,
+        k: Tensor | None,
+        v: Tensor | None,
         key_pages: Tensor,
         value_pages: Tensor,
         plan: NativePlan,
         rotation: Rotation | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """Does all of it in one call."""
-        return self._kernels.attend((q, k, v), rotation, (key_pages, value_pages), plan.address)
+        width = self.spec.num_heads * self.spec.value_size
+        pages, layer = (key_pages, value_pages), self._layer.ctypes.data
+        return self._kernels.attend((q, k, v), rotation, pages, (plan.address, layer), sinks, width)

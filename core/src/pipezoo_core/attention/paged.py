@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipezoo_core.attention.base import AttentionBackend, AttentionSpec, Rotation
-from pipezoo_core.kv_cache import KVCacheParams, RaggedBatch
+from pipezoo_core.kv_cache import RaggedBatch
 from pipezoo_core.paging import first_visible
 
 __all__ = ["PagedAttention"]
@@ -50,13 +50,15 @@ class _Prefill:
 
     Attributes:
         rows: its rows of the step.
-        pages: int64, those that it sees; None where nothing came before the chunk and the chunk's own keys suffice.
+        pages: int64, those that it sees.
+        has_past: whether it sees more than the chunk's own keys.
         num_keys: tokens of the request in these pages after this step.
         bias: added to the scores; None for plain causal attention.
     """
 
     rows: slice
-    pages: Tensor | None
+    pages: Tensor
+    has_past: bool
     num_keys: int
     bias: Tensor | None
 
@@ -73,19 +75,20 @@ class PagedPlan:
 
 
 class PagedAttention(AttentionBackend):
-    """Batched over pages. Pages are `[num_pages, num_kv_heads, page_size, head_dim]`."""
+    """Batched over pages. Pages are `[num_pages, num_kv_heads, page_size, head_dim or value_size]`."""
 
     name = "paged"
 
-    def page_shape(self, num_pages: int, params: KVCacheParams) -> tuple[int, ...]:
-        """Returns the shape of one layer's key (and value) pages."""
-        return (num_pages, params.num_kv_heads, params.page_size, params.head_dim)
+    def page_shapes(self, num_pages: int, page_size: int) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+        """Returns the shapes of a layer's key and value pages; None for values that lie in the keys."""
+        cells = (num_pages, self.spec.num_kv_heads, page_size)
+        return (*cells, self.spec.head_dim), None if self.spec.values_in_keys else (*cells, self.spec.value_size)
 
-    def plan(self, batch: RaggedBatch, page_size: int, device: torch.device) -> PagedPlan:
+    def plan(self, batch: RaggedBatch, page_size: int, device: torch.device, group: int = 0) -> PagedPlan:
         """Sorts the step's requests into decodes and prefills and prepares indices and biases."""
         offsets = batch.row_offsets
-        spans = list(zip(batch.active_lengths, batch.cache_lengths, batch.pages, strict=True))
-        write_pages, write_places = batch.cells(page_size)
+        spans = list(zip(batch.active_lengths, batch.cache_lengths, batch.pages[group], strict=True))
+        write_pages, write_places = batch.cells(page_size, group)
         decodes = [i for i, (active, _, _) in enumerate(spans) if active == 1]
         return PagedPlan(
             write_pages=_integers(write_pages, device),
@@ -94,7 +97,7 @@ class PagedAttention(AttentionBackend):
             groups=_page_groups(
                 self.spec,
                 [batch.cache_lengths[i] for i in decodes],
-                [batch.pages[i] for i in decodes],
+                [batch.pages[group][i] for i in decodes],
                 page_size,
                 device,
             ),
@@ -108,12 +111,13 @@ class PagedAttention(AttentionBackend):
     def attend(
         self,
         q: Tensor,
-        k: Tensor,
-        v: Tensor,
+        k: Tensor | None,
+        v: Tensor | None,
         key_pages: Tensor,
         value_pages: Tensor,
         plan: PagedPlan,
         rotation: Rotation | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """Writes the chunk, then answers decodes over their pages and prefills one by one.
 
@@ -121,46 +125,83 @@ class PagedAttention(AttentionBackend):
         get NaN here.
         """
         q_TND, k_TKD, v_TKD = self.heads(q, k, v, rotation)
-        spoiled_T1 = _spoiled(q_TND, k_TKD, v_TKD)
-        key_pages[plan.write_pages, :, plan.write_places] = _finite(k_TKD)
-        value_pages[plan.write_pages, :, plan.write_places] = _finite(v_TKD)
+        spoiled_T1 = _spoiled(*(x for x in (q_TND, k_TKD, v_TKD) if x is not None))
+        if k_TKD is not None and v_TKD is not None:
+            key_pages[plan.write_pages, :, plan.write_places] = _finite(k_TKD)
+            if not self.spec.values_in_keys:
+                value_pages[plan.write_pages, :, plan.write_places] = _finite(v_TKD)
+        value_pages = value_pages[..., : self.spec.value_size]
         if not plan.prefills:
-            return self._decode(q_TND, key_pages, value_pages, plan.groups).flatten(1).add_(spoiled_T1)
-        out_TND = torch.empty_like(q_TND)
+            return self._decode(q_TND, key_pages, value_pages, plan.groups, sinks).flatten(1).add_(spoiled_T1)
+        out_TND = q.new_empty(len(q), self.spec.num_heads, self.spec.value_size)
         if plan.groups:
-            out_TND[plan.decode_rows] = self._decode(q_TND[plan.decode_rows], key_pages, value_pages, plan.groups)
+            decoded = self._decode(q_TND[plan.decode_rows], key_pages, value_pages, plan.groups, sinks)
+            out_TND[plan.decode_rows] = decoded
         for prefill in plan.prefills:
             rows = prefill.rows
-            if prefill.pages is None:
-                keys_KSD, values_KSD = k_TKD[rows].transpose(0, 1), v_TKD[rows].transpose(0, 1)
-            else:
+            if prefill.has_past or k_TKD is None or v_TKD is None:
                 keys_KSD = _gather(key_pages, prefill)
                 values_KSD = _gather(value_pages, prefill)
-            out_TND[rows] = self._prefill(q_TND[rows], keys_KSD, values_KSD, prefill.bias)
+            else:
+                keys_KSD, values_KSD = k_TKD[rows].transpose(0, 1), v_TKD[rows].transpose(0, 1)
+            out_TND[rows] = self._prefill(q_TND[rows], keys_KSD, values_KSD, prefill.bias, sinks)
         return out_TND.flatten(1).add_(spoiled_T1)
 
-    def _prefill(self, q_TND: Tensor, keys_KSD: Tensor, values_KSD: Tensor, bias: Tensor | None) -> Tensor:
+    def _prefill(
+        self, q_TND: Tensor, keys_KSD: Tensor, values_KSD: Tensor, bias: Tensor | None, sinks: Tensor | None
+    ) -> Tensor:
         repeats = self.spec.num_groups
+        q_NTD = q_TND.transpose(0, 1)
+        keys_NSD, values_NSD = (x.repeat_interleave(repeats, 0) for x in (keys_KSD, values_KSD))
+        if self.spec.softcap is not None or sinks is not None:
+            return self._prefill_by_formula(q_NTD, keys_NSD, values_NSD, bias, sinks).transpose(0, 1)
         out_NTD = F.scaled_dot_product_attention(
-            q_TND.transpose(0, 1).unsqueeze(0),
-            keys_KSD.repeat_interleave(repeats, 0).unsqueeze(0),
-            values_KSD.repeat_interleave(repeats, 0).unsqueeze(0),
+            q_NTD.unsqueeze(0),
+            keys_NSD.unsqueeze(0),
+            values_NSD.unsqueeze(0),
             attn_mask=None if bias is None else bias.to(q_TND.dtype),
             is_causal=bias is None,
             scale=self.spec.scale,
         )[0]
         return out_NTD.transpose(0, 1)
 
-    def _decode(self, q_RND: Tensor, key_pages: Tensor, value_pages: Tensor, groups: list[_PageGroup]) -> Tensor:
+    def _prefill_by_formula(
+        self, q_NTD: Tensor, keys_NSD: Tensor, values_NSD: Tensor, bias: Tensor | None, sinks: Tensor | None
+    ) -> Tensor:
+        """What torch's fused attention has not: bounded scores, and sinks."""
+        scores_NTS = self._capped((q_NTD * self.spec.scale) @ keys_NSD.transpose(1, 2))
+        if bias is None:
+            positions = torch.arange(q_NTD.shape[1], dtype=torch.int64, device=q_NTD.device)
+            bias = self.spec.bias(positions, positions)
+        scores_NTS = scores_NTS.add_(bias)
+        if sinks is not None:
+            column = sinks.float().view(-1, 1, 1).expand(-1, q_NTD.shape[1], 1)
+            scores_NTS = torch.cat((scores_NTS, column), dim=-1)
+        weights_NTS = scores_NTS.softmax(-1)[..., : keys_NSD.shape[1]]
+        return weights_NTS.to(values_NSD.dtype) @ values_NSD
+
+    def _capped(self, scores: Tensor) -> Tensor:
+        """Returns the scores in float32, within the spec's bound."""
+        scores, softcap = scores.float(), self.spec.softcap
+        return scores if softcap is None else scores.div_(softcap).tanh_().mul_(softcap)
+
+    def _decode(
+        self, q_RND: Tensor, key_pages: Tensor, value_pages: Tensor, groups: list[_PageGroup], sinks: Tensor | None
+    ) -> Tensor:
         parts = [self._over_pages(q_RND, key_pages, value_pages, group) for group in groups]
         owners = torch.cat([group.owners for group in groups])
         m_IN, l_IN, o_IND = (torch.cat(part) for part in zip(*parts, strict=True))  # I items: a page and an owner
         shape = (len(q_RND), self.spec.num_heads)
         by_owner = owners.unsqueeze(-1).expand_as(m_IN)
-        max_RN = m_IN.new_full(shape, _UNSEEN).scatter_reduce_(0, by_owner, m_IN, "amax")
+        max_RN = m_IN.new_full(shape, _UNSEEN)
+        if sinks is not None:
+            max_RN = sinks.float().repeat(shape[0], 1)
+        max_RN = max_RN.scatter_reduce_(0, by_owner, m_IN, "amax")
         weight_IN = torch.exp(m_IN - max_RN[owners])
-        sum_RN = m_IN.new_zeros(shape).index_add_(0, owners, l_IN * weight_IN)
-        out_RND = o_IND.new_zeros((*shape, self.spec.head_dim)).index_add_(0, owners, o_IND * weight_IN.unsqueeze(-1))
+        sum_RN = m_IN.new_zeros(shape) if sinks is None else torch.exp(sinks.float() - max_RN)
+        sum_RN = sum_RN.index_add_(0, owners, l_IN * weight_IN)
+        out_RND = o_IND.new_zeros((*shape, o_IND.shape[-1]))
+        out_RND = out_RND.index_add_(0, owners, o_IND * weight_IN.unsqueeze(-1))
         return (out_RND / sum_RN.unsqueeze(-1)).to(q_RND.dtype)
 
     def _over_pages(
@@ -175,16 +216,16 @@ class PagedAttention(AttentionBackend):
         # scaled before it is rounded: the plain product may exceed 65,504, the greatest number of float16
         scores = torch.baddbmm(
             queries.new_zeros(()), queries, keys.flatten(0, 1).transpose(1, 2), beta=0, alpha=self.spec.scale
-        ).float()
-        scores = scores.view(num_pages, num_kv_heads, -1, num_groups, page_size)  # [P, K, S, G, page_size]
-        scores = scores.add_(group.bias)
+        )
+        scores = self._capped(scores).view(num_pages, num_kv_heads, -1, num_groups, page_size)
+        scores = scores.add_(group.bias)  # [P, K, S, G, page_size]
         m = scores.amax(-1, keepdim=True)
         weights = scores.sub_(m).exp_()
         total = weights.sum(-1)
         out = torch.bmm(
             weights.to(values.dtype).view(num_pages * num_kv_heads, -1, page_size), values.flatten(0, 1)
         ).float()
-        out = out.view(num_pages, num_kv_heads, -1, num_groups, head_dim)
+        out = out.view(num_pages, num_kv_heads, -1, num_groups, self.spec.value_size)
 
         def by_item(x: Tensor) -> Tensor:  # [P, K, S, G, ...] -> [P · S, N, ...]
             return x.transpose(1, 2).flatten(0, 1).flatten(1, 2)
@@ -208,7 +249,6 @@ def _finite(x: Tensor) -> Tensor:
 
 
 def _gather(pages: Tensor, prefill: _Prefill) -> Tensor:
-    assert prefill.pages is not None
     return pages[prefill.pages].transpose(0, 1).flatten(1, 2)[:, : prefill.num_keys]
 
 
@@ -216,12 +256,13 @@ def _prefill(
     spec: AttentionSpec, rows: slice, cached: int, pages: list[int], page_size: int, device: torch.device
 ) -> _Prefill:
     end = cached + rows.stop - rows.start
-    plain = spec.alibi_slopes is None and (spec.sliding_window is None or spec.sliding_window >= end)
-    first = first_visible(cached, spec.sliding_window) // page_size
+    first = first_visible(cached, spec.sliding_window, spec.chunk) // page_size
+    plain = spec.alibi_slopes is None and first_visible(end - 1, spec.sliding_window, spec.chunk) == 0
     keys = torch.arange(first * page_size, end, dtype=torch.int64, device=device)
     return _Prefill(
         rows=rows,
-        pages=_integers(pages[first : -(-end // page_size)], device) if cached else None,
+        pages=_integers(pages[first : -(-end // page_size)], device),
+        has_past=cached > 0,
         num_keys=len(keys),
         bias=None if plain and not cached else spec.bias(keys[cached - first * page_size :], keys),
     )
@@ -240,7 +281,7 @@ def _page_groups(
     """
     seen: dict[int, list[tuple[int, int]]] = defaultdict(list)  # page -> (request, position of its first token)
     for request, (position, own) in enumerate(zip(cache_lengths, pages, strict=True)):
-        first = first_visible(position, spec.sliding_window) // page_size
+        first = first_visible(position, spec.sliding_window, spec.chunk) // page_size
         for index in range(first, position // page_size + 1):
             seen[own[index]].append((request, index * page_size))
     groups: dict[int, list[int]] = defaultdict(list)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from pipezoo_core.attention.base import AttentionBackend, Rotation
-from pipezoo_core.kv_cache import KVCacheParams, RaggedBatch
+from pipezoo_core.kv_cache import RaggedBatch
+from pipezoo_core.paging import first_visible
 
 __all__ = ["ReferenceAttention"]
 
@@ -16,49 +19,58 @@ class ReferenceAttention(AttentionBackend):
 
     name = "reference"
 
-    def page_shape(self, num_pages: int, params: KVCacheParams) -> tuple[int, ...]:
-        """Returns the shape of one layer's key (and value) pages."""
-        return (num_pages, params.page_size, params.num_kv_heads, params.head_dim)
+    def page_shapes(self, num_pages: int, page_size: int) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+        """Returns the shapes of a layer's key and value pages; None for values that lie in the keys."""
+        cells = (num_pages, page_size, self.spec.num_kv_heads)
+        return (*cells, self.spec.head_dim), None if self.spec.values_in_keys else (*cells, self.spec.value_size)
 
-    def plan(self, batch: RaggedBatch, page_size: int, device: torch.device) -> RaggedBatch:
+    def plan(self, batch: RaggedBatch, page_size: int, device: torch.device, group: int = 0) -> RaggedBatch:
         """Takes the lists as they are."""
         del page_size, device
-        return batch
+        return replace(batch, pages=[batch.pages[group]])
 
     def attend(
         self,
         q: Tensor,
-        k: Tensor,
-        v: Tensor,
+        k: Tensor | None,
+        v: Tensor | None,
         key_pages: Tensor,
         value_pages: Tensor,
         plan: RaggedBatch,
         rotation: Rotation | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """Writes each row's key and value, then answers each row's queries head by head."""
         q_TND, k_TKD, v_TKD = self.heads(q, k, v, rotation)
-        page_size = key_pages.shape[1]
-        out_TND = torch.empty_like(q_TND)
+        spec, page_size = self.spec, key_pages.shape[1]
+        out_TND = q.new_empty(len(q), spec.num_heads, spec.value_size)
         row = 0
-        for active, cached, pages in zip(plan.active_lengths, plan.cache_lengths, plan.pages, strict=True):
+        for active, cached, pages in zip(plan.active_lengths, plan.cache_lengths, plan.pages[0], strict=True):
             for position in range(cached, cached + active):
                 cell = (pages[position // page_size], position % page_size)
-                key_pages[cell], value_pages[cell] = k_TKD[row], v_TKD[row]
-                first = 0 if self.spec.sliding_window is None else max(0, position - self.spec.sliding_window + 1)
+                if k_TKD is not None and v_TKD is not None:
+                    value_pages[cell][..., : spec.value_size] = v_TKD[row]
+                    key_pages[cell] = k_TKD[row]
+                first = first_visible(position, spec.sliding_window, spec.chunk)
                 seen = [(pages[j // page_size], j % page_size) for j in range(first, position + 1)]
                 keys = torch.stack([key_pages[at] for at in seen]).double()
-                values = torch.stack([value_pages[at] for at in seen]).double()
-                for head in range(self.spec.num_heads):
-                    kv_head = head // self.spec.num_groups
+                values = torch.stack([value_pages[at] for at in seen]).double()[..., : spec.value_size]
+                for head in range(spec.num_heads):
+                    kv_head = head // spec.num_groups
+                    sink = None if sinks is None else sinks[head].double()
                     out_TND[row, head] = self._one(
-                        q_TND[row, head].double(), keys[:, kv_head], values[:, kv_head], head
+                        q_TND[row, head].double(), keys[:, kv_head], values[:, kv_head], head, sink
                     )
                 row += 1
         return out_TND.flatten(1)
 
-    def _one(self, q_D: Tensor, keys_SD: Tensor, values_SD: Tensor, head: int) -> Tensor:
+    def _one(self, q_D: Tensor, keys_SD: Tensor, values_SD: Tensor, head: int, sink: Tensor | None) -> Tensor:
         scores_S = self.spec.scale * (keys_SD @ q_D)
+        if self.spec.softcap is not None:
+            scores_S = self.spec.softcap * torch.tanh(scores_S / self.spec.softcap)
         if self.spec.alibi_slopes is not None:
             distance_S = torch.arange(len(scores_S) - 1, -1, -1, dtype=torch.int64, device=q_D.device)
             scores_S -= self.spec.alibi_slopes[head] * distance_S
-        return scores_S.softmax(-1) @ values_SD
+        if sink is None:
+            return scores_S.softmax(-1) @ values_SD
+        return torch.cat((scores_S, sink.unsqueeze(0))).softmax(-1)[:-1] @ values_SD

@@ -115,9 +115,14 @@ class DecoderConfig(abc.ABC):
             raise CheckpointMismatchError(wrong_shape=too_large)
 
     @property
-    @abc.abstractmethod
     def attention(self) -> AttentionSpec:
-        """What the attention layers compute."""
+        """What the attention layers compute, where they are alike; else a config has `layers` of its own."""
+        raise NotImplementedError(f"{type(self).__name__} has neither `attention` nor `layers`")
+
+    @property
+    def layers(self) -> tuple[AttentionSpec, ...]:
+        """What each attention layer computes, in the order of the layers."""
+        return (self.attention,) * self.num_layers
 
     @property
     def heads(self) -> Heads:

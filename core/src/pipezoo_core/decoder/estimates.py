@@ -8,7 +8,7 @@ from itertools import zip_longest
 import torch
 from torch import nn
 
-from pipezoo_core.attention import AttentionSpec, NativeAttention, select_backend
+from pipezoo_core.attention import AttentionBackends, AttentionSpec, NativeAttention, kv_groups
 from pipezoo_core.config import KVCacheConfig, LinearName, PipelineConfig
 from pipezoo_core.decoder.config import DecoderConfig
 from pipezoo_core.kv_cache import KVCacheParams
@@ -17,7 +17,7 @@ from pipezoo_core.native import NativeKernels
 from pipezoo_core.sampling_params import NUM_ECHOED_AT_ONCE, NUMBERS_SAMPLED_AT_ONCE
 from pipezoo_core.weights import torch_dtype
 
-__all__ = ["activation_memory", "cache_params"]
+__all__ = ["activation_memory", "cache_params", "part_of"]
 
 # Bytes per number of what is alive together:
 _BIAS_BYTES = 13  # distances in int64, whether they are seen, and the bias in float32
@@ -31,21 +31,26 @@ _OTHERS = 14 * 2**20  # of any model: recorded steps, Python's objects
 _THREAD = 2 * 2**20  # of each thread: the kernels' buffers
 
 
+def part_of(config: DecoderConfig, rank: int, num_ranks: int) -> list[AttentionSpec]:
+    """Returns what one of several ranks computes of each layer's attention.
+
+    Raises:
+        InvalidSettingError: the heads cannot be divided among so many.
+    """
+    return [spec.part(rank, num_ranks) for spec in config.layers]
+
+
 def cache_params(
     config: DecoderConfig, n_devices: int, kv_cache_config: KVCacheConfig, dtype: torch.dtype, *, model_id: str = ""
 ) -> KVCacheParams:
     """Returns the shape of the cache of one device, where devices differ of the one with most heads."""
-    spec = config.attention.part(n_devices - 1, n_devices)  # the last one has what does not divide
     return KVCacheParams(
         dtype=dtype,
-        num_layers=config.num_layers,
-        num_kv_heads=spec.num_kv_heads,
-        head_dim=config.head_dim,
+        groups=kv_groups(part_of(config, n_devices - 1, n_devices)),  # the last one has what does not divide
         page_size=kv_cache_config.page_size,
         enable_prefix_caching=kv_cache_config.enable_prefix_caching,
         model_id=model_id,
         max_shareable_prompt=config.max_shareable_prompt,
-        sliding_window=config.attention.sliding_window,
     )
 
 
@@ -63,13 +68,13 @@ def activation_memory(config: DecoderConfig, outline: nn.Module, pipeline_config
     """
     kernels = NativeKernels(torch.device(pipeline_config.device), torch_dtype(pipeline_config.encoding))
     num_ranks, itemsize = pipeline_config.tensor_parallel_degree, kernels.dtype.itemsize
-    spec = config.attention.part(num_ranks - 1, num_ranks)
-    backend = select_backend(pipeline_config.attention, spec, kernels, pipeline_config.kv_cache.page_size)
-    has_native_attention = isinstance(backend, NativeAttention)
+    specs = part_of(config, num_ranks - 1, num_ranks)
+    backends = AttentionBackends(pipeline_config.attention, specs, kernels, pipeline_config.kv_cache.page_size)
+    has_native_attention = all(isinstance(backend, NativeAttention) for backend in backends.of_groups)
     is_native = kernels.obstacle is None and pipeline_config.linear in (LinearName.auto, LinearName.native)
     gated = [module for module in outline.modules() if isinstance(module, GatedMLP)]
     inner = max(as_split(config.intermediate_size).sizes(num_ranks))
-    moments = _layer_moments(config, spec, gated, inner, pipeline_config, is_native=is_native)
+    moments = _layer_moments(config, specs, gated, inner, pipeline_config, is_native=is_native)
     num_tokens, num_requests = pipeline_config.max_batch_tokens, pipeline_config.max_batch_size
     row = config.vocab_size * _LOGIT_BYTES
     logits = (num_requests + NUM_ECHOED_AT_ONCE) * row
@@ -83,7 +88,7 @@ def activation_memory(config: DecoderConfig, outline: nn.Module, pipeline_config
         others += DEQUANTIZED_AT_ONCE * (_FLOAT_BYTES + itemsize)
     if not has_native_attention:
         max_length = config.longest_request(pipeline_config.max_length)
-        width = (spec.num_heads + spec.num_kv_heads) * spec.head_dim
+        width = max((spec.num_heads + spec.num_kv_heads) * spec.head_dim for spec in specs)
         others += _BIAS_BYTES * min(num_tokens, max_length) * max_length + 2 * max_length * width * itemsize
     if is_native and gated and has_native_attention:
         return others + _pooled(moments)
@@ -92,7 +97,7 @@ def activation_memory(config: DecoderConfig, outline: nn.Module, pipeline_config
 
 def _layer_moments(
     config: DecoderConfig,
-    spec: AttentionSpec,
+    specs: Sequence[AttentionSpec],
     gated: Sequence[GatedMLP],
     inner: int,
     pipeline_config: PipelineConfig,
@@ -101,10 +106,12 @@ def _layer_moments(
 ) -> list[list[int]]:
     """Returns the bytes of what is alive in each half of a layer, with the layer's input, and a norm."""
     hidden, itemsize = config.hidden_size, torch_dtype(pipeline_config.encoding).itemsize
-    queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    widest = max(specs, key=lambda spec: (spec.num_heads + spec.num_kv_heads) * spec.head_dim)
+    queries, results = widest.num_heads * widest.head_dim, widest.num_heads * widest.value_size
+    keys = widest.num_kv_heads * (widest.head_dim + widest.value_size)
     fuse = pipeline_config.lora is None
     feed_forward = max((m.alive(is_native=is_native, fuse=fuse) for m in gated), default=[inner, inner], key=sum)
-    halves = [[queries + 2 * keys, queries, hidden], feed_forward]
+    halves = [[queries + keys, results, hidden], feed_forward]
     num_tokens = pipeline_config.max_batch_tokens
     return [[num_tokens * width * itemsize for width in (hidden, hidden, *half)] for half in halves]
 

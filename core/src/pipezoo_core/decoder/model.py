@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pipezoo_core.attention import AttentionBackend, select_backend
+from pipezoo_core.attention import AttentionBackends
 from pipezoo_core.config import KVCacheConfig, PipelineConfig, ReturnLogits, SupportedEncoding
 from pipezoo_core.context import TextContext
 from pipezoo_core.decoder.config import DecoderConfig
-from pipezoo_core.decoder.estimates import activation_memory, cache_params
+from pipezoo_core.decoder.estimates import activation_memory, cache_params, part_of
 from pipezoo_core.decoder.inputs import DecoderInputs
 from pipezoo_core.decoder.module import load_decoder, outline_of
 from pipezoo_core.decoder.rank_step import RankStep
@@ -100,9 +100,8 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, PipelineModel[TextContext],
         """Returns what a full batch of longest requests takes, or what is available where that is less."""
         params = cls.get_kv_params(huggingface_config, len(devices), kv_cache_config, cache_dtype)
         length = cls.calculate_max_seq_len(pipeline_config, huggingface_config)
-        num_held = params.num_tokens_held(length, pipeline_config.max_batch_tokens)
         return PagedKVCacheManager.estimated_memory_size(
-            params, pipeline_config.max_batch_size, num_held, available_cache_memory
+            params, pipeline_config.max_batch_size, length, pipeline_config.max_batch_tokens, available_cache_memory
         )
 
     @classmethod
@@ -162,15 +161,13 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, PipelineModel[TextContext],
         self.config = self.config_class.from_huggingface(huggingface_config)
         self._device, self._group = session.device, session.group
         self._kernels = NativeKernels(self._device, self.dtype)
-        spec = self.config.attention.part(self._group.rank, self._group.size)
-        self._backend: AttentionBackend = select_backend(
-            pipeline_config.attention, spec, self._kernels, kv_cache_config.page_size
-        )
+        specs = part_of(self.config, self._group.rank, self._group.size)
+        self._backends = AttentionBackends(pipeline_config.attention, specs, self._kernels, kv_cache_config.page_size)
         _ = self.kv_manager  # allocated now, and not in the first step
         self.module = load_decoder(
             self.module_class,
             self.config,
-            self._backend,
+            self._backends,
             self._adapt(weights),
             pipeline_config=pipeline_config,
             encoding=encoding,
@@ -184,7 +181,7 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, PipelineModel[TextContext],
             if self._group.rank == 0:
                 self._lora_manager = LoRAManager(lora, self._adapted, self._adapt)
         self._forward: Callable[[Tensor, KVCacheInputs[Any]], Tensor] = self.module
-        if why_not_recorded(pipeline_config, self._backend, self._group.size) is None:
+        if why_not_recorded(pipeline_config, self._backends, self._group.size) is None:
             self._forward = RecordedModule(self.module, self._kernels, pipeline_config.max_batch_tokens)
 
     def _adapt(self, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
@@ -194,13 +191,12 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, PipelineModel[TextContext],
         """Allocates the cache on the session's device."""
         model_id = self.pipeline_config.model_path
         params = cache_params(self.config, len(self.devices), self.kv_cache_config, self.dtype, model_id=model_id)
+        max_chunk, batch_size = self.pipeline_config.max_batch_tokens, self.pipeline_config.max_batch_size
         if available_cache_memory is None:
-            num_held = params.num_tokens_held(self.max_seq_len, self.pipeline_config.max_batch_tokens)
-            num_pages = self.pipeline_config.max_batch_size * params.num_pages_for(num_held)
-        else:
-            num_pages = available_cache_memory // params.bytes_per_page
-        params = replace(params, num_kv_heads=self._backend.spec.num_kv_heads)
-        return PagedKVCacheManager(params, num_pages, self._backend, session.device)
+            available_cache_memory = batch_size * params.size_of(params.num_pages_held(self.max_seq_len, max_chunk))
+        num_pages = params.divide(available_cache_memory, batch_size, self.max_seq_len, max_chunk)
+        own_part = replace(params, groups=self._backends.groups)
+        return PagedKVCacheManager(own_part, num_pages, self._backends, session.device)
 
     def prepare_initial_token_inputs(
         self,

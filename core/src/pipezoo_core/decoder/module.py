@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pipezoo_core.attention import AttentionBackend, select_backend
+from pipezoo_core.attention import AttentionBackends
 from pipezoo_core.config import AttentionName, PipelineConfig, SupportedEncoding
 from pipezoo_core.decoder.config import DecoderConfig
 from pipezoo_core.distributed import TensorParallelGroup
@@ -24,7 +24,7 @@ __all__ = ["DecoderModule", "load_decoder", "outline_of"]
 class DecoderModule(Protocol):
     """What `DecoderPipelineModel` needs of a plugin's module.
 
-    Built as `Module(config, backend)` on torch's meta device; what else it keeps to is in docs/writing-a-plugin.md.
+    Built as `Module(config, backends)` on torch's meta device; what else it keeps to is in docs/writing-a-plugin.md.
     """
 
     def __call__(self, tokens: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
@@ -43,9 +43,10 @@ def outline_of(module_class: Any, config: DecoderConfig, pipeline_config: Pipeli
     """
     dtype, num_ranks = torch_dtype(pipeline_config.encoding), pipeline_config.tensor_parallel_degree
     kernels = NativeKernels(torch.device("meta"), dtype)
-    backend = select_backend(AttentionName.reference, config.attention, kernels, pipeline_config.kv_cache.page_size)
+    page_size = pipeline_config.kv_cache.page_size
+    backends = AttentionBackends(AttentionName.reference, config.layers, kernels, page_size)
     with torch.device("meta"):
-        module: nn.Module = module_class(config, backend)
+        module: nn.Module = module_class(config, backends)
     if num_ranks > 1:
         shard_module(module, TensorParallelGroup(num_ranks - 1, num_ranks))
     return module.to(dtype)
@@ -54,7 +55,7 @@ def outline_of(module_class: Any, config: DecoderConfig, pipeline_config: Pipeli
 def load_decoder(
     module_class: Any,
     config: DecoderConfig,
-    backend: AttentionBackend,
+    backends: AttentionBackends,
     tensors: Mapping[str, LazyTensor],
     *,
     pipeline_config: PipelineConfig,
@@ -67,7 +68,7 @@ def load_decoder(
     Args:
         module_class: the plugin's.
         config: of the model.
-        backend: computes its attention.
+        backends: compute its attention.
         tensors: its weights, by the names of the module.
         pipeline_config: how to run it.
         encoding: precision of weights and activations.
@@ -78,7 +79,7 @@ def load_decoder(
         CheckpointError: names or shapes differ from the module's, or a file is damaged.
     """
     with torch.device("meta"):
-        module: nn.Module = module_class(config, backend)
+        module: nn.Module = module_class(config, backends)
 
     def convert(part: nn.Module) -> None:
         fuse = pipeline_config.lora is None  # an adapter may change a layer alone

@@ -30,7 +30,7 @@ _LOGGER = logging.getLogger("pipezoo")
 _MAX_REASON = 200  # characters
 _FEW_ROWS = 2  # of the smaller step that is recorded: with one, strides say nothing
 _MAX_CHECKED = 64  # rows of a step that is recorded, too, to see whether it is as the two say
-_OF_ANY_STEP = {"positions", "context_lengths", "key_pages", "value_pages", "plan"}  # as many rows, or addresses
+_OF_ANY_STEP = {"positions", "context_lengths", "key_pages", "value_pages", "plans"}  # as many rows, or addresses
 
 
 class RecordedModule:
@@ -63,7 +63,7 @@ class RecordedModule:
             self._check(num_rows, kv)
         if self._program is None or num_rows in self.obstacles:
             return self.module(tokens, kv)
-        inputs = (tokens.data_ptr(), kv.positions.data_ptr(), kv.plan.address)
+        inputs = (tokens.data_ptr(), kv.positions.data_ptr(), *(plan.address for plan in kv.plans))
         address, hidden = self._program.prepare(num_rows, inputs)
         self._kernels.replay(address, self._program.num_calls)
         return hidden
@@ -115,9 +115,10 @@ class RecordedModule:
         """
         integers = torch.zeros(3, num_rows, dtype=torch.int64, device="cpu")
         tokens, positions, context_lengths = integers
-        plan = torch.zeros(1, dtype=torch.int64, device="cpu")
-        step = replace(kv, positions=positions, context_lengths=context_lengths, plan=_Plan(plan.data_ptr()))
-        inputs = (tokens.data_ptr(), positions.data_ptr(), plan.data_ptr())
+        plans = torch.zeros(len(kv.plans), dtype=torch.int64, device="cpu")
+        stand_ins = tuple(_Plan(plan.data_ptr()) for plan in plans)
+        step = replace(kv, positions=positions, context_lengths=context_lengths, plans=stand_ins)
+        inputs = (tokens.data_ptr(), positions.data_ptr(), *(plan.address for plan in stand_ins))
         with Recording(self._kernels) as recording:
             output = self._output(recording, tokens, step)
         found = None if output is None else recording.find(output.data_ptr())

@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipezoo_core.attention import AttentionBackend, NativeAttention, select_backend
+from pipezoo_core.attention import AttentionBackends, NativeAttention
 from pipezoo_core.config import PipelineConfig
 from pipezoo_core.decoder.config import DecoderConfig
-from pipezoo_core.decoder.estimates import cache_params
 from pipezoo_core.decoder.recorded_module import RecordedModule
-from pipezoo_core.kv_cache import KVCacheInputs, RaggedBatch
+from pipezoo_core.kv_cache import KVCacheInputs, KVCacheStorage, RaggedBatch
 from pipezoo_core.layers import use_linear_backend
 from pipezoo_core.native import NativeKernels, Recording
 from pipezoo_core.weights import torch_dtype
@@ -20,15 +19,14 @@ from pipezoo_core.weights import torch_dtype
 __all__ = ["why_not_recorded", "why_not_replayed"]
 
 
-def why_not_recorded(pipeline_config: PipelineConfig, backend: AttentionBackend, num_ranks: int) -> str | None:
+def why_not_recorded(pipeline_config: PipelineConfig, backends: AttentionBackends, num_ranks: int) -> str | None:
     """Returns what keeps steps from being recorded, whatever the module does; None where nothing does."""
     if pipeline_config.enforce_eager:
         return "enforce_eager is set"
     if num_ranks > 1:
         return "several devices compute the model"
-    if not isinstance(backend, NativeAttention):
-        return f"the attention is {backend.name!r}, and not 'native'"
-    return None
+    other = next((each.name for each in backends.of_groups if not isinstance(each, NativeAttention)), None)
+    return None if other is None else f"the attention is {other!r}, and not 'native'"
 
 
 @torch.inference_mode()
@@ -45,23 +43,23 @@ def why_not_replayed(module_class: Any, config: DecoderConfig, pipeline_config: 
     """
     kernels = NativeKernels(torch.device(pipeline_config.device), torch_dtype(pipeline_config.encoding))
     page_size = pipeline_config.kv_cache.page_size
-    backend = select_backend(pipeline_config.attention, config.attention, kernels, page_size)
-    if reason := why_not_recorded(pipeline_config, backend, pipeline_config.tensor_parallel_degree):
+    backends = AttentionBackends(pipeline_config.attention, config.layers, kernels, page_size)
+    if reason := why_not_recorded(pipeline_config, backends, pipeline_config.tensor_parallel_degree):
         return reason
-    module = _without_numbers(module_class, config, backend, kernels, pipeline_config)
-    step = _empty_step(config, backend, pipeline_config)
+    module = _without_numbers(module_class, config, backends, kernels, pipeline_config)
+    step = _empty_step(backends, pipeline_config)
     return RecordedModule(module, kernels, pipeline_config.max_batch_tokens).obstacle_to(1, step)
 
 
 def _without_numbers(
     module_class: Any,
     config: DecoderConfig,
-    backend: AttentionBackend,
+    backends: AttentionBackends,
     kernels: NativeKernels,
     pipeline_config: PipelineConfig,
 ) -> nn.Module:
     with torch.device("meta"):
-        module: nn.Module = module_class(config, backend)
+        module: nn.Module = module_class(config, backends)
     for parameter in module.parameters():  # buffers keep theirs
         parameter.data = parameter.data.to(kernels.dtype)
     module.to_empty(device=pipeline_config.device).eval()
@@ -77,12 +75,10 @@ def _without_numbers(
     return module
 
 
-def _empty_step(
-    config: DecoderConfig, backend: AttentionBackend, pipeline_config: PipelineConfig
-) -> KVCacheInputs[Any]:
+def _empty_step(backends: AttentionBackends, pipeline_config: PipelineConfig) -> KVCacheInputs[Any]:
     device, dtype = torch.device(pipeline_config.device), torch_dtype(pipeline_config.encoding)
-    params = cache_params(config, 1, pipeline_config.kv_cache, dtype)
-    pages = torch.empty(params.num_layers, *backend.page_shape(1, params), dtype=dtype, device=device)
+    num_pages = [1] * len(backends.groups)
+    storage = KVCacheStorage(backends, num_pages, pipeline_config.kv_cache.page_size, dtype, device)
     integers = torch.zeros(1, dtype=torch.int64, device=device)
     return KVCacheInputs(
         positions=integers,
@@ -90,7 +86,7 @@ def _empty_step(
         input_row_offsets=integers,
         cache_lengths=integers,
         batch=RaggedBatch([], [], [], []),
-        key_pages=tuple(pages),
-        value_pages=tuple(pages),
-        plan=None,
+        key_pages=storage.key_pages,
+        value_pages=storage.value_pages,
+        plans=(None,) * len(num_pages),
     )

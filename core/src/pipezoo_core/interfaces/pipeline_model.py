@@ -270,8 +270,9 @@ class PipelineModel(abc.ABC, Generic[ContextT]):
             return pipeline_config.max_batch_size
         params = cls.get_kv_params(huggingface_config, len(devices), kv_cache_config, cache_dtype)
         length = cls.calculate_max_seq_len(pipeline_config, huggingface_config)
-        num_held = params.num_tokens_held(length, pipeline_config.max_batch_tokens)
-        return PagedKVCacheManager.infer_optimal_batch_size(params, num_held, available_cache_memory)
+        return PagedKVCacheManager.infer_optimal_batch_size(
+            params, length, pipeline_config.max_batch_tokens, available_cache_memory
+        )
 
 
 def upper_bounded_default(upper_bound: int, default: int | None) -> int:

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipezoo_core.kv_cache.params import KVCacheParams
-from pipezoo_core.kv_cache.storage import KVCacheStorage
+from pipezoo_core.kv_cache.params import KVGroup
 
 __all__ = ["KVCacheInputs", "RaggedBatch", "StepPlanner", "as_tensors", "build_kv_cache_inputs"]
 
@@ -26,7 +25,7 @@ class RaggedBatch:
         active_lengths   [1, 1, 5]            tokens fed this step
         cache_lengths    [6, 3, 0]            tokens in the cache before it
         prompt_lengths   [4, 2, 5]
-        pages            [[0, 1], [2], [3, 4]]
+        pages            [[[0, 1], [2], [3, 4]]]        of each group of layers; here there is one
 
     Token rows: request 0 owns row 0, request 1 row 1, request 2 rows 2 to 6, so `row_offsets` is [0, 1, 2, 7] and
     the positions are [6, 3, 0, 1, 2, 3, 4]. They are written to the pages [1, 2, 3, 3, 3, 3, 4], at the places
@@ -37,17 +36,19 @@ class RaggedBatch:
     active_lengths: list[int]
     cache_lengths: list[int]
     prompt_lengths: list[int]
-    pages: list[list[int]]
+    pages: list[list[list[int]]]
 
     def as_lists(self) -> list[list[int]]:
         """Writes the batch as lists of whole numbers, which `from_lists` reads."""
-        return [self.active_lengths, self.cache_lengths, self.prompt_lengths, *self.pages]
+        return [self.active_lengths, self.cache_lengths, self.prompt_lengths, *chain.from_iterable(self.pages)]
 
     @classmethod
     def from_lists(cls, lists: Sequence[list[int]]) -> Self:
         """Reads what `as_lists` has written."""
         active_lengths, cache_lengths, prompt_lengths, *pages = lists
-        return cls(active_lengths, cache_lengths, prompt_lengths, pages)
+        size = max(1, len(active_lengths))
+        by_group = [pages[start : start + size] for start in range(0, len(pages), size)]
+        return cls(active_lengths, cache_lengths, prompt_lengths, by_group)
 
     @property
     def row_offsets(self) -> list[int]:
@@ -63,9 +64,9 @@ class RaggedBatch:
             for position in range(cached, cached + active)
         ]
 
-    def cells(self, page_size: int) -> tuple[list[int], list[int]]:
-        """Returns where each row's key and value are written: their pages, and their places in these."""
-        spans = zip(self.cache_lengths, self.active_lengths, self.pages, strict=True)
+    def cells(self, page_size: int, group: int = 0) -> tuple[list[int], list[int]]:
+        """Returns where each row's key and value are written: their pages of a group, and their places in these."""
+        spans = zip(self.cache_lengths, self.active_lengths, self.pages[group], strict=True)
         pages = [
             pages[position // page_size]
             for cached, active, pages in spans
@@ -88,14 +89,22 @@ PlanOut = TypeVar("PlanOut", covariant=True)
 
 
 class StepPlanner(Protocol[PlanOut]):
-    """The part of an attention backend that works once per step instead of once per layer."""
+    """What the attention of a model says of its pages, and its work once per step instead of once per layer.
 
-    def page_shape(self, num_pages: int, params: KVCacheParams) -> tuple[int, ...]:
-        """Returns the shape of one layer's key (and value) pages."""
+    Attributes:
+        groups: of layers, each with pages of its own.
+        page_layers: for each layer the one whose pages it uses: itself, or one before it.
+    """
+
+    groups: tuple[KVGroup, ...]
+    page_layers: tuple[int, ...]
+
+    def page_shapes(self, group: int, num_pages: int, page_size: int) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+        """Returns the shapes of a layer's key and value pages; None for values that lie in the keys."""
         ...
 
-    def plan(self, batch: RaggedBatch, page_size: int, device: torch.device) -> PlanOut:
-        """Turns the step's lists into whatever tensors the backend wants."""
+    def plan(self, batch: RaggedBatch, page_size: int, device: torch.device) -> tuple[PlanOut, ...]:
+        """Turns the step's lists into whatever tensors the backends want, for each group."""
         ...
 
 
@@ -111,7 +120,7 @@ class KVCacheInputs(Generic[Plan]):
         batch: what all this was made of; its lists of pages are the manager's own.
         key_pages: per layer, in the layout of the attention backend. Written during the step.
         value_pages: likewise.
-        plan: what the attention backend made of the step.
+        plans: what the attention made of the step, for each group of layers.
     """
 
     positions: Tensor
@@ -121,13 +130,17 @@ class KVCacheInputs(Generic[Plan]):
     batch: RaggedBatch
     key_pages: tuple[Tensor, ...]
     value_pages: tuple[Tensor, ...]
-    plan: Plan
+    plans: tuple[Plan, ...]
 
 
 def build_kv_cache_inputs(
-    batch: RaggedBatch, page_size: int, storage: KVCacheStorage, planner: StepPlanner[Plan], device: torch.device
+    batch: RaggedBatch,
+    page_size: int,
+    pages: tuple[tuple[Tensor, ...], tuple[Tensor, ...]],
+    planner: StepPlanner[Plan],
+    device: torch.device,
 ) -> KVCacheInputs[Plan]:
-    """Turns one step's lists into tensors."""
+    """Turns one step's lists into tensors; `pages` are all layers' keys and values."""
     lists = (batch.positions, batch.context_lengths, batch.row_offsets, batch.cache_lengths)
     positions, context_lengths, input_row_offsets, cache_lengths = as_tensors(lists, device)
     return KVCacheInputs(
@@ -136,9 +149,9 @@ def build_kv_cache_inputs(
         input_row_offsets=input_row_offsets,
         cache_lengths=cache_lengths,
         batch=batch,
-        key_pages=storage.key_pages,
-        value_pages=storage.value_pages,
-        plan=planner.plan(batch, page_size, device),
+        key_pages=pages[0],
+        value_pages=pages[1],
+        plans=planner.plan(batch, page_size, device),
     )
 
 

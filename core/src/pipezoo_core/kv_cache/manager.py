@@ -14,7 +14,7 @@ from pipezoo_core.errors import InsufficientPagesError
 from pipezoo_core.kv_cache.inputs import KVCacheInputs, RaggedBatch, StepPlanner, build_kv_cache_inputs
 from pipezoo_core.kv_cache.params import KVCacheParams
 from pipezoo_core.kv_cache.storage import KVCacheStorage
-from pipezoo_core.paging import NO_PAGE, Claim, KVCacheMetrics, PagePool, PrefixCache, UpcomingPages, root_hash
+from pipezoo_core.paging import Claim, GroupBooks, Holding, KVCacheMetrics, UpcomingPages, known_prefix, root_hash
 from pipezoo_core.request import RequestID
 
 __all__ = ["PagedKVCacheManager"]
@@ -23,50 +23,55 @@ __all__ = ["PagedKVCacheManager"]
 class PagedKVCacheManager:
     """Owns the map from request to pages.
 
+    Layers whose pages are of use for as long are a group, with pages and books of its own. A request has pages in all
+    groups, or gets none.
+
     The order of calls for a request is `external_claim`, then per step `maybe_reserve`, `fetch`, the model, the
     context's `advance`, and `step`; at last `release`.
 
     Args:
         params: shape of the cache.
-        total_num_pages: pages to allocate.
-        planner: the attention backend, which states the layout of the pages.
+        num_pages: to allocate, of each group.
+        planner: the attention of the model, which states the layout of the pages.
         device: where the pages are.
     """
 
     def __init__(
-        self, params: KVCacheParams, total_num_pages: int, planner: StepPlanner[Any], device: torch.device
+        self, params: KVCacheParams, num_pages: Sequence[int], planner: StepPlanner[Any], device: torch.device
     ) -> None:
         self.params = params
+        self.num_pages = tuple(num_pages)
         self._planner = planner
         self._device = device
-        self._storage = KVCacheStorage(params, total_num_pages, planner.page_shape, device)
-        self._pool = PagePool(total_num_pages)
-        self._prefix_cache = PrefixCache()
+        self._storage = KVCacheStorage(planner, num_pages, params.page_size, params.dtype, device)
+        self._books = [
+            GroupBooks(i, count, page_size=params.page_size, sliding_window=group.sliding_window, chunk=group.chunk)
+            for i, (group, count) in enumerate(zip(params.groups, num_pages, strict=True))
+        ]
         self._root = root_hash(params.model_id)
-        self._num_tokens = total_num_pages * params.page_size
         self._claims: dict[RequestID, Claim] = {}
         self._upcoming = UpcomingPages(params.page_size)
-        self._num_prompt = self._num_hits = self._num_evicted = 0
+        self._num_prompt = self._num_hits = 0
 
     @property
     def total_num_pages(self) -> int:
-        """All pages."""
-        return self._pool.num_pages
+        """All pages, of all groups."""
+        return sum(self.num_pages)
 
     @property
     def num_free_pages(self) -> int:
         """Pages no request refers to, those kept for their prefix included."""
-        return self._pool.num_free
+        return sum(books.pool.num_free for books in self._books)
 
     @property
     def used_pages_pct(self) -> float:
-        """Share of the pages that requests refer to, in percent."""
-        return 100.0 * (1 - self.num_free_pages / self.total_num_pages)
+        """Share of the pages that requests refer to, in percent; of the group with the greatest share."""
+        return max(100.0 * (1 - books.pool.num_free / books.pool.num_pages) for books in self._books)
 
     @property
     def max_num_tokens(self) -> int:
         """How many tokens one request may have when it is alone."""
-        return self.params.max_tokens_in(self.total_num_pages)
+        return self.params.max_tokens_in(self.num_pages)
 
     @property
     def device_tensors(self) -> list[Tensor]:
@@ -76,7 +81,7 @@ class PagedKVCacheManager:
     @property
     def metrics(self) -> KVCacheMetrics:
         """Counters since the manager was made."""
-        return KVCacheMetrics(self._num_prompt, self._num_hits, self._num_evicted)
+        return KVCacheMetrics(self._num_prompt, self._num_hits, sum(books.num_evicted for books in self._books))
 
     def contains(self, request_id: RequestID) -> bool:
         """Whether the request was claimed and not yet released."""
@@ -93,32 +98,26 @@ class PagedKVCacheManager:
 
     def _new_claim(self, context: TextContext) -> Claim:
         """Returns a claim to the known pages of a request's tokens, without a reference to them."""
-        claim = Claim(self._root_of(context))
+        claim = Claim(self._root_of(context), [Holding() for _ in self._books])
         if self._may_find_prefix(context):
-            params = self.params
-            claim.find_prefix(
-                context.tokens,
-                self._prefix_cache,
-                page_size=params.page_size,
-                sliding_window=params.sliding_window,
-            )
+            known_prefix(claim, context.tokens, self._books, self.params.page_size)
         return claim
 
     def external_claim(self, context: TextContext) -> None:
         """Begins to keep pages for a request.
 
         Where its first tokens are in the prefix cache, their pages are shared and `context.cache_length` is advanced;
-        at least the last token is always left to feed. With a sliding window, the pages that the next token sees
-        suffice.
+        at least the last token is always left to feed. Of layers with a sliding window, the pages that the next token
+        sees suffice.
         """
         assert context.request_id not in self._claims, f"{context.request_id} is claimed twice"
         assert context.cache_length == 0, "a context is claimed before its first step"
         claim = self._claims[context.request_id] = self._new_claim(context)
         if not self._may_find_prefix(context):
             return
-        for page in claim.own_pages:
-            self._pool.retain(page)
-        context.skip_to(len(claim.pages) * self.params.page_size)
+        for books in self._books:
+            books.retain(claim)
+        context.skip_to(claim.num_pages * self.params.page_size)
         self._upcoming.look_ahead(claim, context.tokens)
 
     def awaits_prefix(self, context: TextContext) -> bool:
@@ -135,15 +134,12 @@ class PagedKVCacheManager:
             False where too few pages are free; the request keeps what it has.
         """
         claim = self._claims[context.request_id]
-        num_tokens = _num_tokens_after(context, num_steps)
-        if num_tokens > len(claim.pages) * self.params.page_size:
-            allocation = self._pool.allocate(self.params.num_pages_for(num_tokens) - len(claim.pages))
-            if allocation is None:
+        count = self.params.num_pages_for(_num_tokens_after(context, num_steps)) - claim.num_pages
+        if count > 0:
+            if any(books.pool.num_free < count for books in self._books):
                 return False
-            pages, evicted = allocation
-            self._prefix_cache.forget(evicted)
-            self._num_evicted += len(evicted)
-            claim.pages.extend(pages)
+            for books in self._books:
+                books.extend(claim, count)
         if not claim.is_counted:
             claim.is_counted = True
             self._num_prompt += len(context.tokens)
@@ -153,15 +149,16 @@ class PagedKVCacheManager:
     def room_for(self, context: TextContext, max_chunk: int) -> int:
         """Returns for how many tokens more the request may reserve pages.
 
-        Without a sliding window for as many as there are pages. With one no more than it takes to feed `max_chunk`
+        Where pages do not expire, for as many as there are. Where they do, no more than it takes to feed `max_chunk`
         tokens at a time from now on, because pages come back in between.
         """
-        params = self.params
-        if params.sliding_window is None:
-            return self._num_tokens - context.cache_length
-        held = params.num_pages_for(params.num_tokens_held(sys.maxsize, max_chunk))
-        end = params.first_visible_page(context.cache_length) + min(held, self.total_num_pages)
-        return end * params.page_size - context.cache_length
+        position = context.cache_length
+        most_held = self.params.num_pages_held(sys.maxsize, max_chunk)
+        ends = (
+            books.first_visible_page(position) + (min(held, count) if books.is_bounded else count)
+            for books, held, count in zip(self._books, most_held, self.num_pages, strict=True)
+        )
+        return min(ends) * self.params.page_size - position
 
     def fetch(self, batch: Sequence[TextContext], num_steps: int = 1) -> KVCacheInputs[Any]:
         """Returns the step's view of the cache for these requests, in this order.
@@ -171,26 +168,27 @@ class PagedKVCacheManager:
         """
         claims = [self._claims[context.request_id] for context in batch]
         for context, claim in zip(batch, claims, strict=True):
-            if _num_tokens_after(context, num_steps) > len(claim.pages) * self.params.page_size:
+            if _num_tokens_after(context, num_steps) > claim.num_pages * self.params.page_size:
                 raise InsufficientPagesError(
                     "a request has not reserved the pages for its next step",
-                    found=f"{len(claim.pages)} pages, {self.num_free_pages} free of {self.total_num_pages}",
+                    found=f"{claim.num_pages} pages, {self.num_free_pages} free of {self.total_num_pages}",
                     cure="Call `maybe_reserve` first, and run the step only if it returns True.",
                 )
         ragged = RaggedBatch(
             active_lengths=[context.active_length for context in batch],
             cache_lengths=[context.cache_length for context in batch],
             prompt_lengths=[context.prompt_length for context in batch],
-            pages=[claim.pages for claim in claims],
+            pages=[[claim.holdings[number].pages for claim in claims] for number in range(len(self._books))],
         )
         return self.inputs_of(ragged)
 
     def inputs_of(self, batch: RaggedBatch) -> KVCacheInputs[Any]:
         """Returns a step's view of the cache that another manager, of as many pages, has decided: see `distributed`."""
-        return build_kv_cache_inputs(batch, self.params.page_size, self._storage, self._planner, self._device)
+        pages = self._storage.key_pages, self._storage.value_pages
+        return build_kv_cache_inputs(batch, self.params.page_size, pages, self._planner, self._device)
 
     def step(self, batch: Sequence[TextContext]) -> None:
-        """Notes what the step wrote: full pages can be shared from now on, those behind the sliding window are free.
+        """Notes what the step wrote: full pages can be shared from now on, those that no token sees any more are free.
 
         Call it after the contexts have advanced.
         """
@@ -198,25 +196,20 @@ class PagedKVCacheManager:
             claim = self._claims[context.request_id]
             if self._shares(context):
                 self._commit(claim, context)
-            if self.params.sliding_window is not None:
-                self._free_expired(claim, context)
+            for books in self._books:
+                if books.is_bounded:
+                    books.free_expired(claim, context.cache_length)
 
     def _commit(self, claim: Claim, context: TextContext) -> None:
         page_size, before = self.params.page_size, claim.num_committed
         while (end := (claim.num_committed + 1) * page_size) <= context.cache_length:
             hash_ = claim.next_hash(context.tokens[end - page_size : end])
-            self._prefix_cache.insert(hash_, claim.pages[claim.num_committed])
+            for books in self._books:
+                books.commit(claim, claim.num_committed, hash_)
             claim.hashes.append(hash_)
             claim.num_committed += 1
         if claim.num_committed > before or (claim.upcoming is None and end <= len(context.tokens)):
             self._upcoming.look_ahead(claim, context.tokens)
-
-    def _free_expired(self, claim: Claim, context: TextContext) -> None:
-        first = self.params.first_visible_page(context.cache_length)
-        for index in range(claim.num_expired, first):
-            self._release_page(claim.pages[index])
-            claim.pages[index] = NO_PAGE
-        claim.num_expired = first
 
     def release(self, request_id: RequestID) -> None:
         """Gives the request's pages back; those with a known prefix stay until others need the room.
@@ -227,16 +220,13 @@ class PagedKVCacheManager:
         if claim is None:
             return
         self._upcoming.forget(claim)
-        for page in reversed(claim.own_pages):  # a prefix's end is of less use than its beginning: evict it first
-            self._release_page(page)
-
-    def _release_page(self, page: int) -> None:
-        self._pool.release(page, keep=page in self._prefix_cache)
+        for books in self._books:
+            books.release(claim)
 
     def reset_prefix_cache(self) -> None:
         """Forgets all shared prefixes. Running requests keep their pages."""
-        self._prefix_cache.clear()
-        self._pool.drop_idle()
+        for books in self._books:
+            books.forget_prefixes()
 
     def check_integrity(self) -> None:
         """Checks that free and referenced pages are all pages and that every owner is counted.
@@ -244,7 +234,8 @@ class PagedKVCacheManager:
         Raises:
             CacheIntegrityError: they are not.
         """
-        self._pool.check_integrity(claim.own_pages for claim in self._claims.values())
+        for books in self._books:
+            books.check_integrity(self._claims.values())
 
     def _shares(self, context: TextContext) -> bool:
         limit = self.params.max_shareable_prompt
@@ -259,11 +250,11 @@ class PagedKVCacheManager:
 
     @classmethod
     def estimated_memory_size(
-        cls, params: KVCacheParams, max_batch_size: int, num_tokens_held: int, available_cache_memory: int
+        cls, params: KVCacheParams, max_batch_size: int, max_length: int, max_chunk: int, available_cache_memory: int
     ) -> int:
         """Returns the bytes to use: what a full batch of longest requests takes, or what there is, in whole pages."""
-        wanted = max_batch_size * params.num_pages_for(num_tokens_held)
-        return min(wanted, available_cache_memory // params.bytes_per_page) * params.bytes_per_page
+        wanted = max_batch_size * params.size_of(params.num_pages_held(max_length, max_chunk))
+        return params.size_of(params.divide(min(wanted, available_cache_memory), max_batch_size, max_length, max_chunk))
 
     @classmethod
     def max_supported_sequence_length(cls, params: KVCacheParams, available_cache_memory: int) -> int:
@@ -271,16 +262,17 @@ class PagedKVCacheManager:
 
         A name of MAX's; the memory plan asks `KVCacheParams`.
         """
-        return params.max_tokens_in(available_cache_memory // params.bytes_per_page)
+        return params.longest_in(available_cache_memory)
 
     @classmethod
-    def infer_optimal_batch_size(cls, params: KVCacheParams, num_tokens_held: int, available_cache_memory: int) -> int:
-        """Returns how many requests fit that have pages for so many tokens at the same time; at least 1.
+    def infer_optimal_batch_size(
+        cls, params: KVCacheParams, max_length: int, max_chunk: int, available_cache_memory: int
+    ) -> int:
+        """Returns how many requests of the greatest length fit at the same time; at least 1.
 
         A name of MAX's; here `max_batch_size` is a setting.
         """
-        pages = available_cache_memory // params.bytes_per_page
-        return max(1, pages // params.num_pages_for(num_tokens_held))
+        return max(1, available_cache_memory // params.size_of(params.num_pages_held(max_length, max_chunk)))
 
 
 def _num_tokens_after(context: TextContext, num_steps: int) -> int:

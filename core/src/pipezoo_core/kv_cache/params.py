@@ -3,78 +3,156 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from pipezoo_core.paging import first_visible
+__all__ = ["KVCacheParams", "KVGroup"]
 
-__all__ = ["KVCacheParams"]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVGroup:
+    """Layers whose pages are alike: of one size, and of use for as long.
+
+    Attributes:
+        layers: which layers of the model write these pages.
+        num_heads: query heads.
+        num_kv_heads: key/value heads.
+        head_dim: numbers per head of a key.
+        value_dim: numbers per head of a value; 0 where the values are a part of the keys.
+        sliding_window: how many tokens a token sees, itself included; pages behind it are given back. None for all.
+        chunk: how many tokens make a chunk, of which a token sees its own; None for no chunks.
+    """
+
+    layers: tuple[int, ...]
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    value_dim: int
+    sliding_window: int | None = None
+    chunk: int | None = None
+
+    @property
+    def reach(self) -> int | None:
+        """How many tokens a token sees at most, itself included; None for all."""
+        return min((x for x in (self.sliding_window, self.chunk) if x is not None), default=None)
+
+    @property
+    def numbers_per_token(self) -> int:
+        """Numbers of keys and values of a token, in all layers of the group."""
+        return len(self.layers) * self.num_kv_heads * (self.head_dim + self.value_dim)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KVCacheParams:
-    """What decides how much memory one page takes and what may be shared.
+    """What decides how much memory pages take and what may be shared.
 
     Attributes:
         dtype: of keys and values.
-        num_layers: decoder layers, each with its own K and V.
-        num_kv_heads: key/value heads per layer.
-        head_dim: numbers per head.
+        groups: of layers; each has pages of its own. A model whose layers are alike has one.
         page_size: tokens per page.
         enable_prefix_caching: share full pages between requests that begin alike.
         model_id: goes into the hash of every shared page.
         max_shareable_prompt: requests with longer prompts share nothing, because their keys depend on the length of
             the prompt (dynamic NTK RoPE beyond the trained length); None shares always.
-        sliding_window: how many tokens a token sees in every layer, itself included; pages behind it are given back.
-            None where a layer sees all.
     """
 
     dtype: torch.dtype
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
+    groups: tuple[KVGroup, ...]
     page_size: int = 64
     enable_prefix_caching: bool = True
     model_id: str = ""
     max_shareable_prompt: int | None = None
-    sliding_window: int | None = None
 
     @property
     def bytes_per_token(self) -> int:
         """K and V of one token over all layers, in bytes."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+        return sum(group.numbers_per_token for group in self.groups) * self.dtype.itemsize
+
+    @property
+    def page_bytes(self) -> tuple[int, ...]:
+        """K and V of one page of each group, over the group's layers, in bytes."""
+        return tuple(group.numbers_per_token * self.page_size * self.dtype.itemsize for group in self.groups)
 
     @property
     def bytes_per_page(self) -> int:
-        """K and V of one page over all layers, in bytes."""
-        return self.bytes_per_token * self.page_size
+        """K and V of one page of every group, in bytes."""
+        return sum(self.page_bytes)
+
+    def size_of(self, num_pages: Sequence[int]) -> int:
+        """Returns the bytes of so many pages of each group."""
+        return sum(count * size for count, size in zip(num_pages, self.page_bytes, strict=True))
 
     def num_pages_for(self, num_tokens: int) -> int:
         """How many pages hold so many tokens."""
         return -(-num_tokens // self.page_size)
 
-    def first_visible_page(self, position: int) -> int:
-        """Which of a request's pages is the first that its token at this position sees, and no later token before it.
-
-        With a window of 6 and pages of 4, the token at position 9 sees positions 4 to 9: pages 1 and 2.
-        """
-        return first_visible(position, self.sliding_window) // self.page_size
-
-    def num_tokens_held(self, num_tokens: int, max_chunk: int) -> int:
-        """For how many tokens at most a request has pages at the same time.
+    def num_pages_held(self, num_tokens: int, max_chunk: int) -> tuple[int, ...]:
+        """How many pages of each group a request has at the same time, at most.
 
         Args:
             num_tokens: of the request.
             max_chunk: how many of them it is fed at once, at most.
         """
-        if self.sliding_window is None:
-            return num_tokens
-        visible = self.sliding_window - 1 + max_chunk  # they may begin with the last token of a page
-        return min(num_tokens, (1 + self.num_pages_for(visible - 1)) * self.page_size)
+        needed = self.num_pages_for(num_tokens)
+        return tuple(needed if most is None else min(needed, most) for most in self._most_pages_held(max_chunk))
 
-    def max_tokens_in(self, num_pages: int) -> int:
-        """How many tokens one request may have in so many pages; `sys.maxsize` where the window fits them."""
-        num_tokens = num_pages * self.page_size
-        is_bounded = self.num_tokens_held(num_tokens + 1, max_chunk=1) > num_tokens
-        return num_tokens if is_bounded else sys.maxsize
+    def max_tokens_in(self, num_pages: Sequence[int]) -> int:
+        """How many tokens one request may have in so many pages of each group; `sys.maxsize` for any number."""
+        return min(
+            sys.maxsize if most is not None and most <= count else count * self.page_size
+            for count, most in zip(num_pages, self._most_pages_held(1), strict=True)
+        )
+
+    def longest_in(self, num_bytes: int) -> int:
+        """How many tokens one request may have that takes all of so many bytes; `sys.maxsize` for any number."""
+        return self.max_tokens_in(self._largest_held(num_bytes))
+
+    def divide(self, num_bytes: int, num_requests: int, num_tokens: int, max_chunk: int) -> tuple[int, ...]:
+        """Divides memory among the groups: how many pages each gets.
+
+        First comes what one request of the greatest length needs, then, for groups whose pages expire, what a full
+        batch needs, of at most half of what is left. Groups that keep everything share the rest: how long requests are
+        is not known, and short ones need as many pages of the one as of the other.
+
+        Args:
+            num_bytes: to divide.
+            num_requests: of a full batch.
+            num_tokens: of the longest request.
+            max_chunk: how many tokens a request is fed at once, at most.
+        """
+        sizes = self.page_bytes
+        if len(sizes) == 1:
+            return (max(0, num_bytes) // sizes[0],)
+        longest = min(num_tokens, self.longest_in(num_bytes))
+        pages = list(self.num_pages_held(longest, 1))
+        wanted = self.num_pages_held(num_tokens, max_chunk)
+        bounded = [i for i, group in enumerate(self.groups) if group.reach is not None]
+        others = [i for i in range(len(sizes)) if i not in bounded]
+        left = max(0, num_bytes - self.size_of(pages))
+        for members, share in ((bounded, left // 2 if others else left), (others, None)):
+            at_once = sum(wanted[i] * sizes[i] for i in members)
+            budget = max(0, num_bytes - self.size_of(pages)) if share is None else share
+            for i in members:
+                more = budget * wanted[i] // at_once
+                pages[i] += more if share is None else min(more, num_requests * wanted[i])
+        return tuple(pages)
+
+    def _largest_held(self, num_bytes: int) -> tuple[int, ...]:
+        """The pages of the longest request that fits so many bytes."""
+        most = self._most_pages_held(1)
+        low, high = 0, max(num_bytes // min(self.page_bytes), *(count or 0 for count in most)) + 1
+        while high - low > 1:  # pages that fit, and pages that do not
+            middle = (low + high) // 2
+            if self.size_of(self.num_pages_held(middle * self.page_size, 1)) <= num_bytes:
+                low = middle
+            else:
+                high = middle
+        return self.num_pages_held(low * self.page_size, 1)
+
+    def _most_pages_held(self, max_chunk: int) -> list[int | None]:
+        """For each group the pages that a request of any length has at the same time; None where there is no bound."""
+        reaches = [group.reach for group in self.groups]
+        # what is visible may begin with the last token of a page
+        return [None if reach is None else 1 + self.num_pages_for(reach - 2 + max_chunk) for reach in reaches]

@@ -3,28 +3,50 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from pipezoo_core.kv_cache.params import KVCacheParams
+from pipezoo_core.kv_cache.inputs import StepPlanner
 
-__all__ = ["KVCacheStorage", "PageShape"]
-
-PageShape = Callable[[int, KVCacheParams], tuple[int, ...]]
-"""The shape of one layer's pages, for a number of pages; stated by the attention backend."""
+__all__ = ["KVCacheStorage"]
 
 
 class KVCacheStorage:
-    """Owns one tensor of key pages and one of value pages per layer, all in one piece of memory.
+    """Owns one tensor of key pages and one of value pages per layer, those of a group in one piece of memory.
 
     They start as zeros, never as whatever was in memory: a masked-out position is multiplied by 0, and 0 · NaN is NaN.
+
+    Args:
+        planner: states the layout of the pages.
+        num_pages: of each group.
+        page_size: tokens per page.
+        dtype: of keys and values.
+        device: where the pages are.
+
+    Attributes:
+        key_pages: of each layer; layers that read another one's have the same.
+        value_pages: likewise; where the values lie in the keys, these.
     """
 
-    def __init__(self, params: KVCacheParams, num_pages: int, page_shape: PageShape, device: torch.device) -> None:
-        shape = (2, params.num_layers, *page_shape(num_pages, params))
-        self.key_pages, self.value_pages = (tuple(pages) for pages in _zeros(shape, params.dtype, device))
+    def __init__(
+        self,
+        planner: StepPlanner[object],
+        num_pages: Sequence[int],
+        page_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        keys: dict[int, Tensor] = {}
+        values: dict[int, Tensor] = {}
+        for number, (group, count) in enumerate(zip(planner.groups, num_pages, strict=True)):
+            key_shape, value_shape = planner.page_shapes(number, count, page_size)
+            keys |= zip(group.layers, _zeros((len(group.layers), *key_shape), dtype, device), strict=True)
+            parts = () if value_shape is None else _zeros((len(group.layers), *value_shape), dtype, device)
+            values |= zip(group.layers, parts, strict=False)
+        self.key_pages = tuple(keys[layer] for layer in planner.page_layers)
+        self.value_pages = tuple(values.get(layer, keys[layer]) for layer in planner.page_layers)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

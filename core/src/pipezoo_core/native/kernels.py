@@ -192,30 +192,42 @@ class NativeKernels:
 
     def attend(
         self,
-        qkv: Sequence[Tensor],
+        qkv: tuple[Tensor, Tensor | None, Tensor | None],
         rotation: tuple[Tensor, Tensor] | None,
         pages: tuple[Tensor, Tensor],
-        step: int,
+        descriptions: tuple[int, int],
+        sinks: Tensor | None,
+        width: int,
     ) -> Tensor:
         """Returns what the queries see, and writes keys and values into their pages; see `attention.native`.
 
         Args:
-            qkv: queries [T, num_heads · head_dim], keys and values [T, num_kv_heads · head_dim], of the step's sizes:
-                `Attention` checks them, and that all are of one dtype.
-            rotation: cosines and sines [T, head_dim], or None.
+            qkv: queries, keys and values, [T, heads · numbers] of each. `Attention` checks that they are of the step's
+                sizes and of one dtype. None for keys and values that are in the pages already.
+            rotation: cosines and sines [T, rotary_dim], or None.
             pages: the layer's keys and values.
-            step: address of the step's description.
+            descriptions: addresses of the step's description and of the layer's.
+            sinks: [num_heads], or None.
+            width: numbers per row of the result.
         """
-        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in qkv)
-        for x in (q, k, v):
-            self._check("attend", x, x.shape[-1])
+        q, k, v = (x if x is None or x.stride(-1) == 1 else x.contiguous() for x in qkv)
+        assert q is not None, "queries are never in the pages"
+        for x in (q, k, v, sinks):
+            if x is not None:
+                self._check("attend", x, x.shape[-1])
+        rotary_dim = 0
         if rotation is not None:
             rotation = (rotation[0].contiguous(), rotation[1].contiguous())
-        out = self._empty(q.shape, q.dtype)
+            rotary_dim = rotation[0].shape[-1]
+            if rotary_dim % 2 or rotary_dim == 0:
+                raise _mismatch("attend", rotation[0], "a rotation of pairs of numbers")
+        out = self._empty((q.shape[0], width), q.dtype)
+        strided = [number for x in (q, k, v) for number in ((0, 0) if x is None else (x.data_ptr(), x.stride(0)))]
         cos, sin = (0, 0) if rotation is None else (rotation[0].data_ptr(), rotation[1].data_ptr())
         self._run(
-            *("attend", q.data_ptr(), q.stride(0), k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0)),
-            *(cos, sin, pages[0].data_ptr(), pages[1].data_ptr(), out.data_ptr(), step),
+            "attend",
+            *(*strided, cos, sin, rotary_dim, pages[0].data_ptr(), pages[1].data_ptr(), out.data_ptr()),
+            *(*descriptions, 0 if sinks is None else sinks.contiguous().data_ptr()),
         )
         return out
 

@@ -1,6 +1,7 @@
 """Which pages there are, who owns them, and what they hold. Decides on the host, and imports no torch."""
 
-from pipezoo_core.paging.claim import NO_PAGE, Claim
+from pipezoo_core.paging.books import GroupBooks, known_prefix
+from pipezoo_core.paging.claim import NO_PAGE, Claim, Holding
 from pipezoo_core.paging.metrics import KVCacheMetrics
 from pipezoo_core.paging.page_pool import PagePool
 from pipezoo_core.paging.prefix_cache import PrefixCache, root_hash
@@ -10,10 +11,13 @@ from pipezoo_core.paging.window import first_visible
 __all__ = [
     "NO_PAGE",
     "Claim",
+    "GroupBooks",
+    "Holding",
     "KVCacheMetrics",
     "PagePool",
     "PrefixCache",
     "UpcomingPages",
     "first_visible",
+    "known_prefix",
     "root_hash",
 ]

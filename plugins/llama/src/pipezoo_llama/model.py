@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipezoo_core.attention import Attention, AttentionBackend, Rotation
+from pipezoo_core.attention import Attention, AttentionBackends, Rotation
 from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.kv_cache import KVCacheInputs
 from pipezoo_core.layers import (
@@ -29,13 +29,13 @@ __all__ = ["LlamaForCausalLM", "LlamaPipelineModel"]
 class LlamaAttention(nn.Module):
     """Grouped-query attention with rotary positions."""
 
-    def __init__(self, config: LlamaConfig, layer_idx: int, backend: AttentionBackend) -> None:
+    def __init__(self, config: LlamaConfig, layer_idx: int, backends: AttentionBackends) -> None:
         super().__init__()
         queries, keys = config.heads.queries, config.heads.keys
         parts = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
         self.qkv_proj = MergedLinear(config.hidden_size, parts, bias=config.attention_bias)
         self.o_proj = RowParallelLinear(queries, config.hidden_size, bias=config.attention_bias)
-        self.attention = Attention(layer_idx, backend)
+        self.attention = Attention(layer_idx, backends)
 
     def forward(self, x_TH: Tensor, rotation: Rotation, kv: KVCacheInputs[Any]) -> Tensor:
         q, k, v = self.qkv_proj(x_TH)
@@ -45,10 +45,10 @@ class LlamaAttention(nn.Module):
 class LlamaDecoderLayer(nn.Module):
     """Attention, then the feed-forward layer, each on a normalized input and added to it."""
 
-    def __init__(self, config: LlamaConfig, layer_idx: int, backend: AttentionBackend) -> None:
+    def __init__(self, config: LlamaConfig, layer_idx: int, backends: AttentionBackends) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = LlamaAttention(config, layer_idx, backend)
+        self.self_attn = LlamaAttention(config, layer_idx, backends)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.activation, bias=config.mlp_bias)
 
@@ -61,11 +61,11 @@ class LlamaDecoderLayer(nn.Module):
 class LlamaModel(nn.Module):
     """Embedding, decoder layers, final norm."""
 
-    def __init__(self, config: LlamaConfig, backend: AttentionBackend) -> None:
+    def __init__(self, config: LlamaConfig, backends: AttentionBackends) -> None:
         super().__init__()
         self.embed_tokens = VocabParallelEmbedding(config.vocab_size, config.hidden_size)
         self.rotary = RotaryEmbedding(config.rope_parameters, config.head_dim, config.max_position_embeddings)
-        self.layers = nn.ModuleList(LlamaDecoderLayer(config, i, backend) for i in range(config.num_layers))
+        self.layers = nn.ModuleList(LlamaDecoderLayer(config, i, backends) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, tokens_T: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
@@ -79,9 +79,9 @@ class LlamaModel(nn.Module):
 class LlamaForCausalLM(nn.Module):
     """The model with its head, which may share the embedding's weight."""
 
-    def __init__(self, config: LlamaConfig, backend: AttentionBackend) -> None:
+    def __init__(self, config: LlamaConfig, backends: AttentionBackends) -> None:
         super().__init__()
-        self.model = LlamaModel(config, backend)
+        self.model = LlamaModel(config, backends)
         if config.tie_word_embeddings:
             self.lm_head = LMHead.sharing(self.model.embed_tokens)
         else:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipezoo_core.attention import Attention, AttentionBackend
+from pipezoo_core.attention import Attention, AttentionBackends
 from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.kv_cache import KVCacheInputs
 from pipezoo_core.layers import (
@@ -32,7 +32,7 @@ __all__ = ["MptForCausalLM", "MptPipelineModel"]
 class MptAttention(nn.Module):
     """Queries, keys and values come from one matrix; they may be clipped, the first two then normalized."""
 
-    def __init__(self, config: MptConfig, layer_idx: int, backend: AttentionBackend) -> None:
+    def __init__(self, config: MptConfig, layer_idx: int, backends: AttentionBackends) -> None:
         super().__init__()
         self.clip_qkv = config.clip_qkv
         queries, keys = config.heads.queries, config.heads.keys
@@ -40,7 +40,7 @@ class MptAttention(nn.Module):
         self.out_proj = RowParallelLinear(queries, config.hidden_size, bias=config.bias)
         self.q_ln = _parallel_norm(config, queries) if config.qk_ln else nn.Identity()
         self.k_ln = _parallel_norm(config, keys) if config.qk_ln else nn.Identity()
-        self.attention = Attention(layer_idx, backend)
+        self.attention = Attention(layer_idx, backends)
 
     def forward(self, x_TH: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
         qkv = self.Wqkv(x_TH)
@@ -65,10 +65,10 @@ class MptMLP(nn.Module):
 class MptBlock(nn.Module):
     """Attention, then the feed-forward layer, each on a normalized input and added to it."""
 
-    def __init__(self, config: MptConfig, layer_idx: int, backend: AttentionBackend) -> None:
+    def __init__(self, config: MptConfig, layer_idx: int, backends: AttentionBackends) -> None:
         super().__init__()
         self.norm_1 = _norm(config, config.hidden_size)
-        self.attn = MptAttention(config, layer_idx, backend)
+        self.attn = MptAttention(config, layer_idx, backends)
         self.norm_2 = _norm(config, config.hidden_size)
         self.ffn = MptMLP(config)
 
@@ -81,11 +81,11 @@ class MptBlock(nn.Module):
 class MptModel(nn.Module):
     """Embedding, to which learned positions may be added; blocks, final norm."""
 
-    def __init__(self, config: MptConfig, backend: AttentionBackend) -> None:
+    def __init__(self, config: MptConfig, backends: AttentionBackends) -> None:
         super().__init__()
         self.wte = VocabParallelEmbedding(config.vocab_size, config.hidden_size)
         self.wpe = Embedding(config.max_seq_len, config.hidden_size) if config.learned_positions else None
-        self.blocks = nn.ModuleList(MptBlock(config, i, backend) for i in range(config.num_layers))
+        self.blocks = nn.ModuleList(MptBlock(config, i, backends) for i in range(config.num_layers))
         self.norm_f = _norm(config, config.hidden_size)
 
     def forward(self, tokens_T: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
@@ -100,9 +100,9 @@ class MptModel(nn.Module):
 class MptForCausalLM(nn.Module):
     """The model with its head, which may share the embedding's weight."""
 
-    def __init__(self, config: MptConfig, backend: AttentionBackend) -> None:
+    def __init__(self, config: MptConfig, backends: AttentionBackends) -> None:
         super().__init__()
-        self.transformer = MptModel(config, backend)
+        self.transformer = MptModel(config, backends)
         if config.tie_word_embeddings:
             self.lm_head = LMHead.sharing(self.transformer.wte)
         else:

@@ -15,6 +15,7 @@ from pipezoo_core.weights import torch_dtype
 if TYPE_CHECKING:
     from pipezoo.discovery.resolution import Resolution
     from pipezoo.loading.plan import LoadPlan
+    from pipezoo_core.kv_cache import KVCacheParams
 
 __all__ = ["tables"]
 
@@ -81,9 +82,19 @@ def _shape(plan: LoadPlan) -> Iterator[tuple[str, Any]]:
         plan.files.huggingface_config, config.tensor_parallel_degree, config.kv_cache, torch_dtype(config.encoding)
     )
     yield "parameters", f"{sum(tensor.num_elements for tensor in plan.files.weights.values()):,}"
-    yield "layers", params.num_layers
-    yield "KV heads × size", f"{params.num_kv_heads} × {params.head_dim}"
+    yield "layers", model.get_num_layers(plan.files.huggingface_config)  # type: ignore[attr-defined]  # likewise
+    yield from _groups(params)
     yield "vocabulary", plan.files.huggingface_config.vocab_size
+
+
+def _groups(params: KVCacheParams) -> Iterator[tuple[str, str]]:
+    for group in params.groups:
+        label = "KV heads × size"
+        if len(params.groups) > 1:
+            label += f", {len(group.layers)} layers"
+        value = f" + {group.value_dim}" if group.value_dim != group.head_dim else ""
+        reach = "" if group.reach is None else f", the last {group.reach} tokens"
+        yield label, f"{group.num_kv_heads} × {group.head_dim}{value}{reach}"
 
 
 def _table(title: str, rows: Iterable[tuple[str, Any]]) -> Table:
