@@ -32,6 +32,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 BOTH = {
     "default": {},
     "head_dim": {"head_dim": 20},
@@ -50,9 +51,10 @@ BOTH = {
     "yarn": {"rope_parameters": YARN},
     "yarn_all": {"rope_parameters": {**YARN, "beta_fast": 16.0, "beta_slow": 2.0, "attention_factor": 0.8}},
     "window": {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 0},
+    "window_of_upper_layers": {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 1},
     "window_not_used": {"use_sliding_window": False, "sliding_window": 12, "max_window_layers": 0},
     "window_of_no_layer": {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 3},
-    "layer_types": {"use_sliding_window": True, "sliding_window": 12, "layer_types": ["sliding_attention"] * 3},
+    "layer_types": {"use_sliding_window": True, "sliding_window": 12, "layer_types": MIXED},
 }
 QWEN3 = {
     "attention_bias": {"attention_bias": True},
@@ -62,6 +64,7 @@ CONFIGS = {
     **{f"qwen3-{name}": ("qwen3", changes) for name, changes in {**BOTH, **QWEN3}.items()},
 }
 WINDOW = {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 0}
+UPPER = {**WINDOW, "max_window_layers": 2}
 PAGE = 8 * 2 * 3 * 2 * 4  # 8 tokens: keys and values of 3 layers, 2 heads, in bytes per number of a head
 
 
@@ -101,13 +104,15 @@ def test_plain_torch(family, tmp_path):
 
 
 @pytest.mark.parametrize("family", CLASSES)
-@pytest.mark.parametrize("name", ["activation", "eps", "theta", "linear", "llama3", "yarn", "window"])
+@pytest.mark.parametrize("name", ["activation", "eps", "theta", "linear", "llama3", "yarn", "window", "layer_types"])
 def test_switches_matter(family, name):
     assert_matters(make(family), make(family, **BOTH[name]))
 
 
 @pytest.mark.parametrize("family", CLASSES)
-@pytest.mark.parametrize(("changes", "num_pages"), [({}, 16), (WINDOW, 3)], ids=["full", "window"])
+@pytest.mark.parametrize(
+    ("changes", "num_pages"), [({}, 16), (WINDOW, 3), (UPPER, 16)], ids=["full", "window", "upper"]
+)
 def test_greedy_tokens_equal_transformers(family, changes, num_pages, tiny_folder, tmp_path):
     reference = make(family, **changes)
     assert_equal_greedy_tokens(

@@ -78,20 +78,15 @@ class QwenConfig(DecoderConfig):
         )
 
     @property
-    def attention(self) -> AttentionSpec:
-        """Causal attention with grouped heads, over the first layer's window."""
-        return AttentionSpec(
+    def layers(self) -> tuple[AttentionSpec, ...]:
+        """Causal attention with grouped heads, each layer over its own window."""
+        full = AttentionSpec(
             num_heads=self.num_heads,
             num_kv_heads=self.num_kv_heads,
             head_dim=self.head_dim,
             scale=self.head_dim**-0.5,
-            sliding_window=self.sliding_windows[0],
         )
-
-    @property
-    def layers(self) -> tuple[AttentionSpec, ...]:
-        """The same in each layer, over the layer's window."""
-        return tuple(replace(self.attention, sliding_window=window) for window in self.sliding_windows)
+        return tuple(replace(full, sliding_window=window) for window in self.sliding_windows)
 
 
 def _sliding_windows(config: PretrainedConfig) -> tuple[int | None, ...]:
@@ -111,6 +106,4 @@ def _sliding_windows(config: PretrainedConfig) -> tuple[int | None, ...]:
             found=f"sliding_window {window}, use_sliding_window {config.use_sliding_window}",
             allowed="use_sliding_window, and a sliding_window above 0",
         )
-    if len(set(kinds)) > 1:
-        raise UnsupportedModelError("some of the layers have a sliding window, and others have none")
     return tuple(window if _HAS_WINDOW[kind] else None for kind in kinds)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipezoo_core.attention import Attention, AttentionBackend, Rotation
+from pipezoo_core.attention import Attention, AttentionBackends, Rotation
 from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.kv_cache import KVCacheInputs
 from pipezoo_core.layers import (
@@ -31,7 +31,7 @@ __all__ = ["QwenForCausalLM", "QwenPipelineModel"]
 class QwenAttention(nn.Module):
     """Grouped-query attention with rotary positions, each head of queries and keys normalized before in Qwen3."""
 
-    def __init__(self, config: QwenConfig, layer_idx: int, backend: AttentionBackend) -> None:
+    def __init__(self, config: QwenConfig, layer_idx: int, backends: AttentionBackends) -> None:
         super().__init__()
         queries, keys = config.heads.queries, config.heads.keys
         parts = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
@@ -39,7 +39,7 @@ class QwenAttention(nn.Module):
         self.o_proj = RowParallelLinear(queries, config.hidden_size, bias=config.output_bias)
         self.q_norm = HeadNorm(config) if config.qk_norm else nn.Identity()
         self.k_norm = HeadNorm(config) if config.qk_norm else nn.Identity()
-        self.attention = Attention(layer_idx, backend)
+        self.attention = Attention(layer_idx, backends)
 
     def forward(self, x_TH: Tensor, rotation: Rotation, kv: KVCacheInputs[Any]) -> Tensor:
         q, k, v = self.qkv_proj(x_TH)
@@ -60,10 +60,10 @@ class HeadNorm(RMSNorm):
 class QwenDecoderLayer(nn.Module):
     """Attention, then the feed-forward layer, each on a normalized input and added to it."""
 
-    def __init__(self, config: QwenConfig, layer_idx: int, backend: AttentionBackend) -> None:
+    def __init__(self, config: QwenConfig, layer_idx: int, backends: AttentionBackends) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = QwenAttention(config, layer_idx, backend)
+        self.self_attn = QwenAttention(config, layer_idx, backends)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.activation)
 
@@ -76,11 +76,11 @@ class QwenDecoderLayer(nn.Module):
 class QwenModel(nn.Module):
     """Embedding, decoder layers, final norm."""
 
-    def __init__(self, config: QwenConfig, backend: AttentionBackend) -> None:
+    def __init__(self, config: QwenConfig, backends: AttentionBackends) -> None:
         super().__init__()
         self.embed_tokens = VocabParallelEmbedding(config.vocab_size, config.hidden_size)
         self.rotary = RotaryEmbedding(config.rope_parameters, config.head_dim, config.max_position_embeddings)
-        self.layers = nn.ModuleList(QwenDecoderLayer(config, i, backend) for i in range(config.num_layers))
+        self.layers = nn.ModuleList(QwenDecoderLayer(config, i, backends) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, tokens_T: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
@@ -94,9 +94,9 @@ class QwenModel(nn.Module):
 class QwenForCausalLM(nn.Module):
     """The model with its head, which may share the embedding's weight."""
 
-    def __init__(self, config: QwenConfig, backend: AttentionBackend) -> None:
+    def __init__(self, config: QwenConfig, backends: AttentionBackends) -> None:
         super().__init__()
-        self.model = QwenModel(config, backend)
+        self.model = QwenModel(config, backends)
         if config.tie_word_embeddings:
             self.lm_head = LMHead.sharing(self.model.embed_tokens)
         else:
