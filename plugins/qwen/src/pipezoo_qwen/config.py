@@ -90,12 +90,12 @@ class QwenConfig(DecoderConfig):
 
 
 def _sliding_windows(config: PretrainedConfig) -> tuple[int | None, ...]:
-    kinds = config.layer_types
-    if len(kinds) != config.num_hidden_layers or not set(kinds) <= _HAS_WINDOW.keys():
+    kinds = config.layer_types  # as many as there are layers: every PretrainedConfig sees to that
+    if not set(kinds) <= _HAS_WINDOW.keys():
         raise UnsupportedModelError(
             "the config's layer_types are not what its layers can be",
-            found=f"{len(kinds)} of {sorted(set(kinds))}",
-            allowed=f"{config.num_hidden_layers} of {sorted(_HAS_WINDOW)}",
+            found=sorted(set(kinds)),
+            allowed=sorted(_HAS_WINDOW),
         )
     if not any(map(_HAS_WINDOW.__getitem__, kinds)):
         return (None,) * len(kinds)
