@@ -8,6 +8,7 @@ __all__ = ["PUBLISHED", "how_to_install", "how_to_mend"]
 
 PUBLISHED = {
     "llama": "pipezoo-llama",
+    "ministral3": "pipezoo-mistral",
     "mistral": "pipezoo-mistral",
     "mpt": "pipezoo-replit",
     "qwen2": "pipezoo-qwen",
