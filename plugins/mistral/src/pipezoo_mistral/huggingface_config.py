@@ -5,7 +5,7 @@ torch's compiler and tensors of many devices: a second, and 80 MB.
 """
 
 # No `from __future__ import annotations`: `strict` checks values by the annotations, and those must be types for that.
-from typing import Any, ClassVar
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PretrainedConfig
@@ -52,7 +52,7 @@ class Ministral3HuggingFaceConfig(MistralHuggingFaceConfig):
     """What a config.json of Ministral 3 says. `rope_parameters` also say how queries are scaled."""
 
     model_type = "ministral3"
-    ignore_keys_at_rope_validation: ClassVar[set[str]] = {"llama_4_scaling_beta", "max_position_embeddings"}
+    ignore_keys_at_rope_validation = frozenset({"llama_4_scaling_beta", "max_position_embeddings"})
 
     vocab_size: int = 131072
     num_hidden_layers: int = 34

@@ -7,7 +7,7 @@ Shape suffixes: T tokens of all requests in a row, H hidden size, D head size.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,13 @@ class QueryScale(nn.Module):
         super().__init__()
         self.growth = growth
         self.length = length
+
+    @classmethod
+    def of(cls, config: MistralConfig) -> Self | None:
+        """Returns what a config says; None where queries are not scaled."""
+        if config.query_growth is None:
+            return None
+        return cls(config.query_growth, config.rope_parameters["original_max_position_embeddings"])
 
     def forward(self, positions_T: Tensor, dtype: torch.dtype) -> Tensor:
         """Maps int64 [T] to [T, 1]; it is computed in float32."""
@@ -88,8 +95,7 @@ class MistralModel(nn.Module):
         super().__init__()
         self.embed_tokens = VocabParallelEmbedding(config.vocab_size, config.hidden_size)
         self.rotary = RotaryEmbedding(config.rope_parameters, config.head_dim, config.max_position_embeddings)
-        length = config.rope_parameters.get("original_max_position_embeddings")
-        self.query_scale = None if config.query_growth is None else QueryScale(config.query_growth, length)
+        self.query_scale = QueryScale.of(config)
         self.layers = nn.ModuleList(MistralDecoderLayer(config, i, backends) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
