@@ -52,7 +52,7 @@ class Ministral3HuggingFaceConfig(MistralHuggingFaceConfig):
     """What a config.json of Ministral 3 says. `rope_parameters` also say how queries are scaled."""
 
     model_type = "ministral3"
-    ignore_keys_at_rope_validation = frozenset({"llama_4_scaling_beta", "max_position_embeddings"})
+    ignore_keys_at_rope_validation = {"llama_4_scaling_beta", "max_position_embeddings"}  # noqa: RUF012 - as transformers declares it
 
     vocab_size: int = 131072
     num_hidden_layers: int = 34

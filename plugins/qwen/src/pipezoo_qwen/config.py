@@ -1,4 +1,4 @@
-"""The typed config of a Qwen model, read from a Hugging Face config."""
+"""The typed config of a Qwen model, read from a Hugging Face config or from a GGUF file."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.layers import ACTIVATIONS, max_rotary_length
+from pipezoo_core.weights import GGUFDecoder, GGUFFile
 
-__all__ = ["QwenConfig"]
+__all__ = ["QwenConfig", "config_from_gguf"]
 
 _HAS_WINDOW = {"full_attention": False, "sliding_attention": True}
 
@@ -107,3 +108,19 @@ def _sliding_windows(config: PretrainedConfig) -> tuple[int | None, ...]:
             allowed="use_sliding_window, and a sliding_window above 0",
         )
     return tuple(window if _HAS_WINDOW[kind] else None for kind in kinds)
+
+
+def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
+    """Returns the config.json that a GGUF file stands for. What its metadata leaves open is as in llama.cpp.
+
+    Raises:
+        CorruptCheckpointError: a key that every Qwen file has is missing, or a size is no whole number above 0.
+        UnsupportedModelError: the file rotates or scales RoPE in a way that no config.json can say.
+    """
+    architecture = file.metadata["general.architecture"]
+    return {
+        "model_type": architecture,
+        "architectures": [f"{architecture.capitalize()}ForCausalLM"],
+        **GGUFDecoder(file, architecture).config(),
+        "attention_bias": "blk.0.attn_q.bias" in file.weights,
+    }
