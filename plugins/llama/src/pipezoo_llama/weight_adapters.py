@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from torch import Tensor
 from transformers import PretrainedConfig
 
+from pipezoo_core.layers import halves
 from pipezoo_core.weights import LazyTensor, renamed_from_gguf, without_redundant
 
 __all__ = ["adapt_gguf", "adapt_safetensors"]
@@ -26,14 +26,6 @@ def adapt_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> d
 def _in_halves(num_heads: int) -> Callable[[LazyTensor], LazyTensor]:
     def change(tensor: LazyTensor) -> LazyTensor:
         head_dim = tensor.shape[0] // num_heads
-        return tensor.then(_halves(head_dim), num_rows=head_dim)
+        return tensor.then(halves(head_dim), num_rows=head_dim)
 
     return change
-
-
-def _halves(head_dim: int) -> Callable[[Tensor], Tensor]:
-    def reorder(rows: Tensor) -> Tensor:
-        """Rows r0 r0' r1 r1' … of each head become r0 r1 … r0' r1' …."""
-        return rows.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).reshape(rows.shape)
-
-    return reorder
