@@ -29,6 +29,13 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0 + 0.1 * i for i in range(16)],  # of a head of 32 numbers
+    "long_factor": [2.0 + 0.5 * i for i in range(16)],
+    "original_max_position_embeddings": 32,
+}
 BOTH = {
     "default": {},
     "head_dim": {"head_dim": 20},
@@ -44,6 +51,8 @@ BOTH = {
         "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
     },
     "llama3": {"rope_parameters": LLAMA3},
+    "longrope": {"head_dim": 32, "max_position_embeddings": 64, "rope_parameters": LONGROPE},
+    "proportional": {"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}},
     "yarn": {"rope_parameters": YARN},
     "yarn_all": {"rope_parameters": {**YARN, "beta_fast": 16.0, "beta_slow": 2.0, "attention_factor": 0.8}},
     "window": {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 0},

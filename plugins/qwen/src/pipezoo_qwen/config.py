@@ -50,11 +50,18 @@ class QwenConfig(DecoderConfig):
         """Reads a `Qwen2HuggingFaceConfig`, a `Qwen3HuggingFaceConfig`, or transformers' own.
 
         Raises:
-            UnsupportedModelError: the activation function or a layer's kind is unknown, or its window is missing.
+            UnsupportedModelError: the activation function or a layer's kind is unknown, a window is missing,
+                or a part of each head alone is rotated.
         """
         if config.hidden_act not in ACTIVATIONS:
             raise UnsupportedModelError(
                 "the activation function is unknown", found=config.hidden_act, allowed=sorted(ACTIVATIONS)
+            )
+        if config.rope_parameters.get("partial_rotary_factor") not in (None, 1):
+            raise UnsupportedModelError(
+                "the model rotates only a part of each head, which Qwen does not",
+                found=config.rope_parameters["partial_rotary_factor"],
+                allowed=1,
             )
         rope, is_qwen2 = config.rope_parameters, config.model_type == "qwen2"
         return cls(
