@@ -23,6 +23,7 @@ MEMBERS = {
     "pipezoo": "registry",
     "pipezoo_llama": "plugins/llama",
     "pipezoo_mistral": "plugins/mistral",
+    "pipezoo_qwen": "plugins/qwen",
     "pipezoo_replit": "plugins/replit",
 }
 KERNELS = "pipezoo_kernels"

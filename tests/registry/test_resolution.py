@@ -16,7 +16,8 @@ from pipezoo_core.errors import (
     UnsupportedModelError,
 )
 
-NONE = "pipezoo has plugins for llama, mistral, mpt, replit_lm; docs/writing-a-plugin.md shows how to write one."
+SERVED = "llama, ministral3, mistral, mpt, qwen2, qwen3, replit_lm"
+NONE = f"pipezoo has plugins for {SERVED}; docs/writing-a-plugin.md shows how to write one."
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 
 

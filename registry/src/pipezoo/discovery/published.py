@@ -8,8 +8,11 @@ __all__ = ["PUBLISHED", "how_to_install", "how_to_mend"]
 
 PUBLISHED = {
     "llama": "pipezoo-llama",
+    "ministral3": "pipezoo-mistral",
     "mistral": "pipezoo-mistral",
     "mpt": "pipezoo-replit",
+    "qwen2": "pipezoo-qwen",
+    "qwen3": "pipezoo-qwen",
     "replit_lm": "pipezoo-replit",
 }
 """The distribution that serves a model type."""
