@@ -2,27 +2,33 @@
 
 from pipezoo_core.layers.activations import ACTIVATIONS
 from pipezoo_core.layers.alibi import alibi_slopes
-from pipezoo_core.layers.embedding import Embedding, LMHead, VocabParallelEmbedding
+from pipezoo_core.layers.embedding import Embedding, LMHead, PositionEmbedding, VocabParallelEmbedding
 from pipezoo_core.layers.linear import ColumnParallelLinear, Linear, MergedLinear, RowParallelLinear
 from pipezoo_core.layers.linear_backends import choose_linear, use_linear_backend, weights_memory
-from pipezoo_core.layers.mlp import GatedMLP
-from pipezoo_core.layers.norm import ParallelLayerNorm, RMSNorm
+from pipezoo_core.layers.mlp import MLP, FeedForward, GatedMLP
+from pipezoo_core.layers.norm import LayerNorm, ParallelLayerNorm, ParallelRMSNorm, RMSNorm
 from pipezoo_core.layers.quantized import DEQUANTIZED_AT_ONCE
-from pipezoo_core.layers.rotary import ROPE_TYPES, RotaryEmbedding, apply_rotary, max_rotary_length
+from pipezoo_core.layers.rotary import RotaryEmbedding, apply_rotary, halves
+from pipezoo_core.layers.rotary_parameters import ROPE_TYPES, max_rotary_length, max_shareable_length
 from pipezoo_core.layers.split import Heads, Shard, Shardable, Split, as_split, shard_module
 
 __all__ = [
     "ACTIVATIONS",
     "DEQUANTIZED_AT_ONCE",
+    "MLP",
     "ROPE_TYPES",
     "ColumnParallelLinear",
     "Embedding",
+    "FeedForward",
     "GatedMLP",
     "Heads",
     "LMHead",
+    "LayerNorm",
     "Linear",
     "MergedLinear",
     "ParallelLayerNorm",
+    "ParallelRMSNorm",
+    "PositionEmbedding",
     "RMSNorm",
     "RotaryEmbedding",
     "RowParallelLinear",
@@ -34,7 +40,9 @@ __all__ = [
     "apply_rotary",
     "as_split",
     "choose_linear",
+    "halves",
     "max_rotary_length",
+    "max_shareable_length",
     "shard_module",
     "use_linear_backend",
     "weights_memory",

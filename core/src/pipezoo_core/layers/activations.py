@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["ACTIVATIONS"]
+from pipezoo_core.native import Activation
+
+__all__ = ["ACTIVATIONS", "native_activation"]
 
 _gelu_tanh = partial(F.gelu, approximate="tanh")
 
@@ -53,5 +55,18 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 """What each name computes, number by number."""
 
-SILU = tuple(name for name, function in ACTIVATIONS.items() if function is F.silu)
-"""The names of SiLU."""
+_NATIVE: Mapping[Callable[[Tensor], Tensor], Activation] = {
+    F.gelu: Activation.gelu,
+    F.relu: Activation.relu,
+    F.silu: Activation.silu,
+    torch.sigmoid: Activation.sigmoid,
+    torch.tanh: Activation.tanh,
+    _gelu_tanh: Activation.gelu_tanh,
+    _quick_gelu: Activation.quick_gelu,
+    _relu2: Activation.relu2,
+}
+
+
+def native_activation(name: str) -> Activation | None:
+    """Returns what the kernels call an activation with a name of `ACTIVATIONS`; None where they have no such one."""
+    return _NATIVE.get(ACTIVATIONS[name])

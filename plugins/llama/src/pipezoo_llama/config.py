@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import CorruptCheckpointError, UnsupportedModelError
-from pipezoo_core.layers import ACTIVATIONS, RotaryEmbedding, max_rotary_length
+from pipezoo_core.layers import ACTIVATIONS, RotaryEmbedding, max_rotary_length, max_shareable_length
 from pipezoo_core.weights import GGUFFile
 
 __all__ = ["LlamaConfig", "config_from_gguf"]
@@ -75,7 +75,7 @@ class LlamaConfig(DecoderConfig):
             num_kv_heads=config.num_key_value_heads,
             head_dim=config.head_dim,
             max_seq_len=max_rotary_length(rope, config.max_position_embeddings),
-            max_shareable_prompt=config.max_position_embeddings if rope["rope_type"] == "dynamic" else None,
+            max_shareable_prompt=max_shareable_length(rope, config.max_position_embeddings),
             activation=config.hidden_act,
             rms_norm_eps=config.rms_norm_eps,
             attention_bias=config.attention_bias,

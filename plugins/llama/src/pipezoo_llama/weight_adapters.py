@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-from torch import Tensor
 from transformers import PretrainedConfig
 
+from pipezoo_core.layers import halves
 from pipezoo_core.weights import LazyTensor, without_redundant
 
 __all__ = ["adapt_gguf", "adapt_safetensors"]
@@ -49,14 +49,6 @@ def adapt_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> d
         prefix = "" if layer is None else f"model.layers.{layer}."
         if kind in num_heads:
             head_dim = tensor.shape[0] // num_heads[kind]
-            tensor = tensor.then(_halves(head_dim), num_rows=head_dim)
+            tensor = tensor.then(halves(head_dim), num_rows=head_dim)
         adapted[f"{prefix}{_GGUF_NAMES[kind]}.{parameter}"] = tensor
     return adapted
-
-
-def _halves(head_dim: int) -> Callable[[Tensor], Tensor]:
-    def reorder(rows: Tensor) -> Tensor:
-        """Rows r0 r0' r1 r1' … of each head become r0 r1 … r0' r1' …."""
-        return rows.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).reshape(rows.shape)
-
-    return reorder

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import UnsupportedModelError
-from pipezoo_core.layers import ACTIVATIONS, max_rotary_length
+from pipezoo_core.layers import ACTIVATIONS, max_rotary_length, max_shareable_length
 
 __all__ = ["MistralConfig"]
 
@@ -57,7 +57,7 @@ class MistralConfig(DecoderConfig):
             num_kv_heads=config.num_key_value_heads,
             head_dim=config.head_dim,
             max_seq_len=max_rotary_length(rope, config.max_position_embeddings),
-            max_shareable_prompt=config.max_position_embeddings if rope["rope_type"] == "dynamic" else None,
+            max_shareable_prompt=max_shareable_length(rope, config.max_position_embeddings),
             activation=config.hidden_act,
             rms_norm_eps=config.rms_norm_eps,
             sliding_window=config.sliding_window,
