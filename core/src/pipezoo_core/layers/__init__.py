@@ -7,6 +7,7 @@ from pipezoo_core.layers.linear import ColumnParallelLinear, Linear, MergedLinea
 from pipezoo_core.layers.linear_backends import choose_linear, use_linear_backend, weights_memory
 from pipezoo_core.layers.mlp import MLP, FeedForward, GatedMLP
 from pipezoo_core.layers.norm import LayerNorm, ParallelLayerNorm, ParallelRMSNorm, RMSNorm
+from pipezoo_core.layers.precision import KeepsFloat32, float32_parameters, set_dtype
 from pipezoo_core.layers.quantized import DEQUANTIZED_AT_ONCE
 from pipezoo_core.layers.rotary import RotaryEmbedding, apply_rotary, halves
 from pipezoo_core.layers.rotary_parameters import ROPE_TYPES, max_rotary_length, max_shareable_length
@@ -22,6 +23,7 @@ __all__ = [
     "FeedForward",
     "GatedMLP",
     "Heads",
+    "KeepsFloat32",
     "LMHead",
     "LayerNorm",
     "Linear",
@@ -40,9 +42,11 @@ __all__ = [
     "apply_rotary",
     "as_split",
     "choose_linear",
+    "float32_parameters",
     "halves",
     "max_rotary_length",
     "max_shareable_length",
+    "set_dtype",
     "shard_module",
     "use_linear_backend",
     "weights_memory",
