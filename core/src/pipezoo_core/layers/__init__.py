@@ -11,6 +11,7 @@ from pipezoo_core.layers.precision import KeepsFloat32, float32_parameters, set_
 from pipezoo_core.layers.quantized import DEQUANTIZED_AT_ONCE
 from pipezoo_core.layers.rotary import RotaryEmbedding, apply_rotary, halves
 from pipezoo_core.layers.rotary_parameters import ROPE_TYPES, max_rotary_length, max_shareable_length
+from pipezoo_core.layers.routing import Routing
 from pipezoo_core.layers.split import Heads, Shard, Shardable, Split, as_split, shard_module
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "PositionEmbedding",
     "RMSNorm",
     "RotaryEmbedding",
+    "Routing",
     "RowParallelLinear",
     "Shard",
     "Shardable",
