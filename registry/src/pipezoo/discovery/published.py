@@ -7,6 +7,10 @@ from pipezoo.discovery.setting import VARIABLE
 __all__ = ["PUBLISHED", "how_to_install", "how_to_mend"]
 
 PUBLISHED = {
+    "gemma": "pipezoo-gemma",
+    "gemma2": "pipezoo-gemma",
+    "gemma3": "pipezoo-gemma",
+    "gemma3_text": "pipezoo-gemma",
     "llama": "pipezoo-llama",
     "ministral3": "pipezoo-mistral",
     "mistral": "pipezoo-mistral",
