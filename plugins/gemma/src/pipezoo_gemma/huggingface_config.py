@@ -125,7 +125,7 @@ class Gemma3TextHuggingFaceConfig(Gemma2HuggingFaceConfig):
         for kind, (name, default) in _THETAS.items():
             rope = {"rope_type": "default", **(given.get(kind) or {}), **(scaling if kind == "full_attention" else {})}
             self.rope_parameters[kind] = {**rope, "rope_theta": rope.get("rope_theta", others.pop(name, default))}
-        self.standardize_rope_params()  # type: ignore[no-untyped-call]  # transformers'
+        self.standardize_rope_params()
         return others
 
 
