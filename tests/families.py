@@ -10,10 +10,20 @@ import torch
 from distributed.ranks import loaded_on_ranks
 from lora.peft_adapters import merged, save_adapter
 from tiny_models import load_model, logits_of
+from transformers import AutoModelForCausalLM
 
 from pipezoo import registry
-from pipezoo_core.config import KVCacheConfig, LoRAConfig
+from pipezoo_core.config import (
+    KVCacheConfig,
+    LoRAConfig,
+    PipelineConfig,
+    ReturnLogits,
+    SupportedEncoding,
+    WeightsFormat,
+)
 from pipezoo_core.request import TextGenerationRequest
+from pipezoo_core.session import InferenceSession
+from pipezoo_core.weights import open_gguf
 
 PROMPTS = [[5, 9, 2, 7, 7, 1], list(range(1, 61)), [3], [(7 * i) % 99 for i in range(97)]]
 COMMON = [(5 * i + i * i) % 90 for i in range(70)]
@@ -123,6 +133,29 @@ def assert_adapters_equal_merged(reference, model, folder, **adapter):
             assert (found - expected_logits(references[name], prompt)).abs().max() < 1e-4
     for one, other in itertools.combinations(references.values(), 2):
         assert (expected_logits(one, PROMPTS[1]) - expected_logits(other, PROMPTS[1])).abs().max() > 0.1
+
+
+def load_gguf(architecture, path, encoding=SupportedEncoding.float32, **settings):
+    """Loads a GGUF file with what a plugin says of an architecture."""
+    file, session = open_gguf(path), InferenceSession([torch.device("cpu")])
+    cache = KVCacheConfig(page_size=8, kv_cache_memory=2**22)
+    config = PipelineConfig(model_path=str(path), weight_paths=(path,), kv_cache=cache, **settings)
+    return architecture.pipeline_model(
+        pipeline_config=config,
+        session=session,
+        huggingface_config=architecture.huggingface_config(architecture.config_from_gguf(file)),
+        encoding=encoding,
+        devices=session.devices,
+        kv_cache_config=cache,
+        weights=file.weights,
+        adapter=architecture.weight_adapters[WeightsFormat.gguf],
+        return_logits=ReturnLogits.ALL,
+    )
+
+
+def read_gguf_by_transformers(path):
+    """Returns transformers' model of a GGUF file, whose weights it dequantizes."""
+    return AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, attn_implementation="eager").eval()
 
 
 def why_not_replayed(folder, **settings):

@@ -1,4 +1,4 @@
-"""Writes GGUF files of llama models as converters do, with the `gguf` package's writer."""
+"""Writes GGUF files of llama-like models as converters do, with the `gguf` package's writer."""
 
 import gguf
 import numpy as np
@@ -7,6 +7,8 @@ NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "self_attn.o_proj": "attn_output",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
@@ -42,20 +44,47 @@ def rotated_by_neighbours(rows, num_heads):
 
 
 def write_llama_gguf(path, model, quantization=gguf.GGMLQuantizationType.F32, metadata=None, extra_tensors=None):
-    """Writes the weights of a transformers LlamaForCausalLM; the vocabulary is `TOKENS`."""
+    """Writes the weights of a transformers LlamaForCausalLM."""
+    return write_gguf(path, model, "llama", quantization, metadata, extra_tensors, pre="smollm", permutes=True)
+
+
+def write_gguf(
+    path,
+    model,
+    architecture,
+    quantization=gguf.GGMLQuantizationType.F32,
+    metadata=None,
+    extra_tensors=None,
+    *,
+    pre,
+    permutes=False,
+):
+    """Writes the weights of a transformers model; the vocabulary is `TOKENS`.
+
+    Args:
+        path: of the file.
+        model: of names and sizes like Llama's.
+        architecture: what llama.cpp calls it.
+        quantization: of its matrices.
+        metadata: further entries.
+        extra_tensors: further tensors.
+        pre: the name of the vocabulary's pre-tokenizer.
+        permutes: whether the converter reorders q and k.
+    """
     config = model.config
-    writer = gguf.GGUFWriter(path, "llama")
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
+    writer.add_key_length(head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list(TOKENS)
     writer.add_token_types([1] * (len(TOKENS) - 2) + [3, 3])
     writer.add_token_merges(["h e"])
@@ -67,9 +96,9 @@ def write_llama_gguf(path, model, quantization=gguf.GGMLQuantizationType.F32, me
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         values = tensor.float().numpy()
-        if "q_proj" in name:
+        if "q_proj" in name and permutes:
             values = rotated_by_neighbours(values, config.num_attention_heads)
-        if "k_proj" in name:
+        if "k_proj" in name and permutes:
             values = rotated_by_neighbours(values, config.num_key_value_heads)
         kind = quantization if values.ndim == 2 else gguf.GGMLQuantizationType.F32
         writer.add_tensor(gguf_name(name), gguf.quants.quantize(np.ascontiguousarray(values), kind), raw_dtype=kind)

@@ -21,6 +21,7 @@ from pipezoo_core.request import GenerationStatus, TextGenerationOutput
 from pipezoo_core.sampling_params import SamplingParams
 
 WIDE = {**os.environ, "COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
+RULES = "\n".join(["start: r0", *(f'r{i}: r{i + 1} "a"' for i in range(3_000)), 'r3000: "b"'])
 SMALL = ["--dtype", "float32", "--device", "cpu", "--kv-cache-memory", "4MiB"]
 
 
@@ -179,6 +180,11 @@ def test_generate_ends_by_itself(tiny_folder, monkeypatch):
         (["--json-schema", "nowhere.json"], "json_schema"),
         (["--grammar", "LATIN1"], "latin1 is no text"),
         (["--regex", "a", "--grammar", "b"], "'regex' excludes 'grammar'"),
+        (["--regex", "("], "unclosed group"),
+        (["--grammar", RULES], "too complex"),
+        (["--grammar", "start: nothing"], "nothing"),
+        (["--grammar", "start: start"], "no token of the vocabulary can follow"),
+        (["--json-schema", '{"type": "nonsense"}'], "nonsense"),
     ],
 )
 def test_settings_are_checked_before_a_model_is_touched(monkeypatch, tmp_path, arguments, message):

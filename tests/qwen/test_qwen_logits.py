@@ -12,17 +12,13 @@ from families import (
     save,
     why_not_replayed,
 )
-from gguf_files import TOKENS
-from tiny_models import TINY_LLAMA, load_model, randomize
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from qwen.tiny_qwen import CLASSES, make, saved
+from tiny_models import load_model
 
 from pipezoo_core.native import NativeKernels
-from pipezoo_qwen.model import QwenPipelineModel
-from pipezoo_qwen.weight_adapters import adapt_safetensors
 
 HAS_KERNELS = NativeKernels(torch.device("cpu"), torch.float32).obstacle is None
 needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="pipezoo-kernels cannot be used here")
-CLASSES = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 64}
 LLAMA3 = {
     "rope_type": "llama3",
@@ -33,6 +29,13 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0 + 0.1 * i for i in range(16)],  # of a head of 32 numbers
+    "long_factor": [2.0 + 0.5 * i for i in range(16)],
+    "original_max_position_embeddings": 32,
+}
 BOTH = {
     "default": {},
     "head_dim": {"head_dim": 20},
@@ -48,6 +51,8 @@ BOTH = {
         "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
     },
     "llama3": {"rope_parameters": LLAMA3},
+    "longrope": {"head_dim": 32, "max_position_embeddings": 64, "rope_parameters": LONGROPE},
+    "proportional": {"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}},
     "yarn": {"rope_parameters": YARN},
     "yarn_all": {"rope_parameters": {**YARN, "beta_fast": 16.0, "beta_slow": 2.0, "attention_factor": 0.8}},
     "window": {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 0},
@@ -66,19 +71,6 @@ CONFIGS = {
 WINDOW = {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 0}
 UPPER = {**WINDOW, "max_window_layers": 2}
 PAGE = 8 * 2 * 3 * 2 * 4  # 8 tokens: keys and values of 3 layers, 2 heads, in bytes per number of a head
-
-
-def make(family, **changes):
-    config_class, model_class = CLASSES[family]
-    own = {"head_dim": 16} if family == "qwen3" else {}
-    values = {**TINY_LLAMA, "vocab_size": len(TOKENS), "attn_implementation": "eager", **own, **changes}
-    return randomize(model_class(config_class(**values)))
-
-
-def saved(reference, folder):
-    """What `load_model` takes."""
-    reference.save_pretrained(folder)
-    return QwenPipelineModel, folder, reference.config, adapt_safetensors
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -1,4 +1,4 @@
-"""The typed config of a Qwen model, read from a Hugging Face config."""
+"""The typed config of a Qwen model, read from a Hugging Face config or from a GGUF file."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from transformers import PretrainedConfig
 from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import UnsupportedModelError
-from pipezoo_core.layers import ACTIVATIONS, max_rotary_length
+from pipezoo_core.layers import ACTIVATIONS, max_rotary_length, max_shareable_length
+from pipezoo_core.weights import GGUFDecoder, GGUFFile
 
-__all__ = ["QwenConfig"]
+__all__ = ["QwenConfig", "config_from_gguf"]
 
 _HAS_WINDOW = {"full_attention": False, "sliding_attention": True}
 
@@ -49,11 +50,18 @@ class QwenConfig(DecoderConfig):
         """Reads a `Qwen2HuggingFaceConfig`, a `Qwen3HuggingFaceConfig`, or transformers' own.
 
         Raises:
-            UnsupportedModelError: the activation function or a layer's kind is unknown, or its window is missing.
+            UnsupportedModelError: the activation function or a layer's kind is unknown, a window is missing,
+                or a part of each head alone is rotated.
         """
         if config.hidden_act not in ACTIVATIONS:
             raise UnsupportedModelError(
                 "the activation function is unknown", found=config.hidden_act, allowed=sorted(ACTIVATIONS)
+            )
+        if config.rope_parameters.get("partial_rotary_factor") not in (None, 1):
+            raise UnsupportedModelError(
+                "the model rotates only a part of each head, which Qwen does not",
+                found=config.rope_parameters["partial_rotary_factor"],
+                allowed=1,
             )
         rope, is_qwen2 = config.rope_parameters, config.model_type == "qwen2"
         return cls(
@@ -65,7 +73,7 @@ class QwenConfig(DecoderConfig):
             num_kv_heads=config.num_key_value_heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
             max_seq_len=max_rotary_length(rope, config.max_position_embeddings),
-            max_shareable_prompt=config.max_position_embeddings if rope["rope_type"] == "dynamic" else None,
+            max_shareable_prompt=max_shareable_length(rope, config.max_position_embeddings),
             activation=config.hidden_act,
             rms_norm_eps=config.rms_norm_eps,
             qkv_bias=is_qwen2 or config.attention_bias,
@@ -107,3 +115,19 @@ def _sliding_windows(config: PretrainedConfig) -> tuple[int | None, ...]:
             allowed="use_sliding_window, and a sliding_window above 0",
         )
     return tuple(window if _HAS_WINDOW[kind] else None for kind in kinds)
+
+
+def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
+    """Returns the config.json that a GGUF file stands for. What its metadata leaves open is as in llama.cpp.
+
+    Raises:
+        CorruptCheckpointError: a key that every Qwen file has is missing, or a size is no whole number above 0.
+        UnsupportedModelError: the file rotates or scales RoPE in a way that no config.json can say.
+    """
+    architecture = file.metadata["general.architecture"]
+    return {
+        "model_type": architecture,
+        "architectures": [f"{architecture.capitalize()}ForCausalLM"],
+        **GGUFDecoder(file, architecture).config(),
+        "attention_bias": "blk.0.attn_q.bias" in file.weights,
+    }

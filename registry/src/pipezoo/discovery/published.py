@@ -12,6 +12,7 @@ PUBLISHED = {
     "gemma3": "pipezoo-gemma",
     "gemma3_text": "pipezoo-gemma",
     "llama": "pipezoo-llama",
+    "ministral3": "pipezoo-mistral",
     "mistral": "pipezoo-mistral",
     "mpt": "pipezoo-replit",
     "qwen2": "pipezoo-qwen",
