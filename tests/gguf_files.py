@@ -34,7 +34,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def gguf_name(name):
+def gguf_name(name, names=NAMES):
     if name.startswith("blk."):
         return name
     if not name.startswith("model.layers."):
@@ -42,7 +42,7 @@ def gguf_name(name):
             name.rpartition(".")[0]
         ] + ".weight"
     _, _, layer, *rest, parameter = name.split(".")
-    return f"blk.{layer}.{NAMES['.'.join(rest)]}.{parameter}"
+    return f"blk.{layer}.{names['.'.join(rest)]}.{parameter}"
 
 
 def as_converters_divide(tensors):
@@ -80,6 +80,8 @@ def write_gguf(
     *,
     pre,
     permutes=False,
+    names=None,
+    norm_offset=0,
 ):
     """Writes the weights of a transformers model; the vocabulary is `TOKENS`.
 
@@ -92,8 +94,11 @@ def write_gguf(
         extra_tensors: further tensors.
         pre: the name of the vocabulary's pre-tokenizer.
         permutes: whether the converter reorders q and k.
+        names: of layers' tensors that are called otherwise than Llama's.
+        norm_offset: what the converter adds to the weights of norms.
     """
     config = model.config
+    rope = config.rope_parameters.get("full_attention", config.rope_parameters)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(config.max_position_embeddings)
@@ -104,7 +109,7 @@ def write_gguf(
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_key_length(head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_rope_freq_base(rope["rope_theta"])
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(TOKENS)
@@ -121,8 +126,11 @@ def write_gguf(
             values = rotated_by_neighbours(values, config.num_attention_heads)
         if "k_proj" in name and permutes:
             values = rotated_by_neighbours(values, config.num_key_value_heads)
+        if name.endswith("norm.weight"):
+            values = values + norm_offset
         kind = quantization if values.ndim > 1 else gguf.GGMLQuantizationType.F32
-        writer.add_tensor(gguf_name(name), gguf.quants.quantize(np.ascontiguousarray(values), kind), raw_dtype=kind)
+        packed = gguf.quants.quantize(np.ascontiguousarray(values), kind)
+        writer.add_tensor(gguf_name(name, {**NAMES, **(names or {})}), packed, raw_dtype=kind)
     for name, values in (extra_tensors or {}).items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()

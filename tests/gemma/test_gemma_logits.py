@@ -12,16 +12,8 @@ from families import (
     save,
     why_not_replayed,
 )
-from gguf_files import TOKENS
-from tiny_models import TINY_LLAMA, load_model, randomize
-from transformers import (
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    GemmaConfig,
-    GemmaForCausalLM,
-)
+from gemma.tiny_gemma import CLASSES, MIXED, WINDOWED, make
+from tiny_models import load_model
 
 from pipezoo_core.native import NativeKernels
 from pipezoo_gemma.model import GemmaPipelineModel
@@ -29,13 +21,6 @@ from pipezoo_gemma.weight_adapters import adapt_safetensors
 
 HAS_KERNELS = NativeKernels(torch.device("cpu"), torch.float32).obstacle is None
 needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="pipezoo-kernels cannot be used here")
-CLASSES = {
-    "gemma": (GemmaConfig, GemmaForCausalLM),
-    "gemma2": (Gemma2Config, Gemma2ForCausalLM),
-    "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
-}
-WINDOWED = ("gemma2", "gemma3")
-MIXED = ["full_attention", "sliding_attention", "sliding_attention"]
 ALL = {
     "default": {},
     "head_dim": {"head_dim": 20},
@@ -98,20 +83,6 @@ CONFIGS |= {
 }
 
 
-def make(family, **changes):
-    config_class, model_class = CLASSES[family]
-    own = {"sliding_window": 12, "layer_types": MIXED[::-1], "query_pre_attn_scalar": 16} if family in WINDOWED else {}
-    if "sliding_window_pattern" in changes:
-        del own["layer_types"]
-    values = {**TINY_LLAMA, "vocab_size": len(TOKENS), "attn_implementation": "eager", "head_dim": 32, **own, **changes}
-    model = randomize(model_class(config_class(**values)))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("norm.weight"):
-                parameter.sub_(1)  # Gemma's norms add the 1
-    return model
-
-
 def saved(reference, folder):
     """What `load_model` takes."""
     reference.save_pretrained(folder)
@@ -125,8 +96,12 @@ def test_logits_equal_transformers(name, tmp_path):
     assert_equal_logits(reference, load_model(*saved(reference, tmp_path)))
 
 
+OF_KERNELS = ["default", "multi_query", "attention_bias", "scale", "layer_types", "all_windowed", "linear", "longrope"]
+OF_KERNELS = [f"{family}-{name}" for family in CLASSES for name in OF_KERNELS if f"{family}-{name}" in CONFIGS]
+
+
 @needs_kernels
-@pytest.mark.parametrize("name", [name for name in CONFIGS if "head_dim" not in name])
+@pytest.mark.parametrize("name", [*OF_KERNELS, "gemma2-softcap", "gemma2-no_softcap", "gemma3-logit_softcap"])
 def test_logits_of_native_kernels(name, tmp_path):
     family, changes = CONFIGS[name]
     reference = make(family, **changes)

@@ -16,11 +16,7 @@ from pipezoo_core.errors import (
     UnsupportedModelError,
 )
 
-SERVED = (
-    "gemma, gemma2, gemma3, gemma3_text, llama, ministral3, mistral, mixtral, mpt, qwen2, qwen2_moe, qwen3, "
-    "qwen3_moe, replit_lm"
-)
-NONE = f"pipezoo has plugins for {SERVED}; docs/writing-a-plugin.md shows how to write one."
+NONE = "`pipezoo plugins --available` lists all; docs/writing-a-plugin.md shows how to write one."
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 
 

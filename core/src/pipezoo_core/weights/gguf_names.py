@@ -37,7 +37,9 @@ _TABLE = "rope_freqs.weight"  # the config has it
 
 
 def renamed_from_gguf(
-    tensors: Mapping[str, LazyTensor], changes: Mapping[str, Callable[[LazyTensor], LazyTensor]] | None = None
+    tensors: Mapping[str, LazyTensor],
+    changes: Mapping[str, Callable[[LazyTensor], LazyTensor]] | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> dict[str, LazyTensor]:
     """Returns tensors by the names of a module: `blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`.
 
@@ -48,13 +50,14 @@ def renamed_from_gguf(
     Args:
         tensors: of a GGUF file.
         changes: what becomes of those of a kind, e.g. of `attn_q`.
+        names: of kinds that are not Llama's, or are called otherwise in the module: `{"ffn_norm": "norm_2"}`.
     """
-    found = {}
+    found, known = {}, {**_NAMES, **(names or {})}
     for name, tensor in tensors.items():
         match = _OF_A_LAYER.fullmatch(name)
         if name == _TABLE:
             continue
-        if match is None or match[2] not in {*_NAMES, *_STACKED}:
+        if match is None or match[2] not in {*known, *_STACKED}:
             found[name] = tensor
             continue
         layer, kind, parameter = match.groups()
@@ -64,7 +67,7 @@ def renamed_from_gguf(
             experts = enumerate(tensor.unstacked())
             found |= {f"{prefix}mlp.experts.{i}.{_STACKED[kind]}.{parameter}": expert for i, expert in experts}
             continue
-        found[f"{prefix}{_NAMES[kind]}.{parameter}"] = tensor if change is None else change(tensor)
+        found[f"{prefix}{known[kind]}.{parameter}"] = tensor if change is None else change(tensor)
     return found
 
 

@@ -1,4 +1,4 @@
-"""The typed config of a Gemma model, read from a Hugging Face config."""
+"""The typed config of a Gemma model, read from a Hugging Face config or from a GGUF file."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.layers import ACTIVATIONS, max_rotary_length, max_shareable_length
+from pipezoo_core.weights import GGUFDecoder, GGUFFile
 
-__all__ = ["GemmaConfig"]
+__all__ = ["GemmaConfig", "config_from_gguf"]
 
 _FULL, _SLIDING = _KINDS = ("full_attention", "sliding_attention")
+_LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}  # by which llama.cpp knows the models that are scaled otherwise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,3 +145,49 @@ def _positive(config: PretrainedConfig, name: str) -> Any:
     if value is None or not value > 0:
         raise UnsupportedModelError(f"the config's {name} is no number above 0", found=value)
     return value
+
+
+def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
+    """Returns the config.json that a GGUF file stands for. What its metadata leaves open is as in llama.cpp.
+
+    Raises:
+        CorruptCheckpointError: a key that every Gemma file has is missing, or a size is no whole number above 0.
+        UnsupportedModelError: the file rotates or scales RoPE in a way that no config.json can say.
+    """
+    architecture = file.metadata["general.architecture"]
+    decoder = GGUFDecoder(file, architecture)
+    config = {
+        "model_type": architecture,
+        "architectures": [f"{architecture.capitalize()}ForCausalLM"],
+        **decoder.config(),
+        "attention_bias": "blk.0.attn_q.bias" in file.weights,
+    }
+    if architecture == "gemma2":
+        config |= {
+            **_alternating(decoder, config, every=2, window=4096),
+            "attn_logit_softcapping": file.metadata.get("gemma2.attn_logit_softcapping", 50.0),
+            "final_logit_softcapping": file.metadata.get("gemma2.final_logit_softcapping", 30.0),
+        }
+    elif architecture == "gemma3":
+        every = 6 if "gemma3.attention.sliding_window" in file.metadata else 1
+        local = {"rope_type": "default", "rope_theta": 10000.0}
+        config |= {
+            **_alternating(decoder, config, every=every, window=1),
+            "model_type": "gemma3_text",
+            "rope_parameters": {_FULL: config["rope_parameters"], _SLIDING: local},
+            "final_logit_softcapping": file.metadata.get("gemma3.final_logit_softcapping") or None,  # 0 is none, too
+        }
+    return config
+
+
+def _alternating(decoder: GGUFDecoder, config: Mapping[str, Any], *, every: int, window: int) -> dict[str, Any]:
+    """Returns which layers have a window, and what the scores are scaled by, which llama.cpp knows by the size."""
+    num_layers, head_dim = config["num_hidden_layers"], config["head_dim"]
+    every = decoder.size("attention.sliding_window_pattern", every)
+    if num_layers == _LAYERS_OF_27B[config["model_type"]]:
+        head_dim = config["hidden_size"] // config["num_attention_heads"]
+    return {
+        "sliding_window": decoder.size("attention.sliding_window", window),
+        "layer_types": [_SLIDING if (i + 1) % every else _FULL for i in range(num_layers)],
+        "query_pre_attn_scalar": head_dim,
+    }

@@ -122,10 +122,12 @@ class Gemma3TextHuggingFaceConfig(Gemma2HuggingFaceConfig):
         scaling = others.pop("rope_scaling", None) or {}
         given = self.rope_parameters or {}
         self.rope_parameters = {}
-        for kind, (name, default) in _THETAS.items():
-            rope = {"rope_type": "default", **(given.get(kind) or {}), **(scaling if kind == "full_attention" else {})}
-            self.rope_parameters[kind] = {**rope, "rope_theta": rope.get("rope_theta", others.pop(name, default))}
-        self.standardize_rope_params()  # type: ignore[no-untyped-call]  # transformers'
+        for kind, (name, theta) in _THETAS.items():
+            rope = {**(given.get(kind) or {}), **(scaling if kind == "full_attention" else {})}
+            rope.setdefault("rope_type", rope.get("type", "default"))
+            rope.setdefault("rope_theta", others.pop(name, theta))
+            self.rope_parameters[kind] = rope
+        self.standardize_rope_params()
         return others
 
 

@@ -17,6 +17,7 @@ API_VERSION = 2
 @hookimpl
 def pipezoo_architectures() -> list[SupportedArchitecture]:
     """Returns Gemma, Gemma 2, and Gemma 3, of which it reads the text part."""
+    from pipezoo_gemma.config import config_from_gguf
     from pipezoo_gemma.huggingface_config import (
         Gemma2HuggingFaceConfig,
         Gemma3TextHuggingFaceConfig,
@@ -24,7 +25,7 @@ def pipezoo_architectures() -> list[SupportedArchitecture]:
         text_part,
     )
     from pipezoo_gemma.model import GemmaPipelineModel
-    from pipezoo_gemma.weight_adapters import adapt_safetensors, adapt_text_part
+    from pipezoo_gemma.weight_adapters import adapt_gguf, adapt_safetensors, adapt_text_part
 
     return [
         SupportedArchitecture(
@@ -32,7 +33,8 @@ def pipezoo_architectures() -> list[SupportedArchitecture]:
             model_types=(model_type,),
             pipeline_model=GemmaPipelineModel,
             huggingface_config=huggingface_config,
-            weight_adapters={WeightsFormat.safetensors: adapt},
+            weight_adapters={WeightsFormat.safetensors: adapt, WeightsFormat.gguf: adapt_gguf},
+            config_from_gguf=config_from_gguf,
             probe=_probe,
         )
         for name, model_type, huggingface_config, adapt in (
