@@ -52,7 +52,7 @@ BOTH = {
     },
     "llama3": {"rope_parameters": LLAMA3},
     "longrope": {"head_dim": 32, "max_position_embeddings": 64, "rope_parameters": LONGROPE},
-    "proportional": {"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}},
+    "proportional": {"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
     "yarn": {"rope_parameters": YARN},
     "yarn_all": {"rope_parameters": {**YARN, "beta_fast": 16.0, "beta_slow": 2.0, "attention_factor": 0.8}},
     "window": {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 0},

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import UnsupportedModelError
-from pipezoo_core.layers import ACTIVATIONS, Routing, max_rotary_length, max_shareable_length
+from pipezoo_core.layers import ACTIVATIONS, Routing, max_rotary_length, max_shareable_length, rope_of_whole_heads
 from pipezoo_core.weights import GGUFDecoder, GGUFFile, model_type_of
 
 __all__ = ["QwenConfig", "config_from_gguf"]
@@ -102,13 +102,7 @@ class QwenConfig(DecoderConfig):
             raise UnsupportedModelError(
                 "the activation function is unknown", found=config.hidden_act, allowed=sorted(ACTIVATIONS)
             )
-        if config.rope_parameters.get("partial_rotary_factor") not in (None, 1):
-            raise UnsupportedModelError(
-                "the model rotates only a part of each head, which Qwen does not",
-                found=config.rope_parameters["partial_rotary_factor"],
-                allowed=1,
-            )
-        rope, is_qwen3 = config.rope_parameters, config.model_type.startswith("qwen3")
+        rope, is_qwen3 = rope_of_whole_heads(config.rope_parameters), config.model_type.startswith("qwen3")
         return cls(
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
