@@ -14,7 +14,16 @@ from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from pipezoo_core.config import LinearName, LoRAConfig, SupportedEncoding
 from pipezoo_core.distributed import TensorParallelGroup
 from pipezoo_core.errors import InvalidSettingError, UnsupportedAdapterError
-from pipezoo_core.layers import ClampedGate, Experts, Router, Routing, set_dtype, shard_module, use_linear_backend
+from pipezoo_core.layers import (
+    ClampedGate,
+    Experts,
+    Router,
+    Routing,
+    join_experts,
+    set_dtype,
+    shard_module,
+    use_linear_backend,
+)
 from pipezoo_core.layers import weights_memory as memory_of
 from pipezoo_core.layers.quantized import QuantizedProduct
 from pipezoo_core.native import NativeKernels
@@ -58,6 +67,8 @@ def test_experts_of_few_bits_compute_with_what_their_weights_become(linear, bits
         weight.copy_(QuantizedProduct(weight, None, bits, torch.float32).dequantized(slice(None)))
     x, routed = rows_and_choices(50, 64, 6, 3)
     use_linear_backend(linear, experts, CPU, encoding, kernels)
+    join_experts(experts)
+    assert (experts._native is not None) is (linear is LinearName.native)
     found, expected = experts(x.bfloat16(), *routed).float(), rounded(x, *routed)
     assert (found - expected).norm() < 0.02 * expected.norm()
     assert (random_experts(64, 96, 6, 3)(x, *routed) - expected).norm() > (
@@ -125,6 +136,7 @@ def test_the_clamped_gate_with_biases_equals_transformers(native):
         expert.down_proj.bias.copy_(reference.down_proj_bias[number])
     if native:
         use_native(ours, torch.float32)
+        assert ours._native is not None
     x, routed = rows_and_choices(40, 32, 5, 2)
     torch.testing.assert_close(ours(x, *routed), reference(x, *routed), atol=2e-2, rtol=1e-4)
 
@@ -210,3 +222,4 @@ def use_native(module, dtype, **options):
     if kernels.obstacle:
         pytest.skip(kernels.obstacle)
     use_linear_backend(LinearName.native, module, CPU, SupportedEncoding(str(dtype)[6:]), kernels, **options)
+    join_experts(module)
