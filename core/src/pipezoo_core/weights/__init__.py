@@ -4,6 +4,8 @@ from pipezoo_core.weights.base import LazyTensor, Weights, WeightsAdapter, conca
 from pipezoo_core.weights.encoding import resolve_encoding, torch_dtype
 from pipezoo_core.weights.files import open_weights
 from pipezoo_core.weights.gguf import GGUFFile, open_gguf
+from pipezoo_core.weights.gguf_decoder import GGUFDecoder
+from pipezoo_core.weights.gguf_names import renamed_from_gguf
 from pipezoo_core.weights.loading import load_module
 from pipezoo_core.weights.progress import observed_weights
 from pipezoo_core.weights.redundant import HEAD, without_redundant
@@ -11,6 +13,7 @@ from pipezoo_core.weights.safetensors import find_safetensors, open_safetensors,
 
 __all__ = [
     "HEAD",
+    "GGUFDecoder",
     "GGUFFile",
     "LazyTensor",
     "Weights",
@@ -22,6 +25,7 @@ __all__ = [
     "open_gguf",
     "open_safetensors",
     "open_weights",
+    "renamed_from_gguf",
     "resolve_encoding",
     "safetensors_names",
     "torch_dtype",
