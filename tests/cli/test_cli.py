@@ -16,6 +16,7 @@ from pipezoo import registry
 from pipezoo.cli.main import app
 from pipezoo.cli.text_input import prompt_text
 from pipezoo.discovery.index import PluginInfo, PluginState
+from pipezoo.discovery.published import PUBLISHED
 from pipezoo_core.errors import EmptyPromptError
 from pipezoo_core.request import GenerationStatus, TextGenerationOutput
 from pipezoo_core.sampling_params import SamplingParams
@@ -47,6 +48,20 @@ def test_plugins_with_a_setting_that_cannot_be_understood():
     assert result.returncode == 1
     assert "error: PIPEZOO_PLUGINS: item 'nonsense' is neither" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_plugins_that_are_not_installed_are_shown_when_asked_for(monkeypatch):
+    found = PluginInfo("llama", "pipezoo-llama", "1.2", "pipezoo_llama.plugin")
+    monkeypatch.setattr(registry, "plugins", lambda: [found])
+    assert "not installed" not in pipezoo("plugins").stdout
+    rows = pipezoo("plugins", "--available").stdout.splitlines()
+    [own] = [row for row in rows if " llama " in row]
+    assert "1.2" in own
+    assert "not installed" not in own
+    [other] = [row for row in rows if " mpt " in row]
+    assert "not installed" in other
+    assert "pip install pipezoo-replit" in other
+    assert sum("pipezoo-" in row for row in rows) == len(PUBLISHED)
 
 
 def test_plugins_are_shown_with_their_brackets(monkeypatch):

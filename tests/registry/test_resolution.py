@@ -16,8 +16,7 @@ from pipezoo_core.errors import (
     UnsupportedModelError,
 )
 
-SERVED = "gemma, gemma2, gemma3, gemma3_text, llama, ministral3, mistral, mpt, olmo, olmo2, olmo3, qwen2, qwen3, replit_lm"
-NONE = f"pipezoo has plugins for {SERVED}; docs/writing-a-plugin.md shows how to write one."
+NONE = "`pipezoo plugins --available` lists all; docs/writing-a-plugin.md shows how to write one."
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 
 

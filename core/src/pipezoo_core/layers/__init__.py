@@ -1,8 +1,9 @@
 """Layers that more than one plugin uses."""
 
-from pipezoo_core.layers.activations import ACTIVATIONS
+from pipezoo_core.layers.activations import ACTIVATIONS, ClampedGate
 from pipezoo_core.layers.alibi import alibi_slopes
 from pipezoo_core.layers.embedding import Embedding, LMHead, PositionEmbedding, VocabParallelEmbedding
+from pipezoo_core.layers.experts import Experts
 from pipezoo_core.layers.linear import ColumnParallelLinear, Linear, MergedLinear, RowParallelLinear
 from pipezoo_core.layers.linear_backends import choose_linear, use_linear_backend, weights_memory
 from pipezoo_core.layers.mlp import MLP, FeedForward, GatedMLP
@@ -11,6 +12,7 @@ from pipezoo_core.layers.precision import KeepsFloat32, float32_parameters, set_
 from pipezoo_core.layers.quantized import DEQUANTIZED_AT_ONCE
 from pipezoo_core.layers.rotary import RotaryEmbedding, apply_rotary, halves
 from pipezoo_core.layers.rotary_parameters import ROPE_TYPES, max_rotary_length, max_shareable_length
+from pipezoo_core.layers.router import Router
 from pipezoo_core.layers.routing import Routing
 from pipezoo_core.layers.split import Heads, Shard, Shardable, Split, as_split, shard_module
 
@@ -19,8 +21,10 @@ __all__ = [
     "DEQUANTIZED_AT_ONCE",
     "MLP",
     "ROPE_TYPES",
+    "ClampedGate",
     "ColumnParallelLinear",
     "Embedding",
+    "Experts",
     "FeedForward",
     "GatedMLP",
     "Heads",
@@ -34,6 +38,7 @@ __all__ = [
     "PositionEmbedding",
     "RMSNorm",
     "RotaryEmbedding",
+    "Router",
     "Routing",
     "RowParallelLinear",
     "Shard",

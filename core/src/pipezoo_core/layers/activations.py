@@ -7,6 +7,7 @@ many devices: a second, and 80 MB.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from pipezoo_core.native import Activation
 
-__all__ = ["ACTIVATIONS", "native_activation"]
+__all__ = ["ACTIVATIONS", "ClampedGate", "native_activation"]
 
 _gelu_tanh = partial(F.gelu, approximate="tanh")
 
@@ -70,3 +71,21 @@ _NATIVE: Mapping[Callable[[Tensor], Tensor], Activation] = {
 def native_activation(name: str) -> Activation | None:
     """Returns what the kernels call an activation with a name of `ACTIVATIONS`; None where they have no such one."""
     return _NATIVE.get(ACTIVATIONS[name])
+
+
+@dataclass(frozen=True, slots=True)
+class ClampedGate:
+    """`gate · sigmoid(alpha · gate) · (up + 1)` of clamped numbers, as transformers' `modeling_gpt_oss` computes it.
+
+    Attributes:
+        limit: gate is at most that, and up between that and its negative.
+        alpha: how steep the sigmoid is.
+    """
+
+    limit: float = 7.0
+    alpha: float = 1.702
+
+    def __call__(self, gate: Tensor, up: Tensor) -> Tensor:
+        """Maps twice [T, I] to [T, I]."""
+        gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
+        return (self.alpha * gate).sigmoid_().mul_(gate).mul_(up.add_(1))

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from pipezoo_core.layers.activations import ACTIVATIONS, native_activation
+from pipezoo_core.layers.activations import ACTIVATIONS, ClampedGate, native_activation
 from pipezoo_core.layers.linear import ColumnParallelLinear, MergedLinear, RowParallelLinear
 from pipezoo_core.native import GATE, NativeKernels
 
@@ -90,17 +90,19 @@ class GatedMLP(nn.Module):
     Args:
         hidden_size: numbers per input and output row.
         intermediate_size: numbers per row in between.
-        activation: a name of `ACTIVATIONS`, e.g. `silu`.
+        activation: a name of `ACTIVATIONS`, e.g. `silu`; or what becomes of gate and up together.
         bias: whether the three linears have one.
     """
 
-    def __init__(self, hidden_size: int, intermediate_size: int, activation: str, *, bias: bool = False) -> None:
+    def __init__(
+        self, hidden_size: int, intermediate_size: int, activation: str | ClampedGate, *, bias: bool = False
+    ) -> None:
         super().__init__()
         parts = {"gate_proj": intermediate_size, "up_proj": intermediate_size}
         self.gate_up_proj = MergedLinear(hidden_size, parts, bias=bias)
         self.down_proj = RowParallelLinear(intermediate_size, hidden_size, bias=bias)
-        self.activation = ACTIVATIONS[activation]
-        self.native_activation = native_activation(activation)
+        self.activation = activation if isinstance(activation, ClampedGate) else ACTIVATIONS[activation]
+        self.native_activation = native_activation(activation) if isinstance(activation, str) else None
         self._kernels: NativeKernels | None = None
         self._gated: Callable[[Tensor], Tensor] | None = None
 
@@ -110,12 +112,17 @@ class GatedMLP(nn.Module):
             return self.down_proj(self._gated(x_TH))
         if self._kernels is None or self.native_activation is None:
             gate, up = self.gate_up_proj(x_TH)
-            return self.down_proj(self.activation(gate) * up)
+            return self.down_proj(self._let_through(gate, up))
         return self.down_proj(self._kernels.gated(self.gate_up_proj.merged(x_TH), self.native_activation))
+
+    def _let_through(self, gate: Tensor, up: Tensor) -> Tensor:
+        return self.activation(gate, up) if isinstance(self.activation, ClampedGate) else self.activation(gate) * up
 
     def alive(self, *, is_native: bool, fuse: bool) -> list[int]:
         """See `FeedForward`."""
         hidden, inner = self.down_proj.weight.shape
+        if isinstance(self.activation, ClampedGate):
+            return [2 * inner, inner, inner, inner]
         if not is_native or self.native_activation is None:
             return [2 * inner, inner, inner]
         return [inner, hidden] if fuse and self.can_be_gated else [2 * inner, inner]

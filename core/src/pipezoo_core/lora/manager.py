@@ -256,13 +256,13 @@ class LoRAManager:
             # order, and divide what was trained as one layer among several of the module. A is of them all.
             renamed = self._rename({f"{name}.weight": weights.b})
             if not renamed:
-                misfits.append(f"{name} is no linear layer below the head")
+                misfits.append(f"{name} is no linear layer that adapters can change")
             for weight_name, b in renamed.items():
                 own_name = weight_name.removesuffix(".weight")
                 shape = (b.shape[0], weights.a.shape[1])
                 target = self._module.targets.get(own_name)
                 if target is None:
-                    misfits.append(f"{name} is no linear layer below the head")
+                    misfits.append(f"{name} is no linear layer that adapters can change")
                 elif shape != target.shape:
                     misfits.append(f"{name} is for {list(shape)} instead of {list(target.shape)}")
                 elif own_name in layers:
@@ -273,7 +273,7 @@ class LoRAManager:
             raise UnsupportedAdapterError(
                 f"the adapter {lora.name!r} does not fit the model",
                 found=misfits,
-                cure="Take an adapter that was trained on this model, and on linear layers other than the head.",
+                cure="Take one that was trained on this model, on linear layers other than the head and experts.",
             )
         return layers
 

@@ -127,7 +127,7 @@ class Gemma3TextHuggingFaceConfig(Gemma2HuggingFaceConfig):
             rope.setdefault("rope_type", rope.get("type", "default"))
             rope.setdefault("rope_theta", others.pop(name, theta))
             self.rope_parameters[kind] = rope
-        self.standardize_rope_params()  # type: ignore[no-untyped-call]  # transformers'
+        self.standardize_rope_params()
         return others
 
 
