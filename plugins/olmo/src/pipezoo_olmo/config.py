@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -12,8 +13,9 @@ from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.layers import ACTIVATIONS, max_rotary_length, max_shareable_length
+from pipezoo_core.weights import GGUFDecoder, GGUFFile
 
-__all__ = ["OlmoConfig"]
+__all__ = ["OlmoConfig", "config_from_gguf"]
 
 _FULL, _SLIDING = _KINDS = ("full_attention", "sliding_attention")
 _LAYER_NORM_EPS = 1e-5  # of OLMo, whose config.json has none
@@ -126,3 +128,45 @@ def _window(config: PretrainedConfig) -> int:
     if window is None or window < 1:
         raise UnsupportedModelError("the config's sliding_window is no number above 0", found=window)
     return window
+
+
+def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
+    """Returns the config.json that a GGUF file stands for. What its metadata leaves open is as in llama.cpp.
+
+    OLMo 3's files call themselves `olmo2`, and have windows.
+
+    Raises:
+        CorruptCheckpointError: a key that every OLMo file has is missing, or a size is no whole number above 0.
+        UnsupportedModelError: the file rotates or scales RoPE in a way that no config.json can say, or has another
+            epsilon in its norms than OLMo.
+    """
+    architecture = file.metadata["general.architecture"]
+    decoder = GGUFDecoder(file, architecture)
+    model_type = "olmo3" if "olmo2.attention.sliding_window" in file.metadata else architecture
+    config = {
+        "model_type": model_type,
+        "architectures": [f"{model_type.capitalize()}ForCausalLM"],
+        **decoder.config(has_rms_norm=model_type != "olmo"),
+        "attention_bias": "blk.0.attn_q.bias" in file.weights,
+    }
+    if model_type == "olmo":
+        eps = decoder.get("attention.layer_norm_epsilon")
+        if not math.isclose(eps, _LAYER_NORM_EPS, rel_tol=1e-6):
+            raise UnsupportedModelError("the GGUF file has norms that OLMo has not", found=eps, allowed=_LAYER_NORM_EPS)
+        config["clip_qkv"] = file.metadata.get("olmo.attention.clamp_kqv") or None  # 0 is none, too
+    elif model_type == "olmo3":
+        local = {"rope_type": "default", "rope_theta": config["rope_parameters"]["rope_theta"]}
+        config |= {
+            "sliding_window": decoder.size("attention.sliding_window"),
+            "layer_types": _kinds_of_gguf(file, config["num_hidden_layers"]),
+            "rope_parameters": {_FULL: config["rope_parameters"], _SLIDING: local},
+        }
+    return config
+
+
+def _kinds_of_gguf(file: GGUFFile, num_layers: int) -> list[str]:
+    """Returns which layers have a window: as a list says, or all but every fourth."""
+    pattern = file.metadata.get("olmo2.attention.sliding_window_pattern", 4)
+    if isinstance(pattern, list):
+        return [_SLIDING if has_window else _FULL for has_window in pattern]
+    return [_SLIDING if (i + 1) % pattern else _FULL for i in range(num_layers)]

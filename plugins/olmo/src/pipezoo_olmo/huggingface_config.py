@@ -5,6 +5,7 @@ in torch's compiler and tensors of many devices: a second, and 80 MB.
 """
 
 # No `from __future__ import annotations`: `strict` checks values by the annotations, and those must be types for that.
+from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -12,7 +13,7 @@ from transformers import PretrainedConfig
 
 from pipezoo_core.errors import UnsupportedModelError
 
-__all__ = ["Olmo2HuggingFaceConfig", "Olmo3HuggingFaceConfig", "OlmoHuggingFaceConfig"]
+__all__ = ["Olmo2HuggingFaceConfig", "Olmo3HuggingFaceConfig", "OlmoHuggingFaceConfig", "olmo2_or_3"]
 
 _THETA = 500_000.0  # of OLMo 3
 _KINDS = ("full_attention", "sliding_attention")
@@ -125,5 +126,11 @@ class Olmo3HuggingFaceConfig(Olmo2HuggingFaceConfig):
             rope.setdefault("rope_type", rope.get("type", "default"))
             rope.setdefault("rope_theta", _THETA)
             self.rope_parameters[kind] = rope
-        self.standardize_rope_params()  # type: ignore[no-untyped-call]  # transformers'
+        self.standardize_rope_params()
         return others
+
+
+def olmo2_or_3(config: Mapping[str, Any]) -> Olmo2HuggingFaceConfig:
+    """Returns what a config.json of OLMo 2 says, or of OLMo 3, whose GGUF files call themselves OLMo 2's."""
+    is_third = config.get("model_type") == Olmo3HuggingFaceConfig.model_type
+    return (Olmo3HuggingFaceConfig if is_third else Olmo2HuggingFaceConfig).from_dict(dict(config))

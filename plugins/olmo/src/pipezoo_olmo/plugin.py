@@ -14,17 +14,23 @@ API_VERSION = 2
 @hookimpl
 def pipezoo_architectures() -> list[SupportedArchitecture]:
     """Returns OLMo, OLMo 2 and OLMo 3."""
-    from pipezoo_olmo.huggingface_config import Olmo2HuggingFaceConfig, Olmo3HuggingFaceConfig, OlmoHuggingFaceConfig
+    from pipezoo_olmo.config import config_from_gguf
+    from pipezoo_olmo.huggingface_config import Olmo3HuggingFaceConfig, OlmoHuggingFaceConfig, olmo2_or_3
     from pipezoo_olmo.model import OlmoPipelineModel
-    from pipezoo_olmo.weight_adapters import adapt_safetensors
+    from pipezoo_olmo.weight_adapters import adapt_gguf, adapt_safetensors
 
     return [
         SupportedArchitecture(
-            name=f"{config_class.model_type.capitalize()}ForCausalLM",
-            model_types=(config_class.model_type,),
+            name=f"{model_type.capitalize()}ForCausalLM",
+            model_types=(model_type,),
             pipeline_model=OlmoPipelineModel,
-            huggingface_config=config_class.from_dict,
-            weight_adapters={WeightsFormat.safetensors: adapt_safetensors},
+            huggingface_config=huggingface_config,
+            weight_adapters={WeightsFormat.safetensors: adapt_safetensors, WeightsFormat.gguf: adapt_gguf},
+            config_from_gguf=config_from_gguf,
         )
-        for config_class in (OlmoHuggingFaceConfig, Olmo2HuggingFaceConfig, Olmo3HuggingFaceConfig)
+        for model_type, huggingface_config in (
+            ("olmo", OlmoHuggingFaceConfig.from_dict),
+            ("olmo2", olmo2_or_3),
+            ("olmo3", Olmo3HuggingFaceConfig.from_dict),
+        )
     ]
