@@ -55,31 +55,12 @@ class OlmoHuggingFaceConfig(PretrainedConfig):
 
 
 @strict
-class Olmo2HuggingFaceConfig(PretrainedConfig):
-    """What a config.json of OLMo 2 says; the attributes are OLMo's."""
+class Olmo2HuggingFaceConfig(OlmoHuggingFaceConfig):
+    """What a config.json of OLMo 2 says. `clip_qkv` has no effect there."""
 
     model_type = "olmo2"
 
-    vocab_size: int = 50304
-    hidden_size: int = 4096
-    intermediate_size: int = 11008
-    num_hidden_layers: int = 32
-    num_attention_heads: int = 32
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
-    hidden_act: str = "silu"
-    max_position_embeddings: int = 2048
-    tie_word_embeddings: bool = False
-    rope_parameters: dict[str, Any] | None = None
-    attention_bias: bool = False
     rms_norm_eps: float = 1e-5
-    bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = 50279
-
-    def __post_init__(self, **others: Any) -> None:
-        if self.num_key_value_heads is None:
-            self.num_key_value_heads = self.num_attention_heads
-        super().__post_init__(**others)  # type: ignore[no-untyped-call]  # transformers'
 
 
 @strict
