@@ -7,6 +7,7 @@ from pipezoo_core.layers.experts import Experts
 from pipezoo_core.layers.linear import ColumnParallelLinear, Linear, MergedLinear, RowParallelLinear
 from pipezoo_core.layers.linear_backends import choose_linear, use_linear_backend, weights_memory
 from pipezoo_core.layers.mlp import MLP, FeedForward, GatedMLP
+from pipezoo_core.layers.native_experts import join_experts
 from pipezoo_core.layers.norm import LayerNorm, ParallelLayerNorm, ParallelRMSNorm, RMSNorm
 from pipezoo_core.layers.precision import KeepsFloat32, float32_parameters, set_dtype
 from pipezoo_core.layers.quantized import DEQUANTIZED_AT_ONCE
@@ -56,6 +57,7 @@ __all__ = [
     "choose_linear",
     "float32_parameters",
     "halves",
+    "join_experts",
     "max_rotary_length",
     "max_shareable_length",
     "rope_of_whole_heads",
