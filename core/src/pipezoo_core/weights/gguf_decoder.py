@@ -16,8 +16,9 @@ from pipezoo_core.errors import CorruptCheckpointError, UnsupportedModelError
 from pipezoo_core.layers import RotaryEmbedding
 from pipezoo_core.weights.gguf import GGUFFile
 
-__all__ = ["GGUFDecoder"]
+__all__ = ["GGUFDecoder", "model_type_of"]
 
+_MODEL_TYPES = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe"}  # where llama.cpp has another name
 _EMBEDDING = "token_embd.weight"
 _ROPE_SCALINGS = ("linear", "none", "yarn")
 _ROPE_KEYS = (
@@ -30,6 +31,20 @@ _YARN_KEYS = {  # as a config.json calls them, from which converters take them
     "scaling.yarn_beta_slow": "beta_slow",
 }
 _NEUTRAL = {"scaling.attn_factor": 1, "scaling.yarn_ext_factor": 1, "scaling.yarn_log_multiplier": 0}
+
+
+def model_type_of(file: GGUFFile) -> str:
+    """Returns what Hugging Face calls a file's architecture. Mixtral's files call themselves llama.
+
+    Raises:
+        CorruptCheckpointError: the file does not say its architecture.
+    """
+    if "general.architecture" not in file.metadata:
+        raise _incomplete("general.architecture")
+    architecture = file.metadata["general.architecture"]
+    if architecture == "llama" and file.metadata.get("llama.expert_count"):
+        return "mixtral"
+    return _MODEL_TYPES.get(architecture, architecture)
 
 
 class GGUFDecoder:
