@@ -30,7 +30,7 @@ class NativeExperts:
         self._products = (*gate_ups, *downs)  # own the memory
         gate_up, down = gate_ups[0], downs[0]
         hidden, inner = down.shape
-        self._sizes = (hidden, inner)
+        self._sizes = (hidden, inner, top_k)
         self._kernels, self._bits = down.kernels, down.bits
         self._addresses = np.array([product.packed.data_ptr() for product in self._products], dtype=np.int64)
         self._biases = [_stacked(gate_ups), _stacked(downs)]
