@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pipezoo_core.config import LinearName, SupportedEncoding
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.layers.embedding import LMHead
+from pipezoo_core.layers.experts import Expert
 from pipezoo_core.layers.linear import Linear, Product
 from pipezoo_core.layers.mlp import MLP, GatedMLP
 from pipezoo_core.layers.native_product import NativeProduct
@@ -71,8 +72,8 @@ def use_linear_backend(
         InvalidSettingError: the backend was asked for by name and cannot be used here.
     """
     name = choose_linear(name, device, encoding, kernels)
-    if name is LinearName.native and fuse:
-        _fuse_gates(module, encoding, kernels)
+    if name is LinearName.native:
+        _fuse_gates(module, encoding, kernels, GatedMLP if fuse else Expert)
     for layer in module.modules():
         if isinstance(layer, Linear):
             bits, kind = _bits(layer, encoding), _kind(name, layer, encoding)
@@ -149,8 +150,8 @@ def _kind(name: LinearName, layer: Linear, encoding: SupportedEncoding) -> type[
     return None if _bits(layer, encoding) is None else QuantizedProduct
 
 
-def _fuse_gates(module: nn.Module, encoding: SupportedEncoding, kernels: NativeKernels) -> None:
-    for layer in [layer for layer in module.modules() if isinstance(layer, GatedMLP)]:
+def _fuse_gates(module: nn.Module, encoding: SupportedEncoding, kernels: NativeKernels, kind: type[GatedMLP]) -> None:
+    for layer in [layer for layer in module.modules() if isinstance(layer, kind)]:
         if layer.can_be_gated and layer.native_activation is not None:
             merged = layer.gate_up_proj.merged
             form = (_bits(merged, encoding), Form.gated, layer.native_activation)
