@@ -17,13 +17,23 @@ from trove_classifiers import classifiers
 import pipezoo
 
 ROOT = Path(__file__).parents[2]
-MEMBERS = ["core", "registry", "plugins/gemma", "plugins/llama", "plugins/mistral", "plugins/qwen", "plugins/replit"]
+MEMBERS = [
+    "core",
+    "registry",
+    "plugins/gemma",
+    "plugins/llama",
+    "plugins/mistral",
+    "plugins/olmo",
+    "plugins/qwen",
+    "plugins/replit",
+]
 PACKAGES = [
     "pipezoo_core",
     "pipezoo",
     "pipezoo_gemma",
     "pipezoo_llama",
     "pipezoo_mistral",
+    "pipezoo_olmo",
     "pipezoo_qwen",
     "pipezoo_replit",
 ]

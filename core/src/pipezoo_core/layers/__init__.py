@@ -12,7 +12,12 @@ from pipezoo_core.layers.norm import LayerNorm, ParallelLayerNorm, ParallelRMSNo
 from pipezoo_core.layers.precision import KeepsFloat32, float32_parameters, set_dtype
 from pipezoo_core.layers.quantized import DEQUANTIZED_AT_ONCE
 from pipezoo_core.layers.rotary import RotaryEmbedding, apply_rotary, halves
-from pipezoo_core.layers.rotary_parameters import ROPE_TYPES, max_rotary_length, max_shareable_length
+from pipezoo_core.layers.rotary_parameters import (
+    ROPE_TYPES,
+    max_rotary_length,
+    max_shareable_length,
+    rope_of_whole_heads,
+)
 from pipezoo_core.layers.router import Router
 from pipezoo_core.layers.routing import Routing
 from pipezoo_core.layers.split import Heads, Shard, Shardable, Split, as_split, shard_module
@@ -55,6 +60,7 @@ __all__ = [
     "join_experts",
     "max_rotary_length",
     "max_shareable_length",
+    "rope_of_whole_heads",
     "set_dtype",
     "shard_module",
     "use_linear_backend",
