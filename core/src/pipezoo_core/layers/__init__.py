@@ -5,9 +5,8 @@ from pipezoo_core.layers.alibi import alibi_slopes
 from pipezoo_core.layers.embedding import Embedding, LMHead, PositionEmbedding, VocabParallelEmbedding
 from pipezoo_core.layers.experts import Experts
 from pipezoo_core.layers.linear import ColumnParallelLinear, Linear, MergedLinear, RowParallelLinear
-from pipezoo_core.layers.linear_backends import choose_linear, use_linear_backend, weights_memory
+from pipezoo_core.layers.linear_backends import choose_linear, join_experts, use_linear_backend, weights_memory
 from pipezoo_core.layers.mlp import MLP, FeedForward, GatedMLP
-from pipezoo_core.layers.native_experts import join_experts
 from pipezoo_core.layers.norm import LayerNorm, ParallelLayerNorm, ParallelRMSNorm, RMSNorm
 from pipezoo_core.layers.precision import KeepsFloat32, float32_parameters, set_dtype
 from pipezoo_core.layers.quantized import DEQUANTIZED_AT_ONCE

@@ -17,13 +17,17 @@ from pipezoo_core.layers.activations import ClampedGate
 from pipezoo_core.layers.mlp import GatedMLP
 from pipezoo_core.layers.split import Shard
 
-__all__ = ["Experts"]
+__all__ = ["Expert", "Experts"]
 
 _INDEX_BYTES = 8
 
 
+class Expert(GatedMLP):
+    """One of a mixture. No adapter changes it, so its layers are fused even where others have to be apart."""
+
+
 class Experts(nn.ModuleList):
-    """The sum of what its chosen experts, each a `GatedMLP`, make of a token, times their weights.
+    """The sum of what its chosen experts make of a token, times their weights.
 
     A checkpoint's tensors are `3.gate_proj.weight`, `3.up_proj.weight` and `3.down_proj.weight` of expert 3, below the
     name of the layer; a weight adapter makes these of stacked ones with `LazyTensor.unstacked`. They are loaded and
@@ -53,7 +57,7 @@ class Experts(nn.ModuleList):
         *,
         bias: bool = False,
     ) -> None:
-        super().__init__(GatedMLP(hidden_size, intermediate_size, activation, bias=bias) for _ in range(num_experts))
+        super().__init__(Expert(hidden_size, intermediate_size, activation, bias=bias) for _ in range(num_experts))
         self.top_k = top_k
         self.shards: dict[str, Shard] = {}
         self._hidden_size = hidden_size
@@ -77,9 +81,9 @@ class Experts(nn.ModuleList):
         return y_TH if self._group is None else self._group.all_reduce(y_TH)
 
     @property
-    def experts(self) -> list[GatedMLP]:
+    def experts(self) -> list[Expert]:
         """This rank's experts."""
-        return [expert for expert in self.children() if isinstance(expert, GatedMLP)]
+        return [expert for expert in self.children() if isinstance(expert, Expert)]
 
     def compute_with(self, native: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         """Computes this rank's sums with `native` from now on, which is called as `forward` is."""
@@ -109,13 +113,14 @@ class Experts(nn.ModuleList):
 
     def alive(self, *, is_native: bool, fuse: bool) -> list[int]:
         """See `FeedForward`. All tokens may choose the same expert."""
+        del fuse
         hidden, expert = self._hidden_size, self.experts[0]
         products, inner = self.top_k * hidden, expert.down_proj.in_features
-        if is_native and fuse and expert.can_be_gated:
+        if is_native and expert.can_be_gated:
             return [products, self.top_k * inner, hidden]
         indices = 3 * self.top_k * _INDEX_BYTES // 2
         while_summed = [products, indices, 2 * hidden, 2 * hidden]  # float32 is up to two numbers of the run's
-        while_computed = [products, indices, hidden, *expert.alive(is_native=is_native, fuse=fuse)]
+        while_computed = [products, indices, hidden, *expert.alive(is_native=is_native, fuse=True)]
         return max(while_summed, while_computed, key=sum)
 
     def shard(self, group: TensorParallelGroup) -> None:

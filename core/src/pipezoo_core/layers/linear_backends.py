@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from pipezoo_core.config import LinearName, SupportedEncoding
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.layers.embedding import LMHead
+from pipezoo_core.layers.experts import Expert, Experts
 from pipezoo_core.layers.linear import Linear, Product
 from pipezoo_core.layers.mlp import MLP, GatedMLP
+from pipezoo_core.layers.native_experts import NativeExperts
 from pipezoo_core.layers.native_product import NativeProduct
 from pipezoo_core.layers.norm import LayerNorm, RMSNorm
 from pipezoo_core.layers.quantized import GROUP, QuantizedProduct
@@ -19,7 +21,7 @@ from pipezoo_core.layers.rotary import RotaryEmbedding
 from pipezoo_core.layers.router import Router
 from pipezoo_core.native import HUGE_PAGE, Form, NativeKernels
 
-__all__ = ["OneDNNProduct", "choose_linear", "use_linear_backend", "weights_memory"]
+__all__ = ["OneDNNProduct", "choose_linear", "join_experts", "use_linear_backend", "weights_memory"]
 
 _NATIVE = (GatedMLP, LayerNorm, MLP, RMSNorm, RotaryEmbedding, Router)  # what the native kernels compute besides
 _TYPICAL_ROWS = 512  # oneDNN chooses the weights' layout for so many rows; it serves any number as well
@@ -71,8 +73,8 @@ def use_linear_backend(
         InvalidSettingError: the backend was asked for by name and cannot be used here.
     """
     name = choose_linear(name, device, encoding, kernels)
-    if name is LinearName.native and fuse:
-        _fuse_gates(module, encoding, kernels)
+    if name is LinearName.native:
+        _fuse_gates(module, encoding, kernels, GatedMLP if fuse else Expert)
     for layer in module.modules():
         if isinstance(layer, Linear):
             bits, kind = _bits(layer, encoding), _kind(name, layer, encoding)
@@ -86,6 +88,19 @@ def use_linear_backend(
                 layer.compute_with(QuantizedProduct(layer.weight, layer.bias, bits, kernels.dtype))
         elif name is LinearName.native and isinstance(layer, _NATIVE):
             layer.compute_with(kernels)
+
+
+def join_experts(module: nn.Module) -> None:
+    """Makes each mixture of a module one kernel, where all its experts' products are native and packed alike.
+
+    Call it once, when `use_linear_backend` was called with all of the module's parts.
+    """
+    for experts in [experts for experts in module.modules() if isinstance(experts, Experts)]:
+        pairs = [expert.products for expert in experts.experts]
+        gate_ups = [product for product, _ in pairs if isinstance(product, NativeProduct)]
+        downs = [product for _, product in pairs if isinstance(product, NativeProduct)]
+        if len(gate_ups) == len(downs) == len(pairs) and len({p.bits for p in (*gate_ups, *downs)}) == 1:
+            experts.compute_with(NativeExperts(gate_ups, downs, first=experts.first, top_k=experts.top_k))
 
 
 def weights_memory(
@@ -149,8 +164,8 @@ def _kind(name: LinearName, layer: Linear, encoding: SupportedEncoding) -> type[
     return None if _bits(layer, encoding) is None else QuantizedProduct
 
 
-def _fuse_gates(module: nn.Module, encoding: SupportedEncoding, kernels: NativeKernels) -> None:
-    for layer in [layer for layer in module.modules() if isinstance(layer, GatedMLP)]:
+def _fuse_gates(module: nn.Module, encoding: SupportedEncoding, kernels: NativeKernels, kind: type[GatedMLP]) -> None:
+    for layer in [layer for layer in module.modules() if isinstance(layer, kind)]:
         if layer.can_be_gated and layer.native_activation is not None:
             merged = layer.gate_up_proj.merged
             form = (_bits(merged, encoding), Form.gated, layer.native_activation)

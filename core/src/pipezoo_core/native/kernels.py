@@ -278,7 +278,7 @@ class NativeKernels:
         return indices, weights
 
     def experts(
-        self, x: Tensor, indices: Tensor, weights: Tensor, layer: int, sizes: tuple[int, int], bits: int | None
+        self, x: Tensor, indices: Tensor, weights: Tensor, layer: int, sizes: tuple[int, int, int], bits: int | None
     ) -> Tensor:
         """Returns the weighted sums of what their experts make of rows; see `layers.native_experts`.
 
@@ -287,19 +287,20 @@ class NativeKernels:
             indices: of each row's experts, int64 [T, top_k].
             weights: of these, float32 [T, top_k].
             layer: the address of its description.
-            sizes: hidden, and numbers per row inside an expert.
+            sizes: hidden, numbers per row inside an expert, top_k.
             bits: that the experts are packed in.
         """
-        hidden, inner = sizes
+        hidden, inner, top_k = sizes
         self._check("experts", x, hidden)
-        if indices.shape != weights.shape or indices.dtype is not torch.int64 or weights.dtype is not torch.float32:
-            raise _mismatch("experts", weights, f"{list(indices.shape)} in torch.float32, and torch.int64 indices")
+        rows = x.numel() // hidden
+        for given, dtype in ((indices, torch.int64), (weights, torch.float32)):
+            if given.dtype is not dtype or given.shape != (rows, top_k) or not given.is_cpu:
+                raise _mismatch("experts", given, f"{dtype} {[rows, top_k]} on the CPU")
         x, indices, weights = x.contiguous(), indices.contiguous(), weights.contiguous()
-        rows, pairs = len(x), indices.numel()
-        gated, products = self._empty((pairs, inner), x.dtype), self._empty((pairs, hidden), x.dtype)
+        gated, products = (self._empty((rows * top_k, size), x.dtype) for size in (inner, hidden))
         y = self._empty((rows, hidden), x.dtype)
         addresses = (part.data_ptr() for part in (x, indices, weights, gated, products, y))
-        is_long = pairs * 3 * hidden * inner > _LONG_PRODUCT
+        is_long = rows * top_k * 3 * hidden * inner > _LONG_PRODUCT
         self._run(_of_bits("experts", bits), *addresses, rows, layer, is_long=is_long)
         return y
 
