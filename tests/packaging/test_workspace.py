@@ -17,11 +17,21 @@ from trove_classifiers import classifiers
 import pipezoo
 
 ROOT = Path(__file__).parents[2]
-MEMBERS = ["core", "registry", "plugins/gemma", "plugins/llama", "plugins/mistral", "plugins/qwen", "plugins/replit"]
+MEMBERS = [
+    "core",
+    "registry",
+    "plugins/gemma",
+    "plugins/gpt_oss",
+    "plugins/llama",
+    "plugins/mistral",
+    "plugins/qwen",
+    "plugins/replit",
+]
 PACKAGES = [
     "pipezoo_core",
     "pipezoo",
     "pipezoo_gemma",
+    "pipezoo_gpt_oss",
     "pipezoo_llama",
     "pipezoo_mistral",
     "pipezoo_qwen",
