@@ -19,8 +19,7 @@ class GptOssHuggingFaceConfig(PretrainedConfig):
 
     Attributes:
         num_local_experts: of each layer.
-        head_dim: numbers per head; the hidden size by the query heads where it says null.
-        num_key_value_heads: key/value heads; as many as query heads where it says null.
+        head_dim: numbers per head.
         sliding_window: how many tokens a query of a windowed layer sees, itself included.
         num_experts_per_tok: experts that a token goes through.
         swiglu_alpha: see `pipezoo_core.layers.ClampedGate`.
@@ -38,9 +37,9 @@ class GptOssHuggingFaceConfig(PretrainedConfig):
     vocab_size: int = 201088
     hidden_size: int = 2880
     intermediate_size: int = 2880
-    head_dim: int | None = 64
+    head_dim: int = 64
     num_attention_heads: int = 64
-    num_key_value_heads: int | None = 8
+    num_key_value_heads: int = 8
     sliding_window: int | None = 128
     tie_word_embeddings: bool = False
     max_position_embeddings: int = 131072
@@ -55,10 +54,6 @@ class GptOssHuggingFaceConfig(PretrainedConfig):
     eos_token_id: int | list[int] | None = None
 
     def __post_init__(self, **others: Any) -> None:
-        if self.num_key_value_heads is None:
-            self.num_key_value_heads = self.num_attention_heads
-        if self.head_dim is None:
-            self.head_dim = self.hidden_size // self.num_attention_heads
         if self.layer_types is None:
             self.layer_types = [
                 "full_attention" if i % 2 else "sliding_attention" for i in range(self.num_hidden_layers)
