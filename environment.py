@@ -21,6 +21,7 @@ PACKAGES = [
     "core",
     "registry",
     "plugins/gemma",
+    "plugins/gpt_oss",
     "plugins/llama",
     "plugins/mistral",
     "plugins/olmo",

@@ -63,6 +63,7 @@ PACKAGES = [
     "core[structured]",
     "registry",
     "plugins/gemma",
+    "plugins/gpt_oss",
     "plugins/llama",
     "plugins/mistral",
     "plugins/olmo",

@@ -22,6 +22,7 @@ MEMBERS = {
     "pipezoo_core": "core",
     "pipezoo": "registry",
     "pipezoo_gemma": "plugins/gemma",
+    "pipezoo_gpt_oss": "plugins/gpt_oss",
     "pipezoo_llama": "plugins/llama",
     "pipezoo_mistral": "plugins/mistral",
     "pipezoo_olmo": "plugins/olmo",

@@ -11,6 +11,8 @@ PUBLISHED = {
     "gemma2": "pipezoo-gemma",
     "gemma3": "pipezoo-gemma",
     "gemma3_text": "pipezoo-gemma",
+    "gpt-oss": "pipezoo-gpt-oss",
+    "gpt_oss": "pipezoo-gpt-oss",
     "llama": "pipezoo-llama",
     "ministral3": "pipezoo-mistral",
     "mistral": "pipezoo-mistral",
