@@ -1,0 +1,53 @@
+"""Core's layers in place of transformers', so that kernels, quantization and adapters follow.
+
+What has no counterpart stays what it is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from pipezoo_core.layers import Embedding, Linear, LMHead
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["replace_layers"]
+
+
+def replace_layers(model: PreTrainedModel) -> None:
+    """Replaces what it can of a model on the meta device, and ties the weights that transformers ties."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if child is head and type(child) is nn.Linear:
+                parent._modules[name] = _head(child)
+            elif child is embedding and type(child) is nn.Embedding:
+                parent._modules[name] = Embedding(*child.weight.shape)
+            elif type(child) is nn.Linear:
+                parent._modules[name] = Linear(child.in_features, child.out_features, bias=child.bias is not None)
+    for target, source in model.all_tied_weights_keys.items():
+        _tie(model, target, source)
+
+
+def _head(linear: nn.Linear) -> LMHead:
+    head = LMHead(linear.in_features, linear.out_features)
+    head.bias = linear.bias
+    return head
+
+
+def _tie(model: PreTrainedModel, target: str, source: str) -> None:
+    (to, to_name), (of, of_name) = (_owner(model, name) for name in (target, source))
+    if isinstance(to, LMHead) and isinstance(of, Embedding):
+        shared = LMHead.sharing(of)
+        shared.bias = to.bias
+        model.set_submodule(target.rpartition(".")[0], shared)
+    else:
+        to._parameters[to_name] = of._parameters[of_name]
+
+
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    module, _, parameter = name.rpartition(".")
+    return model.get_submodule(module), parameter

@@ -1,0 +1,37 @@
+"""A model of transformers, saved, and the fallback's model over the same weights."""
+
+import torch
+from tiny_configs import VOCAB, tiny_config
+from tiny_models import load_model, logits_of, randomize
+
+from pipezoo_transformers.config import read_huggingface_config
+from pipezoo_transformers.interface import register
+from pipezoo_transformers.model import TransformersPipelineModel
+from pipezoo_transformers.outline import class_of
+from pipezoo_transformers.weight_adapter import adapt_safetensors
+
+PROMPTS = [[5, 9, 2, 7, 7, 1], [(11 * i) % VOCAB for i in range(37)], [3], [(7 * i) % VOCAB for i in range(53)]]
+
+
+def make_reference(model_type, **changes):
+    """Returns transformers' own model of random numbers, with its own attention."""
+    config = tiny_config(model_type, **changes)
+    config._attn_implementation = "eager"
+    torch.manual_seed(0)
+    return randomize(class_of(config)(config)).float()
+
+
+def load_served(reference, folder, **settings):
+    register()
+    reference.save_pretrained(folder)
+    config = read_huggingface_config(reference.config.to_dict())
+    return load_model(TransformersPipelineModel, folder, config, adapt_safetensors, **settings)
+
+
+def assert_equal_logits(reference, model, chunk=None, prompts=PROMPTS, within=1e-3):
+    for prompt, logits in zip(prompts, logits_of(model, prompts, chunk), strict=True):
+        with torch.no_grad():
+            expected = reference(input_ids=torch.tensor([prompt]), use_cache=False).logits[0]
+        assert torch.isfinite(expected).all()
+        difference = (logits - expected).abs().max()
+        assert difference < within * max(1, expected.abs().max()), difference

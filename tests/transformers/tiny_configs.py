@@ -1,0 +1,67 @@
+"""A tiny random config of each type that transformers has a causal language model of."""
+
+import dataclasses
+
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+TYPES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+VOCAB = 99
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    "num_local_experts": 4,
+    "num_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 24,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+    "n_group": 1,
+    "topk_group": 1,
+    "sliding_window": 12,
+    "attention_chunk_size": 12,
+    "first_k_dense_replace": 1,
+    "vocab_size_per_layer_input": VOCAB,
+    "hidden_size_per_layer_input": 8,
+    "ffn_hidden_size": 96,
+    "word_embed_proj_dim": 64,
+    "ffn_dim": 96,
+    "laurel_rank": 8,
+    "expert_ffn_hidden_size": 32,
+    "global_head_dim": 16,
+}
+FIXED = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SPECIAL = {}
+
+
+def fields_of(config_class):
+    names = {field.name for field in dataclasses.fields(config_class)} if dataclasses.is_dataclass(config_class) else set()
+    return names
+
+
+def tiny_config(model_type, **changes):
+    """Returns the config, its text part where it has several."""
+    config_class = CONFIG_MAPPING[model_type]
+    names = fields_of(config_class)
+    aliases = {alias: name for alias, name in getattr(config_class, "attribute_map", {}).items()}
+    values = {}
+    for name, value in SIZES.items():
+        real = aliases.get(name, name)
+        if real in names:
+            values[real] = value
+    values |= {name: value for name, value in FIXED.items() if name in names}
+    for name in ("layer_types", "mlp_layer_types", "no_rope_layers"):
+        values.pop(name, None)
+    values |= SPECIAL.get(model_type, {}) | changes
+    return config_class(**values)
