@@ -42,7 +42,25 @@ SIZES = {
     "global_head_dim": 16,
 }
 FIXED = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-SPECIAL = {}
+LATENT = {"num_key_value_heads": 4}  # latent attention expands keys and values to all heads
+DECODER = {"is_decoder": True}
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+SPECIAL = {
+    "axk1": LATENT,
+    "deepseek_v2": LATENT,
+    "deepseek_v3": LATENT,
+    "glm4_moe_lite": LATENT,
+    "minicpm3": LATENT,
+    "youtu": LATENT,
+    "dots3_note_text": LATENT,
+    "longcat_flash": {**LATENT, "num_layers": 1, "head_dim": 8, "moe_topk": 2, "zero_expert_num": 2},
+    "dots1": {"n_shared_experts": 1},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}},
+    "gemma3n_text": {"num_hidden_layers": 4, "num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0}, "ffn_config": {"hidden_size": 64, "ffn_hidden_size": 32}, "d_model": 64, "max_seq_len": 256},
+    "zaya": {"num_experts_per_tok": 1},
+    "gemma4_assistant": {"hidden_size_per_layer_input": 0},
+}
 
 
 def fields_of(config_class):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TransformersConfig", "read_huggingface_config"]
 
+_LAYER_TYPES = {"attention", "chunked_attention", "full_attention", "sliding_attention"}
 _OF_THE_BATCH = ("dynamic", "longrope")
 
 
@@ -46,20 +47,19 @@ class TransformersConfig(DecoderConfig):
         _check(config)
         max_length = _max_length(config)
         found = _layers(ConfigKey(config), max_length)
-        specs = tuple(found.specs.values())
-        first = specs[0]
+        first = found.specs[0]
         return cls(
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
             intermediate_size=found.widest,
-            num_layers=len(specs),
+            num_layers=len(found.specs),
             num_heads=first.num_heads,
             num_kv_heads=first.num_kv_heads,
             head_dim=first.head_dim,
             max_seq_len=max_length,
             huggingface_config=config,
-            names=tuple(found.specs),
-            specs=specs,
+            names=found.names,
+            specs=found.specs,
         )
 
     @property
@@ -80,18 +80,18 @@ def read_huggingface_config(raw: Mapping[str, Any]) -> PretrainedConfig:
     if model_type not in CONFIG_MAPPING:
         raise UnsupportedModelError("transformers does not know this model_type", found=model_type)
     config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict(dict(raw))
-    model_class, text = class_of(config), config.get_text_config()
-    if text is not config and model_class.config_class is not type(text):
+    model_class = class_of(config)
+    if config.sub_configs and model_class.config_class is type(config) and config.get_text_config() is not config:
         raise UnsupportedModelError(
             "the model takes more than text", found=model_class.__name__, cure="Take a checkpoint of its text part."
         )
-    return config if model_class.config_class is type(config) else text
+    return config if model_class.config_class is type(config) else config.get_text_config()
 
 
 def _check(config: PretrainedConfig) -> None:
     if config.is_encoder_decoder:
         raise UnsupportedModelError("the model has an encoder", found=config.model_type, allowed="decoders alone")
-    if class_of(config)._is_stateful:
+    if class_of(config)._is_stateful or set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES:
         raise UnsupportedModelError(
             "the model keeps a state of earlier tokens beside their keys and values", found=config.model_type
         )

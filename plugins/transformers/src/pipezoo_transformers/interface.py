@@ -6,6 +6,7 @@ transformers looks a function up by the name in its config, for attention and fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.kv_cache import KVCacheInputs
 from pipezoo_transformers.masks import MaskFunction
 
-__all__ = ["ASKING", "PAGED", "AttentionCall", "Mask", "PagedCall", "register"]
+__all__ = ["ASKING", "HANDLER", "PAGED", "AttentionCall", "Mask", "PagedCalls", "register"]
 
 ASKING, PAGED = "pipezoo_asking", "pipezoo_paged"
 HANDLER = "pipezoo_handler"
@@ -31,17 +32,22 @@ _WITHOUT_EFFECT = {
 _KNOWN = {"s_aux", "scaling", "sliding_window", "softcap"}
 
 
-@dataclass(frozen=True, slots=True)
 class Mask:
-    """What transformers' mask function and its size were, in place of a mask.
+    """What transformers' mask function and its size were, in place of a mask. Nothing can be computed with it.
 
-    Attributes:
+    Args:
         function: tells for two positions whether one sees the other.
         size: of a window or of chunks; None where there is none.
     """
 
-    function: MaskFunction
-    size: int | None
+    def __init__(self, function: MaskFunction, size: int | None) -> None:
+        self.function = function
+        self.size = size
+
+    def _refuse(self, *_: Any) -> Any:
+        raise UnsupportedModelError("the model computes with its attention mask", allowed="handing it on to attention")
+
+    __add__ = __getattr__ = __getitem__ = __mul__ = __radd__ = __rmul__ = _refuse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,27 +71,30 @@ class AttentionCall:
     keywords: dict[str, Any]
 
 
-class PagedCall:
-    """Computes the attention of one layer on pages.
+class PagedCalls:
+    """Computes the calls of one attention module on pages, each call of a step on pages of its own.
 
-    Attributes:
-        kv: the step's view of the cache, set before the step.
+    Args:
+        attentions: of the calls, in their order.
     """
 
-    def __init__(self, attention: Attention) -> None:
-        self._attention = attention
-        self.kv: KVCacheInputs[Any] | None = None
+    def __init__(self, attentions: Sequence[Attention]) -> None:
+        self._attentions = attentions
+        self._kv: KVCacheInputs[Any] | None = None
+        self._num_made = 0
+
+    def begin(self, kv: KVCacheInputs[Any]) -> None:
+        """Takes the view of the cache of the step that follows."""
+        self._kv, self._num_made = kv, 0
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None) -> Tensor:
         """Maps queries [1, N, T, D], keys and values to [1, T, N, value size]."""
-        assert self.kv is not None
-        q, k, v = (x[0].transpose(0, 1).flatten(1) for x in (query, key, value))
-        dtype = self.kv.key_pages[self._attention.layer_idx].dtype
-        if q.dtype is not dtype:
-            q = q.to(dtype)
-        if k.dtype is not dtype or v.dtype is not dtype:
-            k, v = k.to(dtype), v.to(dtype)
-        result = self._attention(q, k, v, self.kv, None, None if sinks is None else sinks.flatten().to(dtype))
+        assert self._kv is not None
+        attention = self._attentions[self._num_made]
+        self._num_made += 1
+        dtype = self._kv.key_pages[attention.layer_idx].dtype  # some models rotate in float32
+        q, k, v = (x[0].transpose(0, 1).flatten(1).to(dtype) for x in (query, key, value))
+        result = attention(q, k, v, self._kv, None, None if sinks is None else sinks.flatten().to(dtype))
         return result.unflatten(-1, (query.shape[1], -1)).unsqueeze(0)
 
 
@@ -104,7 +113,7 @@ def register() -> None:
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **keywords: Any
 ) -> tuple[Tensor, None]:
-    handler: PagedCall = getattr(module, HANDLER)
+    handler: PagedCalls = getattr(module, HANDLER)
     return handler(query, key, value, keywords.get("s_aux")), None
 
 

@@ -13,13 +13,14 @@ from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.errors import PipezooError, UnsupportedModelError
 from pipezoo_transformers.interface import ASKING, HANDLER, AttentionCall
 from pipezoo_transformers.masks import CAUSAL, sight_of
-from pipezoo_transformers.outline import body_of, outline_of_transformers
+from pipezoo_transformers.outline import OUTSIDE, body_of, outline_of_transformers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 __all__ = ["Layers", "layers_of"]
 
+_MAX_SHOWN = 300  # characters
 _NUM_TOKENS = 7
 
 
@@ -28,11 +29,13 @@ class Layers:
     """What a step goes through.
 
     Attributes:
-        specs: of the attention modules by their names, in the order in which a step calls them.
+        names: of the attention modules, in the order in which a step calls them; twice where it does so twice.
+        specs: what each call computes.
         widest: the most numbers per token that a linear layer besides the head reads or writes.
     """
 
-    specs: dict[str, AttentionSpec]
+    names: tuple[str, ...]
+    specs: tuple[AttentionSpec, ...]
     widest: int
 
 
@@ -47,48 +50,57 @@ def layers_of(config: PretrainedConfig, max_length: int) -> Layers:
         UnsupportedModelError: a layer computes what pages cannot serve, or keeps something else of earlier tokens.
     """
     model = outline_of_transformers(config, ASKING, ASKING)
-    _, body = body_of(model)
+    body = body_of(model)
+    if convolution := next((module for module in body.modules() if isinstance(module, nn.Conv1d)), None):
+        raise UnsupportedModelError("the model keeps a state of earlier tokens", found=type(convolution).__name__)
+    calls = _calls(body)
+    names = {module: name for name, module in model.named_modules()}
+    num_modules = len({call.module for call in calls})
+    if not calls:
+        raise UnsupportedModelError(OUTSIDE, found=type(model).__name__)
+    if num_modules < config.num_hidden_layers:
+        raise UnsupportedModelError(
+            "not every layer of the model has attention", found=f"{num_modules} of {config.num_hidden_layers}"
+        )
+    widths = [size for module in body.modules() if isinstance(module, nn.Linear) for size in module.weight.shape]
+    return Layers(
+        names=tuple(names[call.module] for call in calls),
+        specs=tuple(_spec(call, max_length) for call in calls),
+        widest=max(widths, default=config.hidden_size),
+    )
+
+
+def _calls(body: nn.Module) -> list[AttentionCall]:
+    """Returns the calls of attention in a step; where a branch depends on numbers, of one whose numbers are zeros."""
+    try:
+        return _calls_on(body, "meta")
+    except PipezooError:
+        raise
+    except Exception:  # as below
+        for module in body.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:  # takes the memory of a single number
+                    zeros = torch.zeros((), dtype=parameter.dtype, device="cpu").expand(parameter.shape)
+                    module._parameters[name] = nn.Parameter(zeros, requires_grad=False)
+    try:
+        return _calls_on(body, "cpu")
+    except PipezooError:
+        raise
+    except Exception as error:  # transformers' code may fail in any way where it is not given what it expects
+        raise UnsupportedModelError(
+            "the model's step cannot be followed", found=f"{type(error).__name__}: {error}"[:_MAX_SHOWN]
+        ) from error
+
+
+def _calls_on(body: nn.Module, device: str) -> list[AttentionCall]:
     calls: list[AttentionCall] = []
     for module in body.modules():
         object.__setattr__(module, HANDLER, calls)
-        if isinstance(module, nn.Conv1d):
-            raise UnsupportedModelError("the model keeps a state of earlier tokens", found=f"a convolution over them")
-    tokens = torch.zeros(1, _NUM_TOKENS, dtype=torch.int64, device="meta")
-    try:
-        with torch.no_grad(), torch.device("meta"):
-            body(
-                input_ids=tokens,
-                attention_mask=torch.ones_like(tokens),
-                position_ids=torch.zeros_like(tokens),
-                use_cache=False,
-            )
-    except PipezooError:
-        raise
-    except Exception as error:
-        raise UnsupportedModelError(
-            "the model's step cannot be followed without its numbers", found=f"{type(error).__name__}: {error}"[:300]
-        ) from error
-    names = {module: name for name, module in model.named_modules()}
-    specs = _checked({names[call.module]: _spec(call, max_length) for call in calls}, len(calls), config)
-    widths = [size for module in body.modules() if isinstance(module, nn.Linear) for size in module.weight.shape]
-    return Layers(specs, max(widths, default=config.hidden_size))
-
-
-def _checked(
-    specs: dict[str, AttentionSpec], num_calls: int, config: PretrainedConfig
-) -> dict[str, AttentionSpec]:
-    expected = config.num_hidden_layers
-    if not num_calls:
-        raise UnsupportedModelError("the model's attention is not computed through transformers' attention interface")
-    if len(specs) < num_calls:
-        raise UnsupportedModelError(
-            "a layer's attention is computed more than once in a step", found=f"{num_calls} calls of {len(specs)} layers"
-        )
-    if num_calls != expected:
-        raise UnsupportedModelError(
-            "not every layer of the model has attention", found=f"{num_calls} of {expected} layers"
-        )
-    return specs
+    tokens = torch.zeros(1, _NUM_TOKENS, dtype=torch.int64, device=device)
+    positions = torch.arange(_NUM_TOKENS, dtype=torch.int64, device=device).unsqueeze(0)
+    with torch.no_grad(), torch.device(device):
+        body(input_ids=tokens, attention_mask=torch.ones_like(tokens), position_ids=positions, use_cache=False)
+    return calls
 
 
 def _spec(call: AttentionCall, max_length: int) -> AttentionSpec:

@@ -5,6 +5,7 @@ Shape suffixes: T tokens of all requests in a row, H hidden size, R rows, V voca
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from pipezoo_core.attention import Attention, AttentionBackends
 from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.kv_cache import KVCacheInputs
+from pipezoo_transformers.body import Body
 from pipezoo_transformers.config import TransformersConfig
-from pipezoo_transformers.interface import HANDLER, PAGED, PagedCall
+from pipezoo_transformers.interface import HANDLER, PAGED, PagedCalls
 from pipezoo_transformers.outline import body_of, outline_of_transformers
 from pipezoo_transformers.replacements import replace_layers
 
@@ -26,57 +28,27 @@ class TransformersForCausalLM(nn.Module):
     def __init__(self, config: TransformersConfig, backends: AttentionBackends) -> None:
         super().__init__()
         model = outline_of_transformers(config.huggingface_config, PAGED, "eager")
-        name, body = body_of(model)
-        self._calls = [PagedCall(Attention(layer, backends)) for layer in range(len(config.names))]
-        for module, call in zip(config.names, self._calls, strict=True):
-            object.__setattr__(model.get_submodule(module), HANDLER, call)
         replace_layers(model)
-        self._body = (body,)  # in a tuple, so that it has one name alone
-        for child_name, child in model.named_children():
-            self.add_module(child_name, child)
-        self._hidden = _Hidden()
-        model._modules[name] = self._hidden
-        self._head = (model,)
+        attentions: dict[str, list[Attention]] = defaultdict(list)
+        for layer, name in enumerate(config.names):
+            attentions[name].append(Attention(layer, backends))
+        self._calls = {name: PagedCalls(of_one) for name, of_one in attentions.items()}
+        for name, calls in self._calls.items():
+            object.__setattr__(model.get_submodule(name), HANDLER, calls)
+        self._model, self._body = (model,), Body(body_of(model))  # not as submodules, whose names would be others
+        for name, child in model.named_children():
+            self.add_module(name, child)
 
     def forward(self, tokens_T: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
         """Maps tokens [T] to hidden states [T, H]."""
-        for call in self._calls:
-            call.kv = kv
-        positions_1T = kv.positions.unsqueeze(0)
-        output = self._body[0](input_ids=tokens_T.unsqueeze(0), position_ids=positions_1T, use_cache=False)
-        return output[0][0]
+        for calls in self._calls.values():
+            calls.begin(kv)
+        return self._body.hidden(tokens_T, kv.positions)
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """Maps hidden states [R, H] to logits [R, V], by what transformers does after the last layer."""
-        self._hidden.rows = hidden.unsqueeze(0)
-        return self._head[0](inputs_embeds=self._hidden.rows, use_cache=False).logits[0]
-
-
-class _Hidden(nn.Module):
-    """Takes the body's place where only the head is wanted: it gives what the body gave before.
-
-    Attributes:
-        rows: hidden states, [1, R, H].
-    """
-
-    rows: Tensor
-
-    def forward(self, *_: Any, **__: Any) -> _Output:
-        """Returns the rows as a body's output."""
-        return _Output(self.rows)
-
-
-class _Output:
-    """The output of a body, with nothing in it but hidden states."""
-
-    def __init__(self, rows: Tensor) -> None:
-        self.last_hidden_state = rows
-
-    def __getitem__(self, index: int | slice) -> Any:
-        return (self.last_hidden_state,)[index]
-
-    def __getattr__(self, name: str) -> None:
-        return None
+        with self._body.giving(hidden):
+            return self._model[0](inputs_embeds=hidden.unsqueeze(0), use_cache=False).logits[0]
 
 
 class TransformersPipelineModel(DecoderPipelineModel):

@@ -13,7 +13,9 @@ from pipezoo_core.errors import UnsupportedModelError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["body_of", "class_of", "outline_of_transformers"]
+__all__ = ["OUTSIDE", "body_of", "class_of", "outline_of_transformers"]
+
+OUTSIDE = "the model's attention is not computed through transformers' attention interface"
 
 
 def class_of(config: PretrainedConfig) -> type[PreTrainedModel]:
@@ -24,11 +26,11 @@ def class_of(config: PretrainedConfig) -> type[PreTrainedModel]:
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UnsupportedModelError("transformers has no causal language model of this type", found=config.model_type)
-    found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    model_class: type[PreTrainedModel] = found[0] if isinstance(found, tuple) else found
-    return model_class
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        model_class: type[PreTrainedModel] = found[0] if isinstance(found, tuple) else found
+        return model_class
+    raise UnsupportedModelError("transformers has no causal language model of this type", found=config.model_type)
 
 
 def outline_of_transformers(config: PretrainedConfig, implementation: str, experts: str) -> PreTrainedModel:
@@ -44,8 +46,13 @@ def outline_of_transformers(config: PretrainedConfig, implementation: str, exper
     """
     config = copy.deepcopy(config)
     config._attn_implementation = implementation
-    with torch.device("meta"):
-        model = class_of(config)(config)
+    try:
+        with torch.device("meta"):
+            model = class_of(config)(config)
+    except KeyError as error:
+        if error.args != (implementation,):
+            raise
+        raise UnsupportedModelError(OUTSIDE, found=class_of(config).__name__) from error
     for name, module in model.named_modules():
         if hasattr(module, "_is_expert_parallel"):  # of each class that transformers' experts interface serves
             module.config._experts_implementation = experts
@@ -78,14 +85,17 @@ def _unknown(buffer: Tensor) -> Tensor:
     return real.fill_(torch.nan) if real.is_floating_point() else real.zero_()
 
 
-def body_of(model: PreTrainedModel) -> tuple[str, nn.Module]:
-    """Returns the name of what a model is besides its head, and that.
+def body_of(model: PreTrainedModel) -> nn.Module:
+    """Returns what a model is besides its head: what maps tokens to hidden states.
 
     Raises:
         UnsupportedModelError: transformers does not say which part that is.
     """
-    for name in (model.base_model_prefix, "model"):
-        body = getattr(model, name, None) if name else None
-        if isinstance(body, nn.Module):
-            return name, body
+    for name in (f"{model.base_model_prefix}.decoder", model.base_model_prefix, "model"):
+        try:
+            body = model.get_submodule(name) if name else model
+        except AttributeError:
+            continue
+        if body is not model:
+            return body
     raise UnsupportedModelError("the model cannot be told from its head", found=type(model).__name__)
