@@ -17,8 +17,8 @@ from trove_classifiers import classifiers
 import pipezoo
 
 ROOT = Path(__file__).parents[2]
-MEMBERS = ["core", "registry", "plugins/llama", "plugins/mistral", "plugins/replit"]
-PACKAGES = ["pipezoo_core", "pipezoo", "pipezoo_llama", "pipezoo_mistral", "pipezoo_replit"]
+MEMBERS = ["core", "registry", "plugins/llama", "plugins/mistral", "plugins/replit", "plugins/transformers"]
+PACKAGES = ["pipezoo_core", "pipezoo", "pipezoo_llama", "pipezoo_mistral", "pipezoo_replit", "pipezoo_transformers"]
 
 
 def project(member):

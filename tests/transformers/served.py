@@ -16,9 +16,10 @@ PROMPTS = [[5, 9, 2, 7, 7, 1], [(11 * i) % VOCAB for i in range(37)], [3], [(7 *
 def make_reference(model_type, **changes):
     """Returns transformers' own model of random numbers, with its own attention."""
     config = tiny_config(model_type, **changes)
-    config._attn_implementation = "eager"
+    text = read_huggingface_config(config.to_dict())
+    text._attn_implementation = "eager"
     torch.manual_seed(0)
-    return randomize(class_of(config)(config)).float()
+    return randomize(class_of(text)(text)).float()
 
 
 def load_served(reference, folder, **settings):

@@ -57,29 +57,27 @@ SPECIAL = {
     "dots1": {"n_shared_experts": 1},
     "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}},
     "gemma3n_text": {"num_hidden_layers": 4, "num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2},
-    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0}, "ffn_config": {"hidden_size": 64, "ffn_hidden_size": 32}, "d_model": 64, "max_seq_len": 256},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0}, "ffn_config": {"hidden_size": 64, "ffn_hidden_size": 32}, "d_model": 64, "max_seq_len": 256},
     "zaya": {"num_experts_per_tok": 1},
+    **dict.fromkeys(
+        ("bert", "bert-generation", "camembert", "data2vec-text", "electra", "ernie", "roberta", "roberta-prelayernorm", "roc_bert", "xlm-roberta", "xlm-roberta-xl"),
+        DECODER,
+    ),
+    "xmod": {**DECODER, "default_language": "en_XX", "languages": ["en_XX"]},
     "gemma4_assistant": {"hidden_size_per_layer_input": 0},
 }
 
 
-def fields_of(config_class):
-    names = {field.name for field in dataclasses.fields(config_class)} if dataclasses.is_dataclass(config_class) else set()
-    return names
-
-
 def tiny_config(model_type, **changes):
-    """Returns the config, its text part where it has several."""
+    """Returns the config, of one with several parts with a tiny text part."""
     config_class = CONFIG_MAPPING[model_type]
-    names = fields_of(config_class)
-    aliases = {alias: name for alias, name in getattr(config_class, "attribute_map", {}).items()}
-    values = {}
-    for name, value in SIZES.items():
-        real = aliases.get(name, name)
-        if real in names:
-            values[real] = value
-    values |= {name: value for name, value in FIXED.items() if name in names}
-    for name in ("layer_types", "mlp_layer_types", "no_rope_layers"):
-        values.pop(name, None)
-    values |= SPECIAL.get(model_type, {}) | changes
-    return config_class(**values)
+    if "text_config" in config_class.sub_configs:
+        return config_class(text_config=_tiny(config_class.sub_configs["text_config"], model_type, changes).to_dict())
+    return _tiny(config_class, model_type, changes)
+
+
+def _tiny(config_class, model_type, changes):
+    names = {field.name for field in dataclasses.fields(config_class)}
+    sizes = {config_class.attribute_map.get(name, name): value for name, value in (SIZES | FIXED).items()}
+    values = {name: value for name, value in sizes.items() if name in names}
+    return config_class(**(values | SPECIAL.get(model_type, {}) | changes))

@@ -53,27 +53,28 @@ def layers_of(config: PretrainedConfig, max_length: int) -> Layers:
     body = body_of(model)
     if convolution := next((module for module in body.modules() if isinstance(module, nn.Conv1d)), None):
         raise UnsupportedModelError("the model keeps a state of earlier tokens", found=type(convolution).__name__)
-    calls = _calls(body)
+    if any(hasattr(module, "create_position_ids_from_input_ids") for module in body.modules()):
+        raise UnsupportedModelError("the model counts positions by which tokens are padding", found=type(model).__name__)
     names = {module: name for name, module in model.named_modules()}
-    num_modules = len({call.module for call in calls})
-    if not calls:
+    found = _followed(body, max_length)
+    if not found:
         raise UnsupportedModelError(OUTSIDE, found=type(model).__name__)
-    if num_modules < config.num_hidden_layers:
+    if len(found) < config.num_hidden_layers:
         raise UnsupportedModelError(
-            "not every layer of the model has attention", found=f"{num_modules} of {config.num_hidden_layers}"
+            "not every layer of the model has attention", found=f"{len(found)} of {config.num_hidden_layers}"
         )
     widths = [size for module in body.modules() if isinstance(module, nn.Linear) for size in module.weight.shape]
     return Layers(
-        names=tuple(names[call.module] for call in calls),
-        specs=tuple(_spec(call, max_length) for call in calls),
+        names=tuple(names[module] for module, _ in found),
+        specs=tuple(spec for _, spec in found),
         widest=max(widths, default=config.hidden_size),
     )
 
 
-def _calls(body: nn.Module) -> list[AttentionCall]:
+def _followed(body: nn.Module, max_length: int) -> list[tuple[nn.Module, AttentionSpec]]:
     """Returns the calls of attention in a step; where a branch depends on numbers, of one whose numbers are zeros."""
     try:
-        return _calls_on(body, "meta")
+        return _followed_on(body, max_length, "meta")
     except PipezooError:
         raise
     except Exception:  # as below
@@ -83,7 +84,7 @@ def _calls(body: nn.Module) -> list[AttentionCall]:
                     zeros = torch.zeros((), dtype=parameter.dtype, device="cpu").expand(parameter.shape)
                     module._parameters[name] = nn.Parameter(zeros, requires_grad=False)
     try:
-        return _calls_on(body, "cpu")
+        return _followed_on(body, max_length, "cpu")
     except PipezooError:
         raise
     except Exception as error:  # transformers' code may fail in any way where it is not given what it expects
@@ -92,7 +93,7 @@ def _calls(body: nn.Module) -> list[AttentionCall]:
         ) from error
 
 
-def _calls_on(body: nn.Module, device: str) -> list[AttentionCall]:
+def _followed_on(body: nn.Module, max_length: int, device: str) -> list[tuple[nn.Module, AttentionSpec]]:
     calls: list[AttentionCall] = []
     for module in body.modules():
         object.__setattr__(module, HANDLER, calls)
@@ -100,7 +101,7 @@ def _calls_on(body: nn.Module, device: str) -> list[AttentionCall]:
     positions = torch.arange(_NUM_TOKENS, dtype=torch.int64, device=device).unsqueeze(0)
     with torch.no_grad(), torch.device(device):
         body(input_ids=tokens, attention_mask=torch.ones_like(tokens), position_ids=positions, use_cache=False)
-    return calls
+    return [(call.module, _spec(call, max_length)) for call in calls]
 
 
 def _spec(call: AttentionCall, max_length: int) -> AttentionSpec:

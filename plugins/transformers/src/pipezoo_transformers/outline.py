@@ -27,9 +27,11 @@ def class_of(config: PretrainedConfig) -> type[PreTrainedModel]:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        model_class: type[PreTrainedModel] = found[0] if isinstance(found, tuple) else found
+        model_class: type[PreTrainedModel] = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         return model_class
+    for found in MODEL_FOR_CAUSAL_LM_MAPPING.values():  # of a part of a config, which has no entry of its own
+        if found.config_class is type(config):
+            return found
     raise UnsupportedModelError("transformers has no causal language model of this type", found=config.model_type)
 
 
@@ -44,6 +46,8 @@ def outline_of_transformers(config: PretrainedConfig, implementation: str, exper
     Raises:
         UnsupportedModelError: a buffer's numbers are known to no one.
     """
+    from transformers import PreTrainedModel
+
     config = copy.deepcopy(config)
     config._attn_implementation = implementation
     try:
@@ -53,15 +57,17 @@ def outline_of_transformers(config: PretrainedConfig, implementation: str, exper
         if error.args != (implementation,):
             raise
         raise UnsupportedModelError(OUTSIDE, found=class_of(config).__name__) from error
+    owners: dict[str, PreTrainedModel] = {}
     for name, module in model.named_modules():
+        owners[name] = module if isinstance(module, PreTrainedModel) else owners[name.rpartition(".")[0]]
         if hasattr(module, "_is_expert_parallel"):  # of each class that transformers' experts interface serves
             module.config._experts_implementation = experts
-        _make_buffers(model, name, module)
+        _make_buffers(owners[name], name, module)
     return model.eval().requires_grad_(False)
 
 
 @torch.no_grad()
-def _make_buffers(model: PreTrainedModel, prefix: str, module: nn.Module) -> None:
+def _make_buffers(owner: PreTrainedModel, prefix: str, module: nn.Module) -> None:
     """Computes the buffers that no checkpoint has as transformers does it after loading; makes the others parameters."""
     for name in [name for name, buffer in module._buffers.items() if buffer is not None]:
         buffer = module._buffers[name]
@@ -74,7 +80,7 @@ def _make_buffers(model: PreTrainedModel, prefix: str, module: nn.Module) -> Non
     if not any(buffer is not None for buffer in module._buffers.values()):
         return
     with torch.device("cpu"):
-        model._init_weights(module)
+        owner._init_weights(module)
     for name, computed in module._buffers.items():
         if computed is not None and computed.is_floating_point() and computed.isnan().any():
             raise UnsupportedModelError("a table of the model cannot be computed from its config", found=f"{prefix}.{name}")
