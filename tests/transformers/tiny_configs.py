@@ -54,6 +54,9 @@ SPECIAL = {
     "youtu": LATENT,
     "dots3_note_text": LATENT,
     "longcat_flash": {**LATENT, "num_layers": 1, "head_dim": 8, "moe_topk": 2, "zero_expert_num": 2},
+    "llama4": {"num_hidden_layers": 4},  # of which one sees more than its chunk
+    "llama4_text": {"num_hidden_layers": 4},
+    "emu3": {"vocab_size": VOCAB},
     "dots1": {"n_shared_experts": 1},
     "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}},
     "gemma3n_text": {"num_hidden_layers": 4, "num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2},

@@ -31,11 +31,13 @@ class TransformersConfig(DecoderConfig):
         huggingface_config: transformers' own; it is not changed.
         names: of the attention modules, in the order of the layers.
         specs: what each of them computes.
+        kept: linear layers that stay transformers'.
     """
 
     huggingface_config: PretrainedConfig
     names: tuple[str, ...]
     specs: tuple[AttentionSpec, ...]
+    kept: frozenset[str]
 
     @classmethod
     def from_huggingface(cls, config: PretrainedConfig) -> Self:
@@ -60,6 +62,7 @@ class TransformersConfig(DecoderConfig):
             huggingface_config=config,
             names=found.names,
             specs=found.specs,
+            kept=found.kept,
         )
 
     @property

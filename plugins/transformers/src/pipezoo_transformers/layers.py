@@ -14,6 +14,7 @@ from pipezoo_core.errors import PipezooError, UnsupportedModelError
 from pipezoo_transformers.interface import ASKING, HANDLER, AttentionCall
 from pipezoo_transformers.masks import CAUSAL, sight_of
 from pipezoo_transformers.outline import OUTSIDE, body_of, outline_of_transformers
+from pipezoo_transformers.watched_linear import watch_linears
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -31,11 +32,13 @@ class Layers:
     Attributes:
         names: of the attention modules, in the order in which a step calls them; twice where it does so twice.
         specs: what each call computes.
+        kept: linear layers whose weight other code than their own uses.
         widest: the most numbers per token that a linear layer besides the head reads or writes.
     """
 
     names: tuple[str, ...]
     specs: tuple[AttentionSpec, ...]
+    kept: frozenset[str]
     widest: int
 
 
@@ -56,6 +59,8 @@ def layers_of(config: PretrainedConfig, max_length: int) -> Layers:
     if any(hasattr(module, "create_position_ids_from_input_ids") for module in body.modules()):
         raise UnsupportedModelError("the model counts positions by which tokens are padding", found=type(model).__name__)
     names = {module: name for name, module in model.named_modules()}
+    widths = [size for module in body.modules() if isinstance(module, nn.Linear) for size in module.weight.shape]
+    asked = watch_linears(body)
     found = _followed(body, max_length)
     if not found:
         raise UnsupportedModelError(OUTSIDE, found=type(model).__name__)
@@ -63,11 +68,11 @@ def layers_of(config: PretrainedConfig, max_length: int) -> Layers:
         raise UnsupportedModelError(
             "not every layer of the model has attention", found=f"{len(found)} of {config.num_hidden_layers}"
         )
-    widths = [size for module in body.modules() if isinstance(module, nn.Linear) for size in module.weight.shape]
     return Layers(
         names=tuple(names[module] for module, _ in found),
         specs=tuple(spec for _, spec in found),
         widest=max(widths, default=config.hidden_size),
+        kept=frozenset(names[module] for module in asked),
     )
 
 

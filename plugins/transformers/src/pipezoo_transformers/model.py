@@ -28,7 +28,7 @@ class TransformersForCausalLM(nn.Module):
     def __init__(self, config: TransformersConfig, backends: AttentionBackends) -> None:
         super().__init__()
         model = outline_of_transformers(config.huggingface_config, PAGED, "eager")
-        replace_layers(model)
+        replace_layers(model, config.kept)
         attentions: dict[str, list[Attention]] = defaultdict(list)
         for layer, name in enumerate(config.names):
             attentions[name].append(Attention(layer, backends))

@@ -5,13 +5,12 @@ What has no counterpart stays what it is.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Set
+from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 from pipezoo_core.layers import Embedding, Linear, LMHead
-from pipezoo_core.layers.linear import Product
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,36 +18,27 @@ if TYPE_CHECKING:
 __all__ = ["replace_layers"]
 
 
-def replace_layers(model: PreTrainedModel) -> None:
-    """Replaces what it can of a model on the meta device, and ties the weights that transformers ties."""
+def replace_layers(model: PreTrainedModel, kept: Set[str]) -> None:
+    """Replaces what it can of a model on the meta device, and ties the weights that transformers ties.
+
+    Args:
+        model: of transformers.
+        kept: names of linear layers that stay.
+    """
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    for parent in list(model.modules()):
+    for prefix, parent in list(model.named_modules()):
         for name, child in parent.named_children():
             if child is head and type(child) is nn.Linear:
                 parent._modules[name] = _head(child)
             elif child is embedding and type(child) is nn.Embedding:
                 parent._modules[name] = Embedding(*child.weight.shape)
-            elif type(child) is nn.Linear:
-                parent._modules[name] = _Linear(child.in_features, child.out_features, bias=child.bias is not None)
+            elif type(child) is nn.Linear and f"{prefix}.{name}".lstrip(".") not in kept:
+                parent._modules[name] = Linear(child.in_features, child.out_features, bias=child.bias is not None)
         for name, parameter in parent._parameters.items():
             if parameter is not None and not parameter.dim():  # a checkpoint's tensors have a dimension at least
                 parent._parameters[name] = nn.Parameter(parameter.unsqueeze(0), requires_grad=False)
     for target, source in model.all_tied_weights_keys.items():
         _tie(model, target, source)
-
-
-class _Linear(Linear):
-    """A `Linear` whose weight can still be asked for its dtype and shape where another form took its place."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "weight" and "weight" not in self._parameters:
-            return torch.empty(self.full_shape, dtype=self._dtype, device="meta")
-        return super().__getattr__(name)
-
-    def compute_with(self, product: Product) -> None:
-        """As in `Linear`."""
-        self._dtype = self.weight.dtype
-        super().compute_with(product)
 
 
 def _head(linear: nn.Linear) -> LMHead:
