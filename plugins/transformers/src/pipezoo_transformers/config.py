@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["TransformersConfig", "read_huggingface_config"]
 
 _LAYER_TYPES = {"attention", "chunked_attention", "full_attention", "sliding_attention"}
+_PARTS = ("audio_config", "decoder", "text_config", "vision_config")
 _OF_THE_BATCH = ("dynamic", "longrope")
 
 
@@ -83,17 +84,19 @@ def read_huggingface_config(raw: Mapping[str, Any]) -> PretrainedConfig:
     if model_type not in CONFIG_MAPPING:
         raise UnsupportedModelError("transformers does not know this model_type", found=model_type)
     config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict(dict(raw))
+    if config.is_encoder_decoder:
+        raise UnsupportedModelError("the model has an encoder", found=model_type, allowed="decoders alone")
     model_class = class_of(config)
-    if config.sub_configs and model_class.config_class is type(config) and config.get_text_config() is not config:
+    if model_class.config_class is not type(config):
+        return config.get_text_config()
+    if any(getattr(config, name, None) is not None for name in _PARTS):
         raise UnsupportedModelError(
             "the model takes more than text", found=model_class.__name__, cure="Take a checkpoint of its text part."
         )
-    return config if model_class.config_class is type(config) else config.get_text_config()
+    return config
 
 
 def _check(config: PretrainedConfig) -> None:
-    if config.is_encoder_decoder:
-        raise UnsupportedModelError("the model has an encoder", found=config.model_type, allowed="decoders alone")
     if class_of(config)._is_stateful or set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES:
         raise UnsupportedModelError(
             "the model keeps a state of earlier tokens beside their keys and values", found=config.model_type

@@ -61,7 +61,16 @@ def layers_of(config: PretrainedConfig, max_length: int) -> Layers:
     names = {module: name for name, module in model.named_modules()}
     widths = [size for module in body.modules() if isinstance(module, nn.Linear) for size in module.weight.shape]
     asked = watch_linears(body)
-    found = _followed(body, max_length)
+    try:
+        found = _followed(body, max_length)
+    except PipezooError:
+        raise
+    except Exception as error:  # transformers' code may fail in any way where it is not given what it expects
+        if not model._supports_attention_backend:
+            raise UnsupportedModelError(OUTSIDE, found=type(model).__name__) from error
+        raise UnsupportedModelError(
+            "the model's step cannot be followed", found=f"{type(error).__name__}: {error}"[:_MAX_SHOWN]
+        ) from error
     if not found:
         raise UnsupportedModelError(OUTSIDE, found=type(model).__name__)
     if len(found) < config.num_hidden_layers:
@@ -82,20 +91,13 @@ def _followed(body: nn.Module, max_length: int) -> list[tuple[nn.Module, Attenti
         return _followed_on(body, max_length, "meta")
     except PipezooError:
         raise
-    except Exception:  # as below
+    except Exception:  # there are as many as ways to ask for a number
         for module in body.modules():
             for name, parameter in module._parameters.items():
                 if parameter is not None:  # takes the memory of a single number
                     zeros = torch.zeros((), dtype=parameter.dtype, device="cpu").expand(parameter.shape)
                     module._parameters[name] = nn.Parameter(zeros, requires_grad=False)
-    try:
-        return _followed_on(body, max_length, "cpu")
-    except PipezooError:
-        raise
-    except Exception as error:  # transformers' code may fail in any way where it is not given what it expects
-        raise UnsupportedModelError(
-            "the model's step cannot be followed", found=f"{type(error).__name__}: {error}"[:_MAX_SHOWN]
-        ) from error
+    return _followed_on(body, max_length, "cpu")
 
 
 def _followed_on(body: nn.Module, max_length: int, device: str) -> list[tuple[nn.Module, AttentionSpec]]:

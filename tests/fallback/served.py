@@ -1,9 +1,11 @@
 """A model of transformers, saved, and the fallback's model over the same weights."""
 
 import torch
-from tiny_configs import VOCAB, tiny_config
+from fallback.tiny_configs import VOCAB, tiny_config
 from tiny_models import load_model, logits_of, randomize
 
+from pipezoo_core.context import TextContext
+from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_transformers.config import read_huggingface_config
 from pipezoo_transformers.interface import register
 from pipezoo_transformers.model import TransformersPipelineModel
@@ -36,3 +38,35 @@ def assert_equal_logits(reference, model, chunk=None, prompts=PROMPTS, within=1e
         assert torch.isfinite(expected).all()
         difference = (logits - expected).abs().max()
         assert difference < within * max(1, expected.abs().max()), difference
+
+
+def assert_equal_tokens(reference, model, num_tokens=6):
+    """Goes on from a prompt greedily; then does so from a longer one, whose first tokens are in the cache by then."""
+    first = [(13 * i + 5) % VOCAB for i in range(30)]
+    for prompt, is_cached in ((first, False), ([*first, 8, 3, 9], True)):
+        context = TextContext(
+            request_id=str(is_cached),
+            prompt_tokens=prompt,
+            max_length=10**6,
+            sampling_params=SamplingParams(max_new_tokens=num_tokens),
+        )
+        model.kv_manager.external_claim(context)
+        assert (context.cache_length > 0) == is_cached
+        while not context.status.is_done:
+            context.set_chunk(context.num_pending)
+            assert model.kv_manager.maybe_reserve(context)
+            logits = model.execute(model.prepare_initial_token_inputs([context], model.kv_manager.fetch([context])))
+            context.advance(int(logits.next_token_logits[0].argmax()))
+            model.kv_manager.step([context])
+        model.kv_manager.release(context.request_id)
+        assert context.generated_tokens == greedy(reference, prompt, num_tokens)
+    model.kv_manager.reset_prefix_cache()
+
+
+def greedy(reference, prompt, num_tokens):
+    tokens = list(prompt)
+    for _ in range(num_tokens):
+        with torch.no_grad():
+            logits = reference(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1]
+        tokens.append(int(logits.argmax()))
+    return tokens[len(prompt) :]
