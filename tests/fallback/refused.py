@@ -1,7 +1,7 @@
 """The types of transformers that are refused, and what the reason says."""
 
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from fallback.tiny_configs import tiny_config
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 STATE = "keeps a state of earlier tokens"
 ENCODER = "has an encoder"

@@ -2,13 +2,11 @@
 
 import pytest
 import torch
-from fallback.served import PROMPTS, assert_equal_logits, greedy, load_served, make_reference
+from fallback.served import PROMPTS, assert_equal_logits, load_served, make_reference
 from lora.peft_adapters import merged, save_adapter
 from tiny_models import logits_of
 
-from pipezoo import registry
 from pipezoo_core.config import LoRAConfig
-from pipezoo_core.errors import InvalidSettingError, UnsupportedModelError
 from pipezoo_core.layers import Linear
 
 TYPE = "qwen3"

@@ -59,7 +59,14 @@ def test_the_demo_needs_less_than_the_tests(update):
     assert update(is_dev=True)[0] == ["-e .[dev]"]
 
 
-PACKAGES = ["core[structured]", "registry", "plugins/llama", "plugins/mistral", "plugins/replit", "plugins/transformers"]
+PACKAGES = [
+    "core[structured]",
+    "registry",
+    "plugins/llama",
+    "plugins/mistral",
+    "plugins/replit",
+    "plugins/transformers",
+]
 
 
 def test_nothing_is_done_twice_or_said(update):

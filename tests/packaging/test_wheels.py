@@ -24,6 +24,7 @@ MEMBERS = {
     "pipezoo_llama": "plugins/llama",
     "pipezoo_mistral": "plugins/mistral",
     "pipezoo_replit": "plugins/replit",
+    "pipezoo_transformers": "plugins/transformers",
 }
 KERNELS = "pipezoo_kernels"
 LOAD = """

@@ -91,7 +91,7 @@ HEAVY = {"torch", "transformers", "numpy", "huggingface_hub", "safetensors", "gg
         "from pipezoo import SamplingParams; SamplingParams(temperature=0)",
         "from pipezoo.loading.settings import LoadSettings; LoadSettings(dtype='int8')",
         "from pipezoo import registry; registry.plugins()",
-        "import pipezoo_llama.plugin, pipezoo_mistral.plugin, pipezoo_replit.plugin",
+        "import pipezoo_llama.plugin, pipezoo_mistral.plugin, pipezoo_replit.plugin, pipezoo_transformers.plugin",
         "from typer.testing import CliRunner; from pipezoo.cli.main import app; CliRunner().invoke(app, ['plugins'])",
     ],
 )
@@ -99,7 +99,10 @@ def test_listing_imports_nothing_heavy(statement):
     imported = imported_by(statement)
     assert not imported & HEAVY
     if "plugin," not in statement:
-        assert not any(name.startswith(("pipezoo_llama", "pipezoo_mistral", "pipezoo_replit")) for name in imported)
+        assert not any(
+            name.startswith(("pipezoo_llama", "pipezoo_mistral", "pipezoo_replit", "pipezoo_transformers"))
+            for name in imported
+        )
 
 
 def test_what_decides_on_the_host_is_there_without_torch():

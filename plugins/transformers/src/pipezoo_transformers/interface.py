@@ -111,8 +111,9 @@ def register() -> None:
 
 
 def _attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **keywords: Any
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **keywords: Any
 ) -> tuple[Tensor, None]:
+    del attention_mask
     handler: PagedCalls = getattr(module, HANDLER)
     return handler(query, key, value, keywords.get("s_aux")), None
 
@@ -128,7 +129,8 @@ def _note(
         )
     if attention_mask is not None and not isinstance(attention_mask, Mask):
         raise UnsupportedModelError(
-            f"the model's {type(module).__name__} adds numbers of its own to the scores", allowed="a mask of transformers"
+            f"the model's {type(module).__name__} adds numbers of its own to the scores",
+            allowed="a mask of transformers",
         )
     is_causal = keywords.get("is_causal", getattr(module, "is_causal", True))
     if attention_mask is None and is_causal is False:

@@ -57,7 +57,9 @@ def layers_of(config: PretrainedConfig, max_length: int) -> Layers:
     if convolution := next((module for module in body.modules() if isinstance(module, nn.Conv1d)), None):
         raise UnsupportedModelError("the model keeps a state of earlier tokens", found=type(convolution).__name__)
     if any(hasattr(module, "create_position_ids_from_input_ids") for module in body.modules()):
-        raise UnsupportedModelError("the model counts positions by which tokens are padding", found=type(model).__name__)
+        raise UnsupportedModelError(
+            "the model counts positions by which tokens are padding", found=type(model).__name__
+        )
     names = {module: name for name, module in model.named_modules()}
     widths = [size for module in body.modules() if isinstance(module, nn.Linear) for size in module.weight.shape]
     asked = watch_linears(body)

@@ -6,18 +6,24 @@ Shape suffixes: T tokens of all requests in a row, H hidden size, R rows, V voca
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from pipezoo_core.attention import Attention, AttentionBackends
+from pipezoo_core.config import KVCacheConfig
 from pipezoo_core.decoder import DecoderPipelineModel
-from pipezoo_core.kv_cache import KVCacheInputs
+from pipezoo_core.errors import InvalidSettingError
+from pipezoo_core.kv_cache import KVCacheInputs, KVCacheParams
 from pipezoo_transformers.body import Body
 from pipezoo_transformers.config import TransformersConfig
 from pipezoo_transformers.interface import HANDLER, PAGED, PagedCalls
 from pipezoo_transformers.outline import body_of, outline_of_transformers
 from pipezoo_transformers.replacements import replace_layers
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 __all__ = ["TransformersForCausalLM", "TransformersPipelineModel"]
 
@@ -56,3 +62,24 @@ class TransformersPipelineModel(DecoderPipelineModel):
 
     config_class = TransformersConfig
     module_class = TransformersForCausalLM
+
+    @classmethod
+    def get_kv_params(
+        cls,
+        huggingface_config: PretrainedConfig,
+        n_devices: int,
+        kv_cache_config: KVCacheConfig,
+        cache_dtype: torch.dtype,
+    ) -> KVCacheParams:
+        """Returns the shape of the cache.
+
+        Raises:
+            InvalidSettingError: there are several devices, among which transformers' classes cannot be divided.
+        """
+        if n_devices > 1:
+            raise InvalidSettingError(
+                "a model that runs by transformers' own class is computed on one device",
+                found=f"{n_devices} devices",
+                cure="Take one device, or data_parallel_degree for several replicas.",
+            )
+        return super().get_kv_params(huggingface_config, n_devices, kv_cache_config, cache_dtype)

@@ -68,7 +68,7 @@ def outline_of_transformers(config: PretrainedConfig, implementation: str, exper
 
 @torch.no_grad()
 def _make_buffers(owner: PreTrainedModel, prefix: str, module: nn.Module) -> None:
-    """Computes the buffers that no checkpoint has as transformers does it after loading; makes the others parameters."""
+    """Computes the buffers that no checkpoint has as transformers does after loading; the others become parameters."""
     for name in [name for name, buffer in module._buffers.items() if buffer is not None]:
         buffer = module._buffers[name]
         assert buffer is not None
@@ -83,7 +83,9 @@ def _make_buffers(owner: PreTrainedModel, prefix: str, module: nn.Module) -> Non
         owner._init_weights(module)
     for name, computed in module._buffers.items():
         if computed is not None and computed.is_floating_point() and computed.isnan().any():
-            raise UnsupportedModelError("a table of the model cannot be computed from its config", found=f"{prefix}.{name}")
+            raise UnsupportedModelError(
+                "a table of the model cannot be computed from its config", found=f"{prefix}.{name}"
+            )
 
 
 def _unknown(buffer: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pipezoo_core.config_entries import entries_of_model
 from pipezoo_core.errors import PipezooError
 from pipezoo_transformers.config import TransformersConfig, read_huggingface_config
 
@@ -19,15 +20,8 @@ def why_not(raw: Mapping[str, Any]) -> str | None:
     Args:
         raw: the parsed config.json.
     """
-    from transformers import PretrainedConfig
-
-    known = {
-        name: value
-        for name, value in raw.items()
-        if name not in ("auto_map", "dtype", "torch_dtype", "quantization_config", "per_layer_config") and not name.startswith("_") and not callable(getattr(PretrainedConfig, name, None))
-    }
     try:
-        TransformersConfig.from_huggingface(read_huggingface_config(known))
+        TransformersConfig.from_huggingface(read_huggingface_config(entries_of_model(raw)))
     except PipezooError as error:
         return str(error)
     except Exception as error:  # transformers' classes may fail in any way over values that they do not expect

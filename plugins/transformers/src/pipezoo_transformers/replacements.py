@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Set
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from pipezoo_core.layers import Embedding, Linear, LMHead
 
@@ -33,12 +33,21 @@ def replace_layers(model: PreTrainedModel, kept: Set[str]) -> None:
             elif child is embedding and type(child) is nn.Embedding:
                 parent._modules[name] = Embedding(*child.weight.shape)
             elif type(child) is nn.Linear and f"{prefix}.{name}".lstrip(".") not in kept:
-                parent._modules[name] = Linear(child.in_features, child.out_features, bias=child.bias is not None)
+                parent._modules[name] = RowsLinear(child.in_features, child.out_features, bias=child.bias is not None)
         for name, parameter in parent._parameters.items():
             if parameter is not None and not parameter.dim():  # a checkpoint's tensors have a dimension at least
                 parent._parameters[name] = nn.Parameter(parameter.unsqueeze(0), requires_grad=False)
     for target, source in model.all_tied_weights_keys.items():
         _tie(model, target, source)
+
+
+class RowsLinear(Linear):
+    """A `Linear` that is given the rows of a step as transformers shapes them, [1, T, in_features]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [..., in_features] to [..., out_features]."""
+        y: Tensor = super().forward(x.flatten(0, -2))
+        return y.unflatten(0, x.shape[:-1])
 
 
 def _head(linear: nn.Linear) -> LMHead:

@@ -73,7 +73,11 @@ class _Group:
     def converted(self, target: str, model: PreTrainedModel) -> dict[str, LazyTensor]:
         """Returns what the rule makes of them, not read yet."""
         try:
-            outlines = self._apply(target, model, [torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for _, _, tensor in self.sources])
+            outlines = self._apply(
+                target,
+                model,
+                [torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for _, _, tensor in self.sources],
+            )
         except Exception as error:  # a rule may fail in any way over shapes that it does not expect
             raise UnsupportedCheckpointError(
                 f"transformers cannot make {target!r} of the checkpoint's tensors",
@@ -113,8 +117,12 @@ class _Names:
         rules = get_model_conversion_mapping(self.model)
         self._renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
         self._converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-        self._parameters = {name: parameter for name, parameter in self.model.named_parameters(remove_duplicate=False)}
-        patterns = [*(self.model._keys_to_ignore_on_load_unexpected or ()), r"(^|\.)position_ids$", r"\.attn\.(masked_)?bias$"]
+        self._parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        patterns = [
+            *(self.model._keys_to_ignore_on_load_unexpected or ()),
+            r"(^|\.)position_ids$",
+            r"\.attn\.(masked_)?bias$",
+        ]
         self._ignored = re.compile("|".join(f"({pattern})" for pattern in patterns))
 
     @property
