@@ -17,7 +17,16 @@ import sys
 ROOT = os.path.dirname(os.path.abspath(__file__))
 OLDEST = (3, 11)
 STRUCTURED = "[structured]"  # core's extra, for what the README shows on the command line
-PACKAGES = ["core", "registry", "plugins/llama", "plugins/mistral", "plugins/replit", "plugins/transformers"]
+PACKAGES = [
+    "core",
+    "registry",
+    "plugins/gemma",
+    "plugins/llama",
+    "plugins/mistral",
+    "plugins/qwen",
+    "plugins/replit",
+    "plugins/transformers",
+]
 REQUIREMENTS = ["constraints.txt", "environment.py"] + [package + "/pyproject.toml" for package in PACKAGES]
 KERNELS = ["kernels/*.py", "kernels/*.toml", "kernels/native/*"]
 IDENTITY = "import sys; print(sys.version_info[:2], sys.base_prefix)"

@@ -1,4 +1,4 @@
-"""Writes GGUF files of llama models as converters do, with the `gguf` package's writer."""
+"""Writes GGUF files of llama-like models as converters do, with the `gguf` package's writer."""
 
 import gguf
 import numpy as np
@@ -7,6 +7,8 @@ NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "self_attn.o_proj": "attn_output",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
@@ -27,13 +29,13 @@ CHAT_TEMPLATE = (
 )
 
 
-def gguf_name(name):
+def gguf_name(name, names=NAMES):
     if not name.startswith("model.layers."):
         return {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}[
             name.rpartition(".")[0]
         ] + ".weight"
     _, _, layer, *rest, parameter = name.split(".")
-    return f"blk.{layer}.{NAMES['.'.join(rest)]}.{parameter}"
+    return f"blk.{layer}.{names['.'.join(rest)]}.{parameter}"
 
 
 def rotated_by_neighbours(rows, num_heads):
@@ -42,20 +44,52 @@ def rotated_by_neighbours(rows, num_heads):
 
 
 def write_llama_gguf(path, model, quantization=gguf.GGMLQuantizationType.F32, metadata=None, extra_tensors=None):
-    """Writes the weights of a transformers LlamaForCausalLM; the vocabulary is `TOKENS`."""
+    """Writes the weights of a transformers LlamaForCausalLM."""
+    return write_gguf(path, model, "llama", quantization, metadata, extra_tensors, pre="smollm", permutes=True)
+
+
+def write_gguf(
+    path,
+    model,
+    architecture,
+    quantization=gguf.GGMLQuantizationType.F32,
+    metadata=None,
+    extra_tensors=None,
+    *,
+    pre,
+    permutes=False,
+    names=None,
+    norm_offset=0,
+):
+    """Writes the weights of a transformers model; the vocabulary is `TOKENS`.
+
+    Args:
+        path: of the file.
+        model: of names and sizes like Llama's.
+        architecture: what llama.cpp calls it.
+        quantization: of its matrices.
+        metadata: further entries.
+        extra_tensors: further tensors.
+        pre: the name of the vocabulary's pre-tokenizer.
+        permutes: whether the converter reorders q and k.
+        names: of layers' tensors that are called otherwise than Llama's.
+        norm_offset: what the converter adds to the weights of norms.
+    """
     config = model.config
-    writer = gguf.GGUFWriter(path, "llama")
+    rope = config.rope_parameters.get("full_attention", config.rope_parameters)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
+    writer.add_key_length(head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_rope_freq_base(rope["rope_theta"])
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list(TOKENS)
     writer.add_token_types([1] * (len(TOKENS) - 2) + [3, 3])
     writer.add_token_merges(["h e"])
@@ -67,12 +101,15 @@ def write_llama_gguf(path, model, quantization=gguf.GGMLQuantizationType.F32, me
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         values = tensor.float().numpy()
-        if "q_proj" in name:
+        if "q_proj" in name and permutes:
             values = rotated_by_neighbours(values, config.num_attention_heads)
-        if "k_proj" in name:
+        if "k_proj" in name and permutes:
             values = rotated_by_neighbours(values, config.num_key_value_heads)
+        if name.endswith("norm.weight"):
+            values = values + norm_offset
         kind = quantization if values.ndim == 2 else gguf.GGMLQuantizationType.F32
-        writer.add_tensor(gguf_name(name), gguf.quants.quantize(np.ascontiguousarray(values), kind), raw_dtype=kind)
+        packed = gguf.quants.quantize(np.ascontiguousarray(values), kind)
+        writer.add_tensor(gguf_name(name, {**NAMES, **(names or {})}), packed, raw_dtype=kind)
     for name, values in (extra_tensors or {}).items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()

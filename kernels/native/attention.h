@@ -9,7 +9,7 @@
 
 #include <cstdint>
 
-#include "simd.h"
+#include "activations.h"
 
 namespace pipezoo {
 

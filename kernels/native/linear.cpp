@@ -68,7 +68,7 @@ void pack(const T* weight, T* packed, std::int64_t out, std::int64_t in, Form fo
 
 template <typename T>
 void linear(const T* x, const T* packed, const T* bias, void* y, std::int64_t rows, std::int64_t in, std::int64_t out,
-            Form form) {
+            Form form, Activation activation) {
     const std::int64_t panels = (out + kPanel - 1) / kPanel, steps = in / kPerStep<T>;
     const Left<T>* as_it_lies = nullptr;  // one row is interleaved
     if constexpr (std::is_same_v<T, Left<T>>) as_it_lies = rows == 1 ? x : nullptr;
@@ -90,7 +90,8 @@ void linear(const T* x, const T* packed, const T* bias, void* y, std::int64_t ro
                     read_panel(bias ? bias + at : nullptr, out - at, sum[p][0], sum[p][1]);
                 }
                 multiply_row<T>(sum, a, step_stride, packed + column * in, kPanel * in, steps);
-                for (int p = 0; p < 2; ++p) write_product<T>(y, 0, panel + p, out, form, sum[p][0], sum[p][1]);
+                for (int p = 0; p < 2; ++p) 
+                    write_product<T>(y, 0, panel + p, out, form, activation, sum[p][0], sum[p][1]);
                 return;
             }
             Vector first, second;
@@ -110,7 +111,7 @@ void linear(const T* x, const T* packed, const T* bias, void* y, std::int64_t ro
                                                              b_stride / tiles);
 #pragma GCC unroll 12
                 for (int i = 0; i < MR; ++i)
-                    write_product<T>(y, tile.first_row + i, panel, out, form, sum[i][0], sum[i][1]);
+                    write_product<T>(y, tile.first_row + i, panel, out, form, activation, sum[i][0], sum[i][1]);
             });
         });
 }
@@ -128,7 +129,8 @@ void packed_rows(const std::int64_t* tokens, const T* packed, T* y, std::int64_t
 
 #define PIPEZOO_INSTANTIATE(T)                                                                                   \
     template void pack<T>(const T*, T*, std::int64_t, std::int64_t, Form);                                       \
-    template void linear<T>(const T*, const T*, const T*, void*, std::int64_t, std::int64_t, std::int64_t, Form);   \
+    template void linear<T>(const T*, const T*, const T*, void*, std::int64_t, std::int64_t, std::int64_t, Form, \
+                            Activation);                                                                         \
     template void packed_rows<T>(const std::int64_t*, const T*, T*, std::int64_t, std::int64_t, std::int64_t);
 PIPEZOO_INSTANTIATE(float)
 PIPEZOO_INSTANTIATE(bfloat16)

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "simd.h"
+#include "activations.h"
 
 namespace pipezoo {
 
@@ -18,11 +18,11 @@ void pack(const T* weight, T* packed, std::int64_t out, std::int64_t in, Form fo
 
 // x [rows, in] and y [rows, out], both contiguous; bias [out] or null. Sums are float32.
 //
-// Gated, y is silu(x Gᵀ) · (x Uᵀ) [rows, out / 2], and the bias is `kLanes` of G's, as many of U's, the next of G's, and
+// Gated, y is activation(x Gᵀ) · (x Uᵀ) [rows, out / 2], and the bias is `kLanes` of G's, as many of U's, the next of G's, and
 // so on.
 template <typename T>
 void linear(const T* x, const T* packed, const T* bias, void* y, std::int64_t rows, std::int64_t in, std::int64_t out,
-            Form form);
+            Form form, Activation activation);
 
 // y[i] = row tokens[i] of a packed weight [out, in]: a head that shares the embedding's weight serves both. NaN for what
 // is none of its rows.

@@ -100,9 +100,9 @@ void pack(const void* weight, void* packed, std::int64_t out, std::int64_t in, s
 
 template <typename T>
 void linear(const void* x, const void* packed, const void* bias, void* y, std::int64_t rows, std::int64_t in,
-            std::int64_t out, std::int64_t form) {
+            std::int64_t out, std::int64_t form, std::int64_t activation) {
     pipezoo::linear(static_cast<const T*>(x), static_cast<const T*>(packed), static_cast<const T*>(bias),
-                    y, rows, in, out, pipezoo::Form(form));
+                    y, rows, in, out, pipezoo::Form(form), pipezoo::Activation(activation));
 }
 
 template <typename T, int bits>
@@ -113,9 +113,9 @@ void pack_quantized(const void* weight, void* packed, std::int64_t out, std::int
 
 template <typename T, int bits>
 void linear_quantized(const void* x, const void* packed, const void* bias, void* y, std::int64_t rows, std::int64_t in,
-                      std::int64_t out, std::int64_t form) {
+                      std::int64_t out, std::int64_t form, std::int64_t activation) {
     pipezoo::linear_quantized<T, bits>(static_cast<const T*>(x), static_cast<const std::uint8_t*>(packed),
-                                       static_cast<const T*>(bias), y, rows, in, out, pipezoo::Form(form));
+                                       static_cast<const T*>(bias), y, rows, in, out, pipezoo::Form(form), pipezoo::Activation(activation));
 }
 
 template <typename T>
@@ -147,19 +147,52 @@ constexpr auto linear_int4 = linear_quantized<T, 4>;
 
 template <typename T>
 void rms_norm(const void* x, const void* weight, void* y, std::int64_t rows, std::int64_t size, std::int64_t heads,
-              std::int64_t stride, double eps) {
+              std::int64_t stride, double eps, double offset) {
     pipezoo::rms_norm(static_cast<const T*>(x), static_cast<const T*>(weight), static_cast<T*>(y), rows, size, heads,
-                      stride, float(eps));
+                      stride, float(eps), float(offset));
 }
 
 template <typename T>
-void silu_multiply(const void* gate_up, void* y, std::int64_t rows, std::int64_t size) {
-    pipezoo::silu_multiply(static_cast<const T*>(gate_up), static_cast<T*>(y), rows, size);
+void layer_norm(const void* x, const void* weight, const void* bias, void* y, std::int64_t rows, std::int64_t size,
+                std::int64_t heads, std::int64_t stride, double eps) {
+    pipezoo::layer_norm(static_cast<const T*>(x), static_cast<const T*>(weight), static_cast<const T*>(bias),
+                        static_cast<T*>(y), rows, size, heads, stride, float(eps));
 }
 
 template <typename T>
-void add(const void* x, const void* y, void* sum, std::int64_t count) {
-    pipezoo::add(static_cast<const T*>(x), static_cast<const T*>(y), static_cast<T*>(sum), count);
+void gated(const void* gate_up, void* y, std::int64_t rows, std::int64_t size, std::int64_t activation) {
+    pipezoo::gated(static_cast<const T*>(gate_up), static_cast<T*>(y), rows, size, pipezoo::Activation(activation));
+}
+
+template <typename T>
+void activate(const void* x, void* y, std::int64_t rows, std::int64_t size, std::int64_t stride,
+              std::int64_t activation) {
+    pipezoo::activate(static_cast<const T*>(x), static_cast<T*>(y), rows, size, stride,
+                      pipezoo::Activation(activation));
+}
+
+template <typename T>
+void add(const void* x, const void* y, void* sum, std::int64_t rows, std::int64_t size, std::int64_t x_stride,
+         std::int64_t y_stride, double factor) {
+    pipezoo::add(static_cast<const T*>(x), static_cast<const T*>(y), static_cast<T*>(sum), rows, size, x_stride,
+                 y_stride, float(factor));
+}
+
+template <typename T>
+void multiply(const void* x, const void* y, void* product, std::int64_t rows, std::int64_t size, std::int64_t x_stride,
+              std::int64_t y_stride) {
+    pipezoo::multiply(static_cast<const T*>(x), static_cast<const T*>(y), static_cast<T*>(product), rows, size,
+                      x_stride, y_stride);
+}
+
+template <typename T>
+void scale(const void* x, void* y, std::int64_t rows, std::int64_t size, std::int64_t stride, double factor) {
+    pipezoo::scale(static_cast<const T*>(x), static_cast<T*>(y), rows, size, stride, float(factor));
+}
+
+template <typename T>
+void clamp(const void* x, void* y, std::int64_t rows, std::int64_t size, std::int64_t stride, double low, double high) {
+    pipezoo::clamp(static_cast<const T*>(x), static_cast<T*>(y), rows, size, stride, float(low), float(high));
 }
 
 template <typename T>
@@ -197,7 +230,9 @@ void replay(const void* program, std::int64_t num_calls) {
 #define PIPEZOO_KERNELS(apply)                                                                            \
     apply(linear) apply(linear_int8) apply(linear_int4)                                                   \
         apply(packed_rows) apply(packed_rows_int8) apply(packed_rows_int4)                                \
-        apply(rms_norm) apply(silu_multiply) apply(attend) apply(add) apply(embedding) apply(rotary_angles)
+        apply(rms_norm) apply(layer_norm) apply(gated) apply(activate)                                    \
+        apply(add) apply(multiply) apply(scale) apply(clamp)                                              \
+        apply(attend) apply(embedding) apply(rotary_angles)
 
 template <auto function, bool keeps_lock>
 PyCFunction python_function() {

@@ -255,7 +255,7 @@ void pack_quantized(const T* weight, std::uint8_t* packed, std::int64_t out, std
 
 template <typename T, int bits>
 void linear_quantized(const T* x, const std::uint8_t* packed, const T* bias, void* y, std::int64_t rows, std::int64_t in,
-                      std::int64_t out, Form form) {
+                      std::int64_t out, Form form, Activation activation) {
     const std::int64_t panels = (out + kPanel - 1) / kPanel, groups = in / kGroup;
     for_panels<Group>(
         rows, kRows, groups, panels,
@@ -272,7 +272,7 @@ void linear_quantized(const T* x, const std::uint8_t* packed, const T* bias, voi
                 multiply_groups<MR, bits>(sum, rounded, packed + panel * panel_bytes<bits>(groups), groups);
 #pragma GCC unroll 8
                 for (int i = 0; i < MR; ++i)
-                    write_product<T>(y, tile.first_row + i, panel, out, form, sum[i][0], sum[i][1]);
+                    write_product<T>(y, tile.first_row + i, panel, out, form, activation, sum[i][0], sum[i][1]);
             });
         });
 }
@@ -307,7 +307,7 @@ void packed_rows_quantized(const std::int64_t* tokens, const std::uint8_t* packe
 #define PIPEZOO_INSTANTIATE(T, bits)                                                                            \
     template void pack_quantized<T, bits>(const T*, std::uint8_t*, std::int64_t, std::int64_t, Form);           \
     template void linear_quantized<T, bits>(const T*, const std::uint8_t*, const T*, void*, std::int64_t, std::int64_t, \
-                                            std::int64_t, Form);                                                 \
+                                            std::int64_t, Form, Activation);                                \
     template void packed_rows_quantized<T, bits>(const std::int64_t*, const std::uint8_t*, T*, std::int64_t,         \
                                                  std::int64_t, std::int64_t);
 PIPEZOO_INSTANTIATE(float, 8)

@@ -25,7 +25,7 @@ void pack_quantized(const T* weight, std::uint8_t* packed, std::int64_t out, std
 // x [rows, in] and y [rows, out], both contiguous; bias [out] or null; forms as in linear.h.
 template <typename T, int bits>
 void linear_quantized(const T* x, const std::uint8_t* packed, const T* bias, void* y, std::int64_t rows, std::int64_t in,
-                      std::int64_t out, Form form);
+                      std::int64_t out, Form form, Activation activation);
 
 // y[i] = row tokens[i] of a packed weight [out, in]; NaN for what is none of its rows.
 template <typename T, int bits>

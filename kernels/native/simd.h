@@ -65,17 +65,6 @@ PIPEZOO_INLINE Vector exponential(Vector x) {
     return times_power_of_two(p, n);
 }
 
-// tanh x within 2e-7.
-PIPEZOO_INLINE Vector hyperbolic_tangent(Vector x) {
-    const Vector growth = exponential(smaller(all(44.0f), x + x));  // in this order NaN stays NaN
-    return all(1.0f) - all(2.0f) / (growth + all(1.0f));
-}
-
-// x · sigmoid(x), the activation that models call silu or swish.
-PIPEZOO_INLINE Vector silu(Vector x) {
-    return x / (all(1.0f) + exponential(smaller(all(88.0f), zeros() - x)));
-}
-
 // accumulator[i][v] += sum over steps of A[i] x B[:, kLanes v .. kLanes (v + 1) - 1], for MR rows and kPanel columns.
 //
 // Row i of A at step s lies at a + i * row_stride + s * step_stride, B at b + s * b_stride; strides count numbers. Each

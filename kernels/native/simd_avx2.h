@@ -113,6 +113,8 @@ PIPEZOO_INLINE Vector larger_in(Mask lanes, Vector a, Vector b) {
     return _mm256_blendv_ps(a, _mm256_max_ps(a, b), lanes.lanes);
 }
 
+PIPEZOO_INLINE Mask below(Vector a, Vector b) { return {_mm256_cmp_ps(a, b, _CMP_LT_OQ)}; }  // not where one is NaN
+PIPEZOO_INLINE Vector choose(Mask lanes, Vector a, Vector b) { return _mm256_blendv_ps(b, a, lanes.lanes); }  // a in `lanes`
 PIPEZOO_INLINE Vector absolute(Vector value) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), value); }
 PIPEZOO_INLINE float first(Vector value) { return _mm256_cvtss_f32(value); }
 

@@ -68,6 +68,8 @@ PIPEZOO_INLINE Vector larger(Vector a, Vector b) { return _mm512_max_ps(a, b); }
 PIPEZOO_INLINE Vector smaller(Vector a, Vector b) { return _mm512_min_ps(a, b); }  // b where one is NaN
 PIPEZOO_INLINE Vector larger_in(Mask lanes, Vector a, Vector b) { return _mm512_mask_max_ps(a, lanes, a, b); }
 PIPEZOO_INLINE Vector where(Mask lanes, Vector value) { return _mm512_maskz_mov_ps(lanes, value); }
+PIPEZOO_INLINE Mask below(Vector a, Vector b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }  // not where one is NaN
+PIPEZOO_INLINE Vector choose(Mask lanes, Vector a, Vector b) { return _mm512_mask_blend_ps(lanes, b, a); }  // a in `lanes`
 PIPEZOO_INLINE Vector absolute(Vector value) { return _mm512_abs_ps(value); }
 PIPEZOO_INLINE float sum(Vector value) { return _mm512_reduce_add_ps(value); }
 PIPEZOO_INLINE float largest(Vector value) { return _mm512_reduce_max_ps(value); }

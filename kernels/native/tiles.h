@@ -90,10 +90,11 @@ PIPEZOO_INLINE void write_panel(T* to, Vector first, Vector second, std::int64_t
 // Writes the two vectors of a row's panel; gated, the first is a gate and the second what it lets through.
 template <typename T>
 PIPEZOO_INLINE void write_product(void* to, std::int64_t row, std::int64_t panel, std::int64_t out, Form form,
-                                  Vector first, Vector second) {
+                                  Activation activation, Vector first, Vector second) {
     const std::int64_t column = panel * kPanel;
     if (form == Form::gated)
-        store(static_cast<T*>(to) + row * (out / 2) + column / 2, silu(first) * second);
+        store(static_cast<T*>(to) + row * (out / 2) + column / 2,
+              (activation == Activation::silu ? silu(first) : activated(activation, first)) * second);
     else if (form == Form::wide)
         write_panel(static_cast<float*>(to) + row * out + column, first, second, out - column);
     else

@@ -16,11 +16,13 @@ from pipezoo import registry
 from pipezoo.cli.main import app
 from pipezoo.cli.text_input import prompt_text
 from pipezoo.discovery.index import PluginInfo, PluginState
+from pipezoo.discovery.published import PUBLISHED
 from pipezoo_core.errors import EmptyPromptError
 from pipezoo_core.request import GenerationStatus, TextGenerationOutput
 from pipezoo_core.sampling_params import SamplingParams
 
 WIDE = {**os.environ, "COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
+RULES = "\n".join(["start: r0", *(f'r{i}: r{i + 1} "a"' for i in range(3_000)), 'r3000: "b"'])
 SMALL = ["--dtype", "float32", "--device", "cpu", "--kv-cache-memory", "4MiB"]
 
 
@@ -46,6 +48,20 @@ def test_plugins_with_a_setting_that_cannot_be_understood():
     assert result.returncode == 1
     assert "error: PIPEZOO_PLUGINS: item 'nonsense' is neither" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_plugins_that_are_not_installed_are_shown_when_asked_for(monkeypatch):
+    found = PluginInfo("llama", "pipezoo-llama", "1.2", "pipezoo_llama.plugin")
+    monkeypatch.setattr(registry, "plugins", lambda: [found])
+    assert "not installed" not in pipezoo("plugins").stdout
+    rows = pipezoo("plugins", "--available").stdout.splitlines()
+    [own] = [row for row in rows if " llama " in row]
+    assert "1.2" in own
+    assert "not installed" not in own
+    [other] = [row for row in rows if " mpt " in row]
+    assert "not installed" in other
+    assert "pip install pipezoo-replit" in other
+    assert sum("pipezoo-" in row for row in rows) == len(PUBLISHED)
 
 
 def test_plugins_are_shown_with_their_brackets(monkeypatch):
@@ -179,6 +195,11 @@ def test_generate_ends_by_itself(tiny_folder, monkeypatch):
         (["--json-schema", "nowhere.json"], "json_schema"),
         (["--grammar", "LATIN1"], "latin1 is no text"),
         (["--regex", "a", "--grammar", "b"], "'regex' excludes 'grammar'"),
+        (["--regex", "("], "unclosed group"),
+        (["--grammar", RULES], "too complex"),
+        (["--grammar", "start: nothing"], "nothing"),
+        (["--grammar", "start: start"], "no token of the vocabulary can follow"),
+        (["--json-schema", '{"type": "nonsense"}'], "nonsense"),
     ],
 )
 def test_settings_are_checked_before_a_model_is_touched(monkeypatch, tmp_path, arguments, message):

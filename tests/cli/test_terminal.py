@@ -6,7 +6,6 @@ import re
 import stat
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 
 import pytest
@@ -189,13 +188,17 @@ def test_whatever_the_terminal(tmp_path, environment):
         chat.ends()
 
 
-# The command with a real model that takes its time and does not end by itself.
+# The command with a real model that takes its time, says so, and does not end by itself.
 SLOW = """
-import time
+import sys, time
 from pipezoo_core.pipeline import TextGenerationPipeline
 from pipezoo_core.decoder import DecoderPipelineModel
 execute, generate = DecoderPipelineModel.execute, TextGenerationPipeline.generate_async
-DecoderPipelineModel.execute = lambda self, inputs: (time.sleep(0.2), execute(self, inputs))[1]
+def slowly(self, inputs):
+    print("[step]", file=sys.stderr, flush=True)
+    time.sleep(0.2)
+    return execute(self, inputs)
+DecoderPipelineModel.execute = slowly
 TextGenerationPipeline.generate_async = lambda self, chat, **sampling: generate(
     self, chat, ignore_eos=True, **sampling
 )
@@ -211,7 +214,8 @@ def test_ctrl_c_stops_a_model(tiny_folder, tmp_path):
         for _ in range(2):  # what was stopped has left nothing behind that is in the way
             chat.type("hello\r")
             chat.shows(SENT)
-            time.sleep(1.5)  # into the answer
+            for _ in range(3):  # into the answer
+                chat.shows("[step]")
             chat.type(CTRL_C)
             chat.shows(" …\r\n")
             chat.shows(" tokens/s")

@@ -14,7 +14,7 @@ from pipezoo_core.attention import AttentionSpec, NativeAttention
 from pipezoo_core.kv_cache import RaggedBatch
 from pipezoo_core.layers import apply_rotary
 from pipezoo_core.layers.quantized import QuantizedProduct
-from pipezoo_core.native import Form, NativeKernels
+from pipezoo_core.native import Activation, Form, NativeKernels
 
 CPU = torch.device("cpu")
 MAX_PAGE_SIZE = 4096
@@ -119,8 +119,14 @@ def check_layers(dtype, rows, size):
     equal(kernels.rms_norm(x, weight, 1e-6), F.rms_norm(x.float(), (size,), weight.float(), 1e-6))
     heads = random(rows, 5 * size).unflatten(1, (5, size))[:, 2:]  # the last ones of wider rows
     equal(kernels.rms_norm(heads, weight, 1e-6), F.rms_norm(heads.float(), (size,), weight.float(), 1e-6))
+    bias = random(size)
+    expected = F.layer_norm(x.float(), (size,), weight.float(), bias.float(), 0.1)
+    equal(kernels.layer_norm(x, weight, bias, 0.1, size), expected)
+    equal(kernels.layer_norm(x, None, None, 0.1, size), F.layer_norm(x.float(), (size,), eps=0.1))
     gate_up = random(rows, 2 * size)
-    equal(kernels.silu_multiply(gate_up), F.silu(gate_up[:, :size].float()) * gate_up[:, size:].float())
+    equal(kernels.gated(gate_up, Activation.silu), F.silu(gate_up[:, :size].float()) * gate_up[:, size:].float())
+    equal(kernels.gated(gate_up, Activation.gelu), F.gelu(gate_up[:, :size].float()) * gate_up[:, size:].float())
+    equal(kernels.activate(x, Activation.tanh), torch.tanh(x.float()))
     positions, frequencies = guarded(torch.arange(rows)), guarded(torch.rand(size, generator=generator))
     angles = positions[:, None] * frequencies[None].repeat(1, 2)
     for found, expected in zip(

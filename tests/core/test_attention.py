@@ -37,6 +37,8 @@ SPECS = {
     "window": spec(sliding_window=40),
     "alibi": spec(alibi_slopes=tuple(2.0**-i for i in range(6))),
     "alibi_window": spec(alibi_slopes=tuple(2.0**-i for i in range(6)), sliding_window=21),
+}
+FURTHER = {
     "chunk": spec(chunk=48),
     "softcap": spec(softcap=0.7, scale=0.5),
     "sinks": spec(has_sinks=True),
@@ -147,11 +149,14 @@ BATCHES = {
 }
 
 
-@pytest.mark.parametrize("batch_name", BATCHES)
-@pytest.mark.parametrize("spec_name", SPECS)
+CASES = [(name, batch) for name in SPECS for batch in BATCHES]
+CASES += [(name, batch) for name in FURTHER for batch in ("decodes", "mixed", "shared_and_chunks", "long_decode")]
+
+
+@pytest.mark.parametrize(("spec_name", "batch_name"), CASES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_equals_reference(backend, spec_name, batch_name):
-    spec = SPECS[spec_name]
+    spec = {**SPECS, **FURTHER}[spec_name]
     active, cached, num_shared = BATCHES[batch_name]
     case = random_case(spec, 0, active, cached, num_shared=num_shared)
     expected = run(ReferenceAttention(spec), *case)
@@ -170,7 +175,7 @@ def test_bfloat16_stays_within_its_rounding(backend):
 @pytest.mark.parametrize("backend", [*BACKENDS, lambda spec, dtype: ReferenceAttention(spec)])
 def test_rotation(backend, rotary_dim):
     """Rotating inside equals rotating before, all of each head or its first numbers, and of the keys in the pages."""
-    spec = SPECS["narrow_values"]
+    spec = FURTHER["narrow_values"]
     batch, q, k, v, past_k, past_v = random_case(spec, 0, *BATCHES["mixed"][:2])
     angles = torch.rand(len(q), rotary_dim // 2).repeat(1, 2)
     rotation = (angles.cos(), angles.sin())
@@ -289,7 +294,7 @@ def test_where_native_cannot_be_used(changes, dtype, page_size, reason):
 @pytest.mark.parametrize("backend", [*BACKENDS, lambda spec, dtype: ReferenceAttention(spec)])
 def test_a_layer_that_reads_the_keys_of_another(backend, name):
     """It writes nothing, and sees what the other one has written in the same step."""
-    own = SPECS[name]
+    own = {**SPECS, **FURTHER}[name]
     batch, q, k, v, *_ = random_case(own, 0, [1, 40], [0, 0])
     writer, reader = backend(own, q.dtype), backend(replace(own, kv_layer=0), q.dtype)
     key_shape, value_shape = writer.page_shapes(NUM_PAGES, PAGE_SIZE)

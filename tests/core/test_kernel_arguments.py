@@ -17,7 +17,7 @@ from pipezoo_core.errors import InsufficientMemoryError, TensorMismatchError
 from pipezoo_core.kv_cache import KVCacheInputs, RaggedBatch
 from pipezoo_core.layers import RMSNorm, RotaryEmbedding
 from pipezoo_core.layers.linear_backends import NativeProduct
-from pipezoo_core.native import Form, NativeKernels, variants
+from pipezoo_core.native import Activation, Form, NativeKernels, variants
 
 CPU = torch.device("cpu")
 F32, BF16 = torch.float32, torch.bfloat16
@@ -54,8 +54,8 @@ def mistakes(dtype):
         }
     calls |= {
         "rms_norm: weight": (lambda w: k.rms_norm(x(2, 64), w, 1e-6), x(64, dtype=other(dtype))),
-        "silu_multiply: odd": (k.silu_multiply, x(2, 63)),
-        "silu_multiply: dtype": (k.silu_multiply, x(2, 64, dtype=other(dtype))),
+        "gated: odd": (lambda x: k.gated(x, Activation.silu), x(2, 63)),
+        "gated: dtype": (lambda x: k.gated(x, Activation.silu), x(2, 64, dtype=other(dtype))),
         "rows: int32": (product[None].rows, torch.ones(3, dtype=torch.int32)),
         "rows: two dimensions": (product[8].rows, torch.ones(3, 1, dtype=torch.int64)),
         "angles: positions": (lambda p: k.rotary_angles(p, frequencies, 1.0), torch.ones(3)),

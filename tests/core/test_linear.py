@@ -7,6 +7,7 @@ from alive import PeakOfTensors
 from pipezoo_core.config import LinearName, SupportedEncoding
 from pipezoo_core.errors import CheckpointMismatchError, InvalidSettingError
 from pipezoo_core.layers import (
+    MLP,
     Embedding,
     GatedMLP,
     Linear,
@@ -16,7 +17,7 @@ from pipezoo_core.layers import (
     use_linear_backend,
 )
 from pipezoo_core.layers.linear_backends import NativeProduct, _why_not_onednn
-from pipezoo_core.native import GATE, Form, NativeKernels, kernels
+from pipezoo_core.native import GATE, Activation, Form, NativeKernels, kernels
 from pipezoo_core.weights import LazyTensor, load_module
 
 CPU = torch.device("cpu")
@@ -160,7 +161,7 @@ def test_a_gated_product_of_few_bits(dtype, bits, rows):
 def test_native_gate_of_extreme_numbers():
     skip_where_not_usable(LinearName.native, torch.float32)
     gate_up = torch.tensor([[-1e30, -90.0, 0.0, 90.0, torch.nan, 1.0, 1.0, 1.0, 1.0, 1.0]])
-    gated = NativeKernels(CPU, torch.float32).silu_multiply(gate_up)
+    gated = NativeKernels(CPU, torch.float32).gated(gate_up, Activation.silu)
     torch.testing.assert_close(gated, torch.nn.functional.silu(gate_up[:, :5]), equal_nan=True)
 
 
@@ -189,3 +190,20 @@ def test_what_is_alive_in_a_gated_mlp(activation, backend, hidden, inner, fuse, 
     with PeakOfTensors() as alive:
         mlp(x)
     assert 0.7 * counted <= alive.peak <= counted
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu2", "mish"])
+@pytest.mark.parametrize("backend", [LinearName.torch, LinearName.onednn, LinearName.native])
+@pytest.mark.parametrize(("hidden", "inner"), [(64, 512), (512, 64)])
+@torch.inference_mode()
+def test_what_is_alive_in_a_plain_mlp(activation, backend, hidden, inner, monkeypatch):
+    monkeypatch.setattr(kernels, "_POOLED", 2**60)
+    skip_where_not_usable(backend, torch.float32)
+    mlp, rows = MLP(hidden, inner, activation), 64
+    is_native = backend is LinearName.native
+    counted = sum(mlp.alive(is_native=is_native, fuse=True)) * rows * 4
+    use(backend, mlp, torch.float32)
+    x = torch.randn(rows, hidden)
+    with PeakOfTensors() as alive:
+        mlp(x)
+    assert (0.95 if is_native and activation != "mish" else 0.6) * counted <= alive.peak <= counted

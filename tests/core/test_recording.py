@@ -1,5 +1,7 @@
 """Steps that are recorded and replayed give what the module gives."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -21,15 +23,15 @@ pytestmark = pytest.mark.skipif(
 PROMPTS = [list(range(1, n)) for n in (5, 70, 40, 2)]
 
 
-class Doubling(LlamaForCausalLM):
+class Waving(LlamaForCausalLM):
     """Does something of its own at the end of a step, which has no kernel."""
 
     def forward(self, tokens_T, kv):
-        return super().forward(tokens_T, kv) * 2
+        return super().forward(tokens_T, kv).cos()
 
 
-class DoublingModel(LlamaPipelineModel):
-    module_class = Doubling
+class WavingModel(LlamaPipelineModel):
+    module_class = Waving
 
 
 class Reading(LlamaForCausalLM):
@@ -192,11 +194,11 @@ def test_memory_is_shared_between_layers(folder):
 
 
 def test_an_operation_without_a_kernel(folder):
-    model, eager = load(folder, DoublingModel), load(folder, DoublingModel, enforce_eager=True)
+    model, eager = load(folder, WavingModel), load(folder, WavingModel, enforce_eager=True)
     for _ in range(2):
         for found, expected in zip(logits_of(model, PROMPTS, 1), logits_of(eager, PROMPTS, 1), strict=True):
             assert torch.equal(found, expected)
-    assert set(model._forward.obstacles.values()) == {"aten.mul.Tensor"}
+    assert set(model._forward.obstacles.values()) == {"aten.cos.default"}
 
 
 def test_another_tensor_of_the_step(folder):
@@ -232,12 +234,12 @@ def test_views_are_replayed(folder):
 
 def test_an_obstacle_is_one_of_its_number_of_rows(folder):
     """Steps of three rows do what has no kernel; the others are replayed all the same."""
-    model_class = reading(lambda self, hidden, tokens, kv: hidden * 2 if len(tokens) == 3 else hidden)
+    model_class = reading(lambda self, hidden, tokens, kv: hidden.cos() if len(tokens) == 3 else hidden)
     model, eager = load(folder, model_class), load(folder, model_class, enforce_eager=True)
     for _ in range(2):
         for found, expected in zip(logits_of(model, PROMPTS, 1), logits_of(eager, PROMPTS, 1), strict=True):
             assert torch.equal(found, expected)
-    assert model._forward.obstacles == {3: "aten.mul.Tensor"}
+    assert model._forward.obstacles == {3: "aten.cos.default"}
     assert {1, 2, 4} <= model._forward._checked
 
 
@@ -303,6 +305,87 @@ def test_what_depends_on_the_number_of_rows(folder):
         for found, expected in zip(logits_of(model, prompts, 25), logits_of(eager, prompts, 25), strict=True):
             assert torch.equal(found, expected)
     assert set(model._forward.obstacles.values()) == {"what the module computes depends on the number of rows"}
+
+
+def layer_norm(x, *parameters):
+    return torch.nn.functional.layer_norm(x, x.shape[-1:], *parameters)
+
+
+COMPUTED = {  # what a module may do with hidden states [T, H], a row [H], and columns [T, H] of a wider tensor
+    "times a number": lambda x, row, part: x * 1.7,
+    "times a number in place": lambda x, row, part: (x + x).mul_(-0.3),
+    "divided by a power of two": lambda x, row, part: x / 4,
+    "times a row": lambda x, row, part: x * row,
+    "times another": lambda x, row, part: x * (x + row),
+    "a sum of three": lambda x, row, part: x + x * 2 + x * 3,
+    "a scaled sum": lambda x, row, part: torch.add(x, x * x, alpha=0.3),
+    "a difference": lambda x, row, part: x * 3 - x * x,
+    "a row added": lambda x, row, part: x + row,
+    "a row added in place": lambda x, row, part: (x * 2).add_(row, alpha=0.5),
+    "columns": lambda x, row, part: x * part,
+    "columns added": lambda x, row, part: part + part,
+    "columns times a number": lambda x, row, part: part * 3,
+    "clipped": lambda x, row, part: x.clamp(-0.5, 0.25),
+    "clipped columns": lambda x, row, part: part.clamp(min=-0.1),
+    "clipped in place": lambda x, row, part: (x * 2).clamp_(max=0.1),
+    "layer_norm": lambda x, row, part: layer_norm(x, row, row * 2),
+    "layer_norm, no bias": lambda x, row, part: layer_norm(x, row),
+    "layer_norm, no weight": lambda x, row, part: layer_norm(x),
+    "gelu": lambda x, row, part: torch.nn.functional.gelu(x),
+    "gelu_tanh": lambda x, row, part: torch.nn.functional.gelu(x, approximate="tanh"),
+    "relu": lambda x, row, part: torch.relu(x),
+    "relu2": lambda x, row, part: torch.relu(x).square(),
+    "silu": lambda x, row, part: torch.nn.functional.silu(part),
+    "sigmoid": lambda x, row, part: x * torch.sigmoid(x),
+    "tanh": lambda x, row, part: torch.tanh(x / 2) * 2,
+}
+EXACT = {name for name in COMPUTED if not re.match("a scaled|a row|layer|gelu|silu|sigm|tanh", name)}
+
+
+@pytest.mark.parametrize("encoding", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", COMPUTED)
+def test_what_is_computed_in_torch_is_replayed(folder, name, encoding):
+    class Module(LlamaForCausalLM):
+        def forward(self, tokens_T, kv):
+            hidden_TH = super().forward(tokens_T, kv)
+            wide = self.model.layers[0].self_attn.qkv_proj.merged(hidden_TH)
+            return COMPUTED[name](hidden_TH, self.model.norm.weight, wide[:, 32:64])
+
+    class Model(LlamaPipelineModel):
+        module_class = Module
+
+    model, eager = (load(folder, Model, encoding=encoding, enforce_eager=is_eager) for is_eager in (False, True))
+    for _ in range(2):
+        for found, expected in zip(logits_of(model, PROMPTS, 1), logits_of(eager, PROMPTS, 1), strict=True):
+            if name in EXACT:
+                assert torch.equal(found, expected)
+            else:
+                tolerance = 1e-4 if encoding == "float32" else 5e-2
+                torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+    assert model._forward.obstacles == {}
+    assert model._forward._program is not None
+
+
+REFUSED = {
+    "a number of each row": lambda x: x * x[:, :1],
+    "columns that lie apart": lambda x: x[:, ::2] * 2,
+    "in place in a part": lambda x: x[:, :16].mul_(2),
+    "divided by three": lambda x: x / 3,
+    "a cube": lambda x: x.pow(3),
+    "another dtype": lambda x: x.double() * 2,
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_no_kernel_computes_is_refused(folder, name):
+    """And what the module gives is right all the same."""
+    model_class = reading(lambda self, hidden, tokens, kv: REFUSED[name](hidden).sum().to(hidden.dtype))
+    model, eager = load(folder, model_class), load(folder, model_class, enforce_eager=True)
+    for _ in range(2):
+        for found, expected in zip(logits_of(model, PROMPTS, 3), logits_of(eager, PROMPTS, 3), strict=True):
+            assert torch.equal(found, expected)
+    assert model._forward._program is None
+    assert "sum" not in " ".join(model._forward.obstacles.values())
 
 
 def notes(num_rows, *numbers):

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from tiny_models import make_llama
+from transformers import MptConfig, MptForCausalLM
 
 from pipezoo import registry
 from pipezoo_core.decoder.recorded_module import RecordedModule
@@ -49,6 +50,22 @@ def test_a_llama_is_replayed(folder, dtype):
     assert happened(folder, dtype=dtype) is None
 
 
+@pytest.fixture(scope="module")
+def mpt_folder(tiny_folder, tmp_path_factory):
+    """A plain feed-forward layer with GELU, LayerNorms, ALiBi, clipped queries."""
+    path = shutil.copytree(tiny_folder, tmp_path_factory.mktemp("mpt") / "model")
+    MptForCausalLM(
+        MptConfig(d_model=64, n_heads=2, n_layers=2, vocab_size=99, max_seq_len=128, attn_config={"clip_qkv": 1.0})
+    ).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_an_mpt_is_replayed(mpt_folder, dtype):
+    assert foretold(mpt_folder, dtype=dtype) is None
+    assert happened(mpt_folder, dtype=dtype) is None
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [({"enforce_eager": True}, "enforce_eager"), ({"attention": "paged"}, "'paged'")],
@@ -62,8 +79,8 @@ def test_a_module_that_does_what_has_no_kernel(folder, monkeypatch):
     from pipezoo_llama.model import LlamaForCausalLM
 
     forward = LlamaForCausalLM.forward
-    monkeypatch.setattr(LlamaForCausalLM, "forward", lambda self, tokens, kv: torch.tanh(forward(self, tokens, kv)))
-    assert "tanh" in foretold(folder, dtype="float32")
+    monkeypatch.setattr(LlamaForCausalLM, "forward", lambda self, tokens, kv: torch.cos(forward(self, tokens, kv)))
+    assert "cos" in foretold(folder, dtype="float32")
     assert foretold(folder, dtype="float32") == happened(folder, dtype="float32")
 
 

@@ -12,14 +12,18 @@ from pipezoo_llama.config import LlamaConfig
 from pipezoo_llama.huggingface_config import LlamaHuggingFaceConfig
 from pipezoo_mistral.config import MistralConfig
 from pipezoo_mistral.huggingface_config import MistralHuggingFaceConfig
+from pipezoo_qwen.config import QwenConfig
+from pipezoo_qwen.huggingface_config import Qwen2HuggingFaceConfig, Qwen3HuggingFaceConfig
 
 CLASSES = [
     (LlamaHuggingFaceConfig, transformers.LlamaConfig, LlamaConfig),
     (MistralHuggingFaceConfig, transformers.MistralConfig, MistralConfig),
+    (Qwen2HuggingFaceConfig, transformers.Qwen2Config, QwenConfig),
+    (Qwen3HuggingFaceConfig, transformers.Qwen3Config, QwenConfig),
 ]
 SAID = [
     {},
-    {"head_dim": None, "eos_token_id": [2, 7]},
+    {"eos_token_id": [2, 7]},
     {"num_key_value_heads": 4, "head_dim": 80, "torch_dtype": "bfloat16", "tie_word_embeddings": True},
     {"rope_theta": 500000.0, "rope_scaling": {"type": "linear", "factor": 4.0}},
     {"rope_theta": 500000.0, "rope_scaling": None, "pretraining_tp": 1, "attention_dropout": 0.0},
@@ -37,13 +41,20 @@ SAID = [
 ]
 
 
-@pytest.mark.parametrize(("ours", "theirs", "typed"), CLASSES, ids=["llama", "mistral"])
+@pytest.mark.parametrize(("ours", "theirs", "typed"), CLASSES, ids=lambda value: getattr(value, "model_type", ""))
 @pytest.mark.parametrize("said", SAID)
 def test_says_what_transformers_says(said, ours, theirs, typed):
     mine, reference = ours.from_dict(dict(said)), theirs.from_dict(dict(said))
     assert typed.from_huggingface(mine) == typed.from_huggingface(reference)
     for field in fields(ours):
         assert getattr(mine, field.name) == getattr(reference, field.name), field.name
+
+
+@pytest.mark.parametrize(("ours", "theirs", "typed"), CLASSES[:2], ids=["llama", "mistral"])
+def test_a_head_without_a_size_has_its_share_of_the_hidden_state(ours, theirs, typed):
+    said = {"head_dim": None, "hidden_size": 96, "num_attention_heads": 8}
+    assert typed.from_huggingface(ours.from_dict(said)).head_dim == 12
+    assert typed.from_huggingface(theirs.from_dict(said)).head_dim == 12
 
 
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))

@@ -7,20 +7,16 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from families import assert_equal_logits, load_gguf
 from gguf_files import TOKENS, gguf_name, write_llama_gguf
-from tiny_models import logits_of, make_llama
-from transformers import LlamaConfig
+from tiny_models import make_llama
 
-from pipezoo_core.config import KVCacheConfig, PipelineConfig, ReturnLogits, SupportedEncoding
+from pipezoo_core.config import SupportedEncoding
 from pipezoo_core.errors import CorruptCheckpointError, UnsupportedCheckpointError, UnsupportedModelError
 from pipezoo_core.layers.quantized import QuantizedProduct
-from pipezoo_core.session import InferenceSession
 from pipezoo_core.weights import open_gguf
 from pipezoo_llama.config import config_from_gguf
-from pipezoo_llama.model import LlamaPipelineModel
-from pipezoo_llama.weight_adapters import adapt_gguf
-
-PROMPTS = [[5, 9, 2, 7, 7, 1], list(range(40))]
+from pipezoo_llama.plugin import pipezoo_architectures
 
 
 def make(**changes):
@@ -28,32 +24,7 @@ def make(**changes):
 
 
 def load(path, encoding=SupportedEncoding.float32, **settings):
-    file = open_gguf(path)
-    config = PipelineConfig(
-        model_path=str(path),
-        weight_paths=(path,),
-        kv_cache=KVCacheConfig(page_size=8, kv_cache_memory=2**22),
-        **settings,
-    )
-    session = InferenceSession([torch.device("cpu")])
-    return LlamaPipelineModel(
-        pipeline_config=config,
-        session=session,
-        huggingface_config=LlamaConfig.from_dict(config_from_gguf(file)),
-        encoding=encoding,
-        devices=session.devices,
-        kv_cache_config=config.kv_cache,
-        weights=file.weights,
-        adapter=adapt_gguf,
-        return_logits=ReturnLogits.ALL,
-    )
-
-
-def assert_equal_logits(reference, model):
-    for prompt, logits in zip(PROMPTS, logits_of(model, PROMPTS), strict=True):
-        with torch.no_grad():
-            expected = reference(torch.tensor([prompt])).logits[0]
-        assert (logits - expected).abs().max() < 1e-4
+    return load_gguf(*pipezoo_architectures(), path, encoding, **settings)
 
 
 @pytest.mark.parametrize(

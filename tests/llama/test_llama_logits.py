@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from tiny_models import load_model, logits_of, make_llama
+from families import NATIVE, assert_equal_logits
+from tiny_models import load_model, make_llama
 from transformers.activations import ACT2FN
 
-from pipezoo_core.config import KVCacheConfig
 from pipezoo_core.native import NativeKernels
 from pipezoo_llama.model import LlamaPipelineModel
 from pipezoo_llama.weight_adapters import adapt_safetensors
 
-NATIVE = pytest.mark.skipif(
+needs_kernels = pytest.mark.skipif(
     NativeKernels(torch.device("cpu"), torch.float32).obstacle is not None, reason="pipezoo-kernels cannot be used here"
 )
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
@@ -44,7 +44,6 @@ CONFIGS = {
     "yarn_not_truncated": {"rope_parameters": {**YARN, "truncate": False}},
 }
 ACTIVATIONS = ["gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "relu2", "silu", "tanh"]
-PROMPTS = [[5, 9, 2, 7, 7, 1], list(range(1, 61)), [3], [(7 * i) % 99 for i in range(97)]]
 
 
 def load(reference, folder, **settings):
@@ -52,31 +51,18 @@ def load(reference, folder, **settings):
     return load_model(LlamaPipelineModel, folder, reference.config, adapt_safetensors, **settings)
 
 
-def assert_equal_logits(reference, model, chunk=None):
-    for prompt, logits in zip(PROMPTS, logits_of(model, PROMPTS, chunk), strict=True):
-        with torch.no_grad():
-            expected = reference(torch.tensor([prompt])).logits[0]
-        assert (logits - expected).abs().max() < 1e-4
-        assert torch.equal(logits.argmax(-1), expected.argmax(-1))
-
-
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_equal_transformers(name, tmp_path):
     reference = make_llama(**CONFIGS[name])
-    model = load(reference, tmp_path)
-    assert_equal_logits(reference, model)
-    assert_equal_logits(reference, model, chunk=7)
+    assert_equal_logits(reference, load(reference, tmp_path))
 
 
-@NATIVE
+@needs_kernels
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_of_native_kernels(name, tmp_path):
     """The kernels want heads and pages of 32."""
     reference = make_llama(**{**CONFIGS[name], "head_dim": 32})
-    pages = KVCacheConfig(page_size=32, kv_cache_memory=2**22)
-    model = load(reference, tmp_path, attention="native", linear="native", kv_cache=pages)
-    assert_equal_logits(reference, model)
-    assert_equal_logits(reference, model, chunk=7)
+    assert_equal_logits(reference, load(reference, tmp_path, **NATIVE))
 
 
 def test_plain_torch(tmp_path):

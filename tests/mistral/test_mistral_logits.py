@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from families import PROMPTS, assert_equal_logits, greedy_tokens
 from gguf_files import TOKENS
 from tiny_models import TINY_LLAMA, cache_memory, load_model, logits_of, randomize
 from transformers import MistralConfig, MistralForCausalLM
@@ -23,7 +24,6 @@ CONFIGS = {
     "tied": {"tie_word_embeddings": True},
     "nemo": {"head_dim": 16, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "sliding_window": None},
 }
-PROMPTS = [[5, 9, 2, 7, 7, 1], list(range(1, 61)), [3], [(7 * i) % 99 for i in range(97)]]
 
 
 def make(**changes):
@@ -36,12 +36,7 @@ def test_logits_equal_transformers(name, tmp_path):
     reference = make(**CONFIGS[name])
     reference.save_pretrained(tmp_path)
     model = load_model(MistralPipelineModel, tmp_path, reference.config, adapt_safetensors)
-    for chunk in (None, 7, 1):
-        for prompt, logits in zip(PROMPTS, logits_of(model, PROMPTS, chunk), strict=True):
-            with torch.no_grad():
-                expected = reference(torch.tensor([prompt])).logits[0]
-            assert (logits - expected).abs().max() < 1e-4
-            assert torch.equal(logits.argmax(-1), expected.argmax(-1))
+    assert_equal_logits(reference, model, chunks=(None, 7, 1))
 
 
 def test_the_window_matters(tmp_path):
@@ -133,14 +128,6 @@ def load(folder, num_pages, **settings):
     return registry.load(folder, dtype="float32", device="cpu", page_size=8, kv_cache_memory=memory, **settings)
 
 
-def greedy(reference, prompt, num_tokens):
-    ids = torch.tensor([prompt])
-    settings = {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens, "eos_token_id": None, "pad_token_id": 0}
-    return reference.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **settings)[
-        0, len(prompt) :
-    ].tolist()
-
-
 LONG_PROMPTS = [[(5 * i + i * i) % 90 for i in range(length)] for length in (100, 3, 61, 24, 90)]
 GREEDY = {"temperature": 0.0, "ignore_eos": True, "max_new_tokens": 40}
 
@@ -164,7 +151,7 @@ def test_generation_beyond_the_window_equals_transformers(reference, folder, num
     requests = [TextGenerationRequest(prompt=prompt) for prompt in prompts]
     for _ in range(2):  # the second time with what the prefix cache has kept
         for prompt, output in zip(prompts, llm.generate(requests, **GREEDY), strict=True):
-            assert output.tokens == greedy(reference, prompt, 40)
+            assert output.tokens == greedy_tokens(reference, prompt, 40)
     manager = llm.kv_managers[0]
     manager.check_integrity()
     assert manager.num_free_pages == manager.total_num_pages
@@ -188,7 +175,7 @@ def test_several_steps_at_once_beyond_the_window_equal_transformers(reference, f
     assert used <= 3 * len(contexts)
     for context, prompt in zip(contexts, LONG_PROMPTS, strict=True):
         llm.release(context.request_id)
-        assert context.generated_tokens == greedy(reference, prompt, 40)
+        assert context.generated_tokens == greedy_tokens(reference, prompt, 40)
 
 
 def test_memory_plan_counts_the_window_and_not_the_length(folder):

@@ -20,8 +20,7 @@ from pipezoo.files.hub import DOWNLOADED
 from pipezoo.loading.settings import LoadSettings
 from pipezoo_core import errors
 from pipezoo_core.file_names import TOKENIZER_FILES
-from pipezoo_core.layers import ACTIVATIONS
-from pipezoo_core.layers.rotary import ROPE_TYPES
+from pipezoo_core.layers import ACTIVATIONS, ROPE_TYPES
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.tokenizer.gguf_pre_tokenizers import KNOWN_PRE_TOKENIZERS

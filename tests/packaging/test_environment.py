@@ -62,8 +62,10 @@ def test_the_demo_needs_less_than_the_tests(update):
 PACKAGES = [
     "core[structured]",
     "registry",
+    "plugins/gemma",
     "plugins/llama",
     "plugins/mistral",
+    "plugins/qwen",
     "plugins/replit",
     "plugins/transformers",
 ]

@@ -21,8 +21,10 @@ ROOT = Path(__file__).parents[2]
 MEMBERS = {
     "pipezoo_core": "core",
     "pipezoo": "registry",
+    "pipezoo_gemma": "plugins/gemma",
     "pipezoo_llama": "plugins/llama",
     "pipezoo_mistral": "plugins/mistral",
+    "pipezoo_qwen": "plugins/qwen",
     "pipezoo_replit": "plugins/replit",
     "pipezoo_transformers": "plugins/transformers",
 }

@@ -17,8 +17,27 @@ from trove_classifiers import classifiers
 import pipezoo
 
 ROOT = Path(__file__).parents[2]
-MEMBERS = ["core", "registry", "plugins/llama", "plugins/mistral", "plugins/replit", "plugins/transformers"]
-PACKAGES = ["pipezoo_core", "pipezoo", "pipezoo_llama", "pipezoo_mistral", "pipezoo_replit", "pipezoo_transformers"]
+MEMBERS = [
+    "core",
+    "registry",
+    "plugins/gemma",
+    "plugins/llama",
+    "plugins/mistral",
+    "plugins/qwen",
+    "plugins/replit",
+    "plugins/transformers",
+]
+PACKAGES = [
+    "pipezoo_core",
+    "pipezoo",
+    "pipezoo_gemma",
+    "pipezoo_llama",
+    "pipezoo_mistral",
+    "pipezoo_qwen",
+    "pipezoo_replit",
+    "pipezoo_transformers",
+]
+PLUGINS = tuple(PACKAGES[2:])
 
 
 def project(member):
@@ -91,7 +110,7 @@ HEAVY = {"torch", "transformers", "numpy", "huggingface_hub", "safetensors", "gg
         "from pipezoo import SamplingParams; SamplingParams(temperature=0)",
         "from pipezoo.loading.settings import LoadSettings; LoadSettings(dtype='int8')",
         "from pipezoo import registry; registry.plugins()",
-        "import pipezoo_llama.plugin, pipezoo_mistral.plugin, pipezoo_replit.plugin, pipezoo_transformers.plugin",
+        f"import {', '.join(f'{name}.plugin' for name in PLUGINS)}",
         "from typer.testing import CliRunner; from pipezoo.cli.main import app; CliRunner().invoke(app, ['plugins'])",
     ],
 )
@@ -99,10 +118,7 @@ def test_listing_imports_nothing_heavy(statement):
     imported = imported_by(statement)
     assert not imported & HEAVY
     if "plugin," not in statement:
-        assert not any(
-            name.startswith(("pipezoo_llama", "pipezoo_mistral", "pipezoo_replit", "pipezoo_transformers"))
-            for name in imported
-        )
+        assert not any(name.startswith(PLUGINS) for name in imported)
 
 
 def test_what_decides_on_the_host_is_there_without_torch():

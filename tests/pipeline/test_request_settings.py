@@ -95,8 +95,9 @@ def test_all_answers_are_ended_also_where_another_call_has_taken_the_id(load_tin
 
     async def main():
         first = asyncio.create_task(run("first", request))
-        while not reasons["first"]:
-            await asyncio.sleep(0)
+        async with asyncio.timeout(60):
+            while not reasons["first"]:
+                await asyncio.sleep(0)
         await asyncio.gather(first, run("second", [request]))
 
     asyncio.run(main())

@@ -133,8 +133,9 @@ def test_a_stream_goes_on_beside_one_that_waits_for_its_place(load_tiny):
 
     async def main():
         stream = asyncio.create_task(first())
-        while not steps[0]:
-            await asyncio.sleep(0)
+        async with asyncio.timeout(60):
+            while not steps[0]:
+                await asyncio.sleep(0)
         others = [asyncio.create_task(waiting(prompt)) for prompt in ("he", "help", "h")]
         await stream
         return await asyncio.gather(*others)
@@ -146,10 +147,11 @@ def test_a_stream_goes_on_beside_one_that_waits_for_its_place(load_tiny):
 
 def test_a_prompt_that_is_being_tokenized_holds_up_nobody(load_tiny):
     llm = load_tiny()
-    new_context, may_end = llm.tokenizer.new_context, threading.Event()
+    new_context, has_begun, may_end = llm.tokenizer.new_context, threading.Event(), threading.Event()
 
     def slow(request):
         if request.prompt == "slow":
+            has_begun.set()
             assert may_end.wait(60)
             request = TextGenerationRequest(prompt="hello", sampling_params=request.sampling_params)
         return new_context(request)
@@ -161,7 +163,7 @@ def test_a_prompt_that_is_being_tokenized_holds_up_nobody(load_tiny):
 
     async def main():
         task = asyncio.create_task(one("slow"))
-        await asyncio.sleep(0)
+        assert await asyncio.to_thread(has_begun.wait, 60)
         assert len(await one("hello")) == 12
         may_end.set()
         return await task

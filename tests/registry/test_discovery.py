@@ -128,7 +128,8 @@ def test_the_api_version_must_be_stated_and_known(site, line):
     install(site, "some-plugin", "llama", source=working("'A', 'llama'").replace("API_VERSION = 1", line))
     index = index_of(site)
     with pytest.raises(
-        IncompatiblePluginError, match=r"API_VERSION.*allowed: 1.*Install a release of it.*PIPEZOO_PLUGINS=-some-plugin"
+        IncompatiblePluginError,
+        match=r"API_VERSION.*allowed: 2, 1.*Install a release of it.*PIPEZOO_PLUGINS=-some-plugin",
     ):
         index.load(only(index))
     assert only(index).state is PluginState.incompatible
@@ -276,3 +277,19 @@ def test_blank_settings_are_none_and_the_same_pin_twice_is_one(site, monkeypatch
     assert index_of(site).setting.pins == {}
     monkeypatch.setenv("PIPEZOO_PLUGINS", "llama=one,llama=One")
     assert index_of(site).setting.pins == {"llama": "one"}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_plugin_of_this_version_or_the_one_before_is_loaded(site, version):
+    source = working("'A', 'llama'").replace("API_VERSION = 1", f"API_VERSION = {version}")
+    install(site, "some-plugin", "llama", source=source)
+    index = index_of(site)
+    assert [architecture.name for architecture in index.load(only(index))] == ["A"]
+
+
+@pytest.mark.parametrize("name", ["*.py", "*", "../x.json", "deep/x.json", "x.bin", "x.json\n", ".json", "x.PT", ""])
+def test_files_that_a_plugin_cannot_ask_for(site, name):
+    install(site, "some-plugin", "llama", source=working(f"'A', 'llama', files=('good.tiktoken', {name!r})"))
+    index = index_of(site)
+    with pytest.raises(BrokenPluginError, match=r"files of A that are not downloaded"):
+        index.load(only(index))

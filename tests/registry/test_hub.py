@@ -60,11 +60,11 @@ PROGRAM = """
 import json, sys
 from pipezoo.files.hub import download, locate
 from pipezoo_core.errors import PipezooError
-source, revision, depth = json.loads(sys.argv[1])
+source, revision, depth, files = json.loads(sys.argv[1])
 try:
     found = locate(source, revision=revision)
     if depth == "download":
-        found = download(found)
+        found = download(found, files)
     answer = {"name": found.name, "path": str(found.path), "commit": found.commit}
 except PipezooError as error:
     answer = {"error": type(error).__name__, "message": str(error), "cause": type(error.__cause__).__name__}
@@ -82,9 +82,9 @@ def hub():
 def ask(hub, tmp_path):
     """Returns a function that locates a model in a process of its own, and downloads it unless told otherwise."""
 
-    def ask(source, revision=None, *, depth="download", preexec=None, **settings):
+    def ask(source, revision=None, *, depth="download", files=(), preexec=None, **settings):
         environment = {**hub.client_environment(tmp_path / "cache"), **settings}
-        command = [sys.executable, "-W", "error", "-c", PROGRAM, json.dumps([source, revision, depth])]
+        command = [sys.executable, "-W", "error", "-c", PROGRAM, json.dumps([source, revision, depth, files])]
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=60, cwd=tmp_path, preexec_fn=preexec
         )
@@ -95,6 +95,13 @@ def ask(hub, tmp_path):
         return ModelSource(answer["name"], Path(answer["path"]), answer["commit"])
 
     return ask
+
+
+def test_files_that_the_plugin_asks_for(hub, ask):
+    others = {"qwen.tiktoken": b"words", "other.tiktoken": b"more words", "deep/qwen.tiktoken": b"deep"}
+    hub.repositories["org/tiny"] = Repository({**SINGLE, **UNWANTED, **others})
+    ask("org/tiny", files=["qwen.*"])
+    assert hub.downloads() == sorted([*SINGLE, "qwen.tiktoken"])
 
 
 LOAD = """

@@ -16,7 +16,7 @@ from pipezoo_core.errors import (
     UnsupportedModelError,
 )
 
-NONE = "pipezoo has plugins for llama, mistral, mpt, replit_lm; docs/writing-a-plugin.md shows how to write one."
+NONE = "`pipezoo plugins --available` lists all; docs/writing-a-plugin.md shows how to write one."
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 
 

@@ -5,6 +5,7 @@ Knows no torch at run time: the registry asks for it before anything heavy is ne
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
     from pipezoo_core.interfaces import PipelineModel
     from pipezoo_core.weights import GGUFFile, WeightsAdapter
 
-__all__ = ["SupportedArchitecture"]
+__all__ = ["DATA_ENDINGS", "SupportedArchitecture"]
+
+DATA_ENDINGS = (".jinja", ".json", ".model", ".safetensors", ".tiktoken", ".txt")
+"""What the names of files end in that a plugin can ask for: none of them is code, or can hold any."""
+
+_FILE = re.compile(r"[\w*][\w.*-]*", re.ASCII)
 
 
 def _accept(_config: Mapping[str, Any]) -> str | None:
@@ -44,6 +50,11 @@ class SupportedArchitecture:
         tokenizer: reads the tokenizer of a folder without tokenizer.json where transformers would need remote code for
             it; returns None for a folder that it leaves to transformers. May raise anything: what it raises becomes
             the cause of an `UnsupportedTokenizerError`.
+        files: names of further files that are downloaded of a Hub repository, e.g. `("qwen.tiktoken",)`. They lie at
+            its top and may have `*` in them; what they end in says that they are data: see `DATA_ENDINGS`.
+
+    Raises:
+        ValueError: one of `files` is a path, or may be of another kind.
     """
 
     name: str
@@ -56,6 +67,13 @@ class SupportedArchitecture:
     probe: Callable[[Mapping[str, Any]], str | None] = _accept
     aliases: tuple[str, ...] = ()
     tokenizer: Callable[[Path], PreTrainedTokenizerBase | None] | None = None
+    files: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        refused = [name for name in self.files if not (_FILE.fullmatch(name) and name.endswith(DATA_ENDINGS))]
+        if refused:
+            allowed = f"names that end in {', '.join(DATA_ENDINGS)}"
+            raise ValueError(f"files of {self.name} that are not downloaded: {refused}; allowed: {allowed}")
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -29,7 +29,8 @@ _STACK = 1 << 20  # bytes; the threads that compute masks have twice as much
 _MEMORY = 1 << 29  # bytes, besides those of the vocabulary
 _SECONDS = 2.0  # of CPU time to compile it, so that a busy machine refuses nothing more
 _SECONDS_PER_TOKEN = 0.25  # of CPU time; the other requests of a step wait for it
-_NUM_ANSWERS, _NUM_TOKENS = 8, 64  # that are tried: some grammars explode in some answers only, and at a later token
+# Of the answers that are tried: some grammars explode in some answers only, most of them soon, some at a later token.
+_NUMS_OF_TOKENS = (64,) * 8 + (8,) * 24
 _NUM_KNOWN = 64  # grammars that were let through: prompts of a list, and of a program, have the same ones
 _MAX_LEXER_STATES = 20_000  # of up to 2 kB each, which a running request keeps
 # What holds a step of a running request, whose grammar may explode behind the tokens that were tried. An ambiguous one
@@ -103,23 +104,27 @@ def _line(value: object) -> bytes:
 def _spell(tokenizer: LLTokenizer, grammar: str) -> None:
     """Compiles a grammar and spells the beginnings of random answers."""
     matcher, rng = new_matcher(tokenizer, grammar), random.Random(0)
-    for _ in range(_NUM_ANSWERS):
-        _spell_one(matcher.deep_copy(), rng)
+    for num_tokens in _NUMS_OF_TOKENS:
+        _spell_one(matcher.deep_copy(), num_tokens, tokenizer.eos_token, rng)
 
 
-def _spell_one(matcher: LLMatcher, rng: random.Random) -> None:
-    for _ in range(_NUM_TOKENS):
+def _spell_one(matcher: LLMatcher, num_tokens: int, end: int, rng: random.Random) -> None:
+    for _ in range(num_tokens):
         signal.setitimer(signal.ITIMER_PROF, _SECONDS_PER_TOKEN)
         bits = matcher.compute_bitmask()
         if matcher.is_error() or matcher.is_stopped():
             return
-        matcher.consume_token(_some_token(bits, rng))
+        matcher.consume_token(_some_token(bits, end, rng))
 
 
-def _some_token(bits: bytes, rng: random.Random) -> int:
-    """Returns one of the tokens whose bits are set: of the first byte that has any from a random place on."""
-    place = rng.randrange(len(bits))
-    rest = bits[place:].lstrip(b"\0") or bits.lstrip(b"\0")
+def _some_token(bits: bytes, end: int, rng: random.Random) -> int:
+    """Returns one of the tokens whose bits are set: of the first byte that has any from a random place on.
+
+    The end only where no other is left: an answer that goes on is the one that may explode.
+    """
+    others = bytearray(bits)
+    others[end // 8] &= ~(1 << end % 8)
+    rest = others[rng.randrange(len(bits)) :].lstrip(b"\0") or others.lstrip(b"\0") or bits.lstrip(b"\0")
     return 8 * (len(bits) - len(rest)) + rng.choice([bit for bit in range(8) if rest[0] >> bit & 1])
 
 

@@ -17,7 +17,7 @@ __all__ = ["API_VERSION", "ENTRY_POINT_GROUP", "PROJECT_NAME", "hookimpl", "hook
 PROJECT_NAME = "pipezoo"
 ENTRY_POINT_GROUP = "pipezoo.plugins"
 
-API_VERSION = 1
+API_VERSION = 2
 """Version of the plugin contract. A plugin module states the one it was written for in its own `API_VERSION`;
 the current and the previous one are accepted."""
 

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
     from numpy import bool_
     from numpy.typing import NDArray
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["GrammarCompiler", "TokenMatcher"]
+__all__ = ["GrammarCompiler", "TokenMatcher", "check_constraint"]
 
 # Between two tokens of JSON: nothing, a space, or a line break with an indent. Without a bound, a small model that has
 # begun to write spaces may never stop.
@@ -114,6 +115,32 @@ class TokenMatcher:
             )
 
 
+class _Bytes:
+    """A tokenizer whose vocabulary is the bytes."""
+
+    @property
+    def backend_tokenizer(self) -> Tokenizer:
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        return tokenizer
+
+
+def check_constraint(params: SamplingParams) -> None:
+    """Tries a request's grammar before there is a model, over a vocabulary that spells everything: the bytes.
+
+    What passes may still be refused by a model's own `GrammarCompiler`, whose tokens it can take longer to find.
+
+    Raises:
+        MissingDependencyError: llguidance is not installed.
+        InvalidGrammarError: as of `GrammarCompiler.matcher`.
+    """
+    GrammarCompiler(_Bytes(), end_token_ids=[]).matcher(params)
+
+
 class GrammarCompiler:
     """Makes matchers over one model's vocabulary, which is handed to llguidance on first use.
 
@@ -122,7 +149,7 @@ class GrammarCompiler:
         end_token_ids: the tokens at which the model itself ends an answer.
     """
 
-    def __init__(self, delegate: PreTrainedTokenizerBase, *, end_token_ids: Collection[int]) -> None:
+    def __init__(self, delegate: PreTrainedTokenizerBase | _Bytes, *, end_token_ids: Collection[int]) -> None:
         self._delegate = delegate
         self._end_token_ids = end_token_ids
         self._engine: tuple[LLTokenizer, GrammarTrial] | None = None

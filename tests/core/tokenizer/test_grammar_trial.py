@@ -39,6 +39,27 @@ r0: (r1) "b" (r2 | r0 | T1)? | (r0 | T2){900} "a" | (r0 | T1 | T2) (r1)
 r1: "b"{900}
 r2: "a"+ "a"{2,7} "c"+ (T1 | T0 | r2)
 """
+# Whose answers may end before they explode.
+BEHIND_AN_END = r"""start: r0
+T0: /(( ){60})?/
+T1: /((b){9})*/
+T2: /\pL/
+r0: "b" | "b"{2,7} T1 "b"
+r1: (T2 | T0 | T0){900} r1? | "b" "b"{900} "b"{900} r1{900} | (T2 | r2 | T0) "c" "b"?
+r2: (T2){2,7}
+"""
+BEHIND_A_LATER_END = r"""start: r0
+T0: /(aaaababaab){0,9}([^a]){0,2}aabbababa/
+T1: /(1cb|( ){60}|(a)*)/
+T2: /b/
+r0: (r0) r0{900} "b"{2,7} "a"+ | "a"+ "c" T1
+"""
+IN_FEW_ANSWERS = r"""start: r0
+T0: /(b)*/
+T1: /(babaaaab[^a] ){1000}/
+T2: /((aababa){9})/
+r0: "b" "c"* (T1 | T2) | "c" "c"* "a"{2,7} | (T0)* T1 "c"{2,7}
+"""
 BAD = {
     "rules": {"grammar": rules(3_000, 'r{0}: r{1} "a"')},
     "rules to the right": {"grammar": rules(3_000, 'r{0}: "a" r{1}')},
@@ -63,6 +84,9 @@ BAD = {
     "groups": {"regex": "(" * 50_000 + "a" + ")" * 50_000},
     "long regex": {"regex": "ab?" * 100_000},
     "in some answers only": {"grammar": IN_SOME_ANSWERS},
+    "in few answers": {"grammar": IN_FEW_ANSWERS},
+    "behind an end": {"grammar": BEHIND_AN_END},
+    "behind a later end": {"grammar": BEHIND_A_LATER_END},
 }
 
 

@@ -12,7 +12,7 @@ from pipezoo_core.attention import AttentionBackends, AttentionSpec, NativeAtten
 from pipezoo_core.config import KVCacheConfig, LinearName, PipelineConfig
 from pipezoo_core.decoder.config import DecoderConfig
 from pipezoo_core.kv_cache import KVCacheParams
-from pipezoo_core.layers import DEQUANTIZED_AT_ONCE, GatedMLP, as_split
+from pipezoo_core.layers import DEQUANTIZED_AT_ONCE, FeedForward, as_split
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.sampling_params import NUM_ECHOED_AT_ONCE, NUMBERS_SAMPLED_AT_ONCE
 from pipezoo_core.weights import torch_dtype
@@ -72,9 +72,9 @@ def activation_memory(config: DecoderConfig, outline: nn.Module, pipeline_config
     backends = AttentionBackends(pipeline_config.attention, specs, kernels, pipeline_config.kv_cache.page_size)
     has_native_attention = all(isinstance(backend, NativeAttention) for backend in backends.of_groups)
     is_native = kernels.obstacle is None and pipeline_config.linear in (LinearName.auto, LinearName.native)
-    gated = [module for module in outline.modules() if isinstance(module, GatedMLP)]
+    feed_forward = [module for module in outline.modules() if isinstance(module, FeedForward)]
     inner = max(as_split(config.intermediate_size).sizes(num_ranks))
-    moments = _layer_moments(config, specs, gated, inner, pipeline_config, is_native=is_native)
+    moments = _layer_moments(config, specs, feed_forward, inner, pipeline_config, is_native=is_native)
     num_tokens, num_requests = pipeline_config.max_batch_tokens, pipeline_config.max_batch_size
     row = config.vocab_size * _LOGIT_BYTES
     logits = (num_requests + NUM_ECHOED_AT_ONCE) * row
@@ -90,7 +90,7 @@ def activation_memory(config: DecoderConfig, outline: nn.Module, pipeline_config
         max_length = config.longest_request(pipeline_config.max_length)
         width = max((spec.num_heads + spec.num_kv_heads) * spec.head_dim for spec in specs)
         others += _BIAS_BYTES * min(num_tokens, max_length) * max_length + 2 * max_length * width * itemsize
-    if is_native and gated and has_native_attention:
+    if is_native and feed_forward and has_native_attention:
         return others + _pooled(moments)
     return int((others + max(map(sum, moments[:-1])) + sum(moments[-1])) * _HOLES)
 
@@ -98,7 +98,7 @@ def activation_memory(config: DecoderConfig, outline: nn.Module, pipeline_config
 def _layer_moments(
     config: DecoderConfig,
     specs: Sequence[AttentionSpec],
-    gated: Sequence[GatedMLP],
+    feed_forward: Sequence[FeedForward],
     inner: int,
     pipeline_config: PipelineConfig,
     *,
@@ -110,8 +110,8 @@ def _layer_moments(
     queries, results = widest.num_heads * widest.head_dim, widest.num_heads * widest.value_size
     keys = widest.num_kv_heads * (widest.head_dim + widest.value_size)
     fuse = pipeline_config.lora is None
-    feed_forward = max((m.alive(is_native=is_native, fuse=fuse) for m in gated), default=[inner, inner], key=sum)
-    halves = [[queries + keys, results, hidden], feed_forward]
+    layers = (layer.alive(is_native=is_native, fuse=fuse) for layer in feed_forward)
+    halves = [[queries + keys, results, hidden], max(layers, default=[inner, inner], key=sum)]
     num_tokens = pipeline_config.max_batch_tokens
     return [[num_tokens * width * itemsize for width in (hidden, hidden, *half)] for half in halves]
 

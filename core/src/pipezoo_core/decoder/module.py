@@ -13,7 +13,7 @@ from pipezoo_core.config import AttentionName, PipelineConfig, SupportedEncoding
 from pipezoo_core.decoder.config import DecoderConfig
 from pipezoo_core.distributed import TensorParallelGroup
 from pipezoo_core.kv_cache import KVCacheInputs
-from pipezoo_core.layers import shard_module, use_linear_backend
+from pipezoo_core.layers import set_dtype, shard_module, use_linear_backend
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.session import InferenceSession
 from pipezoo_core.weights import LazyTensor, load_module, torch_dtype
@@ -49,7 +49,8 @@ def outline_of(module_class: Any, config: DecoderConfig, pipeline_config: Pipeli
         module: nn.Module = module_class(config, backends)
     if num_ranks > 1:
         shard_module(module, TensorParallelGroup(num_ranks - 1, num_ranks))
-    return module.to(dtype)
+    set_dtype(module, dtype)
+    return module
 
 
 def load_decoder(

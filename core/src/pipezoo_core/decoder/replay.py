@@ -12,7 +12,7 @@ from pipezoo_core.config import PipelineConfig
 from pipezoo_core.decoder.config import DecoderConfig
 from pipezoo_core.decoder.recorded_module import RecordedModule
 from pipezoo_core.kv_cache import KVCacheInputs, KVCacheStorage, RaggedBatch
-from pipezoo_core.layers import use_linear_backend
+from pipezoo_core.layers import set_dtype, use_linear_backend
 from pipezoo_core.native import NativeKernels, Recording
 from pipezoo_core.weights import torch_dtype
 
@@ -60,8 +60,7 @@ def _without_numbers(
 ) -> nn.Module:
     with torch.device("meta"):
         module: nn.Module = module_class(config, backends)
-    for parameter in module.parameters():  # buffers keep theirs
-        parameter.data = parameter.data.to(kernels.dtype)
+    set_dtype(module, kernels.dtype)
     module.to_empty(device=pipeline_config.device).eval()
     with Recording(kernels):  # in which nothing is packed
         use_linear_backend(

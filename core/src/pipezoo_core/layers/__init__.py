@@ -1,30 +1,45 @@
 """Layers that more than one plugin uses."""
 
-from pipezoo_core.layers.activations import ACTIVATIONS
+from pipezoo_core.layers.activations import ACTIVATIONS, ClampedGate
 from pipezoo_core.layers.alibi import alibi_slopes
-from pipezoo_core.layers.embedding import Embedding, LMHead, VocabParallelEmbedding
+from pipezoo_core.layers.embedding import Embedding, LMHead, PositionEmbedding, VocabParallelEmbedding
+from pipezoo_core.layers.experts import Experts
 from pipezoo_core.layers.linear import ColumnParallelLinear, Linear, MergedLinear, RowParallelLinear
 from pipezoo_core.layers.linear_backends import choose_linear, use_linear_backend, weights_memory
-from pipezoo_core.layers.mlp import GatedMLP
-from pipezoo_core.layers.norm import ParallelLayerNorm, RMSNorm
+from pipezoo_core.layers.mlp import MLP, FeedForward, GatedMLP
+from pipezoo_core.layers.norm import LayerNorm, ParallelLayerNorm, ParallelRMSNorm, RMSNorm
+from pipezoo_core.layers.precision import KeepsFloat32, float32_parameters, set_dtype
 from pipezoo_core.layers.quantized import DEQUANTIZED_AT_ONCE
-from pipezoo_core.layers.rotary import ROPE_TYPES, RotaryEmbedding, apply_rotary, max_rotary_length
+from pipezoo_core.layers.rotary import RotaryEmbedding, apply_rotary, halves
+from pipezoo_core.layers.rotary_parameters import ROPE_TYPES, max_rotary_length, max_shareable_length
+from pipezoo_core.layers.router import Router
+from pipezoo_core.layers.routing import Routing
 from pipezoo_core.layers.split import Heads, Shard, Shardable, Split, as_split, shard_module
 
 __all__ = [
     "ACTIVATIONS",
     "DEQUANTIZED_AT_ONCE",
+    "MLP",
     "ROPE_TYPES",
+    "ClampedGate",
     "ColumnParallelLinear",
     "Embedding",
+    "Experts",
+    "FeedForward",
     "GatedMLP",
     "Heads",
+    "KeepsFloat32",
     "LMHead",
+    "LayerNorm",
     "Linear",
     "MergedLinear",
     "ParallelLayerNorm",
+    "ParallelRMSNorm",
+    "PositionEmbedding",
     "RMSNorm",
     "RotaryEmbedding",
+    "Router",
+    "Routing",
     "RowParallelLinear",
     "Shard",
     "Shardable",
@@ -34,7 +49,11 @@ __all__ = [
     "apply_rotary",
     "as_split",
     "choose_linear",
+    "float32_parameters",
+    "halves",
     "max_rotary_length",
+    "max_shareable_length",
+    "set_dtype",
     "shard_module",
     "use_linear_backend",
     "weights_memory",

@@ -7,13 +7,16 @@ many devices: a second, and 80 MB.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["ACTIVATIONS"]
+from pipezoo_core.native import Activation
+
+__all__ = ["ACTIVATIONS", "ClampedGate", "native_activation"]
 
 _gelu_tanh = partial(F.gelu, approximate="tanh")
 
@@ -53,5 +56,36 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 """What each name computes, number by number."""
 
-SILU = tuple(name for name, function in ACTIVATIONS.items() if function is F.silu)
-"""The names of SiLU."""
+_NATIVE: Mapping[Callable[[Tensor], Tensor], Activation] = {
+    F.gelu: Activation.gelu,
+    F.relu: Activation.relu,
+    F.silu: Activation.silu,
+    torch.sigmoid: Activation.sigmoid,
+    torch.tanh: Activation.tanh,
+    _gelu_tanh: Activation.gelu_tanh,
+    _quick_gelu: Activation.quick_gelu,
+    _relu2: Activation.relu2,
+}
+
+
+def native_activation(name: str) -> Activation | None:
+    """Returns what the kernels call an activation with a name of `ACTIVATIONS`; None where they have no such one."""
+    return _NATIVE.get(ACTIVATIONS[name])
+
+
+@dataclass(frozen=True, slots=True)
+class ClampedGate:
+    """`gate · sigmoid(alpha · gate) · (up + 1)` of clamped numbers, as transformers' `modeling_gpt_oss` computes it.
+
+    Attributes:
+        limit: gate is at most that, and up between that and its negative.
+        alpha: how steep the sigmoid is.
+    """
+
+    limit: float = 7.0
+    alpha: float = 1.702
+
+    def __call__(self, gate: Tensor, up: Tensor) -> Tensor:
+        """Maps twice [T, I] to [T, I]."""
+        gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
+        return (self.alpha * gate).sigmoid_().mul_(gate).mul_(up.add_(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Self
 
@@ -13,7 +14,7 @@ from pipezoo_core.distributed import TensorParallelGroup
 from pipezoo_core.layers.linear import Linear, Product
 from pipezoo_core.layers.split import Shard, as_split, sharded
 
-__all__ = ["Embedding", "LMHead", "VocabParallelEmbedding"]
+__all__ = ["Embedding", "LMHead", "PositionEmbedding", "VocabParallelEmbedding"]
 
 
 class Embedding(nn.Module):
@@ -40,22 +41,48 @@ class Embedding(nn.Module):
         del self.weight
 
 
+class PositionEmbedding(nn.Module):
+    """A learned row per position, which all ranks have.
+
+    Args:
+        num_positions: that a request may have.
+        size: numbers per row.
+        offset: rows of the checkpoint before that of position 0, 2 in OPT.
+    """
+
+    def __init__(self, num_positions: int, size: int, offset: int = 0) -> None:
+        super().__init__()
+        self.offset = offset
+        self.weight = nn.Parameter(torch.empty(num_positions + offset, size))
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """Maps int64 [T] to [T, size]."""
+        return F.embedding(positions, self.weight[self.offset :])
+
+
 class VocabParallelEmbedding(Embedding):
     """An `Embedding` whose rows the ranks of a group divide: each looks up the tokens that it has, and adds zeros else.
 
     Args:
         vocab_size: rows.
         size: numbers per row.
+        scale: what the rows are multiplied with; rounded to the precision of the run before, as in transformers'
+            `modeling_gemma`. A head that shares the weight has it without.
     """
 
-    def __init__(self, vocab_size: int, size: int) -> None:
+    def __init__(self, vocab_size: int, size: int, *, scale: float = 1.0) -> None:
         super().__init__(vocab_size, size)
+        self.scale = scale
         self.shards: dict[str, Shard] = {}
         self._rows = slice(0, vocab_size)
         self._group: TensorParallelGroup | None = None
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Maps int64 [T] to [T, size]."""
+        rows = self._all_rows(tokens)
+        return rows if self.scale == 1 else rows * _rounded(self.scale, rows.dtype)
+
+    def _all_rows(self, tokens: Tensor) -> Tensor:
         if self._group is None:
             return super().forward(tokens)
         elsewhere = (tokens < self._rows.start) | (tokens >= self._rows.stop)
@@ -75,20 +102,41 @@ class LMHead(Linear):
 
     A backend may return them in float32, whatever the dtype of the model. The ranks of a group divide the vocabulary;
     rank 0 gets all logits, and the others something to ignore.
+
+    Args:
+        in_features: numbers per input row.
+        vocab_size: logits per row.
+        bias: whether there is one.
+        scale: what the logits are multiplied with.
+        softcap: afterwards they become `softcap · tanh(logits / softcap)` (Gemma 2); None to leave them.
     """
 
     _shared: tuple[Embedding, ...] = ()  # in a tuple, so that it is no submodule
     _group: TensorParallelGroup | None = None
 
-    def __init__(self, in_features: int, vocab_size: int) -> None:
-        super().__init__(in_features, vocab_size)
+    def __init__(
+        self,
+        in_features: int,
+        vocab_size: int,
+        *,
+        bias: bool = False,
+        scale: float = 1.0,
+        softcap: float | None = None,
+    ) -> None:
+        super().__init__(in_features, vocab_size, bias=bias)
+        self.scale = scale
+        self.softcap = softcap
         self.shards: dict[str, Shard] = {}
         self._sizes = [vocab_size]
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [rows, in_features] to [rows, vocab_size]."""
         logits = super().forward(x)
-        return logits if self._group is None else self._group.gather(logits, self._sizes)
+        if self._group is not None:
+            logits = self._group.gather(logits, self._sizes)
+        if self.scale != 1:
+            logits = logits * self.scale
+        return logits if self.softcap is None else logits.div(self.softcap).tanh_().mul_(self.softcap)
 
     def shard(self, group: TensorParallelGroup) -> None:
         """Keeps this rank's rows; those of an embedding that it shares, which is divided before."""
@@ -96,18 +144,24 @@ class LMHead(Linear):
         self._group = group
         self._sizes = split.sizes(group.size)
         self.out_features = self._sizes[group.rank]
+        rows = Shard(0, (split.part(group.rank, group.size),))
         if self._shared:
             self.weight = self._shared[0].weight
         else:
-            self.shards = {"weight": Shard(0, (split.part(group.rank, group.size),))}
-            self.weight = sharded(self.weight, self.shards["weight"])
+            self.shards["weight"] = rows
+            self.weight = sharded(self.weight, rows)
+        if self.bias is not None:
+            self.shards["bias"] = rows
+            self.bias = sharded(self.bias, rows)
         assert len(self.weight) == self.out_features
 
     @classmethod
-    def sharing(cls, embedding: Embedding) -> Self:
+    def sharing(
+        cls, embedding: Embedding, *, bias: bool = False, scale: float = 1.0, softcap: float | None = None
+    ) -> Self:
         """Returns a head whose weight is the embedding's."""
         vocab_size, size = embedding.weight.shape
-        head = cls(size, vocab_size)
+        head = cls(size, vocab_size, bias=bias, scale=scale, softcap=softcap)
         head.weight = embedding.weight
         head._shared = (embedding,)
         return head
@@ -123,3 +177,10 @@ class LMHead(Linear):
         for embedding in self._shared:
             if product.rows is not None:
                 embedding.look_up_with(product.rows)
+
+
+def _rounded(number: float, dtype: torch.dtype) -> float:
+    """Returns the number of a dtype that is nearest. No tensor is made: nothing is to be recorded."""
+    num_bits = 1 - round(math.log2(torch.finfo(dtype).eps))
+    mantissa, exponent = math.frexp(number)
+    return math.ldexp(round(mantissa * 2**num_bits), exponent - num_bits)

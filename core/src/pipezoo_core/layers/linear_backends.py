@@ -11,11 +11,11 @@ from pipezoo_core.config import LinearName, SupportedEncoding
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.layers.embedding import LMHead
 from pipezoo_core.layers.linear import Linear, Product
-from pipezoo_core.layers.mlp import GatedMLP
-from pipezoo_core.layers.norm import RMSNorm
+from pipezoo_core.layers.mlp import MLP, GatedMLP
+from pipezoo_core.layers.norm import LayerNorm, RMSNorm
 from pipezoo_core.layers.quantized import GROUP, QuantizedProduct
 from pipezoo_core.layers.rotary import RotaryEmbedding
-from pipezoo_core.native import GATE, HUGE_PAGE, Form, NativeKernels, packed_size
+from pipezoo_core.native import GATE, HUGE_PAGE, Activation, Form, NativeKernels, packed_size
 
 __all__ = ["NativeProduct", "OneDNNProduct", "choose_linear", "use_linear_backend", "weights_memory"]
 
@@ -59,6 +59,7 @@ class NativeProduct(Product):
         bias: [out_features], or None.
         bits: 8 or 4 to quantize the weight; None to keep its numbers.
         form: of the result. Gated, the weight is a gate's and, below it, that of what it lets through.
+        activation: of the gate.
     """
 
     size_of = staticmethod(packed_size)
@@ -70,10 +71,12 @@ class NativeProduct(Product):
         bias: Tensor | None,
         bits: Literal[8, 4] | None = None,
         form: Form = Form.plain,
+        activation: Activation = Activation.silu,
     ) -> None:
         self._kernels = kernels
         self._bits = bits
         self._form = form
+        self._activation = activation
         if bias is not None and form is Form.gated:
             bias = bias.unflatten(0, (2, -1, GATE)).transpose(0, 1).flatten()  # in the order of the packed weight
         self._packed = kernels.pack(weight.detach() if bits else weight.detach().to(kernels.dtype), bits, form)
@@ -82,7 +85,12 @@ class NativeProduct(Product):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Maps [..., in_features] to [..., out_features]."""
-        return self._kernels.linear(x, self._packed, self._bias, self._shape, bits=self._bits, form=self._form)
+        return self._kernels.linear(
+            *(x, self._packed, self._bias, self._shape),
+            bits=self._bits,
+            form=self._form,
+            activation=self._activation,
+        )
 
     def rows(self, indices: Tensor) -> Tensor:
         """Maps int64 [T] to these rows of W."""
@@ -120,7 +128,7 @@ def use_linear_backend(
             elif kind is QuantizedProduct:
                 assert bits is not None
                 layer.compute_with(QuantizedProduct(layer.weight, layer.bias, bits, kernels.dtype))
-        elif name is LinearName.native and isinstance(layer, RMSNorm | GatedMLP | RotaryEmbedding):
+        elif name is LinearName.native and isinstance(layer, RMSNorm | LayerNorm | MLP | GatedMLP | RotaryEmbedding):
             layer.compute_with(kernels)
 
 
@@ -187,10 +195,10 @@ def _kind(name: LinearName, layer: Linear, encoding: SupportedEncoding) -> type[
 
 def _fuse_gates(module: nn.Module, encoding: SupportedEncoding, kernels: NativeKernels) -> None:
     for layer in [layer for layer in module.modules() if isinstance(layer, GatedMLP)]:
-        if layer.can_be_gated:
+        if layer.can_be_gated and layer.native_activation is not None:
             merged = layer.gate_up_proj.merged
-            bits = _bits(merged, encoding)
-            layer.gate_with(NativeProduct(kernels, merged.weight, merged.bias, bits, Form.gated))
+            form = (_bits(merged, encoding), Form.gated, layer.native_activation)
+            layer.gate_with(NativeProduct(kernels, merged.weight, merged.bias, *form))
 
 
 def _bits(layer: Linear, encoding: SupportedEncoding) -> Literal[8, 4] | None:

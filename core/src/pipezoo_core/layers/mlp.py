@@ -1,46 +1,22 @@
-"""The gated feed-forward layer of Llama-like models."""
+"""The feed-forward layers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from pipezoo_core.layers.activations import ACTIVATIONS, SILU
-from pipezoo_core.layers.linear import MergedLinear, RowParallelLinear
+from pipezoo_core.layers.activations import ACTIVATIONS, ClampedGate, native_activation
+from pipezoo_core.layers.linear import ColumnParallelLinear, MergedLinear, RowParallelLinear
 from pipezoo_core.native import GATE, NativeKernels
 
-__all__ = ["GatedMLP"]
+__all__ = ["MLP", "FeedForward", "GatedMLP"]
 
 
-class GatedMLP(nn.Module):
-    """`down(act(gate(x)) · up(x))`, a gated linear unit (Shazeer, 2020).
-
-    Args:
-        hidden_size: numbers per input and output row.
-        intermediate_size: numbers per row in between.
-        activation: a name of `ACTIVATIONS`, e.g. `silu`.
-        bias: whether the three linears have one.
-    """
-
-    def __init__(self, hidden_size: int, intermediate_size: int, activation: str, *, bias: bool = False) -> None:
-        super().__init__()
-        parts = {"gate_proj": intermediate_size, "up_proj": intermediate_size}
-        self.gate_up_proj = MergedLinear(hidden_size, parts, bias=bias)
-        self.down_proj = RowParallelLinear(intermediate_size, hidden_size, bias=bias)
-        self.activation_name = activation
-        self.activation = ACTIVATIONS[activation]
-        self._kernels: NativeKernels | None = None
-        self._gated: Callable[[Tensor], Tensor] | None = None
-
-    def forward(self, x_TH: Tensor) -> Tensor:
-        """Maps [T, hidden_size] to [T, hidden_size]."""
-        if self._gated is not None:
-            return self.down_proj(self._gated(x_TH))
-        if self._kernels is None:
-            gate, up = self.gate_up_proj(x_TH)
-            return self.down_proj(self.activation(gate) * up)
-        return self.down_proj(self._kernels.silu_multiply(self.gate_up_proj.merged(x_TH)))
+@runtime_checkable
+class FeedForward(Protocol):
+    """A layer that says which tensors are alive while it computes, and so how much memory it takes."""
 
     def alive(self, *, is_native: bool, fuse: bool) -> list[int]:
         """Returns the tensors that are alive together, by their numbers per row, the result's included.
@@ -49,8 +25,105 @@ class GatedMLP(nn.Module):
             is_native: whether the native kernels compute it.
             fuse: see `use_linear_backend`.
         """
+        ...
+
+
+class MLP(nn.Module):
+    """`down(act(up(x)))`.
+
+    Checkpoints call the two linears by many names, and so does the module: `MLP(h, i, "gelu", names=("fc1", "fc2"))`
+    has a `fc1` and a `fc2`.
+
+    Args:
+        hidden_size: numbers per input and output row.
+        intermediate_size: numbers per row in between.
+        activation: a name of `ACTIVATIONS`, e.g. `gelu_new`.
+        names: of the two linears.
+        bias: whether they have one.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        activation: str,
+        *,
+        names: Sequence[str] = ("up_proj", "down_proj"),
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self._up, self._down = names
+        self.add_module(self._up, ColumnParallelLinear(hidden_size, intermediate_size, bias=bias))
+        self.add_module(self._down, RowParallelLinear(intermediate_size, hidden_size, bias=bias))
+        self.activation = ACTIVATIONS[activation]
+        self._native = native_activation(activation)
+        self._kernels: NativeKernels | None = None
+
+    def forward(self, x_TH: Tensor) -> Tensor:
+        """Maps [T, hidden_size] to [T, hidden_size]."""
+        x_TI: Tensor = self.get_submodule(self._up)(x_TH)
+        if self._kernels is None or self._native is None:
+            x_TI = self.activation(x_TI)
+        else:
+            x_TI = self._kernels.activate(x_TI, self._native)
+        y_TH: Tensor = self.get_submodule(self._down)(x_TI)
+        return y_TH
+
+    def alive(self, *, is_native: bool, fuse: bool) -> list[int]:
+        """See `FeedForward`."""
+        del fuse
+        down = self.get_submodule(self._down)
+        assert isinstance(down, RowParallelLinear)
+        hidden, inner = down.out_features, down.in_features
+        if is_native and self._native is not None:
+            return [inner, max(inner, hidden)]
+        return [inner, inner, max(inner, hidden)]  # an activation may be made of several operations
+
+    def compute_with(self, kernels: NativeKernels) -> None:
+        """Computes the activation with the native kernels from now on, where they have it."""
+        self._kernels = kernels
+
+
+class GatedMLP(nn.Module):
+    """`down(act(gate(x)) · up(x))`, a gated linear unit (Shazeer, 2020).
+
+    Args:
+        hidden_size: numbers per input and output row.
+        intermediate_size: numbers per row in between.
+        activation: a name of `ACTIVATIONS`, e.g. `silu`; or what becomes of gate and up together.
+        bias: whether the three linears have one.
+    """
+
+    def __init__(
+        self, hidden_size: int, intermediate_size: int, activation: str | ClampedGate, *, bias: bool = False
+    ) -> None:
+        super().__init__()
+        parts = {"gate_proj": intermediate_size, "up_proj": intermediate_size}
+        self.gate_up_proj = MergedLinear(hidden_size, parts, bias=bias)
+        self.down_proj = RowParallelLinear(intermediate_size, hidden_size, bias=bias)
+        self.activation = activation if isinstance(activation, ClampedGate) else ACTIVATIONS[activation]
+        self.native_activation = native_activation(activation) if isinstance(activation, str) else None
+        self._kernels: NativeKernels | None = None
+        self._gated: Callable[[Tensor], Tensor] | None = None
+
+    def forward(self, x_TH: Tensor) -> Tensor:
+        """Maps [T, hidden_size] to [T, hidden_size]."""
+        if self._gated is not None:
+            return self.down_proj(self._gated(x_TH))
+        if self._kernels is None or self.native_activation is None:
+            gate, up = self.gate_up_proj(x_TH)
+            return self.down_proj(self._let_through(gate, up))
+        return self.down_proj(self._kernels.gated(self.gate_up_proj.merged(x_TH), self.native_activation))
+
+    def _let_through(self, gate: Tensor, up: Tensor) -> Tensor:
+        return self.activation(gate, up) if isinstance(self.activation, ClampedGate) else self.activation(gate) * up
+
+    def alive(self, *, is_native: bool, fuse: bool) -> list[int]:
+        """See `FeedForward`."""
         hidden, inner = self.down_proj.weight.shape
-        if not is_native or self.activation_name not in SILU:
+        if isinstance(self.activation, ClampedGate):
+            return [2 * inner, inner, inner, inner]
+        if not is_native or self.native_activation is None:
             return [2 * inner, inner, inner]
         return [inner, hidden] if fuse and self.can_be_gated else [2 * inner, inner]
 
@@ -58,12 +131,11 @@ class GatedMLP(nn.Module):
     def can_be_gated(self) -> bool:
         """Whether the native kernels can make gate, activation and product with `up` one."""
         size, in_features = self.gate_up_proj.merged.weight.shape
-        return self.activation_name in SILU and size % (2 * GATE) == 0 and in_features % 2 == 0
+        return self.native_activation is not None and size % (2 * GATE) == 0 and in_features % 2 == 0
 
     def compute_with(self, kernels: NativeKernels) -> None:
         """Computes `act(gate) · up` with the native kernels from now on, where they have the activation."""
-        if self.activation_name in SILU:
-            self._kernels = kernels
+        self._kernels = kernels
 
     def gate_with(self, gated: Callable[[Tensor], Tensor]) -> None:
         """Computes `act(gate(x)) · up(x)` with `gated` from now on, which holds the weights in a form of its own."""

@@ -6,35 +6,17 @@ Formulas and defaults are those of transformers' `modeling_rope_utils`, the refe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipezoo_core.errors import UnsupportedModelError
+from pipezoo_core.layers.rotary_parameters import checked_rope, part_rotated, rotary_dim_of
 from pipezoo_core.native import NativeKernels
 
-__all__ = ["ROPE_TYPES", "RotaryEmbedding", "apply_rotary", "max_rotary_length"]
-
-_REQUIRED = {  # the numbers that the formulas of each type compute with
-    "default": ("rope_theta",),
-    "dynamic": ("rope_theta", "factor"),
-    "linear": ("rope_theta", "factor"),
-    "llama3": ("rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-    "yarn": ("rope_theta", "original_max_position_embeddings"),
-}
-_OPTIONAL_FOR_YARN: dict[str, tuple[object, ...]] = {  # with the values that are as good as none
-    "factor": (None,),
-    "attention_factor": (None,),
-    "beta_fast": (None, 0),
-    "beta_slow": (None, 0),
-    "mscale": (None, 0),
-    "mscale_all_dim": (None, 0),
-}
-_FLOAT32 = torch.finfo(torch.float32)
-
-ROPE_TYPES = tuple(_REQUIRED)
+__all__ = ["RotaryEmbedding", "apply_rotary", "halves"]
 
 
 class RotaryEmbedding(nn.Module):
@@ -42,8 +24,13 @@ class RotaryEmbedding(nn.Module):
 
     Args:
         rope_parameters: `rope_type`, `rope_theta` and what the type needs, as in a transformers config.
-        head_dim: numbers per head, all of which are rotated.
+        head_dim: numbers per head.
         max_position_embeddings: the trained length.
+        rotary_dim: how many of each head's numbers are rotated, the first ones; None for `partial_rotary_factor` of
+            them, which is a part of `rope_parameters` and by default 1.
+
+    Attributes:
+        rotary_dim: see there. `proportional` RoPE rotates all numbers, most of them by 0.
 
     Raises:
         UnsupportedModelError: the RoPE type is not one of `ROPE_TYPES`, or a number that it needs is missing or not
@@ -51,23 +38,39 @@ class RotaryEmbedding(nn.Module):
     """
 
     inverse_frequencies: Tensor
+    long_inverse_frequencies: Tensor | None
 
-    def __init__(self, rope_parameters: Mapping[str, Any], head_dim: int, max_position_embeddings: int) -> None:
+    def __init__(
+        self,
+        rope_parameters: Mapping[str, Any],
+        head_dim: int,
+        max_position_embeddings: int,
+        rotary_dim: int | None = None,
+    ) -> None:
         super().__init__()
-        self._rope = _checked(rope_parameters)
-        self._head_dim = head_dim
+        self._rope = checked_rope(rope_parameters)
+        self.rotary_dim = rotary_dim_of(self._rope, head_dim) if rotary_dim is None else rotary_dim
+        if self.rotary_dim % 2 or not 2 <= self.rotary_dim <= head_dim:
+            raise UnsupportedModelError(
+                "the numbers of a head that the model rotates are no pairs of it",
+                found=self.rotary_dim,
+                allowed=f"an even number from 2 to {head_dim}",
+                cure="Check the model's config.json.",
+            )
         self._trained_length = max_position_embeddings
         self.attention_scaling = 1.0
         rope_type = self._rope.get("rope_type", "default")
         self._is_dynamic = rope_type == "dynamic"
-        if self._is_dynamic and head_dim < 4:  # its exponent is head_dim / (head_dim - 2)
-            raise UnsupportedModelError("dynamic RoPE needs larger heads", found=head_dim, allowed="at least 4")
+        if self._is_dynamic and self.rotary_dim < 4:  # its exponent is rotary_dim / (rotary_dim - 2)
+            raise UnsupportedModelError("dynamic RoPE needs larger heads", found=self.rotary_dim, allowed="at least 4")
         frequencies = self._frequencies(rope_type)
-        if not frequencies.isfinite().all():
+        long_frequencies = self._longrope("long_factor") if rope_type == "longrope" else None
+        if not (frequencies.isfinite().all() and (long_frequencies is None or long_frequencies.isfinite().all())):
             raise UnsupportedModelError(
                 "the config's rope_parameters give angles that are no numbers", found=self._rope
             )
         self.register_buffer("inverse_frequencies", frequencies, persistent=False)
+        self.register_buffer("long_inverse_frequencies", long_frequencies, persistent=False)
         self._kernels: NativeKernels | None = None
 
     def forward(self, positions: Tensor, context_lengths: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -75,23 +78,35 @@ class RotaryEmbedding(nn.Module):
 
         Args:
             positions: [T], the position of each row in its request.
-            context_lengths: [T], the length of its request; only dynamic NTK looks at it.
+            context_lengths: [T], the length of its request; only dynamic NTK and LongRoPE look at it.
             dtype: of the result; the angles are computed in float32.
 
         Returns:
-            Two tensors [T, head_dim], the second half of each row a copy of the first.
+            Two tensors [T, rotary_dim], the second half of each row a copy of the first.
         """
         if self._kernels is not None:
             return self._kernels.rotary_angles(positions, self.inverse_frequencies, self.attention_scaling)
-        frequencies = self._dynamic(context_lengths) if self._is_dynamic else self.inverse_frequencies
-        angles = positions.float().unsqueeze(-1) * frequencies
+        angles = positions.float().unsqueeze(-1) * self._frequencies_of(context_lengths)
         angles = torch.cat((angles, angles), dim=-1)
         return (angles.cos() * self.attention_scaling).to(dtype), (angles.sin() * self.attention_scaling).to(dtype)
 
     def compute_with(self, kernels: NativeKernels) -> None:
-        """Computes with the native kernels from now on, where they can: not dynamic NTK."""
-        if not self._is_dynamic:
+        """Computes with the native kernels from now on, where all requests have the same frequencies."""
+        if not self._is_dynamic and self.long_inverse_frequencies is None:
             self._kernels = kernels
+
+    def _frequencies_of(self, context_lengths: Tensor) -> Tensor:
+        """Returns the frequencies of rows whose requests have these lengths, [T or none, rotary_dim / 2].
+
+        Unlike the reference, which goes by the longest request of a batch, each request goes by its own length, so that
+        its result does not depend on its neighbours.
+        """
+        if self._is_dynamic:
+            return self._dynamic(context_lengths)
+        if self.long_inverse_frequencies is None:
+            return self.inverse_frequencies
+        is_long = context_lengths > self._rope["original_max_position_embeddings"]
+        return torch.where(is_long.unsqueeze(-1), self.long_inverse_frequencies, self.inverse_frequencies)
 
     def _frequencies(self, rope_type: str) -> Tensor:
         if rope_type == "linear":  # position interpolation (Chen et al., 2023)
@@ -100,21 +115,21 @@ class RotaryEmbedding(nn.Module):
             return self._llama3()
         if rope_type == "yarn":
             return self._yarn()
+        if rope_type == "longrope":
+            return self._longrope("short_factor")
+        if rope_type == "proportional":
+            return self._proportional()
         return self._default()
 
     def _default(self) -> Tensor:
         return 1.0 / self._rope["rope_theta"] ** self._exponents()
 
     def _exponents(self) -> Tensor:
-        return torch.arange(0, self._head_dim, 2, dtype=torch.float32, device="cpu") / self._head_dim
+        return torch.arange(0, self.rotary_dim, 2, dtype=torch.float32, device="cpu") / self.rotary_dim
 
     def _dynamic(self, context_lengths: Tensor) -> Tensor:
-        """Frequencies per row, [T, head_dim / 2]: a base that grows with the request's length.
-
-        Unlike the reference, which takes the longest request of a batch for all, each request goes by its own length,
-        so that its result does not depend on its neighbours.
-        """
-        factor, dim = self._rope["factor"], self._head_dim
+        """A base that grows with the request's length."""
+        factor, dim = self._rope["factor"], self.rotary_dim
         lengths = context_lengths.clamp(min=self._trained_length).float()
         growth = factor * lengths / self._trained_length - (factor - 1)
         base = self._rope["rope_theta"] * growth ** (dim / (dim - 2))
@@ -128,9 +143,36 @@ class RotaryEmbedding(nn.Module):
         kept = ((turns - low) / (high - low)).clamp(0, 1)
         return frequencies * kept + frequencies / rope["factor"] * (1 - kept)
 
+    def _longrope(self, name: str) -> Tensor:
+        """A factor for each frequency, and a temperature (Ding et al., 2024).
+
+        There are two lists of factors: for requests within the original length, and for longer ones.
+        """
+        rope = self._rope
+        original = rope["original_max_position_embeddings"]
+        factor = rope.get("factor") or self._trained_length / original
+        self.attention_scaling = rope.get("attention_factor") or (
+            1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+        )
+        if len(rope[name]) != self.rotary_dim // 2:
+            raise UnsupportedModelError(
+                f"the config's rope_parameters have another number of {name!r} than the model has frequencies",
+                found=len(rope[name]),
+                allowed=self.rotary_dim // 2,
+                cure="Check the model's config.json.",
+            )
+        factors = torch.tensor(rope[name], dtype=torch.float32, device="cpu")
+        return 1.0 / (factors * self._rope["rope_theta"] ** self._exponents())
+
+    def _proportional(self) -> Tensor:
+        """Frequencies of whole heads, of which only the first, high ones are used (Gemma 4)."""
+        frequencies = self._default() / (self._rope.get("factor") or 1.0)
+        frequencies[int(part_rotated(self._rope) * self.rotary_dim // 2) :] = 0
+        return frequencies
+
     def _yarn(self) -> Tensor:
         """NTK-by-parts with a temperature on the attention (Peng et al., 2023)."""
-        rope, dim = self._rope, self._head_dim
+        rope, dim = self._rope, self.rotary_dim
         original = rope["original_max_position_embeddings"]
         factor = rope.get("factor") or self._trained_length / original
         self.attention_scaling = _yarn_scaling(rope, factor)
@@ -148,46 +190,6 @@ class RotaryEmbedding(nn.Module):
         return frequencies * kept + frequencies / factor * (1 - kept)
 
 
-def _checked(rope_parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the parameters, those that their type computes with as floats.
-
-    Raises:
-        UnsupportedModelError: the type is unknown, or rotates a part of each head, or a number is missing or is none
-            that can be computed with.
-    """
-    rope = dict(rope_parameters)
-    rope_type = rope.get("rope_type", "default")
-    if rope_type not in ROPE_TYPES:
-        raise UnsupportedModelError("the model uses an unknown kind of RoPE", found=rope_type, allowed=ROPE_TYPES)
-    if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
-        raise UnsupportedModelError(
-            "the model rotates only a part of each head", found=rope["partial_rotary_factor"], allowed=1.0
-        )
-    needed = list(_REQUIRED[rope_type])
-    if rope_type == "yarn":
-        needed += [name for name, as_none in _OPTIONAL_FOR_YARN.items() if rope.get(name) not in as_none]
-    for name in needed:
-        rope[name] = _positive(rope, name)
-    if rope_type == "yarn" and rope["rope_theta"] <= 1:
-        raise UnsupportedModelError("YaRN needs another rope_theta", found=rope["rope_theta"], allowed="above 1")
-    return rope
-
-
-def _positive(rope: Mapping[str, Any], name: str) -> float:
-    if name not in rope:
-        raise UnsupportedModelError(f"the config's rope_parameters lack {name!r}", found=sorted(map(str, rope)))
-    value = rope[name]
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (is_number and _FLOAT32.tiny <= value <= _FLOAT32.max):
-        raise UnsupportedModelError(
-            f"the config's rope_parameters have no positive number as {name!r}",
-            found=repr(value),
-            allowed="a finite number above 0",
-            cure="Check the model's config.json.",
-        )
-    return float(value)
-
-
 def _yarn_scaling(rope: Mapping[str, Any], factor: float) -> float:
     def mscale(weight: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
@@ -199,36 +201,41 @@ def _yarn_scaling(rope: Mapping[str, Any], factor: float) -> float:
     return mscale(1.0)
 
 
-def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates each head of each row; the halves of a head are the pairs.
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, head_dim: int | None = None) -> Tensor:
+    """Rotates the first numbers of each head of each row, as many as there are cosines; their halves are the pairs.
 
     Args:
         x: [T, num_heads · head_dim].
-        cos: [T, head_dim].
-        sin: [T, head_dim].
+        cos: [T, rotary_dim].
+        sin: [T, rotary_dim].
+        head_dim: None: rotary_dim.
 
     Returns:
         The shape of `x`.
     """
-    heads_TND = x.unflatten(-1, (-1, cos.shape[-1]))
-    first, second = heads_TND.chunk(2, dim=-1)
+    rotary_dim = cos.shape[-1]
+    heads_TND = x.unflatten(-1, (-1, head_dim or rotary_dim))
+    rotated, kept = heads_TND[..., :rotary_dim], heads_TND[..., rotary_dim:]
+    first, second = rotated.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
-    return (heads_TND * cos.unsqueeze(1) + turned * sin.unsqueeze(1)).flatten(-2)
+    rotated = rotated * cos.unsqueeze(1) + turned * sin.unsqueeze(1)
+    return (torch.cat((rotated, kept), dim=-1) if kept.shape[-1] else rotated).flatten(-2)
 
 
-def max_rotary_length(rope_parameters: Mapping[str, Any], max_position_embeddings: int) -> int:
-    """Returns the longest request that the positions of a model reach.
+def halves(head_dim: int, rotary_dim: int | None = None) -> Callable[[Tensor], Tensor]:
+    """Returns a function for q's and k's rows of a checkpoint whose pairs are neighbours, so that halves become pairs.
 
-    Linear and dynamic scaling stretch the trained length by their factor. The other types' configs state the
-    stretched length, except that YaRN's may state the original one.
+    Of the rotated rows r0 r0' r1 r1' … of each head it makes r0 r1 … r0' r1' …; the others stay. A rotation of
+    neighbours, as in GPT-J, Cohere and GGUF's Llama, is then what `apply_rotary` computes.
 
-    Raises:
-        UnsupportedModelError: as `RotaryEmbedding`.
+    Args:
+        head_dim: rows per head.
+        rotary_dim: how many of them are rotated, the first ones; None for all.
     """
-    rope = _checked(rope_parameters)
-    rope_type, factor = rope.get("rope_type"), rope.get("factor")
-    if rope_type in ("linear", "dynamic"):
-        return int(max_position_embeddings * rope["factor"])
-    if rope_type == "yarn":
-        return max(max_position_embeddings, int(rope["original_max_position_embeddings"] * (factor or 1.0)))
-    return max_position_embeddings
+    size = head_dim if rotary_dim is None else rotary_dim
+    order = [*range(0, size, 2), *range(1, size, 2), *range(size, head_dim)]
+
+    def reorder(rows: Tensor) -> Tensor:
+        return rows.unflatten(0, (-1, head_dim))[:, order].flatten(0, 1)
+
+    return reorder

@@ -7,6 +7,7 @@ tensors that is. It is called once, while the module is on the meta device; with
 from __future__ import annotations
 
 import abc
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -30,7 +31,7 @@ class Shard:
 
 @runtime_checkable
 class Shardable(Protocol):
-    """A layer that ranks divide.
+    """A layer that ranks divide, and whatever layers it is made of.
 
     Attributes:
         shards: names of parameters, as in a checkpoint, with this rank's part of them; empty before `shard`.
@@ -170,7 +171,7 @@ def shard_module(module: nn.Module, group: TensorParallelGroup) -> None:
     Raises:
         InvalidSettingError: a layer cannot be divided among so many ranks, or no layer can.
     """
-    layers = [layer for layer in module.modules() if isinstance(layer, Shardable)]
+    layers = list(_shardable(module))
     if not layers:
         raise InvalidSettingError(
             "the model's plugin does not divide a model among devices",
@@ -180,3 +181,11 @@ def shard_module(module: nn.Module, group: TensorParallelGroup) -> None:
         )
     for layer in layers:
         layer.shard(group)
+
+
+def _shardable(module: nn.Module) -> Iterator[Shardable]:
+    if isinstance(module, Shardable):
+        yield module
+        return
+    for child in module.children():
+        yield from _shardable(child)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipezoo_core.errors import TensorMismatchError
-from pipezoo_core.layers import Linear, LMHead, MergedLinear, Shard, Shardable
+from pipezoo_core.layers import Experts, Linear, LMHead, MergedLinear, Shard, Shardable
 
 __all__ = ["NO_LORA", "LoRABatch", "LoRAGroup", "LoRALinear", "LoRATarget", "adaptable_layers", "group_rows"]
 
@@ -181,9 +181,15 @@ class LoRATarget:
 
 
 def adaptable_layers(module: nn.Module) -> Iterator[tuple[Linear, dict[str, LoRATarget]]]:
-    """Yields every linear layer but the head, with the name of each layer that it is, or that is merged in it."""
+    """Yields the linear layers with the name of each layer that it is, or that is merged in it.
+
+    All but the head and the experts of a mixture, whose rows are others than the step's.
+    """
     merged: set[nn.Module] = set()
+    in_experts = {part for experts in module.modules() if isinstance(experts, Experts) for part in experts.modules()}
     for name, child in module.named_modules():
+        if child in in_experts:
+            continue
         if isinstance(child, MergedLinear):
             merged.add(child.merged)
             parent = name.rpartition(".")[0]

@@ -252,25 +252,28 @@ class LoRAManager:
         layers: dict[str, LoRAWeights] = {}
         misfits = []
         for name, weights in lora.layers.items():
-            # Where the checkpoint's adapter changes the order of a weight's rows, it changes that of B's alike.
+            # What the checkpoint's adapter does to the rows of a weight, it does to those of B: it may change their
+            # order, and divide what was trained as one layer among several of the module. A is of them all.
             renamed = self._rename({f"{name}.weight": weights.b})
-            own_name, b = renamed.popitem() if len(renamed) == 1 else ("", weights.b)
-            own_name = own_name.removesuffix(".weight")
-            shape = (b.shape[0], weights.a.shape[1])
-            target = self._module.targets.get(own_name)
-            if target is None:
-                misfits.append(f"{name} is no linear layer below the head")
-            elif shape != target.shape:
-                misfits.append(f"{name} is for {list(shape)} instead of {list(target.shape)}")
-            elif own_name in layers:
-                misfits.append(f"{name} is there twice")
-            else:
-                layers[own_name] = LoRAWeights(weights.a, b, weights.scaling)
+            if not renamed:
+                misfits.append(f"{name} is no linear layer that adapters can change")
+            for weight_name, b in renamed.items():
+                own_name = weight_name.removesuffix(".weight")
+                shape = (b.shape[0], weights.a.shape[1])
+                target = self._module.targets.get(own_name)
+                if target is None:
+                    misfits.append(f"{name} is no linear layer that adapters can change")
+                elif shape != target.shape:
+                    misfits.append(f"{name} is for {list(shape)} instead of {list(target.shape)}")
+                elif own_name in layers:
+                    misfits.append(f"{name} is there twice")
+                else:
+                    layers[own_name] = LoRAWeights(weights.a, b, weights.scaling)
         if misfits:
             raise UnsupportedAdapterError(
                 f"the adapter {lora.name!r} does not fit the model",
                 found=misfits,
-                cure="Take an adapter that was trained on this model, and on linear layers other than the head.",
+                cure="Take one that was trained on this model, on linear layers other than the head and experts.",
             )
         return layers
 

@@ -1,5 +1,6 @@
 """The optional kernels of `pipezoo-kernels`, steps recorded as a list of them, and the memory they write to."""
 
+from pipezoo_core.native.activation import Activation
 from pipezoo_core.native.kernels import NativeKernels, bits
 from pipezoo_core.native.memory_pool import HUGE_PAGE, MemoryPool
 from pipezoo_core.native.packing import GROUP, Form, packed_size
@@ -12,6 +13,7 @@ __all__ = [
     "GROUP",
     "HUGE_PAGE",
     "PANEL",
+    "Activation",
     "Form",
     "MemoryPool",
     "NativeKernels",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pipezoo_core.errors import InsufficientMemoryError, TensorMismatchError
+from pipezoo_core.native.activation import Activation
 from pipezoo_core.native.memory_pool import MemoryPool, aligned, aligned_bytes
 from pipezoo_core.native.packing import GROUP, Form, packed_size
 from pipezoo_core.native.variants import DTYPES, MODULE, PANEL, obstacle_to
@@ -119,6 +120,7 @@ class NativeKernels:
         *,
         bits: int | None = None,
         form: Form = Form.plain,
+        activation: Activation = Activation.silu,
     ) -> Tensor:
         """Returns `x Wᵀ + b`: [..., in_features] to [..., out_features]; gated to [..., out_features / 2].
 
@@ -129,6 +131,7 @@ class NativeKernels:
             shape: of W: out_features, in_features.
             bits: as it was packed.
             form: likewise.
+            activation: of the gate, where the form is gated.
         """
         out_features, in_features = shape
         self._check("linear", x, in_features)
@@ -139,7 +142,8 @@ class NativeKernels:
         addresses = (x.data_ptr(), packed.data_ptr(), bias_address, y.data_ptr())
         rows = x.numel() // in_features
         is_long = max(rows * x.shape[-1] * out_features / _LONG_PRODUCT, packed.nbytes / _LONG_READ) > 1
-        self._run(_of_bits("linear", bits), *addresses, rows, in_features, out_features, form, is_long=is_long)
+        sizes = (rows, in_features, out_features)
+        self._run(_of_bits("linear", bits), *addresses, *sizes, form, activation, is_long=is_long)
         return y
 
     def packed_rows(self, indices: Tensor, packed: Tensor, shape: tuple[int, int], bits: int | None) -> Tensor:
@@ -154,8 +158,8 @@ class NativeKernels:
         """Returns rows of a matrix: int64 [T] to [T, ...]."""
         return torch.index_select(x, 0, indices, out=self._empty((len(indices), *x.shape[1:]), x.dtype))
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """Returns `x / sqrt(mean(x²) + eps) · weight` over the last dimension, contiguous.
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
+        """Returns `x / sqrt(mean(x²) + eps) · (weight + offset)` over the last dimension, contiguous.
 
         Rows, and the heads of rows, are read where they lie in another tensor's rows.
         """
@@ -165,16 +169,40 @@ class NativeKernels:
         x, heads, stride = _rows(x)
         y = self._empty(x.shape, x.dtype)
         addresses = (x.data_ptr(), weight.data_ptr(), y.data_ptr())
-        self._run("rms_norm", *addresses, x.numel() // size, size, heads, stride, eps)
+        self._run("rms_norm", *addresses, x.numel() // size, size, heads, stride, eps, offset)
         return y
 
-    def silu_multiply(self, gate_up: Tensor) -> Tensor:
-        """Returns `silu(gate) · up`: [..., 2 · size], gate first, to [..., size]."""
+    def layer_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, size: int) -> Tensor:
+        """Returns `(x - mean(x)) / sqrt(variance(x) + eps) · weight + bias` over the last dimension, of this size.
+
+        Contiguous; `x` is read as by `rms_norm`.
+        """
+        self._check("layer_norm", x, size)
+        for name, parameter in (("weight", weight), ("bias", bias)):
+            if parameter is not None:
+                self._check(f"layer_norm's {name}", parameter, size)
+        x, heads, stride = _rows(x)
+        y = self._empty(x.shape, x.dtype)
+        weight_address, bias_address = (0 if p is None else p.data_ptr() for p in (weight, bias))
+        addresses = (x.data_ptr(), weight_address, bias_address, y.data_ptr())
+        self._run("layer_norm", *addresses, x.numel() // size, size, heads, stride, eps)
+        return y
+
+    def activate(self, x: Tensor, activation: Activation) -> Tensor:
+        """Returns an activation of each number."""
+        self._check("activate", x, x.shape[-1])
+        x = x.contiguous()
+        y = self._empty(x.shape, x.dtype)
+        self._run("activate", x.data_ptr(), y.data_ptr(), 1, x.numel(), x.numel(), activation)
+        return y
+
+    def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
+        """Returns `activation(gate) · up`: [..., 2 · size], gate first, to [..., size]."""
         size = gate_up.shape[-1] // 2
-        self._check("silu_multiply", gate_up, 2 * size)
+        self._check("gated", gate_up, 2 * size)
         gate_up = gate_up.contiguous()
         y = self._empty((*gate_up.shape[:-1], size), gate_up.dtype)
-        self._run("silu_multiply", gate_up.data_ptr(), y.data_ptr(), y.numel() // size, size)
+        self._run("gated", gate_up.data_ptr(), y.data_ptr(), y.numel() // size, size, activation)
         return y
 
     def rotary_angles(self, positions: Tensor, frequencies: Tensor, scaling: float) -> tuple[Tensor, Tensor]:

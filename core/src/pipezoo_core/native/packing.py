@@ -19,8 +19,8 @@ class Form(enum.IntEnum):
 
     Attributes:
         plain: the product.
-        gated: `silu(x Gᵀ) · (x Uᵀ)`, where W is G and, below it, U. Packed, and in the bias, `GATE` of one and of the
-            other follow by turns.
+        gated: `activation(x Gᵀ) · (x Uᵀ)`, where W is G and, below it, U. Packed, and in the bias, `GATE` of one and
+            of the other follow by turns.
         wide: the product in float32, whatever the dtype of the model.
     """
 

@@ -1,9 +1,11 @@
 """Checkpoints: safetensors and GGUF, read lazily, loaded strictly."""
 
-from pipezoo_core.weights.base import LazyTensor, Weights, WeightsAdapter
+from pipezoo_core.weights.base import LazyTensor, Weights, WeightsAdapter, concatenated
 from pipezoo_core.weights.encoding import resolve_encoding, torch_dtype
 from pipezoo_core.weights.files import open_weights
 from pipezoo_core.weights.gguf import GGUFFile, open_gguf
+from pipezoo_core.weights.gguf_decoder import GGUFDecoder
+from pipezoo_core.weights.gguf_names import renamed_from_gguf
 from pipezoo_core.weights.loading import load_module
 from pipezoo_core.weights.progress import observed_weights
 from pipezoo_core.weights.redundant import HEAD, without_redundant
@@ -11,16 +13,19 @@ from pipezoo_core.weights.safetensors import find_safetensors, open_safetensors,
 
 __all__ = [
     "HEAD",
+    "GGUFDecoder",
     "GGUFFile",
     "LazyTensor",
     "Weights",
     "WeightsAdapter",
+    "concatenated",
     "find_safetensors",
     "load_module",
     "observed_weights",
     "open_gguf",
     "open_safetensors",
     "open_weights",
+    "renamed_from_gguf",
     "resolve_encoding",
     "safetensors_names",
     "torch_dtype",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from pipezoo_core.config import WeightsFormat
+from pipezoo_core.errors import CheckpointMismatchError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["LazyTensor", "Weights", "WeightsAdapter"]
+__all__ = ["LazyTensor", "Weights", "WeightsAdapter", "concatenated"]
 
 _NUMBERS_AT_ONCE = 2**20
+_TRANSPOSED_AT_ONCE = 2**24  # each piece goes through the whole of the file's tensor: larger than most matrices
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +32,16 @@ class LazyTensor:
         dtype: that it has in the file; of a quantized one float32. Integers and bools are no weights: only a weight
             adapter can make something of them.
         read: reads a range of its rows, which are along the first dimension.
+        read_vectors: reads a range of its vectors, which are along all dimensions but the last; None where its values
+            are not a file's as they lie there.
+        numbers_at_once: how many `copy_to` reads at a time.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     read: Callable[[slice], Tensor]
+    read_vectors: Callable[[slice], Tensor] | None = None
+    numbers_at_once: int = _NUMBERS_AT_ONCE
 
     def copy_to(self, target: Tensor) -> None:
         """Reads it into a tensor of its shape, whose dtype it takes on.
@@ -43,7 +50,7 @@ class LazyTensor:
         """
         if not target.numel():
             return
-        at_once = max(1, _NUMBERS_AT_ONCE // math.prod(self.shape[1:]))
+        at_once = max(1, self.numbers_at_once // math.prod(self.shape[1:]))
         for first in range(0, len(target), at_once):
             rows = slice(first, min(first + at_once, len(target)))
             target[rows].copy_(self.read(rows))
@@ -72,13 +79,17 @@ class LazyTensor:
             stop = min(-(-rows.stop // num_rows) * num_rows, self.shape[0])
             return change(self.read(slice(start, stop)))[rows.start - start : rows.stop - start]
 
-        return LazyTensor(self.shape, self.dtype, read)
+        return self._with(self.shape, read)
 
-    def take(self, dim: int, ranges: Sequence[slice]) -> LazyTensor:
-        """Returns some ranges of a dimension, 0 or 1, one after the other. Of the rows, no others are read."""
+    def rows(self, *ranges: slice) -> LazyTensor:
+        """Returns some ranges of the rows, one after the other. No others are read.
+
+        Of a fused matrix with four rows for q, and two each for k and v, `rows(slice(4, 6))` is k. Of one whose heads
+        have two rows of q, k and v each, in turn, `rows(slice(0, 2), slice(6, 8))` is q of two heads.
+        """
         starts = list(accumulate((part.stop - part.start for part in ranges), initial=0))
 
-        def read_rows(rows: slice) -> Tensor:
+        def read(rows: slice) -> Tensor:
             wanted = [
                 self.read(slice(part.start + max(rows.start - start, 0), part.start + min(rows.stop, end) - start))
                 for part, (start, end) in zip(ranges, pairwise(starts), strict=True)
@@ -86,12 +97,77 @@ class LazyTensor:
             ]
             return torch.cat(wanted) if len(wanted) > 1 else wanted[0]
 
-        def read_columns(rows: slice) -> Tensor:
-            read = self.read(rows)
-            return torch.cat([read[:, part] for part in ranges], dim=1)
+        return self._with((starts[-1], *self.shape[1:]), read)
 
-        shape = (*self.shape[:dim], starts[-1], *self.shape[dim + 1 :])
-        return LazyTensor(shape, self.dtype, read_columns if dim else read_rows)
+    def columns(self, *ranges: slice) -> LazyTensor:
+        """Returns some ranges of the second dimension, one after the other."""
+
+        def read(rows: slice) -> Tensor:
+            found = self.read(rows)
+            return torch.cat([found[:, part] for part in ranges], dim=1)
+
+        return self._with((self.shape[0], sum(part.stop - part.start for part in ranges), *self.shape[2:]), read)
+
+    def transposed(self) -> LazyTensor:
+        """Returns a matrix [I, O] as [O, I]: GPT-2's `Conv1D` is stored in the other order than a linear layer."""
+        num_columns, num_rows = self.shape
+
+        def read(rows: slice) -> Tensor:
+            target = torch.empty(rows.stop - rows.start, num_columns, dtype=self.dtype, device="cpu")
+            self.columns(rows).copy_to(target.T)
+            return target
+
+        return replace(self._with((num_rows, num_columns), read), numbers_at_once=_TRANSPOSED_AT_ONCE)
+
+    def unstacked(self) -> tuple[LazyTensor, ...]:
+        """Returns the tensors along the first dimension: of [E, O, I] E matrices, the experts of a layer.
+
+        Of a file's tensor, a range of an expert's rows is read where it lies; of one that was changed, the expert is
+        read whole for it.
+        """
+        return tuple(self._element(number) for number in range(self.shape[0]))
+
+    def _element(self, number: int) -> LazyTensor:
+        shape, vectors = self.shape[1:], self.read_vectors
+        per_row = math.prod(shape[1:-1])
+
+        def read(rows: slice) -> Tensor:
+            if vectors is None or len(shape) < 2:
+                return self.read(slice(number, number + 1))[0][rows]
+            first = number * shape[0]
+            found = vectors(slice((first + rows.start) * per_row, (first + rows.stop) * per_row))
+            return found.view(-1, *shape[1:])
+
+        return replace(self._with(shape, read), numbers_at_once=_NUMBERS_AT_ONCE if vectors else _TRANSPOSED_AT_ONCE)
+
+    def _with(self, shape: tuple[int, ...], read: Callable[[slice], Tensor]) -> LazyTensor:
+        return LazyTensor(shape, self.dtype, read, numbers_at_once=self.numbers_at_once)
+
+
+def concatenated(tensors: Sequence[LazyTensor]) -> LazyTensor:
+    """Returns the rows of several tensors, one tensor after the other. Of a range, no other rows are read.
+
+    Their dtype is that of the first; numbers of the others are rounded to it where they differ.
+
+    Raises:
+        CheckpointMismatchError: their rows are of different shapes.
+    """
+    first, shapes = tensors[0], {tensor.shape[1:] for tensor in tensors}
+    if len(shapes) > 1:
+        raise CheckpointMismatchError(wrong_shape=[f"rows of {sorted(map(list, shapes))} -> of one shape"])
+    starts = list(accumulate((tensor.shape[0] for tensor in tensors), initial=0))
+
+    def read(rows: slice) -> Tensor:
+        return torch.cat(
+            [
+                tensor.read(slice(max(rows.start - start, 0), min(rows.stop, end) - start)).to(first.dtype)
+                for tensor, (start, end) in zip(tensors, pairwise(starts), strict=True)
+                if start < rows.stop and rows.start < end
+            ]
+        )
+
+    at_once = max(tensor.numbers_at_once for tensor in tensors)
+    return LazyTensor((starts[-1], *first.shape[1:]), first.dtype, read, numbers_at_once=at_once)
 
 
 class Weights(Mapping[str, LazyTensor]):

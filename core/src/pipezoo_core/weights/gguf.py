@@ -161,7 +161,8 @@ class _Reader:
                 raise ValueError(f"tensor {name!r:.80} begins at {offset}, within another or not aligned")
             end = offset + self._checked_bytes(name, shape, type_, start + offset)
             read = _row_reader(self._path, name, start + offset, shape, type_)
-            tensors[name] = LazyTensor(shape, _PLAIN.get(type_, torch.float32), read)
+            read_vectors = _row_reader(self._path, name, start + offset, (-1, *shape[-1:]), type_)
+            tensors[name] = LazyTensor(shape, _PLAIN.get(type_, torch.float32), read, read_vectors)
         is_quantized = any(type_ not in _PLAIN for _, type_, _ in infos.values())
         return GGUFFile(metadata, Weights(WeightsFormat.gguf, tensors, is_quantized=is_quantized))
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pipezoo_core.distributed import TensorParallelGroup
 from pipezoo_core.errors import CheckpointMismatchError, UnsupportedCheckpointError
 from pipezoo_core.layers.linear import Linear, MergedLinear
+from pipezoo_core.layers.precision import float32_parameters, set_dtype
 from pipezoo_core.layers.split import Shard, Shardable, shard_module
 from pipezoo_core.native import MemoryPool
 from pipezoo_core.weights.base import LazyTensor
@@ -42,7 +43,7 @@ def load_module(
         module: on the meta device.
         tensors: by the names of its parameters, those of a `MergedLinear` by the names of its parts.
         device: where parameters and buffers will be.
-        dtype: of the parameters.
+        dtype: of the parameters, but of those that are float32 always, see `KeepsFloat32`.
         convert: called with each part when it is loaded.
         in_full: `convert` gets the weights of linear layers in float32; what it leaves of them is in `dtype` then.
         group: the ranks that divide the module, where there are several; only this rank's part of the tensors is kept,
@@ -59,11 +60,9 @@ def load_module(
     if group is not None and group.size > 1:
         shard_module(module, group)
     shards = _shards(module)
-    tensors = {
-        name: tensor.take(shards[name].dim, shards[name].ranges) if name in shards else tensor
-        for name, tensor in tensors.items()
-    }
+    tensors = {name: _part(tensor, shards[name]) if name in shards else tensor for name, tensor in tensors.items()}
     wide = {layer.weight for layer in module.modules() if isinstance(layer, Linear) and in_full}
+    wide |= float32_parameters(module)
     real: weakref.WeakValueDictionary[int, nn.Parameter] = weakref.WeakValueDictionary()
     memory = MemoryPool(exact=True)  # new memory costs as much time as reading: a part has that of the one before
     parts = sorted(_parts(module), key=lambda part: _matrices(part[1]), reverse=True)
@@ -77,8 +76,7 @@ def load_module(
             if convert is not None:
                 convert(part)
             report_weights(sum(sizes[:number]), sum(sizes))
-    for parameter in module.parameters():
-        parameter.data = parameter.data.to(dtype)
+    set_dtype(module, dtype)
 
 
 def _fill(slots: Mapping[str, Tensor], tensors: Mapping[str, LazyTensor], pool: ThreadPoolExecutor) -> None:
@@ -178,6 +176,10 @@ def _shards(module: nn.Module) -> dict[str, Shard]:
             prefix = name.rpartition(".")[0] if isinstance(child, MergedLinear) else name
             shards |= {f"{prefix}.{parameter}".lstrip("."): shard for parameter, shard in child.shards.items()}
     return shards
+
+
+def _part(tensor: LazyTensor, shard: Shard) -> LazyTensor:
+    return tensor.columns(*shard.ranges) if shard.dim else tensor.rows(*shard.ranges)
 
 
 def _slots(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:

@@ -148,7 +148,8 @@ def _tensors(path: Path) -> list[tuple[str, LazyTensor]]:
             raise _damaged(path, f"tensor {name!r} of shape {shape} is said to be in bytes {first} to {last}")
         end = last
         read = _row_reader(path, start + first, shape or (1,), dtype)
-        tensors.append((name, LazyTensor(shape or (1,), dtype, read)))
+        read_vectors = _row_reader(path, start + first, (-1, *shape[-1:]), dtype)
+        tensors.append((name, LazyTensor(shape or (1,), dtype, read, read_vectors)))
     if start + end != size:
         raise _damaged(path, f"{size} bytes instead of {start + end}")
     return tensors

@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 
-from torch import Tensor
 from transformers import PretrainedConfig
 
-from pipezoo_core.weights import LazyTensor, without_redundant
+from pipezoo_core.layers import halves
+from pipezoo_core.weights import LazyTensor, renamed_from_gguf, without_redundant
 
 __all__ = ["adapt_gguf", "adapt_safetensors"]
-
-_GGUF_NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_GGUF_LAYER = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)")
 
 
 def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
@@ -37,26 +20,12 @@ def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfi
 def adapt_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
     """GGUF has names of its own, and stores q and k for a rotation of neighbours instead of halves."""
     num_heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    adapted = {}
-    for name, tensor in tensors.items():
-        if name == "rope_freqs.weight":  # the config has it
-            continue
-        match = _GGUF_LAYER.fullmatch(name)
-        if match is None or match[2] not in _GGUF_NAMES:
-            adapted[name] = tensor
-            continue
-        layer, kind, parameter = match.groups()
-        prefix = "" if layer is None else f"model.layers.{layer}."
-        if kind in num_heads:
-            head_dim = tensor.shape[0] // num_heads[kind]
-            tensor = tensor.then(_halves(head_dim), num_rows=head_dim)
-        adapted[f"{prefix}{_GGUF_NAMES[kind]}.{parameter}"] = tensor
-    return adapted
+    return renamed_from_gguf(tensors, {kind: _in_halves(number) for kind, number in num_heads.items()})
 
 
-def _halves(head_dim: int) -> Callable[[Tensor], Tensor]:
-    def reorder(rows: Tensor) -> Tensor:
-        """Rows r0 r0' r1 r1' … of each head become r0 r1 … r0' r1' …."""
-        return rows.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).reshape(rows.shape)
+def _in_halves(num_heads: int) -> Callable[[LazyTensor], LazyTensor]:
+    def change(tensor: LazyTensor) -> LazyTensor:
+        head_dim = tensor.shape[0] // num_heads
+        return tensor.then(halves(head_dim), num_rows=head_dim)
 
-    return reorder
+    return change

@@ -11,14 +11,14 @@ from transformers import PretrainedConfig
 from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import UnsupportedModelError
-from pipezoo_core.layers import ACTIVATIONS, max_rotary_length
+from pipezoo_core.layers import ACTIVATIONS, max_rotary_length, max_shareable_length
 
 __all__ = ["MistralConfig"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MistralConfig(DecoderConfig):
-    """Mistral 7B v0.1 to v0.3, Nemo, and the models that share their architecture.
+    """Mistral 7B v0.1 to v0.3, Nemo, Ministral 3, and the models that share their architecture.
 
     Attributes:
         activation: name of the feed-forward layer's activation function.
@@ -27,6 +27,7 @@ class MistralConfig(DecoderConfig):
         tie_word_embeddings: whether the head's weight is the embedding's.
         max_position_embeddings: the trained length.
         rope_parameters: as in the Hugging Face config.
+        query_growth: Ministral 3's `llama_4_scaling_beta`, see `model.QueryScale`; None for none.
     """
 
     activation: str
@@ -35,13 +36,14 @@ class MistralConfig(DecoderConfig):
     tie_word_embeddings: bool
     max_position_embeddings: int
     rope_parameters: Mapping[str, Any]
+    query_growth: float | None
 
     @classmethod
     def from_huggingface(cls, config: PretrainedConfig) -> Self:
-        """Reads a `MistralHuggingFaceConfig`, or transformers' own.
+        """Reads a `MistralHuggingFaceConfig`, a `Ministral3HuggingFaceConfig`, or transformers' own.
 
         Raises:
-            UnsupportedModelError: the activation function is unknown.
+            UnsupportedModelError: the activation function is unknown, or Ministral 3's queries are not scaled.
         """
         if config.hidden_act not in ACTIVATIONS:
             raise UnsupportedModelError(
@@ -57,13 +59,14 @@ class MistralConfig(DecoderConfig):
             num_kv_heads=config.num_key_value_heads,
             head_dim=config.head_dim,
             max_seq_len=max_rotary_length(rope, config.max_position_embeddings),
-            max_shareable_prompt=config.max_position_embeddings if rope["rope_type"] == "dynamic" else None,
+            max_shareable_prompt=max_shareable_length(rope, config.max_position_embeddings),
             activation=config.hidden_act,
             rms_norm_eps=config.rms_norm_eps,
             sliding_window=config.sliding_window,
             tie_word_embeddings=config.tie_word_embeddings,
             max_position_embeddings=config.max_position_embeddings,
             rope_parameters=rope,
+            query_growth=_query_growth(rope) if config.model_type == "ministral3" else None,
         )
 
     @property
@@ -76,3 +79,14 @@ class MistralConfig(DecoderConfig):
             scale=self.head_dim**-0.5,
             sliding_window=self.sliding_window,
         )
+
+
+def _query_growth(rope: Mapping[str, Any]) -> float:
+    growth, length = rope.get("llama_4_scaling_beta"), rope.get("original_max_position_embeddings")
+    if not isinstance(growth, int | float) or not isinstance(length, int) or length < 1:
+        raise UnsupportedModelError(
+            "the config's rope_parameters do not say how Ministral 3 scales its queries",
+            found=f"llama_4_scaling_beta {growth}, original_max_position_embeddings {length}",
+            allowed="a number, and a whole number above 0",
+        )
+    return float(growth)

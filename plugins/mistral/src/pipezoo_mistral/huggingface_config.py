@@ -1,7 +1,7 @@
-"""The config.json of a Mistral model as a class of our own.
+"""The config.json of a Mistral model as classes of our own.
 
-Its fields and defaults are those of transformers' `MistralConfig`, whose import brings in torch's compiler and tensors
-of many devices: a second, and 80 MB.
+Their fields and defaults are those of transformers' `MistralConfig` and `Ministral3Config`, whose import brings in
+torch's compiler and tensors of many devices: a second, and 80 MB.
 """
 
 # No `from __future__ import annotations`: `strict` checks values by the annotations, and those must be types for that.
@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PretrainedConfig
 
-__all__ = ["MistralHuggingFaceConfig"]
+__all__ = ["Ministral3HuggingFaceConfig", "MistralHuggingFaceConfig"]
 
 
 @strict
@@ -45,3 +45,34 @@ class MistralHuggingFaceConfig(PretrainedConfig):
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
         super().__post_init__(**others)  # type: ignore[no-untyped-call]  # transformers'
+
+
+@strict
+class Ministral3HuggingFaceConfig(MistralHuggingFaceConfig):
+    """What a config.json of Ministral 3 says. `rope_parameters` also say how queries are scaled."""
+
+    model_type = "ministral3"
+    ignore_keys_at_rope_validation = {"llama_4_scaling_beta", "max_position_embeddings"}  # noqa: RUF012 - as transformers declares it
+
+    vocab_size: int = 131072
+    num_hidden_layers: int = 34
+    head_dim: int | None = 128
+    max_position_embeddings: int = 262144
+    sliding_window: int | None = None
+    rms_norm_eps: float = 1e-5
+
+    def __post_init__(self, **others: Any) -> None:
+        if self.rope_parameters is None:
+            self.rope_parameters = {
+                "type": "yarn",
+                "rope_theta": 1e6,
+                "factor": 16.0,
+                "original_max_position_embeddings": 16384,
+                "max_position_embeddings": self.max_position_embeddings,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "mscale_all_dim": 1.0,
+                "mscale": 1.0,
+                "llama_4_scaling_beta": 0.1,
+            }
+        super().__post_init__(**others)

@@ -1,12 +1,15 @@
-"""Mistral (Jiang et al., 2023). The reference implementation is transformers' `modeling_mistral`.
+"""Mistral (Jiang et al., 2023), and Ministral 3, which scales queries by their position.
+
+The reference implementations are transformers' `modeling_mistral` and `modeling_ministral3`.
 
 Shape suffixes: T tokens of all requests in a row, H hidden size, D head size.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from pipezoo_core.attention import Attention, AttentionBackends, Rotation
@@ -26,6 +29,31 @@ from pipezoo_mistral.config import MistralConfig
 __all__ = ["MistralForCausalLM", "MistralPipelineModel"]
 
 
+class QueryScale(nn.Module):
+    """`1 + growth · log(1 + ⌊position / length⌋)`, the factor on queries beyond the length that was trained first.
+
+    Args:
+        growth: in the length's logarithm.
+        length: the positions below it have the factor 1.
+    """
+
+    def __init__(self, growth: float, length: int) -> None:
+        super().__init__()
+        self.growth = growth
+        self.length = length
+
+    @classmethod
+    def of(cls, config: MistralConfig) -> Self | None:
+        """Returns what a config says; None where queries are not scaled."""
+        if config.query_growth is None:
+            return None
+        return cls(config.query_growth, config.rope_parameters["original_max_position_embeddings"])
+
+    def forward(self, positions_T: Tensor, dtype: torch.dtype) -> Tensor:
+        """Maps int64 [T] to [T, 1]; it is computed in float32."""
+        return (1 + self.growth * torch.log(1 + torch.floor(positions_T / self.length))).to(dtype).unsqueeze(-1)
+
+
 class MistralAttention(nn.Module):
     """Grouped-query attention over a sliding window, with rotary positions."""
 
@@ -37,8 +65,10 @@ class MistralAttention(nn.Module):
         self.o_proj = RowParallelLinear(queries, config.hidden_size)
         self.attention = Attention(layer_idx, backends)
 
-    def forward(self, x_TH: Tensor, rotation: Rotation, kv: KVCacheInputs[Any]) -> Tensor:
+    def forward(self, x_TH: Tensor, rotation: Rotation, kv: KVCacheInputs[Any], scale_T1: Tensor | None) -> Tensor:
         q, k, v = self.qkv_proj(x_TH)
+        if scale_T1 is not None:
+            q = q * scale_T1
         return self.o_proj(self.attention(q, k, v, kv, rotation))
 
 
@@ -52,8 +82,8 @@ class MistralDecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.activation)
 
-    def forward(self, x_TH: Tensor, rotation: Rotation, kv: KVCacheInputs[Any]) -> Tensor:
-        x_TH += self.self_attn(self.input_layernorm(x_TH), rotation, kv)
+    def forward(self, x_TH: Tensor, rotation: Rotation, kv: KVCacheInputs[Any], scale_T1: Tensor | None) -> Tensor:
+        x_TH += self.self_attn(self.input_layernorm(x_TH), rotation, kv, scale_T1)
         x_TH += self.mlp(self.post_attention_layernorm(x_TH))
         return x_TH
 
@@ -65,14 +95,16 @@ class MistralModel(nn.Module):
         super().__init__()
         self.embed_tokens = VocabParallelEmbedding(config.vocab_size, config.hidden_size)
         self.rotary = RotaryEmbedding(config.rope_parameters, config.head_dim, config.max_position_embeddings)
+        self.query_scale = QueryScale.of(config)
         self.layers = nn.ModuleList(MistralDecoderLayer(config, i, backends) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, tokens_T: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
         x_TH = self.embed_tokens(tokens_T)
         rotation = self.rotary(kv.positions, kv.context_lengths, x_TH.dtype)
+        scale_T1 = None if self.query_scale is None else self.query_scale(kv.positions, x_TH.dtype)
         for layer in self.layers:
-            x_TH = layer(x_TH, rotation, kv)
+            x_TH = layer(x_TH, rotation, kv, scale_T1)
         return self.norm(x_TH)
 
 

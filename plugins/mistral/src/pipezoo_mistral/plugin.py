@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from pipezoo_core.architecture import SupportedArchitecture
@@ -11,37 +12,38 @@ from pipezoo_core.hookspecs import hookimpl
 
 __all__ = ["API_VERSION", "pipezoo_architectures"]
 
-API_VERSION = 1
+API_VERSION = 2
 
 
 @hookimpl
 def pipezoo_architectures() -> list[SupportedArchitecture]:
-    """Returns Mistral. GGUF files of Mistral call themselves llama and are served there."""
-    from pipezoo_mistral.huggingface_config import MistralHuggingFaceConfig
+    """Returns Mistral and Ministral 3. GGUF files of Mistral call themselves llama and are served there."""
+    from pipezoo_mistral.huggingface_config import Ministral3HuggingFaceConfig, MistralHuggingFaceConfig
     from pipezoo_mistral.model import MistralPipelineModel
     from pipezoo_mistral.tokenizer import load_tokenizer
     from pipezoo_mistral.weight_adapters import adapt_safetensors
 
     return [
         SupportedArchitecture(
-            name="MistralForCausalLM",
-            model_types=("mistral",),
+            name=name,
+            model_types=(config_class.model_type,),
             pipeline_model=MistralPipelineModel,
-            huggingface_config=MistralHuggingFaceConfig.from_dict,
+            huggingface_config=config_class.from_dict,
             weight_adapters={WeightsFormat.safetensors: adapt_safetensors},
-            probe=_probe,
+            probe=partial(_probe, default_window=config_class.sliding_window),
             tokenizer=load_tokenizer,
+        )
+        for name, config_class in (
+            ("MistralForCausalLM", MistralHuggingFaceConfig),
+            ("Ministral3ForCausalLM", Ministral3HuggingFaceConfig),
         )
     ]
 
 
-_DEFAULT_WINDOW = 4096  # what a config without a sliding_window means; null means none
-
-
-def _probe(config: Mapping[str, Any]) -> str | None:
+def _probe(config: Mapping[str, Any], default_window: int | None) -> str | None:
     if config.get("num_experts") or config.get("num_local_experts"):
         return "it is a mixture of experts, which Mistral is not"
-    window = config.get("sliding_window", _DEFAULT_WINDOW)
+    window = config.get("sliding_window", default_window)
     if isinstance(window, int) and window < 1:
         return f"its sliding_window of {window} tokens lets a token see nothing"
     kind = "full_attention" if window is None else "sliding_attention"

@@ -16,10 +16,12 @@ from pipezoo_core.attention import Attention, AttentionBackends
 from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.kv_cache import KVCacheInputs
 from pipezoo_core.layers import (
+    MLP,
     ColumnParallelLinear,
-    Embedding,
+    LayerNorm,
     LMHead,
     ParallelLayerNorm,
+    PositionEmbedding,
     RowParallelLinear,
     Split,
     VocabParallelEmbedding,
@@ -50,18 +52,6 @@ class MptAttention(nn.Module):
         return self.out_proj(self.attention(self.q_ln(q), self.k_ln(k), v, kv))
 
 
-class MptMLP(nn.Module):
-    """`down(gelu(up(x)))`."""
-
-    def __init__(self, config: MptConfig) -> None:
-        super().__init__()
-        self.up_proj = ColumnParallelLinear(config.hidden_size, config.intermediate_size, bias=config.bias)
-        self.down_proj = RowParallelLinear(config.intermediate_size, config.hidden_size, bias=config.bias)
-
-    def forward(self, x_TH: Tensor) -> Tensor:
-        return self.down_proj(nn.functional.gelu(self.up_proj(x_TH)))
-
-
 class MptBlock(nn.Module):
     """Attention, then the feed-forward layer, each on a normalized input and added to it."""
 
@@ -70,7 +60,7 @@ class MptBlock(nn.Module):
         self.norm_1 = _norm(config, config.hidden_size)
         self.attn = MptAttention(config, layer_idx, backends)
         self.norm_2 = _norm(config, config.hidden_size)
-        self.ffn = MptMLP(config)
+        self.ffn = MLP(config.hidden_size, config.intermediate_size, "gelu", bias=config.bias)
 
     def forward(self, x_TH: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
         x_TH += self.attn(self.norm_1(x_TH), kv)
@@ -84,7 +74,7 @@ class MptModel(nn.Module):
     def __init__(self, config: MptConfig, backends: AttentionBackends) -> None:
         super().__init__()
         self.wte = VocabParallelEmbedding(config.vocab_size, config.hidden_size)
-        self.wpe = Embedding(config.max_seq_len, config.hidden_size) if config.learned_positions else None
+        self.wpe = PositionEmbedding(config.max_seq_len, config.hidden_size) if config.learned_positions else None
         self.blocks = nn.ModuleList(MptBlock(config, i, backends) for i in range(config.num_layers))
         self.norm_f = _norm(config, config.hidden_size)
 
@@ -103,11 +93,11 @@ class MptForCausalLM(nn.Module):
     def __init__(self, config: MptConfig, backends: AttentionBackends) -> None:
         super().__init__()
         self.transformer = MptModel(config, backends)
+        scale = 1.0 if config.logit_scale is None else config.logit_scale
         if config.tie_word_embeddings:
-            self.lm_head = LMHead.sharing(self.transformer.wte)
+            self.lm_head = LMHead.sharing(self.transformer.wte, scale=scale)
         else:
-            self.lm_head = LMHead(config.hidden_size, config.vocab_size)
-        self.logit_scale = config.logit_scale
+            self.lm_head = LMHead(config.hidden_size, config.vocab_size, scale=scale)
 
     def forward(self, tokens_T: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
         """Maps tokens [T] to hidden states [T, H]."""
@@ -115,12 +105,11 @@ class MptForCausalLM(nn.Module):
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """Maps hidden states [rows, H] to logits [rows, V]."""
-        logits = self.lm_head(hidden)
-        return logits if self.logit_scale is None else logits * self.logit_scale
+        return self.lm_head(hidden)
 
 
-def _norm(config: MptConfig, size: int) -> nn.LayerNorm:
-    return nn.LayerNorm(size, config.layer_norm_epsilon, bias=config.bias)
+def _norm(config: MptConfig, size: int) -> LayerNorm:
+    return LayerNorm(size, config.layer_norm_epsilon, bias=config.bias)
 
 
 def _parallel_norm(config: MptConfig, size: Split) -> ParallelLayerNorm:

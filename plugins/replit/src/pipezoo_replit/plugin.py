@@ -11,7 +11,7 @@ from pipezoo_core.hookspecs import hookimpl
 
 __all__ = ["API_VERSION", "pipezoo_architectures"]
 
-API_VERSION = 1
+API_VERSION = 2
 
 
 @hookimpl

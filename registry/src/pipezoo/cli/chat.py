@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from pipezoo.cli.answer import Answer
+from pipezoo.cli.answer_text import show_piece
 from pipezoo.cli.chat_commands import ChatCommands, ChatState
 from pipezoo.cli.failures import say_error
 from pipezoo.cli.line_input import LineInput, unquoted
@@ -81,11 +82,11 @@ class ChatSession:
         """Streams the answer; what there is of it stays in the chat when the user stops it."""
         answer = Answer()
         try:
-            answer.stream(self._llm, messages, _show, lora=self._lora, **self._state.sampling)
+            answer.stream(self._llm, messages, show_piece, lora=self._lora, **self._state.sampling)
         except KeyboardInterrupt:
             if not is_terminal:
                 raise
-            _show(" …")
+            show_piece(" …")
         except InvalidRequestError as error:  # most often the chat has outgrown the context
             error.add_note("/reset begins anew.")
             raise
@@ -96,7 +97,3 @@ class ChatSession:
             self._state.messages = [*messages, {"role": "assistant", "content": answer.text}]
         if self._is_verbose:
             typer.echo(answer.speed(), err=True)
-
-
-def _show(piece: str) -> None:
-    typer.echo(piece, nl=False)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from pipezoo.cli.answer import Answer
+from pipezoo.cli.answer_text import show_piece
 from pipezoo_core.request import FinishReason, Prompt
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["answer_prompt"]
 
+_JSON_ESCAPES = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}  # of control characters that JSON may hold
 _MAX_NEW_TOKENS = 512  # where neither the user nor the model says: a small model may never end by itself
 
 
@@ -32,16 +34,12 @@ def answer_prompt(llm: TextGenerationPipeline, prompt: Prompt, *, as_json: bool,
     is_ours = "max_new_tokens" not in sampling and llm.sampling_params.max_new_tokens is None
     answer = Answer()
     limit = {"max_new_tokens": _MAX_NEW_TOKENS} if is_ours else {}
-    answer.stream(llm, prompt, _ignore if as_json else _show, **sampling, **limit)
+    answer.stream(llm, prompt, _ignore if as_json else show_piece, **sampling, **limit)
     typer.echo(_as_json(answer) if as_json else "")
     assert answer.last is not None, "what ends early raises"
     is_cut = answer.last.finish_reason is FinishReason.LENGTH and answer.num_tokens == _MAX_NEW_TOKENS
     if is_ours and not as_json and is_cut:
         typer.echo(f"Stopped after {_MAX_NEW_TOKENS} tokens; --max-new-tokens asks for more.", err=True)
-
-
-def _show(piece: str) -> None:
-    typer.echo(piece, nl=False)
 
 
 def _ignore(_: str) -> None:
@@ -51,8 +49,5 @@ def _ignore(_: str) -> None:
 def _as_json(answer: Answer) -> str:
     assert answer.last is not None, "what ends early raises"
     named = ("finish_reason", "stop_reason", "usage", "timing")
-    return json.dumps(
-        {"text": answer.text, **{name: getattr(answer.last, name) for name in named}},
-        ensure_ascii=False,
-        default=asdict,
-    )
+    content = {"text": answer.text, **{name: getattr(answer.last, name) for name in named}}
+    return json.dumps(content, ensure_ascii=False, default=asdict).translate(_JSON_ESCAPES)

@@ -13,6 +13,7 @@ from pipezoo import registry
 from pipezoo.cli import options
 from pipezoo.cli.failures import errors_as_text
 from pipezoo.cli.options import LORA_NAME, model_settings, sampling_settings
+from pipezoo.discovery.published import PUBLISHED
 
 __all__ = ["app"]
 
@@ -43,7 +44,12 @@ def _options(
 
 
 @app.command()
-def plugins() -> None:
+def plugins(
+    *,
+    available: Annotated[
+        bool, typer.Option("--available", help="Also list the plugins that pipezoo has and that are not installed.")
+    ] = False,
+) -> None:
     """List the installed plugins and their state."""
     from rich.console import Console
     from rich.table import Table
@@ -52,13 +58,17 @@ def plugins() -> None:
     with errors_as_text():
         found = registry.plugins()
     console = Console()
-    if not found:
+    rows = [(info.name, info.distribution, info.version, str(info.state), info.reason or "") for info in found]
+    if available:
+        installed = {info.distribution for info in found}
+        others = ((name, plugin) for name, plugin in PUBLISHED.items() if plugin not in installed)
+        rows += [(name, plugin, "", "not installed", f"pip install {plugin}") for name, plugin in others]
+    if not rows:
         console.print("No plugins are installed. Try: pip install pipezoo-llama", markup=False)
         return
     table = Table("model type", "plugin", "version", "state", "reason")
-    for info in found:
-        cells = (info.name, info.distribution, info.version, str(info.state), info.reason or "")
-        table.add_row(*map(Text, cells))  # as text, brackets are not taken for markup
+    for row in sorted(rows):
+        table.add_row(*map(Text, row))  # as text, brackets are not taken for markup
     console.print(table)
 
 

@@ -73,11 +73,14 @@ def sampling_settings(**options: Any) -> dict[str, Any]:
 
     Raises:
         InvalidSettingError: one is not valid.
+        InvalidGrammarError: the schema, the regular expression or the grammar cannot be used with any model.
+        MissingDependencyError: one of these is given, and llguidance is not installed.
     """
     from pipezoo_core.sampling_params import SamplingParams
+    from pipezoo_core.structured_output import check_constraint
 
     settings = _given(**options)
-    SamplingParams(**settings)
+    check_constraint(SamplingParams(**settings))
     return settings
 
 

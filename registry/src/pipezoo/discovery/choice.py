@@ -117,5 +117,4 @@ def _hint(asked: Sequence[AskedName], usable: Sequence[str]) -> str:
         return how_to_install(known[0])
     near = difflib.get_close_matches(asked[0].name, {*usable, *PUBLISHED}, n=1, cutoff=0.8)
     guess = f"Did you mean {near[0]!r}? " if near else ""
-    served = ", ".join(PUBLISHED)
-    return f"{guess}pipezoo has plugins for {served}; docs/writing-a-plugin.md shows how to write one."
+    return f"{guess}`pipezoo plugins --available` lists all; docs/writing-a-plugin.md shows how to write one."

@@ -7,9 +7,16 @@ from pipezoo.discovery.setting import VARIABLE
 __all__ = ["ANY", "FALLBACK", "PUBLISHED", "how_to_install", "how_to_mend"]
 
 PUBLISHED = {
+    "gemma": "pipezoo-gemma",
+    "gemma2": "pipezoo-gemma",
+    "gemma3": "pipezoo-gemma",
+    "gemma3_text": "pipezoo-gemma",
     "llama": "pipezoo-llama",
+    "ministral3": "pipezoo-mistral",
     "mistral": "pipezoo-mistral",
     "mpt": "pipezoo-replit",
+    "qwen2": "pipezoo-qwen",
+    "qwen3": "pipezoo-qwen",
     "replit_lm": "pipezoo-replit",
 }
 """The distribution that serves a model type."""

@@ -10,6 +10,7 @@ import glob
 import importlib.util
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -116,11 +117,15 @@ def locate(source: str | Path, *, revision: str | None = None) -> ModelSource:
         return ModelSource(name, _in_folder(path) if path.is_dir() else _file(path))
 
 
-def download(source: ModelSource) -> ModelSource:
+def download(source: ModelSource, files: Sequence[str] = ()) -> ModelSource:
     """Returns the source with all its files on disk: the weights, and what its tokenizer needs.
 
     What is on disk already is not downloaded again. The weights are the files that the index names, where there is one.
     The path becomes a GGUF file where the repository has no other weights beside its config.json.
+
+    Args:
+        source: as `locate` returned it.
+        files: patterns of further names that the plugin asks for, see `SupportedArchitecture.files`.
 
     Raises:
         UnsafeCheckpointError: the repository has only pickle weights.
@@ -134,7 +139,7 @@ def download(source: ModelSource) -> ModelSource:
         return source
     from pipezoo_core.weights import safetensors_names  # imports torch
 
-    folder = download_files(source.name, source.commit, DOWNLOADED)
+    folder = download_files(source.name, source.commit, (*DOWNLOADED, *files))
     names = safetensors_names(folder)
     if others := [glob.escape(name) for name in names if not (folder / name).is_file()]:
         folder = download_files(source.name, source.commit, others)

@@ -42,7 +42,7 @@ def find(
         PluginError, ModelNotFoundError, GatedModelError, HubUnreachableError, CheckpointError: as `registry.load`.
     """
     begun = _chosen(index, model, revision, plugin)
-    complete = download(begun.checkpoint.source)
+    complete = download(begun.checkpoint.source, begun.resolution.architecture.files)
     is_whole = complete == begun.checkpoint.source
     return begun if is_whole else FoundModel(open_checkpoint(complete), begun.resolution)
 

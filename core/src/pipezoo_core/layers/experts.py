@@ -1,0 +1,119 @@
+"""A mixture of experts: feed-forward layers of which each token goes through a few (Shazeer et al., 2017).
+
+Shape suffixes: T tokens of all requests in a row, H hidden size, K chosen experts, P = T · K pairs of a token and one
+of its experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import accumulate, pairwise
+
+from torch import Tensor, nn
+
+from pipezoo_core.distributed import TensorParallelGroup
+from pipezoo_core.errors import InvalidSettingError
+from pipezoo_core.layers.activations import ClampedGate
+from pipezoo_core.layers.mlp import GatedMLP
+from pipezoo_core.layers.split import Shard
+
+__all__ = ["Experts"]
+
+_INDEX_BYTES = 8
+
+
+class Experts(nn.ModuleList):
+    """The sum of what its chosen experts, each a `GatedMLP`, make of a token, times their weights.
+
+    A checkpoint's tensors are `3.gate_proj.weight`, `3.up_proj.weight` and `3.down_proj.weight` of expert 3, below the
+    name of the layer; a weight adapter makes these of stacked ones with `LazyTensor.unstacked`. They are loaded and
+    converted expert by expert. The ranks of a group divide the experts, and add their sums.
+
+    Args:
+        hidden_size: numbers per input and output row.
+        intermediate_size: numbers per row inside an expert.
+        num_experts: of the layer, on all ranks together.
+        top_k: experts per token.
+        activation: see `GatedMLP`.
+        bias: likewise.
+
+    Attributes:
+        top_k: experts per token.
+        shards: empty; a rank has other ranks' experts not in part, but not at all.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        num_experts: int,
+        top_k: int,
+        activation: str | ClampedGate,
+        *,
+        bias: bool = False,
+    ) -> None:
+        super().__init__(GatedMLP(hidden_size, intermediate_size, activation, bias=bias) for _ in range(num_experts))
+        self.top_k = top_k
+        self.shards: dict[str, Shard] = {}
+        self._hidden_size = hidden_size
+        self._first = 0
+        self._group: TensorParallelGroup | None = None
+
+    def forward(self, x_TH: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        """Maps [T, H] to [T, H].
+
+        What else is in the batch changes nothing but how many rows a product has: a token's sum is made in float32, in
+        the order of its choices.
+
+        Args:
+            x_TH: rows.
+            indices_TK: int64, of each row's experts.
+            weights_TK: float32, of the experts.
+        """
+        products_PH = x_TH.new_zeros(indices_TK.numel(), self._hidden_size)
+        for expert, pairs in self._sorted(indices_TK.flatten()):
+            products_PH[pairs] = expert(x_TH[pairs // self.top_k])
+        products_TKH = products_PH.unflatten(0, (-1, self.top_k))
+        sum_TH = products_TKH[:, 0] * weights_TK[:, :1]
+        for k in range(1, self.top_k):
+            sum_TH += products_TKH[:, k] * weights_TK[:, k : k + 1]
+        y_TH = sum_TH.to(x_TH.dtype)
+        return y_TH if self._group is None else self._group.all_reduce(y_TH)
+
+    def _sorted(self, indices_P: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
+        """Yields each expert that has tokens, with the numbers of its pairs.
+
+        Two tokens whose experts are 5, 2 and 2, 7 are pairs 0 and 1, 2 and 3: expert 2 has the pairs 1 and 2.
+        """
+        order_P = indices_P.argsort(stable=True)
+        counts = indices_P.bincount(minlength=self._first + len(self))[self._first :].tolist()
+        before = int((indices_P < self._first).sum())
+        for expert, (start, end) in zip(self.children(), pairwise(accumulate(counts, initial=before)), strict=False):
+            if start < end:
+                yield expert, order_P[start:end]
+
+    def alive(self, *, is_native: bool, fuse: bool) -> list[int]:
+        """See `FeedForward`. All tokens may choose the same expert."""
+        hidden = self._hidden_size
+        expert = next(self.children())
+        assert isinstance(expert, GatedMLP)
+        products, indices = self.top_k * hidden, 3 * self.top_k * _INDEX_BYTES // 2
+        while_summed = [products, indices, 2 * hidden, 2 * hidden]  # float32 is up to two numbers of the run's
+        while_computed = [products, indices, hidden, *expert.alive(is_native=is_native, fuse=fuse)]
+        return max(while_summed, while_computed, key=sum)
+
+    def shard(self, group: TensorParallelGroup) -> None:
+        """Keeps this rank's experts, under their numbers."""
+        num_experts = len(self)
+        if num_experts < group.size:
+            raise InvalidSettingError(
+                "a mixture of the model has too few experts for so many devices",
+                found=f"{group.size} devices",
+                allowed=f"at most {num_experts}",
+                cure="Load it with fewer devices.",
+            )
+        self._group = group
+        self._first, end = (rank * num_experts // group.size for rank in (group.rank, group.rank + 1))
+        for number in range(num_experts):
+            if not self._first <= number < end:
+                delattr(self, str(number))

@@ -1,0 +1,154 @@
+"""What a GGUF file says of a decoder, in the words of a config.json: sizes, norms and rotary positions.
+
+The keys are those that llama.cpp's converters write (`gguf-py/gguf/constants.py`), each under the architecture's name:
+`llama.block_count`, `qwen3.block_count`. What a file leaves open is as in llama.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipezoo_core.errors import CorruptCheckpointError, UnsupportedModelError
+from pipezoo_core.layers import RotaryEmbedding
+from pipezoo_core.weights.gguf import GGUFFile
+
+__all__ = ["GGUFDecoder"]
+
+_EMBEDDING = "token_embd.weight"
+_ROPE_SCALINGS = ("linear", "none", "yarn")
+_ROPE_KEYS = (
+    "dimension_count", "freq_base", "scale_linear", "scaling.factor", "scaling.finetuned",
+    "scaling.original_context_length", "scaling.type",
+)  # fmt: skip
+_YARN_KEYS = {  # as a config.json calls them, from which converters take them
+    "scaling.yarn_attn_factor": "attention_factor",
+    "scaling.yarn_beta_fast": "beta_fast",
+    "scaling.yarn_beta_slow": "beta_slow",
+}
+_NEUTRAL = {"scaling.attn_factor": 1, "scaling.yarn_ext_factor": 1, "scaling.yarn_log_multiplier": 0}
+
+
+class GGUFDecoder:
+    """Reads a GGUF file's metadata under the name of an architecture.
+
+    Args:
+        file: the file.
+        architecture: its `general.architecture`.
+
+    Every method raises:
+        CorruptCheckpointError: a key that every such file has is missing, or a size is no whole number above 0.
+        UnsupportedModelError: the file rotates or scales RoPE in a way that no config.json can say.
+    """
+
+    def __init__(self, file: GGUFFile, architecture: str) -> None:
+        self._file = file
+        self._prefix = f"{architecture}."
+
+    def config(self) -> dict[str, Any]:
+        """Returns the fields of a config.json that decoders share, a head that is tied where the file has none."""
+        hidden_size, num_heads = self.size("embedding_length"), self.size("attention.head_count")
+        head_dim = self.size("attention.key_length", hidden_size // num_heads)
+        weights, metadata = self._file.weights, self._file.metadata
+        if _EMBEDDING not in weights:
+            raise _incomplete(_EMBEDDING)
+        return {
+            "vocab_size": weights[_EMBEDDING].shape[0],
+            "hidden_size": hidden_size,
+            "intermediate_size": self.size("feed_forward_length"),
+            "num_hidden_layers": self.size("block_count"),
+            "num_attention_heads": num_heads,
+            "num_key_value_heads": self.size("attention.head_count_kv", num_heads),
+            "head_dim": head_dim,
+            "max_position_embeddings": self.size("context_length"),
+            "rms_norm_eps": self.get("attention.layer_norm_rms_epsilon"),
+            "rope_parameters": self.rope_parameters(head_dim),
+            "tie_word_embeddings": "output.weight" not in weights,
+            "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
+            "eos_token_id": metadata.get("tokenizer.ggml.eos_token_id"),
+        }
+
+    def get(self, key: str) -> Any:
+        """Returns what is under a key."""
+        name = self._prefix + key
+        if name not in self._file.metadata:
+            raise _incomplete(name)
+        return self._file.metadata[name]
+
+    def size(self, key: str, default: int | None = None) -> int:
+        """Returns a size, or where the file leaves it out the default, if there is one."""
+        name = self._prefix + key
+        size = self.get(key) if default is None else self._file.metadata.get(name, default)
+        if not isinstance(size, int) or size < 1:
+            raise CorruptCheckpointError(
+                f"the GGUF file's {name} is no size",
+                found=repr(size),
+                allowed="a whole number above 0",
+                cure="Convert the model again.",
+            )
+        return size
+
+    def rope_parameters(self, head_dim: int) -> dict[str, Any]:
+        """Returns `rope_parameters`; every key below `rope` is read or, where it matters, refused."""
+        prefix = f"{self._prefix}rope."
+        found = {
+            key.removeprefix(prefix): value for key, value in self._file.metadata.items() if key.startswith(prefix)
+        }
+        kind = found.get("scaling.type", "linear")
+        factor = found.get("scaling.factor", found.get("scale_linear")) or 1.0  # 0 is none, too
+        rope = {"rope_type": "default", "rope_theta": found.get("freq_base", 10000.0)}
+        _check_rope_keys(found, kind, head_dim, prefix)
+        if kind == "yarn":
+            original = found.get("scaling.original_context_length", self.get("context_length"))
+            rope |= {"rope_type": kind, "factor": factor, "original_max_position_embeddings": original}
+            rope |= {name: found[key] for key, name in _YARN_KEYS.items() if key in found}
+        elif kind == "linear" and factor != 1:
+            rope |= {"rope_type": kind, "factor": factor}
+        divisors = self._file.weights.get("rope_freqs.weight")
+        if divisors is None:
+            return rope
+        if rope["rope_type"] != "default":
+            raise UnsupportedModelError("the GGUF file scales RoPE twice", found=f"rope_freqs and {kind} by {factor}")
+        return rope | _llama3_from_divisors(divisors.load().float(), rope["rope_theta"], head_dim)
+
+
+def _incomplete(name: str) -> CorruptCheckpointError:
+    return CorruptCheckpointError(f"the GGUF file lacks {name!r}", cure="Convert the model again.")
+
+
+def _check_rope_keys(found: Mapping[str, Any], kind: object, head_dim: int, prefix: str) -> None:
+    if kind not in _ROPE_SCALINGS:
+        raise UnsupportedModelError("the GGUF file scales RoPE in an unknown way", found=kind, allowed=_ROPE_SCALINGS)
+    if found.get("dimension_count", head_dim) != head_dim:
+        raise UnsupportedModelError(
+            "the GGUF file rotates only a part of each head", found=found["dimension_count"], allowed=head_dim
+        )
+    read = {*_ROPE_KEYS, *(_YARN_KEYS if kind == "yarn" else ())}
+    refused = [
+        f"{prefix}{key} = {value!s:.80}"
+        for key, value in found.items()
+        if key not in read and not (key in _NEUTRAL and value == _NEUTRAL[key])
+    ]
+    if refused:
+        raise UnsupportedModelError("the GGUF file has settings of RoPE that no config.json can say", found=refused)
+
+
+def _llama3_from_divisors(divisors: Tensor, theta: float, head_dim: int) -> dict[str, Any]:
+    """Recognizes Llama 3.1's scaling in the divisors per frequency, which are all that a GGUF file keeps of it."""
+    scaled = {
+        "rope_type": "llama3",
+        "factor": float(divisors.max()),
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    plain = RotaryEmbedding({"rope_type": "default", "rope_theta": theta}, head_dim, 8192).inverse_frequencies
+    guess = RotaryEmbedding({**scaled, "rope_theta": theta}, head_dim, 8192).inverse_frequencies
+    if divisors.shape != plain.shape or not torch.allclose(plain / divisors, guess, rtol=1e-3):
+        raise UnsupportedModelError(
+            "the GGUF file scales RoPE by factors of its own (rope_freqs)", allowed="those of Llama 3.1"
+        )
+    return scaled

@@ -1,0 +1,58 @@
+"""The names of a decoder's tensors in GGUF files, and in the modules of Llama-like models."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+from pipezoo_core.weights.base import LazyTensor
+
+__all__ = ["renamed_from_gguf"]
+
+_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_OF_A_LAYER = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)")
+_TABLE = "rope_freqs.weight"  # the config has it
+
+
+def renamed_from_gguf(
+    tensors: Mapping[str, LazyTensor],
+    changes: Mapping[str, Callable[[LazyTensor], LazyTensor]] | None = None,
+    names: Mapping[str, str] | None = None,
+) -> dict[str, LazyTensor]:
+    """Returns tensors by the names of a module: `blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`.
+
+    A name that is not known stays, and is reported as left over; the divisors of RoPE, which the config has, do not.
+
+    Args:
+        tensors: of a GGUF file.
+        changes: what becomes of those of a kind, e.g. of `attn_q`.
+        names: of kinds that are not Llama's, or are called otherwise in the module: `{"ffn_norm": "norm_2"}`.
+    """
+    found, known = {}, {**_NAMES, **(names or {})}
+    for name, tensor in tensors.items():
+        match = _OF_A_LAYER.fullmatch(name)
+        if name == _TABLE:
+            continue
+        if match is None or match[2] not in known:
+            found[name] = tensor
+            continue
+        layer, kind, parameter = match.groups()
+        change = (changes or {}).get(kind)
+        prefix = "" if layer is None else f"model.layers.{layer}."
+        found[f"{prefix}{known[kind]}.{parameter}"] = tensor if change is None else change(tensor)
+    return found

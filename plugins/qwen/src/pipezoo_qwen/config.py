@@ -1,0 +1,133 @@
+"""The typed config of a Qwen model, read from a Hugging Face config or from a GGUF file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from transformers import PretrainedConfig
+
+from pipezoo_core.attention import AttentionSpec
+from pipezoo_core.decoder import DecoderConfig
+from pipezoo_core.errors import UnsupportedModelError
+from pipezoo_core.layers import ACTIVATIONS, max_rotary_length, max_shareable_length
+from pipezoo_core.weights import GGUFDecoder, GGUFFile
+
+__all__ = ["QwenConfig", "config_from_gguf"]
+
+_HAS_WINDOW = {"full_attention": False, "sliding_attention": True}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QwenConfig(DecoderConfig):
+    """Qwen2, Qwen2.5, QwQ and Qwen3, and the models that share their architecture.
+
+    Attributes:
+        activation: name of the feed-forward layer's activation function.
+        rms_norm_eps: added to the mean square in the norms.
+        qkv_bias: whether q, k and v have a bias.
+        output_bias: whether o has one.
+        qk_norm: whether each head of q and k is normalized.
+        sliding_windows: per layer, how many tokens a query sees, itself included; None for all.
+        tie_word_embeddings: whether the head's weight is the embedding's.
+        max_position_embeddings: the trained length.
+        rope_parameters: as in the Hugging Face config.
+    """
+
+    activation: str
+    rms_norm_eps: float
+    qkv_bias: bool
+    output_bias: bool
+    qk_norm: bool
+    sliding_windows: tuple[int | None, ...]
+    tie_word_embeddings: bool
+    max_position_embeddings: int
+    rope_parameters: Mapping[str, Any]
+
+    @classmethod
+    def from_huggingface(cls, config: PretrainedConfig) -> Self:
+        """Reads a `Qwen2HuggingFaceConfig`, a `Qwen3HuggingFaceConfig`, or transformers' own.
+
+        Raises:
+            UnsupportedModelError: the activation function or a layer's kind is unknown, a window is missing,
+                or a part of each head alone is rotated.
+        """
+        if config.hidden_act not in ACTIVATIONS:
+            raise UnsupportedModelError(
+                "the activation function is unknown", found=config.hidden_act, allowed=sorted(ACTIVATIONS)
+            )
+        if config.rope_parameters.get("partial_rotary_factor") not in (None, 1):
+            raise UnsupportedModelError(
+                "the model rotates only a part of each head, which Qwen does not",
+                found=config.rope_parameters["partial_rotary_factor"],
+                allowed=1,
+            )
+        rope, is_qwen2 = config.rope_parameters, config.model_type == "qwen2"
+        return cls(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_layers=config.num_hidden_layers,
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            max_seq_len=max_rotary_length(rope, config.max_position_embeddings),
+            max_shareable_prompt=max_shareable_length(rope, config.max_position_embeddings),
+            activation=config.hidden_act,
+            rms_norm_eps=config.rms_norm_eps,
+            qkv_bias=is_qwen2 or config.attention_bias,
+            output_bias=not is_qwen2 and config.attention_bias,
+            qk_norm=not is_qwen2,
+            sliding_windows=_sliding_windows(config),
+            tie_word_embeddings=config.tie_word_embeddings,
+            max_position_embeddings=config.max_position_embeddings,
+            rope_parameters=rope,
+        )
+
+    @property
+    def layers(self) -> tuple[AttentionSpec, ...]:
+        """Causal attention with grouped heads, each layer over its own window."""
+        full = AttentionSpec(
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            scale=self.head_dim**-0.5,
+        )
+        return tuple(replace(full, sliding_window=window) for window in self.sliding_windows)
+
+
+def _sliding_windows(config: PretrainedConfig) -> tuple[int | None, ...]:
+    kinds = config.layer_types  # as many as there are layers: every PretrainedConfig sees to that
+    if not set(kinds) <= _HAS_WINDOW.keys():
+        raise UnsupportedModelError(
+            "the config's layer_types are not what its layers can be",
+            found=sorted(set(kinds)),
+            allowed=sorted(_HAS_WINDOW),
+        )
+    if not any(map(_HAS_WINDOW.__getitem__, kinds)):
+        return (None,) * len(kinds)
+    window = config.sliding_window
+    if window is None or window < 1:
+        raise UnsupportedModelError(
+            "layers have a window in the config's layer_types, and it does not say how many tokens that shows",
+            found=f"sliding_window {window}, use_sliding_window {config.use_sliding_window}",
+            allowed="use_sliding_window, and a sliding_window above 0",
+        )
+    return tuple(window if _HAS_WINDOW[kind] else None for kind in kinds)
+
+
+def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
+    """Returns the config.json that a GGUF file stands for. What its metadata leaves open is as in llama.cpp.
+
+    Raises:
+        CorruptCheckpointError: a key that every Qwen file has is missing, or a size is no whole number above 0.
+        UnsupportedModelError: the file rotates or scales RoPE in a way that no config.json can say.
+    """
+    architecture = file.metadata["general.architecture"]
+    return {
+        "model_type": architecture,
+        "architectures": [f"{architecture.capitalize()}ForCausalLM"],
+        **GGUFDecoder(file, architecture).config(),
+        "attention_bias": "blk.0.attn_q.bias" in file.weights,
+    }

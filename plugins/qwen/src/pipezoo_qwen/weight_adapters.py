@@ -1,0 +1,22 @@
+"""From the names in a checkpoint to those of `QwenForCausalLM`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from transformers import PretrainedConfig
+
+from pipezoo_core.weights import LazyTensor, renamed_from_gguf, without_redundant
+
+__all__ = ["adapt_gguf", "adapt_safetensors"]
+
+
+def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
+    """The names are the module's own."""
+    return without_redundant(tensors, config, embedding="model.embed_tokens.weight")
+
+
+def adapt_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
+    """GGUF has names of its own; q and k are stored for a rotation of halves, as they are here."""
+    del config
+    return renamed_from_gguf(tensors)

@@ -1,0 +1,212 @@
+"""Mixtures of experts: the layer against transformers', and in a decoder, alone, batched, in chunks, on two ranks."""
+
+import pytest
+import torch
+from alive import PeakOfTensors
+from core.mixture import make_mixtral
+from distributed.ranks import loaded_on_ranks
+from lora.peft_adapters import merged, save_adapter
+from safetensors.torch import load_file, save_file
+from tiny_models import load_model, logits_of
+from transformers import GptOssConfig
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
+
+from pipezoo_core.config import LinearName, LoRAConfig, SupportedEncoding
+from pipezoo_core.distributed import TensorParallelGroup
+from pipezoo_core.errors import InvalidSettingError, UnsupportedAdapterError
+from pipezoo_core.layers import ClampedGate, Experts, Router, Routing, set_dtype, shard_module, use_linear_backend
+from pipezoo_core.layers import weights_memory as memory_of
+from pipezoo_core.layers.quantized import QuantizedProduct
+from pipezoo_core.native import NativeKernels
+
+CPU = torch.device("cpu")
+PROMPTS = [[5, 9, 2, 7, 7, 1], list(range(1, 61)), [3], [(7 * i) % 99 for i in range(97)]]
+
+
+@pytest.fixture(scope="module")
+def mixtral(tmp_path_factory):
+    return make_mixtral(tmp_path_factory.mktemp("mixtral"))
+
+
+def difference(model, reference, prompts=PROMPTS, chunk=None):
+    worst = 0.0
+    for prompt, logits in zip(prompts, logits_of(model, prompts, chunk), strict=True):
+        with torch.no_grad():
+            worst = max(worst, (logits - reference(torch.tensor([prompt])).logits[0]).abs().max().item())
+    return worst
+
+
+@pytest.mark.parametrize("linear", ["torch", "auto"])
+def test_a_decoder_equals_transformers(mixtral, linear):
+    reference, made = mixtral
+    model = load_model(*made, linear=linear)
+    for chunk in (None, 7, 1):
+        assert difference(model, reference, chunk=chunk) < 1e-4
+    assert all(difference(model, reference, [prompt]) < 1e-4 for prompt in PROMPTS)
+
+
+@pytest.mark.parametrize("linear", [LinearName.torch, LinearName.native])
+@pytest.mark.parametrize("bits", [8, 4])
+@torch.inference_mode()
+def test_experts_of_few_bits_compute_with_what_their_weights_become(linear, bits):
+    encoding = SupportedEncoding(f"int{bits}")
+    kernels = NativeKernels(CPU, torch.bfloat16)
+    if linear is LinearName.native and kernels.obstacle:
+        pytest.skip(kernels.obstacle)
+    experts, rounded = (random_experts(64, 96, 6, 3) for _ in range(2))
+    for weight in rounded.parameters():
+        weight.copy_(QuantizedProduct(weight, None, bits, torch.float32).dequantized(slice(None)))
+    x, routed = rows_and_choices(50, 64, 6, 3)
+    use_linear_backend(linear, experts, CPU, encoding, kernels)
+    found, expected = experts(x.bfloat16(), *routed).float(), rounded(x, *routed)
+    assert (found - expected).norm() < 0.02 * expected.norm()
+    assert (random_experts(64, 96, 6, 3)(x, *routed) - expected).norm() > (
+        0.003 if bits == 8 else 0.05
+    ) * expected.norm()
+
+
+def test_a_decoder_of_8_bits_is_near(tmp_path):
+    """But where a token goes to another expert, as some do whose two are about as good."""
+    reference, made = make_mixtral(tmp_path, hidden_size=64, intermediate_size=64, num_local_experts=3)
+    model = load_model(*made, encoding=SupportedEncoding.int8)
+    with torch.no_grad():
+        expected = reference(torch.tensor([PROMPTS[3]])).logits[0]
+    assert 1e-3 < (logits_of(model, PROMPTS)[3] - expected).norm() / expected.norm() < 0.1
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_ranks_divide_the_experts(mixtral, tmp_path, num_ranks):
+    reference, made = mixtral
+    with loaded_on_ranks(num_ranks, tmp_path / "ranks", *made) as model:
+        assert difference(model, reference) < 1e-4
+        assert difference(model, reference, chunk=5) < 1e-4
+        assert len(model.module.model.layers[0].mlp.experts) == 6 // num_ranks
+
+
+def test_adapters_change_the_attention_and_no_experts(mixtral, tmp_path):
+    reference, made = mixtral
+    save_adapter(reference, tmp_path / "attention", target_modules=["q_proj", "o_proj"])
+    lora = LoRAConfig(lora_paths=[f"one={tmp_path / 'attention'}"], max_num_loras=2)
+    model = load_model(*made, lora=lora)
+    for prompt, logits, oracle in zip(
+        PROMPTS[:2],
+        logits_of(model, PROMPTS[:2], loras=["one", None]),
+        [merged(reference, tmp_path / "attention"), reference],
+        strict=True,
+    ):
+        with torch.no_grad():
+            assert (logits - oracle(torch.tensor([prompt])).logits[0]).abs().max() < 1e-4
+    path = tmp_path / "attention" / "adapter_model.safetensors"
+    names = {name.replace("self_attn.q_proj", "mlp.experts.1.gate_proj"): x for name, x in load_file(path).items()}
+    save_file(names, path)
+    with pytest.raises(UnsupportedAdapterError, match=r"layers\.0\.mlp\.experts\.1\.gate_proj is no linear layer that"):
+        model.lora_manager.load_adapter(f"two={tmp_path / 'attention'}")
+
+
+def test_more_ranks_than_experts_are_refused():
+    with pytest.raises(InvalidSettingError, match="at most 3"):
+        shard_module(Experts(8, 8, 3, 2, "silu"), TensorParallelGroup(0, 4))
+
+
+@pytest.mark.parametrize("native", [False, True])
+@torch.inference_mode()
+def test_the_clamped_gate_with_biases_equals_transformers(native):
+    config = GptOssConfig(hidden_size=32, intermediate_size=64, num_local_experts=5)
+    reference = GptOssExperts(config)
+    ours = Experts(32, 64, 5, 2, ClampedGate(), bias=True)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in reference.parameters():
+        parameter.copy_(2 * torch.randn(parameter.shape, generator=generator))  # so large that gates are clamped
+    for number, expert in enumerate(ours):
+        gate_up, bias = reference.gate_up_proj[number].T, reference.gate_up_proj_bias[number]
+        expert.gate_up_proj.merged.weight.copy_(torch.cat([gate_up[::2], gate_up[1::2]]))
+        expert.gate_up_proj.merged.bias.copy_(torch.cat([bias[::2], bias[1::2]]))
+        expert.down_proj.weight.copy_(reference.down_proj[number].T)
+        expert.down_proj.bias.copy_(reference.down_proj_bias[number])
+    if native:
+        use_native(ours, torch.float32)
+    x, routed = rows_and_choices(40, 32, 5, 2)
+    torch.testing.assert_close(ours(x, *routed), reference(x, *routed), atol=2e-2, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_experts", [4, 40])
+@torch.inference_mode()
+def test_other_rows_change_nothing(dtype, num_experts):
+    experts = random_experts(64, 96, num_experts, 3).to(dtype)
+    use_native(experts, dtype)
+    x, (indices, weights) = rows_and_choices(70, 64, num_experts, 3)
+    x = x.to(dtype)
+    together = experts(x, indices, weights)
+    for row in (slice(0, 1), slice(33, 34), slice(20, 60)):
+        assert torch.equal(experts(x[row], indices[row], weights[row]), together[row])
+
+
+@torch.inference_mode()
+def test_the_router_is_float32_in_bfloat16():
+    router = Router(64, Routing(num_experts=8, top_k=2, scores="sigmoid"), bias=True, correction=True)
+    for parameter in router.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    set_dtype(router, torch.bfloat16)
+    assert {parameter.dtype for parameter in router.parameters()} == {torch.float32}
+    x = torch.randn(50, 64).bfloat16()
+    scores = (x.double() @ router.weight.double().T + router.bias.double()).sigmoid()
+    indices, weights = router(x)
+    assert torch.equal(indices, (scores + router.e_score_correction_bias.double()).topk(2).indices)
+    torch.testing.assert_close(weights, scores.gather(1, indices).float())
+
+
+@pytest.mark.parametrize("linear", [LinearName.torch, LinearName.native])
+@pytest.mark.parametrize("fuse", [True, False])
+@pytest.mark.parametrize("activation", ["silu", ClampedGate()])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_no_more_is_alive_than_they_say(linear, fuse, activation, dtype):
+    """In the worst case: all tokens choose the same experts."""
+    experts = random_experts(64, 96, 6, 3, activation).to(dtype)
+    alive = sum(experts.alive(is_native=linear is LinearName.native, fuse=fuse))
+    if linear is LinearName.native:
+        use_native(experts, dtype, fuse=fuse)
+    x, (_, weights) = rows_and_choices(500, 64, 6, 3)
+    with PeakOfTensors() as tensors:
+        experts(x.to(dtype), torch.tensor([[4, 1, 2]]).expand(500, 3), weights)
+    assert tensors.peak <= (alive + 64) * 500 * dtype.itemsize  # and their input
+
+
+@pytest.mark.parametrize("encoding", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("linear", [LinearName.torch, LinearName.native])
+def test_weights_memory_counts_every_expert(encoding, linear):
+    encoding = SupportedEncoding(encoding)
+    dtype = torch.float32 if encoding is SupportedEncoding.float32 else torch.bfloat16
+    kernels = NativeKernels(CPU, dtype)
+    if linear is LinearName.native and kernels.obstacle:
+        pytest.skip(kernels.obstacle)
+    with torch.device("meta"):
+        one, ten = (Experts(512, 1024, count, 1, "silu").to(dtype) for count in (1, 11))
+    sizes = [memory_of(linear, experts, CPU, encoding, kernels) for experts in (one, ten)]
+    bytes_per_number = {"float32": 4, "bfloat16": 2, "int8": 1 + 2 / 32, "int4": 0.5 + 2 / 32}[encoding]
+    expected = 10 * 3 * 512 * 1024 * bytes_per_number
+    assert expected - 2**22 < sizes[1] - sizes[0] < 1.02 * expected + 2**22
+
+
+def random_experts(hidden, inner, num_experts, top_k, activation="silu"):
+    experts = Experts(hidden, inner, num_experts, top_k, activation)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in experts.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 8)
+    return experts
+
+
+def rows_and_choices(num_rows, hidden, num_experts, top_k):
+    """Returns rows, and for each the experts and their weights."""
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(num_rows, num_experts, generator=generator)
+    return torch.randn(num_rows, hidden, generator=generator), Routing(num_experts=num_experts, top_k=top_k)(logits)
+
+
+def use_native(module, dtype, **options):
+    kernels = NativeKernels(CPU, dtype)
+    if kernels.obstacle:
+        pytest.skip(kernels.obstacle)
+    use_linear_backend(LinearName.native, module, CPU, SupportedEncoding(str(dtype)[6:]), kernels, **options)
