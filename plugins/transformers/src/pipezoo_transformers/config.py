@@ -81,7 +81,7 @@ def read_huggingface_config(raw: Mapping[str, Any]) -> PretrainedConfig:
     from transformers import CONFIG_MAPPING
 
     model_type = raw.get("model_type")
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise UnsupportedModelError("transformers does not know this model_type", found=model_type)
     config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict(dict(raw))
     if config.is_encoder_decoder:

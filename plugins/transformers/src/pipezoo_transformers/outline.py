@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +27,8 @@ def class_of(config: PretrainedConfig) -> type[PreTrainedModel]:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        model_class: type[PreTrainedModel] = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        return model_class
-    for found in MODEL_FOR_CAUSAL_LM_MAPPING.values():  # of a part of a config, which has no entry of its own
+        return cast("type[PreTrainedModel]", MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
+    for found in cast("list[type[PreTrainedModel]]", MODEL_FOR_CAUSAL_LM_MAPPING.values()):  # of a part of a config, which has no entry of its own
         if found.config_class is type(config):
             return found
     raise UnsupportedModelError("transformers has no causal language model of this type", found=config.model_type)

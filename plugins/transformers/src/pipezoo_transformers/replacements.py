@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from pipezoo_core.layers import Embedding, Linear, LMHead
+from pipezoo_transformers.norms import norm_like
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,9 +32,11 @@ def replace_layers(model: PreTrainedModel, kept: Set[str]) -> None:
             if child is head and type(child) is nn.Linear:
                 parent._modules[name] = _head(child)
             elif child is embedding and type(child) is nn.Embedding:
-                parent._modules[name] = Embedding(*child.weight.shape)
+                parent._modules[name] = RowsEmbedding(*child.weight.shape)
             elif type(child) is nn.Linear and f"{prefix}.{name}".lstrip(".") not in kept:
                 parent._modules[name] = RowsLinear(child.in_features, child.out_features, bias=child.bias is not None)
+            elif norm := norm_like(child):
+                parent._modules[name] = norm
         for name, parameter in parent._parameters.items():
             if parameter is not None and not parameter.dim():  # a checkpoint's tensors have a dimension at least
                 parent._parameters[name] = nn.Parameter(parameter.unsqueeze(0), requires_grad=False)
@@ -48,6 +51,15 @@ class RowsLinear(Linear):
         """Maps [..., in_features] to [..., out_features]."""
         y: Tensor = super().forward(x.flatten(0, -2))
         return y.unflatten(0, x.shape[:-1])
+
+
+class RowsEmbedding(Embedding):
+    """An `Embedding` that is given tokens as transformers shapes them, [1, T]."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Maps int64 [...] to [..., size]."""
+        rows: Tensor = super().forward(tokens.flatten())
+        return rows.unflatten(0, tokens.shape)
 
 
 def _head(linear: nn.Linear) -> LMHead:

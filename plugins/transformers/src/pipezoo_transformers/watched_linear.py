@@ -19,7 +19,9 @@ class _WatchedLinear(nn.Linear):
     asked: set[nn.Module]
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
-        return F.linear(input, self._parameters["weight"], self._parameters["bias"])
+        weight = self._parameters["weight"]
+        assert weight is not None
+        return F.linear(input, weight, self._parameters["bias"])
 
     def __getattr__(self, name: str) -> Any:
         if name == "weight":

@@ -45,20 +45,6 @@ def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfi
 
 
 @dataclass(frozen=True, slots=True)
-class _Converted(LazyTensor):
-    """A tensor that transformers makes of others; all of these are read at once."""
-
-    group: _Group
-    target: str
-    name: str
-    model: PreTrainedModel
-
-    def copy_to(self, target: Tensor) -> None:
-        """Converts once for all rows."""
-        target.copy_(self.group.load(self.target, self.model)[self.name])
-
-
-@dataclass(frozen=True, slots=True)
 class _Group:
     """Tensors of a checkpoint that one rule makes others of.
 
@@ -87,10 +73,13 @@ class _Group:
         dtype = self.sources[0][2].dtype
 
         def lazy(name: str) -> LazyTensor:
-            def read(rows: slice) -> Tensor:
-                return self.load(target, model)[name][rows]
-
-            return _Converted(tuple(outlines[name].shape), dtype, read, self, target, name, model)
+            outline = outlines[name]
+            return LazyTensor(
+                tuple(outline.shape),
+                dtype,
+                lambda rows: self.load(target, model)[name][rows],
+                numbers_at_once=outline.numel(),  # all, so that it is converted once
+            )
 
         return {name: lazy(name) for name in outlines}
 
