@@ -16,6 +16,13 @@ SETTINGS = {"dtype": "float32", "device": "cpu", "page_size": 8, "kv_cache_memor
 FALLBACK = "pipezoo-transformers"
 
 
+def save(reference, folder, tiny_folder):
+    reference.save_pretrained(folder)
+    for path in tiny_folder.glob("tokenizer*"):
+        shutil.copy(path, folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def reference():
     return make_reference("glm4", vocab_size=len(TOKENS))
@@ -23,11 +30,7 @@ def reference():
 
 @pytest.fixture(scope="module")
 def folder(reference, tiny_folder, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("glm4")
-    reference.save_pretrained(folder)
-    for path in tiny_folder.glob("tokenizer*"):
-        shutil.copy(path, folder)
-    return folder
+    return save(reference, tmp_path_factory.mktemp("glm4"), tiny_folder)
 
 
 def only_config(folder, **entries):
@@ -60,6 +63,18 @@ def test_after_preemption(folder, reference):
     )
     assert llm.scheduler.num_preemptions > 0
     assert [output.tokens for output in outputs] == [greedy(reference, prompt, 24) for prompt in prompts]
+    assert_all_free(llm)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["gemma2", "gpt2", "mixtral", "gpt_oss"])
+def test_answers(model_type, tiny_folder, tmp_path):
+    """With the memory plan, and what is said of replaying steps."""
+    reference = make_reference(model_type, vocab_size=len(TOKENS))
+    llm = registry.load(save(reference, tmp_path, tiny_folder), plugin=FALLBACK, **SETTINGS)
+    prompt = [(7 * i) % 250 for i in range(20)]
+    output = llm.generate([TextGenerationRequest(prompt=prompt)], max_new_tokens=8, temperature=0.0, ignore_eos=True)
+    assert output[0].tokens == greedy(reference, prompt, 8)
     assert_all_free(llm)
 
 

@@ -28,9 +28,8 @@ def class_of(config: PretrainedConfig) -> type[PreTrainedModel]:
 
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         return cast("type[PreTrainedModel]", MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
-    for found in cast(
-        "list[type[PreTrainedModel]]", MODEL_FOR_CAUSAL_LM_MAPPING.values()
-    ):  # of a part of a config, which has no entry of its own
+    # of a part of a config, which has no entry of its own
+    for found in cast("list[type[PreTrainedModel]]", MODEL_FOR_CAUSAL_LM_MAPPING.values()):
         if found.config_class is type(config):
             return found
     raise UnsupportedModelError("transformers has no causal language model of this type", found=config.model_type)
