@@ -16,7 +16,7 @@ from pipezoo_core.config import AttentionName
 from pipezoo_core.errors import InsufficientMemoryError, TensorMismatchError
 from pipezoo_core.kv_cache import KVCacheInputs, RaggedBatch
 from pipezoo_core.layers import RMSNorm, RotaryEmbedding
-from pipezoo_core.layers.linear_backends import NativeProduct
+from pipezoo_core.layers.native_product import NativeProduct
 from pipezoo_core.native import Activation, Form, NativeKernels, variants
 
 CPU = torch.device("cpu")

@@ -12,7 +12,8 @@ from tiny_models import load_model, logits_of, make_llama
 from pipezoo_core.config import KVCacheConfig
 from pipezoo_core.layers import RMSNorm
 from pipezoo_core.native import NativeKernels, kernels
-from pipezoo_core.native.program import Notes, Place, Program, arrange
+from pipezoo_core.native.program import Notes, Place, Program
+from pipezoo_core.native.step_memory import arrange
 from pipezoo_core.weights import LazyTensor
 from pipezoo_llama.model import LlamaForCausalLM, LlamaPipelineModel
 from pipezoo_llama.weight_adapters import adapt_safetensors
@@ -190,7 +191,7 @@ def test_memory_is_shared_between_layers(folder):
     logits_of(model, [[1, 2, 3]])
     config = model.config
     width = 4 * config.hidden_size + 3 * config.intermediate_size + 6 * config.num_heads * config.head_dim
-    assert model._forward._program._bytes_per_row < 4 * width + 20 * 64
+    assert model._forward._program._memory.bytes_per_row < 4 * width + 20 * 64
 
 
 def test_an_operation_without_a_kernel(folder):
@@ -397,10 +398,10 @@ def notes(num_rows, *numbers):
 def test_arguments_grow_with_the_rows():
     program = Program(notes(2, 2, 1152, 576), notes(5, 5, 2880, 576))
     for num_rows in (1, 7, 3):
-        address, output = program.prepare(num_rows, [12345])
+        [stretch], output = program.prepare(num_rows, [12345])
         assert output.shape == (num_rows, 16)
         assert program._calls[:6].tolist() == [1, 12345, output.data_ptr(), num_rows, num_rows * 576, 576]
-        assert address == program._calls.ctypes.data
+        assert stretch == (program._calls.ctypes.data, 1, None)
 
 
 def test_a_third_recording_is_compared():

@@ -255,7 +255,7 @@ def test_the_plugin_of_the_guide_passes_its_test(tmp_path):
         path = tmp_path / "project" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    (tmp_path / "project/src/pipezoo_qwen2/__init__.py").touch()
+    (tmp_path / "project/src/pipezoo_seed_oss/__init__.py").touch()
 
     def run(*arguments):
         return subprocess.run(
@@ -272,4 +272,4 @@ def test_the_plugin_of_the_guide_passes_its_test(tmp_path):
     tested = run("pytest", "-q", "-p", "no:cacheprovider")
     assert tested.returncode == 0, tested.stdout
     assert "2 passed" in tested.stdout
-    assert re.search(r"qwen2 .*pipezoo-qwen2 .*available", run("pipezoo", "plugins").stdout)
+    assert re.search(r"seed_oss .*pipezoo-seed-oss .*available", run("pipezoo", "plugins").stdout)

@@ -65,6 +65,7 @@ PACKAGES = [
     "plugins/gemma",
     "plugins/llama",
     "plugins/mistral",
+    "plugins/olmo",
     "plugins/qwen",
     "plugins/replit",
     "plugins/transformers",

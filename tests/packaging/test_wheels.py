@@ -24,6 +24,7 @@ MEMBERS = {
     "pipezoo_gemma": "plugins/gemma",
     "pipezoo_llama": "plugins/llama",
     "pipezoo_mistral": "plugins/mistral",
+    "pipezoo_olmo": "plugins/olmo",
     "pipezoo_qwen": "plugins/qwen",
     "pipezoo_replit": "plugins/replit",
     "pipezoo_transformers": "plugins/transformers",

@@ -12,7 +12,7 @@ from pipezoo_core.config import PipelineConfig
 from pipezoo_core.decoder.config import DecoderConfig
 from pipezoo_core.decoder.recorded_module import RecordedModule
 from pipezoo_core.kv_cache import KVCacheInputs, KVCacheStorage, RaggedBatch
-from pipezoo_core.layers import set_dtype, use_linear_backend
+from pipezoo_core.layers import join_experts, set_dtype, use_linear_backend
 from pipezoo_core.native import NativeKernels, Recording
 from pipezoo_core.weights import torch_dtype
 
@@ -71,6 +71,7 @@ def _without_numbers(
             kernels,
             fuse=pipeline_config.lora is None,
         )
+    join_experts(module)
     return module
 
 

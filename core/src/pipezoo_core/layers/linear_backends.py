@@ -12,13 +12,16 @@ from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.layers.embedding import LMHead
 from pipezoo_core.layers.linear import Linear, Product
 from pipezoo_core.layers.mlp import MLP, GatedMLP
+from pipezoo_core.layers.native_product import NativeProduct
 from pipezoo_core.layers.norm import LayerNorm, RMSNorm
 from pipezoo_core.layers.quantized import GROUP, QuantizedProduct
 from pipezoo_core.layers.rotary import RotaryEmbedding
-from pipezoo_core.native import GATE, HUGE_PAGE, Activation, Form, NativeKernels, packed_size
+from pipezoo_core.layers.router import Router
+from pipezoo_core.native import HUGE_PAGE, Form, NativeKernels
 
-__all__ = ["NativeProduct", "OneDNNProduct", "choose_linear", "use_linear_backend", "weights_memory"]
+__all__ = ["OneDNNProduct", "choose_linear", "use_linear_backend", "weights_memory"]
 
+_NATIVE = (GatedMLP, LayerNorm, MLP, RMSNorm, RotaryEmbedding, Router)  # what the native kernels compute besides
 _TYPICAL_ROWS = 512  # oneDNN chooses the weights' layout for so many rows; it serves any number as well
 
 
@@ -48,53 +51,6 @@ class OneDNNProduct(Product):
         """Maps [..., in_features] to [..., out_features]."""
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
         return product
-
-
-class NativeProduct(Product):
-    """`x Wᵀ + b` by the kernels of `pipezoo-kernels`, with W packed once into the panels they read.
-
-    Args:
-        kernels: compute it.
-        weight: [out_features, in_features]. Copied. in_features is even, or a multiple of `GROUP` to be quantized.
-        bias: [out_features], or None.
-        bits: 8 or 4 to quantize the weight; None to keep its numbers.
-        form: of the result. Gated, the weight is a gate's and, below it, that of what it lets through.
-        activation: of the gate.
-    """
-
-    size_of = staticmethod(packed_size)
-
-    def __init__(
-        self,
-        kernels: NativeKernels,
-        weight: Tensor,
-        bias: Tensor | None,
-        bits: Literal[8, 4] | None = None,
-        form: Form = Form.plain,
-        activation: Activation = Activation.silu,
-    ) -> None:
-        self._kernels = kernels
-        self._bits = bits
-        self._form = form
-        self._activation = activation
-        if bias is not None and form is Form.gated:
-            bias = bias.unflatten(0, (2, -1, GATE)).transpose(0, 1).flatten()  # in the order of the packed weight
-        self._packed = kernels.pack(weight.detach() if bits else weight.detach().to(kernels.dtype), bits, form)
-        self._bias = None if bias is None else bias.detach().to(kernels.dtype)
-        self._shape = (weight.shape[0], weight.shape[1])
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Maps [..., in_features] to [..., out_features]."""
-        return self._kernels.linear(
-            *(x, self._packed, self._bias, self._shape),
-            bits=self._bits,
-            form=self._form,
-            activation=self._activation,
-        )
-
-    def rows(self, indices: Tensor) -> Tensor:
-        """Maps int64 [T] to these rows of W."""
-        return self._kernels.packed_rows(indices, self._packed, self._shape, self._bits)
 
 
 def use_linear_backend(
@@ -128,7 +84,7 @@ def use_linear_backend(
             elif kind is QuantizedProduct:
                 assert bits is not None
                 layer.compute_with(QuantizedProduct(layer.weight, layer.bias, bits, kernels.dtype))
-        elif name is LinearName.native and isinstance(layer, RMSNorm | LayerNorm | MLP | GatedMLP | RotaryEmbedding):
+        elif name is LinearName.native and isinstance(layer, _NATIVE):
             layer.compute_with(kernels)
 
 

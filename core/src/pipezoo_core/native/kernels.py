@@ -259,6 +259,50 @@ class NativeKernels:
         )
         return out
 
+    def route(self, x: Tensor, layer: int, sizes: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+        """Returns each row's experts, int64 [T, top_k], and their weights, float32 [T, top_k]; see `layers.router`.
+
+        Args:
+            x: [T, hidden].
+            layer: the address of its description.
+            sizes: hidden, num_experts, top_k.
+        """
+        hidden, num_experts, top_k = sizes
+        self._check("route", x, hidden)
+        x = x.contiguous()
+        rows = x.numel() // hidden
+        logits = self._empty((rows, num_experts), torch.float32)
+        weights = torch.empty((rows, top_k), dtype=torch.float32, device=_CPU)  # too small for the pool
+        indices = torch.empty((rows, top_k), dtype=torch.int64, device=_CPU)
+        self._run("route", *(part.data_ptr() for part in (x, logits, indices, weights)), rows, layer)
+        return indices, weights
+
+    def experts(
+        self, x: Tensor, indices: Tensor, weights: Tensor, layer: int, sizes: tuple[int, int], bits: int | None
+    ) -> Tensor:
+        """Returns the weighted sums of what their experts make of rows; see `layers.native_experts`.
+
+        Args:
+            x: [T, hidden].
+            indices: of each row's experts, int64 [T, top_k].
+            weights: of these, float32 [T, top_k].
+            layer: the address of its description.
+            sizes: hidden, and numbers per row inside an expert.
+            bits: that the experts are packed in.
+        """
+        hidden, inner = sizes
+        self._check("experts", x, hidden)
+        if indices.shape != weights.shape or indices.dtype is not torch.int64 or weights.dtype is not torch.float32:
+            raise _mismatch("experts", weights, f"{list(indices.shape)} in torch.float32, and torch.int64 indices")
+        x, indices, weights = x.contiguous(), indices.contiguous(), weights.contiguous()
+        rows, pairs = len(x), indices.numel()
+        gated, products = self._empty((pairs, inner), x.dtype), self._empty((pairs, hidden), x.dtype)
+        y = self._empty((rows, hidden), x.dtype)
+        addresses = (part.data_ptr() for part in (x, indices, weights, gated, products, y))
+        is_long = pairs * 3 * hidden * inner > _LONG_PRODUCT
+        self._run(_of_bits("experts", bits), *addresses, rows, layer, is_long=is_long)
+        return y
+
     def address(self, name: str) -> int:
         """Returns where a kernel lies, for a recorded step."""
         assert self._native is not None

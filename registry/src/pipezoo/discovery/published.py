@@ -14,9 +14,15 @@ PUBLISHED = {
     "llama": "pipezoo-llama",
     "ministral3": "pipezoo-mistral",
     "mistral": "pipezoo-mistral",
+    "mixtral": "pipezoo-mistral",
     "mpt": "pipezoo-replit",
+    "olmo": "pipezoo-olmo",
+    "olmo2": "pipezoo-olmo",
+    "olmo3": "pipezoo-olmo",
     "qwen2": "pipezoo-qwen",
+    "qwen2_moe": "pipezoo-qwen",
     "qwen3": "pipezoo-qwen",
+    "qwen3_moe": "pipezoo-qwen",
     "replit_lm": "pipezoo-replit",
 }
 """The distribution that serves a model type."""
