@@ -27,6 +27,7 @@ PACKAGES = [
     "plugins/olmo",
     "plugins/qwen",
     "plugins/replit",
+    "plugins/transformers",
 ]
 REQUIREMENTS = ["constraints.txt", "environment.py"] + [package + "/pyproject.toml" for package in PACKAGES]
 KERNELS = ["kernels/*.py", "kernels/*.toml", "kernels/native/*"]

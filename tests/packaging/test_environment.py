@@ -69,6 +69,7 @@ PACKAGES = [
     "plugins/olmo",
     "plugins/qwen",
     "plugins/replit",
+    "plugins/transformers",
 ]
 
 

@@ -28,6 +28,7 @@ MEMBERS = {
     "pipezoo_olmo": "plugins/olmo",
     "pipezoo_qwen": "plugins/qwen",
     "pipezoo_replit": "plugins/replit",
+    "pipezoo_transformers": "plugins/transformers",
 }
 KERNELS = "pipezoo_kernels"
 LOAD = """

@@ -27,6 +27,7 @@ MEMBERS = [
     "plugins/olmo",
     "plugins/qwen",
     "plugins/replit",
+    "plugins/transformers",
 ]
 PACKAGES = [
     "pipezoo_core",
@@ -38,6 +39,7 @@ PACKAGES = [
     "pipezoo_olmo",
     "pipezoo_qwen",
     "pipezoo_replit",
+    "pipezoo_transformers",
 ]
 PLUGINS = tuple(PACKAGES[2:])
 
