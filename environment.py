@@ -20,6 +20,7 @@ STRUCTURED = "[structured]"  # core's extra, for what the README shows on the co
 PACKAGES = [
     "core",
     "registry",
+    "plugins/deepseek",
     "plugins/gemma",
     "plugins/gpt_oss",
     "plugins/llama",

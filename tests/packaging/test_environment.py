@@ -62,6 +62,7 @@ def test_the_demo_needs_less_than_the_tests(update):
 PACKAGES = [
     "core[structured]",
     "registry",
+    "plugins/deepseek",
     "plugins/gemma",
     "plugins/gpt_oss",
     "plugins/llama",

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 MEMBERS = {
     "pipezoo_core": "core",
     "pipezoo": "registry",
+    "pipezoo_deepseek": "plugins/deepseek",
     "pipezoo_gemma": "plugins/gemma",
     "pipezoo_gpt_oss": "plugins/gpt_oss",
     "pipezoo_llama": "plugins/llama",

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 MEMBERS = [
     "core",
     "registry",
+    "plugins/deepseek",
     "plugins/gemma",
     "plugins/gpt_oss",
     "plugins/llama",
@@ -32,6 +33,7 @@ MEMBERS = [
 PACKAGES = [
     "pipezoo_core",
     "pipezoo",
+    "pipezoo_deepseek",
     "pipezoo_gemma",
     "pipezoo_gpt_oss",
     "pipezoo_llama",

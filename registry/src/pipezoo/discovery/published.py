@@ -7,6 +7,8 @@ from pipezoo.discovery.setting import VARIABLE
 __all__ = ["ANY", "FALLBACK", "PUBLISHED", "how_to_install", "how_to_mend"]
 
 PUBLISHED = {
+    "deepseek_v2": "pipezoo-deepseek",
+    "deepseek_v3": "pipezoo-deepseek",
     "gemma": "pipezoo-gemma",
     "gemma2": "pipezoo-gemma",
     "gemma3": "pipezoo-gemma",
