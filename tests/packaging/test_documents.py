@@ -155,8 +155,8 @@ def test_every_error_is_explained():
 
 def test_what_is_served_is_listed():
     text = (ROOT / "docs/models.md").read_text()
-    rows = dict(re.findall(r"^\| `(pipezoo-\w+)` \| (.*?) \|", text, re.M))
-    served = {(name, plugin) for plugin, names in rows.items() for name in re.findall(r"`(\w+)`", names)}
+    rows = dict(re.findall(r"^\| `(pipezoo-[\w-]+)` \| (.*?) \|", text, re.M))
+    served = {(name, plugin) for plugin, names in rows.items() for name in re.findall(r"`([\w-]+)`", names)}
     assert served == set(PUBLISHED.items()) == {(info.name, info.distribution) for info in registry.plugins()}
     said = set(re.findall(r"`([^`]+)`", text))
     assert {*ROPE_TYPES, *ACTIVATIONS, *KNOWN_PRE_TOKENIZERS, *TOKENIZER_FILES} <= said
