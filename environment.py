@@ -25,8 +25,10 @@ PACKAGES = [
     "plugins/gpt_oss",
     "plugins/llama",
     "plugins/mistral",
+    "plugins/olmo",
     "plugins/qwen",
     "plugins/replit",
+    "plugins/transformers",
 ]
 REQUIREMENTS = ["constraints.txt", "environment.py"] + [package + "/pyproject.toml" for package in PACKAGES]
 KERNELS = ["kernels/*.py", "kernels/*.toml", "kernels/native/*"]

@@ -16,7 +16,7 @@ setup(
     ext_modules=[
         Extension(
             f"pipezoo_kernels._{name}",
-            sources=[f"{NATIVE}/{source}.cpp" for source in ("attention", "layers", "linear", "module", "quantized")],
+            sources=[str(source.relative_to(ROOT)) for source in sorted((ROOT / NATIVE).glob("*.cpp"))],
             depends=[str(header.relative_to(ROOT)) for header in sorted((ROOT / NATIVE).glob("*.h"))],
             language="c++",
             extra_compile_args=[

@@ -120,9 +120,17 @@ def assert_equal_on_ranks(reference, model, folder, num_ranks=2, **settings):
         assert_equal_logits(reference, divided)
 
 
-def assert_adapters_equal_merged(reference, model, folder, **adapter):
-    """A batch with two adapters and without computes what PEFT's merged models do; `adapter` is the second's config."""
-    save_adapter(reference, folder / "one", r=5)
+def assert_adapters_equal_merged(reference, model, folder, *, targets="all-linear", **adapter):
+    """A batch with two adapters and without computes what PEFT's merged models do.
+
+    Args:
+        reference: transformers' model.
+        model: what `load_model` takes.
+        folder: for the adapters.
+        targets: the layers that the first adapter changes.
+        adapter: the second one's config.
+    """
+    save_adapter(reference, folder / "one", r=5, target_modules=targets)
     save_adapter(reference, folder / "two", r=3, seed=1, **adapter)
     references = {None: reference, **{name: merged(reference, folder / name) for name in ("one", "two")}}
     paths = [f"{name}={folder / name}" for name in ("one", "two")]

@@ -13,6 +13,11 @@ NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp",
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
 }
@@ -30,12 +35,29 @@ CHAT_TEMPLATE = (
 
 
 def gguf_name(name, names=NAMES):
+    if name.startswith("blk."):
+        return name
     if not name.startswith("model.layers."):
         return {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}[
             name.rpartition(".")[0]
         ] + ".weight"
     _, _, layer, *rest, parameter = name.split(".")
     return f"blk.{layer}.{names['.'.join(rest)]}.{parameter}"
+
+
+def as_converters_divide(tensors):
+    """Transformers has gate and up of all experts in one tensor; files have a tensor for each, of all experts."""
+    for name, tensor in tensors.items():
+        values = tensor.float().numpy()
+        if name.endswith("mlp.experts.gate_up_proj"):
+            gate, up = np.split(values, 2, axis=1)
+            layer = name.split(".")[2]
+            yield f"blk.{layer}.ffn_gate_exps.weight", gate
+            yield f"blk.{layer}.ffn_up_exps.weight", up
+        elif name.endswith("mlp.experts.down_proj"):
+            yield f"blk.{name.split('.')[2]}.ffn_down_exps.weight", values
+        else:
+            yield name, values[0] if name.endswith("mlp.shared_expert_gate.weight") else values
 
 
 def rotated_by_neighbours(rows, num_heads):
@@ -60,7 +82,7 @@ def write_gguf(
     permutes=False,
     names=None,
     norm_offset=0,
-    stacked=gguf.GGMLQuantizationType.F32,
+    stacked=None,
 ):
     """Writes the weights of a transformers model; the vocabulary is `TOKENS`.
 
@@ -75,7 +97,7 @@ def write_gguf(
         permutes: whether the converter reorders q and k.
         names: of layers' tensors that are called otherwise than Llama's.
         norm_offset: what the converter adds to the weights of norms.
-        stacked: the quantization of tensors of three dimensions.
+        stacked: the quantization of tensors of three dimensions; None for that of the others.
     """
     config = model.config
     rope = config.rope_parameters.get("full_attention", config.rope_parameters)
@@ -99,17 +121,16 @@ def write_gguf(
     writer.add_chat_template(CHAT_TEMPLATE)
     for key, value in (metadata or {}).items():
         getattr(writer, ADDERS[type(value)])(key, value)
-    for name, tensor in model.state_dict().items():
+    for name, values in as_converters_divide(model.state_dict()):
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        values = tensor.float().numpy()
         if "q_proj" in name and permutes:
             values = rotated_by_neighbours(values, config.num_attention_heads)
         if "k_proj" in name and permutes:
             values = rotated_by_neighbours(values, config.num_key_value_heads)
         if name.endswith("norm.weight"):
             values = values + norm_offset
-        kind = {2: quantization, 3: stacked}.get(values.ndim, gguf.GGMLQuantizationType.F32)
+        kind = {2: quantization, 3: stacked or quantization}.get(values.ndim, gguf.GGMLQuantizationType.F32)
         packed = gguf.quants.quantize(np.ascontiguousarray(values), kind)
         writer.add_tensor(gguf_name(name, {**NAMES, **(names or {})}), packed, raw_dtype=kind)
     for name, values in (extra_tensors or {}).items():

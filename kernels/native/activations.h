@@ -7,7 +7,8 @@
 
 namespace pipezoo {
 
-enum class Activation : std::int64_t { silu, gelu, gelu_tanh, relu, relu2, sigmoid, tanh, quick_gelu };
+// `clamped` is of a gate and what it lets through alone: see `let_through`.
+enum class Activation : std::int64_t { silu, gelu, gelu_tanh, relu, relu2, sigmoid, tanh, quick_gelu, clamped };
 
 // 1 / (1 + e^-x).
 PIPEZOO_INLINE Vector sigmoid(Vector x) {
@@ -78,6 +79,19 @@ PIPEZOO_INLINE Vector hyperbolic_tangent(Vector x) {
         case Activation::quick_gelu: return x * sigmoid(all(1.702f) * x);
         default: return silu(x);
     }
+}
+
+// gate · sigmoid(1.702 · gate) · (up + 1), with gate at most 7 and up between -7 and 7. NaN stays NaN.
+[[gnu::noinline]] inline Vector clamped(Vector gate, Vector up) {
+    const Vector limit = all(7.0f);
+    gate = smaller(limit, gate), up = larger(zeros() - limit, smaller(limit, up));
+    return gate * sigmoid(all(1.702f) * gate) * (up + all(1.0f));
+}
+
+// activation(gate) · up.
+PIPEZOO_INLINE Vector let_through(Activation activation, Vector gate, Vector up) {
+    if (activation == Activation::silu) return silu(gate) * up;
+    return activation == Activation::clamped ? clamped(gate, up) : activated(activation, gate) * up;
 }
 
 }  // namespace pipezoo

@@ -92,8 +92,7 @@ void gated(const T* gate_up, T* y, std::int64_t rows, std::int64_t size, Activat
         for (std::int64_t i = 0; i < size; i += kLanes) {
             const Mask lanes = first_lanes(size - i);
             const Vector gate = load(gates + i, lanes), up = load(gates + size + i, lanes);
-            const Vector open = activation == Activation::silu ? silu(gate) : activated(activation, gate);
-            store(y + row * size + i, open * up, lanes);
+            store(y + row * size + i, let_through(activation, gate, up), lanes);
         }
     });
 }

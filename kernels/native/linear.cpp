@@ -5,27 +5,6 @@
 namespace pipezoo {
 namespace {
 
-// Steps to prefetch, which the hardware does not: of one row's product, which waits for the memory alone, into the first
-// cache; of several rows' into the second, which has room for more that is on its way.
-constexpr int kAheadOfOne = 64, kAheadOfMore = 128;
-
-// Interleaves rows of x for a tile: [in / per_step, kTileRows, per_step].
-template <typename T>
-void interleave_tile(const T* x, std::int64_t in, int rows, Left<T>* to) {
-    const std::int64_t steps = in / kPerStep<T>;
-    for (std::int64_t s = 0; s < steps; s += kLanes) {
-        const Mask lanes = first_lanes(steps - s);
-        Words block[kLanes];
-#pragma GCC unroll 16
-        for (int i = 0; i < kLanes; ++i)
-            block[i] = i < rows ? load_words(x + i * in + s * kPerStep<T>, lanes) : no_words();
-        transpose(block);
-#pragma GCC unroll 16
-        for (int j = 0; j < kLanes; ++j)
-            if (s + j < steps) store_tile_rows(to + (s + j) * kTileRows * kPerStep<T>, block[j]);
-    }
-}
-
 // sum[p] += one row of A x panel p of two. As `multiply`, with twice as many sums that do not wait for each other.
 template <typename T>
 PIPEZOO_INLINE void multiply_row(Vector (&sum)[2][2], const Left<T>* a, std::ptrdiff_t step_stride, const T* b,
@@ -78,7 +57,8 @@ void linear(const T* x, const T* packed, const T* bias, void* y, std::int64_t ro
     for_panels<Left<T>>(
         rows, kTileRows, as_it_lies ? 0 : kTileRows * in, in_pairs ? (panels + 1) / 2 : panels,
         [&](Tile tile, Left<T>* interleaved) {
-            if (!as_it_lies) interleave_tile(x + tile.first_row * in, in, tile.rows, interleaved);
+            const T* first = x + tile.first_row * in;
+            if (!as_it_lies) interleave_tile<T>([=](int row) { return first + row * in; }, in, tile.rows, interleaved);
         },
         [&](std::int64_t unit, Tile tile, const Left<T>* interleaved) {
             const Left<T>* a = as_it_lies ? as_it_lies : interleaved;

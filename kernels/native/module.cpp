@@ -12,18 +12,21 @@
 #include <utility>
 
 #include "attention.h"
+#include "experts.h"
 #include "layers.h"
 #include "linear.h"
 #include "quantized.h"
+#include "routing.h"
 #include "team.h"
 
 namespace {
 
 using pipezoo::bfloat16;
 
-// What pipezoo_core has to know of these functions: their arguments, the fields of `Step`, `Layer` and `Item`, the layout of packed
-// weights. Another number for every change; pipezoo_core uses no kernels of another number than its own.
-constexpr long kInterface = 3;
+// What pipezoo_core has to know of these functions: their arguments, the fields of `Step`, `Layer`, `Item`,
+// `ExpertsLayer` and `RouterLayer`, the layout of packed weights. Another number for every change; pipezoo_core uses no
+// kernels of another number than its own.
+constexpr long kInterface = 4;
 
 template <typename T>
 T from_python(PyObject* value) {
@@ -145,6 +148,27 @@ constexpr auto linear_int8 = linear_quantized<T, 8>;
 template <typename T>
 constexpr auto linear_int4 = linear_quantized<T, 4>;
 
+template <typename T, int bits>
+void experts_of(const void* x, const void* indices, const void* weights, void* gated, void* products, void* y,
+                std::int64_t rows, const void* layer) {
+    pipezoo::experts<T, bits>(static_cast<const T*>(x), static_cast<const std::int64_t*>(indices),
+                              static_cast<const float*>(weights), static_cast<T*>(gated), static_cast<T*>(products),
+                              static_cast<T*>(y), rows, *static_cast<const pipezoo::ExpertsLayer*>(layer));
+}
+
+template <typename T>
+constexpr auto experts = experts_of<T, 0>;
+template <typename T>
+constexpr auto experts_int8 = experts_of<T, 8>;
+template <typename T>
+constexpr auto experts_int4 = experts_of<T, 4>;
+
+template <typename T>
+void route(const void* x, void* logits, void* indices, void* weights, std::int64_t rows, const void* layer) {
+    pipezoo::route<T>(static_cast<const T*>(x), static_cast<float*>(logits), static_cast<std::int64_t*>(indices),
+                      static_cast<float*>(weights), rows, *static_cast<const pipezoo::RouterLayer*>(layer));
+}
+
 template <typename T>
 void rms_norm(const void* x, const void* weight, void* y, std::int64_t rows, std::int64_t size, std::int64_t heads,
               std::int64_t stride, double eps, double offset) {
@@ -230,6 +254,7 @@ void replay(const void* program, std::int64_t num_calls) {
 #define PIPEZOO_KERNELS(apply)                                                                            \
     apply(linear) apply(linear_int8) apply(linear_int4)                                                   \
         apply(packed_rows) apply(packed_rows_int8) apply(packed_rows_int4)                                \
+        apply(experts) apply(experts_int8) apply(experts_int4) apply(route)                               \
         apply(rms_norm) apply(layer_norm) apply(gated) apply(activate)                                    \
         apply(add) apply(multiply) apply(scale) apply(clamp)                                              \
         apply(attend) apply(embedding) apply(rotary_angles)

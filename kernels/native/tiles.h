@@ -68,6 +68,27 @@ void for_panels(std::int64_t rows, int tile_rows, std::int64_t prepared_size, st
     }
 }
 
+// Steps to prefetch, which the hardware does not: of one row's product, which waits for the memory alone, into the first
+// cache; of several rows' into the second, which has room for more that is on its way.
+constexpr int kAheadOfOne = 64, kAheadOfMore = 128;
+
+// Interleaves rows for a tile: [in / per_step, kTileRows, per_step]. `row(i)` is where row i lies.
+template <typename T, typename Row>
+void interleave_tile(const Row& row, std::int64_t in, int rows, Left<T>* to) {
+    const std::int64_t steps = in / kPerStep<T>;
+    for (std::int64_t s = 0; s < steps; s += kLanes) {
+        const Mask lanes = first_lanes(steps - s);
+        Words block[kLanes];
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i)
+            block[i] = i < rows ? load_words(row(i) + s * kPerStep<T>, lanes) : no_words();
+        transpose(block);
+#pragma GCC unroll 16
+        for (int j = 0; j < kLanes; ++j)
+            if (s + j < steps) store_tile_rows(to + (s + j) * kTileRows * kPerStep<T>, block[j]);
+    }
+}
+
 // Which row of a weight is a column of its panels; gated, a panel has a vector of the first half and one of the second.
 inline std::int64_t row_of(std::int64_t column, std::int64_t out, Form form) {
     if (form != Form::gated) return column;
@@ -93,8 +114,7 @@ PIPEZOO_INLINE void write_product(void* to, std::int64_t row, std::int64_t panel
                                   Activation activation, Vector first, Vector second) {
     const std::int64_t column = panel * kPanel;
     if (form == Form::gated)
-        store(static_cast<T*>(to) + row * (out / 2) + column / 2,
-              (activation == Activation::silu ? silu(first) : activated(activation, first)) * second);
+        store(static_cast<T*>(to) + row * (out / 2) + column / 2, let_through(activation, first, second));
     else if (form == Form::wide)
         write_panel(static_cast<float*>(to) + row * out + column, first, second, out - column);
     else

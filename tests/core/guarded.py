@@ -1,6 +1,6 @@
 """Kernels over tensors between pages that may not be touched: a read or write beyond them ends the process.
 
-`python guarded.py attention` or `python guarded.py layers`; exits 0 where all results are right.
+`python guarded.py attention`, `layers` or `experts`; exits 0 where all results are right.
 """
 
 import ctypes
@@ -12,9 +12,11 @@ import torch.nn.functional as F
 
 from pipezoo_core.attention import AttentionSpec, NativeAttention
 from pipezoo_core.kv_cache import RaggedBatch
-from pipezoo_core.layers import apply_rotary
+from pipezoo_core.layers import Router, Routing, apply_rotary
+from pipezoo_core.layers.native_experts import NativeExperts
+from pipezoo_core.layers.native_product import NativeProduct
 from pipezoo_core.layers.quantized import QuantizedProduct
-from pipezoo_core.native import Activation, Form, NativeKernels
+from pipezoo_core.native import GATE, Activation, Form, NativeKernels
 
 CPU = torch.device("cpu")
 MAX_PAGE_SIZE = 4096
@@ -157,5 +159,59 @@ def layers():
                 check_layers(dtype, rows, size)
 
 
+def check_experts(dtype, rows, sizes, num_experts, bits):
+    """A mixture and its router, of which each tensor is guarded: parameters, packed weights, and what is written."""
+    hidden, inner = sizes
+    kernels, generator = NativeKernels(CPU, dtype), torch.Generator().manual_seed(hidden)
+    kernels._empty = lambda shape, dtype: guarded(torch.empty(shape, dtype=dtype))
+
+    def random(*shape):
+        return torch.randn(shape, generator=generator)
+
+    router = Router(hidden, Routing(num_experts=num_experts, top_k=3, num_groups=1), bias=True)
+    router.weight.data, router.bias.data = guarded(random(num_experts, hidden)), guarded(random(num_experts))
+    x = guarded(random(rows, hidden).to(dtype))
+    expected = router(x)
+    router.compute_with(kernels)
+    indices, weights = router(x)
+    assert torch.equal(indices, expected[0])
+    torch.testing.assert_close(weights, expected[1], atol=1e-5, rtol=1e-4)
+    gate_ups, downs, numbers = [], [], []
+    for _ in range(num_experts):
+        for products, form, shape in (
+            (gate_ups, Form.gated, (2 * inner, hidden)),
+            (downs, Form.plain, (hidden, inner)),
+        ):
+            weight = random(*shape) / 8
+            product = NativeProduct(kernels, weight, random(shape[0]), bits, form)
+            product.packed = guarded(product.packed)
+            products.append(product)
+            rounded = (
+                weight.to(dtype)
+                if bits is None
+                else QuantizedProduct(weight, None, bits, dtype).dequantized(slice(None))
+            )
+            numbers.append(rounded.float())
+    found = NativeExperts(gate_ups, downs, first=0, top_k=3)(x, guarded(indices), guarded(weights)).float()
+    # Biases are in the order of the packed columns: gates and what they let through by turns.
+    of_gate = [p.bias.float().unflatten(0, (-1, 2, GATE)).transpose(0, 1).flatten() for p in gate_ups]
+    right = torch.zeros(rows, hidden)
+    for row in range(rows):
+        for expert, weight in zip(indices[row], weights[row], strict=True):
+            gate, up = (numbers[2 * expert] @ x[row].float() + of_gate[expert]).chunk(2)
+            right[row] += weight * (numbers[2 * expert + 1] @ (F.silu(gate) * up) + downs[expert].bias.float())
+    assert (found - right).norm() < (1e-4 if dtype is torch.float32 and bits is None else 0.03) * right.norm()
+    AREAS.clear()
+
+
+def experts():
+    torch.set_num_threads(2)
+    for dtype in (torch.float32, torch.bfloat16):
+        for rows in (1, 4, 40):
+            for bits, sizes in ((None, (34, 48)), (None, (2, 16)), (8, (32, 64)), (4, (96, 32))):
+                for num_experts in (3, 9):
+                    check_experts(dtype, rows, sizes, num_experts, bits)
+
+
 if __name__ == "__main__":
-    {"attention": attention, "layers": layers}[sys.argv[1]]()
+    {"attention": attention, "experts": experts, "layers": layers}[sys.argv[1]]()

@@ -15,8 +15,9 @@ from pipezoo_core.attention import Attention, AttentionBackends, AttentionSpec, 
 from pipezoo_core.config import AttentionName
 from pipezoo_core.errors import InsufficientMemoryError, TensorMismatchError
 from pipezoo_core.kv_cache import KVCacheInputs, RaggedBatch
-from pipezoo_core.layers import RMSNorm, RotaryEmbedding
-from pipezoo_core.layers.linear_backends import NativeProduct
+from pipezoo_core.layers import RMSNorm, RotaryEmbedding, Router, Routing
+from pipezoo_core.layers.native_experts import NativeExperts
+from pipezoo_core.layers.native_product import NativeProduct
 from pipezoo_core.native import Activation, Form, NativeKernels, variants
 
 CPU = torch.device("cpu")
@@ -35,6 +36,10 @@ def mistakes(dtype):
     product = {bits: NativeProduct(k, torch.ones(32, 64), torch.ones(32), bits) for bits in (None, 8, 4)}
     gated = NativeProduct(k, torch.ones(64, 64), None, None, Form.gated)
     frequencies = torch.ones(16)
+    router = Router(64, Routing(num_experts=4, top_k=2))
+    router.compute_with(k)
+    experts = NativeExperts([gated] * 4, [NativeProduct(k, torch.ones(64, 32), None)] * 4, first=0, top_k=2)
+    rows, indices, weights = torch.ones(3, 64, dtype=dtype), torch.zeros(3, 2, dtype=torch.int64), torch.ones(3, 2)
 
     def x(*shape, dtype=dtype, device=CPU):
         return torch.ones(shape, dtype=dtype, device=device)
@@ -60,6 +65,13 @@ def mistakes(dtype):
         "rows: two dimensions": (product[8].rows, torch.ones(3, 1, dtype=torch.int64)),
         "angles: positions": (lambda p: k.rotary_angles(p, frequencies, 1.0), torch.ones(3)),
         "angles: frequencies": (lambda f: k.rotary_angles(torch.arange(3), f, 1.0), frequencies.double()),
+        "route: wider": (router, x(2, 128)),
+        "route: dtype": (router, x(2, 64, dtype=other(dtype))),
+        "experts: narrower": (lambda x: experts(x, indices, weights), x(3, 32)),
+        "experts: int32": (lambda i: experts(rows, i, weights), indices.int()),
+        "experts: more choices": (lambda i: experts(rows, i, weights), torch.zeros(3, 4, dtype=torch.int64)),
+        "experts: rows": (lambda i: experts(rows, i, weights), indices[:2]),
+        "experts: weights": (lambda w: experts(rows, indices, w), weights.double()),
         "pack: odd": (k.pack, x(32, 63)),
         "pack: no groups": (lambda w: k.pack(w, 8), x(32, 48)),
         "pack: dtype": (k.pack, x(32, 64, dtype=other(dtype))),

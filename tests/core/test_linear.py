@@ -16,7 +16,8 @@ from pipezoo_core.layers import (
     RMSNorm,
     use_linear_backend,
 )
-from pipezoo_core.layers.linear_backends import NativeProduct, _why_not_onednn
+from pipezoo_core.layers.linear_backends import _why_not_onednn
+from pipezoo_core.layers.native_product import NativeProduct
 from pipezoo_core.native import GATE, Activation, Form, NativeKernels, kernels
 from pipezoo_core.weights import LazyTensor, load_module
 

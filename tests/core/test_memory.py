@@ -16,7 +16,8 @@ from pipezoo_core.control_group import memory_left
 from pipezoo_core.decoder.estimates import _pooled
 from pipezoo_core.errors import CorruptCheckpointError, InsufficientMemoryError, InsufficientPagesError
 from pipezoo_core.layers import Embedding, Linear, LMHead, linear_backends
-from pipezoo_core.layers.linear_backends import NativeProduct, OneDNNProduct
+from pipezoo_core.layers.linear_backends import OneDNNProduct
+from pipezoo_core.layers.native_product import NativeProduct
 from pipezoo_core.layers.quantized import QuantizedProduct
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.tokenizer import tokenizer_from_gguf

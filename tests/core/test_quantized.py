@@ -9,7 +9,7 @@ from gguf.quants import quantize as gguf_quantize
 
 from pipezoo_core.config import LinearName, SupportedEncoding
 from pipezoo_core.layers import Embedding, Linear, LMHead, quantized, use_linear_backend
-from pipezoo_core.layers.linear_backends import NativeProduct
+from pipezoo_core.layers.native_product import NativeProduct
 from pipezoo_core.layers.quantized import GROUP, QuantizedProduct
 from pipezoo_core.native import NativeKernels
 

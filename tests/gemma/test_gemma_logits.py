@@ -4,17 +4,20 @@ import pytest
 import torch
 from families import (
     NATIVE,
+    PROMPTS,
     assert_adapters_equal_merged,
     assert_equal_greedy_tokens,
     assert_equal_logits,
     assert_equal_on_ranks,
     assert_matters,
+    expected_logits,
     save,
     why_not_replayed,
 )
 from gemma.tiny_gemma import CLASSES, MIXED, WINDOWED, make
-from tiny_models import load_model
+from tiny_models import load_model, logits_of
 
+from pipezoo_core.config import SupportedEncoding
 from pipezoo_core.native import NativeKernels
 from pipezoo_gemma.model import GemmaPipelineModel
 from pipezoo_gemma.weight_adapters import adapt_safetensors
@@ -70,8 +73,9 @@ CONFIGS = {f"{family}-{name}": (family, changes) for family in CLASSES for name,
 CONFIGS |= {f"{family}-{name}": (family, changes) for family in WINDOWED for name, changes in OF_WINDOWED.items()}
 CONFIGS |= {
     f"{family}-{name}": (family, {**LENGTH, "rope_parameters": by_kind(rope) if family == "gemma3" else rope})
-    for family in CLASSES
+    for family, names in {"gemma": ["theta", "dynamic"], "gemma2": ["linear", "longrope"], "gemma3": ROPES}.items()
     for name, rope in ROPES.items()
+    if name in names
 }
 CONFIGS |= {
     "gemma-activation": ("gemma", {"hidden_act": "relu"}),
@@ -115,6 +119,17 @@ def test_plain_torch(family, tmp_path):
     assert_equal_logits(reference, model, chunks=(7,))
 
 
+@needs_kernels
+@pytest.mark.parametrize("family", CLASSES)
+@pytest.mark.parametrize(("encoding", "most"), [("bfloat16", 0.06), ("int8", 0.15)])
+def test_lower_precision_is_near(family, encoding, most, tmp_path):
+    reference = make(family)
+    model = load_model(*saved(reference, tmp_path), **NATIVE, encoding=SupportedEncoding(encoding))
+    for prompt, found in zip(PROMPTS, logits_of(model, PROMPTS), strict=True):
+        expected = expected_logits(reference, prompt)
+        assert (found - expected).abs().max() < most * expected.abs().max()
+
+
 SWITCHES = {"gemma": ["eps"], "gemma2": ["eps", *OF_WINDOWED], "gemma3": ["eps", *OF_WINDOWED]}
 SWITCHES = [(family, name) for family, names in SWITCHES.items() for name in names if name != "no_logit_softcap"]
 
@@ -124,7 +139,7 @@ def test_switches_matter(family, name):
     assert_matters(make(family), make(family, **CONFIGS[f"{family}-{name}"][1]))
 
 
-@pytest.mark.parametrize("name", ["gemma-theta", "gemma2-softcap", "gemma2-theta", "gemma3-local_rope", *ROPES])
+@pytest.mark.parametrize("name", ["gemma-theta", "gemma2-softcap", "gemma2-linear", "gemma3-local_rope", *ROPES])
 def test_more_switches_matter(name):
     family, changes = CONFIGS.get(name) or CONFIGS[f"gemma3-{name}"]
     plain = CONFIGS["gemma3-theta"][1] if name in ROPES and name != "theta" else {}
@@ -138,6 +153,14 @@ PAGE = 8 * 2 * 3 * 2 * 4 * 32  # the bytes of 8 tokens: keys and values of 3 lay
 def test_greedy_tokens_equal_transformers(family, tiny_folder, tmp_path):
     reference = make(family)
     assert_equal_greedy_tokens(reference, save(reference, tmp_path, tiny_folder), few_pages=16 * PAGE)
+
+
+@needs_kernels
+def test_greedy_tokens_of_replayed_steps(tiny_folder, tmp_path):
+    reference = make("gemma3")
+    folder = save(reference, tmp_path, tiny_folder)
+    assert why_not_replayed(folder, dtype="float32") is None
+    assert_equal_greedy_tokens(reference, folder, few_pages=3 * 4 * PAGE, page_size=32)
 
 
 @pytest.mark.slow

@@ -13,13 +13,20 @@ from pipezoo_llama.huggingface_config import LlamaHuggingFaceConfig
 from pipezoo_mistral.config import MistralConfig
 from pipezoo_mistral.huggingface_config import MistralHuggingFaceConfig
 from pipezoo_qwen.config import QwenConfig
-from pipezoo_qwen.huggingface_config import Qwen2HuggingFaceConfig, Qwen3HuggingFaceConfig
+from pipezoo_qwen.huggingface_config import (
+    Qwen2HuggingFaceConfig,
+    Qwen2MoeHuggingFaceConfig,
+    Qwen3HuggingFaceConfig,
+    Qwen3MoeHuggingFaceConfig,
+)
 
 CLASSES = [
     (LlamaHuggingFaceConfig, transformers.LlamaConfig, LlamaConfig),
     (MistralHuggingFaceConfig, transformers.MistralConfig, MistralConfig),
     (Qwen2HuggingFaceConfig, transformers.Qwen2Config, QwenConfig),
     (Qwen3HuggingFaceConfig, transformers.Qwen3Config, QwenConfig),
+    (Qwen2MoeHuggingFaceConfig, transformers.Qwen2MoeConfig, QwenConfig),
+    (Qwen3MoeHuggingFaceConfig, transformers.Qwen3MoeConfig, QwenConfig),
 ]
 SAID = [
     {},

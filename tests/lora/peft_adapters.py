@@ -31,4 +31,7 @@ def merged(base, folder):
 def _quietly():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by names that are going away
+        warnings.filterwarnings(
+            "ignore", "The following (rank|alpha)_pattern keys"
+        )  # which it writes for experts itself
         yield

@@ -16,7 +16,7 @@ from pipezoo_mistral.config import MistralConfig
 
 
 def test_architecture():
-    architecture, ministral3 = plugin.pipezoo_architectures()
+    architecture, ministral3, mixtral = plugin.pipezoo_architectures()
     assert architecture.name == "MistralForCausalLM"
     assert architecture.model_types == ("mistral",)
     assert issubclass(architecture.pipeline_model, DecoderPipelineModel)
@@ -26,6 +26,8 @@ def test_architecture():
     assert architecture.config_from_gguf is None
     assert architecture.probe({"model_type": "mistral"}) is None
     assert (ministral3.name, ministral3.model_types) == ("Ministral3ForCausalLM", ("ministral3",))
+    assert (mixtral.name, mixtral.model_types) == ("MixtralForCausalLM", ("mixtral",))
+    assert mixtral.probe({"model_type": "mixtral", "num_local_experts": 8}) is None
     assert ministral3.probe({"model_type": "ministral3", "layer_types": ["full_attention"]}) is None
     assert "layer_types" in ministral3.probe({"model_type": "ministral3", "layer_types": ["sliding_attention"]})
 

@@ -15,7 +15,7 @@ import torch
 from pipezoo import registry
 from pipezoo.cli.chat_commands import ChatCommands, ChatState
 from pipezoo.cli.main import app
-from pipezoo.discovery.published import PUBLISHED
+from pipezoo.discovery.published import ANY, FALLBACK, PUBLISHED
 from pipezoo.files.hub import DOWNLOADED
 from pipezoo.loading.settings import LoadSettings
 from pipezoo_core import errors
@@ -157,7 +157,10 @@ def test_what_is_served_is_listed():
     text = (ROOT / "docs/models.md").read_text()
     rows = dict(re.findall(r"^\| `(pipezoo-[\w-]+)` \| (.*?) \|", text, re.M))
     served = {(name, plugin) for plugin, names in rows.items() for name in re.findall(r"`([\w-]+)`", names)}
-    assert served == set(PUBLISHED.items()) == {(info.name, info.distribution) for info in registry.plugins()}
+    installed = {(info.name, info.distribution) for info in registry.plugins()}
+    assert served == set(PUBLISHED.items()) == installed - {(ANY, FALLBACK)}
+    assert (ANY, FALLBACK) in installed
+    assert FALLBACK in rows
     said = set(re.findall(r"`([^`]+)`", text))
     assert {*ROPE_TYPES, *ACTIVATIONS, *KNOWN_PRE_TOKENIZERS, *TOKENIZER_FILES} <= said
     assert {*DOWNLOADED} - {"*.model"} <= said
@@ -252,7 +255,7 @@ def test_the_plugin_of_the_guide_passes_its_test(tmp_path):
         path = tmp_path / "project" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    (tmp_path / "project/src/pipezoo_qwen2/__init__.py").touch()
+    (tmp_path / "project/src/pipezoo_seed_oss/__init__.py").touch()
 
     def run(*arguments):
         return subprocess.run(
@@ -269,4 +272,4 @@ def test_the_plugin_of_the_guide_passes_its_test(tmp_path):
     tested = run("pytest", "-q", "-p", "no:cacheprovider")
     assert tested.returncode == 0, tested.stdout
     assert "2 passed" in tested.stdout
-    assert re.search(r"qwen2 .*pipezoo-qwen2 .*available", run("pipezoo", "plugins").stdout)
+    assert re.search(r"seed_oss .*pipezoo-seed-oss .*available", run("pipezoo", "plugins").stdout)

@@ -67,8 +67,10 @@ PACKAGES = [
     "plugins/gpt_oss",
     "plugins/llama",
     "plugins/mistral",
+    "plugins/olmo",
     "plugins/qwen",
     "plugins/replit",
+    "plugins/transformers",
 ]
 
 

@@ -26,8 +26,10 @@ MEMBERS = {
     "pipezoo_gpt_oss": "plugins/gpt_oss",
     "pipezoo_llama": "plugins/llama",
     "pipezoo_mistral": "plugins/mistral",
+    "pipezoo_olmo": "plugins/olmo",
     "pipezoo_qwen": "plugins/qwen",
     "pipezoo_replit": "plugins/replit",
+    "pipezoo_transformers": "plugins/transformers",
 }
 KERNELS = "pipezoo_kernels"
 LOAD = """

@@ -25,8 +25,10 @@ MEMBERS = [
     "plugins/gpt_oss",
     "plugins/llama",
     "plugins/mistral",
+    "plugins/olmo",
     "plugins/qwen",
     "plugins/replit",
+    "plugins/transformers",
 ]
 PACKAGES = [
     "pipezoo_core",
@@ -36,8 +38,10 @@ PACKAGES = [
     "pipezoo_gpt_oss",
     "pipezoo_llama",
     "pipezoo_mistral",
+    "pipezoo_olmo",
     "pipezoo_qwen",
     "pipezoo_replit",
+    "pipezoo_transformers",
 ]
 PLUGINS = tuple(PACKAGES[2:])
 

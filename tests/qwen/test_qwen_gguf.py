@@ -4,16 +4,14 @@ import gguf
 import pytest
 from families import assert_equal_logits, load_gguf, read_gguf_by_transformers
 from gguf_files import TOKENS, write_gguf
-from qwen.tiny_qwen import CLASSES, make
+from qwen.tiny_qwen import ARCHITECTURES, CLASSES, make
 
 from pipezoo import registry
 from pipezoo_core.errors import CorruptCheckpointError, UnsupportedModelError
 from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.weights import open_gguf
 from pipezoo_qwen.config import config_from_gguf
-from pipezoo_qwen.plugin import pipezoo_architectures
 
-ARCHITECTURES = {architecture.model_types[0]: architecture for architecture in pipezoo_architectures()}
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
 

@@ -115,7 +115,7 @@ WINDOWED = ["full_attention", "sliding_attention"]
         ({"layer_types": WINDOWED}, "does not say how many tokens"),
         ({"layer_types": WINDOWED, "use_sliding_window": True, "sliding_window": 0}, "does not say how many tokens"),
         ({"layer_types": WINDOWED, "sliding_window": 8}, "does not say how many tokens"),
-        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "only a part of each head"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "rotates a part of each head"),
         ({"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}}, "unknown kind of RoPE"),
         ({"num_attention_heads": 3, "num_key_value_heads": 2}, "query heads cannot be shared evenly"),
     ],

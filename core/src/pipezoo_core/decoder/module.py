@@ -13,7 +13,7 @@ from pipezoo_core.config import AttentionName, PipelineConfig, SupportedEncoding
 from pipezoo_core.decoder.config import DecoderConfig
 from pipezoo_core.distributed import TensorParallelGroup
 from pipezoo_core.kv_cache import KVCacheInputs
-from pipezoo_core.layers import set_dtype, shard_module, use_linear_backend
+from pipezoo_core.layers import join_experts, set_dtype, shard_module, use_linear_backend
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.session import InferenceSession
 from pipezoo_core.weights import LazyTensor, load_module, torch_dtype
@@ -88,4 +88,5 @@ def load_decoder(
 
     in_full = encoding.is_quantized  # so that the numbers of a Q8_0 file stay what they are in int8
     load_module(module, tensors, session.device, torch_dtype(encoding), convert, in_full=in_full, group=session.group)
+    join_experts(module)
     return module.eval()  # type: ignore[return-value]  # nn.Module.__call__ is typed as Any

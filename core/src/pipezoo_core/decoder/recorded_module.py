@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pipezoo_core.kv_cache import KVCacheInputs
-from pipezoo_core.native import NativeKernels, Notes, Program, Recording
+from pipezoo_core.native import NativeKernels, Notes, Program, Recording, UnforeseenShapeError
 
 __all__ = ["RecordedModule"]
 
@@ -63,10 +63,30 @@ class RecordedModule:
             self._check(num_rows, kv)
         if self._program is None or num_rows in self.obstacles:
             return self.module(tokens, kv)
-        inputs = (tokens.data_ptr(), kv.positions.data_ptr(), *(plan.address for plan in kv.plans))
-        address, hidden = self._program.prepare(num_rows, inputs)
-        self._kernels.replay(address, self._program.num_calls)
+        inputs = (tokens, kv.positions, kv.context_lengths)
+        addresses = (*(x.data_ptr() for x in inputs), *(plan.address for plan in kv.plans))
+        stretches, hidden = self._program.prepare(num_rows, addresses, inputs)
+        try:
+            for stretch in stretches:
+                if stretch.num_calls:
+                    self._kernels.replay(stretch.address, stretch.num_calls)
+                if stretch.then is not None:
+                    stretch.then()
+        except UnforeseenShapeError as error:
+            return self._give_up(f"{error}, whose result's shape depends on numbers", tokens, kv)
         return hidden
+
+    def _give_up(self, obstacle: str, tokens: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
+        """Runs a step anew that cannot be replayed to its end, and all later ones as they are."""
+        self._program, self._obstacle = None, obstacle
+        self._checked.clear()
+        self._check(len(tokens), kv)
+        return self.module(tokens, kv)
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """The operations of a replayed step that torch computes, since they have no kernel, in their order."""
+        return () if self._program is None else self._program.operations
 
     def obstacle_to(self, num_rows: int, kv: KVCacheInputs[Any]) -> str | None:
         """Returns why steps of so many rows cannot be replayed; of many, what holds for the most holds for all.
@@ -118,13 +138,14 @@ class RecordedModule:
         plans = torch.zeros(len(kv.plans), dtype=torch.int64, device="cpu")
         stand_ins = tuple(_Plan(plan.data_ptr()) for plan in plans)
         step = replace(kv, positions=positions, context_lengths=context_lengths, plans=stand_ins)
-        inputs = (tokens.data_ptr(), positions.data_ptr(), *(plan.address for plan in stand_ins))
-        with Recording(self._kernels) as recording:
+        inputs = (*(x.data_ptr() for x in integers), *(plan.address for plan in stand_ins))
+        like = self._program.foreign if self._program is not None and num_rows == 1 else ()
+        with Recording(self._kernels, (tokens, positions, context_lengths), like) as recording:
             output = self._output(recording, tokens, step)
-        found = None if output is None else recording.find(output.data_ptr())
+        found = None if output is None else recording.made.find(output.data_ptr())
         if output is None or found is None or not output.is_contiguous():
             recording.refuse("a result that is no whole tensor of the step")
-        obstacle = recording.obstacle or _foreign(recording, integers, inputs)
+        obstacle = recording.obstacle or _part_of_the_inputs(recording, integers, inputs)
         if output is None or found is None or obstacle is not None:
             raise ValueError(obstacle)
         return Notes(
@@ -132,9 +153,11 @@ class RecordedModule:
             calls=recording.calls,
             places=recording.places,
             inputs=[_arguments_that_are(address, recording.calls) for address in inputs],
-            sizes=recording.sizes,
+            sizes=recording.made.sizes,
             output=found,
             row=(tuple(output.shape[1:]), output.dtype),
+            foreign=recording.foreign,
+            held=recording.held,
         )
 
     def _output(self, recording: Recording, tokens: Tensor, step: KVCacheInputs[Any]) -> Tensor | None:
@@ -156,12 +179,11 @@ def _arguments_that_are(address: int, calls: Sequence[Sequence[int]]) -> list[tu
     return [(i, j) for i, numbers in enumerate(calls) for j, number in enumerate(numbers) if number == address]
 
 
-def _foreign(recording: Recording, integers: Tensor, inputs: tuple[int, ...]) -> str | None:
-    """Returns what stands in the way where a kernel reads of the step what will not be where it is now."""
+def _part_of_the_inputs(recording: Recording, integers: Tensor, inputs: tuple[int, ...]) -> str | None:
+    """Returns what stands in the way where a kernel reads of an input something else than all of it."""
     span = range(integers.data_ptr(), integers.data_ptr() + integers.nbytes)
     arguments = (number for call in recording.calls for number in call[1:] if number not in inputs)
-    is_foreign = any(number in span for number in arguments)
-    return "a tensor of the step other than tokens and positions" if is_foreign else None
+    return "a part of the step's tokens, positions or context lengths" if any(n in span for n in arguments) else None
 
 
 class _WatchedStep:

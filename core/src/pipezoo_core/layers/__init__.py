@@ -5,13 +5,18 @@ from pipezoo_core.layers.alibi import alibi_slopes
 from pipezoo_core.layers.embedding import Embedding, LMHead, PositionEmbedding, VocabParallelEmbedding
 from pipezoo_core.layers.experts import Experts
 from pipezoo_core.layers.linear import ColumnParallelLinear, Linear, MergedLinear, RowParallelLinear
-from pipezoo_core.layers.linear_backends import choose_linear, use_linear_backend, weights_memory
+from pipezoo_core.layers.linear_backends import choose_linear, join_experts, use_linear_backend, weights_memory
 from pipezoo_core.layers.mlp import MLP, FeedForward, GatedMLP
 from pipezoo_core.layers.norm import LayerNorm, ParallelLayerNorm, ParallelRMSNorm, RMSNorm
 from pipezoo_core.layers.precision import KeepsFloat32, float32_parameters, set_dtype
 from pipezoo_core.layers.quantized import DEQUANTIZED_AT_ONCE
 from pipezoo_core.layers.rotary import RotaryEmbedding, apply_rotary, halves
-from pipezoo_core.layers.rotary_parameters import ROPE_TYPES, max_rotary_length, max_shareable_length
+from pipezoo_core.layers.rotary_parameters import (
+    ROPE_TYPES,
+    max_rotary_length,
+    max_shareable_length,
+    rope_of_whole_heads,
+)
 from pipezoo_core.layers.router import Router
 from pipezoo_core.layers.routing import Routing
 from pipezoo_core.layers.split import Heads, Shard, Shardable, Split, as_split, shard_module
@@ -51,8 +56,10 @@ __all__ = [
     "choose_linear",
     "float32_parameters",
     "halves",
+    "join_experts",
     "max_rotary_length",
     "max_shareable_length",
+    "rope_of_whole_heads",
     "set_dtype",
     "shard_module",
     "use_linear_backend",

@@ -68,11 +68,6 @@ _NATIVE: Mapping[Callable[[Tensor], Tensor], Activation] = {
 }
 
 
-def native_activation(name: str) -> Activation | None:
-    """Returns what the kernels call an activation with a name of `ACTIVATIONS`; None where they have no such one."""
-    return _NATIVE.get(ACTIVATIONS[name])
-
-
 @dataclass(frozen=True, slots=True)
 class ClampedGate:
     """`gate · sigmoid(alpha · gate) · (up + 1)` of clamped numbers, as transformers' `modeling_gpt_oss` computes it.
@@ -89,3 +84,10 @@ class ClampedGate:
         """Maps twice [T, I] to [T, I]."""
         gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
         return (self.alpha * gate).sigmoid_().mul_(gate).mul_(up.add_(1))
+
+
+def native_activation(activation: str | ClampedGate) -> Activation | None:
+    """Returns what the kernels call an activation, by its name in `ACTIVATIONS`; None where they have no such one."""
+    if isinstance(activation, ClampedGate):
+        return Activation.clamped if activation == ClampedGate() else None
+    return _NATIVE.get(ACTIVATIONS[activation])

@@ -6,7 +6,7 @@ of its experts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate, pairwise
 
 from torch import Tensor, nn
@@ -17,13 +17,17 @@ from pipezoo_core.layers.activations import ClampedGate
 from pipezoo_core.layers.mlp import GatedMLP
 from pipezoo_core.layers.split import Shard
 
-__all__ = ["Experts"]
+__all__ = ["Expert", "Experts"]
 
 _INDEX_BYTES = 8
 
 
+class Expert(GatedMLP):
+    """One of a mixture. No adapter changes it, so its layers are fused even where others have to be apart."""
+
+
 class Experts(nn.ModuleList):
-    """The sum of what its chosen experts, each a `GatedMLP`, make of a token, times their weights.
+    """The sum of what its chosen experts make of a token, times their weights.
 
     A checkpoint's tensors are `3.gate_proj.weight`, `3.up_proj.weight` and `3.down_proj.weight` of expert 3, below the
     name of the layer; a weight adapter makes these of stacked ones with `LazyTensor.unstacked`. They are loaded and
@@ -39,6 +43,7 @@ class Experts(nn.ModuleList):
 
     Attributes:
         top_k: experts per token.
+        first: the number of this rank's first expert.
         shards: empty; a rank has other ranks' experts not in part, but not at all.
     """
 
@@ -52,12 +57,13 @@ class Experts(nn.ModuleList):
         *,
         bias: bool = False,
     ) -> None:
-        super().__init__(GatedMLP(hidden_size, intermediate_size, activation, bias=bias) for _ in range(num_experts))
+        super().__init__(Expert(hidden_size, intermediate_size, activation, bias=bias) for _ in range(num_experts))
         self.top_k = top_k
         self.shards: dict[str, Shard] = {}
         self._hidden_size = hidden_size
-        self._first = 0
+        self.first = 0
         self._group: TensorParallelGroup | None = None
+        self._native: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
     def forward(self, x_TH: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """Maps [T, H] to [T, H].
@@ -70,6 +76,20 @@ class Experts(nn.ModuleList):
             indices_TK: int64, of each row's experts.
             weights_TK: float32, of the experts.
         """
+        compute = self._one_by_one if self._native is None else self._native
+        y_TH = compute(x_TH, indices_TK, weights_TK)
+        return y_TH if self._group is None else self._group.all_reduce(y_TH)
+
+    @property
+    def experts(self) -> list[Expert]:
+        """This rank's experts."""
+        return [expert for expert in self.children() if isinstance(expert, Expert)]
+
+    def compute_with(self, native: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        """Computes this rank's sums with `native` from now on, which is called as `forward` is."""
+        self._native = native
+
+    def _one_by_one(self, x_TH: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> Tensor:
         products_PH = x_TH.new_zeros(indices_TK.numel(), self._hidden_size)
         for expert, pairs in self._sorted(indices_TK.flatten()):
             products_PH[pairs] = expert(x_TH[pairs // self.top_k])
@@ -77,8 +97,7 @@ class Experts(nn.ModuleList):
         sum_TH = products_TKH[:, 0] * weights_TK[:, :1]
         for k in range(1, self.top_k):
             sum_TH += products_TKH[:, k] * weights_TK[:, k : k + 1]
-        y_TH = sum_TH.to(x_TH.dtype)
-        return y_TH if self._group is None else self._group.all_reduce(y_TH)
+        return sum_TH.to(x_TH.dtype)
 
     def _sorted(self, indices_P: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
         """Yields each expert that has tokens, with the numbers of its pairs.
@@ -86,20 +105,22 @@ class Experts(nn.ModuleList):
         Two tokens whose experts are 5, 2 and 2, 7 are pairs 0 and 1, 2 and 3: expert 2 has the pairs 1 and 2.
         """
         order_P = indices_P.argsort(stable=True)
-        counts = indices_P.bincount(minlength=self._first + len(self))[self._first :].tolist()
-        before = int((indices_P < self._first).sum())
-        for expert, (start, end) in zip(self.children(), pairwise(accumulate(counts, initial=before)), strict=False):
+        counts = indices_P.bincount(minlength=self.first + len(self))[self.first :].tolist()
+        before = int((indices_P < self.first).sum())
+        for expert, (start, end) in zip(self.experts, pairwise(accumulate(counts, initial=before)), strict=False):
             if start < end:
                 yield expert, order_P[start:end]
 
     def alive(self, *, is_native: bool, fuse: bool) -> list[int]:
         """See `FeedForward`. All tokens may choose the same expert."""
-        hidden = self._hidden_size
-        expert = next(self.children())
-        assert isinstance(expert, GatedMLP)
-        products, indices = self.top_k * hidden, 3 * self.top_k * _INDEX_BYTES // 2
+        del fuse
+        hidden, expert = self._hidden_size, self.experts[0]
+        products, inner = self.top_k * hidden, expert.down_proj.in_features
+        if is_native and expert.can_be_gated:
+            return [products, self.top_k * inner, hidden]
+        indices = 3 * self.top_k * _INDEX_BYTES // 2
         while_summed = [products, indices, 2 * hidden, 2 * hidden]  # float32 is up to two numbers of the run's
-        while_computed = [products, indices, hidden, *expert.alive(is_native=is_native, fuse=fuse)]
+        while_computed = [products, indices, hidden, *expert.alive(is_native=is_native, fuse=True)]
         return max(while_summed, while_computed, key=sum)
 
     def shard(self, group: TensorParallelGroup) -> None:
@@ -113,7 +134,7 @@ class Experts(nn.ModuleList):
                 cure="Load it with fewer devices.",
             )
         self._group = group
-        self._first, end = (rank * num_experts // group.size for rank in (group.rank, group.rank + 1))
+        self.first, end = (rank * num_experts // group.size for rank in (group.rank, group.rank + 1))
         for number in range(num_experts):
-            if not self._first <= number < end:
+            if not self.first <= number < end:
                 delattr(self, str(number))

@@ -67,6 +67,11 @@ class Linear(nn.Module):
     def _plain(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
 
+    @property
+    def product(self) -> Callable[[Tensor], Tensor] | None:
+        """What computes it in place of torch."""
+        return self._product
+
     def compute_with(self, product: Product) -> None:
         """Computes with `product` from now on, which holds the weights in a form of its own; lets go of the plain ones.
 

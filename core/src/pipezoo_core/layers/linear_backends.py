@@ -10,15 +10,20 @@ from torch import Tensor, nn
 from pipezoo_core.config import LinearName, SupportedEncoding
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.layers.embedding import LMHead
+from pipezoo_core.layers.experts import Expert, Experts
 from pipezoo_core.layers.linear import Linear, Product
 from pipezoo_core.layers.mlp import MLP, GatedMLP
+from pipezoo_core.layers.native_experts import NativeExperts
+from pipezoo_core.layers.native_product import NativeProduct
 from pipezoo_core.layers.norm import LayerNorm, RMSNorm
 from pipezoo_core.layers.quantized import GROUP, QuantizedProduct
 from pipezoo_core.layers.rotary import RotaryEmbedding
-from pipezoo_core.native import GATE, HUGE_PAGE, Activation, Form, NativeKernels, packed_size
+from pipezoo_core.layers.router import Router
+from pipezoo_core.native import HUGE_PAGE, Form, NativeKernels
 
-__all__ = ["NativeProduct", "OneDNNProduct", "choose_linear", "use_linear_backend", "weights_memory"]
+__all__ = ["OneDNNProduct", "choose_linear", "join_experts", "use_linear_backend", "weights_memory"]
 
+_NATIVE = (GatedMLP, LayerNorm, MLP, RMSNorm, RotaryEmbedding, Router)  # what the native kernels compute besides
 _TYPICAL_ROWS = 512  # oneDNN chooses the weights' layout for so many rows; it serves any number as well
 
 
@@ -50,53 +55,6 @@ class OneDNNProduct(Product):
         return product
 
 
-class NativeProduct(Product):
-    """`x Wᵀ + b` by the kernels of `pipezoo-kernels`, with W packed once into the panels they read.
-
-    Args:
-        kernels: compute it.
-        weight: [out_features, in_features]. Copied. in_features is even, or a multiple of `GROUP` to be quantized.
-        bias: [out_features], or None.
-        bits: 8 or 4 to quantize the weight; None to keep its numbers.
-        form: of the result. Gated, the weight is a gate's and, below it, that of what it lets through.
-        activation: of the gate.
-    """
-
-    size_of = staticmethod(packed_size)
-
-    def __init__(
-        self,
-        kernels: NativeKernels,
-        weight: Tensor,
-        bias: Tensor | None,
-        bits: Literal[8, 4] | None = None,
-        form: Form = Form.plain,
-        activation: Activation = Activation.silu,
-    ) -> None:
-        self._kernels = kernels
-        self._bits = bits
-        self._form = form
-        self._activation = activation
-        if bias is not None and form is Form.gated:
-            bias = bias.unflatten(0, (2, -1, GATE)).transpose(0, 1).flatten()  # in the order of the packed weight
-        self._packed = kernels.pack(weight.detach() if bits else weight.detach().to(kernels.dtype), bits, form)
-        self._bias = None if bias is None else bias.detach().to(kernels.dtype)
-        self._shape = (weight.shape[0], weight.shape[1])
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Maps [..., in_features] to [..., out_features]."""
-        return self._kernels.linear(
-            *(x, self._packed, self._bias, self._shape),
-            bits=self._bits,
-            form=self._form,
-            activation=self._activation,
-        )
-
-    def rows(self, indices: Tensor) -> Tensor:
-        """Maps int64 [T] to these rows of W."""
-        return self._kernels.packed_rows(indices, self._packed, self._shape, self._bits)
-
-
 def use_linear_backend(
     name: LinearName,
     module: nn.Module,
@@ -115,8 +73,8 @@ def use_linear_backend(
         InvalidSettingError: the backend was asked for by name and cannot be used here.
     """
     name = choose_linear(name, device, encoding, kernels)
-    if name is LinearName.native and fuse:
-        _fuse_gates(module, encoding, kernels)
+    if name is LinearName.native:
+        _fuse_gates(module, encoding, kernels, GatedMLP if fuse else Expert)
     for layer in module.modules():
         if isinstance(layer, Linear):
             bits, kind = _bits(layer, encoding), _kind(name, layer, encoding)
@@ -128,8 +86,21 @@ def use_linear_backend(
             elif kind is QuantizedProduct:
                 assert bits is not None
                 layer.compute_with(QuantizedProduct(layer.weight, layer.bias, bits, kernels.dtype))
-        elif name is LinearName.native and isinstance(layer, RMSNorm | LayerNorm | MLP | GatedMLP | RotaryEmbedding):
+        elif name is LinearName.native and isinstance(layer, _NATIVE):
             layer.compute_with(kernels)
+
+
+def join_experts(module: nn.Module) -> None:
+    """Makes each mixture of a module one kernel, where all its experts' products are native and packed alike.
+
+    Call it once, when `use_linear_backend` was called with all of the module's parts.
+    """
+    for experts in [experts for experts in module.modules() if isinstance(experts, Experts)]:
+        pairs = [expert.products for expert in experts.experts]
+        gate_ups = [product for product, _ in pairs if isinstance(product, NativeProduct)]
+        downs = [product for _, product in pairs if isinstance(product, NativeProduct)]
+        if len(gate_ups) == len(downs) == len(pairs) and len({p.bits for p in (*gate_ups, *downs)}) == 1:
+            experts.compute_with(NativeExperts(gate_ups, downs, first=experts.first, top_k=experts.top_k))
 
 
 def weights_memory(
@@ -193,8 +164,8 @@ def _kind(name: LinearName, layer: Linear, encoding: SupportedEncoding) -> type[
     return None if _bits(layer, encoding) is None else QuantizedProduct
 
 
-def _fuse_gates(module: nn.Module, encoding: SupportedEncoding, kernels: NativeKernels) -> None:
-    for layer in [layer for layer in module.modules() if isinstance(layer, GatedMLP)]:
+def _fuse_gates(module: nn.Module, encoding: SupportedEncoding, kernels: NativeKernels, kind: type[GatedMLP]) -> None:
+    for layer in [layer for layer in module.modules() if isinstance(layer, kind)]:
         if layer.can_be_gated and layer.native_activation is not None:
             merged = layer.gate_up_proj.merged
             form = (_bits(merged, encoding), Form.gated, layer.native_activation)

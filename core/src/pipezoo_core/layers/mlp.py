@@ -102,7 +102,7 @@ class GatedMLP(nn.Module):
         self.gate_up_proj = MergedLinear(hidden_size, parts, bias=bias)
         self.down_proj = RowParallelLinear(intermediate_size, hidden_size, bias=bias)
         self.activation = activation if isinstance(activation, ClampedGate) else ACTIVATIONS[activation]
-        self.native_activation = native_activation(activation) if isinstance(activation, str) else None
+        self.native_activation = native_activation(activation)
         self._kernels: NativeKernels | None = None
         self._gated: Callable[[Tensor], Tensor] | None = None
 
@@ -121,11 +121,14 @@ class GatedMLP(nn.Module):
     def alive(self, *, is_native: bool, fuse: bool) -> list[int]:
         """See `FeedForward`."""
         hidden, inner = self.down_proj.weight.shape
-        if isinstance(self.activation, ClampedGate):
-            return [2 * inner, inner, inner, inner]
         if not is_native or self.native_activation is None:
-            return [2 * inner, inner, inner]
+            return [2 * inner, *([inner] * (3 if isinstance(self.activation, ClampedGate) else 2))]
         return [inner, hidden] if fuse and self.can_be_gated else [2 * inner, inner]
+
+    @property
+    def products(self) -> tuple[Callable[[Tensor], Tensor] | None, Callable[[Tensor], Tensor] | None]:
+        """What computes `act(gate(x)) · up(x)`, and what the last layer, where it is not torch."""
+        return self._gated, self.down_proj.product
 
     @property
     def can_be_gated(self) -> bool:

@@ -12,7 +12,15 @@ import torch
 
 from pipezoo_core.errors import UnsupportedModelError
 
-__all__ = ["ROPE_TYPES", "checked_rope", "max_rotary_length", "max_shareable_length", "part_rotated", "rotary_dim_of"]
+__all__ = [
+    "ROPE_TYPES",
+    "checked_rope",
+    "max_rotary_length",
+    "max_shareable_length",
+    "part_rotated",
+    "rope_of_whole_heads",
+    "rotary_dim_of",
+]
 
 _REQUIRED = {  # the numbers that the formulas of each type compute with
     "default": ("rope_theta",),
@@ -90,6 +98,19 @@ def part_rotated(rope: Mapping[str, Any]) -> float:
 def rotary_dim_of(rope: Mapping[str, Any], head_dim: int) -> int:
     """Returns how many numbers of a head have a cosine and a sine. `proportional` RoPE gives all of them one."""
     return head_dim if rope.get("rope_type") == "proportional" else int(head_dim * part_rotated(rope))
+
+
+def rope_of_whole_heads(rope_parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the parameters of a model that rotates all of each head.
+
+    Raises:
+        UnsupportedModelError: they say to rotate a part, which transformers' module of the model leaves unread or fails
+            at. Of `proportional` RoPE it is a part of the frequencies.
+    """
+    part = rope_parameters.get("partial_rotary_factor")
+    if part not in (None, 1) and rope_parameters.get("rope_type") != "proportional":
+        raise UnsupportedModelError("the config rotates a part of each head, which the model does not", found=part)
+    return rope_parameters
 
 
 def _positive(rope: Mapping[str, Any], name: str) -> float:

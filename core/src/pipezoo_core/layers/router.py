@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipezoo_core.layers.routing import Routing
+from pipezoo_core.native import NativeKernels, bits
 
 __all__ = ["Router"]
+
+_SCORES = ("softmax", "sigmoid", "softmax_of_chosen")  # by their numbers in the kernels' routing.h
 
 
 class Router(nn.Module):
@@ -32,7 +36,27 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
         self.bias = nn.Parameter(torch.empty(num_experts)) if bias else None
         self.e_score_correction_bias = nn.Parameter(torch.empty(num_experts)) if correction else None
+        self._sizes = (hidden_size, num_experts, routing.top_k)
+        self._kernels: NativeKernels | None = None
+        self._description = np.empty(0, dtype=np.int64)
 
     def forward(self, x_TH: Tensor) -> tuple[Tensor, Tensor]:
         """Returns each token's experts, int64 [T, K], and their weights, float32 [T, K]."""
+        if self._kernels is not None:
+            return self._kernels.route(x_TH, self._description.ctypes.data, self._sizes)
         return self.routing(F.linear(x_TH.float(), self.weight, self.bias), self.e_score_correction_bias)
+
+    def compute_with(self, kernels: NativeKernels) -> None:
+        """Computes with the native kernels from now on; the parameters stay where they are."""
+        routing = self.routing
+        parameters = (self.weight, self.bias, self.e_score_correction_bias)
+        self._description = np.array(
+            [
+                *(0 if parameter is None else parameter.data_ptr() for parameter in parameters),
+                *(*self._sizes, _SCORES.index(routing.scores), routing.normalize),
+                *(routing.num_groups, routing.num_chosen_groups, routing.group_best),
+                *(bits(float(number)) for number in (routing.least_sum, routing.scale)),
+            ],
+            dtype=np.int64,
+        )
+        self._kernels = kernels

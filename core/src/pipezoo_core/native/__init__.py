@@ -1,6 +1,7 @@
 """The optional kernels of `pipezoo-kernels`, steps recorded as a list of them, and the memory they write to."""
 
 from pipezoo_core.native.activation import Activation
+from pipezoo_core.native.foreign_calls import UnforeseenShapeError
 from pipezoo_core.native.kernels import NativeKernels, bits
 from pipezoo_core.native.memory_pool import HUGE_PAGE, MemoryPool
 from pipezoo_core.native.packing import GROUP, Form, packed_size
@@ -20,6 +21,7 @@ __all__ = [
     "Notes",
     "Program",
     "Recording",
+    "UnforeseenShapeError",
     "bits",
     "packed_size",
 ]

@@ -8,7 +8,11 @@ __all__ = ["Activation"]
 
 
 class Activation(enum.IntEnum):
-    """What is computed number by number: `Activation` in the kernels' activations.h."""
+    """What is computed number by number: `Activation` in the kernels' activations.h.
+
+    Attributes:
+        clamped: `layers.ClampedGate()`, of a gate alone.
+    """
 
     silu = 0
     gelu = 1
@@ -18,3 +22,4 @@ class Activation(enum.IntEnum):
     sigmoid = 5
     tanh = 6
     quick_gelu = 7
+    clamped = 8

@@ -259,6 +259,51 @@ class NativeKernels:
         )
         return out
 
+    def route(self, x: Tensor, layer: int, sizes: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+        """Returns each row's experts, int64 [T, top_k], and their weights, float32 [T, top_k]; see `layers.router`.
+
+        Args:
+            x: [T, hidden].
+            layer: the address of its description.
+            sizes: hidden, num_experts, top_k.
+        """
+        hidden, num_experts, top_k = sizes
+        self._check("route", x, hidden)
+        x = x.contiguous()
+        rows = x.numel() // hidden
+        logits = self._empty((rows, num_experts), torch.float32)
+        weights = torch.empty((rows, top_k), dtype=torch.float32, device=_CPU)  # too small for the pool
+        indices = torch.empty((rows, top_k), dtype=torch.int64, device=_CPU)
+        self._run("route", *(part.data_ptr() for part in (x, logits, indices, weights)), rows, layer)
+        return indices, weights
+
+    def experts(
+        self, x: Tensor, indices: Tensor, weights: Tensor, layer: int, sizes: tuple[int, int, int], bits: int | None
+    ) -> Tensor:
+        """Returns the weighted sums of what their experts make of rows; see `layers.native_experts`.
+
+        Args:
+            x: [T, hidden].
+            indices: of each row's experts, int64 [T, top_k].
+            weights: of these, float32 [T, top_k].
+            layer: the address of its description.
+            sizes: hidden, numbers per row inside an expert, top_k.
+            bits: that the experts are packed in.
+        """
+        hidden, inner, top_k = sizes
+        self._check("experts", x, hidden)
+        rows = x.numel() // hidden
+        for given, dtype in ((indices, torch.int64), (weights, torch.float32)):
+            if given.dtype is not dtype or given.shape != (rows, top_k) or not given.is_cpu:
+                raise _mismatch("experts", given, f"{dtype} {[rows, top_k]} on the CPU")
+        x, indices, weights = x.contiguous(), indices.contiguous(), weights.contiguous()
+        gated, products = (self._empty((rows * top_k, size), x.dtype) for size in (inner, hidden))
+        y = self._empty((rows, hidden), x.dtype)
+        addresses = (part.data_ptr() for part in (x, indices, weights, gated, products, y))
+        is_long = rows * top_k * 3 * hidden * inner > _LONG_PRODUCT
+        self._run(_of_bits("experts", bits), *addresses, rows, layer, is_long=is_long)
+        return y
+
     def address(self, name: str) -> int:
         """Returns where a kernel lies, for a recorded step."""
         assert self._native is not None

@@ -7,19 +7,23 @@ that was given 2 and 5, 1,152 and 2,880, and 576 both times is given T, 576 · T
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipezoo_core.native.memory_pool import aligned, aligned_bytes
+from pipezoo_core.native.foreign_call import ForeignCall, Source
+from pipezoo_core.native.foreign_calls import BoundCall, ForeignCalls
+from pipezoo_core.native.proportion import DEPENDS, Proportion
+from pipezoo_core.native.step_memory import StepMemory
 
-__all__ = ["Notes", "Place", "Program", "arrange"]
+__all__ = ["Notes", "Place", "Program", "Stretch", "lifetimes"]
 
-_DEPENDS = "what the module computes depends on the number of rows"
 _WIDTH = 16  # numbers per call: the kernel's address and its arguments
 
 
@@ -51,6 +55,8 @@ class Notes:
         sizes: of the tensors that were made, in bytes.
         output: the tensor that the step returns, and how many bytes into it that begins.
         row: shape and dtype of a row of what it returns.
+        foreign: the operations of torch that have no kernel, in their order.
+        held: the memory from outside the step that these read.
     """
 
     num_rows: int
@@ -60,6 +66,33 @@ class Notes:
     sizes: Sequence[int]
     output: tuple[int, int]
     row: tuple[tuple[int, ...], torch.dtype]
+    foreign: Sequence[ForeignCall] = ()
+    held: Sequence[torch.UntypedStorage] = ()
+
+    @property
+    def what(self) -> tuple[Any, ...]:
+        """What is the same for all numbers of rows."""
+        places = [(place.call, place.argument, place.tensor) for place in self.places]
+        return places, self.inputs, self.output, self.row, [call.at for call in self.foreign]
+
+    @property
+    def offsets(self) -> npt.NDArray[np.int64]:
+        """How far into their tensors the arguments are, in bytes."""
+        return np.array([place.offset for place in self.places], dtype=np.int64)
+
+
+class Stretch(NamedTuple):
+    """What is run of a step without coming back to Python.
+
+    Attributes:
+        address: of the first kernel's call.
+        num_calls: how many kernels there are.
+        then: an operation of torch that comes after them, if one does.
+    """
+
+    address: int
+    num_calls: int
+    then: BoundCall | None
 
 
 class Program:
@@ -74,20 +107,23 @@ class Program:
     """
 
     def __init__(self, few: Notes, many: Notes) -> None:
-        self._constants, self._per_row = _proportions(few, many)
-        self._recorded = (few.places, few.inputs, few.output, few.row)
+        if few.what != many.what:
+            raise ValueError(DEPENDS)
+        num_rows = few.num_rows, many.num_rows
+        less, more = _table(few), _table(many)
+        if less.shape != more.shape or (less[::_WIDTH] != more[::_WIDTH]).any():
+            raise ValueError(DEPENDS)
+        self._numbers = Proportion(less, more, num_rows, "a kernel's argument")
+        self._offsets = Proportion(few.offsets, many.offsets, num_rows, "the place of a kernel's argument")
+        self._foreign = ForeignCalls(few.foreign, many.foreign, num_rows, few.held, many.held)
+        self._recorded = few.what
         self._inputs = [np.array([_flat(*at) for at in places], dtype=np.int64) for places in few.inputs]
         self._made = np.array([_flat(place.call, place.argument) for place in few.places], dtype=np.int64)
-        sizes = [max(-(-size // notes.num_rows) for size, notes in zip(both, (few, many), strict=True))
-                 for both in zip(few.sizes, many.sizes, strict=True)]  # fmt: skip
-        starts = arrange(_lifetimes(few), sizes)
-        self._starts = np.array([starts[place.tensor] for place in few.places], dtype=np.int64)
-        self._offsets = np.array([place.offset for place in few.places], dtype=np.int64)
-        self._bytes_per_row = max(starts[tensor] + aligned(sizes[tensor]) for tensor in starts)
-        self._output = starts[few.output[0]], few.output[1]
-        self._row = few.row
-        self._memory = torch.empty(0, dtype=torch.uint8, device="cpu")
+        self._tensors = np.array([place.tensor for place in few.places], dtype=np.int64)
+        self._memory = StepMemory(lifetimes(few), (few.sizes, many.sizes), num_rows)
+        self._output, self._row = few.output, few.row
         self._calls = np.empty(0, dtype=np.int64)
+        self._staged: dict[int, Tensor] = {}
         self._num_rows = 0
 
     def check(self, notes: Notes) -> None:
@@ -96,57 +132,66 @@ class Program:
         Raises:
             ValueError: that did something else.
         """
-        table, expected = _table(notes), self._constants + notes.num_rows * self._per_row
+        table, expected = _table(notes), self._numbers.of(notes.num_rows)
         # Of one row, what is a part of another tensor's rows looks like a whole one.
         compared = slice(None, None, _WIDTH if notes.num_rows == 1 else 1)
-        is_same = (notes.places, notes.inputs, notes.output, notes.row) == self._recorded
+        is_same = notes.what == self._recorded and (notes.offsets == self._offsets.of(notes.num_rows)).all()
         if not is_same or table.shape != expected.shape or (table[compared] != expected[compared]).any():
-            raise ValueError(_DEPENDS)
+            raise ValueError(DEPENDS)
+        self._foreign.check(notes.foreign, notes.num_rows, notes.held)
+
+    @property
+    def foreign(self) -> Sequence[ForeignCall]:
+        """The operations of the smaller step that was recorded."""
+        return self._foreign.recorded
 
     @property
     def num_calls(self) -> int:
         """How many kernels a step is."""
-        return len(self._constants) // _WIDTH
+        return len(self._numbers.constants) // _WIDTH
 
-    def prepare(self, num_rows: int, inputs: Sequence[int]) -> tuple[int, Tensor]:
-        """Returns where the calls of a step lie, and what they will write; both valid until the next call.
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """The operations of torch in a step that have no kernel, in their order."""
+        return self._foreign.operations
+
+    def prepare(
+        self, num_rows: int, inputs: Sequence[int], tensors: Sequence[Tensor] = ()
+    ) -> tuple[list[Stretch], Tensor]:
+        """Returns how a step is run, and what it will write; both valid until the next call.
 
         Args:
             num_rows: of the step.
             inputs: the addresses of its inputs, in the order of the notes.
+            tensors: the first inputs, as many as operations of torch may read.
         """
         if num_rows != self._num_rows:
             self._resize(num_rows)
         for places, address in zip(self._inputs, inputs, strict=True):
             self._calls.put(places, address)
-        return self._calls.ctypes.data, self._result
+        for number, staged in self._staged.items():
+            staged.copy_(tensors[number])
+        return self._stretches, self._result
 
     def _resize(self, num_rows: int) -> None:
-        size = num_rows * self._bytes_per_row
-        if size > len(self._memory):
-            self._memory = torch.empty(0, dtype=torch.uint8, device="cpu")  # gone before the larger one comes
-            self._memory = torch.from_numpy(aligned_bytes(size))
-        self._calls = self._constants + num_rows * self._per_row
-        self._calls.put(self._made, self._memory.data_ptr() + num_rows * self._starts + self._offsets)
-        (start, offset), (shape, dtype) = self._output, self._row
-        first = num_rows * start + offset
-        count = num_rows * torch.Size(shape).numel() * dtype.itemsize
-        self._result = self._memory[first : first + count].view(dtype).view(num_rows, *shape)
+        self._memory.resize(num_rows)
+        self._calls = self._numbers.of(num_rows)
+        self._calls.put(self._made, self._memory.addresses(self._tensors) + self._offsets.of(num_rows))
+        (tensor, offset), (shape, dtype) = self._output, self._row
+        self._result = self._memory.view(tensor, offset, (num_rows, *shape), dtype)
+        self._staged = {i: torch.empty(num_rows, dtype=torch.int64, device="cpu") for i in self._foreign.inputs}
+        bound = self._foreign.bind(num_rows, self._memory.find, self._staged)
+        self._stretches = [*self._divided(bound)]
         self._num_rows = num_rows
 
-
-def _proportions(few: Notes, many: Notes) -> tuple[np.ndarray, np.ndarray]:
-    """Returns what is the same for all numbers of rows, and what is added for each row: int64, call after call."""
-    if (few.places, few.inputs, few.output, few.row) != (many.places, many.inputs, many.output, many.row):
-        raise ValueError(_DEPENDS)
-    less, more = _table(few), _table(many)
-    if less.shape != more.shape or (less[::_WIDTH] != more[::_WIDTH]).any():
-        raise ValueError(_DEPENDS)
-    per_row = np.where(less == more, 0, less // few.num_rows)
-    constants = np.where(less == more, less, 0)
-    if (constants + few.num_rows * per_row != less).any() or (constants + many.num_rows * per_row != more).any():
-        raise ValueError("a kernel's argument is not in proportion to the number of rows")
-    return constants, per_row
+    def _divided(self, bound: Sequence[BoundCall]) -> Iterator[Stretch]:
+        begin = 0
+        for call, then in [
+            *((call.at, then) for call, then in zip(self._foreign.recorded, bound, strict=True)),
+            (self.num_calls, None),
+        ]:
+            yield Stretch(self._calls.ctypes.data + begin * _WIDTH * self._calls.itemsize, call - begin, then)
+            begin = call
 
 
 def _table(notes: Notes) -> np.ndarray:
@@ -166,32 +211,17 @@ def _flat(call: int, argument: int) -> int:
     return call * _WIDTH + argument
 
 
-def _lifetimes(notes: Notes) -> dict[int, tuple[int, int]]:
-    """Returns the first and the last call that each tensor is an argument of; the output's last is behind all calls."""
-    lifetimes: dict[int, tuple[int, int]] = {}
-    uses = [(place.call, place.tensor) for place in notes.places]
-    for call, tensor in [*uses, (len(notes.calls), notes.output[0])]:
-        lifetimes[tensor] = (lifetimes.get(tensor, (call, call))[0], call)
-    return lifetimes
+def lifetimes(notes: Notes) -> dict[int, tuple[int, int]]:
+    """Returns when each tensor is used first and last; the output's last is behind everything.
 
-
-def arrange(lifetimes: Mapping[int, tuple[int, int]], sizes: Sequence[int] | Mapping[int, int]) -> dict[int, int]:
-    """Gives each tensor the first place that is free while it lives.
-
-    With sizes 64, 128 and 64, alive during calls 0 to 1, 1 to 2 and 2 to 3, the first two begin at 0 and 64, and the
-    third at 0 again.
+    One clock counts kernels and operations of torch. With an operation after two kernels and one after three, these are
+    the times 2 and 4, and the kernels the times 0, 1, 3 and so on.
     """
-    starts: dict[int, int] = {}
-    for tensor, (first, last) in sorted(lifetimes.items(), key=lambda item: item[1]):
-        neighbours = sorted(
-            (starts[other], starts[other] + sizes[other])
-            for other in starts
-            if lifetimes[other][0] <= last and first <= lifetimes[other][1]
-        )
-        start = 0
-        for begin, end in neighbours:
-            if begin - start >= sizes[tensor]:
-                break
-            start = max(start, aligned(end))
-        starts[tensor] = start
-    return starts
+    before = [call.at for call in notes.foreign]
+    uses = [(place.call + bisect_right(before, place.call), place.tensor) for place in notes.places]
+    for number, call in enumerate(notes.foreign):
+        uses += [(call.at + number, place.number) for place in call.tensors if place.source is Source.made]
+    spans: dict[int, tuple[int, int]] = {}
+    for time, tensor in [*sorted(uses), (len(notes.calls) + len(notes.foreign), notes.output[0])]:
+        spans[tensor] = (spans.get(tensor, (time, time))[0], time)
+    return spans

@@ -1,14 +1,14 @@
 """What a module computes, noted kernel by kernel while it runs.
 
 While a step is recorded, its kernels are noted and not run. What a module does outside the kernels is seen through
-torch's dispatcher. A few operations have a kernel of their own and views cost nothing. Any other operation is an
-obstacle, and so is a number that is read out of a tensor on the host.
+torch's dispatcher. A few operations have a kernel of their own and views cost nothing. Any other operation is noted as
+it is, where it gives the same for the same numbers, at the same places. A number that is read out of a tensor on the
+host is an obstacle, and so is what is written to memory from outside the step.
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,42 +18,52 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipezoo_core.native.activation import Activation
+from pipezoo_core.native.foreign_call import ForeignCall, Source, TensorPlace, with_each
 from pipezoo_core.native.kernels import NativeKernels, bits
+from pipezoo_core.native.made_memory import MadeMemory
+from pipezoo_core.native.operations import is_view, results_of, why_not_run_again, written_by
 from pipezoo_core.native.program import Place
 
 __all__ = ["Recording"]
 
 aten = torch.ops.aten
 _READ_ON_THE_HOST = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__contains__}  # the dispatcher misses them
-_IN_PLACE = {aten.add_.Tensor, aten.clamp_.default, aten.div_.Tensor, aten.mul_.Tensor}
+_MAY_COPY = {aten.contiguous.default, aten.flatten.using_ints, aten.reshape.default}
 _EMPTY = {aten.empty.memory_format, aten.empty_like.default}
 
 
 class Recording(TorchDispatchMode):
     """Notes what a module computes while it runs.
 
-    A tensor's memory may be used again for a later one, so that an address alone does not tell which one is meant:
-    each gets a number when it is made, and an address means the last one made there.
+    Args:
+        kernels: those that are noted.
+        inputs: tensors of the step that differ each time.
+        like: the operations that were noted of a step with more rows. Of one row torch needs no copy where of more it
+            does, and a kernel may do where for more it does not; what was noted then is noted all the same.
 
     Attributes:
         calls: each kernel's address and arguments.
         places: which arguments lie in tensors that were made.
-        sizes: of the tensors, in bytes.
+        foreign: the operations that have no kernel.
+        held: the memory from outside that these read.
+        made: the memory of the tensors that were made.
         obstacle: what cannot be replayed; None if the notes are complete.
         dtype: that the kernels compute.
     """
 
-    def __init__(self, kernels: NativeKernels) -> None:
+    def __init__(self, kernels: NativeKernels, inputs: Sequence[Tensor] = (), like: Sequence[ForeignCall] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self.calls: list[list[int]] = []
         self.places: list[Place] = []
-        self.sizes: list[int] = []
+        self.foreign: list[ForeignCall] = []
+        self.held: list[torch.UntypedStorage] = []
+        self.made = MadeMemory()
         self.obstacle: str | None = None
         self.dtype = kernels.dtype
         self._kernels = kernels
+        self._inputs = inputs
+        self._like = like
         self._reads = _HostReads(self)
-        self._starts: list[int] = []  # of the tensors that lie there now, in the order of their addresses
-        self._made: list[tuple[int, int]] = []  # their ends and numbers
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -74,7 +84,7 @@ class Recording(TorchDispatchMode):
     def add(self, name: str, arguments: tuple[float, ...]) -> None:
         """Notes a kernel."""
         numbers = [self._kernels.address(name), *(bits(a) if isinstance(a, float) else a for a in arguments)]
-        found = ((argument, self.find(number)) for argument, number in enumerate(numbers))
+        found = ((argument, self.made.find(number)) for argument, number in enumerate(numbers))
         self.places += [Place(len(self.calls), argument, *place) for argument, place in found if place is not None]
         self.calls.append(numbers)
 
@@ -82,50 +92,78 @@ class Recording(TorchDispatchMode):
         """Notes an obstacle; the first one is kept."""
         self.obstacle = self.obstacle or why
 
-    def find(self, address: int) -> tuple[int, int] | None:
-        """Returns the number of the tensor that an address is in, and how many bytes into it."""
-        at = bisect_right(self._starts, address) - 1
-        if at < 0 or address >= self._made[at][0]:
-            return None
-        return self._made[at][1], address - self._starts[at]
-
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs the operation and notes the kernel that does the same."""
+        """Runs the operation and notes the kernel that does the same, or itself."""
         named = kwargs or {}
-        result = function(*args, **named)
-        if _is_view(function, result, args):
-            return result
-        if function not in _IN_PLACE:
-            for made in result if isinstance(result, tuple) else (result,):
-                if isinstance(made, Tensor):
-                    self._make(made.untyped_storage())
-        if function in _EMPTY:
-            return result
-        note = _KERNELS.get(function)
-        if note is None or not named.keys() <= _KEYWORDS.get(function, set()) or not note(self, result, *args, **named):
+        written = written_by(function, args)
+        if any(self.made.find(x.data_ptr()) is None for x in written):
+            self.refuse(f"{function}, which writes to memory from outside the step")
+            return written[0]  # as it is: a recording changes nothing
+        try:
+            result = function(*args, **named)
+        except Exception:  # over numbers that nothing has computed
             self.refuse(str(function))
+            raise
+        is_foreign = self._was_foreign(function)
+        if is_foreign and function in _MAY_COPY and is_view(function, result, args):
+            result = result.clone(memory_format=torch.contiguous_format)
+        if is_view(function, result, args):
+            if function is aten.lift_fresh.default:  # made of Python's numbers; kept, so that nothing else lies there
+                self.made.forget(result.untyped_storage())
+                self.held.append(result.untyped_storage())
+            return result
+        if not function._schema.is_mutable:
+            for made in results_of(result):
+                self.made.add(made.untyped_storage())
+        if function not in _EMPTY and (is_foreign or not self._has_kernel(function, result, args, named)):
+            self._note_foreign(function, result, args, named)
         return result
 
-    def _make(self, storage: torch.UntypedStorage) -> None:
-        start, end = storage.data_ptr(), storage.data_ptr() + storage.nbytes()
-        at = bisect_right(self._starts, start)
-        first = at - 1 if at and self._made[at - 1][0] > start else at
-        last = first
-        while last < len(self._starts) and self._starts[last] < end:  # these are gone: the memory is used again
-            last += 1
-        self._starts[first:last] = [start]
-        self._made[first:last] = [(end, len(self.sizes))]
-        self.sizes.append(end - start)
+    def _was_foreign(self, function: Any) -> bool:
+        """Whether at this point of a step with more rows torch computed just this."""
+        next_one = self._like[len(self.foreign)] if len(self.foreign) < len(self._like) else None
+        return next_one is not None and (next_one.at, next_one.function) == (len(self.calls), function)
 
-
-def _is_view(function: Any, result: Any, args: tuple[Any, ...]) -> bool:
-    """Whether the results lie where the operation's only tensor lies, and where it always will: nothing is computed."""
-    tensors = [x for x in args if isinstance(x, Tensor)]
-    if len(tensors) != 1 or function._schema.is_mutable:
+    def _has_kernel(self, function: Any, result: Any, args: Any, named: dict[str, Any]) -> bool:
+        note = _KERNELS.get(function)
+        if note is None or not named.keys() <= _KEYWORDS.get(function, set()):
+            return False
+        num_calls, num_places = len(self.calls), len(self.places)
+        if note(self, result, *args, **named):
+            return True
+        del self.calls[num_calls:], self.places[num_places:]
         return False
-    memory = tensors[0].untyped_storage().data_ptr()
-    results = result if isinstance(result, list | tuple) else (result,)
-    return all(isinstance(x, Tensor) and x.untyped_storage().data_ptr() == memory for x in results)
+
+    def _note_foreign(self, function: Any, result: Any, args: Any, named: dict[str, Any]) -> None:
+        reason = why_not_run_again(function, result, args, named)
+        if reason is not None:
+            self.refuse(reason)
+            return
+        given, by_name = with_each(Tensor, self._place, (tuple(args), tuple(named.items())))
+        made = () if function._schema.is_mutable else tuple(self._place(x) for x in results_of(result))
+        self.foreign.append(ForeignCall(len(self.calls), function, given, by_name, made))
+
+    def _place(self, x: Tensor) -> TensorPlace:
+        """Returns where a tensor lies; memory that is neither made nor an input is held."""
+        storage = x.untyped_storage()
+        start, first = storage.data_ptr(), x.data_ptr()
+        source, number, offset = Source.held, len(self.held), first - start
+        if found := self.made.find(start):
+            source, number, begin = Source.made, *found
+            offset += begin
+        elif (found := self._input_at(first)) is not None:
+            source, number, offset = Source.input, *found
+        else:
+            number = next((i for i, held in enumerate(self.held) if held.data_ptr() == start), number)
+            if number == len(self.held):
+                self.held.append(storage)
+        return TensorPlace(source, number, offset, tuple(x.shape), tuple(x.stride()), x.dtype)
+
+    def _input_at(self, address: int) -> tuple[int, int] | None:
+        for number, x in enumerate(self._inputs):
+            if x.data_ptr() <= address < x.data_ptr() + x.nbytes:
+                return number, address - x.data_ptr()
+        return None
 
 
 class _HostReads(TorchFunctionMode):
@@ -139,6 +177,8 @@ class _HostReads(TorchFunctionMode):
         """Runs the function."""
         if function in _READ_ON_THE_HOST:
             self._recording.refuse(f"Tensor.{function.__name__}")
+        if function is Tensor.contiguous:  # which the dispatcher sees only where there is something to copy
+            function = aten.contiguous.default
         return function(*args, **(kwargs or {}))
 
 
@@ -228,7 +268,7 @@ def _note_pair(recording: Recording, kernel: str, result: Tensor, x: Tensor, y: 
         return False
     (size, x_stride), (_, y_stride) = _row_of(x), _row_of(y)
     if y.shape != x.shape:
-        y_stride = 0 if y.numel() == y.shape[-1] == size and y.is_contiguous() else None
+        y_stride = 0 if y.dim() and y.numel() == y.shape[-1] == size and y.is_contiguous() else None
     if x_stride is None or y_stride is None:
         return False
     addresses = (x.data_ptr(), y.data_ptr(), result.data_ptr())

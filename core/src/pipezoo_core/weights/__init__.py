@@ -4,8 +4,8 @@ from pipezoo_core.weights.base import LazyTensor, Weights, WeightsAdapter, conca
 from pipezoo_core.weights.encoding import resolve_encoding, torch_dtype
 from pipezoo_core.weights.files import open_weights
 from pipezoo_core.weights.gguf import GGUFFile, open_gguf
-from pipezoo_core.weights.gguf_decoder import GGUFDecoder
-from pipezoo_core.weights.gguf_names import renamed_from_gguf
+from pipezoo_core.weights.gguf_decoder import GGUFDecoder, model_type_of
+from pipezoo_core.weights.gguf_names import in_halves, renamed_from_gguf
 from pipezoo_core.weights.loading import load_module
 from pipezoo_core.weights.progress import observed_weights
 from pipezoo_core.weights.redundant import HEAD, without_redundant
@@ -20,7 +20,9 @@ __all__ = [
     "WeightsAdapter",
     "concatenated",
     "find_safetensors",
+    "in_halves",
     "load_module",
+    "model_type_of",
     "observed_weights",
     "open_gguf",
     "open_safetensors",

@@ -16,8 +16,9 @@ from pipezoo_core.errors import CorruptCheckpointError, UnsupportedModelError
 from pipezoo_core.layers import RotaryEmbedding
 from pipezoo_core.weights.gguf import GGUFFile
 
-__all__ = ["GGUFDecoder"]
+__all__ = ["GGUFDecoder", "model_type_of"]
 
+_MODEL_TYPES = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe"}  # where llama.cpp has another name
 _EMBEDDING = "token_embd.weight"
 _ROPE_SCALINGS = ("linear", "none", "yarn")
 _ROPE_KEYS = (
@@ -30,6 +31,20 @@ _YARN_KEYS = {  # as a config.json calls them, from which converters take them
     "scaling.yarn_beta_slow": "beta_slow",
 }
 _NEUTRAL = {"scaling.attn_factor": 1, "scaling.yarn_ext_factor": 1, "scaling.yarn_log_multiplier": 0}
+
+
+def model_type_of(file: GGUFFile) -> str:
+    """Returns what Hugging Face calls a file's architecture. Mixtral's files call themselves llama.
+
+    Raises:
+        CorruptCheckpointError: the file does not say its architecture.
+    """
+    if "general.architecture" not in file.metadata:
+        raise _incomplete("general.architecture")
+    architecture = file.metadata["general.architecture"]
+    if architecture == "llama" and file.metadata.get("llama.expert_count"):
+        return "mixtral"
+    return _MODEL_TYPES.get(architecture, architecture)
 
 
 class GGUFDecoder:
@@ -48,14 +63,18 @@ class GGUFDecoder:
         self._file = file
         self._prefix = f"{architecture}."
 
-    def config(self) -> dict[str, Any]:
-        """Returns the fields of a config.json that decoders share, a head that is tied where the file has none."""
+    def config(self, *, has_rms_norm: bool = True) -> dict[str, Any]:
+        """Returns the fields of a config.json that decoders share, a head that is tied where the file has none.
+
+        Args:
+            has_rms_norm: whether `rms_norm_eps` is one of them.
+        """
         hidden_size, num_heads = self.size("embedding_length"), self.size("attention.head_count")
         head_dim = self.size("attention.key_length", hidden_size // num_heads)
         weights, metadata = self._file.weights, self._file.metadata
         if _EMBEDDING not in weights:
             raise _incomplete(_EMBEDDING)
-        return {
+        fields = {
             "vocab_size": weights[_EMBEDDING].shape[0],
             "hidden_size": hidden_size,
             "intermediate_size": self.size("feed_forward_length"),
@@ -64,12 +83,12 @@ class GGUFDecoder:
             "num_key_value_heads": self.size("attention.head_count_kv", num_heads),
             "head_dim": head_dim,
             "max_position_embeddings": self.size("context_length"),
-            "rms_norm_eps": self.get("attention.layer_norm_rms_epsilon"),
             "rope_parameters": self.rope_parameters(head_dim),
             "tie_word_embeddings": "output.weight" not in weights,
             "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
             "eos_token_id": metadata.get("tokenizer.ggml.eos_token_id"),
         }
+        return fields | ({"rms_norm_eps": self.get("attention.layer_norm_rms_epsilon")} if has_rms_norm else {})
 
     def get(self, key: str) -> Any:
         """Returns what is under a key."""

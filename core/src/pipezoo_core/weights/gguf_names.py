@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
+from pipezoo_core.layers import halves
 from pipezoo_core.weights.base import LazyTensor
 
-__all__ = ["renamed_from_gguf"]
+__all__ = ["in_halves", "renamed_from_gguf"]
 
 _NAMES = {
     "token_embd": "model.embed_tokens",
@@ -24,7 +25,13 @@ _NAMES = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
 }
+_STACKED = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
 _OF_A_LAYER = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)")
 _TABLE = "rope_freqs.weight"  # the config has it
 
@@ -36,7 +43,9 @@ def renamed_from_gguf(
 ) -> dict[str, LazyTensor]:
     """Returns tensors by the names of a module: `blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`.
 
-    A name that is not known stays, and is reported as left over; the divisors of RoPE, which the config has, do not.
+    Stacked experts become one tensor each: `blk.3.ffn_up_exps.weight` is `model.layers.3.mlp.experts.0.up_proj.weight`
+    and so on. A name that is not known stays, and is reported as left over; the divisors of RoPE do not, which the
+    config has.
 
     Args:
         tensors: of a GGUF file.
@@ -48,11 +57,25 @@ def renamed_from_gguf(
         match = _OF_A_LAYER.fullmatch(name)
         if name == _TABLE:
             continue
-        if match is None or match[2] not in known:
+        if match is None or match[2] not in {*known, *_STACKED}:
             found[name] = tensor
             continue
         layer, kind, parameter = match.groups()
         change = (changes or {}).get(kind)
         prefix = "" if layer is None else f"model.layers.{layer}."
+        if kind in _STACKED:
+            experts = enumerate(tensor.unstacked())
+            found |= {f"{prefix}mlp.experts.{i}.{_STACKED[kind]}.{parameter}": expert for i, expert in experts}
+            continue
         found[f"{prefix}{known[kind]}.{parameter}"] = tensor if change is None else change(tensor)
     return found
+
+
+def in_halves(num_heads: int) -> Callable[[LazyTensor], LazyTensor]:
+    """Returns what makes of q or k with so many heads, stored for a rotation of neighbours, one for that of halves."""
+
+    def change(tensor: LazyTensor) -> LazyTensor:
+        head_dim = tensor.shape[0] // num_heads
+        return tensor.then(halves(head_dim), num_rows=head_dim)
+
+    return change

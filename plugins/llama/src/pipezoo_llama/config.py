@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import UnsupportedModelError
-from pipezoo_core.layers import ACTIVATIONS, max_rotary_length, max_shareable_length
+from pipezoo_core.layers import ACTIVATIONS, max_rotary_length, max_shareable_length, rope_of_whole_heads
 from pipezoo_core.weights import GGUFDecoder, GGUFFile
 
 __all__ = ["LlamaConfig", "config_from_gguf"]
@@ -50,7 +50,7 @@ class LlamaConfig(DecoderConfig):
             raise UnsupportedModelError(
                 "the activation function is unknown", found=config.hidden_act, allowed=sorted(ACTIVATIONS)
             )
-        rope = config.rope_parameters
+        rope = rope_of_whole_heads(config.rope_parameters)
         return cls(
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,

@@ -1,4 +1,4 @@
-"""The typed config of a Mistral model, read from a Hugging Face config."""
+"""The typed config of a Mistral model, read from a Hugging Face config or from a GGUF file of Mixtral."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from transformers import PretrainedConfig
 from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import UnsupportedModelError
-from pipezoo_core.layers import ACTIVATIONS, max_rotary_length, max_shareable_length
+from pipezoo_core.layers import ACTIVATIONS, Routing, max_rotary_length, max_shareable_length, rope_of_whole_heads
+from pipezoo_core.weights import GGUFDecoder, GGUFFile
 
-__all__ = ["MistralConfig"]
+__all__ = ["MistralConfig", "config_from_gguf"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MistralConfig(DecoderConfig):
-    """Mistral 7B v0.1 to v0.3, Nemo, Ministral 3, and the models that share their architecture.
+    """Mistral 7B v0.1 to v0.3, Nemo, Ministral 3, Mixtral, and the models that share their architecture.
 
     Attributes:
         activation: name of the feed-forward layer's activation function.
@@ -27,6 +28,7 @@ class MistralConfig(DecoderConfig):
         tie_word_embeddings: whether the head's weight is the embedding's.
         max_position_embeddings: the trained length.
         rope_parameters: as in the Hugging Face config.
+        routing: how Mixtral chooses the experts of a token; None for no experts.
         query_growth: Ministral 3's `llama_4_scaling_beta`, see `model.QueryScale`; None for none.
     """
 
@@ -36,20 +38,22 @@ class MistralConfig(DecoderConfig):
     tie_word_embeddings: bool
     max_position_embeddings: int
     rope_parameters: Mapping[str, Any]
+    routing: Routing | None
     query_growth: float | None
 
     @classmethod
     def from_huggingface(cls, config: PretrainedConfig) -> Self:
-        """Reads a `MistralHuggingFaceConfig`, a `Ministral3HuggingFaceConfig`, or transformers' own.
+        """Reads a config of `pipezoo_mistral.huggingface_config`, or transformers' own.
 
         Raises:
-            UnsupportedModelError: the activation function is unknown, or Ministral 3's queries are not scaled.
+            UnsupportedModelError: the activation function is unknown, Ministral 3's queries are not scaled, or Mixtral
+                has not as many experts as a token goes to.
         """
         if config.hidden_act not in ACTIVATIONS:
             raise UnsupportedModelError(
                 "the activation function is unknown", found=config.hidden_act, allowed=sorted(ACTIVATIONS)
             )
-        rope = config.rope_parameters
+        rope = rope_of_whole_heads(config.rope_parameters)
         return cls(
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
@@ -57,7 +61,7 @@ class MistralConfig(DecoderConfig):
             num_layers=config.num_hidden_layers,
             num_heads=config.num_attention_heads,
             num_kv_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
+            head_dim=config.head_dim or config.hidden_size // config.num_attention_heads,
             max_seq_len=max_rotary_length(rope, config.max_position_embeddings),
             max_shareable_prompt=max_shareable_length(rope, config.max_position_embeddings),
             activation=config.hidden_act,
@@ -66,6 +70,7 @@ class MistralConfig(DecoderConfig):
             tie_word_embeddings=config.tie_word_embeddings,
             max_position_embeddings=config.max_position_embeddings,
             rope_parameters=rope,
+            routing=_routing(config) if config.model_type == "mixtral" else None,
             query_growth=_query_growth(rope) if config.model_type == "ministral3" else None,
         )
 
@@ -81,6 +86,10 @@ class MistralConfig(DecoderConfig):
         )
 
 
+def _routing(config: PretrainedConfig) -> Routing:
+    return Routing(num_experts=config.num_local_experts, top_k=config.num_experts_per_tok, normalize=True)
+
+
 def _query_growth(rope: Mapping[str, Any]) -> float:
     growth, length = rope.get("llama_4_scaling_beta"), rope.get("original_max_position_embeddings")
     if not isinstance(growth, int | float) or not isinstance(length, int) or length < 1:
@@ -90,3 +99,20 @@ def _query_growth(rope: Mapping[str, Any]) -> float:
             allowed="a number, and a whole number above 0",
         )
     return float(growth)
+
+
+def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
+    """Returns the config.json that a GGUF file of Mixtral stands for, which calls itself llama.
+
+    Raises:
+        CorruptCheckpointError: a key that every such file has is missing, or a size is no whole number above 0.
+        UnsupportedModelError: the file rotates or scales RoPE in a way that no config.json can say.
+    """
+    decoder = GGUFDecoder(file, "llama")
+    return {
+        "model_type": "mixtral",
+        "architectures": ["MixtralForCausalLM"],
+        **decoder.config(),
+        "num_local_experts": decoder.size("expert_count"),
+        "num_experts_per_tok": decoder.size("expert_used_count"),
+    }

@@ -1,7 +1,7 @@
 """The config.json of a Mistral model as classes of our own.
 
-Their fields and defaults are those of transformers' `MistralConfig` and `Ministral3Config`, whose import brings in
-torch's compiler and tensors of many devices: a second, and 80 MB.
+Their fields and defaults are those of transformers' `MistralConfig`, `Ministral3Config` and `MixtralConfig`, whose
+import brings in torch's compiler and tensors of many devices: a second, and 80 MB.
 """
 
 # No `from __future__ import annotations`: `strict` checks values by the annotations, and those must be types for that.
@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PretrainedConfig
 
-__all__ = ["Ministral3HuggingFaceConfig", "MistralHuggingFaceConfig"]
+__all__ = ["Ministral3HuggingFaceConfig", "MistralHuggingFaceConfig", "MixtralHuggingFaceConfig"]
 
 
 @strict
@@ -76,3 +76,21 @@ class Ministral3HuggingFaceConfig(MistralHuggingFaceConfig):
                 "llama_4_scaling_beta": 0.1,
             }
         super().__post_init__(**others)
+
+
+@strict
+class MixtralHuggingFaceConfig(MistralHuggingFaceConfig):
+    """What a config.json of Mixtral says.
+
+    Attributes:
+        num_experts_per_tok: of `num_local_experts`, so many are chosen for a token.
+    """
+
+    model_type = "mixtral"
+    default_theta = 1e6
+    attribute_map = {"num_experts": "num_local_experts"}  # noqa: RUF012 - likewise
+
+    sliding_window: int | None = None
+    rms_norm_eps: float = 1e-5
+    num_experts_per_tok: int = 2
+    num_local_experts: int = 8

@@ -1,6 +1,6 @@
-"""Mistral (Jiang et al., 2023), and Ministral 3, which scales queries by their position.
+"""Mistral (Jiang et al., 2023), Mixtral (Jiang et al., 2024), and Ministral 3, which scales queries by their position.
 
-The reference implementations are transformers' `modeling_mistral` and `modeling_ministral3`.
+The reference implementations are transformers' `modeling_mistral`, `modeling_mixtral` and `modeling_ministral3`.
 
 Shape suffixes: T tokens of all requests in a row, H hidden size, D head size.
 """
@@ -16,11 +16,14 @@ from pipezoo_core.attention import Attention, AttentionBackends, Rotation
 from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.kv_cache import KVCacheInputs
 from pipezoo_core.layers import (
+    Experts,
     GatedMLP,
     LMHead,
     MergedLinear,
     RMSNorm,
     RotaryEmbedding,
+    Router,
+    Routing,
     RowParallelLinear,
     VocabParallelEmbedding,
 )
@@ -72,6 +75,26 @@ class MistralAttention(nn.Module):
         return self.o_proj(self.attention(q, k, v, kv, rotation))
 
 
+class MixtralExperts(nn.Module):
+    """A few experts for each token, whose weights add up to 1."""
+
+    def __init__(self, config: MistralConfig, routing: Routing) -> None:
+        super().__init__()
+        self.gate = Router(config.hidden_size, routing)
+        sizes = (config.hidden_size, config.intermediate_size, routing.num_experts, routing.top_k)
+        self.experts = Experts(*sizes, config.activation)
+
+    def forward(self, x_TH: Tensor) -> Tensor:
+        """Maps [T, H] to [T, H]."""
+        return self.experts(x_TH, *self.gate(x_TH))
+
+
+def _feed_forward(config: MistralConfig) -> nn.Module:
+    if config.routing is not None:
+        return MixtralExperts(config, config.routing)
+    return GatedMLP(config.hidden_size, config.intermediate_size, config.activation)
+
+
 class MistralDecoderLayer(nn.Module):
     """Attention, then the feed-forward layer, each on a normalized input and added to it."""
 
@@ -80,7 +103,7 @@ class MistralDecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = MistralAttention(config, layer_idx, backends)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.activation)
+        self.mlp = _feed_forward(config)
 
     def forward(self, x_TH: Tensor, rotation: Rotation, kv: KVCacheInputs[Any], scale_T1: Tensor | None) -> Tensor:
         x_TH += self.self_attn(self.input_layernorm(x_TH), rotation, kv, scale_T1)

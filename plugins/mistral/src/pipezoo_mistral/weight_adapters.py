@@ -6,11 +6,29 @@ from collections.abc import Mapping
 
 from transformers import PretrainedConfig
 
-from pipezoo_core.weights import LazyTensor, without_redundant
+from pipezoo_core.weights import LazyTensor, in_halves, renamed_from_gguf, without_redundant
 
-__all__ = ["adapt_safetensors"]
+__all__ = ["adapt_gguf", "adapt_mixtral", "adapt_safetensors"]
+
+_MIXTRAL = {".block_sparse_moe.": ".mlp.", ".w1.": ".gate_proj.", ".w2.": ".down_proj.", ".w3.": ".up_proj."}
 
 
 def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
     """The names are the module's own."""
     return without_redundant(tensors, config, embedding="model.embed_tokens.weight")
+
+
+def adapt_mixtral(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
+    """Mixtral's experts have names of their own."""
+    named = {}
+    for name, tensor in tensors.items():
+        for theirs, ours in _MIXTRAL.items():
+            name = name.replace(theirs, ours)
+        named[name] = tensor
+    return adapt_safetensors(named, config)
+
+
+def adapt_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
+    """GGUF has names of its own, and stores q and k for a rotation of neighbours instead of halves."""
+    changes = {"attn_q": in_halves(config.num_attention_heads), "attn_k": in_halves(config.num_key_value_heads)}
+    return renamed_from_gguf(tensors, changes)

@@ -11,12 +11,55 @@ from transformers import PretrainedConfig
 from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import UnsupportedModelError
-from pipezoo_core.layers import ACTIVATIONS, max_rotary_length, max_shareable_length
-from pipezoo_core.weights import GGUFDecoder, GGUFFile
+from pipezoo_core.layers import ACTIVATIONS, Routing, max_rotary_length, max_shareable_length, rope_of_whole_heads
+from pipezoo_core.weights import GGUFDecoder, GGUFFile, model_type_of
 
 __all__ = ["QwenConfig", "config_from_gguf"]
 
+_ARCHITECTURES = {
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+}
 _HAS_WINDOW = {"full_attention": False, "sliding_attention": True}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QwenMixture:
+    """The mixtures of experts that take the place of feed-forward layers in Qwen2-MoE and Qwen3-MoE.
+
+    Attributes:
+        layers: which layers have one.
+        routing: how a token's experts are chosen.
+        intermediate_size: of each expert.
+        shared_intermediate_size: of the expert that all tokens go to; None for none.
+    """
+
+    layers: frozenset[int]
+    routing: Routing
+    intermediate_size: int
+    shared_intermediate_size: int | None
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> Self:
+        """Reads a `Qwen2MoeHuggingFaceConfig`, a `Qwen3MoeHuggingFaceConfig`, or transformers' own.
+
+        Raises:
+            UnsupportedModelError: there are not as many experts as a token goes to, or the step is none.
+        """
+        step = config.decoder_sparse_step
+        if step < 1:
+            raise UnsupportedModelError("the config's decoder_sparse_step is none", found=step, allowed="at least 1")
+        mixed = set(range(step - 1, config.num_hidden_layers, step)) - set(config.mlp_only_layers)
+        return cls(
+            layers=frozenset(mixed),
+            routing=Routing(
+                num_experts=config.num_experts, top_k=config.num_experts_per_tok, normalize=config.norm_topk_prob
+            ),
+            intermediate_size=config.moe_intermediate_size,
+            shared_intermediate_size=getattr(config, "shared_expert_intermediate_size", None),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +76,7 @@ class QwenConfig(DecoderConfig):
         tie_word_embeddings: whether the head's weight is the embedding's.
         max_position_embeddings: the trained length.
         rope_parameters: as in the Hugging Face config.
+        mixture: its mixtures of experts; None for none.
     """
 
     activation: str
@@ -44,6 +88,7 @@ class QwenConfig(DecoderConfig):
     tie_word_embeddings: bool
     max_position_embeddings: int
     rope_parameters: Mapping[str, Any]
+    mixture: QwenMixture | None
 
     @classmethod
     def from_huggingface(cls, config: PretrainedConfig) -> Self:
@@ -57,13 +102,7 @@ class QwenConfig(DecoderConfig):
             raise UnsupportedModelError(
                 "the activation function is unknown", found=config.hidden_act, allowed=sorted(ACTIVATIONS)
             )
-        if config.rope_parameters.get("partial_rotary_factor") not in (None, 1):
-            raise UnsupportedModelError(
-                "the model rotates only a part of each head, which Qwen does not",
-                found=config.rope_parameters["partial_rotary_factor"],
-                allowed=1,
-            )
-        rope, is_qwen2 = config.rope_parameters, config.model_type == "qwen2"
+        rope, is_qwen3 = rope_of_whole_heads(config.rope_parameters), config.model_type.startswith("qwen3")
         return cls(
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
@@ -76,13 +115,14 @@ class QwenConfig(DecoderConfig):
             max_shareable_prompt=max_shareable_length(rope, config.max_position_embeddings),
             activation=config.hidden_act,
             rms_norm_eps=config.rms_norm_eps,
-            qkv_bias=is_qwen2 or config.attention_bias,
-            output_bias=not is_qwen2 and config.attention_bias,
-            qk_norm=not is_qwen2,
+            qkv_bias=config.attention_bias if is_qwen3 else getattr(config, "qkv_bias", True),
+            output_bias=is_qwen3 and config.attention_bias,
+            qk_norm=is_qwen3,
             sliding_windows=_sliding_windows(config),
             tie_word_embeddings=config.tie_word_embeddings,
             max_position_embeddings=config.max_position_embeddings,
             rope_parameters=rope,
+            mixture=QwenMixture.of(config) if config.model_type.endswith("_moe") else None,
         )
 
     @property
@@ -98,7 +138,10 @@ class QwenConfig(DecoderConfig):
 
 
 def _sliding_windows(config: PretrainedConfig) -> tuple[int | None, ...]:
-    kinds = config.layer_types  # as many as there are layers: every PretrainedConfig sees to that
+    if config.model_type == "qwen3_moe":  # has no layer_types
+        kinds = ["full_attention" if config.sliding_window is None else "sliding_attention"] * config.num_hidden_layers
+    else:
+        kinds = config.layer_types  # as many as there are layers: every PretrainedConfig sees to that
     if not set(kinds) <= _HAS_WINDOW.keys():
         raise UnsupportedModelError(
             "the config's layer_types are not what its layers can be",
@@ -124,10 +167,21 @@ def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
         CorruptCheckpointError: a key that every Qwen file has is missing, or a size is no whole number above 0.
         UnsupportedModelError: the file rotates or scales RoPE in a way that no config.json can say.
     """
-    architecture = file.metadata["general.architecture"]
-    return {
-        "model_type": architecture,
-        "architectures": [f"{architecture.capitalize()}ForCausalLM"],
-        **GGUFDecoder(file, architecture).config(),
+    architecture, model_type = file.metadata["general.architecture"], model_type_of(file)
+    decoder = GGUFDecoder(file, architecture)
+    config = {
+        "model_type": model_type,
+        "architectures": [_ARCHITECTURES[model_type]],
+        **decoder.config(),
         "attention_bias": "blk.0.attn_q.bias" in file.weights,
     }
+    if model_type.endswith("_moe"):
+        config |= {
+            "num_experts": decoder.size("expert_count"),
+            "num_experts_per_tok": decoder.size("expert_used_count"),
+            "moe_intermediate_size": decoder.size("expert_feed_forward_length"),
+            "norm_topk_prob": model_type == "qwen3_moe",  # a file does not say: it is so in llama.cpp
+        }
+    if model_type == "qwen2_moe":
+        config["shared_expert_intermediate_size"] = decoder.size("expert_shared_feed_forward_length")
+    return config

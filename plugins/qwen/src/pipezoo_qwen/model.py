@@ -1,6 +1,7 @@
-"""Qwen2 (Yang et al., 2024) and Qwen3 (Yang et al., 2025), which normalizes queries and keys.
+"""Qwen2 (Yang et al., 2024) and Qwen3 (Yang et al., 2025), which normalizes queries and keys; with experts or without.
 
-The reference implementations are transformers' `modeling_qwen2` and `modeling_qwen3`.
+The reference implementations are transformers' `modeling_qwen2`, `modeling_qwen3`, `modeling_qwen2_moe` and
+`modeling_qwen3_moe`.
 
 Shape suffixes: T tokens of all requests in a row, H hidden size, D head size.
 """
@@ -15,15 +16,18 @@ from pipezoo_core.attention import Attention, AttentionBackends, Rotation
 from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.kv_cache import KVCacheInputs
 from pipezoo_core.layers import (
+    Experts,
     GatedMLP,
+    Linear,
     LMHead,
     MergedLinear,
     RMSNorm,
     RotaryEmbedding,
+    Router,
     RowParallelLinear,
     VocabParallelEmbedding,
 )
-from pipezoo_qwen.config import QwenConfig
+from pipezoo_qwen.config import QwenConfig, QwenMixture
 
 __all__ = ["QwenForCausalLM", "QwenPipelineModel"]
 
@@ -57,6 +61,32 @@ class HeadNorm(RMSNorm):
         return super().forward(x.unflatten(-1, (-1, self.weight.shape[0]))).flatten(-2)
 
 
+class QwenMixtureOfExperts(nn.Module):
+    """A few experts for each token, and in Qwen2-MoE one for all, as much of it as a gate lets through."""
+
+    def __init__(self, config: QwenConfig, mixture: QwenMixture) -> None:
+        super().__init__()
+        hidden, routing, shared = config.hidden_size, mixture.routing, mixture.shared_intermediate_size
+        sizes = (hidden, mixture.intermediate_size, routing.num_experts, routing.top_k)
+        self.gate = Router(hidden, routing)
+        self.experts = Experts(*sizes, config.activation)
+        self.shared_expert = None if shared is None else GatedMLP(hidden, shared, config.activation)
+        self.shared_expert_gate = None if shared is None else Linear(hidden, 1)
+
+    def forward(self, x_TH: Tensor) -> Tensor:
+        """Maps [T, H] to [T, H]."""
+        y_TH = self.experts(x_TH, *self.gate(x_TH))
+        if self.shared_expert is not None and self.shared_expert_gate is not None:
+            y_TH += self.shared_expert_gate(x_TH).sigmoid() * self.shared_expert(x_TH)
+        return y_TH
+
+
+def _feed_forward(config: QwenConfig, layer_idx: int) -> nn.Module:
+    if config.mixture is not None and layer_idx in config.mixture.layers:
+        return QwenMixtureOfExperts(config, config.mixture)
+    return GatedMLP(config.hidden_size, config.intermediate_size, config.activation)
+
+
 class QwenDecoderLayer(nn.Module):
     """Attention, then the feed-forward layer, each on a normalized input and added to it."""
 
@@ -65,7 +95,7 @@ class QwenDecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = QwenAttention(config, layer_idx, backends)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.activation)
+        self.mlp = _feed_forward(config, layer_idx)
 
     def forward(self, x_TH: Tensor, rotation: Rotation, kv: KVCacheInputs[Any]) -> Tensor:
         x_TH += self.self_attn(self.input_layernorm(x_TH), rotation, kv)

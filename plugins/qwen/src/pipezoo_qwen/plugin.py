@@ -13,9 +13,14 @@ API_VERSION = 2
 
 @hookimpl
 def pipezoo_architectures() -> list[SupportedArchitecture]:
-    """Returns Qwen2 and Qwen3."""
+    """Returns Qwen2 and Qwen3, and their mixtures of experts."""
     from pipezoo_qwen.config import config_from_gguf
-    from pipezoo_qwen.huggingface_config import Qwen2HuggingFaceConfig, Qwen3HuggingFaceConfig
+    from pipezoo_qwen.huggingface_config import (
+        Qwen2HuggingFaceConfig,
+        Qwen2MoeHuggingFaceConfig,
+        Qwen3HuggingFaceConfig,
+        Qwen3MoeHuggingFaceConfig,
+    )
     from pipezoo_qwen.model import QwenPipelineModel
     from pipezoo_qwen.weight_adapters import adapt_gguf, adapt_safetensors
 
@@ -28,5 +33,10 @@ def pipezoo_architectures() -> list[SupportedArchitecture]:
             weight_adapters={WeightsFormat.safetensors: adapt_safetensors, WeightsFormat.gguf: adapt_gguf},
             config_from_gguf=config_from_gguf,
         )
-        for family, config_class in (("Qwen2", Qwen2HuggingFaceConfig), ("Qwen3", Qwen3HuggingFaceConfig))
+        for family, config_class in (
+            ("Qwen2", Qwen2HuggingFaceConfig),
+            ("Qwen3", Qwen3HuggingFaceConfig),
+            ("Qwen2Moe", Qwen2MoeHuggingFaceConfig),
+            ("Qwen3Moe", Qwen3MoeHuggingFaceConfig),
+        )
     ]

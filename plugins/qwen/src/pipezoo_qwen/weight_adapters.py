@@ -19,4 +19,9 @@ def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfi
 def adapt_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
     """GGUF has names of its own; q and k are stored for a rotation of halves, as they are here."""
     del config
-    return renamed_from_gguf(tensors)
+    return renamed_from_gguf(tensors, {"ffn_gate_inp_shexp": _as_row})
+
+
+def _as_row(vector: LazyTensor) -> LazyTensor:
+    """The gate of the shared expert is a vector [H] in a file, and a layer's only row here."""
+    return LazyTensor((1, *vector.shape[-1:]), vector.dtype, lambda rows: vector.load().view(1, -1)[rows])

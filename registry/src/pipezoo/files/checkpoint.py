@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipezoo.files.hub import ModelSource, read_config
-from pipezoo_core.errors import CorruptCheckpointError
 from pipezoo_core.file_names import is_gguf
-from pipezoo_core.weights import GGUFFile, open_gguf
+from pipezoo_core.weights import GGUFFile, model_type_of, open_gguf
 
 __all__ = ["Checkpoint", "open_checkpoint"]
 
@@ -38,7 +37,4 @@ def open_checkpoint(source: ModelSource) -> Checkpoint:
     if not is_gguf(source.path):
         return Checkpoint(source, read_config(source.path), None)
     file = open_gguf(source.path)
-    try:
-        return Checkpoint(source, {"model_type": file.metadata["general.architecture"]}, file)
-    except KeyError as error:
-        raise CorruptCheckpointError(f"{source.path} lacks {error}", cure="Convert the model again.") from error
+    return Checkpoint(source, {"model_type": model_type_of(file)}, file)

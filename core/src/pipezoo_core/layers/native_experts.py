@@ -1,0 +1,54 @@
+"""All experts of a mixture in one kernel, which a step that is replayed can have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipezoo_core.layers.native_product import NativeProduct
+
+__all__ = ["NativeExperts"]
+
+
+class NativeExperts:
+    """What a mixture computes, with the weights where its experts' own products have packed them.
+
+    Args:
+        gate_ups: of each expert, gated.
+        downs: of each expert.
+        first: the number of the first one of these; others are left to other ranks.
+        top_k: experts per token.
+    """
+
+    def __init__(
+        self, gate_ups: Sequence[NativeProduct], downs: Sequence[NativeProduct], *, first: int, top_k: int
+    ) -> None:
+        self._products = (*gate_ups, *downs)  # own the memory
+        gate_up, down = gate_ups[0], downs[0]
+        hidden, inner = down.shape
+        self._sizes = (hidden, inner, top_k)
+        self._kernels, self._bits = down.kernels, down.bits
+        self._addresses = np.array([product.packed.data_ptr() for product in self._products], dtype=np.int64)
+        self._biases = [_stacked(gate_ups), _stacked(downs)]
+        address = self._addresses.ctypes.data
+        self._description = np.array(
+            [
+                *(address, address + len(gate_ups) * self._addresses.itemsize),
+                *(0 if bias is None else bias.data_ptr() for bias in self._biases),
+                *(hidden, inner, first, len(downs), top_k, gate_up.activation),
+            ],
+            dtype=np.int64,
+        )
+
+    def __call__(self, x_TH: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        """Maps [T, H] to [T, H], see `Experts.forward`."""
+        description = self._description.ctypes.data
+        return self._kernels.experts(x_TH, indices_TK, weights_TK, description, self._sizes, self._bits)
+
+
+def _stacked(products: Sequence[NativeProduct]) -> Tensor | None:
+    biases = [product.bias for product in products if product.bias is not None]
+    return torch.stack(biases) if biases else None

@@ -1,0 +1,51 @@
+"""The memory of the tensors that a step makes, found by addresses."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+import torch
+
+__all__ = ["MadeMemory"]
+
+
+class MadeMemory:
+    """Numbers the tensors that are made while a step is recorded.
+
+    A tensor's memory may be used again for a later one, so that an address alone does not tell which one is meant:
+    each gets a number when it is made, and an address means the last one made there.
+
+    Attributes:
+        sizes: of the tensors, in bytes.
+    """
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self._starts: list[int] = []  # of the tensors that lie there now, in the order of their addresses
+        self._made: list[tuple[int, int]] = []  # their ends and numbers
+
+    def add(self, storage: torch.UntypedStorage) -> None:
+        """Notes a tensor's memory."""
+        at = self.forget(storage)
+        start, size = storage.data_ptr(), storage.nbytes()
+        self._starts.insert(at, start)
+        self._made.insert(at, (start + size, len(self.sizes)))
+        self.sizes.append(size)
+
+    def forget(self, storage: torch.UntypedStorage) -> int:
+        """Forgets what lay where something else lies now; returns where that would be in the order."""
+        start, end = storage.data_ptr(), storage.data_ptr() + storage.nbytes()
+        at = bisect_right(self._starts, start)
+        first = at - 1 if at and self._made[at - 1][0] > start else at
+        last = first
+        while last < len(self._starts) and self._starts[last] < end:  # these are gone: the memory is used again
+            last += 1
+        del self._starts[first:last], self._made[first:last]
+        return first
+
+    def find(self, address: int) -> tuple[int, int] | None:
+        """Returns the number of the tensor that an address is in, and how many bytes into it."""
+        at = bisect_right(self._starts, address) - 1
+        if at < 0 or address >= self._made[at][0]:
+            return None
+        return self._made[at][1], address - self._starts[at]

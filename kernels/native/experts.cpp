@@ -1,0 +1,179 @@
+#include "experts.h"
+
+#include <algorithm>
+#include <type_traits>
+
+#include "groups.h"
+#include "tiles.h"
+
+namespace pipezoo {
+namespace {
+
+// Weights in the type of x: how rows are prepared, and a tile of them is multiplied by a panel.
+template <typename T>
+struct Whole {
+    using Prepared = Left<T>;
+    static constexpr int kMost = kTileRows;
+
+    static std::int64_t prepared_size(std::int64_t in) { return kTileRows * in; }
+
+    template <typename Row>
+    static void prepare(const Row& row, std::int64_t in, int rows, Prepared* to) {
+        interleave_tile<T>(row, in, rows, to);
+    }
+
+    template <int MR>
+    PIPEZOO_INLINE static void multiply(Vector (&sum)[MR][2], const Prepared* a, const void* packed, std::int64_t panel,
+                                        std::int64_t in) {
+        constexpr bool is_one = MR == 1;
+        constexpr std::ptrdiff_t stride = kPanel * kPerStep<T>;
+        const T* b = static_cast<const T*>(packed) + panel * kPanel * in;
+        const T* ahead = b + (is_one ? kAheadOfOne : kAheadOfMore) * stride;
+        pipezoo::multiply<is_one ? _MM_HINT_T0 : _MM_HINT_T1>(sum, a, kPerStep<T>, kTileRows * kPerStep<T>, b, stride,
+                                                              in / kPerStep<T>, ahead, stride);
+    }
+};
+
+// Weights of few bits.
+template <typename T, int bits>
+struct Few {
+    using Prepared = Group;
+    static constexpr int kMost = kRows;
+
+    static std::int64_t prepared_size(std::int64_t in) { return in / kGroup; }
+
+    template <typename Row>
+    static void prepare(const Row& row, std::int64_t in, int rows, Prepared* to) {
+        round_rows(row, in, rows, to);
+    }
+
+    template <int MR>
+    PIPEZOO_INLINE static void multiply(Vector (&sum)[MR][2], const Prepared* a, const void* packed, std::int64_t panel,
+                                        std::int64_t in) {
+        const std::int64_t groups = in / kGroup;
+        multiply_groups<MR, bits>(sum, a, static_cast<const std::uint8_t*>(packed) + panel * panel_bytes<bits>(groups),
+                                  groups);
+    }
+};
+
+struct ExpertTile {
+    std::int32_t expert, first, rows;  // the first's place among all sorted pairs
+};
+
+// Pairs of a row and one of its experts, in the order of the experts, and for each of them in that of the rows.
+//
+// Two rows whose experts are 5, 2 and 2, 7 are the pairs 0, 1, 2 and 3, sorted 1, 2, 0, 3: tiles of expert 2 with two rows
+// and of 5 and 7 with one. Each thread that asks has its own, in its scratch memory: to sort is less work than to wait.
+struct SortedPairs {
+    std::int32_t* pairs;
+    ExpertTile* tiles;
+    std::int32_t* runs;  // memory for the tiles at which an expert begins
+    std::int64_t num_tiles = 0;
+
+    SortedPairs(const std::int64_t* indices, std::int64_t num_pairs, std::int64_t first, std::int64_t count, int most) {
+        static_assert(sizeof(ExpertTile) == 3 * sizeof(std::int32_t));
+        std::int32_t* ends = scratch<std::int32_t>(2 * (count + 1) + num_pairs + 3 * (count + num_pairs / most));
+        runs = ends + count + 1;
+        pairs = runs + count + 1;
+        tiles = reinterpret_cast<ExpertTile*>(pairs + num_pairs);
+        std::fill(ends, ends + count + 1, 0);
+        for (std::int64_t pair = 0; pair < num_pairs; ++pair)
+            if (is_index(indices[pair] - first, count)) ++ends[indices[pair] - first + 1];
+        for (std::int64_t expert = 0; expert < count; ++expert) ends[expert + 1] += ends[expert];
+        for (std::int64_t pair = 0; pair < num_pairs; ++pair)  // now the ends are starts, until an expert has its pairs
+            if (is_index(indices[pair] - first, count)) pairs[ends[indices[pair] - first]++] = std::int32_t(pair);
+        std::int32_t begin = 0;
+        for (std::int32_t expert = 0; expert < count; begin = ends[expert++])
+            for (std::int32_t at = begin; at < ends[expert]; at += most)
+                tiles[num_tiles++] = {expert, at, std::min<std::int32_t>(most, ends[expert] - at)};
+    }
+};
+
+// Multiplies each expert's rows by its weight [out, in] and calls `write(place, panel, first, second)`. `row(place)` is
+// where the row of a sorted pair lies.
+//
+// Rows are prepared in blocks that stay in the caches. One thread at a time has a panel of an expert, for all of its tiles in
+// the block, so that the panel is read once.
+template <typename Format, typename T, typename Row, typename Write>
+void multiply_experts(const SortedPairs& sorted, std::int64_t in, std::int64_t out, const void* const* weights,
+                      const T* biases, const Row& row, const Write& write) {
+    using Prepared = typename Format::Prepared;
+    const std::int64_t panels = (out + kPanel - 1) / kPanel, size = Format::prepared_size(in);
+    const std::int64_t block = std::max<std::int64_t>(1, kBlockBytes / (size * std::int64_t(sizeof(Prepared))));
+    for (std::int64_t begin = 0; begin < sorted.num_tiles; begin += block) {
+        const std::int64_t num_tiles = std::min(block, sorted.num_tiles - begin);
+        const ExpertTile* tiles = sorted.tiles + begin;
+        std::int64_t num_runs = 0;
+        for (std::int64_t i = 0; i < num_tiles; ++i)
+            if (i == 0 || tiles[i].expert != tiles[i - 1].expert) sorted.runs[num_runs++] = std::int32_t(i);
+        sorted.runs[num_runs] = std::int32_t(num_tiles);
+        on_team([&](Team& team) {
+            Prepared* prepared = team.shared([&] { return scratch<Prepared>(num_tiles * size); });
+            team.each(num_tiles, [&](std::int64_t i) {
+                Format::prepare([&](int r) { return row(tiles[i].first + r); }, in, tiles[i].rows, prepared + i * size);
+            });
+            team.barrier();
+            for (std::int64_t unit; (unit = team.take()) < num_runs * panels;) {
+                const std::int64_t run = unit / panels, panel = unit % panels, column = panel * kPanel;
+                const std::int64_t expert = tiles[sorted.runs[run]].expert;
+                Vector first, second;
+                read_panel(biases ? biases + expert * out + column : nullptr, out - column, first, second);
+                for (std::int64_t i = sorted.runs[run]; i < sorted.runs[run + 1]; ++i)
+                    with_rows<Format::kMost>(tiles[i].rows, [&](auto count) {
+                        constexpr int MR = decltype(count)::value;
+                        Vector sum[MR][2];
+#pragma GCC unroll 12
+                        for (int r = 0; r < MR; ++r) sum[r][0] = first, sum[r][1] = second;
+                        Format::template multiply<MR>(sum, prepared + i * size, weights[expert], panel, in);
+#pragma GCC unroll 12
+                        for (int r = 0; r < MR; ++r) write(tiles[i].first + r, panel, sum[r][0], sum[r][1]);
+                    });
+            }
+        });
+    }
+}
+
+}  // namespace
+
+template <typename T, int bits>
+void experts(const T* x, const std::int64_t* indices, const float* weights, T* gated_rows, T* products, T* y,
+             std::int64_t rows, const ExpertsLayer& layer) {
+    using Format = std::conditional_t<bits == 0, Whole<T>, Few<T, bits>>;
+    const std::int64_t hidden = layer.hidden, inner = layer.inner, top_k = layer.top_k;
+    const SortedPairs sorted(indices, rows * top_k, layer.first, layer.count, Format::kMost);
+    multiply_experts<Format>(
+        sorted, hidden, 2 * inner, layer.gate_ups, static_cast<const T*>(layer.gate_up_biases),
+        [&](std::int64_t place) { return x + sorted.pairs[place] / top_k * hidden; },
+        [&](std::int64_t place, std::int64_t panel, Vector gate, Vector up) {
+            store(gated_rows + place * inner + panel * kLanes, let_through(layer.activation, gate, up));
+        });
+    multiply_experts<Format>(
+        sorted, inner, hidden, layer.downs, static_cast<const T*>(layer.down_biases),
+        [&](std::int64_t place) { return gated_rows + place * inner; },
+        [&](std::int64_t place, std::int64_t panel, Vector first, Vector second) {
+            const std::int64_t column = panel * kPanel;
+            write_panel(products + sorted.pairs[place] * hidden + column, first, second, hidden - column);
+        });
+    on_team_each(rows, rows * top_k * hidden, [&](std::int64_t row) {
+        for (std::int64_t i = 0; i < hidden; i += kLanes) {
+            const Mask lanes = first_lanes(hidden - i);
+            Vector sum = zeros();
+            for (std::int64_t pair = row * top_k; pair < (row + 1) * top_k; ++pair)
+                if (is_index(indices[pair] - layer.first, layer.count))
+                    sum = add_product(sum, load(products + pair * hidden + i, lanes), all(weights[pair]));
+            store(y + row * hidden + i, sum, lanes);
+        }
+    });
+}
+
+#define PIPEZOO_INSTANTIATE(T, bits)                                                                     \
+    template void experts<T, bits>(const T*, const std::int64_t*, const float*, T*, T*, T*, std::int64_t, \
+                                   const ExpertsLayer&);
+PIPEZOO_INSTANTIATE(float, 0)
+PIPEZOO_INSTANTIATE(float, 8)
+PIPEZOO_INSTANTIATE(float, 4)
+PIPEZOO_INSTANTIATE(bfloat16, 0)
+PIPEZOO_INSTANTIATE(bfloat16, 8)
+PIPEZOO_INSTANTIATE(bfloat16, 4)
+
+}  // namespace pipezoo

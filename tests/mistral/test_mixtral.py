@@ -1,0 +1,139 @@
+"""Mixtral against transformers on the same weights, for everything that its config can express."""
+
+from dataclasses import fields
+
+import gguf
+import pytest
+import torch
+from families import (
+    NATIVE,
+    assert_adapters_equal_merged,
+    assert_equal_greedy_tokens,
+    assert_equal_logits,
+    assert_equal_on_ranks,
+    assert_matters,
+    load_gguf,
+    save,
+    why_not_replayed,
+)
+from gguf_files import TOKENS, write_llama_gguf
+from tiny_models import TINY_LLAMA, load_model, randomize
+from transformers import MixtralConfig, MixtralForCausalLM
+
+from pipezoo import registry
+from pipezoo_core.errors import UnsupportedModelError
+from pipezoo_core.native import NativeKernels
+from pipezoo_core.request import TextGenerationRequest
+from pipezoo_mistral.config import MistralConfig
+from pipezoo_mistral.huggingface_config import MixtralHuggingFaceConfig
+from pipezoo_mistral.plugin import pipezoo_architectures
+
+HAS_KERNELS = NativeKernels(torch.device("cpu"), torch.float32).obstacle is None
+(MIXTRAL,) = (each for each in pipezoo_architectures() if each.name == "MixtralForCausalLM")
+CONFIGS = {
+    "default": {},
+    "one_expert_per_token": {"num_experts_per_tok": 1},
+    "all_experts": {"num_experts_per_tok": 6},
+    "head_dim": {"head_dim": 20},
+    "window": {"sliding_window": 12},
+    "tied": {"tie_word_embeddings": True},
+    "multi_query": {"num_key_value_heads": 1},
+    "activation": {"hidden_act": "gelu"},
+    "theta": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    "linear": {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e6, "factor": 4.0}},
+}
+
+
+def make(**changes):
+    values = {**TINY_LLAMA, "vocab_size": len(TOKENS), "num_local_experts": 6, **changes}
+    return randomize(MixtralForCausalLM(MixtralConfig(**values, attn_implementation="eager")))
+
+
+def saved(reference, folder):
+    """What `load_model` takes."""
+    reference.save_pretrained(folder)
+    config = MixtralHuggingFaceConfig.from_pretrained(folder)
+    return MIXTRAL.pipeline_model, folder, config, MIXTRAL.weight_adapters["safetensors"]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_logits_equal_transformers(name, tmp_path):
+    reference = make(**CONFIGS[name])
+    assert_equal_logits(reference, load_model(*saved(reference, tmp_path)))
+
+
+@pytest.mark.skipif(not HAS_KERNELS, reason="pipezoo-kernels cannot be used here")
+def test_logits_of_native_kernels(tmp_path):
+    reference = make(head_dim=32, intermediate_size=64)
+    assert_equal_logits(reference, load_model(*saved(reference, tmp_path), **NATIVE))
+    assert why_not_replayed(tmp_path, dtype="float32") is None
+
+
+@pytest.mark.parametrize("name", ["one_expert_per_token", "all_experts", "window", "activation", "theta"])
+def test_switches_matter(name):
+    assert_matters(make(), make(**CONFIGS[name]))
+
+
+def test_greedy_tokens_equal_transformers(tiny_folder, tmp_path):
+    reference = make()
+    assert_equal_greedy_tokens(reference, save(reference, tmp_path, tiny_folder), few_pages=16 * 8 * 2 * 3 * 2 * 8 * 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_ranks_equal_transformers(num_ranks, tmp_path):
+    reference = make()
+    assert_equal_on_ranks(reference, saved(reference, tmp_path / "model"), tmp_path, num_ranks)
+
+
+def test_adapters_of_the_attention_equal_merged_models(tmp_path):
+    reference = make()
+    model = saved(reference, tmp_path / "model")
+    assert_adapters_equal_merged(reference, model, tmp_path, targets=["q_proj", "o_proj"], target_modules=["v_proj"])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
+def test_it_answers(dtype, tiny_folder, tmp_path):
+    folder = save(make(head_dim=32), tmp_path, tiny_folder)
+    with registry.load(folder, dtype=dtype, device="cpu", kv_cache_memory="8MiB") as llm:
+        (output,) = llm.generate(TextGenerationRequest(prompt=[5, 9]), max_new_tokens=5, ignore_eos=True)
+        assert len(output.tokens) == 5
+
+
+def write_mixtral(path, reference, quantization=gguf.GGMLQuantizationType.F32):
+    """As converters write it: as a llama that has experts."""
+    config = reference.config
+    sizes = {"expert_count": config.num_local_experts, "expert_used_count": config.num_experts_per_tok}
+    return write_llama_gguf(path, reference, quantization, {f"llama.{key}": size for key, size in sizes.items()})
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_experts_per_tok": 3, "num_key_value_heads": 4}], ids=str)
+def test_a_gguf_file_that_calls_itself_llama(changes, tmp_path):
+    reference = make(**changes)
+    path = write_mixtral(tmp_path / "m.gguf", reference)
+    assert_equal_logits(reference, load_gguf(MIXTRAL, path))
+    resolution = registry.resolve(path)
+    assert (resolution.plugin.distribution, resolution.architecture.name) == ("pipezoo-mistral", MIXTRAL.name)
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"num_local_experts": 2, "num_experts_per_tok": 3}, "experts cannot be chosen"),
+        ({"hidden_act": "no_such_function"}, "activation function is unknown"),
+    ],
+    ids=str,
+)
+def test_refused(said, why):
+    with pytest.raises(UnsupportedModelError, match=why):
+        MistralConfig.from_huggingface(MixtralHuggingFaceConfig.from_dict(said))
+
+
+@pytest.mark.parametrize(
+    "said", [{}, {"sliding_window": 7, "head_dim": 64}, {"num_experts": 4}, {"num_local_experts": 4}], ids=str
+)
+def test_says_what_transformers_says(said):
+    ours, theirs = MixtralHuggingFaceConfig.from_dict(dict(said)), MixtralConfig.from_dict(dict(said))
+    assert MistralConfig.from_huggingface(ours) == MistralConfig.from_huggingface(theirs)
+    for name in {field.name for field in fields(ours)} - {"head_dim"}:
+        assert getattr(ours, name) == getattr(theirs, name), name
