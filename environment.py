@@ -20,12 +20,15 @@ STRUCTURED = "[structured]"  # core's extra, for what the README shows on the co
 PACKAGES = [
     "core",
     "registry",
+    "plugins/deepseek",
     "plugins/gemma",
+    "plugins/gpt_oss",
     "plugins/llama",
     "plugins/mistral",
     "plugins/olmo",
     "plugins/qwen",
     "plugins/replit",
+    "plugins/transformers",
 ]
 REQUIREMENTS = ["constraints.txt", "environment.py"] + [package + "/pyproject.toml" for package in PACKAGES]
 KERNELS = ["kernels/*.py", "kernels/*.toml", "kernels/native/*"]

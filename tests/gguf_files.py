@@ -82,6 +82,7 @@ def write_gguf(
     permutes=False,
     names=None,
     norm_offset=0,
+    stacked=None,
 ):
     """Writes the weights of a transformers model; the vocabulary is `TOKENS`.
 
@@ -96,6 +97,7 @@ def write_gguf(
         permutes: whether the converter reorders q and k.
         names: of layers' tensors that are called otherwise than Llama's.
         norm_offset: what the converter adds to the weights of norms.
+        stacked: the quantization of tensors of three dimensions; None for that of the others.
     """
     config = model.config
     rope = config.rope_parameters.get("full_attention", config.rope_parameters)
@@ -128,7 +130,7 @@ def write_gguf(
             values = rotated_by_neighbours(values, config.num_key_value_heads)
         if name.endswith("norm.weight"):
             values = values + norm_offset
-        kind = quantization if values.ndim > 1 else gguf.GGMLQuantizationType.F32
+        kind = {2: quantization, 3: stacked or quantization}.get(values.ndim, gguf.GGMLQuantizationType.F32)
         packed = gguf.quants.quantize(np.ascontiguousarray(values), kind)
         writer.add_tensor(gguf_name(name, {**NAMES, **(names or {})}), packed, raw_dtype=kind)
     for name, values in (extra_tensors or {}).items():

@@ -11,6 +11,8 @@ from pipezoo_core.decoder.recorded_module import RecordedModule
 from pipezoo_core.kv_cache import KVCacheInputs, RaggedBatch
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.native.activation import Activation
+from pipezoo_core.native.foreign_call import ForeignCall, Source, TensorPlace
+from pipezoo_core.native.program import Notes, Place, lifetimes
 
 KERNELS = NativeKernels(torch.device("cpu"), torch.float32)
 pytestmark = pytest.mark.skipif(KERNELS.obstacle is not None, reason="pipezoo-kernels cannot be used here")
@@ -109,6 +111,14 @@ def alive_across_kernels(x, given):
     return KERNELS.rms_norm(x, given.row, 1e-6) * kept.sin() - kept
 
 
+def kept_over_kernels(x, given):
+    """Six operations, and one whose result the kernels after it must not overwrite."""
+    for _ in range(6):
+        x = x.cos()
+    kept = x.sin()
+    return kept.exp() * KERNELS.rms_norm(KERNELS.rms_norm(x, given.row, 1e-6), given.row, 1e-6)
+
+
 def made_anew(x, given):
     low = torch.tensor(-0.5)
     table = torch.arange(8, dtype=torch.float32).cos()
@@ -160,6 +170,7 @@ COMPUTED = {
     "halves": over_a_half,
     "two results": with_two_results,
     "alive": alive_across_kernels,
+    "kept": kept_over_kernels,
     "anew": made_anew,
     "a number": lambda x, given: x * x.cos().mean() + x,
     "as another": lambda x, given: x.cos().double().type_as(x).view_as(x),
@@ -205,6 +216,31 @@ def test_what_may_not_be_run_again_is_refused(name):
     assert recorded._program is None
     [obstacle] = set(recorded.obstacles.values())
     assert name.removesuffix(" raises") in obstacle
+
+
+def test_one_clock_counts_kernels_and_operations():
+    """A kernel, two operations, a kernel: each tensor lives from the one that writes it to the one that reads it."""
+
+    def place(number):
+        return TensorPlace(Source.made, number, 0, (2, 16), (16, 1), torch.float32)
+
+    cos = torch.ops.aten.cos.default
+    foreign = [ForeignCall(1, cos, (place(i),), (), (place(i + 1),)) for i in range(2)]
+    places = [Place(0, 1, 0, 0), Place(1, 1, 2, 0), Place(1, 2, 3, 0)]
+    notes = Notes(2, [[1, 0], [1, 0, 0]], places, [], [128] * 4, (3, 0), ((16,), torch.float32), foreign)
+    assert lifetimes(notes) == {0: (0, 1), 1: (1, 2), 2: (2, 3), 3: (3, 4)}
+
+
+def test_what_a_kernel_cannot_read_leaves_no_kernel_behind():
+    """Positions of 32 bits are looked up by torch, and by no kernel before it."""
+
+    def compute(x, given):
+        return x.cos() + torch.nn.functional.embedding(given.positions.int(), given.table)
+
+    recorded, results = replayed_and_eager(compute)
+    assert_same(results)
+    assert "aten.embedding.default" in recorded.operations
+    assert recorded._program.num_calls == len(["embedding", "rms_norm", "add", "silu"])
 
 
 def test_a_recording_writes_nothing_outside_the_step():

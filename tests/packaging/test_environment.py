@@ -62,12 +62,15 @@ def test_the_demo_needs_less_than_the_tests(update):
 PACKAGES = [
     "core[structured]",
     "registry",
+    "plugins/deepseek",
     "plugins/gemma",
+    "plugins/gpt_oss",
     "plugins/llama",
     "plugins/mistral",
     "plugins/olmo",
     "plugins/qwen",
     "plugins/replit",
+    "plugins/transformers",
 ]
 
 

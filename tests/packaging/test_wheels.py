@@ -21,12 +21,15 @@ ROOT = Path(__file__).parents[2]
 MEMBERS = {
     "pipezoo_core": "core",
     "pipezoo": "registry",
+    "pipezoo_deepseek": "plugins/deepseek",
     "pipezoo_gemma": "plugins/gemma",
+    "pipezoo_gpt_oss": "plugins/gpt_oss",
     "pipezoo_llama": "plugins/llama",
     "pipezoo_mistral": "plugins/mistral",
     "pipezoo_olmo": "plugins/olmo",
     "pipezoo_qwen": "plugins/qwen",
     "pipezoo_replit": "plugins/replit",
+    "pipezoo_transformers": "plugins/transformers",
 }
 KERNELS = "pipezoo_kernels"
 LOAD = """

@@ -20,22 +20,28 @@ ROOT = Path(__file__).parents[2]
 MEMBERS = [
     "core",
     "registry",
+    "plugins/deepseek",
     "plugins/gemma",
+    "plugins/gpt_oss",
     "plugins/llama",
     "plugins/mistral",
     "plugins/olmo",
     "plugins/qwen",
     "plugins/replit",
+    "plugins/transformers",
 ]
 PACKAGES = [
     "pipezoo_core",
     "pipezoo",
+    "pipezoo_deepseek",
     "pipezoo_gemma",
+    "pipezoo_gpt_oss",
     "pipezoo_llama",
     "pipezoo_mistral",
     "pipezoo_olmo",
     "pipezoo_qwen",
     "pipezoo_replit",
+    "pipezoo_transformers",
 ]
 PLUGINS = tuple(PACKAGES[2:])
 

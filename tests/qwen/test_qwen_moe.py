@@ -11,6 +11,7 @@ from families import (
     assert_matters,
     load_gguf,
     save,
+    why_not_replayed,
 )
 from gguf_files import write_gguf
 from lora.peft_adapters import save_adapter
@@ -73,6 +74,7 @@ def test_logits_of_native_kernels(family, tmp_path):
     sizes = {"head_dim": 32, "moe_intermediate_size": 32, "intermediate_size": 64}
     reference = make(family, **sizes, decoder_sparse_step=2)
     assert_equal_logits(reference, load_model(*saved(reference, tmp_path), **NATIVE))
+    assert why_not_replayed(tmp_path, dtype="float32") is None
 
 
 @pytest.mark.parametrize("family", MIXTURES)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pipezoo import registry
+from pipezoo_core.decoder.recorded_module import RecordedModule
 from pipezoo_core.layers import Linear
 from pipezoo_core.native import NativeKernels
 
@@ -32,7 +33,9 @@ def test_one_line_tells_how_a_model_runs(caplog, tiny_folder, attention, linear)
     used = {type(part._product).__name__ for part in llm.model.module.modules() if isinstance(part, Linear)}
     name = {"NoneType": "torch", "NativeProduct": "native", "OneDNNProduct": "onednn"}[used.pop()]
     assert not used
-    assert f", linear {name}, " in line
+    assert f", linear {name}" in line
+    told = "replayed steps: yes" if isinstance(llm.model._forward, RecordedModule) else "replayed steps: no: "
+    assert told in line
     if linear == "torch":
         assert name == "torch"
     if attention != "auto":

@@ -4,5 +4,6 @@ from pipezoo_core.decoder.config import DecoderConfig
 from pipezoo_core.decoder.inputs import DecoderInputs
 from pipezoo_core.decoder.model import DecoderPipelineModel
 from pipezoo_core.decoder.module import DecoderModule
+from pipezoo_core.decoder.outlook import StepOutlook
 
-__all__ = ["DecoderConfig", "DecoderInputs", "DecoderModule", "DecoderPipelineModel"]
+__all__ = ["DecoderConfig", "DecoderInputs", "DecoderModule", "DecoderPipelineModel", "StepOutlook"]

@@ -18,9 +18,10 @@ from pipezoo_core.decoder.config import DecoderConfig
 from pipezoo_core.decoder.estimates import activation_memory, cache_params, part_of
 from pipezoo_core.decoder.inputs import DecoderInputs
 from pipezoo_core.decoder.module import load_decoder, outline_of
+from pipezoo_core.decoder.outlook import StepOutlook
 from pipezoo_core.decoder.rank_step import RankStep
 from pipezoo_core.decoder.recorded_module import RecordedModule
-from pipezoo_core.decoder.replay import why_not_recorded, why_not_replayed
+from pipezoo_core.decoder.replay import step_outlook, why_not_recorded
 from pipezoo_core.decoder.spoiled import spoiled_rows
 from pipezoo_core.distributed import DistributedGroup, Message
 from pipezoo_core.interfaces import (
@@ -126,10 +127,10 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, PipelineModel[TextContext],
         return lora_memory(pipeline_config.lora, outline, torch.device(pipeline_config.device))
 
     @classmethod
-    def why_not_replayed(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> str | None:
-        """Returns what stands in the way of replaying steps; None where they will be replayed. Loads nothing."""
+    def step_outlook(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> StepOutlook:
+        """Returns what will compute the steps, and whether they will be replayed. Loads nothing."""
         config = cls.config_class.from_huggingface(huggingface_config)
-        return why_not_replayed(cls.module_class, config, pipeline_config)
+        return step_outlook(cls.module_class, config, pipeline_config)
 
     @classmethod
     def _outline(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> nn.Module:

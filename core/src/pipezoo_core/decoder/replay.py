@@ -1,4 +1,4 @@
-"""Whether a model's steps will be replayed, found out before anything is loaded."""
+"""How a model's steps will run, and whether they will be replayed, found out before anything is loaded."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import torch
 from torch import nn
 
 from pipezoo_core.attention import AttentionBackends, NativeAttention
-from pipezoo_core.config import PipelineConfig
+from pipezoo_core.config import AttentionName, PipelineConfig
 from pipezoo_core.decoder.config import DecoderConfig
+from pipezoo_core.decoder.outlook import StepOutlook
 from pipezoo_core.decoder.recorded_module import RecordedModule
 from pipezoo_core.kv_cache import KVCacheInputs, KVCacheStorage, RaggedBatch
 from pipezoo_core.layers import join_experts, set_dtype, use_linear_backend
 from pipezoo_core.native import NativeKernels, Recording
 from pipezoo_core.weights import torch_dtype
 
-__all__ = ["why_not_recorded", "why_not_replayed"]
+__all__ = ["step_outlook", "why_not_recorded"]
 
 
 def why_not_recorded(pipeline_config: PipelineConfig, backends: AttentionBackends, num_ranks: int) -> str | None:
@@ -30,8 +31,8 @@ def why_not_recorded(pipeline_config: PipelineConfig, backends: AttentionBackend
 
 
 @torch.inference_mode()
-def why_not_replayed(module_class: Any, config: DecoderConfig, pipeline_config: PipelineConfig) -> str | None:
-    """Returns what stands in the way of replaying a model's steps; None where they will be replayed.
+def step_outlook(module_class: Any, config: DecoderConfig, pipeline_config: PipelineConfig) -> StepOutlook:
+    """Returns what will compute a model's steps, and what stands in the way of replaying them.
 
     The module is recorded as it would be when it is loaded. Its weights are memory that is neither read nor written, so
     it takes a fraction of a second, and next to no memory.
@@ -44,11 +45,26 @@ def why_not_replayed(module_class: Any, config: DecoderConfig, pipeline_config: 
     kernels = NativeKernels(torch.device(pipeline_config.device), torch_dtype(pipeline_config.encoding))
     page_size = pipeline_config.kv_cache.page_size
     backends = AttentionBackends(pipeline_config.attention, config.layers, kernels, page_size)
+    attention = _attention(backends, pipeline_config.attention)
     if reason := why_not_recorded(pipeline_config, backends, pipeline_config.tensor_parallel_degree):
-        return reason
+        return StepOutlook(attention, reason)
     module = _without_numbers(module_class, config, backends, kernels, pipeline_config)
     step = _empty_step(backends, pipeline_config)
-    return RecordedModule(module, kernels, pipeline_config.max_batch_tokens).obstacle_to(1, step)
+    recorded = RecordedModule(module, kernels, pipeline_config.max_batch_tokens)
+    return StepOutlook(attention, recorded.obstacle_to(1, step), recorded.operations)
+
+
+def _attention(backends: AttentionBackends, name: AttentionName) -> str:
+    """Names the backends of the groups of layers, and what kept `auto` from choosing the kernels."""
+    is_free = name is AttentionName.auto
+    reasons = [backends.obstacles[group] if is_free else None for group in range(len(backends.groups))]
+    names = [
+        backend.name
+        if reason is None or isinstance(backend, NativeAttention)
+        else f"{backend.name} (no kernel: {reason})"
+        for backend, reason in zip(backends.of_groups, reasons, strict=True)
+    ]
+    return ", ".join(dict.fromkeys(names))
 
 
 def _without_numbers(

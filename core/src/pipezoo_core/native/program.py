@@ -22,7 +22,7 @@ from pipezoo_core.native.foreign_calls import BoundCall, ForeignCalls
 from pipezoo_core.native.proportion import DEPENDS, Proportion
 from pipezoo_core.native.step_memory import StepMemory
 
-__all__ = ["Notes", "Place", "Program", "Stretch"]
+__all__ = ["Notes", "Place", "Program", "Stretch", "lifetimes"]
 
 _WIDTH = 16  # numbers per call: the kernel's address and its arguments
 
@@ -120,7 +120,7 @@ class Program:
         self._inputs = [np.array([_flat(*at) for at in places], dtype=np.int64) for places in few.inputs]
         self._made = np.array([_flat(place.call, place.argument) for place in few.places], dtype=np.int64)
         self._tensors = np.array([place.tensor for place in few.places], dtype=np.int64)
-        self._memory = StepMemory(_lifetimes(few), (few.sizes, many.sizes), num_rows)
+        self._memory = StepMemory(lifetimes(few), (few.sizes, many.sizes), num_rows)
         self._output, self._row = few.output, few.row
         self._calls = np.empty(0, dtype=np.int64)
         self._staged: dict[int, Tensor] = {}
@@ -211,7 +211,7 @@ def _flat(call: int, argument: int) -> int:
     return call * _WIDTH + argument
 
 
-def _lifetimes(notes: Notes) -> dict[int, tuple[int, int]]:
+def lifetimes(notes: Notes) -> dict[int, tuple[int, int]]:
     """Returns when each tensor is used first and last; the output's last is behind everything.
 
     One clock counts kernels and operations of torch. With an operation after two kernels and one after three, these are
@@ -221,7 +221,7 @@ def _lifetimes(notes: Notes) -> dict[int, tuple[int, int]]:
     uses = [(place.call + bisect_right(before, place.call), place.tensor) for place in notes.places]
     for number, call in enumerate(notes.foreign):
         uses += [(call.at + number, place.number) for place in call.tensors if place.source is Source.made]
-    lifetimes: dict[int, tuple[int, int]] = {}
+    spans: dict[int, tuple[int, int]] = {}
     for time, tensor in [*sorted(uses), (len(notes.calls) + len(notes.foreign), notes.output[0])]:
-        lifetimes[tensor] = (lifetimes.get(tensor, (time, time))[0], time)
-    return lifetimes
+        spans[tensor] = (spans.get(tensor, (time, time))[0], time)
+    return spans

@@ -65,7 +65,7 @@ def load_module(
     wide |= float32_parameters(module)
     real: weakref.WeakValueDictionary[int, nn.Parameter] = weakref.WeakValueDictionary()
     memory = MemoryPool(exact=True)  # new memory costs as much time as reading: a part has that of the one before
-    parts = sorted(_parts(module), key=lambda part: _size(part[1]), reverse=True)
+    parts = sorted(_parts(module), key=lambda part: _matrices(part[1]), reverse=True)
     sizes = [_size(part) for _, part in parts]  # which `convert` changes
     report_weights(0, sum(sizes))
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
@@ -125,6 +125,11 @@ def _parts(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]
 
 def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _matrices(module: nn.Module) -> int:
+    """A head with a bias is as large as the embedding whose weight it shares, so that this one is filled before."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.dim() > 1)
 
 
 def _materialize(

@@ -43,7 +43,7 @@ def tables(resolution: Resolution, plan: LoadPlan) -> Iterator[Table]:
             if name not in ("weight_paths", "kv_cache")
         ]
         + [(f"kv_cache.{name}", getattr(config.kv_cache, name)) for name in type(config.kv_cache).model_fields]
-        + [("native kernels", obstacle or "usable"), ("replayed steps", _replayed(plan))],
+        + [("native kernels", obstacle or "usable"), *_steps(plan)],
     )
     yield _table("sampling defaults", plan.files.sampling_params)
     memory = plan.memory
@@ -61,12 +61,12 @@ def tables(resolution: Resolution, plan: LoadPlan) -> Iterator[Table]:
     )
 
 
-def _replayed(plan: LoadPlan) -> str:
+def _steps(plan: LoadPlan) -> list[tuple[str, str]]:
     model = plan.architecture.pipeline_model
     if not issubclass(model, DecoderPipelineModel):
-        return "no: the plugin's model computes its steps itself"
-    obstacle = model.why_not_replayed(plan.pipeline_config, plan.files.huggingface_config)
-    return "yes" if obstacle is None else f"no: {obstacle}"
+        return [("replayed steps", "no: the plugin's model computes its steps itself")]
+    outlook = model.step_outlook(plan.pipeline_config, plan.files.huggingface_config)
+    return [("attention by", outlook.attention), ("replayed steps", outlook.replay)]
 
 
 def _whose_memory(num_replicas: int, num_devices: int) -> str:

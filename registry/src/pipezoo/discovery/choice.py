@@ -1,7 +1,7 @@
 """Which installed plugin a config's names lead to, before any plugin is imported.
 
-First what the caller asks for (`plugin=`), then the user's pin, then the names in the order they are given. Knows
-nothing of config.json beyond those names.
+First what the caller asks for (`plugin=`), then the user's pin, then the names in the order they are given, and last a
+plugin that claims `*`: it takes what no other one serves. Knows nothing of config.json beyond those names.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from packaging.utils import canonicalize_name
 
 from pipezoo.discovery.index import PluginIndex, PluginInfo, PluginState
-from pipezoo.discovery.published import PUBLISHED, how_to_install
+from pipezoo.discovery.published import ANY, PUBLISHED, how_to_install
 from pipezoo.discovery.setting import VARIABLE
 from pipezoo_core.errors import PluginConflictError, PluginNotFoundError, shown
 
@@ -54,6 +54,9 @@ def choose_plugin(index: PluginIndex, asked: Sequence[AskedName], plugin: str | 
         usable = [info for info in index.serving(name.name) if info.state is not PluginState.disabled]
         if usable:
             return _claimed(name, usable)
+    for info in index.serving(ANY):
+        if info.state is not PluginState.disabled:
+            return PluginChoice(info, asked[0], f"no other plugin serves {asked[0]}")
     raise _not_found(index, asked)
 
 
@@ -101,7 +104,7 @@ def _claimed(name: AskedName, usable: Sequence[PluginInfo]) -> PluginChoice:
 
 def _not_found(index: PluginIndex, asked: Sequence[AskedName]) -> PluginNotFoundError:
     disabled = [info.distribution for name in asked for info in index.serving(name.name)]
-    usable = sorted({info.name for info in index.plugins() if info.state is not PluginState.disabled})
+    usable = sorted({info.name for info in index.plugins() if info.state is not PluginState.disabled} - {ANY})
     return PluginNotFoundError(
         f"no plugin for {asked[0]} (installed: {', '.join(usable) or 'none'})",
         cure=f"Take '-{disabled[0]}' out of {VARIABLE}" if disabled else _hint(asked, usable),

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pipezoo.discovery.setting import VARIABLE
 
-__all__ = ["PUBLISHED", "how_to_install", "how_to_mend"]
+__all__ = ["ANY", "FALLBACK", "PUBLISHED", "how_to_install", "how_to_mend"]
 
 PUBLISHED = {
+    "deepseek_v2": "pipezoo-deepseek",
+    "deepseek_v3": "pipezoo-deepseek",
     "gemma": "pipezoo-gemma",
     "gemma2": "pipezoo-gemma",
     "gemma3": "pipezoo-gemma",
     "gemma3_text": "pipezoo-gemma",
+    "gpt-oss": "pipezoo-gpt-oss",
+    "gpt_oss": "pipezoo-gpt-oss",
     "llama": "pipezoo-llama",
     "ministral3": "pipezoo-mistral",
     "mistral": "pipezoo-mistral",
@@ -27,16 +31,22 @@ PUBLISHED = {
 }
 """The distribution that serves a model type."""
 
+ANY = "*"
+"""What a plugin claims that takes any model type that no other one serves."""
+
+FALLBACK = "pipezoo-transformers"
+"""The distribution that claims it."""
+
 
 def how_to_install(distribution: str) -> str:
     """Returns the cure of a message about a plugin that is not installed."""
-    if distribution in PUBLISHED.values():
+    if distribution in {*PUBLISHED.values(), FALLBACK}:
         return f"Try: pip install {distribution}"
     return "Check the spelling, and install it from where its author says."
 
 
 def how_to_mend(distribution: str) -> str:
     """Returns the cure of a message about an installed plugin that does not work, or not with this pipezoo-core."""
-    if distribution in PUBLISHED.values():
+    if distribution in {*PUBLISHED.values(), FALLBACK}:
         return f"Try: pip install --upgrade --force-reinstall {distribution} pipezoo"
     return f"Install a release of it that fits pipezoo-core, or go without it: {VARIABLE}=-{distribution}"

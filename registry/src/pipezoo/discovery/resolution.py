@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipezoo.discovery.choice import AskedName, PluginChoice, choose_plugin
 from pipezoo.discovery.index import PluginIndex, PluginInfo, PluginState
-from pipezoo.discovery.published import how_to_mend
+from pipezoo.discovery.published import ANY, how_to_mend
 from pipezoo_core.errors import BrokenPluginError, PluginError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -122,6 +122,8 @@ def _texts(value: object) -> tuple[str, ...]:
 def _pick(
     architectures: Sequence[SupportedArchitecture], choice: PluginChoice, asked: Sequence[AskedName]
 ) -> SupportedArchitecture:
+    if choice.plugin.name == ANY:
+        return architectures[0]
     wanted = next((name for name in asked if name.where.endswith("architectures[0]")), None)
     if wanted is not None:
         for architecture in architectures:
@@ -168,6 +170,8 @@ def _candidates(
 
 
 def _rejection(info: PluginInfo, asked: Sequence[AskedName], choice: PluginChoice | None) -> str:
+    if info.name == ANY and choice is not None:
+        return f"serves what no other plugin does, but {choice.plugin.distribution!r} is taken: {choice.reason}"
     claimed = next((name for name in asked if name.name == info.name), None)
     if claimed is None:
         return f"serves {info.name!r}, not {' or '.join(map(str, asked))}"

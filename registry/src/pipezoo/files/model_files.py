@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipezoo.files.checkpoint import Checkpoint
 from pipezoo.files.hub import ModelSource
 from pipezoo_core.architecture import SupportedArchitecture
+from pipezoo_core.config_entries import entries_of_model
 from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.errors import (
     CorruptCheckpointError,
@@ -29,12 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["ModelFiles", "read_files"]
 
 _MAX_SHOWN = 500
-
-# Of classifiers, of how files were written, and of code. A config class would act on some of them.
-_WITHOUT_EFFECT = (
-    "auto_map", "dtype", "id2label", "label2id", "num_labels", "per_layer_config", "problem_type",
-    "quantization_config", "torch_dtype",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +99,8 @@ def _huggingface_config(
 
     A config of a larger model than the weights is refused before anything is built.
     """
-    known = {name: value for name, value in raw_config.items() if not _is_without_effect(name)}
     try:
-        config = architecture.huggingface_config(known)
+        config = architecture.huggingface_config(entries_of_model(raw_config))
         if issubclass(architecture.pipeline_model, DecoderPipelineModel):
             architecture.pipeline_model.config_class.from_huggingface(config).check_against(weights)
     except PipezooError:
@@ -120,13 +114,6 @@ def _huggingface_config(
     if getattr(config, "tie_word_embeddings", False):
         config.tie_word_embeddings = HEAD not in architecture.weight_adapters[weights.format](weights, config)
     return config
-
-
-def _is_without_effect(name: str) -> bool:
-    """Whether an entry says nothing of the model, or would take the place of a method of its config."""
-    from transformers import PretrainedConfig
-
-    return name.startswith("_") or name in _WITHOUT_EFFECT or callable(getattr(PretrainedConfig, name, None))
 
 
 def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:

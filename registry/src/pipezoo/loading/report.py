@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 from collections import Counter
 
-from torch import nn
-
 from pipezoo.loading.plan import LoadPlan
-from pipezoo_core.attention import Attention
+from pipezoo_core.config import LinearName
+from pipezoo_core.decoder import DecoderPipelineModel, StepOutlook
 from pipezoo_core.layers import choose_linear
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.pipeline import TextGenerationPipeline
@@ -22,16 +21,17 @@ _LOGGER = logging.getLogger("pipezoo")
 def log_load(plan: LoadPlan, pipeline: TextGenerationPipeline) -> None:
     """Says at level INFO, in one line, what was loaded and how it runs."""
     if _LOGGER.isEnabledFor(logging.INFO):
-        plugin, config = plan.resolution.plugin, plan.pipeline_config
+        plugin, config, outlook = plan.resolution.plugin, plan.pipeline_config, _outlook(plan)
         _LOGGER.info(
-            "loaded %s by %s %s: %s on %s, attention %s, linear %s, KV cache %d pages of %d tokens (%.4g MiB)%s",
+            "loaded %s by %s %s: %s on %s, attention %s, linear %s, %sKV cache %d pages of %d tokens (%.4g MiB)%s",
             plan.files.source.name,
             plugin.distribution,
             plugin.version,
             config.encoding,
             _devices(plan),
-            _attention(pipeline),
+            "of the plugin" if outlook is None else outlook.attention,
             _linear(plan),
+            "" if outlook is None else f"replayed steps: {outlook.replay}; ",
             pipeline.kv_managers[0].total_num_pages,
             config.kv_cache.page_size,
             plan.memory.kv_cache / 2**20,
@@ -44,16 +44,20 @@ def _devices(plan: LoadPlan) -> str:
     return ", ".join(f"{count} × {name}" if count > 1 else name for name, count in counts.items())
 
 
-def _attention(pipeline: TextGenerationPipeline) -> str:
-    module = getattr(pipeline.model, "module", None)
-    parts = module.modules() if isinstance(module, nn.Module) else ()
-    return next((part.backend.name for part in parts if isinstance(part, Attention)), "of the plugin")
-
-
 def _linear(plan: LoadPlan) -> str:
     config, device = plan.pipeline_config, plan.devices[0]
     kernels = NativeKernels(device, torch_dtype(config.encoding))
-    return choose_linear(config.linear, device, config.encoding, kernels)
+    chosen = choose_linear(config.linear, device, config.encoding, kernels)
+    is_slower = config.linear is LinearName.auto and chosen is not LinearName.native
+    reason = kernels.obstacle if is_slower else None
+    return chosen if reason is None else f"{chosen} (no kernel: {reason})"
+
+
+def _outlook(plan: LoadPlan) -> StepOutlook | None:
+    model = plan.architecture.pipeline_model
+    if not issubclass(model, DecoderPipelineModel):
+        return None
+    return model.step_outlook(plan.pipeline_config, plan.files.huggingface_config)
 
 
 def _whose(plan: LoadPlan) -> str:

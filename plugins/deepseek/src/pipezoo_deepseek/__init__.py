@@ -1,0 +1,3 @@
+"""DeepSeek models for pipezoo. The registry finds `pipezoo_deepseek.plugin`; nothing else needs importing."""
+
+__all__: list[str] = []

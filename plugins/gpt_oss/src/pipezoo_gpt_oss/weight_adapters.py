@@ -1,0 +1,90 @@
+"""From the names in a checkpoint to those of `GptOssForCausalLM`, and from stacked experts to single ones."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from pipezoo_core.errors import UnsupportedCheckpointError
+from pipezoo_core.weights import LazyTensor, renamed_from_gguf, without_redundant
+
+__all__ = ["adapt_gguf", "adapt_safetensors"]
+
+_STACKED = re.compile(r"(.*\.mlp\.experts)\.(gate_up_proj|down_proj)(_bias)?")
+_STACKED_IN_GGUF = re.compile(r"(.*\.mlp\.experts)\.((?:gate|up|down)_proj\.(?:weight|bias))")
+_MXFP4 = re.compile(r".*\.mlp\.experts\.\w+_(?:blocks|scales)")
+_SINKS = ".self_attn.sinks"
+_GGUF_NAMES = {
+    "attn_sinks": "self_attn.sinks",
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_gate_inp": "mlp.router",
+    "ffn_gate_exps": "mlp.experts.gate_proj",
+    "ffn_up_exps": "mlp.experts.up_proj",
+    "ffn_down_exps": "mlp.experts.down_proj",
+}
+
+
+def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
+    """Experts lie in one tensor, their matrices transposed, gate and up in turn; sinks are a tensor without a layer.
+
+    Raises:
+        UnsupportedCheckpointError: the experts are in MXFP4.
+    """
+    packed = sorted(name for name in tensors if _MXFP4.fullmatch(name))
+    if packed:
+        raise UnsupportedCheckpointError(
+            "the checkpoint's experts are in MXFP4, which is not read from safetensors",
+            found=packed[:2],
+            allowed="experts in bfloat16, float16 or float32",
+            cure="Take a checkpoint in bfloat16, or a GGUF file.",
+        )
+    found: dict[str, LazyTensor] = {}
+    for name, tensor in tensors.items():
+        stacked = _STACKED.fullmatch(name)
+        if stacked is None:
+            found[f"{name}.weight" if name.endswith(_SINKS) else name] = tensor
+            continue
+        experts, kind, bias = stacked.groups()
+        for number, expert in enumerate(tensor.unstacked()):
+            for part, numbers in _parts(kind, expert):
+                whole = numbers if bias else numbers.transposed()
+                found[f"{experts}.{number}.{part}.{'bias' if bias else 'weight'}"] = whole
+    return without_redundant(found, config, embedding="model.embed_tokens.weight")
+
+
+def adapt_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
+    """GGUF has names of its own, and gate and up apart; experts lie in one tensor here, too."""
+    del config
+    found: dict[str, LazyTensor] = {}
+    for name, tensor in renamed_from_gguf(tensors, names=_GGUF_NAMES).items():
+        stacked = _STACKED_IN_GGUF.fullmatch(name)
+        if stacked is None:
+            found[name] = tensor
+            continue
+        experts, part = stacked.groups()
+        found |= {f"{experts}.{number}.{part}": expert for number, expert in enumerate(tensor.unstacked())}
+    return found
+
+
+def _parts(kind: str, expert: LazyTensor) -> Iterator[tuple[str, LazyTensor]]:
+    """Yields the layers of an expert whose numbers lie along the last dimension of a tensor."""
+    if kind == "down_proj":
+        yield kind, expert
+        return
+    yield "gate_proj", _every_other(expert, 0)
+    yield "up_proj", _every_other(expert, 1)
+
+
+def _every_other(tensor: LazyTensor, first: int) -> LazyTensor:
+    *rows, size = tensor.shape
+
+    def read(wanted: slice) -> Tensor:
+        if rows:
+            return tensor.read(wanted)[:, first::2]
+        return tensor.read(slice(2 * wanted.start, 2 * wanted.stop))[first::2]
+
+    return replace(tensor, shape=(*rows, size // 2), read=read, read_vectors=None)

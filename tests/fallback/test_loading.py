@@ -1,0 +1,99 @@
+"""The fallback as the registry loads it: last of all plugins, before any download, on one device."""
+
+import json
+import shutil
+
+import pytest
+from conftest import assert_all_free
+from fallback.served import greedy, make_reference
+from gguf_files import TOKENS
+
+from pipezoo import registry
+from pipezoo_core.errors import InvalidSettingError, UnsupportedModelError
+from pipezoo_core.request import TextGenerationRequest
+
+SETTINGS = {"dtype": "float32", "device": "cpu", "page_size": 8, "kv_cache_memory": "4MiB"}
+FALLBACK = "pipezoo-transformers"
+
+
+def save(reference, folder, tiny_folder):
+    reference.save_pretrained(folder)
+    for path in tiny_folder.glob("tokenizer*"):
+        shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return make_reference("glm4", vocab_size=len(TOKENS))
+
+
+@pytest.fixture(scope="module")
+def folder(reference, tiny_folder, tmp_path_factory):
+    return save(reference, tmp_path_factory.mktemp("glm4"), tiny_folder)
+
+
+def only_config(folder, **entries):
+    (folder / "config.json").write_text(json.dumps(entries))
+    return folder
+
+
+def test_it_is_chosen_last(folder, tiny_folder):
+    resolution = registry.resolve(folder)
+    assert resolution.plugin.distribution == FALLBACK
+    assert "no other plugin serves model_type 'glm4'" in str(resolution)
+    other = registry.resolve(tiny_folder)
+    assert other.plugin.distribution == "pipezoo-llama"
+    assert "serves what no other plugin does, but 'pipezoo-llama' is taken" in str(other)
+
+
+def test_it_can_be_asked_for(tiny_folder):
+    assert registry.resolve(tiny_folder, plugin=FALLBACK).architecture.name == "TransformersForCausalLM"
+
+
+def test_after_preemption(folder, reference):
+    prompts = [[(step * i) % 250 for i in range(length)] for step, length in ((3, 30), (7, 47), (11, 25), (13, 40))]
+    llm = registry.load(folder, **{**SETTINGS, "kv_cache_memory": 20 * 8 * 2 * 2 * 2 * 16 * 4, "max_length": 120})
+    assert llm.kv_managers[0].total_num_pages == 20
+    outputs = llm.generate(
+        [TextGenerationRequest(prompt=prompt) for prompt in prompts],
+        max_new_tokens=24,
+        temperature=0.0,
+        ignore_eos=True,
+    )
+    assert llm.scheduler.num_preemptions > 0
+    assert [output.tokens for output in outputs] == [greedy(reference, prompt, 24) for prompt in prompts]
+    assert_all_free(llm)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["gemma2", "gpt2", "mixtral", "gpt_oss"])
+def test_answers(model_type, tiny_folder, tmp_path):
+    """With the memory plan, and what is said of replaying steps."""
+    reference = make_reference(model_type, vocab_size=len(TOKENS))
+    llm = registry.load(save(reference, tmp_path, tiny_folder), plugin=FALLBACK, **SETTINGS)
+    prompt = [(7 * i) % 250 for i in range(20)]
+    output = llm.generate([TextGenerationRequest(prompt=prompt)], max_new_tokens=8, temperature=0.0, ignore_eos=True)
+    assert output[0].tokens == greedy(reference, prompt, 8)
+    assert_all_free(llm)
+
+
+@pytest.mark.parametrize(
+    ("entries", "reason"),
+    [
+        ({"model_type": "mamba"}, "keeps a state of earlier tokens"),
+        ({"model_type": "t5"}, "has an encoder"),
+        ({"model_type": "never_heard_of"}, "transformers does not know this model_type"),
+        ({"model_type": "mine", "auto_map": {"AutoModelForCausalLM": "modeling.Mine"}}, "does not know"),
+        ({"model_type": "glm4", "hidden_size": "wide"}, "cannot make a model of its config.json"),
+    ],
+)
+def test_refused_by_config_alone(entries, reason, tmp_path):
+    with pytest.raises(UnsupportedModelError, match="refuses this model") as caught:
+        registry.resolve(only_config(tmp_path, **entries))
+    assert reason in str(caught.value)
+
+
+def test_several_devices(folder):
+    with pytest.raises(InvalidSettingError, match="one device"):
+        registry.load(folder, **{name: SETTINGS[name] for name in SETTINGS.keys() - {"device"}}, devices=["cpu", "cpu"])
