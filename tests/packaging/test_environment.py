@@ -66,6 +66,7 @@ PACKAGES = [
     "plugins/llama",
     "plugins/mistral",
     "plugins/olmo",
+    "plugins/phi",
     "plugins/qwen",
     "plugins/replit",
 ]

@@ -24,6 +24,7 @@ MEMBERS = [
     "plugins/llama",
     "plugins/mistral",
     "plugins/olmo",
+    "plugins/phi",
     "plugins/qwen",
     "plugins/replit",
 ]
@@ -34,6 +35,7 @@ PACKAGES = [
     "pipezoo_llama",
     "pipezoo_mistral",
     "pipezoo_olmo",
+    "pipezoo_phi",
     "pipezoo_qwen",
     "pipezoo_replit",
 ]

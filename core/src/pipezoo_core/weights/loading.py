@@ -65,8 +65,8 @@ def load_module(
     wide |= float32_parameters(module)
     real: weakref.WeakValueDictionary[int, nn.Parameter] = weakref.WeakValueDictionary()
     memory = MemoryPool(exact=True)  # new memory costs as much time as reading: a part has that of the one before
-    parts = sorted(_parts(module), key=lambda part: _size(part[1]), reverse=True)
-    sizes = [_size(part) for _, part in parts]  # which `convert` changes
+    parts = sorted(_parts(module), key=lambda part: _size(part, names), reverse=True)
+    sizes = [_size(part, names) for part in parts]  # which `convert` changes
     report_weights(0, sum(sizes))
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         for number, (prefix, part) in enumerate(parts, start=1):
@@ -123,8 +123,13 @@ def _parts(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]
         yield from _parts(child, f"{name}.{child_name}".lstrip("."))
 
 
-def _size(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+def _size(part: tuple[str, nn.Module], names: Set[str]) -> int:
+    """Returns how many numbers are read into a part.
+
+    A weight that it shares counts where it is read: a head with a bias comes after the embedding that has its weight.
+    """
+    prefix, module = part
+    return sum(slot.numel() for name, slot in _slots(module, prefix).items() if name in names)
 
 
 def _materialize(
