@@ -65,8 +65,8 @@ def load_module(
     wide |= float32_parameters(module)
     real: weakref.WeakValueDictionary[int, nn.Parameter] = weakref.WeakValueDictionary()
     memory = MemoryPool(exact=True)  # new memory costs as much time as reading: a part has that of the one before
-    parts = sorted(_parts(module), key=lambda part: _size(part, names), reverse=True)
-    sizes = [_size(part, names) for part in parts]  # which `convert` changes
+    parts = sorted(_parts(module), key=lambda part: _matrices(part[1]), reverse=True)
+    sizes = [_size(part) for _, part in parts]  # which `convert` changes
     report_weights(0, sum(sizes))
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         for number, (prefix, part) in enumerate(parts, start=1):
@@ -123,13 +123,18 @@ def _parts(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]
         yield from _parts(child, f"{name}.{child_name}".lstrip("."))
 
 
-def _size(part: tuple[str, nn.Module], names: Set[str]) -> int:
-    """Returns how many numbers are read into a part.
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
-    A weight that it shares counts where it is read: a head with a bias comes after the embedding that has its weight.
-    """
-    prefix, module = part
-    return sum(slot.numel() for name, slot in _slots(module, prefix).items() if name in names)
+
+def _size_of_matrices(module: nn.Module) -> int:
+    """Returns the numbers without those of biases: a head with one has to come after the embedding that it shares."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.dim() > 1)
+
+
+def _matrices(module: nn.Module) -> int:
+    """A head with a bias is as large as the embedding whose weight it shares, so that this one is filled before."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.dim() > 1)
 
 
 def _materialize(
