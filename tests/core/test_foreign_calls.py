@@ -1,7 +1,9 @@
 """Operations of torch that have no kernel are replayed, and give bit for bit what they give without."""
 
+import ctypes
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from pipezoo_core.kv_cache import KVCacheInputs, RaggedBatch
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.native.activation import Activation
 from pipezoo_core.native.foreign_call import ForeignCall, Source, TensorPlace
+from pipezoo_core.native.made_memory import MadeMemory
 from pipezoo_core.native.program import Notes, Place, lifetimes
 
 KERNELS = NativeKernels(torch.device("cpu"), torch.float32)
@@ -172,6 +175,7 @@ COMPUTED = {
     "alive": alive_across_kernels,
     "kept": kept_over_kernels,
     "anew": made_anew,
+    "of numpy": lambda x, given: x.cos() * torch.from_numpy(np.linspace(0, 1, SIZE, dtype=np.float32)).sin(),
     "a number": lambda x, given: x * x.cos().mean() + x,
     "as another": lambda x, given: x.cos().double().type_as(x).view_as(x),
     "alibi": alibi,
@@ -229,6 +233,20 @@ def test_one_clock_counts_kernels_and_operations():
     places = [Place(0, 1, 0, 0), Place(1, 1, 2, 0), Place(1, 2, 3, 0)]
     notes = Notes(2, [[1, 0], [1, 0, 0]], places, [], [128] * 4, (3, 0), ((16,), torch.float32), foreign)
     assert lifetimes(notes) == {0: (0, 1), 1: (1, 2), 2: (2, 3), 3: (3, 4)}
+
+
+def test_memory_that_is_gone_is_not_taken_for_what_lies_there_now():
+    made = MadeMemory()
+    kept, gone = torch.empty(8), torch.empty(8)
+    made.add(kept.untyped_storage())
+    made.add(gone.untyped_storage())
+    assert made.find_in(kept[3:].untyped_storage()) == (0, 0)
+    assert made.find(kept[3:].data_ptr()) == (0, 12)
+    address = gone.data_ptr()
+    memory = (ctypes.c_float * 8).from_address(address)  # which stays readable: malloc keeps small pieces
+    del gone
+    assert made.find(address) == (1, 0)
+    assert made.find_in(torch.frombuffer(memory, dtype=torch.float32).untyped_storage()) is None
 
 
 def test_what_a_kernel_cannot_read_leaves_no_kernel_behind():

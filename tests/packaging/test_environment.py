@@ -68,6 +68,7 @@ PACKAGES = [
     "plugins/llama",
     "plugins/mistral",
     "plugins/olmo",
+    "plugins/phi",
     "plugins/qwen",
     "plugins/replit",
     "plugins/transformers",

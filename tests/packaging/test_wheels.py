@@ -27,6 +27,7 @@ MEMBERS = {
     "pipezoo_llama": "plugins/llama",
     "pipezoo_mistral": "plugins/mistral",
     "pipezoo_olmo": "plugins/olmo",
+    "pipezoo_phi": "plugins/phi",
     "pipezoo_qwen": "plugins/qwen",
     "pipezoo_replit": "plugins/replit",
     "pipezoo_transformers": "plugins/transformers",

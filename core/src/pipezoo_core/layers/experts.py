@@ -44,7 +44,7 @@ class Experts(nn.ModuleList):
     Attributes:
         top_k: experts per token.
         first: the number of this rank's first expert.
-        shards: empty; a rank has other ranks' experts not in part, but not at all.
+        shards: empty: a rank has some experts whole, and nothing of the others.
     """
 
     def __init__(

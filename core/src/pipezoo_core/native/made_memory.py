@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 __all__ = ["MadeMemory"]
 
@@ -22,14 +23,16 @@ class MadeMemory:
     def __init__(self) -> None:
         self.sizes: list[int] = []
         self._starts: list[int] = []  # of the tensors that lie there now, in the order of their addresses
-        self._made: list[tuple[int, int]] = []  # their ends and numbers
+        self._made: list[
+            tuple[int, int, StorageWeakRef]
+        ] = []  # their ends and numbers, and whether they are still there
 
     def add(self, storage: torch.UntypedStorage) -> None:
         """Notes a tensor's memory."""
         at = self.forget(storage)
         start, size = storage.data_ptr(), storage.nbytes()
         self._starts.insert(at, start)
-        self._made.insert(at, (start + size, len(self.sizes)))
+        self._made.insert(at, (start + size, len(self.sizes), StorageWeakRef(storage)))
         self.sizes.append(size)
 
     def forget(self, storage: torch.UntypedStorage) -> int:
@@ -45,7 +48,17 @@ class MadeMemory:
 
     def find(self, address: int) -> tuple[int, int] | None:
         """Returns the number of the tensor that an address is in, and how many bytes into it."""
+        at = self._at(address)
+        return None if at is None else (self._made[at][1], address - self._starts[at])
+
+    def find_in(self, storage: torch.UntypedStorage) -> tuple[int, int] | None:
+        """Returns the same for the beginning of memory that is there; None for what was made elsewhere.
+
+        numpy, say, makes tensors that torch's dispatcher does not see, where others have been that it saw.
+        """
+        at = self._at(storage.data_ptr())
+        return None if at is None or self._made[at][2].expired() else self.find(storage.data_ptr())
+
+    def _at(self, address: int) -> int | None:
         at = bisect_right(self._starts, address) - 1
-        if at < 0 or address >= self._made[at][0]:
-            return None
-        return self._made[at][1], address - self._starts[at]
+        return None if at < 0 or address >= self._made[at][0] else at

@@ -96,7 +96,7 @@ class Recording(TorchDispatchMode):
         """Runs the operation and notes the kernel that does the same, or itself."""
         named = kwargs or {}
         written = written_by(function, args)
-        if any(self.made.find(x.data_ptr()) is None for x in written):
+        if any(self.made.find_in(x.untyped_storage()) is None for x in written):
             self.refuse(f"{function}, which writes to memory from outside the step")
             return written[0]  # as it is: a recording changes nothing
         try:
@@ -148,7 +148,7 @@ class Recording(TorchDispatchMode):
         storage = x.untyped_storage()
         start, first = storage.data_ptr(), x.data_ptr()
         source, number, offset = Source.held, len(self.held), first - start
-        if found := self.made.find(start):
+        if found := self.made.find_in(storage):
             source, number, begin = Source.made, *found
             offset += begin
         elif (found := self._input_at(first)) is not None:

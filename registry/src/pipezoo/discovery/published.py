@@ -23,6 +23,8 @@ PUBLISHED = {
     "olmo": "pipezoo-olmo",
     "olmo2": "pipezoo-olmo",
     "olmo3": "pipezoo-olmo",
+    "phi": "pipezoo-phi",
+    "phi3": "pipezoo-phi",
     "qwen2": "pipezoo-qwen",
     "qwen2_moe": "pipezoo-qwen",
     "qwen3": "pipezoo-qwen",

@@ -1,0 +1,136 @@
+"""The typed configs of Phi and Phi-3, read from Hugging Face configs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from transformers import PretrainedConfig
+
+from pipezoo_core.attention import AttentionSpec
+from pipezoo_core.decoder import DecoderConfig
+from pipezoo_core.errors import UnsupportedModelError
+from pipezoo_core.layers import ACTIVATIONS, max_rotary_length, max_shareable_length
+
+__all__ = ["Phi3Config", "PhiConfig"]
+
+_PHI3_ROPE_TYPES = ("default", "longrope")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _RotaryConfig(DecoderConfig):
+    """What both have.
+
+    Attributes:
+        activation: name of the feed-forward layer's activation function.
+        tie_word_embeddings: whether the head's weight is the embedding's.
+        max_position_embeddings: the trained length.
+        rope_parameters: as in the Hugging Face config, `partial_rotary_factor` included.
+    """
+
+    activation: str
+    tie_word_embeddings: bool
+    max_position_embeddings: int
+    rope_parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhiConfig(_RotaryConfig):
+    """Phi-1, Phi-1.5 and Phi-2.
+
+    Attributes:
+        layer_norm_eps: added to the variance in the norms.
+        qk_layernorm: whether each head of queries and keys is normalized.
+    """
+
+    layer_norm_eps: float
+    qk_layernorm: bool
+
+    @classmethod
+    def from_huggingface(cls, config: PretrainedConfig) -> Self:
+        """Reads a `PhiHuggingFaceConfig`, or transformers' own.
+
+        Raises:
+            UnsupportedModelError: the activation function is unknown, or RoPE is `proportional` on a part of each head.
+        """
+        rope = config.rope_parameters
+        part = rope.get("partial_rotary_factor")
+        if rope.get("rope_type") == "proportional" and part not in (None, 1):
+            raise UnsupportedModelError(
+                "the config has proportional RoPE, and rotates a part of each head", found=part, allowed=1
+            )
+        return cls(**_common(config), layer_norm_eps=config.layer_norm_eps, qk_layernorm=config.qk_layernorm)
+
+    @property
+    def attention(self) -> AttentionSpec:
+        """Causal attention with grouped heads."""
+        return AttentionSpec(
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            scale=self.head_dim**-0.5,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phi3Config(_RotaryConfig):
+    """Phi-3, Phi-3.5 and Phi-4.
+
+    Attributes:
+        rms_norm_eps: added to the mean square in the norms.
+        sliding_window: how many tokens a query sees, itself included; None for all.
+    """
+
+    rms_norm_eps: float
+    sliding_window: int | None
+
+    @classmethod
+    def from_huggingface(cls, config: PretrainedConfig) -> Self:
+        """Reads a `Phi3HuggingFaceConfig`, or transformers' own.
+
+        Raises:
+            UnsupportedModelError: the activation function or the kind of RoPE is unknown, or the window shows no token.
+        """
+        rope_type, window = config.rope_parameters.get("rope_type", "default"), config.sliding_window
+        if rope_type not in _PHI3_ROPE_TYPES:
+            raise UnsupportedModelError("Phi-3 has no such RoPE", found=rope_type, allowed=_PHI3_ROPE_TYPES)
+        if window is not None and window < 1:
+            raise UnsupportedModelError(
+                "the config's sliding_window shows no token", found=window, allowed="at least 1, or null for all"
+            )
+        return cls(**_common(config), rms_norm_eps=config.rms_norm_eps, sliding_window=window)
+
+    @property
+    def attention(self) -> AttentionSpec:
+        """Causal attention with grouped heads, over a window if there is one."""
+        return AttentionSpec(
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            scale=self.head_dim**-0.5,
+            sliding_window=self.sliding_window,
+        )
+
+
+def _common(config: PretrainedConfig) -> dict[str, Any]:
+    if config.hidden_act not in ACTIVATIONS:
+        raise UnsupportedModelError(
+            "the activation function is unknown", found=config.hidden_act, allowed=sorted(ACTIVATIONS)
+        )
+    rope, length = config.rope_parameters, config.max_position_embeddings
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_layers": config.num_hidden_layers,
+        "num_heads": config.num_attention_heads,
+        "num_kv_heads": config.num_key_value_heads,
+        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        "max_seq_len": max_rotary_length(rope, length),
+        "max_shareable_prompt": max_shareable_length(rope, length),
+        "activation": config.hidden_act,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "max_position_embeddings": length,
+        "rope_parameters": rope,
+    }
