@@ -95,7 +95,7 @@ def test_its_steps_are_replayed(tmp_path, encoding):
     reference, made = make_mixtral(tmp_path, **sizes)
     settings = {"encoding": SupportedEncoding(encoding), "kv_cache": KVCacheConfig(page_size=32, kv_cache_memory=2**22)}
     replayed, as_it_is = (load_model(*made, **settings, enforce_eager=eager) for eager in (False, True))
-    assert type(replayed).why_not_replayed(replayed.pipeline_config, reference.config) is None
+    assert type(replayed).step_outlook(replayed.pipeline_config, reference.config).obstacle is None
     for chunk in (None, 7, 1):
         pairs = zip(logits_of(replayed, PROMPTS, chunk), logits_of(as_it_is, PROMPTS, chunk), strict=True)
         assert all(torch.equal(found, expected) for found, expected in pairs)
