@@ -169,4 +169,5 @@ def read_gguf_by_transformers(path):
 def why_not_replayed(folder, **settings):
     """Returns what stands in the way of replaying the steps of a model in a folder, or None."""
     plan = registry.plan(folder, page_size=32, kv_cache_memory="8MiB", device="cpu", **settings)
-    return plan.architecture.pipeline_model.step_outlook(plan.pipeline_config, plan.files.huggingface_config).obstacle
+    model, config = plan.architecture.pipeline_model, plan.files.huggingface_config
+    return model.step_outlook(plan.pipeline_config, config).obstacle

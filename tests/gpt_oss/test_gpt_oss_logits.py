@@ -11,6 +11,7 @@ from families import (
     assert_matters,
     expected_logits,
     save,
+    why_not_replayed,
 )
 from gpt_oss.tiny_gpt_oss import YARN, make, saved
 from tiny_models import load_model
@@ -57,6 +58,7 @@ CONFIGS = {
     "no_window": {"layer_types": [FULL] * 3},
     "layer_types": {"layer_types": [FULL, WINDOW, FULL]},
 }
+KERNELS = {"head_dim": 32, "hidden_size": 64, "intermediate_size": 64}  # sizes that the kernels take
 PAGE = 8 * 2 * 2 * 16 * 4  # 8 tokens of a layer: keys and values of 2 heads of 16 numbers
 
 
@@ -69,7 +71,7 @@ def test_logits(name, tmp_path):
 @needs_kernels
 @pytest.mark.parametrize("name", ["default", "no_bias", "longrope", "windows", "layer_types", "multi_query"])
 def test_logits_of_native_kernels(name, tmp_path):
-    reference = make(**{**CONFIGS[name], "head_dim": 32})
+    reference = make(**{**CONFIGS[name], **KERNELS})
     assert_equal_logits(reference, load_model(*saved(reference, tmp_path), **NATIVE))
 
 
@@ -123,6 +125,13 @@ def test_it_answers(dtype, tiny_folder, tmp_path):
     with registry.load(folder, dtype=dtype, device="cpu", kv_cache_memory="4MiB") as llm:
         (output,) = llm.generate(TextGenerationRequest(prompt="hello"), max_new_tokens=5, ignore_eos=True)
         assert len(output.tokens) == 5
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
+def test_steps_are_replayed(dtype, tmp_path):
+    make(**KERNELS).save_pretrained(tmp_path)
+    assert why_not_replayed(tmp_path, dtype=dtype) is None
 
 
 def test_mxfp4_is_refused(tmp_path):

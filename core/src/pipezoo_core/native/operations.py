@@ -64,6 +64,8 @@ def why_not_run_again(function: Any, result: Any, args: tuple[Any, ...], named: 
     tensors = [*_tensors((args, tuple(named.values()))), *results]
     if not all(map(_is_plain, tensors)):
         return f"{function} of a tensor that is empty, or not plain memory of the CPU"
+    if any(stride == 0 and size > 1 for x in results for size, stride in zip(x.shape, x.stride(), strict=True)):
+        return f"{function}, whose result lies over itself"
     where = [x.untyped_storage().data_ptr() for x in tensors]
     given, returned = set(where[: -len(results)]), set(where[-len(results) :])
     if function._schema.is_mutable:

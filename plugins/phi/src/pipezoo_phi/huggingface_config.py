@@ -87,4 +87,4 @@ class Phi3HuggingFaceConfig(_HuggingFaceConfig):
             rope["rope_type"] = "longrope"
         rope.setdefault("partial_rotary_factor", others.pop("partial_rotary_factor", 1.0))
         self.rope_parameters = rope
-        return dict(super().convert_rope_params_to_dict(**others))  # type: ignore[no-untyped-call]  # transformers'
+        return dict(super().convert_rope_params_to_dict(**others))
