@@ -155,7 +155,8 @@ def plan_memory(
         )
     longest = params.longest_in(max(0, wanted))
     if pipeline_config.max_length is None:
-        max_length = max(1, min(max_length, longest))
+        most = params.max_tokens_in(params.divide(wanted, batch_size, max_length, max_chunk))
+        max_length = max(1, min(max_length, most))
     num_pages = params.divide(wanted, batch_size, max_length, max_chunk)
     held = params.num_pages_held(max_length, max_chunk=1)
     plan = MemoryPlan(

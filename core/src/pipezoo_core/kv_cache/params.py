@@ -112,9 +112,9 @@ class KVCacheParams:
     def divide(self, num_bytes: int, num_requests: int, num_tokens: int, max_chunk: int) -> tuple[int, ...]:
         """Divides memory among the groups: how many pages each gets.
 
-        First comes what one request of the greatest length needs, then, for groups whose pages expire, what a full
-        batch needs, of at most half of what is left. Groups that keep everything share the rest: how long requests are
-        is not known, and short ones need as many pages of the one as of the other.
+        Groups whose pages expire get what a full batch needs, of at most half of the memory, and the others all else:
+        how long requests are is not known, and short ones need as many pages of the one as of the other. One request of
+        the greatest length has room, if it has in so many bytes at all.
 
         Args:
             num_bytes: to divide.
@@ -125,18 +125,21 @@ class KVCacheParams:
         sizes = self.page_bytes
         if len(sizes) == 1:
             return (max(0, num_bytes) // sizes[0],)
-        longest = min(num_tokens, self.longest_in(num_bytes))
-        pages = list(self.num_pages_held(longest, 1))
+        longest = self.longest_in(num_bytes)
+        least = self.num_pages_held(min(num_tokens, longest), 1)
         wanted = self.num_pages_held(num_tokens, max_chunk)
         bounded = [i for i, group in enumerate(self.groups) if group.reach is not None]
         others = [i for i in range(len(sizes)) if i not in bounded]
+        pages = [0] * len(sizes)
+        budget = num_bytes // 2 if others else num_bytes
+        if num_tokens <= longest:
+            budget = min(budget, num_bytes - sum(least[i] * sizes[i] for i in others))
+        for i in bounded:
+            share = budget * wanted[i] // sum(wanted[j] * sizes[j] for j in bounded)
+            pages[i] = max(least[i], min(num_requests * wanted[i], share))
         left = max(0, num_bytes - self.size_of(pages))
-        for members, share in ((bounded, left // 2 if others else left), (others, None)):
-            at_once = sum(wanted[i] * sizes[i] for i in members)
-            budget = max(0, num_bytes - self.size_of(pages)) if share is None else share
-            for i in members:
-                more = budget * wanted[i] // at_once
-                pages[i] += more if share is None else min(more, num_requests * wanted[i])
+        for i in others:
+            pages[i] = left // sum(sizes[j] for j in others)
         return tuple(pages)
 
     def _largest_held(self, num_bytes: int) -> tuple[int, ...]:
