@@ -9,7 +9,7 @@ from fallback.served import greedy, make_reference
 from gguf_files import TOKENS
 
 from pipezoo import registry
-from pipezoo_core.errors import InvalidSettingError, UnsupportedModelError
+from pipezoo_core.errors import InvalidSettingError, PluginNotFoundError, UnsupportedModelError
 from pipezoo_core.request import TextGenerationRequest
 
 SETTINGS = {"dtype": "float32", "device": "cpu", "page_size": 8, "kv_cache_memory": "4MiB"}
@@ -89,9 +89,18 @@ def test_answers(model_type, tiny_folder, tmp_path):
     ],
 )
 def test_refused_by_config_alone(entries, reason, tmp_path):
-    with pytest.raises(UnsupportedModelError, match="refuses this model") as caught:
-        registry.resolve(only_config(tmp_path, **entries))
+    folder = only_config(tmp_path, **entries)
+    with pytest.raises(PluginNotFoundError, match="no plugin for model_type") as caught:
+        registry.resolve(folder)
     assert reason in str(caught.value)
+    with pytest.raises(UnsupportedModelError, match="'pipezoo-transformers' refuses this model") as caught:
+        registry.resolve(folder, plugin=FALLBACK)
+    assert reason in str(caught.value)
+
+
+def test_a_type_that_is_nearly_one_that_is_served(tmp_path):
+    with pytest.raises(PluginNotFoundError, match="Did you mean 'llama'"):
+        registry.resolve(only_config(tmp_path, model_type="llamma"))
 
 
 def test_several_devices(folder):

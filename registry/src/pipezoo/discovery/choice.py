@@ -17,7 +17,7 @@ from pipezoo.discovery.published import ANY, PUBLISHED, how_to_install
 from pipezoo.discovery.setting import VARIABLE
 from pipezoo_core.errors import PluginConflictError, PluginNotFoundError, shown
 
-__all__ = ["AskedName", "PluginChoice", "choose_plugin"]
+__all__ = ["AskedName", "PluginChoice", "choose_plugin", "not_found"]
 
 
 class AskedName(NamedTuple):
@@ -57,7 +57,7 @@ def choose_plugin(index: PluginIndex, asked: Sequence[AskedName], plugin: str | 
     for info in index.serving(ANY):
         if info.state is not PluginState.disabled:
             return PluginChoice(info, asked[0], f"no other plugin serves {asked[0]}")
-    raise _not_found(index, asked)
+    raise not_found(index, asked)
 
 
 def _explicit(index: PluginIndex, asked: Sequence[AskedName], plugin: str) -> PluginChoice:
@@ -102,11 +102,13 @@ def _claimed(name: AskedName, usable: Sequence[PluginInfo]) -> PluginChoice:
     return PluginChoice(fitting[0], name, f"serves {name}")
 
 
-def _not_found(index: PluginIndex, asked: Sequence[AskedName]) -> PluginNotFoundError:
+def not_found(index: PluginIndex, asked: Sequence[AskedName], found: str | None = None) -> PluginNotFoundError:
+    """Returns the error that no plugin serves these names; `found` says why the one that takes any does not."""
     disabled = [info.distribution for name in asked for info in index.serving(name.name)]
     usable = sorted({info.name for info in index.plugins() if info.state is not PluginState.disabled} - {ANY})
     return PluginNotFoundError(
         f"no plugin for {asked[0]} (installed: {', '.join(usable) or 'none'})",
+        found=found,
         cure=f"Take '-{disabled[0]}' out of {VARIABLE}" if disabled else _hint(asked, usable),
     )
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipezoo.discovery.choice import AskedName, PluginChoice, choose_plugin
+from pipezoo.discovery.choice import AskedName, PluginChoice, choose_plugin, not_found
 from pipezoo.discovery.index import PluginIndex, PluginInfo, PluginState
 from pipezoo.discovery.published import ANY, how_to_mend
 from pipezoo_core.errors import BrokenPluginError, PluginError, UnsupportedModelError
@@ -78,7 +78,11 @@ def resolve(index: PluginIndex, config: Mapping[str, Any], plugin: str | None = 
     try:
         choice = choose_plugin(index, asked, plugin)
         architecture = _pick(index.load(choice.plugin), choice, asked)
-        _probe(architecture, choice, config)
+        refusal = _refusal(architecture, choice, config)
+        if refusal is not None and choice.plugin.name == ANY and plugin is None:
+            raise not_found(index, asked, f"{choice.plugin.distribution} cannot serve it: {refusal}")
+        if refusal is not None:
+            raise UnsupportedModelError(f"plugin {choice.plugin.distribution!r} refuses this model", found=refusal)
     except PluginError as error:
         reasons = _candidates(index, asked, choice, failure=str(error))
         error.add_note("\n".join(map(str, reasons)) or "No plugin is installed.")
@@ -145,17 +149,15 @@ def _pick(
     )
 
 
-def _probe(architecture: SupportedArchitecture, choice: PluginChoice, config: Mapping[str, Any]) -> None:
+def _refusal(architecture: SupportedArchitecture, choice: PluginChoice, config: Mapping[str, Any]) -> str | None:
     try:
-        refusal = architecture.probe(config)
+        return architecture.probe(config)
     except Exception as error:  # a plugin's own code may fail in any way
         raise BrokenPluginError(
             f"plugin {choice.plugin.distribution!r} failed while it looked at config.json",
             found=f"{type(error).__name__}: {error}",
             cure=how_to_mend(choice.plugin.distribution),
         ) from error
-    if refusal is not None:
-        raise UnsupportedModelError(f"plugin {choice.plugin.distribution!r} refuses this model", found=refusal)
 
 
 def _candidates(
