@@ -64,6 +64,7 @@ PACKAGES = [
     "registry",
     "plugins/deepseek",
     "plugins/gemma",
+    "plugins/gpt",
     "plugins/gpt_oss",
     "plugins/llama",
     "plugins/mistral",

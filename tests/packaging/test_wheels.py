@@ -23,6 +23,7 @@ MEMBERS = {
     "pipezoo": "registry",
     "pipezoo_deepseek": "plugins/deepseek",
     "pipezoo_gemma": "plugins/gemma",
+    "pipezoo_gpt": "plugins/gpt",
     "pipezoo_gpt_oss": "plugins/gpt_oss",
     "pipezoo_llama": "plugins/llama",
     "pipezoo_mistral": "plugins/mistral",

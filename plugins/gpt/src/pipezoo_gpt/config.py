@@ -1,0 +1,83 @@
+"""The typed config of GPT-2, read from a Hugging Face config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+from transformers import PretrainedConfig
+
+from pipezoo_core.attention import AttentionSpec
+from pipezoo_core.decoder import DecoderConfig
+from pipezoo_core.errors import UnsupportedModelError
+from pipezoo_core.layers import ACTIVATIONS
+
+__all__ = ["GPT2Config"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GPT2Config(DecoderConfig):
+    """GPT-2.
+
+    Attributes:
+        activation: name of the feed-forward layer's activation function.
+        layer_norm_eps: added to the variance in the norms.
+        scales_scores: whether scores are divided by the root of a head's size.
+        scales_by_layer: whether they are divided by the layer's number, too, from 1 on.
+        tie_word_embeddings: whether the head's weight is the embedding's.
+    """
+
+    activation: str
+    layer_norm_eps: float
+    scales_scores: bool
+    scales_by_layer: bool
+    tie_word_embeddings: bool
+
+    @classmethod
+    def from_huggingface(cls, config: PretrainedConfig) -> Self:
+        """Reads a `GPT2HuggingFaceConfig`, or transformers' own.
+
+        Raises:
+            UnsupportedModelError: the activation function is unknown, the heads do not divide the hidden size, or there
+                is attention to an encoder.
+        """
+        hidden, heads = config.n_embd, config.n_head
+        if config.activation_function not in ACTIVATIONS:
+            raise UnsupportedModelError(
+                "the activation function is unknown", found=config.activation_function, allowed=sorted(ACTIVATIONS)
+            )
+        if heads < 1 or hidden % heads:
+            raise UnsupportedModelError(
+                "the config's heads do not divide its n_embd", found=f"{heads} heads", allowed=f"a divisor of {hidden}"
+            )
+        if config.add_cross_attention:
+            raise UnsupportedModelError("the config has attention to an encoder", found="add_cross_attention: true")
+        return cls(
+            vocab_size=config.vocab_size,
+            hidden_size=hidden,
+            intermediate_size=4 * hidden if config.n_inner is None else config.n_inner,
+            num_layers=config.n_layer,
+            num_heads=heads,
+            num_kv_heads=heads,
+            head_dim=hidden // heads,
+            max_seq_len=config.n_positions,
+            activation=config.activation_function,
+            layer_norm_eps=config.layer_norm_epsilon,
+            scales_scores=config.scale_attn_weights,
+            scales_by_layer=config.scale_attn_by_inverse_layer_idx,
+            tie_word_embeddings=config.tie_word_embeddings,
+        )
+
+    @property
+    def layers(self) -> tuple[AttentionSpec, ...]:
+        """Causal attention with a scale that may depend on the layer."""
+        scale = self.head_dim**-0.5 if self.scales_scores else 1.0
+        return tuple(
+            AttentionSpec(
+                num_heads=self.num_heads,
+                num_kv_heads=self.num_kv_heads,
+                head_dim=self.head_dim,
+                scale=scale / (i + 1) if self.scales_by_layer else scale,
+            )
+            for i in range(self.num_layers)
+        )

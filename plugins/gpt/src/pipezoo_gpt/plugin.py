@@ -1,0 +1,29 @@
+"""What this plugin serves. Imports no torch before it is chosen."""
+
+from __future__ import annotations
+
+from pipezoo_core.architecture import SupportedArchitecture
+from pipezoo_core.config import WeightsFormat
+from pipezoo_core.hookspecs import hookimpl
+
+__all__ = ["API_VERSION", "pipezoo_architectures"]
+
+API_VERSION = 2
+
+
+@hookimpl
+def pipezoo_architectures() -> list[SupportedArchitecture]:
+    """Returns GPT-2."""
+    from pipezoo_gpt.gpt2 import GPT2PipelineModel
+    from pipezoo_gpt.huggingface_config import GPT2HuggingFaceConfig
+    from pipezoo_gpt.weight_adapters import adapt_gpt2
+
+    return [
+        SupportedArchitecture(
+            name="GPT2LMHeadModel",
+            model_types=("gpt2",),
+            pipeline_model=GPT2PipelineModel,
+            huggingface_config=GPT2HuggingFaceConfig.from_dict,
+            weight_adapters={WeightsFormat.safetensors: adapt_gpt2},
+        )
+    ]

@@ -1,0 +1,38 @@
+"""From the names in a checkpoint to those of `GPT2LMHeadModel`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from transformers import PretrainedConfig
+
+from pipezoo_core.weights import LazyTensor, without_redundant
+
+__all__ = ["adapt_gpt2"]
+
+_MASK = re.compile(r"transformer\.h\.\d+\.attn\.bias")  # old checkpoints store it
+_CONV1D = re.compile(r"transformer\.h\.\d+\.(?:attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
+
+
+def adapt_gpt2(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
+    """Matrices are transposed; those of queries, keys and values lie in one. The first checkpoints have no prefix."""
+    found: dict[str, LazyTensor] = {}
+    for key, tensor in tensors.items():
+        name = key if key.startswith(("transformer.", "lm_head.")) else f"transformer.{key}"
+        if _MASK.fullmatch(name):
+            continue
+        if _CONV1D.fullmatch(name) and len(tensor.shape) == 2:
+            tensor = tensor.transposed()
+        found |= _divided(name, tensor, config.n_embd)
+    return without_redundant(found, config, embedding="transformer.wte.weight")
+
+
+def _divided(name: str, tensor: LazyTensor, size: int) -> dict[str, LazyTensor]:
+    """Returns queries, keys and values by their names; what has another number of rows is left, and reported."""
+    if ".c_attn." not in name or tensor.shape[0] != 3 * size:
+        return {name: tensor}
+    return {
+        name.replace("c_attn", part): tensor.rows(slice(i * size, (i + 1) * size))
+        for i, part in enumerate(("q_proj", "k_proj", "v_proj"))
+    }

@@ -1,0 +1,72 @@
+"""GPT-2 against transformers on the same weights, and which configs are refused."""
+
+import pytest
+import torch
+from families import NATIVE, assert_equal_greedy_tokens, assert_equal_logits, assert_matters, save, why_not_replayed
+from gpt.tiny_gpt import GPT2, make, saved
+from tiny_models import load_model
+from transformers import GPT2Config
+
+from pipezoo_core.errors import UnsupportedModelError
+from pipezoo_core.native import NativeKernels
+
+HAS_KERNELS = NativeKernels(torch.device("cpu"), torch.float32).obstacle is None
+needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="pipezoo-kernels cannot be used here")
+WIDE = {"n_embd": 64, "n_head": 2}  # heads of 32 numbers, for the kernels
+CONFIGS = {
+    "default": {},
+    "activation": {"activation_function": "relu"},
+    "eps": {"layer_norm_epsilon": 0.1},
+    "inner": {"n_inner": 48},
+    "untied": {"tie_word_embeddings": False},
+    "unscaled": {"scale_attn_weights": False},
+    "by_layer": {"scale_attn_by_inverse_layer_idx": True},
+}
+PAGE = 8 * 2 * 3 * 4 * 4 * 8  # 8 tokens: keys and values of 3 layers, 4 heads, 4 bytes per number, 8 numbers per head
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_logits_equal_transformers(name, tmp_path):
+    reference = make(**CONFIGS[name])
+    assert_equal_logits(reference, load_model(*saved(reference, tmp_path)))
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", CONFIGS)
+def test_logits_of_native_kernels(name, tmp_path):
+    reference = make(**{**WIDE, **CONFIGS[name]})
+    assert_equal_logits(reference, load_model(*saved(reference, tmp_path), **NATIVE), chunks=(None,))
+
+
+@pytest.mark.parametrize("name", ["activation", "eps", "unscaled", "by_layer"])
+def test_switches_matter(name):
+    assert_matters(make(), make(**CONFIGS[name]))
+
+
+def test_greedy_tokens_equal_transformers(tiny_folder, tmp_path):
+    reference = make()
+    assert_equal_greedy_tokens(reference, save(reference, tmp_path, tiny_folder), few_pages=16 * PAGE)
+
+
+@needs_kernels
+def test_steps_are_replayed(tiny_folder, tmp_path):
+    assert why_not_replayed(save(make(**WIDE), tmp_path, tiny_folder), dtype="float32") is None
+
+
+def test_defaults_are_those_of_transformers():
+    config_class = GPT2.pipeline_model.config_class
+    assert config_class.from_huggingface(GPT2.huggingface_config({})) == config_class.from_huggingface(GPT2Config())
+
+
+@pytest.mark.parametrize(
+    ("raw", "why"),
+    [
+        ({"activation_function": "no_such_function"}, "activation function is unknown"),
+        ({"n_head": 5}, "do not divide"),
+        ({"add_cross_attention": True}, "attention to an encoder"),
+    ],
+    ids=str,
+)
+def test_refused(raw, why):
+    with pytest.raises(UnsupportedModelError, match=why):
+        GPT2.pipeline_model.config_class.from_huggingface(GPT2.huggingface_config(raw))
