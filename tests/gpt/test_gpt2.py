@@ -2,13 +2,24 @@
 
 import pytest
 import torch
-from families import NATIVE, assert_equal_greedy_tokens, assert_equal_logits, assert_matters, save, why_not_replayed
+from families import (
+    NATIVE,
+    assert_adapters_equal_merged,
+    assert_equal_greedy_tokens,
+    assert_equal_logits,
+    assert_equal_on_ranks,
+    assert_matters,
+    save,
+    why_not_replayed,
+)
 from gpt.tiny_gpt import GPT2, make, saved
 from tiny_models import load_model
 from transformers import GPT2Config
 
+from pipezoo import registry
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.native import NativeKernels
+from pipezoo_core.request import TextGenerationRequest
 
 HAS_KERNELS = NativeKernels(torch.device("cpu"), torch.float32).obstacle is None
 needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="pipezoo-kernels cannot be used here")
@@ -70,3 +81,25 @@ def test_defaults_are_those_of_transformers():
 def test_refused(raw, why):
     with pytest.raises(UnsupportedModelError, match=why):
         GPT2.pipeline_model.config_class.from_huggingface(GPT2.huggingface_config(raw))
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
+def test_adapters_equal_merged_models(tmp_path):
+    """PEFT's matrices of a Conv1D are those of a linear layer: only the checkpoint's are transposed."""
+    reference = make()
+    model = saved(reference, tmp_path / "model")
+    assert_adapters_equal_merged(reference, model, tmp_path, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["default", "untied"])
+def test_ranks_equal_transformers(name, tmp_path):
+    reference = make(**CONFIGS[name])
+    assert_equal_on_ranks(reference, saved(reference, tmp_path / "model"), tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
+def test_answers_in_lower_precision(dtype, tiny_folder, tmp_path):
+    llm = registry.load(save(make(**WIDE), tmp_path, tiny_folder), dtype=dtype, device="cpu", kv_cache_memory="1MiB")
+    output = llm.generate([TextGenerationRequest(prompt=[5, 6, 7])], max_new_tokens=8, ignore_eos=True)[0]
+    assert len(output.tokens) == 8

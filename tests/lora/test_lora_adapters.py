@@ -131,7 +131,7 @@ def test_what_peft_can_save_and_we_do_not_serve(base, load, kind, tmp_path):
 REFUSED_FILES = {
     "other_method": ({"config": {"peft_type": "IA3"}}, UnsupportedAdapterError, "peft_type='IA3'"),
     "lora_bias": ({"config": {"lora_bias": True}}, UnsupportedAdapterError, "lora_bias=True"),
-    "head": ({"layer": "lm_head", "shape": (99, 32)}, UnsupportedAdapterError, "lm_head is no linear layer below"),
+    "head": ({"layer": "lm_head", "shape": (99, 32)}, UnsupportedAdapterError, "lm_head is no linear layer"),
     "unknown_entry": ({"config": {"use_later_idea": {"x": 1}}}, UnsupportedAdapterError, "use_later_idea="),
     "rank_of_nothing": ({"config": {"r": 0}}, CorruptCheckpointError, "not sound .found: .*r"),
     "alpha_of_nan": ({"config": {"lora_alpha": math.nan}}, CorruptCheckpointError, "lora_alpha"),

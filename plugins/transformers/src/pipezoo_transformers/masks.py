@@ -80,8 +80,8 @@ def _seen(function: MaskFunction, position: int) -> range | list[int]:
     """Returns the positions seen, one after the last position included among those that are asked for."""
     keys = torch.arange(position + 2, dtype=torch.int64, device="cpu")
     zero = torch.zeros(1, dtype=torch.int64, device="cpu")
-    answer = torch.as_tensor(function(zero, zero, torch.full_like(zero, position), keys), device="cpu")
-    found = keys[answer.expand(len(keys)).bool()].tolist()
+    answer = torch.as_tensor(function(zero, zero, zero + position, keys), dtype=torch.bool, device="cpu")
+    found = keys[answer.expand(len(keys))].tolist()
     is_range = bool(found) and found == list(range(found[0], found[-1] + 1))
     return range(found[0], found[-1] + 1) if is_range else found
 

@@ -36,10 +36,12 @@ def _is_norm(module: nn.Module, eps: float, offset: float) -> bool:
     generator = torch.Generator(device="cpu").manual_seed(0)
     with torch.device("cpu"):
         norm, its = RMSNorm(size, eps, offset), copy.copy(module)
-        norm.weight = nn.Parameter(torch.rand(size, generator=generator) + 0.5, requires_grad=False)
+        norm.weight = nn.Parameter(
+            torch.rand(size, generator=generator, dtype=torch.float32, device="cpu") + 0.5, requires_grad=False
+        )
         its._parameters = {"weight": norm.weight}
         for scale in _SCALES:
-            x = scale * torch.randn(1, _NUM_ROWS, size, generator=generator)
+            x = scale * torch.randn(1, _NUM_ROWS, size, generator=generator, dtype=torch.float32, device="cpu")
             try:
                 found = its(x)
             except Exception:  # a module of any other kind
