@@ -181,9 +181,10 @@ def _arguments_that_are(address: int, calls: Sequence[Sequence[int]]) -> list[tu
 
 def _part_of_the_inputs(recording: Recording, integers: Tensor, inputs: tuple[int, ...]) -> str | None:
     """Returns what stands in the way where a kernel reads of an input something else than all of it."""
-    span = range(integers.data_ptr(), integers.data_ptr() + integers.nbytes)
-    arguments = (number for call in recording.calls for number in call[1:] if number not in inputs)
-    return "a part of the step's tokens, positions or context lengths" if any(n in span for n in arguments) else None
+    start, end = integers.data_ptr(), integers.data_ptr() + integers.nbytes
+    inside = (number for call in recording.calls for number in call[1:] if start <= number < end)
+    is_part = any(number not in inputs for number in inside)
+    return "a part of the step's tokens, positions or context lengths" if is_part else None
 
 
 class _WatchedStep:

@@ -40,7 +40,7 @@ def results_of(result: Any) -> Iterator[Tensor]:
 
 def written_by(function: Any, args: tuple[Any, ...]) -> list[Tensor]:
     """Returns the tensors whose numbers an operation writes."""
-    if _changes_the_view(function):
+    if not function._schema.is_mutable or _changes_the_view(function):
         return []
     parameters = zip(function._schema.arguments, args, strict=False)
     return [x for parameter, given in parameters if parameter.is_write for x in _tensors(given)]
