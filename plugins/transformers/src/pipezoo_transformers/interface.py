@@ -145,11 +145,11 @@ def _note(
             keywords=told,
         )
     )
-    return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
+    return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
 
 
 def _like_input(_: nn.Module, hidden: Tensor, *__: Any) -> Tensor:
-    return torch.empty_like(hidden)
+    return torch.zeros_like(hidden)
 
 
 def _describe(*, mask_function: MaskFunction, local_size: int | None = None, **_: Any) -> Mask:
