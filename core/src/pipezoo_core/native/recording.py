@@ -8,8 +8,7 @@ host is an obstacle, and so is what is written to memory from outside the step.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,8 +16,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipezoo_core.native.activation import Activation
 from pipezoo_core.native.foreign_call import ForeignCall, Source, TensorPlace, with_each
+from pipezoo_core.native.kernel_notes import note_kernel
 from pipezoo_core.native.kernels import NativeKernels, bits
 from pipezoo_core.native.made_memory import MadeMemory
 from pipezoo_core.native.operations import is_view, results_of, why_not_run_again, written_by
@@ -125,11 +124,8 @@ class Recording(TorchDispatchMode):
         return next_one is not None and (next_one.at, next_one.function) == (len(self.calls), function)
 
     def _has_kernel(self, function: Any, result: Any, args: Any, named: dict[str, Any]) -> bool:
-        note = _KERNELS.get(function)
-        if note is None or not named.keys() <= _KEYWORDS.get(function, set()):
-            return False
         num_calls, num_places = len(self.calls), len(self.places)
-        if note(self, result, *args, **named):
+        if note_kernel(self, function, result, args, named):
             return True
         del self.calls[num_calls:], self.places[num_places:]
         return False
@@ -180,149 +176,3 @@ class _HostReads(TorchFunctionMode):
         if function is Tensor.contiguous:  # which the dispatcher sees only where there is something to copy
             function = aten.contiguous.default
         return function(*args, **(kwargs or {}))
-
-
-def _note_add(recording: Recording, result: Tensor, x: Tensor, y: Any, alpha: float = 1.0) -> bool:
-    return _note_pair(recording, "add", result, x, y, float(alpha))
-
-
-def _note_subtract(recording: Recording, result: Tensor, x: Tensor, y: Any, alpha: float = 1.0) -> bool:
-    return _note_pair(recording, "add", result, x, y, -float(alpha))
-
-
-def _note_multiply(recording: Recording, result: Tensor, x: Tensor, y: Any) -> bool:
-    if isinstance(y, int | float):
-        return _note_each(recording, "scale", result, x, float(y))
-    return _note_pair(recording, "multiply", result, x, y)
-
-
-def _note_divide(recording: Recording, result: Tensor, x: Tensor, y: Any) -> bool:
-    """A power of two alone divides as its inverse multiplies."""
-    return isinstance(y, int | float) and abs(math.frexp(y)[0]) == 0.5 and _note_multiply(recording, result, x, 1 / y)
-
-
-def _note_square(recording: Recording, result: Tensor, x: Tensor) -> bool:
-    return _note_multiply(recording, result, x, x)
-
-
-def _note_power(recording: Recording, result: Tensor, x: Tensor, exponent: float) -> bool:
-    return exponent == 2 and _note_square(recording, result, x)
-
-
-def _note_clamp(
-    recording: Recording, result: Tensor, x: Tensor, low: float | None = None, high: float | None = None
-) -> bool:
-    bounds = (-math.inf if low is None else float(low), math.inf if high is None else float(high))
-    return _note_each(recording, "clamp", result, x, *bounds)
-
-
-def _note_gelu(recording: Recording, result: Tensor, x: Tensor, approximate: str = "none") -> bool:
-    kind = Activation.gelu_tanh if approximate == "tanh" else Activation.gelu
-    return _note_each(recording, "activate", result, x, kind)
-
-
-def _note_activation(activation: Activation) -> Callable[..., bool]:
-    def note(recording: Recording, result: Tensor, x: Tensor) -> bool:
-        return _note_each(recording, "activate", result, x, activation)
-
-    return note
-
-
-def _note_layer_norm(
-    recording: Recording,
-    result: Any,
-    x: Tensor,
-    shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    *options: Any,
-) -> bool:
-    del options  # of other libraries
-    y = result[0] if isinstance(result, tuple) else result  # mean and deviation matter to training
-    read = [parameter for parameter in (weight, bias) if parameter is not None]
-    if len(shape) != 1 or not _is_plain(recording, y, x, *read) or not all(part.is_contiguous() for part in (x, *read)):
-        return False
-    weight_address, bias_address = (0 if part is None else part.data_ptr() for part in (weight, bias))
-    size = shape[0]
-    addresses = (x.data_ptr(), weight_address, bias_address, y.data_ptr())
-    recording.add("layer_norm", (*addresses, x.numel() // size, size, 1, size, float(eps)))
-    return True
-
-
-def _note_each(recording: Recording, kernel: str, result: Tensor, x: Tensor, *arguments: float) -> bool:
-    """Notes what is computed of each number of a tensor."""
-    size, stride = _row_of(x)
-    if stride is None or not result.is_contiguous() or not _is_plain(recording, result, x):
-        return False
-    rows = x.numel() // size
-    recording.add(kernel, (x.data_ptr(), result.data_ptr(), rows, size, stride, *arguments))
-    return True
-
-
-def _note_pair(recording: Recording, kernel: str, result: Tensor, x: Tensor, y: Any, *arguments: float) -> bool:
-    """Notes what is computed of each two numbers of two tensors, or of a tensor's rows and one row."""
-    if not isinstance(y, Tensor) or x.shape != result.shape or not _is_plain(recording, result, x, y):
-        return False
-    if not result.is_contiguous():
-        return False
-    (size, x_stride), (_, y_stride) = _row_of(x), _row_of(y)
-    if y.shape != x.shape:
-        y_stride = 0 if y.dim() and y.numel() == y.shape[-1] == size and y.is_contiguous() else None
-    if x_stride is None or y_stride is None:
-        return False
-    addresses = (x.data_ptr(), y.data_ptr(), result.data_ptr())
-    recording.add(kernel, (*addresses, x.numel() // size, size, x_stride, y_stride, *arguments))
-    return True
-
-
-def _row_of(x: Tensor) -> tuple[int, int | None]:
-    """Returns how many numbers a row of a tensor has, and how far apart rows are; None where they do not lie so."""
-    if x.dim() == 0:
-        return 1, None
-    size = x.shape[-1]
-    if x.is_contiguous():
-        return size, size
-    return size, x.stride(0) if x.dim() == 2 and x.stride(1) == 1 else None
-
-
-def _is_plain(recording: Recording, *tensors: Tensor) -> bool:
-    """Whether these are numbers that the kernels compute."""
-    return all(x.dtype is recording.dtype and x.is_cpu and x.numel() > 0 for x in tensors)
-
-
-def _note_embedding(recording: Recording, result: Tensor, weight: Tensor, tokens: Tensor, *options: Any) -> bool:
-    del options  # they matter to training
-    rows = (tokens.data_ptr(), weight.data_ptr(), result.data_ptr(), tokens.numel(), weight.shape[1], len(weight))
-    recording.add("embedding", rows)
-    is_plain = tokens.is_contiguous() and weight.is_contiguous() and weight.is_cpu
-    return is_plain and tokens.dtype is torch.int64 and weight.dtype is recording.dtype
-
-
-_KERNELS: dict[Any, Callable[..., bool]] = {
-    aten.add.Tensor: _note_add,
-    aten.add_.Tensor: _note_add,
-    aten.clamp.default: _note_clamp,
-    aten.clamp_.default: _note_clamp,
-    aten.div.Tensor: _note_divide,
-    aten.div_.Tensor: _note_divide,
-    aten.embedding.default: _note_embedding,
-    aten.gelu.default: _note_gelu,
-    aten.layer_norm.default: _note_layer_norm,
-    aten.mul.Tensor: _note_multiply,
-    aten.mul_.Tensor: _note_multiply,
-    aten.native_layer_norm.default: _note_layer_norm,
-    aten.pow.Tensor_Scalar: _note_power,
-    aten.relu.default: _note_activation(Activation.relu),
-    aten.sigmoid.default: _note_activation(Activation.sigmoid),
-    aten.silu.default: _note_activation(Activation.silu),
-    aten.square.default: _note_square,
-    aten.sub.Tensor: _note_subtract,
-    aten.tanh.default: _note_activation(Activation.tanh),
-}
-_KEYWORDS: dict[Any, set[str]] = {  # that the notes know; what else is said by keyword is refused
-    aten.add.Tensor: {"alpha"},
-    aten.add_.Tensor: {"alpha"},
-    aten.gelu.default: {"approximate"},
-    aten.sub.Tensor: {"alpha"},
-}
