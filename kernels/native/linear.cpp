@@ -70,7 +70,7 @@ void linear(const T* x, const T* packed, const T* bias, void* y, std::int64_t ro
                     read_panel(bias ? bias + at : nullptr, out - at, sum[p][0], sum[p][1]);
                 }
                 multiply_row<T>(sum, a, step_stride, packed + column * in, kPanel * in, steps);
-                for (int p = 0; p < 2; ++p) 
+                for (int p = 0; p < 2; ++p)
                     write_product<T>(y, 0, panel + p, out, form, activation, sum[p][0], sum[p][1]);
                 return;
             }

@@ -214,6 +214,21 @@ def test_no_more_is_alive_than_they_say(linear, inner, activation, dtype):
     assert tensors.peak <= (alive + 64) * 500 * dtype.itemsize  # and their input
 
 
+@pytest.mark.parametrize(("hidden", "inner"), [(64, 96), (64, 48), (48, 64)])
+@torch.inference_mode()
+def test_no_more_is_alive_where_only_a_part_is_quantized(hidden, inner):
+    """Products of other numbers of bits are not joined: of 48 numbers no groups can be made."""
+    experts = random_experts(hidden, inner, 6, 3, "silu").to(torch.bfloat16)
+    alive = sum(experts.alive(is_native=True, fuse=False))
+    skip_without_kernels()
+    use_linear_backend(LinearName.native, experts, CPU, SupportedEncoding.int8, NativeKernels(CPU, torch.bfloat16))
+    join_experts(experts)
+    x, (_, weights) = rows_and_choices(500, hidden, 6, 3)
+    with PeakOfTensors() as tensors:
+        experts(x.bfloat16(), torch.tensor([[4, 1, 2]]).expand(500, 3), weights)
+    assert tensors.peak <= (alive + hidden) * 500 * 2
+
+
 @pytest.mark.parametrize("encoding", ["float32", "bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("linear", [LinearName.torch, LinearName.native])
 def test_weights_memory_counts_every_expert(encoding, linear):

@@ -232,7 +232,7 @@ def test_one_clock_counts_kernels_and_operations():
     cos = torch.ops.aten.cos.default
     foreign = [ForeignCall(1, cos, (place(i),), (), (place(i + 1),)) for i in range(2)]
     places = [Place(0, 1, 0, 0), Place(1, 1, 2, 0), Place(1, 2, 3, 0)]
-    notes = Notes(2, [[1, 0], [1, 0, 0]], places, [], [128] * 4, (3, 0), ((16,), torch.float32), foreign)
+    notes = Notes(2, [[1, 0], [1, 0, 0]], places, [], [128] * 4, (3, 0), ((16,), torch.float32), foreign, [])
     assert lifetimes(notes) == {0: (0, 1), 1: (1, 2), 2: (2, 3), 3: (3, 4)}
 
 

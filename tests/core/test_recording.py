@@ -395,13 +395,13 @@ def test_what_no_kernel_computes_is_left_to_torch(folder, name):
 def notes(num_rows, *numbers):
     """A kernel that writes a row of 64 bytes for each row, and is given these numbers."""
     row = ((16,), torch.float32)
-    return Notes(num_rows, [[1, 0, 0, *numbers]], [Place(0, 2, 0, 0)], [[(0, 1)]], [64 * num_rows], (0, 0), row)
+    return Notes(num_rows, [[1, 0, 0, *numbers]], [Place(0, 2, 0, 0)], [[(0, 1)]], [64 * num_rows], (0, 0), row, [], [])
 
 
 def test_arguments_grow_with_the_rows():
     program = Program(notes(2, 2, 1152, 576), notes(5, 5, 2880, 576))
     for num_rows in (1, 7, 3):
-        [stretch], output = program.prepare(num_rows, [12345])
+        [stretch], output = program.prepare(num_rows, [12345], [])
         assert output.shape == (num_rows, 16)
         assert program._calls[:6].tolist() == [1, 12345, output.data_ptr(), num_rows, num_rows * 576, 576]
         assert stretch == (program._calls.ctypes.data, 1, None)

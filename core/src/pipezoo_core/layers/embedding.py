@@ -135,8 +135,8 @@ class LMHead(Linear):
         if self._group is not None:
             logits = self._group.gather(logits, self._sizes)
         if self.scale != 1:
-            logits = logits * self.scale
-        return logits if self.softcap is None else logits.div(self.softcap).tanh_().mul_(self.softcap)
+            logits.mul_(self.scale)  # its own: rows of logits are long
+        return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
 
     def shard(self, group: TensorParallelGroup) -> None:
         """Keeps this rank's rows; those of an embedding that it shares, which is divided before."""

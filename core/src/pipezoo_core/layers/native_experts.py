@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipezoo_core.layers.native_product import NativeProduct
+from pipezoo_core.native import address_of
 
 __all__ = ["NativeExperts"]
 
@@ -36,9 +37,15 @@ class NativeExperts:
         address = self._addresses.ctypes.data
         self._description = np.array(
             [
-                *(address, address + len(gate_ups) * self._addresses.itemsize),
-                *(0 if bias is None else bias.data_ptr() for bias in self._biases),
-                *(hidden, inner, first, len(downs), top_k, gate_up.activation),
+                address,
+                address + len(gate_ups) * self._addresses.itemsize,
+                *map(address_of, self._biases),
+                hidden,
+                inner,
+                first,
+                len(downs),
+                top_k,
+                gate_up.activation,
             ],
             dtype=np.int64,
         )

@@ -56,7 +56,10 @@ class NativeProduct(Product):
     def __call__(self, x: Tensor) -> Tensor:
         """Maps [..., in_features] to [..., out_features]."""
         return self.kernels.linear(
-            *(x, self.packed, self.bias, self.shape),
+            x,
+            self.packed,
+            self.bias,
+            self.shape,
             bits=self.bits,
             form=self._form,
             activation=self.activation,

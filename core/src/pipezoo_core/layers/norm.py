@@ -78,12 +78,11 @@ class ParallelRMSNorm(RMSNorm):
     Args:
         size: of the dimension.
         eps: added to the mean.
-        offset: as in `RMSNorm`.
     """
 
-    def __init__(self, size: int | Split, eps: float, offset: float = 0.0) -> None:
+    def __init__(self, size: int | Split, eps: float) -> None:
         self._split = as_split(size)
-        super().__init__(self._split.size, eps, offset)
+        super().__init__(self._split.size, eps)
         self.shards: dict[str, Shard] = {}
         self._group: TensorParallelGroup | None = None
 
@@ -94,7 +93,7 @@ class ParallelRMSNorm(RMSNorm):
         wide = x.double()  # as exact as one rank's sum, however many ranks add theirs
         sums_T1 = self._group.all_reduce(wide.square().sum(-1, keepdim=True))
         scale = (sums_T1 / self._num_summed + self.eps).rsqrt()
-        return (wide * scale * (self.weight.double() + self.offset)).to(x.dtype)
+        return (wide * scale * self.weight.double()).to(x.dtype)
 
     def shard(self, group: TensorParallelGroup) -> None:
         """Keeps this rank's part of the weight."""
@@ -137,8 +136,8 @@ class ParallelLayerNorm(LayerNorm):
         self._group = group
         self._num_summed = sum(self._split.sizes(group.size))  # more than there are, where ranks have the same heads
         shard = Shard(0, (self._split.part(group.rank, group.size),))
-        self.shards = dict.fromkeys(("weight", "bias"), shard)
+        self.shards = {"weight": shard}
         self.weight = sharded(self.weight, shard)
         if self.bias is not None:
+            self.shards["bias"] = shard
             self.bias = sharded(self.bias, shard)
-        self.size = len(self.weight)

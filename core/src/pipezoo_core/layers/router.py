@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipezoo_core.layers.routing import Routing
-from pipezoo_core.native import NativeKernels, bits
+from pipezoo_core.native import NativeKernels, address_of, bits
 
 __all__ = ["Router"]
 
@@ -50,12 +50,19 @@ class Router(nn.Module):
         """Computes with the native kernels from now on; the parameters stay where they are."""
         routing = self.routing
         parameters = (self.weight, self.bias, self.e_score_correction_bias)
+        for parameter in parameters:  # which the kernel takes for that: nobody else checks it
+            assert parameter is None or (parameter.dtype is torch.float32 and parameter.is_contiguous())
         self._description = np.array(
             [
-                *(0 if parameter is None else parameter.data_ptr() for parameter in parameters),
-                *(*self._sizes, _SCORES.index(routing.scores), routing.normalize),
-                *(routing.num_groups, routing.num_chosen_groups, routing.group_best),
-                *(bits(float(number)) for number in (routing.least_sum, routing.scale)),
+                *map(address_of, parameters),
+                *self._sizes,
+                _SCORES.index(routing.scores),
+                routing.normalize,
+                routing.num_groups,
+                routing.num_chosen_groups,
+                routing.group_best,
+                bits(float(routing.least_sum)),
+                bits(float(routing.scale)),
             ],
             dtype=np.int64,
         )

@@ -2,7 +2,7 @@
 
 from pipezoo_core.native.activation import Activation
 from pipezoo_core.native.foreign_calls import UnforeseenShapeError
-from pipezoo_core.native.kernels import NativeKernels, bits
+from pipezoo_core.native.kernels import NativeKernels, address_of, bits
 from pipezoo_core.native.memory_pool import HUGE_PAGE, MemoryPool
 from pipezoo_core.native.packing import GROUP, Form, packed_size
 from pipezoo_core.native.program import Notes, Program
@@ -22,6 +22,7 @@ __all__ = [
     "Program",
     "Recording",
     "UnforeseenShapeError",
+    "address_of",
     "bits",
     "packed_size",
 ]

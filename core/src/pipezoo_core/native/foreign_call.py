@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["ForeignCall", "Source", "TensorPlace", "joined", "parted", "with_each"]
+__all__ = ["ForeignCall", "Source", "TensorPlace", "each_of", "joined", "parted", "with_each"]
 
 
 Kind = TypeVar("Kind")
@@ -69,7 +69,7 @@ class ForeignCall:
     @property
     def tensors(self) -> list[TensorPlace]:
         """What it reads and writes, in the order of its arguments."""
-        return list(_places((self.arguments, self.named, self.results)))
+        return list(each_of(TensorPlace, (self.arguments, self.named, self.results)))
 
 
 class _Number(Enum):
@@ -127,6 +127,15 @@ def with_each(kind: type[Kind], act: Callable[[Kind], Any], value: Any) -> Any:
     return value
 
 
+def each_of(kind: type[Kind], value: Any) -> Iterator[Kind]:
+    """Yields what is of a kind in lists and tuples, in their order."""
+    if isinstance(value, kind):
+        yield value
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from each_of(kind, each)
+
+
 def _without_numbers(value: Any, numbers: list[int]) -> Any:
     if isinstance(value, TensorPlace):
         numbers += [value.offset, *value.shape, *value.strides]
@@ -149,11 +158,3 @@ def _with_numbers(outline: Any, numbers: Iterator[int]) -> Any:
         shape, strides = sizes[: outline.num_dims], sizes[outline.num_dims :]
         return TensorPlace(outline.source, outline.number, offset, tuple(shape), tuple(strides), outline.dtype)
     return next(numbers)
-
-
-def _places(value: Any) -> Iterator[TensorPlace]:
-    if isinstance(value, TensorPlace):
-        yield value
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _places(each)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pipezoo_core.native.activation import Activation
+from pipezoo_core.native.kernels import address_of
 
 __all__ = ["KernelNotes", "note_kernel"]
 
@@ -107,9 +108,8 @@ def _note_layer_norm(
     read = [parameter for parameter in (weight, bias) if parameter is not None]
     if len(shape) != 1 or not _is_plain(notes, y, x, *read) or not all(part.is_contiguous() for part in (x, *read)):
         return False
-    weight_address, bias_address = (0 if part is None else part.data_ptr() for part in (weight, bias))
     size = shape[0]
-    addresses = (x.data_ptr(), weight_address, bias_address, y.data_ptr())
+    addresses = (x.data_ptr(), address_of(weight), address_of(bias), y.data_ptr())
     notes.add("layer_norm", (*addresses, x.numel() // size, size, 1, size, float(eps)))
     return True
 

@@ -22,7 +22,7 @@ from pipezoo_core.native.memory_pool import MemoryPool, aligned, aligned_bytes
 from pipezoo_core.native.packing import GROUP, Form, packed_size
 from pipezoo_core.native.variants import DTYPES, MODULE, PANEL, obstacle_to
 
-__all__ = ["CallObserver", "NativeKernels", "bits"]
+__all__ = ["CallObserver", "NativeKernels", "address_of", "as_integer", "bits"]
 
 _CPU = torch.device("cpu")  # named wherever a tensor is made, because torch's default may be another
 
@@ -138,8 +138,7 @@ class NativeKernels:
         x = x.contiguous()
         size = out_features // 2 if form is Form.gated else out_features
         y = self._empty((*x.shape[:-1], size), torch.float32 if form is Form.wide else x.dtype)
-        bias_address = 0 if bias is None else bias.data_ptr()
-        addresses = (x.data_ptr(), packed.data_ptr(), bias_address, y.data_ptr())
+        addresses = (x.data_ptr(), packed.data_ptr(), address_of(bias), y.data_ptr())
         rows = x.numel() // in_features
         is_long = max(rows * x.shape[-1] * out_features / _LONG_PRODUCT, packed.nbytes / _LONG_READ) > 1
         sizes = (rows, in_features, out_features)
@@ -183,13 +182,13 @@ class NativeKernels:
                 self._check(f"layer_norm's {name}", parameter, size)
         x, heads, stride = _rows(x)
         y = self._empty(x.shape, x.dtype)
-        weight_address, bias_address = (0 if p is None else p.data_ptr() for p in (weight, bias))
-        addresses = (x.data_ptr(), weight_address, bias_address, y.data_ptr())
+        addresses = (x.data_ptr(), address_of(weight), address_of(bias), y.data_ptr())
         self._run("layer_norm", *addresses, x.numel() // size, size, heads, stride, eps)
         return y
 
     def activate(self, x: Tensor, activation: Activation) -> Tensor:
         """Returns an activation of each number."""
+        assert activation is not Activation.clamped, "it is of a gate and what that lets through"
         self._check("activate", x, x.shape[-1])
         x = x.contiguous()
         y = self._empty(x.shape, x.dtype)
@@ -212,10 +211,8 @@ class NativeKernels:
             raise _mismatch("rotary_angles", frequencies, "torch.float32, contiguous, on the CPU")
         shape = (len(positions), 2 * len(frequencies))
         cos, sin = (torch.empty(shape, dtype=self.dtype, device=_CPU) for _ in range(2))  # too small for the pool
-        self._run(
-            *("rotary_angles", positions.data_ptr(), frequencies.data_ptr(), cos.data_ptr(), sin.data_ptr()),
-            *(len(positions), len(frequencies), scaling),
-        )
+        addresses = (positions.data_ptr(), frequencies.data_ptr(), cos.data_ptr(), sin.data_ptr())
+        self._run("rotary_angles", *addresses, len(positions), len(frequencies), scaling)
         return cos, sin
 
     def attend(
@@ -249,14 +246,12 @@ class NativeKernels:
             rotary_dim = rotation[0].shape[-1]
             if rotary_dim % 2 or rotary_dim == 0:
                 raise _mismatch("attend", rotation[0], "a rotation of pairs of numbers")
+        sinks = None if sinks is None else sinks.contiguous()
         out = self._empty((q.shape[0], width), q.dtype)
         strided = [number for x in (q, k, v) for number in ((0, 0) if x is None else (x.data_ptr(), x.stride(0)))]
         cos, sin = (0, 0) if rotation is None else (rotation[0].data_ptr(), rotation[1].data_ptr())
-        self._run(
-            "attend",
-            *(*strided, cos, sin, rotary_dim, pages[0].data_ptr(), pages[1].data_ptr(), out.data_ptr()),
-            *(*descriptions, 0 if sinks is None else sinks.contiguous().data_ptr()),
-        )
+        written = (pages[0].data_ptr(), pages[1].data_ptr(), out.data_ptr())
+        self._run("attend", *strided, cos, sin, rotary_dim, *written, *descriptions, address_of(sinks))
         return out
 
     def route(self, x: Tensor, layer: int, sizes: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
@@ -331,7 +326,7 @@ class NativeKernels:
         if self.observer is not None:
             self.observer.add(name, arguments)
         elif is_long:
-            call = np.array([self.address(name), *arguments], dtype=np.int64)
+            call = np.array([self.address(name), *map(as_integer, arguments)], dtype=np.int64)
             self.replay(call.ctypes.data, 1)
         else:
             _call(getattr(self._native, name + self._suffix), *arguments)
@@ -378,6 +373,16 @@ def _rows(x: Tensor) -> tuple[Tensor, int, int]:
 
 def _of_bits(kernel: str, bits: int | None) -> str:
     return kernel if bits is None else f"{kernel}_int{bits}"
+
+
+def address_of(x: Tensor | None) -> int:
+    """Returns where a tensor's numbers begin; 0 where there is none."""
+    return 0 if x is None else x.data_ptr()
+
+
+def as_integer(argument: float) -> int:
+    """Returns a kernel's argument in the form in which a recorded step has it."""
+    return bits(argument) if isinstance(argument, float) else argument
 
 
 def bits(number: float) -> int:

@@ -23,9 +23,8 @@ class MadeMemory:
     def __init__(self) -> None:
         self.sizes: list[int] = []
         self._starts: list[int] = []  # of the tensors that lie there now, in the order of their addresses
-        self._made: list[
-            tuple[int, int, StorageWeakRef]
-        ] = []  # their ends and numbers, and whether they are still there
+        # their ends and numbers, and whether they are still there
+        self._made: list[tuple[int, int, StorageWeakRef]] = []
 
     def add(self, storage: torch.UntypedStorage) -> None:
         """Notes a tensor's memory."""
@@ -56,8 +55,9 @@ class MadeMemory:
 
         numpy, say, makes tensors that torch's dispatcher does not see, where others have been that it saw.
         """
-        at = self._at(storage.data_ptr())
-        return None if at is None or self._made[at][2].expired() else self.find(storage.data_ptr())
+        start = storage.data_ptr()
+        at = self._at(start)
+        return None if at is None or self._made[at][2].expired() else (self._made[at][1], start - self._starts[at])
 
     def _at(self, address: int) -> int | None:
         at = bisect_right(self._starts, address) - 1

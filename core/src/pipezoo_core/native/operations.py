@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["is_view", "results_of", "why_not_run_again", "written_by"]
+from pipezoo_core.native.foreign_call import each_of
+
+__all__ = ["is_view", "why_not_run_again", "written_by"]
 
 _VIEW_CHANGES = {"detach_", "unsqueeze_", "squeeze_", "transpose_", "t_", "swapaxes_", "swapdims_"}
 _OF_NUMBERS = (torch.Tag.nondeterministic_seeded, torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
@@ -27,15 +28,11 @@ def is_view(function: Any, result: Any, args: tuple[Any, ...]) -> bool:
     if function._schema.is_mutable:
         return _changes_the_view(function)
     results = result if isinstance(result, tuple | list) else (result,)
-    where = {x.untyped_storage().data_ptr() for x in _tensors(args)}
-    if len([*_tensors(args)]) > 1 and function not in _VIEWS_LIKE_ANOTHER:
+    given = [*each_of(Tensor, args)]
+    where = {x.untyped_storage().data_ptr() for x in given}
+    if len(given) > 1 and function not in _VIEWS_LIKE_ANOTHER:
         return False  # where they lie may depend on numbers of the other
     return bool(results) and all(isinstance(x, Tensor) and x.untyped_storage().data_ptr() in where for x in results)
-
-
-def results_of(result: Any) -> Iterator[Tensor]:
-    """Returns the tensors among what an operation returns."""
-    return _tensors(result)
 
 
 def written_by(function: Any, args: tuple[Any, ...]) -> list[Tensor]:
@@ -43,7 +40,7 @@ def written_by(function: Any, args: tuple[Any, ...]) -> list[Tensor]:
     if not function._schema.is_mutable or _changes_the_view(function):
         return []
     parameters = zip(function._schema.arguments, args, strict=False)
-    return [x for parameter, given in parameters if parameter.is_write for x in _tensors(given)]
+    return [x for parameter, given in parameters if parameter.is_write for x in each_of(Tensor, given)]
 
 
 def why_not_run_again(function: Any, result: Any, args: tuple[Any, ...], named: dict[str, Any]) -> str | None:
@@ -55,13 +52,13 @@ def why_not_run_again(function: Any, result: Any, args: tuple[Any, ...], named: 
         args: what it was given.
         named: likewise, by name.
     """
-    is_by_index = function in _INDEXING and not any(x.dtype in _BY_MASK for x in _tensors(args[1:]))
+    is_by_index = function in _INDEXING and not any(x.dtype in _BY_MASK for x in each_of(Tensor, args[1:]))
     if any(tag in function.tags for tag in _OF_NUMBERS) and not is_by_index:
         return str(function)
     results = result if isinstance(result, tuple | list) else (result,)
     if not results or not all(isinstance(x, Tensor) for x in results):
         return str(function)  # what it returns is read on the host
-    tensors = [*_tensors((args, tuple(named.values()))), *results]
+    tensors = [*each_of(Tensor, (args, tuple(named.values()))), *results]
     if not all(map(_is_plain, tensors)):
         return f"{function} of a tensor that is empty, or not plain memory of the CPU"
     if any(stride == 0 and size > 1 for x in results for size, stride in zip(x.shape, x.stride(), strict=True)):
@@ -89,11 +86,3 @@ def _is_plain(x: Tensor) -> bool:
         and not (x.is_quantized or x.is_conj() or x.is_neg())
         and x.numel() > 0
     )
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _tensors(each)

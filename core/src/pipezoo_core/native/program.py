@@ -66,8 +66,8 @@ class Notes:
     sizes: Sequence[int]
     output: tuple[int, int]
     row: tuple[tuple[int, ...], torch.dtype]
-    foreign: Sequence[ForeignCall] = ()
-    held: Sequence[torch.UntypedStorage] = ()
+    foreign: Sequence[ForeignCall]
+    held: Sequence[torch.UntypedStorage]
 
     @property
     def what(self) -> tuple[Any, ...]:
@@ -155,9 +155,7 @@ class Program:
         """The operations of torch in a step that have no kernel, in their order."""
         return self._foreign.operations
 
-    def prepare(
-        self, num_rows: int, inputs: Sequence[int], tensors: Sequence[Tensor] = ()
-    ) -> tuple[list[Stretch], Tensor]:
+    def prepare(self, num_rows: int, inputs: Sequence[int], tensors: Sequence[Tensor]) -> tuple[list[Stretch], Tensor]:
         """Returns how a step is run, and what it will write; both valid until the next call.
 
         Args:
@@ -186,10 +184,8 @@ class Program:
 
     def _divided(self, bound: Sequence[BoundCall]) -> Iterator[Stretch]:
         begin = 0
-        for call, then in [
-            *((call.at, then) for call, then in zip(self._foreign.recorded, bound, strict=True)),
-            (self.num_calls, None),
-        ]:
+        ends = [*(call.at for call in self._foreign.recorded), self.num_calls]
+        for call, then in zip(ends, [*bound, None], strict=True):
             yield Stretch(self._calls.ctypes.data + begin * _WIDTH * self._calls.itemsize, call - begin, then)
             begin = call
 

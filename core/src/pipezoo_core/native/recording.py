@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipezoo_core.native.foreign_call import ForeignCall, Source, TensorPlace, with_each
+from pipezoo_core.native.foreign_call import ForeignCall, Source, TensorPlace, each_of, with_each
 from pipezoo_core.native.kernel_notes import note_kernel
-from pipezoo_core.native.kernels import NativeKernels, bits
+from pipezoo_core.native.kernels import NativeKernels, as_integer
 from pipezoo_core.native.made_memory import MadeMemory
-from pipezoo_core.native.operations import is_view, results_of, why_not_run_again, written_by
+from pipezoo_core.native.operations import is_view, why_not_run_again, written_by
 from pipezoo_core.native.program import Place
 
 __all__ = ["Recording"]
@@ -82,7 +82,7 @@ class Recording(TorchDispatchMode):
 
     def add(self, name: str, arguments: tuple[float, ...]) -> None:
         """Notes a kernel."""
-        numbers = [self._kernels.address(name), *(bits(a) if isinstance(a, float) else a for a in arguments)]
+        numbers = [self._kernels.address(name), *map(as_integer, arguments)]
         found = ((argument, self.made.find(number)) for argument, number in enumerate(numbers))
         self.places += [Place(len(self.calls), argument, *place) for argument, place in found if place is not None]
         self.calls.append(numbers)
@@ -112,7 +112,7 @@ class Recording(TorchDispatchMode):
                 self.held.append(result.untyped_storage())
             return result
         if not function._schema.is_mutable:
-            for made in results_of(result):
+            for made in each_of(Tensor, result):
                 self.made.add(made.untyped_storage())
         if function not in _EMPTY and (is_foreign or not self._has_kernel(function, result, args, named)):
             self._note_foreign(function, result, args, named)
@@ -136,7 +136,7 @@ class Recording(TorchDispatchMode):
             self.refuse(reason)
             return
         given, by_name = with_each(Tensor, self._place, (tuple(args), tuple(named.items())))
-        made = () if function._schema.is_mutable else tuple(self._place(x) for x in results_of(result))
+        made = () if function._schema.is_mutable else tuple(self._place(x) for x in each_of(Tensor, result))
         self.foreign.append(ForeignCall(len(self.calls), function, given, by_name, made))
 
     def _place(self, x: Tensor) -> TensorPlace:

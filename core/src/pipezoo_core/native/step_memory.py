@@ -50,11 +50,13 @@ class StepMemory:
         self._is_fixed = np.isin(np.arange(num_tensors), [*fixed])
         self._sizes = growing, fixed
         self._memory = torch.empty(0, dtype=torch.uint8, device="cpu")
+        self._starts = self._fixed
         self._num_rows = 0
 
     def resize(self, num_rows: int) -> None:
         """Makes room for a step of so many rows; what was found before holds no longer."""
         self._num_rows = num_rows
+        self._starts = np.where(self._is_fixed, self._fixed, self.fixed_bytes + num_rows * self._per_row)
         size = self.fixed_bytes + num_rows * self.bytes_per_row
         if size > len(self._memory):
             self._memory = torch.empty(0, dtype=torch.uint8, device="cpu")  # gone before the larger one comes
@@ -62,26 +64,23 @@ class StepMemory:
 
     def addresses(self, tensors: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Returns where tensors begin."""
-        return self._memory.data_ptr() + self._starts()[tensors]
+        return self._memory.data_ptr() + self._starts[tensors]
 
     def find(self, place: TensorPlace) -> tuple[torch.UntypedStorage, int]:
         """Returns the memory that a tensor of the step is in, and how many bytes into it."""
         end = sum((size - 1) * stride for size, stride in zip(place.shape, place.strides, strict=True)) + 1
         assert place.offset + end * place.dtype.itemsize <= self._size(place.number), place
-        return self._memory.untyped_storage(), int(self._starts()[place.number]) + place.offset
+        return self._memory.untyped_storage(), int(self._starts[place.number]) + place.offset
 
     def view(self, tensor: int, offset: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Returns the contiguous tensor that begins so many bytes into one."""
-        first = int(self._starts()[tensor]) + offset
+        first = int(self._starts[tensor]) + offset
         count = torch.Size(shape).numel() * dtype.itemsize
         return self._memory[first : first + count].view(dtype).view(shape)
 
     def _size(self, tensor: int) -> int:
         growing, fixed = self._sizes
         return fixed[tensor] if tensor in fixed else self._num_rows * growing[tensor]
-
-    def _starts(self) -> npt.NDArray[np.int64]:
-        return np.where(self._is_fixed, self._fixed, self.fixed_bytes + self._num_rows * self._per_row)
 
 
 def _per_row(sizes: tuple[int, int], num_rows: tuple[int, int]) -> int:
