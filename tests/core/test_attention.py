@@ -66,8 +66,6 @@ def native(spec, dtype):
     kernels = NativeKernels(CPU, dtype)
     if kernels.obstacle:
         pytest.skip(kernels.obstacle)
-    if spec.values_in_keys:
-        pytest.skip("the kernels have none of it")
     return NativeAttention(spec, kernels, PAGE_SIZE)
 
 
@@ -151,10 +149,10 @@ BATCHES = {
 
 CASES = [(name, batch) for name in SPECS for batch in BATCHES]
 CASES += [(name, batch) for name in FURTHER for batch in ("decodes", "mixed", "shared_and_chunks", "long_decode")]
+BACKENDS_AND_CASES = [(paged, *case) for case in CASES] + [(native, *case) for case in CASES if case[0] != "latent"]
 
 
-@pytest.mark.parametrize(("spec_name", "batch_name"), CASES)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("backend", "spec_name", "batch_name"), BACKENDS_AND_CASES)
 def test_equals_reference(backend, spec_name, batch_name):
     spec = {**SPECS, **FURTHER}[spec_name]
     active, cached, num_shared = BATCHES[batch_name]

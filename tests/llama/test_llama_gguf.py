@@ -306,6 +306,13 @@ def test_what_is_no_size_is_named(key, value, tmp_path):
         config_from_gguf(file)
 
 
+def test_experts_of_which_the_file_does_not_say_how_many(tmp_path):
+    file = open_gguf(write_llama_gguf(tmp_path / "m.gguf", make()))
+    file.weights._tensors["blk.0.ffn_gate_inp.weight"] = file.weights["blk.0.ffn_gate.weight"]
+    with pytest.raises(UnsupportedModelError, match=r"mixture of experts, which Llama is not.*no llama\.expert_count"):
+        config_from_gguf(file)
+
+
 def test_a_head_of_another_size_than_its_share_of_the_hidden_state(tmp_path):
     """What would be its size is not needed where the file says it."""
     file = open_gguf(write_llama_gguf(tmp_path / "m.gguf", make(head_dim=16)))

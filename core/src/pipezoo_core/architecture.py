@@ -39,8 +39,9 @@ class SupportedArchitecture:
         name: the name in `architectures` of config.json, e.g. `LlamaForCausalLM`.
         model_types: the Hugging Face `model_type`s it serves, e.g. `("llama",)`.
         pipeline_model: the `PipelineModel` subclass that runs it.
-        huggingface_config: builds the typed config from the parsed config.json: `transformers.LlamaConfig.from_dict`,
-            or that of a `PretrainedConfig` of the plugin's own. Raises ValueError for a config it cannot express.
+        huggingface_config: builds the typed config from the parsed config.json: `from_dict` of a `PretrainedConfig` of
+            the plugin's own, or of transformers' class, whose import takes a second. Raises ValueError for a config
+            it cannot express.
         weight_adapters: maps each readable weights format to the function that renames its tensors.
         supported_encodings: what the weights may be run in, the preferred one first.
         config_from_gguf: makes of a GGUF file what its config.json would be; None where GGUF is not read.

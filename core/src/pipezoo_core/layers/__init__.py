@@ -1,6 +1,6 @@
 """Layers that more than one plugin uses."""
 
-from pipezoo_core.layers.activations import ACTIVATIONS, ClampedGate
+from pipezoo_core.layers.activations import ACTIVATIONS, ClampedGate, known_activation
 from pipezoo_core.layers.alibi import alibi_slopes
 from pipezoo_core.layers.embedding import Embedding, LMHead, PositionEmbedding, VocabParallelEmbedding
 from pipezoo_core.layers.experts import Experts
@@ -57,6 +57,7 @@ __all__ = [
     "float32_parameters",
     "halves",
     "join_experts",
+    "known_activation",
     "max_rotary_length",
     "max_shareable_length",
     "rope_of_whole_heads",

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.native import Activation
 
-__all__ = ["ACTIVATIONS", "ClampedGate", "native_activation"]
+__all__ = ["ACTIVATIONS", "ClampedGate", "known_activation", "native_activation"]
 
 _gelu_tanh = partial(F.gelu, approximate="tanh")
 
@@ -84,6 +85,17 @@ class ClampedGate:
         """Maps twice [T, I] to [T, I]."""
         gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
         return (self.alpha * gate).sigmoid_().mul_(gate).mul_(up.add_(1))
+
+
+def known_activation(name: str) -> str:
+    """Returns the name of an activation.
+
+    Raises:
+        UnsupportedModelError: it is none of `ACTIVATIONS`.
+    """
+    if name not in ACTIVATIONS:
+        raise UnsupportedModelError("the activation function is unknown", found=name, allowed=sorted(ACTIVATIONS))
+    return name
 
 
 def native_activation(activation: str | ClampedGate) -> Activation | None:

@@ -109,7 +109,9 @@ def rope_of_whole_heads(rope_parameters: Mapping[str, Any]) -> Mapping[str, Any]
     """
     part = rope_parameters.get("partial_rotary_factor")
     if part not in (None, 1) and rope_parameters.get("rope_type") != "proportional":
-        raise UnsupportedModelError("the config rotates a part of each head, which the model does not", found=part)
+        raise UnsupportedModelError(
+            "the config rotates a part of each head, and the model rotates heads whole", found=part
+        )
     return rope_parameters
 
 

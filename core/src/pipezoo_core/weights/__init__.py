@@ -1,6 +1,6 @@
 """Checkpoints: safetensors and GGUF, read lazily, loaded strictly."""
 
-from pipezoo_core.weights.base import LazyTensor, Weights, WeightsAdapter, concatenated
+from pipezoo_core.weights.base import LazyTensor, Weights, WeightsAdapter, concatenated, divided
 from pipezoo_core.weights.encoding import resolve_encoding, torch_dtype
 from pipezoo_core.weights.files import open_weights
 from pipezoo_core.weights.gguf import GGUFFile, open_gguf
@@ -19,6 +19,7 @@ __all__ = [
     "Weights",
     "WeightsAdapter",
     "concatenated",
+    "divided",
     "find_safetensors",
     "in_halves",
     "load_module",

@@ -17,7 +17,7 @@ from pipezoo_core.errors import CheckpointMismatchError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["LazyTensor", "Weights", "WeightsAdapter", "concatenated"]
+__all__ = ["LazyTensor", "Weights", "WeightsAdapter", "concatenated", "divided"]
 
 _NUMBERS_AT_ONCE = 2**20
 _TRANSPOSED_AT_ONCE = 2**24  # each piece goes through the whole of the file's tensor: larger than most matrices
@@ -168,6 +168,27 @@ def concatenated(tensors: Sequence[LazyTensor]) -> LazyTensor:
 
     at_once = max(tensor.numbers_at_once for tensor in tensors)
     return LazyTensor((starts[-1], *first.shape[1:]), first.dtype, read, numbers_at_once=at_once)
+
+
+def divided(name: str, tensor: LazyTensor, fused: str, parts: Mapping[str, int]) -> dict[str, LazyTensor]:
+    """Returns the rows of a fused layer's tensor as those of its parts, the inverse of `concatenated`.
+
+    `h.0.c_attn.bias` of 96 numbers is `h.0.q_proj.bias` and two more, with 32 each. A tensor of another number of rows
+    is left as it is, to be reported as left over.
+
+    Args:
+        name: of the tensor, with the layer's in it.
+        tensor: its rows.
+        fused: the layer's name.
+        parts: the rows of each part, by the names that take its place.
+    """
+    if tensor.shape[0] != sum(parts.values()):
+        return {name: tensor}
+    bounds = pairwise(accumulate(parts.values(), initial=0))
+    return {
+        name.replace(fused, part): tensor.rows(slice(first, end))
+        for part, (first, end) in zip(parts, bounds, strict=True)
+    }
 
 
 class Weights(Mapping[str, LazyTensor]):

@@ -44,29 +44,30 @@ def renamed_from_gguf(
     """Returns tensors by the names of a module: `blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`.
 
     Stacked experts become one tensor each: `blk.3.ffn_up_exps.weight` is `model.layers.3.mlp.experts.0.up_proj.weight`
-    and so on. A name that is not known stays, and is reported as left over; the divisors of RoPE do not, which the
-    config has.
+    and so on, whatever `changes` and `names` say. A name that is not known stays, and is reported as left over; the
+    divisors of RoPE do not, which the config has.
 
     Args:
         tensors: of a GGUF file.
         changes: what becomes of those of a kind, e.g. of `attn_q`.
         names: of kinds that are not Llama's, or are called otherwise in the module: `{"ffn_norm": "norm_2"}`.
     """
-    found, known = {}, {**_NAMES, **(names or {})}
+    found: dict[str, LazyTensor] = {}
+    known, changes = {**_NAMES, **(names or {})}, changes or {}
     for name, tensor in tensors.items():
         match = _OF_A_LAYER.fullmatch(name)
         if name == _TABLE:
             continue
-        if match is None or match[2] not in {*known, *_STACKED}:
+        if match is None or (match[2] not in known and match[2] not in _STACKED):
             found[name] = tensor
             continue
         layer, kind, parameter = match.groups()
-        change = (changes or {}).get(kind)
         prefix = "" if layer is None else f"model.layers.{layer}."
         if kind in _STACKED:
             experts = enumerate(tensor.unstacked())
             found |= {f"{prefix}mlp.experts.{i}.{_STACKED[kind]}.{parameter}": expert for i, expert in experts}
             continue
+        change = changes.get(kind)
         found[f"{prefix}{known[kind]}.{parameter}"] = tensor if change is None else change(tensor)
     return found
 

@@ -21,7 +21,7 @@ _NUMBERS_AT_ONCE = 2**20
 
 
 def without_redundant(
-    tensors: Mapping[str, LazyTensor], config: PretrainedConfig, *, embedding: str
+    tensors: Mapping[str, LazyTensor], config: PretrainedConfig, *, embedding: str = "model.embed_tokens.weight"
 ) -> dict[str, LazyTensor]:
     """Returns a checkpoint's tensors without tables of RoPE and of masks, and with a tied head only as the embedding.
 

@@ -46,7 +46,7 @@ def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfi
         elif is_by_neighbours and ".kv_a_proj_with_mqa." in name:
             tensor = tensor.then(_last_to_halves(keys, rope), num_rows=keys)
         found[name] = tensor
-    return without_redundant(found, config, embedding="model.embed_tokens.weight")
+    return without_redundant(found, config)
 
 
 def _last_to_halves(size: int, rotary_dim: int) -> Callable[[Tensor], Tensor]:

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import UnsupportedModelError
-from pipezoo_core.layers import ACTIVATIONS, max_rotary_length, max_shareable_length
+from pipezoo_core.layers import known_activation, max_rotary_length, max_shareable_length, rope_of_whole_heads
 from pipezoo_core.weights import GGUFDecoder, GGUFFile
 
 __all__ = ["GemmaConfig", "config_from_gguf"]
@@ -64,10 +64,6 @@ class GemmaConfig(DecoderConfig):
         """
         is_first, is_third = config.model_type == "gemma", config.model_type == "gemma3_text"
         activation = config.hidden_act if is_first else config.hidden_activation
-        if activation not in ACTIVATIONS:
-            raise UnsupportedModelError(
-                "the activation function is unknown", found=activation, allowed=sorted(ACTIVATIONS)
-            )
         if is_third and config.attn_logit_softcapping is not None:
             raise UnsupportedModelError(
                 "the scores of Gemma 3 have no bound, which its config asks for",
@@ -79,7 +75,7 @@ class GemmaConfig(DecoderConfig):
         ropes: list[Mapping[str, Any]] = []
         for rope in (rope_of_kinds[kind] for kind in kinds):
             if rope not in ropes:
-                ropes.append(_whole_heads(rope))
+                ropes.append(rope_of_whole_heads(rope))
         length = config.max_position_embeddings
         shareable = [most for rope in ropes if (most := max_shareable_length(rope, length)) is not None]
         return cls(
@@ -92,7 +88,7 @@ class GemmaConfig(DecoderConfig):
             head_dim=config.head_dim,
             max_seq_len=min((max_rotary_length(rope, length) for rope in ropes), default=length),
             max_shareable_prompt=min(shareable, default=None),
-            activation=activation,
+            activation=known_activation(activation),
             rms_norm_eps=config.rms_norm_eps,
             attention_bias=config.attention_bias,
             qk_norm=is_third,
@@ -127,13 +123,6 @@ def _kinds(layer_types: list[str]) -> tuple[str, ...]:
             "the config's layer_types are not what its layers can be", found=sorted(unknown), allowed=_KINDS
         )
     return tuple(layer_types)  # as many as there are layers: every PretrainedConfig sees to that
-
-
-def _whole_heads(rope: Mapping[str, Any]) -> Mapping[str, Any]:
-    part = rope.get("partial_rotary_factor")
-    if part not in (None, 1) and rope["rope_type"] != "proportional":
-        raise UnsupportedModelError("Gemma rotates heads whole", found=f"partial_rotary_factor {part}", allowed="1")
-    return rope
 
 
 def _softcap(config: PretrainedConfig, name: str) -> float | None:

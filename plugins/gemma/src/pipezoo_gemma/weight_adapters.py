@@ -28,7 +28,7 @@ _ALL_GGUF_NORMS = ("attn_k_norm", "attn_norm", "attn_q_norm", "output_norm", *_G
 
 def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
     """The names are the module's own."""
-    return without_redundant(tensors, config, embedding="model.embed_tokens.weight")
+    return without_redundant(tensors, config)
 
 
 def adapt_text_part(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:

@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import UnsupportedModelError
-from pipezoo_core.layers import ACTIVATIONS
+from pipezoo_core.layers import known_activation
 
 __all__ = ["GPT2Config"]
 
@@ -42,10 +42,6 @@ class GPT2Config(DecoderConfig):
                 is attention to an encoder.
         """
         hidden, heads = config.n_embd, config.n_head
-        if config.activation_function not in ACTIVATIONS:
-            raise UnsupportedModelError(
-                "the activation function is unknown", found=config.activation_function, allowed=sorted(ACTIVATIONS)
-            )
         if heads < 1 or hidden % heads:
             raise UnsupportedModelError(
                 "the config's heads do not divide its n_embd", found=f"{heads} heads", allowed=f"a divisor of {hidden}"
@@ -61,7 +57,7 @@ class GPT2Config(DecoderConfig):
             num_kv_heads=heads,
             head_dim=hidden // heads,
             max_seq_len=config.n_positions,
-            activation=config.activation_function,
+            activation=known_activation(config.activation_function),
             layer_norm_eps=config.layer_norm_epsilon,
             scales_scores=config.scale_attn_weights,
             scales_by_layer=config.scale_attn_by_inverse_layer_idx,

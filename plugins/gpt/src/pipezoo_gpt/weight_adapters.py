@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from transformers import PretrainedConfig
 
-from pipezoo_core.weights import LazyTensor, without_redundant
+from pipezoo_core.weights import LazyTensor, divided, without_redundant
 
 __all__ = ["adapt_gpt2"]
 
@@ -29,15 +29,6 @@ def adapt_gpt2(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> d
         matrix = _CONV1D.fullmatch(name)
         if matrix and tensor.shape[1:] == (outputs[matrix[1]],):
             tensor = tensor.transposed()
-        found |= _divided(name, tensor, config.n_embd)
+        parts = dict.fromkeys(("q_proj", "k_proj", "v_proj"), config.n_embd)
+        found |= divided(name, tensor, "c_attn", parts) if ".c_attn." in name else {name: tensor}
     return without_redundant(found, config, embedding="transformer.wte.weight")
-
-
-def _divided(name: str, tensor: LazyTensor, size: int) -> dict[str, LazyTensor]:
-    """Returns queries, keys and values by their names; what has another number of rows is left, and reported."""
-    if ".c_attn." not in name or tensor.shape[0] != 3 * size:
-        return {name: tensor}
-    return {
-        name.replace("c_attn", part): tensor.rows(slice(i * size, (i + 1) * size))
-        for i, part in enumerate(("q_proj", "k_proj", "v_proj"))
-    }

@@ -15,16 +15,12 @@ from pipezoo_core.weights import LazyTensor, renamed_from_gguf, without_redundan
 __all__ = ["adapt_gguf", "adapt_safetensors"]
 
 _STACKED = re.compile(r"(.*\.mlp\.experts)\.(gate_up_proj|down_proj)(_bias)?")
-_STACKED_IN_GGUF = re.compile(r"(.*\.mlp\.experts)\.((?:gate|up|down)_proj\.(?:weight|bias))")
 _MXFP4 = re.compile(r".*\.mlp\.experts\.\w+_(?:blocks|scales)")
 _SINKS = ".self_attn.sinks"
 _GGUF_NAMES = {
     "attn_sinks": "self_attn.sinks",
     "post_attention_norm": "post_attention_layernorm",
     "ffn_gate_inp": "mlp.router",
-    "ffn_gate_exps": "mlp.experts.gate_proj",
-    "ffn_up_exps": "mlp.experts.up_proj",
-    "ffn_down_exps": "mlp.experts.down_proj",
 }
 
 
@@ -53,21 +49,13 @@ def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfi
             for part, numbers in _parts(kind, expert):
                 whole = numbers if bias else numbers.transposed()
                 found[f"{experts}.{number}.{part}.{'bias' if bias else 'weight'}"] = whole
-    return without_redundant(found, config, embedding="model.embed_tokens.weight")
+    return without_redundant(found, config)
 
 
 def adapt_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
-    """GGUF has names of its own, and gate and up apart; experts lie in one tensor here, too."""
+    """GGUF has names of its own, and gate and up apart."""
     del config
-    found: dict[str, LazyTensor] = {}
-    for name, tensor in renamed_from_gguf(tensors, names=_GGUF_NAMES).items():
-        stacked = _STACKED_IN_GGUF.fullmatch(name)
-        if stacked is None:
-            found[name] = tensor
-            continue
-        experts, part = stacked.groups()
-        found |= {f"{experts}.{number}.{part}": expert for number, expert in enumerate(tensor.unstacked())}
-    return found
+    return renamed_from_gguf(tensors, names=_GGUF_NAMES)
 
 
 def _parts(kind: str, expert: LazyTensor) -> Iterator[tuple[str, LazyTensor]]:

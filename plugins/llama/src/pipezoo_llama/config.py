@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import UnsupportedModelError
-from pipezoo_core.layers import ACTIVATIONS, max_rotary_length, max_shareable_length, rope_of_whole_heads
+from pipezoo_core.layers import known_activation, max_rotary_length, max_shareable_length, rope_of_whole_heads
 from pipezoo_core.weights import GGUFDecoder, GGUFFile
 
 __all__ = ["LlamaConfig", "config_from_gguf"]
@@ -46,10 +46,6 @@ class LlamaConfig(DecoderConfig):
         Raises:
             UnsupportedModelError: the activation function is unknown.
         """
-        if config.hidden_act not in ACTIVATIONS:
-            raise UnsupportedModelError(
-                "the activation function is unknown", found=config.hidden_act, allowed=sorted(ACTIVATIONS)
-            )
         rope = rope_of_whole_heads(config.rope_parameters)
         return cls(
             vocab_size=config.vocab_size,
@@ -61,7 +57,7 @@ class LlamaConfig(DecoderConfig):
             head_dim=config.head_dim,
             max_seq_len=max_rotary_length(rope, config.max_position_embeddings),
             max_shareable_prompt=max_shareable_length(rope, config.max_position_embeddings),
-            activation=config.hidden_act,
+            activation=known_activation(config.hidden_act),
             rms_norm_eps=config.rms_norm_eps,
             attention_bias=config.attention_bias,
             mlp_bias=config.mlp_bias,
@@ -89,12 +85,11 @@ def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
         UnsupportedModelError: the file is a mixture of experts, or rotates or scales RoPE in a way that no config.json
             can say.
     """
-    metadata = file.metadata
-    if metadata.get("llama.expert_count") or any(".ffn_gate_inp." in name for name in file.weights):
+    if any(".ffn_gate_inp." in name for name in file.weights):  # with a number of them it is Mixtral's
         raise UnsupportedModelError(
             "the GGUF file is a mixture of experts, which Llama is not",
-            found=f"{metadata.get('llama.expert_count')} experts",
-            cure="Take a model without experts; Mixtral's files call themselves llama, too.",
+            found="no llama.expert_count",
+            cure="Convert the model again.",
         )
     return {
         "model_type": "llama",

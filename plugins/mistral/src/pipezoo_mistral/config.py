@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import UnsupportedModelError
-from pipezoo_core.layers import ACTIVATIONS, Routing, max_rotary_length, max_shareable_length, rope_of_whole_heads
+from pipezoo_core.layers import Routing, known_activation, max_rotary_length, max_shareable_length, rope_of_whole_heads
 from pipezoo_core.weights import GGUFDecoder, GGUFFile
 
 __all__ = ["MistralConfig", "config_from_gguf"]
@@ -49,10 +49,6 @@ class MistralConfig(DecoderConfig):
             UnsupportedModelError: the activation function is unknown, Ministral 3's queries are not scaled, or Mixtral
                 has not as many experts as a token goes to.
         """
-        if config.hidden_act not in ACTIVATIONS:
-            raise UnsupportedModelError(
-                "the activation function is unknown", found=config.hidden_act, allowed=sorted(ACTIVATIONS)
-            )
         rope = rope_of_whole_heads(config.rope_parameters)
         return cls(
             vocab_size=config.vocab_size,
@@ -64,7 +60,7 @@ class MistralConfig(DecoderConfig):
             head_dim=config.head_dim or config.hidden_size // config.num_attention_heads,
             max_seq_len=max_rotary_length(rope, config.max_position_embeddings),
             max_shareable_prompt=max_shareable_length(rope, config.max_position_embeddings),
-            activation=config.hidden_act,
+            activation=known_activation(config.hidden_act),
             rms_norm_eps=config.rms_norm_eps,
             sliding_window=config.sliding_window,
             tie_word_embeddings=config.tie_word_embeddings,

@@ -15,7 +15,7 @@ _MIXTRAL = {".block_sparse_moe.": ".mlp.", ".w1.": ".gate_proj.", ".w2.": ".down
 
 def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
     """The names are the module's own."""
-    return without_redundant(tensors, config, embedding="model.embed_tokens.weight")
+    return without_redundant(tensors, config)
 
 
 def adapt_mixtral(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import UnsupportedModelError
-from pipezoo_core.layers import ACTIVATIONS, max_rotary_length, max_shareable_length
+from pipezoo_core.layers import known_activation, max_rotary_length, max_shareable_length, rope_of_whole_heads
 from pipezoo_core.weights import GGUFDecoder, GGUFFile
 
 __all__ = ["OlmoConfig", "config_from_gguf"]
@@ -57,17 +57,13 @@ class OlmoConfig(DecoderConfig):
         Raises:
             UnsupportedModelError: the config asks for what the model is not.
         """
-        if config.hidden_act not in ACTIVATIONS:
-            raise UnsupportedModelError(
-                "the activation function is unknown", found=config.hidden_act, allowed=sorted(ACTIVATIONS)
-            )
         is_first, is_third = config.model_type == "olmo", config.model_type == "olmo3"
         kinds = _kinds(config.layer_types) if is_third else (_FULL,) * config.num_hidden_layers
         rope_of_kinds = config.rope_parameters if is_third else {_FULL: config.rope_parameters}
         ropes: list[Mapping[str, Any]] = []
         for rope in (rope_of_kinds[kind] for kind in kinds):
             if rope not in ropes:
-                ropes.append(_whole_heads(rope))
+                ropes.append(rope_of_whole_heads(rope))
         length = config.max_position_embeddings
         shareable = [most for rope in ropes if (most := max_shareable_length(rope, length)) is not None]
         clip = config.clip_qkv if is_first else None
@@ -84,7 +80,7 @@ class OlmoConfig(DecoderConfig):
             max_seq_len=min((max_rotary_length(rope, length) for rope in ropes), default=length),
             max_shareable_prompt=min(shareable, default=None),
             is_first=is_first,
-            activation=config.hidden_act,
+            activation=known_activation(config.hidden_act),
             norm_eps=_LAYER_NORM_EPS if is_first else config.rms_norm_eps,
             attention_bias=config.attention_bias,
             clip_qkv=clip,
@@ -114,13 +110,6 @@ def _kinds(layer_types: list[str]) -> tuple[str, ...]:
             "the config's layer_types are not what its layers can be", found=sorted(unknown), allowed=_KINDS
         )
     return tuple(layer_types)  # as many as there are layers: every PretrainedConfig sees to that
-
-
-def _whole_heads(rope: Mapping[str, Any]) -> Mapping[str, Any]:
-    part = rope.get("partial_rotary_factor")
-    if part not in (None, 1) and rope["rope_type"] != "proportional":
-        raise UnsupportedModelError("OLMo rotates heads whole", found=f"partial_rotary_factor {part}", allowed="1")
-    return rope
 
 
 def _window(config: PretrainedConfig) -> int:

@@ -15,7 +15,7 @@ _GGUF_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm
 
 def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
     """The names are the module's own."""
-    return without_redundant(tensors, config, embedding="model.embed_tokens.weight")
+    return without_redundant(tensors, config)
 
 
 def adapt_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import UnsupportedModelError
-from pipezoo_core.layers import ACTIVATIONS, max_rotary_length, max_shareable_length
+from pipezoo_core.layers import known_activation, max_rotary_length, max_shareable_length
 
 __all__ = ["Phi3Config", "PhiConfig"]
 
@@ -114,10 +114,6 @@ class Phi3Config(_RotaryConfig):
 
 
 def _common(config: PretrainedConfig) -> dict[str, Any]:
-    if config.hidden_act not in ACTIVATIONS:
-        raise UnsupportedModelError(
-            "the activation function is unknown", found=config.hidden_act, allowed=sorted(ACTIVATIONS)
-        )
     rope, length = config.rope_parameters, config.max_position_embeddings
     return {
         "vocab_size": config.vocab_size,
@@ -129,7 +125,7 @@ def _common(config: PretrainedConfig) -> dict[str, Any]:
         "head_dim": getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
         "max_seq_len": max_rotary_length(rope, length),
         "max_shareable_prompt": max_shareable_length(rope, length),
-        "activation": config.hidden_act,
+        "activation": known_activation(config.hidden_act),
         "tie_word_embeddings": config.tie_word_embeddings,
         "max_position_embeddings": length,
         "rope_parameters": rope,

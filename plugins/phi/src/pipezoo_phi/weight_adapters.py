@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import accumulate, pairwise
 
 from transformers import PretrainedConfig
 
-from pipezoo_core.weights import LazyTensor, without_redundant
+from pipezoo_core.weights import LazyTensor, divided, without_redundant
 
 __all__ = ["adapt_phi", "adapt_phi3"]
 
 
 def adapt_phi(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
     """The names are the module's own."""
-    return without_redundant(tensors, config, embedding="model.embed_tokens.weight")
+    return without_redundant(tensors, config)
 
 
 def adapt_phi3(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
@@ -27,18 +26,6 @@ def adapt_phi3(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> d
     }
     found: dict[str, LazyTensor] = {}
     for name, tensor in tensors.items():
-        parts = next((parts for layer, parts in fused.items() if name.endswith(f".{layer}.weight")), {})
-        found |= _divided(name, tensor, parts)
+        layer = next((layer for layer in fused if name.endswith(f".{layer}.weight")), None)
+        found |= {name: tensor} if layer is None else divided(name, tensor, layer, fused[layer])
     return adapt_phi(found, config)
-
-
-def _divided(name: str, tensor: LazyTensor, parts: Mapping[str, int]) -> dict[str, LazyTensor]:
-    """Returns parts of so many rows by their names; what has another number of rows is left as it is, and reported."""
-    if tensor.shape[0] != sum(parts.values()):
-        return {name: tensor}
-    prefix = name.removesuffix(".weight").rpartition(".")[0]
-    bounds = pairwise(accumulate(parts.values(), initial=0))
-    return {
-        f"{prefix}.{part}.weight": tensor.rows(slice(first, end))
-        for part, (first, end) in zip(parts, bounds, strict=True)
-    }

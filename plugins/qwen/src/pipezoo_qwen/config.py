@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import UnsupportedModelError
-from pipezoo_core.layers import ACTIVATIONS, Routing, max_rotary_length, max_shareable_length, rope_of_whole_heads
+from pipezoo_core.layers import Routing, known_activation, max_rotary_length, max_shareable_length, rope_of_whole_heads
 from pipezoo_core.weights import GGUFDecoder, GGUFFile, model_type_of
 
 __all__ = ["QwenConfig", "config_from_gguf"]
@@ -98,10 +98,6 @@ class QwenConfig(DecoderConfig):
             UnsupportedModelError: the activation function or a layer's kind is unknown, a window is missing,
                 or a part of each head alone is rotated.
         """
-        if config.hidden_act not in ACTIVATIONS:
-            raise UnsupportedModelError(
-                "the activation function is unknown", found=config.hidden_act, allowed=sorted(ACTIVATIONS)
-            )
         rope, is_qwen3 = rope_of_whole_heads(config.rope_parameters), config.model_type.startswith("qwen3")
         return cls(
             vocab_size=config.vocab_size,
@@ -113,7 +109,7 @@ class QwenConfig(DecoderConfig):
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
             max_seq_len=max_rotary_length(rope, config.max_position_embeddings),
             max_shareable_prompt=max_shareable_length(rope, config.max_position_embeddings),
-            activation=config.hidden_act,
+            activation=known_activation(config.hidden_act),
             rms_norm_eps=config.rms_norm_eps,
             qkv_bias=config.attention_bias if is_qwen3 else getattr(config, "qkv_bias", True),
             output_bias=is_qwen3 and config.attention_bias,

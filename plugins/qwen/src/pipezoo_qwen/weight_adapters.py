@@ -13,7 +13,7 @@ __all__ = ["adapt_gguf", "adapt_safetensors"]
 
 def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
     """The names are the module's own."""
-    return without_redundant(tensors, config, embedding="model.embed_tokens.weight")
+    return without_redundant(tensors, config)
 
 
 def adapt_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
