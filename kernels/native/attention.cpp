@@ -113,9 +113,9 @@ void write_row(const Step& step, std::int64_t row, Rows<T> k, Rows<T> v, const R
 template <typename T>
 struct Workspace {
     std::unique_ptr<Left<T>[]> queries;      // [tiles, head_dim / per_step, kTileRows, per_step]
-    std::unique_ptr<float[]> values;   // [rows, head_dim], not yet divided by the sum
-    std::unique_ptr<float[]> maxima;   // [rows]
-    std::unique_ptr<float[]> sums;     // [rows, kLanes]
+    std::unique_ptr<float[]> values;         // [rows, value_dim], not yet divided by the sum
+    std::unique_ptr<float[]> maxima;         // [rows], of which there is room for more
+    std::unique_ptr<float[]> sums;           // [rows, kLanes], likewise
     std::int64_t size = 0;
 
     // Returns false where memory is short: no exception may leave a thread of a team.

@@ -68,7 +68,7 @@ def check_attention(page_size, dtype, **changes):
         return guarded(torch.randn(rows, heads * spec.head_dim, generator=generator).to(dtype))
 
     def step(lengths, starts, q, k, v, rotation=None):
-        plan = backend.plan(RaggedBatch(lengths, starts, lengths, [pages]), page_size, CPU)
+        plan = backend.plan(RaggedBatch(lengths, starts, lengths, [pages]), page_size, CPU, 0)
         return backend.attend(q, k, v, key_pages, value_pages, plan, rotation)
 
     past = [random(sum(cached), spec.num_kv_heads) for _ in range(2)]

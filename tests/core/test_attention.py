@@ -86,10 +86,10 @@ def run(backend, batch, q, k, v, past_k, past_v, rotation=None):
                 if value_shape is not None:
                     value_pages[at] = values[position].view(value_shape[2:])
         elif cached:
-            past = backend.plan(RaggedBatch([cached], [0], [cached], [[pages]]), PAGE_SIZE, CPU)
+            past = backend.plan(RaggedBatch([cached], [0], [cached], [[pages]]), PAGE_SIZE, CPU, 0)
             queries = torch.zeros(cached, q.shape[1], dtype=q.dtype)
             backend.attend(queries, keys, values, key_pages, value_pages, past, sinks=sinks)
-    plan = backend.plan(batch, PAGE_SIZE, CPU)
+    plan = backend.plan(batch, PAGE_SIZE, CPU, 0)
     return backend.attend(q, k, v, key_pages, value_pages, plan, rotation, sinks)
 
 
@@ -297,7 +297,7 @@ def test_a_layer_that_reads_the_keys_of_another(backend, name):
     writer, reader = backend(own, q.dtype), backend(replace(own, kv_layer=0), q.dtype)
     key_shape, value_shape = writer.page_shapes(NUM_PAGES, PAGE_SIZE)
     pages = torch.zeros(key_shape), torch.zeros(value_shape)
-    plan, sinks = writer.plan(batch, PAGE_SIZE, CPU), sinks_of(own, q.dtype)
+    plan, sinks = writer.plan(batch, PAGE_SIZE, CPU, 0), sinks_of(own, q.dtype)
     expected = writer.attend(q, k, v, *pages, plan, sinks=sinks)
     before = [x.clone() for x in pages]
     torch.testing.assert_close(reader.attend(q, None, None, *pages, plan, sinks=sinks), expected)
@@ -347,4 +347,4 @@ def test_one_that_needs_the_slower_backend_does_not_slow_other_groups():
         pytest.skip(kernels.obstacle)
     backends = backends_of(spec(), spec(head_dim=40), spec(sliding_window=9))
     assert [backends[i].name for i in range(3)] == ["native", "paged", "native"]
-    assert backends.obstacles == {0: None, 1: f"head_dim is 40, not a multiple of {PANEL} up to 512", 2: None}
+    assert backends.obstacles == [None, f"head_dim is 40, not a multiple of {PANEL} up to 512", None]

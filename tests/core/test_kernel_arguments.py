@@ -235,7 +235,7 @@ attention = NativeAttention(spec, kernels, 32)
 attention._max_queries = 1 << 17  # so that what an item works with is large
 q, pages = torch.zeros(1 << 17, 32), torch.zeros(1 << 12, 1024)
 layer = attention._layer.ctypes.data
-plan = attention.plan(RaggedBatch([1 << 17], [0], [0], [[list(range(1 << 12))]]), 32, CPU)
+plan = attention.plan(RaggedBatch([1 << 17], [0], [0], [[list(range(1 << 12))]]), 32, CPU, 0)
 out = q[:2].clone()
 packed = kernels._allocate(1 << 27)
 resource.setrlimit(resource.RLIMIT_AS, (int(open("/proc/self/statm").read().split()[0]) * 4096 + (8 << 20),) * 2)

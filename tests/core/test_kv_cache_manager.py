@@ -150,13 +150,13 @@ def test_integrity_check_sees_planted_faults():
 
 def test_sizes():
     params = make_manager().params
-    assert params.bytes_per_page == 2 * 1 * 1 * 2 * 4 * PAGE_SIZE
-    assert PagedKVCacheManager.estimated_memory_size(params, 3, 9, 9, 10**9) == 9 * params.bytes_per_page
-    assert PagedKVCacheManager.estimated_memory_size(params, 3, 9, 9, 5 * params.bytes_per_page + 1) == (
-        5 * params.bytes_per_page
+    assert params.page_bytes[0] == 2 * 1 * 1 * 2 * 4 * PAGE_SIZE
+    assert PagedKVCacheManager.estimated_memory_size(params, 3, 9, 9, 10**9) == 9 * params.page_bytes[0]
+    assert PagedKVCacheManager.estimated_memory_size(params, 3, 9, 9, 5 * params.page_bytes[0] + 1) == (
+        5 * params.page_bytes[0]
     )
-    assert PagedKVCacheManager.max_supported_sequence_length(params, 5 * params.bytes_per_page) == 20
-    assert PagedKVCacheManager.infer_optimal_batch_size(params, 9, 9, 7 * params.bytes_per_page) == 2
+    assert PagedKVCacheManager.max_supported_sequence_length(params, 5 * params.page_bytes[0]) == 20
+    assert PagedKVCacheManager.infer_optimal_batch_size(params, 9, 9, 7 * params.page_bytes[0]) == 2
 
 
 def pages_of(manager, request_id="a", group=0):
@@ -260,7 +260,7 @@ def test_how_long_a_request_may_be_in_a_few_pages():
     assert params.max_tokens_in([3]) == sys.maxsize
     assert make_manager().params.max_tokens_in([3]) == 12
     assert make_manager(num_pages=2, sliding_window=6).max_num_tokens == 8
-    assert PagedKVCacheManager.max_supported_sequence_length(params, 3 * params.bytes_per_page) == sys.maxsize
+    assert PagedKVCacheManager.max_supported_sequence_length(params, 3 * params.page_bytes[0]) == sys.maxsize
 
 
 def test_a_group_without_pages_takes_none_from_the_others():
@@ -312,11 +312,21 @@ def test_memory_is_divided_so_that_both_long_and_short_requests_fit():
     assert params.divide(20 * 64, 4, 100, 8) == (10, 10)  # too little for that one: short ones find room
 
 
-@pytest.mark.parametrize("reaches", [[{}], [{"sliding_window": 6}], [{}, {"sliding_window": 6}], [{}, {"chunk": 8}]])
+@pytest.mark.parametrize(
+    "reaches",
+    [
+        [{}],
+        [{"sliding_window": 6}],
+        [{}, {"sliding_window": 6}],
+        [{}, {"chunk": 8}],
+        [{"sliding_window": 64}, {"sliding_window": 6}],
+        [{}, {"sliding_window": 64}, {"chunk": 8}],
+    ],
+)
 def test_what_is_divided_is_no_more_than_there_is_and_fits_the_longest(reaches):
     params = make_manager(reaches=reaches).params
     for num_bytes in range(0, 6000, 37):
-        for num_tokens in (1, 9, 40):
+        for num_tokens in (1, 9, 40, 90):
             pages = params.divide(num_bytes, 3, num_tokens, 5)
             assert params.size_of(pages) <= num_bytes
             if num_tokens <= params.longest_in(num_bytes):

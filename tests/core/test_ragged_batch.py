@@ -13,12 +13,12 @@ def test_the_example():
     assert EXAMPLE.row_offsets == [0, 1, 2, 7]
     assert EXAMPLE.positions == [6, 3, 0, 1, 2, 3, 4]
     assert EXAMPLE.context_lengths == [7, 4, 5, 5, 5, 5, 5]
-    assert EXAMPLE.cells(4) == ([1, 2, 3, 3, 3, 3, 4], [2, 3, 0, 1, 2, 3, 0])
+    assert EXAMPLE.cells(4, 0) == ([1, 2, 3, 3, 3, 3, 4], [2, 3, 0, 1, 2, 3, 0])
 
 
 def test_pages_that_have_expired_are_not_written():
     batch = RaggedBatch([2], [7], [5], [[[NO_PAGE, 5, 2]]])
-    assert batch.cells(4) == ([5, 2], [3, 0])
+    assert batch.cells(4, 0) == ([5, 2], [3, 0])
 
 
 @given(

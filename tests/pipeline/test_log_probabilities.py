@@ -83,7 +83,7 @@ def test_they_are_those_of_transformers_after_preemption(load_tiny, of_each_plug
     reference, folder = of_each_plugin
     params = load_tiny(folder).kv_managers[0].params
     num_pages = params.num_pages_held(80, max_chunk=1)[0] + 1
-    llm = load_tiny(folder, kv_cache_memory=num_pages * params.bytes_per_page, max_length=80)
+    llm = load_tiny(folder, kv_cache_memory=num_pages * params.page_bytes[0], max_length=80)
     requests = make_requests(MIXED)
     for output, request in zip(llm.generate(requests), requests, strict=True):
         check(output, request, reference)

@@ -88,7 +88,7 @@ def test_usage_counts_tokens(load_tiny, max_batch_tokens):
 def test_what_a_preempted_request_computes_anew_is_not_from_the_cache(load_tiny):
     params = load_tiny().kv_managers[0].params
     num_pages = params.num_pages_for(80) + 1
-    llm = load_tiny(kv_cache_memory=num_pages * params.bytes_per_page, max_length=80)
+    llm = load_tiny(kv_cache_memory=num_pages * params.page_bytes[0], max_length=80)
     prompts = [TextGenerationRequest(prompt=list(range(20 * i, 20 * i + 20))) for i in range(4)]
     outputs = llm.generate(prompts, **{**GREEDY, "max_new_tokens": 40})
     assert llm.scheduler.num_preemptions > 0

@@ -15,7 +15,7 @@ import torch
 from pipezoo_core.config import PipelineConfig
 from pipezoo_core.control_group import memory_left
 from pipezoo_core.errors import InsufficientMemoryError, InsufficientPagesError
-from pipezoo_core.interfaces import PipelineModel
+from pipezoo_core.interfaces import KVCacheMixin, PipelineModel
 from pipezoo_core.lora import resolve_lora_config
 from pipezoo_core.weights import torch_dtype
 
@@ -144,14 +144,19 @@ def plan_memory(
     left = int(available * _USABLE) - weights - activations - lora
     share = left if devices[0].type == "cuda" else int(left * _CPU_SHARE)
     num_ranks = pipeline_config.tensor_parallel_degree
-    params = model.get_kv_params(huggingface_config, num_ranks, kv_config, dtype)  # type: ignore[attr-defined]  # of `KVCacheMixin`, as all are so far
+    assert issubclass(model, KVCacheMixin), "all models so far have a KV cache"
+    params = model.get_kv_params(huggingface_config, num_ranks, kv_config, dtype)
     wanted = kv_config.kv_cache_memory
     max_chunk, batch_size = pipeline_config.max_batch_tokens, pipeline_config.max_batch_size
     if wanted is None:
-        one_request = params.size_of(params.num_pages_held(max_length, max_chunk))
-        wanted = model.estimate_kv_cache_size(  # type: ignore[attr-defined]  # likewise
-            *(pipeline_config, min(left, max(share, one_request)), [devices[0]] * num_ranks),
-            *(huggingface_config, kv_config, dtype),
+        one_request = params.bytes_held(max_length, max_chunk)
+        wanted = model.estimate_kv_cache_size(
+            pipeline_config,
+            min(left, max(share, one_request)),
+            [devices[0]] * num_ranks,
+            huggingface_config,
+            kv_config,
+            dtype,
         )
     longest = params.longest_in(max(0, wanted))
     if pipeline_config.max_length is None:
@@ -159,6 +164,7 @@ def plan_memory(
         max_length = max(1, min(max_length, most))
     num_pages = params.divide(wanted, batch_size, max_length, max_chunk)
     held = params.num_pages_held(max_length, max_chunk=1)
+    unbounded = [count for count, group in zip(num_pages, params.groups, strict=True) if group.reach is None]
     plan = MemoryPlan(
         num_replicas=pipeline_config.data_parallel_degree,
         num_ranks=num_ranks,
@@ -167,7 +173,7 @@ def plan_memory(
         lora=lora,
         kv_cache=max(0, wanted),
         available=available,
-        num_cache_tokens=max(num_pages) * params.page_size,
+        num_cache_tokens=max(unbounded or num_pages) * params.page_size,
         max_length=max_length,
         concurrency=min(count / needed for count, needed in zip(num_pages, held, strict=True)),
     )
@@ -182,7 +188,7 @@ def plan_memory(
             cure=f"Lower kv_cache_memory{or_fewer}, or leave it out.",
         )
     if longest < max_length or max_length < 2:
-        needed = params.size_of(params.num_pages_held(max(2, max_length), max_chunk=1))
+        needed = params.bytes_held(max(2, max_length), max_chunk=1)
         shorter = f", or max_length of at most {longest}" if longest >= 2 else ""
         raise InsufficientPagesError(
             "the KV cache is too small for one request",

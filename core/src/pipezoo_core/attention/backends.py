@@ -24,7 +24,7 @@ __all__ = ["AttentionBackends", "kv_groups"]
 class AttentionBackends:
     """The attention of all layers: a backend for each distinct spec, a plan and pages for each group.
 
-    Layers of a group have the same heads and see as far; they may differ in what they make of the scores.
+    Layers of a group have the same heads and ALiBi, and see as far; they may differ in scale, softcap and sinks.
 
     Args:
         name: of the backends; `auto` for the fastest of each group.
@@ -35,6 +35,7 @@ class AttentionBackends:
     Attributes:
         groups: of layers; as many, and in the order of, `KVCacheParams.groups`.
         page_layers: for each layer the one whose pages it uses.
+        obstacles: of each group, what keeps the kernels from computing it; None for nothing.
 
     Raises:
         UnsupportedAttentionError: a backend that was asked for by name cannot do what a layer needs.
@@ -48,15 +49,13 @@ class AttentionBackends:
         self.page_layers = tuple(i if spec.kv_layer is None else spec.kv_layer for i, spec in enumerate(specs))
         number_of = {layer: number for number, group in enumerate(self.groups) for layer in group.layers}
         self._group_of = [number_of[layer] for layer in self.page_layers]
-        specs_of: dict[int, list[AttentionSpec]] = defaultdict(list)
-        for number, spec in zip(self._group_of, specs, strict=True):
-            specs_of[number].append(spec)
-        self.obstacles = {number: _why_not_native(specs_of[number], kernels, page_size) for number in specs_of}
-        made: dict[tuple[int, AttentionSpec], AttentionBackend] = {}
-        for number, spec in zip(self._group_of, specs, strict=True):
-            if (number, spec) not in made:
-                made[number, spec] = _backend(name, spec, self.obstacles[number], kernels, page_size)
-        self._backends = [made[key] for key in zip(self._group_of, specs, strict=True)]
+        firsts = [specs[group.layers[0]] for group in self.groups]
+        self.obstacles = [NativeAttention.why_not(spec, kernels, page_size) for spec in firsts]
+        numbers = dict(zip(specs, self._group_of, strict=True))
+        made = {
+            spec: _backend(name, spec, self.obstacles[number], kernels, page_size) for spec, number in numbers.items()
+        }
+        self._backends = [made[spec] for spec in specs]
         self._first = [self._backends[group.layers[0]] for group in self.groups]
 
     def __getitem__(self, layer_idx: int) -> AttentionBackend:
@@ -111,7 +110,6 @@ def kv_groups(specs: Sequence[AttentionSpec]) -> tuple[KVGroup, ...]:
     return tuple(
         KVGroup(
             layers=tuple(layers),
-            num_heads=spec.num_heads,
             num_kv_heads=spec.num_kv_heads,
             head_dim=spec.head_dim,
             value_dim=0 if spec.values_in_keys else spec.value_size,
@@ -124,11 +122,7 @@ def kv_groups(specs: Sequence[AttentionSpec]) -> tuple[KVGroup, ...]:
 
 def _shared_part(spec: AttentionSpec) -> AttentionSpec:
     """What layers of a group have in common: all that a plan and pages depend on."""
-    return replace(spec, scale=1.0, softcap=None, has_sinks=False, kv_layer=None)
-
-
-def _why_not_native(specs: Sequence[AttentionSpec], kernels: NativeKernels, page_size: int) -> str | None:
-    return next((why for spec in specs if (why := NativeAttention.why_not(spec, kernels, page_size))), None)
+    return replace(spec, value_dim=spec.value_size, scale=1.0, softcap=None, has_sinks=False, kv_layer=None)
 
 
 def _backend(

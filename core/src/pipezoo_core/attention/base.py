@@ -1,4 +1,4 @@
-"""The attention seam: what a model needs, what a backend promises, and the module that joins the two."""
+"""The attention seam: what a model needs, and what a backend promises."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class AttentionBackend(abc.ABC):
         """Returns the shapes of a layer's key and value pages; None for values that lie in the keys."""
 
     @abc.abstractmethod
-    def plan(self, batch: RaggedBatch, page_size: int, device: torch.device, group: int = 0) -> Any:
+    def plan(self, batch: RaggedBatch, page_size: int, device: torch.device, group: int) -> Any:
         """Does the part of a step's work that is the same for all layers of a group."""
 
     @abc.abstractmethod

@@ -29,7 +29,6 @@ _QUERIES = 48  # queries of one key/value head that an item has at most: four ti
 _KEYS = 256  # a decode is cut after so many keys
 _PAGE_MULTIPLE = 32
 _MAX_HEAD_DIM = 512  # of the kernels
-_CPU = torch.device("cpu")  # named wherever a tensor is made, because torch's default may be another
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +69,7 @@ class NativeAttention(AttentionBackend):
         self._slopes = np.array(spec.alibi_slopes or (), dtype=np.float32)
         slopes = self._slopes.ctypes.data if spec.alibi_slopes else 0
         self._layer = np.array([bits(spec.scale), bits(spec.softcap or 0.0), slopes], dtype=np.int64)
+        self._layer_address = self._layer.ctypes.data
 
     @staticmethod
     def why_not(spec: AttentionSpec, kernels: NativeKernels, page_size: int) -> str | None:
@@ -88,7 +88,7 @@ class NativeAttention(AttentionBackend):
         cells = (num_pages, self.spec.num_kv_heads)
         return (*cells, page_size * self.spec.head_dim), (*cells, page_size * self.spec.value_size)
 
-    def plan(self, batch: RaggedBatch, page_size: int, device: torch.device, group: int = 0) -> NativePlan:
+    def plan(self, batch: RaggedBatch, page_size: int, device: torch.device, group: int) -> NativePlan:
         """Cuts the step into items.
 
         With 3 query heads per key/value head, pages of 64 and a request of 300 tokens that feeds one more: items
@@ -193,5 +193,5 @@ class NativeAttention(AttentionBackend):
     ) -> Tensor:
         """Does all of it in one call."""
         width = self.spec.num_heads * self.spec.value_size
-        pages, layer = (key_pages, value_pages), self._layer.ctypes.data
-        return self._kernels.attend((q, k, v), rotation, pages, (plan.address, layer), sinks, width)
+        descriptions = (plan.address, self._layer_address)
+        return self._kernels.attend((q, k, v), rotation, (key_pages, value_pages), descriptions, sinks, width)

@@ -33,7 +33,7 @@ class PagedAttention(AttentionBackend):
         cells = (num_pages, self.spec.num_kv_heads, page_size)
         return (*cells, self.spec.head_dim), None if self.spec.values_in_keys else (*cells, self.spec.value_size)
 
-    def plan(self, batch: RaggedBatch, page_size: int, device: torch.device, group: int = 0) -> PagedPlan:
+    def plan(self, batch: RaggedBatch, page_size: int, device: torch.device, group: int) -> PagedPlan:
         """Sorts the step's requests into decodes and prefills and prepares indices and biases."""
         return plan_pages(self.spec, batch, page_size, device, group)
 

@@ -24,7 +24,7 @@ class ReferenceAttention(AttentionBackend):
         cells = (num_pages, page_size, self.spec.num_kv_heads)
         return (*cells, self.spec.head_dim), None if self.spec.values_in_keys else (*cells, self.spec.value_size)
 
-    def plan(self, batch: RaggedBatch, page_size: int, device: torch.device, group: int = 0) -> RaggedBatch:
+    def plan(self, batch: RaggedBatch, page_size: int, device: torch.device, group: int) -> RaggedBatch:
         """Takes the lists as they are."""
         del page_size, device
         return replace(batch, pages=[batch.pages[group]])

@@ -121,7 +121,7 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, PipelineModel[TextContext],
 
     @classmethod
     def estimate_lora_memory(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> int:
-        """Returns the bytes of the slots, which every linear layer but the head has, and of adapters in host memory."""
+        """Returns the bytes of the slots, of every linear layer but head and experts, and of adapters on the host."""
         assert pipeline_config.lora is not None
         outline = cls._outline(pipeline_config, huggingface_config)
         return lora_memory(pipeline_config.lora, outline, torch.device(pipeline_config.device))
@@ -194,7 +194,7 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, PipelineModel[TextContext],
         params = cache_params(self.config, len(self.devices), self.kv_cache_config, self.dtype, model_id=model_id)
         max_chunk, batch_size = self.pipeline_config.max_batch_tokens, self.pipeline_config.max_batch_size
         if available_cache_memory is None:
-            available_cache_memory = batch_size * params.size_of(params.num_pages_held(self.max_seq_len, max_chunk))
+            available_cache_memory = batch_size * params.bytes_held(self.max_seq_len, max_chunk)
         num_pages = params.divide(available_cache_memory, batch_size, self.max_seq_len, max_chunk)
         own_part = replace(params, groups=self._backends.groups)
         return PagedKVCacheManager(own_part, num_pages, self._backends, session.device)

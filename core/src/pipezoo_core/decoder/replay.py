@@ -56,13 +56,9 @@ def step_outlook(module_class: Any, config: DecoderConfig, pipeline_config: Pipe
 
 def _attention(backends: AttentionBackends, name: AttentionName) -> str:
     """Names the backends of the groups of layers, and what kept `auto` from choosing the kernels."""
-    is_free = name is AttentionName.auto
-    reasons = [backends.obstacles[group] if is_free else None for group in range(len(backends.groups))]
     names = [
-        backend.name
-        if reason is None or isinstance(backend, NativeAttention)
-        else f"{backend.name} (no kernel: {reason})"
-        for backend, reason in zip(backends.of_groups, reasons, strict=True)
+        f"{backend.name} (no kernel: {why})" if name is AttentionName.auto and why else backend.name
+        for backend, why in zip(backends.of_groups, backends.obstacles, strict=True)
     ]
     return ", ".join(dict.fromkeys(names))
 

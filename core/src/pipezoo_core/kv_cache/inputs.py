@@ -64,7 +64,7 @@ class RaggedBatch:
             for position in range(cached, cached + active)
         ]
 
-    def cells(self, page_size: int, group: int = 0) -> tuple[list[int], list[int]]:
+    def cells(self, page_size: int, group: int) -> tuple[list[int], list[int]]:
         """Returns where each row's key and value are written: their pages of a group, and their places in these."""
         spans = zip(self.cache_lengths, self.active_lengths, self.pages[group], strict=True)
         pages = [

@@ -64,6 +64,11 @@ class PagedKVCacheManager:
         return sum(books.pool.num_free for books in self._books)
 
     @property
+    def free_pages(self) -> str:
+        """Free pages and all pages of each group of layers, for messages."""
+        return ", ".join(f"{books.pool.num_free} free of {books.pool.num_pages}" for books in self._books)
+
+    @property
     def used_pages_pct(self) -> float:
         """Share of the pages that requests refer to, in percent; of the group with the greatest share."""
         return max(100.0 * (1 - books.pool.num_free / books.pool.num_pages) for books in self._books)
@@ -155,7 +160,7 @@ class PagedKVCacheManager:
         position = context.cache_length
         most_held = self.params.num_pages_held(sys.maxsize, max_chunk)
         ends = (
-            books.first_visible_page(position) + (min(held, count) if books.is_bounded else count)
+            books.first_visible_page(position) + min(held, count)
             for books, held, count in zip(self._books, most_held, self.num_pages, strict=True)
         )
         return min(ends) * self.params.page_size - position
@@ -171,7 +176,7 @@ class PagedKVCacheManager:
             if _num_tokens_after(context, num_steps) > claim.num_pages * self.params.page_size:
                 raise InsufficientPagesError(
                     "a request has not reserved the pages for its next step",
-                    found=f"{claim.num_pages} pages, {self.num_free_pages} free of {self.total_num_pages}",
+                    found=f"{claim.num_pages} pages, {self.free_pages}",
                     cure="Call `maybe_reserve` first, and run the step only if it returns True.",
                 )
         ragged = RaggedBatch(
@@ -253,7 +258,7 @@ class PagedKVCacheManager:
         cls, params: KVCacheParams, max_batch_size: int, max_length: int, max_chunk: int, available_cache_memory: int
     ) -> int:
         """Returns the bytes to use: what a full batch of longest requests takes, or what there is, in whole pages."""
-        wanted = max_batch_size * params.size_of(params.num_pages_held(max_length, max_chunk))
+        wanted = max_batch_size * params.bytes_held(max_length, max_chunk)
         return params.size_of(params.divide(min(wanted, available_cache_memory), max_batch_size, max_length, max_chunk))
 
     @classmethod
@@ -272,7 +277,7 @@ class PagedKVCacheManager:
 
         A name of MAX's; here `max_batch_size` is a setting.
         """
-        return max(1, available_cache_memory // params.size_of(params.num_pages_held(max_length, max_chunk)))
+        return max(1, available_cache_memory // params.bytes_held(max_length, max_chunk))
 
 
 def _num_tokens_after(context: TextContext, num_steps: int) -> int:

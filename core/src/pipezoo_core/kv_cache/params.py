@@ -17,7 +17,6 @@ class KVGroup:
 
     Attributes:
         layers: which layers of the model write these pages.
-        num_heads: query heads.
         num_kv_heads: key/value heads.
         head_dim: numbers per head of a key.
         value_dim: numbers per head of a value; 0 where the values are a part of the keys.
@@ -26,7 +25,6 @@ class KVGroup:
     """
 
     layers: tuple[int, ...]
-    num_heads: int
     num_kv_heads: int
     head_dim: int
     value_dim: int
@@ -66,19 +64,9 @@ class KVCacheParams:
     max_shareable_prompt: int | None = None
 
     @property
-    def bytes_per_token(self) -> int:
-        """K and V of one token over all layers, in bytes."""
-        return sum(group.numbers_per_token for group in self.groups) * self.dtype.itemsize
-
-    @property
     def page_bytes(self) -> tuple[int, ...]:
         """K and V of one page of each group, over the group's layers, in bytes."""
         return tuple(group.numbers_per_token * self.page_size * self.dtype.itemsize for group in self.groups)
-
-    @property
-    def bytes_per_page(self) -> int:
-        """K and V of one page of every group, in bytes."""
-        return sum(self.page_bytes)
 
     def size_of(self, num_pages: Sequence[int]) -> int:
         """Returns the bytes of so many pages of each group."""
@@ -97,6 +85,10 @@ class KVCacheParams:
         """
         needed = self.num_pages_for(num_tokens)
         return tuple(needed if most is None else min(needed, most) for most in self._most_pages_held(max_chunk))
+
+    def bytes_held(self, num_tokens: int, max_chunk: int) -> int:
+        """Returns the bytes of the pages that a request has at the same time, at most; see `num_pages_held`."""
+        return self.size_of(self.num_pages_held(num_tokens, max_chunk))
 
     def max_tokens_in(self, num_pages: Sequence[int]) -> int:
         """How many tokens one request may have in so many pages of each group; `sys.maxsize` for any number."""
@@ -134,9 +126,10 @@ class KVCacheParams:
         budget = num_bytes // 2 if others else num_bytes
         if num_tokens <= longest:
             budget = min(budget, num_bytes - sum(least[i] * sizes[i] for i in others))
+        spare = max(0, budget - sum(least[i] * sizes[i] for i in bounded))
         for i in bounded:
-            share = budget * wanted[i] // sum(wanted[j] * sizes[j] for j in bounded)
-            pages[i] = max(least[i], min(num_requests * wanted[i], share))
+            share = least[i] + spare * wanted[i] // sum(wanted[j] * sizes[j] for j in bounded)
+            pages[i] = min(max(least[i], num_requests * wanted[i]), share)
         left = max(0, num_bytes - self.size_of(pages))
         for i in others:
             pages[i] = left // sum(sizes[j] for j in others)
@@ -148,7 +141,7 @@ class KVCacheParams:
         low, high = 0, max(num_bytes // min(self.page_bytes), *(count or 0 for count in most)) + 1
         while high - low > 1:  # pages that fit, and pages that do not
             middle = (low + high) // 2
-            if self.size_of(self.num_pages_held(middle * self.page_size, 1)) <= num_bytes:
+            if self.bytes_held(middle * self.page_size, 1) <= num_bytes:
                 low = middle
             else:
                 high = middle

@@ -255,9 +255,7 @@ class LoRAManager:
             # What the checkpoint's adapter does to the rows of a weight, it does to those of B: it may change their
             # order, and divide what was trained as one layer among several of the module. A is of them all.
             renamed = self._rename({f"{name}.weight": weights.b})
-            if not renamed:
-                misfits.append(f"{name} is no linear layer that adapters can change")
-            for weight_name, b in renamed.items():
+            for weight_name, b in (renamed or {"": weights.b}).items():  # what it drops is found nowhere
                 own_name = weight_name.removesuffix(".weight")
                 shape = (b.shape[0], weights.a.shape[1])
                 target = self._module.targets.get(own_name)

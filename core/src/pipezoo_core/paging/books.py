@@ -129,7 +129,6 @@ def known_prefix(claim: Claim, tokens: Sequence[int], books: Sequence[GroupBooks
             best = num_pages
     del claim.hashes[best:]
     claim.num_committed = best
-    claim.holdings = [Holding() for _ in books]
     for holding, known, group in zip(claim.holdings, pages, books, strict=True):
         holding.num_expired = group.first_visible_page(best * page_size)
         holding.pages = [NO_PAGE] * holding.num_expired + known[holding.num_expired : best]

@@ -136,7 +136,7 @@ class ModelRunner:
             if not self._manager.maybe_reserve(context, num_steps):
                 raise InsufficientPagesError(
                     "the KV cache has no free page for this step",
-                    found=f"{self._manager.num_free_pages} free of {self._manager.total_num_pages}",
+                    found=self._manager.free_pages,
                     cure="Run fewer requests at once, or load with more kv_cache_memory.",
                 )
 
