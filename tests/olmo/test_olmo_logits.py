@@ -4,18 +4,17 @@ import pytest
 import torch
 from families import (
     NATIVE,
-    PROMPTS,
     assert_adapters_equal_merged,
     assert_equal_greedy_tokens,
     assert_equal_logits,
     assert_equal_on_ranks,
     assert_matters,
-    expected_logits,
+    assert_near_logits,
     save,
     why_not_replayed,
 )
 from olmo.tiny_olmo import CLASSES, MIXED, make
-from tiny_models import load_model, logits_of
+from tiny_models import load_model
 
 from pipezoo_core.config import SupportedEncoding
 from pipezoo_core.native import NativeKernels
@@ -103,9 +102,7 @@ def test_plain_torch(family, tmp_path):
 def test_lower_precision_is_near(family, encoding, most, tmp_path):
     reference = make(family)
     model = load_model(*saved(reference, tmp_path), **NATIVE, encoding=SupportedEncoding(encoding))
-    for prompt, found in zip(PROMPTS, logits_of(model, PROMPTS), strict=True):
-        expected = expected_logits(reference, prompt)
-        assert (found - expected).abs().max() < most * expected.abs().max()
+    assert_near_logits(reference, model, most)
 
 
 SWITCHES = ["activation", "theta", "linear", "yarn", "clip", "eps", "wide", "layer_types"]
