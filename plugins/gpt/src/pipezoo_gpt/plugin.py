@@ -13,10 +13,10 @@ API_VERSION = 2
 
 @hookimpl
 def pipezoo_architectures() -> list[SupportedArchitecture]:
-    """Returns GPT-2."""
-    from pipezoo_gpt.gpt2 import GPT2PipelineModel
-    from pipezoo_gpt.huggingface_config import GPT2HuggingFaceConfig
-    from pipezoo_gpt.weight_adapters import adapt_gpt2
+    """Returns the architectures, each in a package of its own."""
+    from pipezoo_gpt.gpt2.model import GPT2PipelineModel
+    from pipezoo_gpt.gpt2.huggingface_config import GPT2HuggingFaceConfig
+    from pipezoo_gpt.gpt2.weight_adapters import adapt_gpt2
 
     return [
         SupportedArchitecture(

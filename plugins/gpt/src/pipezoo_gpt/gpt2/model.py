@@ -21,7 +21,7 @@ from pipezoo_core.layers import (
     RowParallelLinear,
     VocabParallelEmbedding,
 )
-from pipezoo_gpt.config import GPT2Config
+from pipezoo_gpt.gpt2.config import GPT2Config
 
 __all__ = ["GPT2LMHeadModel", "GPT2PipelineModel"]
 
