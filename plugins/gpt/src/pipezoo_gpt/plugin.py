@@ -14,8 +14,8 @@ API_VERSION = 2
 @hookimpl
 def pipezoo_architectures() -> list[SupportedArchitecture]:
     """Returns the architectures, each in a package of its own."""
-    from pipezoo_gpt.gpt2.model import GPT2PipelineModel
     from pipezoo_gpt.gpt2.huggingface_config import GPT2HuggingFaceConfig
+    from pipezoo_gpt.gpt2.model import GPT2PipelineModel
     from pipezoo_gpt.gpt2.weight_adapters import adapt_gpt2
 
     return [
