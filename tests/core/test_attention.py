@@ -152,6 +152,7 @@ CASES += [(name, batch) for name in FURTHER for batch in ("decodes", "mixed", "s
 BACKENDS_AND_CASES = [(paged, *case) for case in CASES] + [(native, *case) for case in CASES if case[0] != "latent"]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(("backend", "spec_name", "batch_name"), BACKENDS_AND_CASES)
 def test_equals_reference(backend, spec_name, batch_name):
     spec = {**SPECS, **FURTHER}[spec_name]
@@ -226,6 +227,7 @@ def test_a_request_that_overflows_spoils_no_other(value, backend):
     torch.testing.assert_close(run(backend(spec, q.dtype), batch, q, k, v, past_k, past_v)[0], expected)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("backend", [*BACKENDS, lambda spec, dtype: ReferenceAttention(spec)])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

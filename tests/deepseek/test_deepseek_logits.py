@@ -20,6 +20,8 @@ from pipezoo_core.config import LoRAConfig
 from pipezoo_core.errors import UnsupportedAdapterError, UnsupportedCheckpointError
 from pipezoo_core.request import TextGenerationRequest
 
+pytestmark = pytest.mark.matrix
+
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
 LONGROPE = {
     "rope_type": "longrope",

@@ -18,6 +18,8 @@ from pipezoo_core.weights import open_gguf
 from pipezoo_llama.config import config_from_gguf
 from pipezoo_llama.plugin import pipezoo_architectures
 
+pytestmark = pytest.mark.matrix
+
 
 def make(**changes):
     return make_llama(vocab_size=len(TOKENS), intermediate_size=64, **changes)

@@ -28,6 +28,8 @@ from pipezoo_mistral.config import MistralConfig
 from pipezoo_mistral.huggingface_config import MixtralHuggingFaceConfig
 from pipezoo_mistral.plugin import pipezoo_architectures
 
+pytestmark = pytest.mark.matrix
+
 HAS_KERNELS = NativeKernels(torch.device("cpu"), torch.float32).obstacle is None
 (MIXTRAL,) = (each for each in pipezoo_architectures() if each.name == "MixtralForCausalLM")
 CONFIGS = {

@@ -25,6 +25,8 @@ from pipezoo_core.native import NativeKernels
 from pipezoo_core.request import TextGenerationRequest
 from pipezoo_qwen.config import QwenConfig
 
+pytestmark = pytest.mark.matrix
+
 HAS_KERNELS = NativeKernels(torch.device("cpu"), torch.float32).obstacle is None
 BOTH = {
     "default": {},
