@@ -17,6 +17,9 @@ def pipezoo_architectures() -> list[SupportedArchitecture]:
     from pipezoo_gpt.gpt2.huggingface_config import GPT2HuggingFaceConfig
     from pipezoo_gpt.gpt2.model import GPT2PipelineModel
     from pipezoo_gpt.gpt2.weight_adapters import adapt_gpt2
+    from pipezoo_gpt.gpt_neox.huggingface_config import GPTNeoXHuggingFaceConfig
+    from pipezoo_gpt.gpt_neox.model import GPTNeoXPipelineModel
+    from pipezoo_gpt.gpt_neox.weight_adapters import adapt_gpt_neox
 
     return [
         SupportedArchitecture(
@@ -25,5 +28,12 @@ def pipezoo_architectures() -> list[SupportedArchitecture]:
             pipeline_model=GPT2PipelineModel,
             huggingface_config=GPT2HuggingFaceConfig.from_dict,
             weight_adapters={WeightsFormat.safetensors: adapt_gpt2},
-        )
+        ),
+        SupportedArchitecture(
+            name="GPTNeoXForCausalLM",
+            model_types=("gpt_neox",),
+            pipeline_model=GPTNeoXPipelineModel,
+            huggingface_config=GPTNeoXHuggingFaceConfig.from_dict,
+            weight_adapters={WeightsFormat.safetensors: adapt_gpt_neox},
+        ),
     ]

@@ -15,6 +15,7 @@ PUBLISHED = {
     "gemma3_text": "pipezoo-gemma",
     "gpt-oss": "pipezoo-gpt-oss",
     "gpt2": "pipezoo-gpt",
+    "gpt_neox": "pipezoo-gpt",
     "gpt_oss": "pipezoo-gpt-oss",
     "llama": "pipezoo-llama",
     "ministral3": "pipezoo-mistral",
