@@ -1,7 +1,7 @@
 """Tiny random GPT-NeoX models, made by transformers."""
 
 from gguf_files import TOKENS
-from gpt.tiny_gpt import ARCHITECTURES
+from gpt.tiny_gpt import ARCHITECTURES, SPECIAL
 from tiny_models import randomize
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
@@ -14,7 +14,6 @@ SIZES = {
     "num_attention_heads": 4,
     "max_position_embeddings": 256,
 }
-SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 WIDE = {"hidden_size": 64, "num_attention_heads": 2}  # heads of 32 numbers, for the kernels
 
 

@@ -20,6 +20,9 @@ def pipezoo_architectures() -> list[SupportedArchitecture]:
     from pipezoo_gpt.gpt_neox.huggingface_config import GPTNeoXHuggingFaceConfig
     from pipezoo_gpt.gpt_neox.model import GPTNeoXPipelineModel
     from pipezoo_gpt.gpt_neox.weight_adapters import adapt_gpt_neox
+    from pipezoo_gpt.gptj.huggingface_config import GPTJHuggingFaceConfig
+    from pipezoo_gpt.gptj.model import GPTJPipelineModel
+    from pipezoo_gpt.gptj.weight_adapters import adapt_gptj
 
     return [
         SupportedArchitecture(
@@ -35,5 +38,12 @@ def pipezoo_architectures() -> list[SupportedArchitecture]:
             pipeline_model=GPTNeoXPipelineModel,
             huggingface_config=GPTNeoXHuggingFaceConfig.from_dict,
             weight_adapters={WeightsFormat.safetensors: adapt_gpt_neox},
+        ),
+        SupportedArchitecture(
+            name="GPTJForCausalLM",
+            model_types=("gptj",),
+            pipeline_model=GPTJPipelineModel,
+            huggingface_config=GPTJHuggingFaceConfig.from_dict,
+            weight_adapters={WeightsFormat.safetensors: adapt_gptj},
         ),
     ]

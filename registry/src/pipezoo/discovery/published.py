@@ -17,6 +17,7 @@ PUBLISHED = {
     "gpt2": "pipezoo-gpt",
     "gpt_neox": "pipezoo-gpt",
     "gpt_oss": "pipezoo-gpt-oss",
+    "gptj": "pipezoo-gpt",
     "llama": "pipezoo-llama",
     "ministral3": "pipezoo-mistral",
     "mistral": "pipezoo-mistral",
