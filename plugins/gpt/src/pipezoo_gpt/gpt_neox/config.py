@@ -12,8 +12,9 @@ from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.layers import known_activation, max_rotary_length, max_shareable_length
+from pipezoo_core.weights import GGUFDecoder, GGUFFile
 
-__all__ = ["GPTNeoXConfig"]
+__all__ = ["GPTNeoXConfig", "config_from_gguf"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,3 +89,23 @@ class GPTNeoXConfig(DecoderConfig):
             head_dim=self.head_dim,
             scale=self.head_dim**-0.5,
         )
+
+
+def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
+    """Returns the config.json that a GGUF file stands for.
+
+    What its metadata leaves open is as in llama.cpp, the activation function as in Pythia: `gelu`.
+
+    Raises:
+        CorruptCheckpointError: a key that every GPT-NeoX file has is missing, or a size is no whole number above 0.
+        UnsupportedModelError: the file scales RoPE in a way that no config.json can say.
+    """
+    decoder = GGUFDecoder(file, "gptneox")
+    return {
+        **decoder.config(has_rms_norm=False, rotates_part=True),
+        "model_type": "gpt_neox",
+        "architectures": ["GPTNeoXForCausalLM"],
+        "layer_norm_eps": decoder.get("attention.layer_norm_epsilon"),
+        "use_parallel_residual": decoder.get("use_parallel_residual"),
+        "attention_bias": "blk.0.attn_qkv.bias" in file.weights,
+    }

@@ -45,5 +45,5 @@ class GPTNeoXHuggingFaceConfig(PretrainedConfig):
         rope.setdefault("rope_theta", others.pop("rotary_emb_base", self.default_theta))
         rope.setdefault("partial_rotary_factor", others.pop("rotary_pct", 0.25))
         self.rope_parameters = rope
-        self.standardize_rope_params()  # type: ignore[no-untyped-call]  # transformers'
+        self.standardize_rope_params()
         return others

@@ -57,12 +57,12 @@ class GPTNeoXLayer(nn.Module):
         self.mlp = MLP(hidden, inner, config.activation, names=names, bias=True)
 
     def forward(self, x_TH: Tensor, rotation: Rotation, kv: KVCacheInputs[Any]) -> Tensor:
-        attended_TH = self.attention(self.input_layernorm(x_TH), rotation, kv)
         if self.is_parallel:
-            attended_TH += self.mlp(self.post_attention_layernorm(x_TH))
-            x_TH += attended_TH
+            normalized_TH = self.post_attention_layernorm(x_TH)
+            x_TH += self.attention(self.input_layernorm(x_TH), rotation, kv)
+            x_TH += self.mlp(normalized_TH)
         else:
-            x_TH += attended_TH
+            x_TH += self.attention(self.input_layernorm(x_TH), rotation, kv)
             x_TH += self.mlp(self.post_attention_layernorm(x_TH))
         return x_TH
 
