@@ -11,6 +11,7 @@ from families import (
     assert_equal_logits,
     assert_equal_on_ranks,
     assert_matters,
+    assert_near_logits,
     expected_logits,
     save,
     why_not_replayed,
@@ -22,6 +23,7 @@ from tiny_models import load_model
 from transformers import AutoConfig, AutoModelForCausalLM, GPTNeoXConfig
 
 from pipezoo import registry
+from pipezoo_core.config import SupportedEncoding
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.request import TextGenerationRequest
@@ -143,6 +145,14 @@ def test_adapters_equal_merged_models(tmp_path):
 def test_ranks_equal_transformers(name, tmp_path):
     reference = make(**CONFIGS[name])
     assert_equal_on_ranks(reference, saved(reference, tmp_path / "model"), tmp_path)
+
+
+@needs_kernels
+@pytest.mark.parametrize(("encoding", "most"), [("bfloat16", 0.06), ("int8", 0.15)])
+def test_lower_precision_is_near(encoding, most, tmp_path):
+    reference = make(**WIDE)
+    model = load_model(*saved(reference, tmp_path), **NATIVE, encoding=SupportedEncoding(encoding))
+    assert_near_logits(reference, model, most)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
