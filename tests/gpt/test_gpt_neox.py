@@ -30,6 +30,14 @@ from pipezoo_core.request import TextGenerationRequest
 
 HAS_KERNELS = NativeKernels(torch.device("cpu"), torch.float32).obstacle is None
 needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="pipezoo-kernels cannot be used here")
+BY_LENGTH = {"dynamic", "longrope"}  # their frequencies are those of a request's length
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 LONGROPE = {
     "rope_type": "longrope",
     "original_max_position_embeddings": 64,
@@ -49,6 +57,8 @@ CONFIGS = {
     "theta": {"rope_parameters": rope(rope_theta=10.0)},
     "linear": {"rope_parameters": rope(rope_type="linear", factor=4.0)},
     "yarn": {"rope_parameters": rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=64)},
+    "llama3": {"rope_parameters": rope(**LLAMA3)},
+    "dynamic": {"rope_parameters": rope(rope_type="dynamic", factor=4.0), "max_position_embeddings": 32},
     "proportional": {"rope_parameters": rope(rope_type="proportional")},
     "longrope": {"rope_parameters": rope(**LONGROPE)},
 }
@@ -78,7 +88,7 @@ def config_of(raw):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_equal_transformers(name, tmp_path):
     reference = make(**CONFIGS[name])
-    chunks = (None,) if name == "longrope" else (None, 7)  # a chunk's frequencies would be those of its length
+    chunks = (None,) if name in BY_LENGTH else (None, 7)
     assert_equal_logits(reference, load_model(*saved(reference, tmp_path)), chunks=chunks)
 
 
