@@ -7,13 +7,16 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from families import assert_equal_logits, load_gguf, read_gguf_by_transformers
+from families import assert_equal_logits, expected_logits, load_gguf, read_gguf_by_transformers
 from gguf_files import ADDERS, CHAT_TEMPLATE, END, TOKENS
 from gpt import tiny_gpt, tiny_gpt_neox
 from gpt.tiny_gpt import ARCHITECTURES
 from gpt.tiny_gpt_neox import rope
+from lora.peft_adapters import merged, save_adapter
+from tiny_models import logits_of
 
 from pipezoo import registry
+from pipezoo_core.config import LoRAConfig
 from pipezoo_core.errors import CorruptCheckpointError, UnsupportedModelError
 from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.weights import open_gguf
@@ -136,6 +139,19 @@ def test_logits_equal_those_of_the_dequantized_weights(family, quantization, tmp
                 packed = gguf.quants.quantize(np.ascontiguousarray(values.numpy()), kind)
                 values.copy_(torch.from_numpy(gguf.quants.dequantize(packed, kind).copy()))
     assert_equal_logits(reference, load_gguf(ARCHITECTURES[family], path), chunks=(None,))
+
+
+@pytest.mark.parametrize("family", MAKE)
+def test_adapters_equal_merged_models(family, tmp_path):
+    """PEFT's fused layers have the order of the checkpoint, not of the file."""
+    reference, fused = MAKE[family](), {"gpt2": "c_attn", "gpt_neox": "query_key_value"}[family]
+    save_adapter(reference, tmp_path / "a", target_modules=[fused], fan_in_fan_out=family == "gpt2")
+    lora = LoRAConfig(lora_paths=[f"a={tmp_path / 'a'}"])
+    model = load_gguf(ARCHITECTURES[family], write(tmp_path, reference), lora=lora)
+    (found,) = logits_of(model, [[3, 1, 4, 1, 5]], loras=["a"])
+    expected = expected_logits(merged(reference, tmp_path / "a"), [3, 1, 4, 1, 5])
+    assert (found - expected).abs().max() < 1e-4
+    assert (expected - expected_logits(reference, [3, 1, 4, 1, 5])).abs().max() > 0.1
 
 
 def test_gpt_neox_without_biases_of_attention(tmp_path):

@@ -12,13 +12,14 @@ from pipezoo_core.weights import HEAD, LazyTensor, divided, renamed_from_gguf, w
 __all__ = ["adapt_gpt_neox", "adapt_gpt_neox_gguf"]
 
 _FUSED = "query_key_value"
+_SORTED = "qkv_proj"  # of GGUF
 _PARTS = ("q_proj", "k_proj", "v_proj")
 _HEAD_IN_FILES = "embed_out.weight"
 _MASK = re.compile(r"gpt_neox\.layers\.\d+\.attention\.bias")  # old checkpoints store it
 _GGUF_NAMES = {
     "token_embd": "gpt_neox.embed_in",
     "output_norm": "gpt_neox.final_layer_norm",
-    "attn_qkv": f"attention.{_FUSED}",
+    "attn_qkv": f"attention.{_SORTED}",
     "attn_output": "attention.dense",
     "ffn_up": "mlp.dense_h_to_4h",
     "ffn_down": "mlp.dense_4h_to_h",
@@ -43,12 +44,15 @@ def adapt_gpt_neox(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) 
 
 
 def adapt_gpt_neox_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
-    """Of the one matrix, the queries of all heads come first, then the keys, then the values."""
+    """Of the one matrix, the queries of all heads come first, then the keys, then the values.
+
+    A LoRA adapter has the names and the order of the other checkpoints.
+    """
     parts = dict.fromkeys(_PARTS, config.hidden_size)
     found: dict[str, LazyTensor] = {}
     for name, tensor in renamed_from_gguf(tensors, names=_GGUF_NAMES, layers="gpt_neox.layers").items():
-        found |= divided(name, tensor, _FUSED, parts) if f".{_FUSED}." in name else {name: tensor}
-    return found
+        found |= divided(name, tensor, _SORTED, parts) if f".{_SORTED}." in name else {name: tensor}
+    return adapt_gpt_neox(found, config)
 
 
 def _by_part(name: str, tensor: LazyTensor, num_heads: int) -> dict[str, LazyTensor]:
