@@ -9,7 +9,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from pipezoo_core.config import WeightsFormat
 from pipezoo_gpt.plugin import pipezoo_architectures
 
-(GPT2,) = pipezoo_architectures()
+ARCHITECTURES = {architecture.model_types[0]: architecture for architecture in pipezoo_architectures()}
+GPT2 = ARCHITECTURES["gpt2"]
 SIZES = {"vocab_size": len(TOKENS), "n_positions": 256, "n_embd": 32, "n_layer": 3, "n_head": 4}
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
@@ -25,5 +26,6 @@ def make(**changes):
 def saved(reference, folder):
     """What `load_model` takes, the config read from its file as the registry does."""
     reference.save_pretrained(folder)
-    config = GPT2.huggingface_config(json.loads((folder / "config.json").read_text()))
-    return GPT2.pipeline_model, folder, config, GPT2.weight_adapters[WeightsFormat.safetensors]
+    architecture = ARCHITECTURES[reference.config.model_type]
+    config = architecture.huggingface_config(json.loads((folder / "config.json").read_text()))
+    return architecture.pipeline_model, folder, config, architecture.weight_adapters[WeightsFormat.safetensors]

@@ -6,6 +6,7 @@ The keys are those that llama.cpp's converters write (`gguf-py/gguf/constants.py
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,11 @@ from pipezoo_core.weights.gguf import GGUFFile
 
 __all__ = ["GGUFDecoder", "model_type_of"]
 
-_MODEL_TYPES = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe"}  # where llama.cpp has another name
+_MODEL_TYPES = {  # where llama.cpp has another name
+    "gptneox": "gpt_neox",
+    "qwen2moe": "qwen2_moe",
+    "qwen3moe": "qwen3_moe",
+}
 _EMBEDDING = "token_embd.weight"
 _ROPE_SCALINGS = ("linear", "none", "yarn")
 _ROPE_KEYS = (
@@ -63,11 +68,12 @@ class GGUFDecoder:
         self._file = file
         self._prefix = f"{architecture}."
 
-    def config(self, *, has_rms_norm: bool = True) -> dict[str, Any]:
+    def config(self, *, has_rms_norm: bool = True, rotates_part: bool = False) -> dict[str, Any]:
         """Returns the fields of a config.json that decoders share, a head that is tied where the file has none.
 
         Args:
             has_rms_norm: whether `rms_norm_eps` is one of them.
+            rotates_part: see `rope_parameters`.
         """
         hidden_size, num_heads = self.size("embedding_length"), self.size("attention.head_count")
         head_dim = self.size("attention.key_length", hidden_size // num_heads)
@@ -83,7 +89,7 @@ class GGUFDecoder:
             "num_key_value_heads": self.size("attention.head_count_kv", num_heads),
             "head_dim": head_dim,
             "max_position_embeddings": self.size("context_length"),
-            "rope_parameters": self.rope_parameters(head_dim),
+            "rope_parameters": self.rope_parameters(head_dim, rotates_part=rotates_part),
             "tie_word_embeddings": "output.weight" not in weights,
             "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
             "eos_token_id": metadata.get("tokenizer.ggml.eos_token_id"),
@@ -110,8 +116,14 @@ class GGUFDecoder:
             )
         return size
 
-    def rope_parameters(self, head_dim: int) -> dict[str, Any]:
-        """Returns `rope_parameters`; every key below `rope` is read or, where it matters, refused."""
+    def rope_parameters(self, head_dim: int, *, rotates_part: bool = False) -> dict[str, Any]:
+        """Returns `rope_parameters`; every key below `rope` is read or, where it matters, refused.
+
+        Args:
+            head_dim: numbers per head.
+            rotates_part: whether the model can rotate a part of each head, which `partial_rotary_factor` then says;
+                otherwise a file that does is refused.
+        """
         prefix = f"{self._prefix}rope."
         found = {
             key.removeprefix(prefix): value for key, value in self._file.metadata.items() if key.startswith(prefix)
@@ -119,7 +131,14 @@ class GGUFDecoder:
         kind = found.get("scaling.type", "linear")
         factor = found.get("scaling.factor", found.get("scale_linear")) or 1.0  # 0 is none, too
         rope = {"rope_type": "default", "rope_theta": found.get("freq_base", 10000.0)}
-        _check_rope_keys(found, kind, head_dim, prefix)
+        rotated = self.size("rope.dimension_count", head_dim)
+        if rotates_part:
+            rope["partial_rotary_factor"] = _part(rotated, head_dim)
+        elif rotated != head_dim:
+            raise UnsupportedModelError(
+                "the GGUF file rotates only a part of each head", found=rotated, allowed=head_dim
+            )
+        _check_rope_keys(found, kind, prefix)
         if kind == "yarn":
             original = found.get("scaling.original_context_length", self.get("context_length"))
             rope |= {"rope_type": kind, "factor": factor, "original_max_position_embeddings": original}
@@ -131,20 +150,25 @@ class GGUFDecoder:
             return rope
         if rope["rope_type"] != "default":
             raise UnsupportedModelError("the GGUF file scales RoPE twice", found=f"rope_freqs and {kind} by {factor}")
-        return rope | _llama3_from_divisors(divisors.load().float(), rope["rope_theta"], head_dim)
+        return rope | _llama3_from_divisors(divisors.load().float(), rope["rope_theta"], rotated)
 
 
 def _incomplete(name: str) -> CorruptCheckpointError:
     return CorruptCheckpointError(f"the GGUF file lacks {name!r}", cure="Convert the model again.")
 
 
-def _check_rope_keys(found: Mapping[str, Any], kind: object, head_dim: int, prefix: str) -> None:
+def _part(rotated: int, head_dim: int) -> float:
+    """Returns the part of a head that so many of its numbers are: times `head_dim` it is no less than these.
+
+    6 of 47 are 0.1276…, and 47 · (6 / 47) is less than 6 in floats.
+    """
+    part = rotated / head_dim
+    return part if int(head_dim * part) == rotated else math.nextafter(part, math.inf)
+
+
+def _check_rope_keys(found: Mapping[str, Any], kind: object, prefix: str) -> None:
     if kind not in _ROPE_SCALINGS:
         raise UnsupportedModelError("the GGUF file scales RoPE in an unknown way", found=kind, allowed=_ROPE_SCALINGS)
-    if found.get("dimension_count", head_dim) != head_dim:
-        raise UnsupportedModelError(
-            "the GGUF file rotates only a part of each head", found=found["dimension_count"], allowed=head_dim
-        )
     read = {*_ROPE_KEYS, *(_YARN_KEYS if kind == "yarn" else ())}
     refused = [
         f"{prefix}{key} = {value!s:.80}"
@@ -155,7 +179,7 @@ def _check_rope_keys(found: Mapping[str, Any], kind: object, head_dim: int, pref
         raise UnsupportedModelError("the GGUF file has settings of RoPE that no config.json can say", found=refused)
 
 
-def _llama3_from_divisors(divisors: Tensor, theta: float, head_dim: int) -> dict[str, Any]:
+def _llama3_from_divisors(divisors: Tensor, theta: float, rotary_dim: int) -> dict[str, Any]:
     """Recognizes Llama 3.1's scaling in the divisors per frequency, which are all that a GGUF file keeps of it."""
     scaled = {
         "rope_type": "llama3",
@@ -164,8 +188,8 @@ def _llama3_from_divisors(divisors: Tensor, theta: float, head_dim: int) -> dict
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    plain = RotaryEmbedding({"rope_type": "default", "rope_theta": theta}, head_dim, 8192).inverse_frequencies
-    guess = RotaryEmbedding({**scaled, "rope_theta": theta}, head_dim, 8192).inverse_frequencies
+    plain = RotaryEmbedding({"rope_type": "default", "rope_theta": theta}, rotary_dim, 8192).inverse_frequencies
+    guess = RotaryEmbedding({**scaled, "rope_theta": theta}, rotary_dim, 8192).inverse_frequencies
     if divisors.shape != plain.shape or not torch.allclose(plain / divisors, guess, rtol=1e-3):
         raise UnsupportedModelError(
             "the GGUF file scales RoPE by factors of its own (rope_freqs)", allowed="those of Llama 3.1"

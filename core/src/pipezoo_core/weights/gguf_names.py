@@ -40,6 +40,7 @@ def renamed_from_gguf(
     tensors: Mapping[str, LazyTensor],
     changes: Mapping[str, Callable[[LazyTensor], LazyTensor]] | None = None,
     names: Mapping[str, str] | None = None,
+    layers: str = "model.layers",
 ) -> dict[str, LazyTensor]:
     """Returns tensors by the names of a module: `blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`.
 
@@ -51,6 +52,7 @@ def renamed_from_gguf(
         tensors: of a GGUF file.
         changes: what becomes of those of a kind, e.g. of `attn_q`.
         names: of kinds that are not Llama's, or are called otherwise in the module: `{"ffn_norm": "norm_2"}`.
+        layers: what the module calls its layers.
     """
     found: dict[str, LazyTensor] = {}
     known, changes = {**_NAMES, **(names or {})}, changes or {}
@@ -62,7 +64,7 @@ def renamed_from_gguf(
             found[name] = tensor
             continue
         layer, kind, parameter = match.groups()
-        prefix = "" if layer is None else f"model.layers.{layer}."
+        prefix = "" if layer is None else f"{layers}.{layer}."
         if kind in _STACKED:
             experts = enumerate(tensor.unstacked())
             found |= {f"{prefix}mlp.experts.{i}.{_STACKED[kind]}.{parameter}": expert for i, expert in experts}
