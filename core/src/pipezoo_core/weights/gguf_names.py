@@ -33,7 +33,7 @@ _NAMES = {
 }
 _STACKED = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
 _OF_A_LAYER = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)")
-_TABLE = "rope_freqs.weight"  # the config has it
+_TABLES = ("rope_factors_long.weight", "rope_factors_short.weight", "rope_freqs.weight")  # the config has them
 
 
 def renamed_from_gguf(
@@ -56,7 +56,7 @@ def renamed_from_gguf(
     known, changes = {**_NAMES, **(names or {})}, changes or {}
     for name, tensor in tensors.items():
         match = _OF_A_LAYER.fullmatch(name)
-        if name == _TABLE:
+        if name in _TABLES:
             continue
         if match is None or (match[2] not in known and match[2] not in _STACKED):
             found[name] = tensor
