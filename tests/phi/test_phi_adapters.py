@@ -1,4 +1,4 @@
-"""Adapters of Phi-3 that were trained where its fused layers are apart, or the other way round, against merged weights."""
+"""Adapters of Phi-3, trained on its fused layers or where these are apart, against merged weights."""
 
 import pytest
 import torch

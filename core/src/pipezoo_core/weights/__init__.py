@@ -10,6 +10,7 @@ from pipezoo_core.weights.loading import load_module
 from pipezoo_core.weights.progress import observed_weights
 from pipezoo_core.weights.redundant import HEAD, without_redundant
 from pipezoo_core.weights.safetensors import find_safetensors, open_safetensors, safetensors_names
+from pipezoo_core.weights.text_part import of_text_part
 
 __all__ = [
     "HEAD",
@@ -25,6 +26,7 @@ __all__ = [
     "load_module",
     "model_type_of",
     "observed_weights",
+    "of_text_part",
     "open_gguf",
     "open_safetensors",
     "open_weights",

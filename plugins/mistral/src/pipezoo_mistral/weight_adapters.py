@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from transformers import PretrainedConfig
 
-from pipezoo_core.weights import LazyTensor, in_halves, renamed_from_gguf, without_redundant
+from pipezoo_core.weights import LazyTensor, in_halves, of_text_part, renamed_from_gguf, without_redundant
 
-__all__ = ["adapt_gguf", "adapt_mixtral", "adapt_safetensors"]
+__all__ = ["adapt_gguf", "adapt_mixtral", "adapt_safetensors", "adapt_text_part"]
 
 _MIXTRAL = {".block_sparse_moe.": ".mlp.", ".w1.": ".gate_proj.", ".w2.": ".down_proj.", ".w3.": ".up_proj."}
 
@@ -16,6 +16,11 @@ _MIXTRAL = {".block_sparse_moe.": ".mlp.", ".w1.": ".gate_proj.", ".w2.": ".down
 def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
     """The names are the module's own."""
     return without_redundant(tensors, config)
+
+
+def adapt_text_part(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
+    """Of a Mistral 3 that also sees, leaves out what makes tokens of images."""
+    return adapt_safetensors(of_text_part(tensors), config)
 
 
 def adapt_mixtral(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
