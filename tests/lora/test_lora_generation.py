@@ -318,7 +318,7 @@ def test_settings(load_tiny, adapters, tiny_gguf):
     assert llm.pipeline_config.lora.model_dump() == expected
     plan = registry.plan(tiny_gguf, lora_paths=adapters["c"])
     assert plan.pipeline_config.lora.model_dump() == {
-        "lora_paths": (str(adapters["c"]),), "max_num_loras": 1, "max_lora_rank": 6
+        "lora_paths": (str(adapters["c"]),), "max_num_loras": 1, "max_lora_rank": 6, "lora_experts": False
     }  # fmt: skip
 
 
