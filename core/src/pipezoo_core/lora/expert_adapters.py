@@ -6,14 +6,14 @@ The reference is PEFT's `ParamWrapper`. Shape suffixes: E experts, R rank, I in_
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from functools import lru_cache
 
 from torch import Tensor
 
 from pipezoo_core.weights import LazyTensor
 
-__all__ = ["EXPERT", "is_stacked", "of_each_expert", "stacked_name"]
+__all__ = ["EXPERT", "is_stacked", "leaves_experts_out", "of_each_expert", "stacked_name"]
 
 EXPERT = re.compile(r"\.experts\.(\d+)\.")
 """In the name of a layer of one expert."""
@@ -44,6 +44,20 @@ def stacked_name(layer: str, layers: Mapping[str, object], targets: Sequence[str
     names = [f"{experts}.{parameter}" for parameter in _PARAMETERS]
     meant = [name for name in names if any(f".{name}".endswith(f".{target}") for target in targets)]
     return dict(zip(wrapped, meant, strict=True))[layer] if len(meant) == len(wrapped) else None
+
+
+def leaves_experts_out(name: str, num_experts: int | None, targets: Container[str]) -> bool:
+    """Whether a layer is the last one of the experts that an adapter was trained on, and the model has more of them.
+
+    Args:
+        name: in the module, e.g. `model.layers.0.mlp.experts.7.down_proj`.
+        num_experts: of the adapter; None for a layer that was by itself.
+        targets: the module's layers.
+    """
+    number = EXPERT.search(name)
+    if number is None or num_experts is None or int(number[1]) != num_experts - 1:
+        return False
+    return EXPERT.sub(f".experts.{num_experts}.", name) in targets
 
 
 def of_each_expert(a: LazyTensor, b: LazyTensor, rank: int) -> list[tuple[LazyTensor, LazyTensor]]:

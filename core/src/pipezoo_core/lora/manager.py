@@ -21,7 +21,7 @@ from pipezoo_core.errors import (
 )
 from pipezoo_core.lora.adapted_module import AdaptedModule
 from pipezoo_core.lora.adapter import LoRAModel, LoRAWeights, open_adapter
-from pipezoo_core.lora.expert_adapters import EXPERT
+from pipezoo_core.lora.expert_adapters import leaves_experts_out
 from pipezoo_core.lora.layers import NO_LORA
 from pipezoo_core.lora.slots import LoRASlots
 from pipezoo_core.process_lock import ProcessLock
@@ -43,13 +43,11 @@ def resolve_lora_config(config: LoRAConfig) -> LoRAConfig:
     """
     if None not in (config.max_num_loras, config.max_lora_rank, config.lora_experts):
         return config
-    adapters = [open_adapter(path) for path in config.lora_paths]
+    adapters, experts = [open_adapter(path) for path in config.lora_paths], config.lora_experts
     return config.updated(
         max_num_loras=config.max_num_loras or max(1, len(adapters)),
         max_lora_rank=config.max_lora_rank or max((adapter.rank for adapter in adapters), default=_DEFAULT_RANK),
-        lora_experts=any(adapter.has_experts for adapter in adapters)
-        if config.lora_experts is None
-        else config.lora_experts,
+        lora_experts=any(adapter.has_experts for adapter in adapters) if experts is None else experts,
     )
 
 
@@ -272,7 +270,7 @@ class LoRAManager:
                     misfits.append(f"{name} is no linear layer that adapters can change")
                 elif shape != target.shape:
                     misfits.append(f"{name} is for {list(shape)} instead of {list(target.shape)}")
-                elif self._has_more_experts(own_name, weights.num_experts):
+                elif leaves_experts_out(own_name, weights.num_experts, self._module.targets):
                     misfits.append(f"{name} is the last of {weights.num_experts} experts, and the model has more")
                 elif own_name in layers:
                     misfits.append(f"{name} is there twice")
@@ -285,13 +283,6 @@ class LoRAManager:
                 cure="Take one that was trained on this model, on linear layers other than the head and routers.",
             )
         return layers
-
-    def _has_more_experts(self, own_name: str, num_experts: int | None) -> bool:
-        """Whether a layer is the last one of the experts that an adapter was trained on, and not the module's last."""
-        number = EXPERT.search(own_name)
-        if number is None or num_experts is None or int(number[1]) != num_experts - 1:
-            return False
-        return EXPERT.sub(f".experts.{num_experts}.", own_name) in self._module.targets
 
 
 def _not_found(name: str, loaded: list[str]) -> AdapterNotFoundError:
