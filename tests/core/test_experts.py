@@ -118,7 +118,7 @@ def test_ranks_divide_the_experts(tmp_path, num_ranks, linear):
         )
 
 
-def test_adapters_change_the_attention_and_no_experts(mixtral, tmp_path):
+def test_adapters_of_the_attention_need_no_room_for_experts(mixtral, tmp_path):
     reference, made = mixtral
     save_adapter(reference, tmp_path / "attention", target_modules=["q_proj", "o_proj"])
     lora = LoRAConfig(lora_paths=[f"one={tmp_path / 'attention'}"], max_num_loras=2)
@@ -135,7 +135,7 @@ def test_adapters_change_the_attention_and_no_experts(mixtral, tmp_path):
     path = tmp_path / "attention" / "adapter_model.safetensors"
     names = {name.replace("self_attn.q_proj", "mlp.experts.1.gate_proj"): x for name, x in load_file(path).items()}
     save_file(names, path)
-    with pytest.raises(UnsupportedAdapterError, match=r"layers\.0\.mlp\.experts\.1\.gate_proj is no linear layer that"):
+    with pytest.raises(UnsupportedAdapterError, match="changes experts, for which the model was loaded without room"):
         model.lora_manager.load_adapter(f"two={tmp_path / 'attention'}")
 
 

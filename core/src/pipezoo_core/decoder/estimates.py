@@ -12,7 +12,7 @@ from pipezoo_core.attention import AttentionBackends, AttentionSpec, NativeAtten
 from pipezoo_core.config import KVCacheConfig, LinearName, PipelineConfig
 from pipezoo_core.decoder.config import DecoderConfig
 from pipezoo_core.kv_cache import KVCacheParams
-from pipezoo_core.layers import DEQUANTIZED_AT_ONCE, FeedForward, as_split
+from pipezoo_core.layers import DEQUANTIZED_AT_ONCE, Experts, FeedForward, as_split
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.sampling_params import NUM_ECHOED_AT_ONCE, NUMBERS_SAMPLED_AT_ONCE
 from pipezoo_core.weights import torch_dtype
@@ -109,8 +109,11 @@ def _layer_moments(
     widest = max(specs, key=lambda spec: (spec.num_heads + spec.num_kv_heads) * spec.head_dim)
     queries, results = widest.num_heads * widest.head_dim, widest.num_heads * widest.value_size
     keys = widest.num_kv_heads * (widest.head_dim + widest.value_size)
-    fuse = pipeline_config.lora is None
-    layers = (layer.alive(is_native=is_native, fuse=fuse) for layer in feed_forward)
+    of_experts, of_others = pipeline_config.fuses_experts, pipeline_config.fuses_layers
+    layers = (
+        layer.alive(is_native=is_native, fuse=of_experts if isinstance(layer, Experts) else of_others)
+        for layer in feed_forward
+    )
     halves = [[queries + keys, results, hidden], max(layers, default=[inner, inner], key=sum)]
     num_tokens = pipeline_config.max_batch_tokens
     return [[num_tokens * width * itemsize for width in (hidden, hidden, *half)] for half in halves]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from pipezoo_core.config import LoRAConfig
 from pipezoo_core.distributed import DistributedGroup, Message, TensorParallelGroup
-from pipezoo_core.errors import RankLostError
+from pipezoo_core.errors import InvalidSettingError, RankLostError
+from pipezoo_core.layers import Experts
 from pipezoo_core.lora.layers import LoRABatch, LoRALinear, LoRATarget, adaptable_layers, group_rows
 
 __all__ = ["AdaptedModule", "lora_memory"]
@@ -44,6 +45,10 @@ class AdaptedModule:
     Attributes:
         dtype: of A and B.
         targets: the layers that an adapter may change, by their names in the module.
+        has_experts: whether experts are among them.
+
+    Raises:
+        InvalidSettingError: experts are to be changed, and the ranks of a group divide them.
     """
 
     def __init__(
@@ -63,7 +68,17 @@ class AdaptedModule:
         self._batch = LoRABatch()
         self.targets: dict[str, LoRATarget] = {}
         self._layers: dict[str, LoRALinear] = {}
-        for linear, targets in adaptable_layers(module):
+        if config.lora_experts and isinstance(group, DistributedGroup):
+            raise InvalidSettingError(
+                "adapters of experts are not computed on several devices",
+                found="setting 'lora_experts', or such an adapter in lora_paths",
+                cure="Load the model on one device, or merge the adapter into it.",
+            )
+        self.has_experts = bool(config.lora_experts)
+        if self.has_experts:
+            for mixture in [mixture for mixture in module.modules() if isinstance(mixture, Experts)]:
+                mixture.tell_rows(self._batch.of_rows)
+        for linear, targets in adaptable_layers(module, experts=self.has_experts):
             layer = LoRALinear(
                 linear,
                 self._batch,
@@ -158,7 +173,7 @@ def lora_memory(config: LoRAConfig, module: nn.Module, device: torch.device) -> 
     assert config.max_lora_rank is not None
     num_loaded = len(config.lora_paths) if device.type == "cpu" else 0
     size = 0
-    for linear, targets in adaptable_layers(module):
+    for linear, targets in adaptable_layers(module, experts=bool(config.lora_experts)):
         in_slots = len(targets) * (linear.in_features + linear.out_features)
         loaded = sum(sum(target.shape) for target in targets.values())
         size += (config.max_num_loras * in_slots + num_loaded * loaded) * linear.weight.dtype.itemsize

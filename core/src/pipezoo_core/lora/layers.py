@@ -6,6 +6,7 @@ Shape suffixes: T tokens of all requests in a row, R rank, I in_features, O out_
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -47,6 +48,30 @@ class LoRABatch:
 
     groups: Sequence[LoRAGroup] = ()
     num_rows: int = 0
+
+    @contextmanager
+    def of_rows(self, rows: Tensor) -> Iterator[None]:
+        """Makes the layers compute some of the step's rows, as long as the context lasts: those of an expert.
+
+        Adapter 0 has the step's rows 0, 4 and 5: of an expert's rows 1, 4 and 5 it has the last two.
+
+        Args:
+            rows: int64 [n], their numbers in the step.
+        """
+        whole = self.groups, self.num_rows
+        if self.groups:
+            self.groups = [LoRAGroup(group.slot, group.rank, _places(group.rows, rows)) for group in self.groups]
+            self.num_rows = len(rows)
+        try:
+            yield
+        finally:
+            self.groups, self.num_rows = whole
+
+
+def _places(of_group: slice | Tensor, rows: Tensor) -> Tensor:
+    if isinstance(of_group, slice):
+        return ((rows >= of_group.start) & (rows < of_group.stop)).nonzero().flatten()
+    return torch.isin(rows, of_group).nonzero().flatten()
 
 
 def group_rows(
@@ -180,13 +205,16 @@ class LoRATarget:
         return torch.cat([a[:, columns] for columns in self.shard.ranges], dim=1), b
 
 
-def adaptable_layers(module: nn.Module) -> Iterator[tuple[Linear, dict[str, LoRATarget]]]:
+def adaptable_layers(module: nn.Module, *, experts: bool = False) -> Iterator[tuple[Linear, dict[str, LoRATarget]]]:
     """Yields the linear layers with the name of each layer that it is, or that is merged in it.
 
-    All but the head and the experts of a mixture, whose rows are others than the step's.
+    Args:
+        module: all of whose layers are meant but the head.
+        experts: whether those of a mixture's experts are, too.
     """
     merged: set[nn.Module] = set()
-    in_experts = {part for experts in module.modules() if isinstance(experts, Experts) for part in experts.modules()}
+    mixtures = () if experts else [mixture for mixture in module.modules() if isinstance(mixture, Experts)]
+    in_experts = {part for mixture in mixtures for part in mixture.modules()}
     for name, child in module.named_modules():
         if child in in_experts:
             continue

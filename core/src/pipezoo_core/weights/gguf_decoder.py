@@ -21,6 +21,7 @@ __all__ = ["GGUFDecoder", "model_type_of"]
 
 _MODEL_TYPES = {  # where llama.cpp has another name
     "gptneox": "gpt_neox",
+    "phi2": "phi",
     "qwen2moe": "qwen2_moe",
     "qwen3moe": "qwen3_moe",
 }
@@ -35,6 +36,7 @@ _YARN_KEYS = {  # as a config.json calls them, from which converters take them
     "scaling.yarn_beta_fast": "beta_fast",
     "scaling.yarn_beta_slow": "beta_slow",
 }
+_LONGROPE_FACTORS = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
 _NEUTRAL = {"scaling.attn_factor": 1, "scaling.yarn_ext_factor": 1, "scaling.yarn_log_multiplier": 0}
 
 
@@ -73,7 +75,8 @@ class GGUFDecoder:
 
         Args:
             has_rms_norm: whether `rms_norm_eps` is one of them.
-            rotates_part: see `rope_parameters`.
+            rotates_part: whether the architecture's heads may be rotated in part, `rope.dimension_count` numbers of
+                each.
         """
         hidden_size, num_heads = self.size("embedding_length"), self.size("attention.head_count")
         head_dim = self.size("attention.key_length", hidden_size // num_heads)
@@ -121,49 +124,77 @@ class GGUFDecoder:
 
         Args:
             head_dim: numbers per head.
-            rotates_part: whether the model can rotate a part of each head, which `partial_rotary_factor` then says;
-                otherwise a file that does is refused.
+            rotates_part: as in `config`.
         """
         prefix = f"{self._prefix}rope."
         found = {
             key.removeprefix(prefix): value for key, value in self._file.metadata.items() if key.startswith(prefix)
         }
-        kind = found.get("scaling.type", "linear")
-        factor = found.get("scaling.factor", found.get("scale_linear")) or 1.0  # 0 is none, too
-        rope = {"rope_type": "default", "rope_theta": found.get("freq_base", 10000.0)}
-        rotated = self.size("rope.dimension_count", head_dim)
+        rope: dict[str, Any] = {"rope_type": "default", "rope_theta": found.get("freq_base", 10000.0)}
+        rotated = found.pop("dimension_count", head_dim)
         if rotates_part:
             rope["partial_rotary_factor"] = _part(rotated, head_dim)
         elif rotated != head_dim:
             raise UnsupportedModelError(
                 "the GGUF file rotates only a part of each head", found=rotated, allowed=head_dim
             )
+        scaled = self._longrope(found)
+        kind = found.get("scaling.type", "linear")
+        factor = found.get("scaling.factor", found.get("scale_linear")) or 1.0  # 0 is none, too
         _check_rope_keys(found, kind, prefix)
         if kind == "yarn":
             original = found.get("scaling.original_context_length", self.get("context_length"))
-            rope |= {"rope_type": kind, "factor": factor, "original_max_position_embeddings": original}
-            rope |= {name: found[key] for key, name in _YARN_KEYS.items() if key in found}
+            scaled |= {"rope_type": kind, "factor": factor, "original_max_position_embeddings": original}
+            scaled |= {name: found[key] for key, name in _YARN_KEYS.items() if key in found}
         elif kind == "linear" and factor != 1:
-            rope |= {"rope_type": kind, "factor": factor}
+            scaled |= {"rope_type": kind, "factor": factor}
         divisors = self._file.weights.get("rope_freqs.weight")
         if divisors is None:
-            return rope
-        if rope["rope_type"] != "default":
+            return rope | scaled
+        if scaled:
             raise UnsupportedModelError("the GGUF file scales RoPE twice", found=f"rope_freqs and {kind} by {factor}")
         return rope | _llama3_from_divisors(divisors.load().float(), rope["rope_theta"], rotated)
+
+    def _longrope(self, found: dict[str, Any]) -> dict[str, Any]:
+        """Returns LongRoPE's parameters where the file has its factors, and takes from `found` what says the same.
+
+        Of its temperature a file has the value, `attn_factor`, and where it leaves that out llama.cpp takes 1.
+        """
+        weights = self._file.weights
+        if not any(name in weights for name in _LONGROPE_FACTORS.values()):
+            return {}
+        for name in _LONGROPE_FACTORS.values():
+            if name not in weights:
+                raise _incomplete(name)
+        kind = found.pop("scaling.type", "longrope")
+        factor = found.get("scaling.factor", found.get("scale_linear")) or 1.0
+        if kind != "longrope" or factor != 1:
+            raise UnsupportedModelError("the GGUF file scales RoPE twice", found=f"rope_factors and {kind} by {factor}")
+        return {
+            "rope_type": "longrope",
+            "attention_factor": found.pop("scaling.attn_factor", 1.0),
+            "original_max_position_embeddings": found.get(
+                "scaling.original_context_length", self.get("context_length")
+            ),
+            **{key: weights[name].load().flatten().tolist() for key, name in _LONGROPE_FACTORS.items()},
+        }
 
 
 def _incomplete(name: str) -> CorruptCheckpointError:
     return CorruptCheckpointError(f"the GGUF file lacks {name!r}", cure="Convert the model again.")
 
 
-def _part(rotated: int, head_dim: int) -> float:
-    """Returns the part of a head that so many of its numbers are: times `head_dim` it is no less than these.
-
-    6 of 47 are 0.1276…, and 47 · (6 / 47) is less than 6 in floats.
-    """
-    part = rotated / head_dim
-    return part if int(head_dim * part) == rotated else math.nextafter(part, math.inf)
+def _part(dimension_count: Any, head_dim: int) -> float:
+    """Returns what part of a head so many numbers are, such that `rotary_dim_of` makes of it the same number."""
+    if not isinstance(dimension_count, int) or not 0 < dimension_count <= head_dim:
+        raise CorruptCheckpointError(
+            "the GGUF file rotates more of each head than there is, or nothing",
+            found=repr(dimension_count),
+            allowed=f"a whole number from 1 to {head_dim}",
+            cure="Convert the model again.",
+        )
+    part = dimension_count / head_dim
+    return part if int(head_dim * part) == dimension_count else math.nextafter(part, 1)
 
 
 def _check_rope_keys(found: Mapping[str, Any], kind: object, prefix: str) -> None:

@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 
 from pipezoo_core.errors import UnsupportedCheckpointError
 from pipezoo_core.layers import halves
-from pipezoo_core.weights import LazyTensor, without_redundant
+from pipezoo_core.weights import LazyTensor, with_experts_divided, without_redundant
 
 __all__ = ["adapt_safetensors"]
 
@@ -46,7 +46,7 @@ def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfi
         elif is_by_neighbours and ".kv_a_proj_with_mqa." in name:
             tensor = tensor.then(_last_to_halves(keys, rope), num_rows=keys)
         found[name] = tensor
-    return without_redundant(found, config)
+    return without_redundant(with_experts_divided(found), config)
 
 
 def _last_to_halves(size: int, rotary_dim: int) -> Callable[[Tensor], Tensor]:

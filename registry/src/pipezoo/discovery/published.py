@@ -21,6 +21,7 @@ PUBLISHED = {
     "llama": "pipezoo-llama",
     "ministral3": "pipezoo-mistral",
     "mistral": "pipezoo-mistral",
+    "mistral3": "pipezoo-mistral",
     "mixtral": "pipezoo-mistral",
     "mpt": "pipezoo-replit",
     "olmo": "pipezoo-olmo",
