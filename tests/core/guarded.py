@@ -62,12 +62,14 @@ def check_attention(page_size, dtype, **changes):
     shape = (2 * sum(counts), spec.num_kv_heads, page_size * spec.head_dim)
     strange = torch.nan if dtype is torch.float32 else 1e30  # in bfloat16 an odd number of values has 0 · the next
     nowhere = torch.full(shape, strange, dtype=dtype)  # what belongs to nobody would show
-    key_pages, value_pages = guarded(nowhere, at_end=page_size % 64 == 0), guarded(nowhere)
+    key_pages = guarded(nowhere, at_end=page_size % 64 == 0)
+    value_pages = key_pages if spec.values_in_keys else guarded(nowhere)
 
     def random(rows, heads):
         return guarded(torch.randn(rows, heads * spec.head_dim, generator=generator).to(dtype))
 
     def step(lengths, starts, q, k, v, rotation=None):
+        v = None if spec.values_in_keys else v
         plan = backend.plan(RaggedBatch(lengths, starts, lengths, [pages]), page_size, CPU, 0)
         return backend.attend(q, k, v, key_pages, value_pages, plan, rotation)
 
@@ -87,8 +89,9 @@ def check_attention(page_size, dtype, **changes):
     )  # fmt: skip
     for q_of, k_of, v_of, past_k, past_v, start in by_request:
         keys, values = torch.cat((past_k.float(), k_of)), torch.cat((past_v, v_of))
-        heads = (x.unflatten(-1, (-1, spec.head_dim)) for x in (q_of, keys, values))
-        expected.append(whole(spec, *heads, start))
+        q_of, keys, values = (x.unflatten(-1, (-1, spec.head_dim)) for x in (q_of, keys, values))
+        values = keys[..., : spec.value_size] if spec.values_in_keys else values
+        expected.append(whole(spec, q_of, keys, values, start))
     tolerance = {"atol": 1e-5, "rtol": 1e-4} if dtype is torch.float32 else {"atol": 2e-2, "rtol": 3e-2}
     torch.testing.assert_close(found.double(), torch.cat(expected), **tolerance)
     AREAS.clear()
@@ -104,6 +107,8 @@ def attention():
         assert check_attention(size, torch.float32, sliding_window=50)
         assert check_attention(size, torch.float32, alibi_slopes=(0.5, 0.25, 0.1, 0.0))
         assert check_attention(size, torch.bfloat16, num_heads=14, num_kv_heads=2, head_dim=64)
+        for dtype in (torch.float32, torch.bfloat16):
+            assert check_attention(size, dtype, head_dim=96, value_dim=64, values_in_keys=True, num_kv_heads=1)
     print(f"{len(sizes)} page sizes")
 
 

@@ -219,7 +219,7 @@ class NativeKernels:
         self,
         qkv: tuple[Tensor, Tensor | None, Tensor | None],
         rotation: tuple[Tensor, Tensor] | None,
-        pages: tuple[Tensor, Tensor],
+        pages: tuple[Tensor, Tensor | None],
         descriptions: tuple[int, int],
         sinks: Tensor | None,
         width: int,
@@ -228,9 +228,9 @@ class NativeKernels:
 
         Args:
             qkv: queries, keys and values, [T, heads · numbers] of each. `Attention` checks that they are of the step's
-                sizes and of one dtype. None for keys and values that are in the pages already.
+                sizes and of one dtype. None for keys and values that are in the pages already, and for values in keys.
             rotation: cosines and sines [T, rotary_dim], or None.
-            pages: the layer's keys and values.
+            pages: the layer's keys and values; None for values that are the first numbers of the keys.
             descriptions: addresses of the step's description and of the layer's.
             sinks: [num_heads], or None.
             width: numbers per row of the result.
@@ -250,7 +250,7 @@ class NativeKernels:
         out = self._empty((q.shape[0], width), q.dtype)
         strided = [number for x in (q, k, v) for number in ((0, 0) if x is None else (x.data_ptr(), x.stride(0)))]
         cos, sin = (0, 0) if rotation is None else (rotation[0].data_ptr(), rotation[1].data_ptr())
-        written = (pages[0].data_ptr(), pages[1].data_ptr(), out.data_ptr())
+        written = (pages[0].data_ptr(), address_of(pages[1]), out.data_ptr())
         self._run("attend", *strided, cos, sin, rotary_dim, *written, *descriptions, address_of(sinks))
         return out
 
