@@ -13,6 +13,7 @@
 
 #include "attention.h"
 #include "experts.h"
+#include "heads.h"
 #include "layers.h"
 #include "linear.h"
 #include "quantized.h"
@@ -119,6 +120,13 @@ void linear_quantized(const void* x, const void* packed, const void* bias, void*
                       std::int64_t out, std::int64_t form, std::int64_t activation) {
     pipezoo::linear_quantized<T, bits>(static_cast<const T*>(x), static_cast<const std::uint8_t*>(packed),
                                        static_cast<const T*>(bias), y, rows, in, out, pipezoo::Form(form), pipezoo::Activation(activation));
+}
+
+template <typename T>
+void multiply_heads(const void* x, std::int64_t row_stride, std::int64_t head_stride, const void* packed, void* y,
+                    std::int64_t rows, std::int64_t heads, std::int64_t in, std::int64_t out) {
+    pipezoo::multiply_heads(static_cast<const T*>(x), row_stride, head_stride, static_cast<const T*>(packed),
+                            static_cast<T*>(y), rows, heads, in, out);
 }
 
 template <typename T>
@@ -252,7 +260,7 @@ void replay(const void* program, std::int64_t num_calls) {
 
 #define PIPEZOO_PACKERS(apply) apply(pack) apply(pack_int8) apply(pack_int4)
 #define PIPEZOO_KERNELS(apply)                                                                            \
-    apply(linear) apply(linear_int8) apply(linear_int4)                                                   \
+    apply(linear) apply(linear_int8) apply(linear_int4) apply(multiply_heads)                             \
         apply(packed_rows) apply(packed_rows_int8) apply(packed_rows_int4)                                \
         apply(experts) apply(experts_int8) apply(experts_int4) apply(route)                               \
         apply(rms_norm) apply(layer_norm) apply(gated) apply(activate)                                    \

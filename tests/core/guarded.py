@@ -140,6 +140,11 @@ def check_layers(dtype, rows, size):
         kernels.rotary_angles(positions, frequencies, 1.5), (angles.cos(), angles.sin()), strict=True
     ):
         equal(found, 1.5 * expected)
+    if size % 2 == 0:
+        matrix, x = random(3 * 64, size), random(rows, 3 * (size + 2)).unflatten(1, (3, size + 2))[..., 2:]
+        found = kernels.multiply_heads(x, guarded(kernels.pack(matrix)), (64, size))
+        equal(found, torch.einsum("tni,noi->tno", x.float(), matrix.float().unflatten(0, (3, 64))))
+        x = random(rows, size)
     tokens = guarded(torch.tensor([36, 0, 37, -1, 2**40]))
     for bits in (None, 8, 4):
         if size % (2 if bits is None else 32):

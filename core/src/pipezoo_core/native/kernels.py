@@ -145,6 +145,26 @@ class NativeKernels:
         self._run(_of_bits("linear", bits), *addresses, *sizes, form, activation, is_long=is_long)
         return y
 
+    def multiply_heads(self, x: Tensor, packed: Tensor, shape: tuple[int, int]) -> Tensor:
+        """Returns each head's `x Wᵀ`, [T, heads, in_features] to [T, heads, out_features], contiguous.
+
+        Args:
+            x: rows and heads are read where they lie in another tensor's rows.
+            packed: the heads' weights, [heads · out_features, in_features] as one, as `pack` returned it.
+            shape: of one of them: out_features, a multiple of `PANEL`, and in_features.
+        """
+        out_features, in_features = shape
+        self._check("multiply_heads", x, in_features)
+        if x.dim() != 3 or packed.nbytes != x.shape[1] * out_features * in_features * x.itemsize:
+            raise _mismatch("multiply_heads", x, f"[T, heads, {in_features}], the heads of the weight")
+        x = x if x.stride(-1) == 1 else x.contiguous()
+        rows, heads = x.shape[:2]
+        y = self._empty((rows, heads, out_features), x.dtype)
+        addresses = (x.data_ptr(), x.stride(0), x.stride(1), packed.data_ptr(), y.data_ptr())
+        is_long = rows * heads * in_features * out_features > _LONG_PRODUCT
+        self._run("multiply_heads", *addresses, rows, heads, in_features, out_features, is_long=is_long)
+        return y
+
     def packed_rows(self, indices: Tensor, packed: Tensor, shape: tuple[int, int], bits: int | None) -> Tensor:
         """Returns rows of a packed weight of this shape: int64 [T] to [T, in_features]; NaN for what is no row."""
         indices, (num_rows, size) = _integers("packed_rows", indices), shape
