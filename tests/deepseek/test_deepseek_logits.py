@@ -10,6 +10,7 @@ from families import (
     assert_equal_logits,
     assert_equal_on_ranks,
     assert_matters,
+    assert_near_logits,
     expected_logits,
     save,
     why_not_replayed,
@@ -18,7 +19,7 @@ from lora.peft_adapters import merged, save_adapter
 from tiny_models import load_model, logits_of
 
 from pipezoo import registry
-from pipezoo_core.config import LoRAConfig
+from pipezoo_core.config import LoRAConfig, SupportedEncoding
 from pipezoo_core.errors import UnsupportedCheckpointError
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.request import TextGenerationRequest
@@ -115,6 +116,18 @@ def test_native_kernels(family, changes, tmp_path):
     for chunk in (None, 7):
         pairs = zip(logits_of(replayed, PROMPTS, chunk), logits_of(as_it_is, PROMPTS, chunk), strict=True)
         assert all(torch.equal(found, expected) for found, expected in pairs)
+
+
+@needs_kernels
+@pytest.mark.parametrize("family", CLASSES)
+@pytest.mark.parametrize(("encoding", "most"), [("bfloat16", 0.12), ("int8", 0.18)])
+def test_lower_precision_is_near(family, encoding, most, tmp_path):
+    """With latents of the size that DeepSeek's have, and all experts, of which rounding can choose no others."""
+    sizes = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 32, "intermediate_size": 64}
+    experts = {"num_experts_per_tok": 8, "topk_group": 4}
+    reference = make(family, **{**WIDE, **sizes, **experts})
+    model = load_model(*saved(reference, tmp_path), **NATIVE, encoding=SupportedEncoding(encoding))
+    assert_near_logits(reference, model, most)
 
 
 SWITCHES = ["activation", "eps", "scale", "one_expert", "theta", "linear", "yarn", "yarn_mscale", "yarn_mscale_of_all"]
