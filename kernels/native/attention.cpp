@@ -24,23 +24,25 @@ PIPEZOO_INLINE float number(const bfloat16* from) {
     return value;
 }
 
-// Rotates the first numbers of a head where they lie, one pair after the other.
+// Rotates numbers where they lie, one pair after the other.
 template <typename T>
-void rotate_numbers(const Rotation<T>& rotation, std::int64_t row, float* head) {
+void rotate_numbers(const Rotation<T>& rotation, std::int64_t row, float* numbers) {
     const std::int64_t half = rotation.dim / 2;
     const T* cos = rotation.cos + row * rotation.dim;
     const T* sin = rotation.sin + row * rotation.dim;
     for (std::int64_t d = 0; d < half; ++d) {
-        const float first = head[d], second = head[half + d];
-        head[d] = first * number(cos + d) - second * number(sin + d);
-        head[half + d] = first * number(sin + half + d) + second * number(cos + half + d);
+        const float first = numbers[d], second = numbers[half + d];
+        numbers[d] = first * number(cos + d) - second * number(sin + d);
+        numbers[half + d] = first * number(sin + half + d) + second * number(cos + half + d);
     }
 }
 
-// to[i] = the i-th number of a head of a row, its first ones rotated, where the halves of what is rotated are the pairs.
+// to[i] = the i-th number of a head of a row, some of them rotated, where the halves of what is rotated are the pairs.
 template <typename T>
 PIPEZOO_INLINE void read_head(const T* from, const Rotation<T>& rotation, std::int64_t row, std::int64_t head_dim,
                               float* to) {
+    for (std::int64_t d = 0; d < rotation.first; d += kLanes) store(to + d, load(from + d));
+    from += rotation.first, to += rotation.first, head_dim -= rotation.first;
     const std::int64_t rotated = rotation.cos ? rotation.dim : 0;
     if (rotated % kPanel) {  // its halves do not begin with a vector
         for (std::int64_t d = 0; d < head_dim; d += kLanes) store(to + d, load(from + d));

@@ -69,12 +69,12 @@ struct Rows {
     const T* row(std::int64_t i) const { return first + i * stride; }
 };
 
-// Cosines and sines of the rows, [T, dim] each; null for no rotation. The first `dim` numbers of a head are rotated.
+// Cosines and sines of the rows, [T, dim] each; null for no rotation. Of a head, `dim` numbers from `first` on are rotated.
 template <typename T>
 struct Rotation {
     const T* cos;
     const T* sin;
-    std::int64_t dim;
+    std::int64_t dim, first;
 };
 
 // Rotates q and k, writes k and v into their pages, and then what the queries see into `out`.

@@ -90,10 +90,12 @@ template <typename T>
 void attend(const void* q, std::int64_t q_stride, const void* k, std::int64_t k_stride, const void* v,
             std::int64_t v_stride, const void* cos, const void* sin, std::int64_t rotary_dim, void* key_pages,
             void* value_pages, void* out, const void* step, const void* layer, const void* sinks) {
+    // Values that lie in the keys are not rotated, but what is behind them.
+    const std::int64_t first_rotated = value_pages ? 0 : static_cast<const pipezoo::Step*>(step)->value_dim;
     pipezoo::attend<T>({static_cast<const T*>(q), q_stride}, {static_cast<const T*>(k), k_stride},
                        {static_cast<const T*>(v), v_stride},
-                       {static_cast<const T*>(cos), static_cast<const T*>(sin), rotary_dim}, static_cast<T*>(key_pages),
-                       static_cast<T*>(value_pages), static_cast<T*>(out), *static_cast<const pipezoo::Step*>(step),
+                       {static_cast<const T*>(cos), static_cast<const T*>(sin), rotary_dim, first_rotated},
+                       static_cast<T*>(key_pages), static_cast<T*>(value_pages), static_cast<T*>(out), *static_cast<const pipezoo::Step*>(step),
                        *static_cast<const pipezoo::Layer*>(layer), static_cast<const T*>(sinks));
 }
 

@@ -47,6 +47,12 @@ def whole(spec, q, keys, values, cached):
     return torch.einsum("nts,snd->tnd", scores.masked_fill(hidden, -torch.inf).softmax(-1), values).flatten(1)
 
 
+def rotated(spec, x, *rotation):
+    before, rest = x.unflatten(-1, (-1, spec.head_dim)).tensor_split((spec.first_rotated,), dim=-1)
+    turned = apply_rotary(rest.flatten(1), *rotation).view_as(rest)
+    return torch.cat((before, turned), dim=-1).flatten(1)
+
+
 def check_attention(page_size, dtype, **changes):
     """Three requests: a decode, a chunk across the end of a page, and a decode that fills a page."""
     spec = AttentionSpec(**{"num_heads": 4, "num_kv_heads": 2, "head_dim": 32, "scale": 0.2, **changes})
@@ -76,13 +82,10 @@ def check_attention(page_size, dtype, **changes):
     past = [random(sum(cached), spec.num_kv_heads) for _ in range(2)]
     step(cached, [0, 0, 0], random(sum(cached), spec.num_heads), *past)
     q, k, v = (random(sum(active), heads) for heads in (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads))
-    angles = torch.rand(len(q), spec.head_dim // 2, generator=generator).repeat(1, 2)
+    angles = torch.rand(len(q), (spec.head_dim - spec.first_rotated) // 2, generator=generator).repeat(1, 2)
     rotation = tuple(guarded(x.to(dtype)) for x in (angles.cos(), angles.sin()))
     found = step(active, cached, q, k, v, rotation)
-    q, k = (
-        apply_rotary(q.float(), *(x.float() for x in rotation)),
-        apply_rotary(k.float(), *(x.float() for x in rotation)),
-    )
+    q, k = (rotated(spec, x.float(), *(angle.float() for angle in rotation)) for x in (q, k))
     expected, by_request = [], zip(
         *(x.split(sizes) for x, sizes in ((q, active), (k, active), (v, active), (past[0], cached), (past[1], cached))),
         cached, strict=True,

@@ -28,7 +28,6 @@ from pipezoo_core.layers import (
     Router,
     RowParallelLinear,
     VocabParallelEmbedding,
-    apply_rotary,
 )
 from pipezoo_deepseek.config import DeepseekConfig
 
@@ -60,18 +59,17 @@ class DeepseekAttention(nn.Module):
 
     def forward(self, x_TH: Tensor, rotation: Rotation, kv: KVCacheInputs[Any]) -> Tensor:
         latent_TL, key_TR = self.kv_a_proj_with_mqa(x_TH).split(self._key_sizes, dim=-1)
-        k = torch.cat((self.kv_a_layernorm(latent_TL.contiguous()), apply_rotary(key_TR, *rotation)), dim=-1)
-        sums_TNL = self.attention(self._queries(x_TH, rotation), k, None, kv).unflatten(-1, (-1, self._key_sizes[0]))
+        k = torch.cat((self.kv_a_layernorm(latent_TL), key_TR), dim=-1)
+        sums = self.attention(self._queries(x_TH), k, None, kv, rotation)
+        sums_TNL = sums.unflatten(-1, (-1, self._key_sizes[0]))
         return self.o_proj(self.kv_b_proj.values(sums_TNL).flatten(1))
 
-    def _queries(self, x_TH: Tensor, rotation: Rotation) -> Tensor:
+    def _queries(self, x_TH: Tensor) -> Tensor:
         """Returns [T, N · (L + R)]."""
         q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_TH))) if self._has_query_latent else self.q_proj(x_TH)
-        plain_TNQ, turned_TNR = q.unflatten(-1, (-1, sum(self._query_sizes))).split(self._query_sizes, dim=-1)
-        turned_TNR = apply_rotary(turned_TNR.flatten(1), *rotation).view_as(turned_TNR)
+        plain_TNQ, rotated_TNR = q.unflatten(-1, (-1, sum(self._query_sizes))).split(self._query_sizes, dim=-1)
         latents_TNL = self.kv_b_proj.queries(plain_TNQ)
-        del q, plain_TNQ  # the next are the largest tensors of a layer
-        return torch.cat((latents_TNL, turned_TNR), dim=-1).flatten(1)
+        return torch.cat((latents_TNL, rotated_TNR), dim=-1).flatten(1)
 
 
 class DeepseekMoE(nn.Module):
