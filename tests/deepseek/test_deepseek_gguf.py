@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 from deepseek.tiny_deepseek import CLASSES, make
-from families import assert_equal_logits, load_gguf
+from families import PROMPTS, assert_equal_logits, expected_logits, load_gguf
 from gguf_files import TOKENS, write_gguf
+from lora.peft_adapters import merged, save_adapter
+from tiny_models import logits_of
 
 from pipezoo import registry
+from pipezoo_core.config import LoRAConfig
 from pipezoo_core.errors import CorruptCheckpointError, UnsupportedModelError
 from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.weights import open_gguf
@@ -242,3 +245,16 @@ def test_matrices_of_other_heads_are_left_over(tmp_path):
     tensors["blk.1.attn_v_b.weight"] = tensors["blk.1.attn_k_b.weight"].rows(slice(0, 3))
     config = ARCHITECTURES["deepseek_v2"].huggingface_config(config_from_gguf(file))
     assert {"blk.1.attn_k_b.weight", "blk.1.attn_v_b.weight"} <= set(adapt_gguf(tensors, config))
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_adapters_equal_merged_models(family, tmp_path):
+    """They have the names and the order of the model that they were trained on."""
+    reference = make(family)
+    save_adapter(reference, tmp_path / "one", target_modules=["q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"])
+    lora = LoRAConfig(lora_paths=[f"one={tmp_path / 'one'}"], max_num_loras=1)
+    model = load_gguf(ARCHITECTURES[family], write(tmp_path, reference), lora=lora)
+    (found,) = logits_of(model, [PROMPTS[1]], 7, ["one"])
+    expected = expected_logits(merged(reference, tmp_path / "one"), PROMPTS[1])
+    assert (found - expected).abs().max() < 1e-4
+    assert (found - expected_logits(reference, PROMPTS[1])).abs().max() > 0.1
