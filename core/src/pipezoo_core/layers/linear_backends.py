@@ -12,6 +12,7 @@ from pipezoo_core.config import LinearName, SupportedEncoding
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.layers.embedding import LMHead
 from pipezoo_core.layers.experts import Expert, Experts
+from pipezoo_core.layers.latent_heads import LatentHeads
 from pipezoo_core.layers.linear import Linear, Product
 from pipezoo_core.layers.mlp import MLP, GatedMLP
 from pipezoo_core.layers.native_experts import NativeExperts
@@ -24,7 +25,9 @@ from pipezoo_core.native import HUGE_PAGE, Form, NativeKernels
 
 __all__ = ["OneDNNProduct", "choose_linear", "join_experts", "use_linear_backend", "weights_memory"]
 
-_NATIVE = (GatedMLP, LayerNorm, MLP, RMSNorm, RotaryEmbedding, Router)  # what the native kernels compute besides
+# What the native kernels compute besides:
+_NATIVE = (GatedMLP, LatentHeads, LayerNorm, MLP, RMSNorm, RotaryEmbedding, Router)
+
 _TYPICAL_ROWS = 512  # oneDNN chooses the weights' layout for so many rows; it serves any number as well
 
 

@@ -7,7 +7,7 @@ The keys are those that llama.cpp's converters write (`gguf-py/gguf/constants.py
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ _MODEL_TYPES = {  # where llama.cpp has another name
     "qwen2moe": "qwen2_moe",
     "qwen3moe": "qwen3_moe",
 }
+_SIGMOID = 2  # of llama.cpp's functions that make scores of a router's logits: DeepSeek-V3's, and not V2's
 _EMBEDDING = "token_embd.weight"
 _ROPE_SCALINGS = ("linear", "none", "yarn")
 _ROPE_KEYS = (
@@ -41,7 +42,9 @@ _NEUTRAL = {"scaling.attn_factor": 1, "scaling.yarn_ext_factor": 1, "scaling.yar
 
 
 def model_type_of(file: GGUFFile) -> str:
-    """Returns what Hugging Face calls a file's architecture. Mixtral's files call themselves llama.
+    """Returns what Hugging Face calls a file's architecture.
+
+    Mixtral's files call themselves llama, and those of DeepSeek-V2 and V3 both deepseek2.
 
     Raises:
         CorruptCheckpointError: the file does not say its architecture.
@@ -51,6 +54,9 @@ def model_type_of(file: GGUFFile) -> str:
     architecture = file.metadata["general.architecture"]
     if architecture == "llama" and file.metadata.get("llama.expert_count"):
         return "mixtral"
+    if architecture == "deepseek2":
+        is_v3 = file.metadata.get("deepseek2.expert_gating_func") == _SIGMOID
+        return "deepseek_v3" if is_v3 else "deepseek_v2"
     return _MODEL_TYPES.get(architecture, architecture)
 
 
@@ -70,13 +76,22 @@ class GGUFDecoder:
         self._file = file
         self._prefix = f"{architecture}."
 
-    def config(self, *, has_rms_norm: bool = True, rotates_part: bool = False) -> dict[str, Any]:
+    def config(
+        self,
+        *,
+        has_rms_norm: bool = True,
+        rotary_dim: int | None = None,
+        rotates_part: bool = False,
+        rope_keys: Collection[str] = (),
+    ) -> dict[str, Any]:
         """Returns the fields of a config.json that decoders share, a head that is tied where the file has none.
 
         Args:
             has_rms_norm: whether `rms_norm_eps` is one of them.
+            rotary_dim: numbers per head that are rotated; None for all, or as `rotates_part` says.
             rotates_part: whether the architecture's heads may be rotated in part, `rope.dimension_count` numbers of
                 each.
+            rope_keys: as for `rope_parameters`.
         """
         hidden_size, num_heads = self.size("embedding_length"), self.size("attention.head_count")
         head_dim = self.size("attention.key_length", hidden_size // num_heads)
@@ -92,7 +107,7 @@ class GGUFDecoder:
             "num_key_value_heads": self.size("attention.head_count_kv", num_heads),
             "head_dim": head_dim,
             "max_position_embeddings": self.size("context_length"),
-            "rope_parameters": self.rope_parameters(head_dim, rotates_part=rotates_part),
+            "rope_parameters": self.rope_parameters(rotary_dim or head_dim, rotates_part=rotates_part, keys=rope_keys),
             "tie_word_embeddings": "output.weight" not in weights,
             "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
             "eos_token_id": metadata.get("tokenizer.ggml.eos_token_id"),
@@ -119,12 +134,15 @@ class GGUFDecoder:
             )
         return size
 
-    def rope_parameters(self, head_dim: int, *, rotates_part: bool = False) -> dict[str, Any]:
+    def rope_parameters(
+        self, head_dim: int, *, rotates_part: bool = False, keys: Collection[str] = ()
+    ) -> dict[str, Any]:
         """Returns `rope_parameters`; every key below `rope` is read or, where it matters, refused.
 
         Args:
-            head_dim: numbers per head.
+            head_dim: numbers per head, or of it those that are rotated.
             rotates_part: as in `config`.
+            keys: that the caller reads.
         """
         prefix = f"{self._prefix}rope."
         found = {
@@ -141,7 +159,7 @@ class GGUFDecoder:
         scaled = self._longrope(found)
         kind = found.get("scaling.type", "linear")
         factor = found.get("scaling.factor", found.get("scale_linear")) or 1.0  # 0 is none, too
-        _check_rope_keys(found, kind, prefix)
+        _check_rope_keys({key: value for key, value in found.items() if key not in keys}, kind, prefix)
         if kind == "yarn":
             original = found.get("scaling.original_context_length", self.get("context_length"))
             scaled |= {"rope_type": kind, "factor": factor, "original_max_position_embeddings": original}
