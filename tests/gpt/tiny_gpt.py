@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from pipezoo_core.config import WeightsFormat
 from pipezoo_gpt.plugin import pipezoo_architectures
 
-(GPT2,) = pipezoo_architectures()
+GPT2, *_ = pipezoo_architectures()
 SIZES = {"vocab_size": len(TOKENS), "n_positions": 256, "n_embd": 32, "n_layer": 3, "n_head": 4}
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 

@@ -25,5 +25,20 @@ def pipezoo_architectures() -> list[SupportedArchitecture]:
             pipeline_model=GPT2PipelineModel,
             huggingface_config=GPT2HuggingFaceConfig.from_dict,
             weight_adapters={WeightsFormat.safetensors: adapt_gpt2},
-        )
+        ),
+        _opt(),
     ]
+
+
+def _opt() -> SupportedArchitecture:
+    from pipezoo_gpt.opt.huggingface_config import OPTHuggingFaceConfig
+    from pipezoo_gpt.opt.model import OPTPipelineModel
+    from pipezoo_gpt.opt.weight_adapters import adapt_opt
+
+    return SupportedArchitecture(
+        name="OPTForCausalLM",
+        model_types=("opt",),
+        pipeline_model=OPTPipelineModel,
+        huggingface_config=OPTHuggingFaceConfig.from_dict,
+        weight_adapters={WeightsFormat.safetensors: adapt_opt},
+    )

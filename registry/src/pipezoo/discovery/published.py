@@ -24,6 +24,7 @@ PUBLISHED = {
     "olmo": "pipezoo-olmo",
     "olmo2": "pipezoo-olmo",
     "olmo3": "pipezoo-olmo",
+    "opt": "pipezoo-gpt",
     "phi": "pipezoo-phi",
     "phi3": "pipezoo-phi",
     "qwen2": "pipezoo-qwen",

@@ -1,0 +1,22 @@
+"""What the tests of pipezoo-gpt's architectures share."""
+
+import json
+
+from pipezoo_core.config import WeightsFormat
+from pipezoo_gpt.plugin import pipezoo_architectures
+
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+"""Fields of a config: tokens that prompts of tests may hold."""
+
+
+def architecture_of(model_type):
+    """Returns what the plugin says of a model type."""
+    (found,) = [each for each in pipezoo_architectures() if model_type in each.model_types]
+    return found
+
+
+def saved(architecture, reference, folder):
+    """Writes a model; returns what `load_model` takes, the config read from its file as the registry does."""
+    reference.save_pretrained(folder)
+    config = architecture.huggingface_config(json.loads((folder / "config.json").read_text()))
+    return architecture.pipeline_model, folder, config, architecture.weight_adapters[WeightsFormat.safetensors]
