@@ -131,6 +131,7 @@ def byte_level_of(byte_level_metadata):
         ("tekken", "HelloWorld 12/\nÉa", ["Hello", "World", " ", "1", "2", "/\n", "Éa"]),
         ("gpt-4o", "don't HelloWorld 1234", ["don't", " Hello", "World", " ", "123", "4"]),
         ("default", "a(b) $12345", ["a", "(", "b", ")", " ", "$", "123", "45"]),
+        ("bloom", "It's 2024.  ok,\n\nx", ["It's", " 2024", ". ", " ok", ",\n\n", "x"]),
         ("falcon", "a`b 12345", ["a", "`", "b", " ", "123", "45"]),
     ],
 )

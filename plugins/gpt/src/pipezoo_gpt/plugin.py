@@ -26,8 +26,25 @@ def pipezoo_architectures() -> list[SupportedArchitecture]:
             huggingface_config=GPT2HuggingFaceConfig.from_dict,
             weight_adapters={WeightsFormat.safetensors: adapt_gpt2},
         ),
+        _bloom(),
         _opt(),
     ]
+
+
+def _bloom() -> SupportedArchitecture:
+    from pipezoo_gpt.bloom.config import config_from_gguf
+    from pipezoo_gpt.bloom.huggingface_config import BloomHuggingFaceConfig
+    from pipezoo_gpt.bloom.model import BloomPipelineModel
+    from pipezoo_gpt.bloom.weight_adapters import adapt_bloom, adapt_bloom_gguf
+
+    return SupportedArchitecture(
+        name="BloomForCausalLM",
+        model_types=("bloom",),
+        pipeline_model=BloomPipelineModel,
+        huggingface_config=BloomHuggingFaceConfig.from_dict,
+        weight_adapters={WeightsFormat.safetensors: adapt_bloom, WeightsFormat.gguf: adapt_bloom_gguf},
+        config_from_gguf=config_from_gguf,
+    )
 
 
 def _opt() -> SupportedArchitecture:

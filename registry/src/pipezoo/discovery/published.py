@@ -7,6 +7,7 @@ from pipezoo.discovery.setting import VARIABLE
 __all__ = ["ANY", "FALLBACK", "PUBLISHED", "how_to_install", "how_to_mend"]
 
 PUBLISHED = {
+    "bloom": "pipezoo-gpt",
     "deepseek_v2": "pipezoo-deepseek",
     "deepseek_v3": "pipezoo-deepseek",
     "gemma": "pipezoo-gemma",
