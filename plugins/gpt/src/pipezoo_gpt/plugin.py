@@ -27,6 +27,7 @@ def pipezoo_architectures() -> list[SupportedArchitecture]:
             weight_adapters={WeightsFormat.safetensors: adapt_gpt2},
         ),
         _bloom(),
+        _falcon(),
         _opt(),
     ]
 
@@ -43,6 +44,22 @@ def _bloom() -> SupportedArchitecture:
         pipeline_model=BloomPipelineModel,
         huggingface_config=BloomHuggingFaceConfig.from_dict,
         weight_adapters={WeightsFormat.safetensors: adapt_bloom, WeightsFormat.gguf: adapt_bloom_gguf},
+        config_from_gguf=config_from_gguf,
+    )
+
+
+def _falcon() -> SupportedArchitecture:
+    from pipezoo_gpt.falcon.config import config_from_gguf
+    from pipezoo_gpt.falcon.huggingface_config import FalconHuggingFaceConfig
+    from pipezoo_gpt.falcon.model import FalconPipelineModel
+    from pipezoo_gpt.falcon.weight_adapters import adapt_falcon, adapt_falcon_gguf
+
+    return SupportedArchitecture(
+        name="FalconForCausalLM",
+        model_types=("falcon",),
+        pipeline_model=FalconPipelineModel,
+        huggingface_config=FalconHuggingFaceConfig.from_dict,
+        weight_adapters={WeightsFormat.safetensors: adapt_falcon, WeightsFormat.gguf: adapt_falcon_gguf},
         config_from_gguf=config_from_gguf,
     )
 

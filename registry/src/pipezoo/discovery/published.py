@@ -10,6 +10,7 @@ PUBLISHED = {
     "bloom": "pipezoo-gpt",
     "deepseek_v2": "pipezoo-deepseek",
     "deepseek_v3": "pipezoo-deepseek",
+    "falcon": "pipezoo-gpt",
     "gemma": "pipezoo-gemma",
     "gemma2": "pipezoo-gemma",
     "gemma3": "pipezoo-gemma",
