@@ -12,7 +12,8 @@ from families import (
     save,
     why_not_replayed,
 )
-from gpt.tiny_gpt import GPT2, make, saved
+from gpt.architectures import saved
+from gpt.tiny_gpt import GPT2, make
 from tiny_models import load_model
 from transformers import GPT2Config
 

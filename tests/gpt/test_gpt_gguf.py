@@ -10,7 +10,7 @@ import torch
 from families import assert_equal_logits, expected_logits, load_gguf, read_gguf_by_transformers
 from gguf_files import ADDERS, CHAT_TEMPLATE, END, TOKENS
 from gpt import tiny_gpt, tiny_gpt_neox
-from gpt.tiny_gpt import ARCHITECTURES
+from gpt.architectures import ARCHITECTURES
 from gpt.tiny_gpt_neox import rope
 from lora.peft_adapters import merged, save_adapter
 from tiny_models import logits_of

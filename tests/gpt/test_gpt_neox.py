@@ -16,7 +16,7 @@ from families import (
     save,
     why_not_replayed,
 )
-from gpt.tiny_gpt import saved
+from gpt.architectures import saved
 from gpt.tiny_gpt_neox import GPT_NEOX, WIDE, make, rope
 from safetensors.torch import load_file, save_file
 from tiny_models import load_model

@@ -1,7 +1,7 @@
 """Tiny random GPT-NeoX models, made by transformers."""
 
 from gguf_files import TOKENS
-from gpt.tiny_gpt import ARCHITECTURES, SPECIAL
+from gpt.architectures import ARCHITECTURES, SPECIAL
 from tiny_models import randomize
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 

@@ -143,6 +143,7 @@ def byte_level_of(byte_level_metadata):
             "It's 12345.\n x \u4e2d\u3042.ab",
             ["It", "'s", " ", "123", "45", ".\n", " x", " ", "\u4e2d\u3042", ".ab"],
         ),
+        ("bloom", "It's 2024.  ok,\n\nx", ["It's", " 2024", ". ", " ok", ",\n\n", "x"]),
         ("falcon", "a`b 12345", ["a", "`", "b", " ", "123", "45"]),
     ],
 )

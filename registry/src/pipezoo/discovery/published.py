@@ -7,8 +7,10 @@ from pipezoo.discovery.setting import VARIABLE
 __all__ = ["ANY", "FALLBACK", "PUBLISHED", "how_to_install", "how_to_mend"]
 
 PUBLISHED = {
+    "bloom": "pipezoo-gpt",
     "deepseek_v2": "pipezoo-deepseek",
     "deepseek_v3": "pipezoo-deepseek",
+    "falcon": "pipezoo-gpt",
     "gemma": "pipezoo-gemma",
     "gemma2": "pipezoo-gemma",
     "gemma3": "pipezoo-gemma",
@@ -27,6 +29,7 @@ PUBLISHED = {
     "olmo": "pipezoo-olmo",
     "olmo2": "pipezoo-olmo",
     "olmo3": "pipezoo-olmo",
+    "opt": "pipezoo-gpt",
     "phi": "pipezoo-phi",
     "phi3": "pipezoo-phi",
     "qwen2": "pipezoo-qwen",
