@@ -1,6 +1,6 @@
 """Linear layers of transformers that read the same numbers, computed as one product.
 
-Each is called by itself, as transformers' code does. The first call computes all of them, and the others take their part.
+transformers' code calls each by itself. The first call computes all of them, and the others take their part.
 """
 
 from __future__ import annotations

@@ -95,10 +95,9 @@ class RotationWatch(TorchFunctionMode):
         rotations: list[RotationCall] = []
         for module, found in matched.items():
             calls = [each for each in found if each is not None]
-            made = (
-                [each for each in self._calls if each.module is module and each.name == calls[0].name] if calls else []
-            )
-            if len(calls) == len(found) == len(made) and all(_is_rotation(each) for each in calls[:1]):
+            names = {each.name for each in calls}
+            made = [each for each in self._calls if each.module is module and each.name in names]
+            if len(calls) == len(found) == len(made) and len(names) == 1 and _is_rotation(calls[0]):
                 rotations += calls
         return rotations
 
