@@ -1,7 +1,5 @@
 """Which parts of transformers' modules become core's, and that what only looks like one of them does not."""
 
-import functools
-
 import pytest
 import torch
 from fallback.served import assert_equal_logits, load_served, make_reference
@@ -306,12 +304,14 @@ class AnglesOfItsOwn(LlamaAttention):
         return attended(self, q, k, v)
 
 
-class Wrapped(LlamaAttention):
-    """Code behind other code, of which a copy would not be the same."""
+class Overwritten(LlamaAttention):
+    """Writes to what the function was given when it is done with it."""
 
-    @functools.wraps(Plain.forward)
-    def forward(self, *args, **kwargs):
-        return Plain.forward(self, *args, **kwargs)
+    def forward(self, hidden_states, position_embeddings=None, attention_mask=None, **kwargs):
+        q, k, v = projected(self, hidden_states)
+        rotated = apply_rotary_pos_emb(q, k, *position_embeddings)
+        q.zero_()
+        return attended(self, *rotated, v)
 
 
 def projected(self, hidden_states):
@@ -329,7 +329,7 @@ def test_rotations_of_other_code(monkeypatch):
     assert rotations_with(monkeypatch, Plain) == dict.fromkeys(ATTENTION, "apply_rotary_pos_emb")
 
 
-@pytest.mark.parametrize("other", [ScaledAfterwards, WrittenTo, UsedAfterwards, AnglesOfItsOwn, Wrapped])
+@pytest.mark.parametrize("other", [ScaledAfterwards, WrittenTo, UsedAfterwards, AnglesOfItsOwn, Overwritten])
 def test_what_is_done_beside_a_rotation_keeps_it(other, monkeypatch):
     assert rotations_with(monkeypatch, other) == {}
 
@@ -415,6 +415,12 @@ def test_what_is_computed_by_core():
     assert list(found.rotations) == list(ATTENTION)
     assert list(found.angles) == ["model.rotary_emb"]
     assert list(found.angles["model.rotary_emb"]) == [None]
+
+
+def test_what_is_computed_by_core_is_the_same_in_inference_mode():
+    with torch.inference_mode():
+        assert layers("qwen3") == layers("qwen3")
+        assert layers("qwen3").merged
 
 
 class AskedForItsSize(LlamaAttention):

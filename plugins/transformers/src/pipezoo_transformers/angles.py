@@ -45,11 +45,11 @@ class Angles(NamedTuple):
     """What cosines and sines are computed of.
 
     Attributes:
-        frequencies: [half].
+        frequencies: half as many as a head has rotated numbers.
         scaling: factor of both.
     """
 
-    frequencies: Tensor
+    frequencies: tuple[float, ...]
     scaling: float
 
 
@@ -105,7 +105,8 @@ class RowsRotary(nn.Module):
         for kind, name in self._names.items():
             size = 2 * len(angles[kind].frequencies)
             rotary = RotaryEmbedding(_WHATEVER, size, 1)
-            rotary.inverse_frequencies = angles[kind].frequencies
+            frequencies = torch.tensor(angles[kind].frequencies, dtype=torch.float32, device="cpu")
+            rotary.inverse_frequencies = frequencies
             rotary.attention_scaling = angles[kind].scaling
             self.add_module(name, rotary)
 
@@ -139,7 +140,7 @@ def angles_like(call: AngleCall) -> Angles | None:
                 angles = positions.unsqueeze(-1).float() * frequencies.float()
                 angles = torch.cat((angles, angles), dim=-1)
                 if _is_near(cos, scaling * angles.cos()) and _is_near(sin, scaling * angles.sin()):
-                    return Angles(frequencies.float(), scaling)
+                    return Angles(tuple(frequencies.float().tolist()), scaling)
     return None
 
 

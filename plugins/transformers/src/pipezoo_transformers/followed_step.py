@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -14,16 +15,19 @@ __all__ = ["NUM_TOKENS", "followed"]
 
 NUM_TOKENS = 7
 
+Found = TypeVar("Found")
 
-def followed(body: nn.Module, *begin: Callable[[], None]) -> list[AttentionCall]:
-    """Returns the calls of attention in a step; where a branch depends on numbers, of one whose numbers are zeros.
+
+def followed(body: nn.Module, read: Callable[[list[AttentionCall]], Found], *begin: Callable[[], None]) -> Found:
+    """Follows a step; where a branch or a mask depends on numbers, one whose numbers are zeros.
 
     Args:
         body: of the model, on the meta device.
+        read: makes what is wanted of the calls of attention.
         begin: are called before a step, of which there may be two: the first one counts for nothing then.
     """
     try:
-        return _followed_on(body, "meta", begin)
+        return read(_calls(body, "meta", begin))
     except PipezooError:
         raise
     except Exception:  # there are as many as ways to ask for a number
@@ -32,17 +36,17 @@ def followed(body: nn.Module, *begin: Callable[[], None]) -> list[AttentionCall]
                 if parameter is not None:  # takes the memory of a single number
                     zeros = torch.zeros((), dtype=parameter.dtype, device="cpu").expand(parameter.shape)
                     module._parameters[name] = nn.Parameter(zeros, requires_grad=False)
-    return _followed_on(body, "cpu", begin)
+    return read(_calls(body, "cpu", begin))
 
 
-def _followed_on(body: nn.Module, device: str, begin: tuple[Callable[[], None], ...]) -> list[AttentionCall]:
+def _calls(body: nn.Module, device: str, begin: tuple[Callable[[], None], ...]) -> list[AttentionCall]:
     calls: list[AttentionCall] = []
     for each in begin:
         each()
     for module in body.modules():
         object.__setattr__(module, HANDLER, calls)
-    tokens = torch.zeros(1, NUM_TOKENS, dtype=torch.int64, device=device)
-    positions = torch.arange(NUM_TOKENS, dtype=torch.int64, device=device).unsqueeze(0)
-    with torch.no_grad(), torch.device(device):
+    with torch.inference_mode(mode=False), torch.no_grad(), torch.device(device):  # it is noted what is written to
+        tokens = torch.zeros(1, NUM_TOKENS, dtype=torch.int64)
+        positions = torch.arange(NUM_TOKENS, dtype=torch.int64).unsqueeze(0)
         body(input_ids=tokens, attention_mask=torch.ones_like(tokens), position_ids=positions, use_cache=False)
     return calls

@@ -6,13 +6,14 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.errors import PipezooError, UnsupportedModelError
-from pipezoo_transformers.angles import Angles, AngleWatch
+from pipezoo_transformers.angles import Angles, AngleWatch, RowsRotary
 from pipezoo_transformers.followed_step import NUM_TOKENS, followed
 from pipezoo_transformers.interface import ASKING, AttentionCall
 from pipezoo_transformers.masks import CAUSAL, sight_of
@@ -76,8 +77,7 @@ def layers_of(config: PretrainedConfig, max_length: int) -> Layers:
     widths = [size for module in body.modules() if isinstance(module, nn.Linear) for size in module.weight.shape]
     watch = LinearWatch(body)
     try:
-        calls = followed(body, watch.begin)
-        specs = tuple(_spec(call, max_length) for call in calls)
+        calls = followed(body, partial(_read, max_length=max_length), watch.begin)
     except PipezooError:
         raise
     except Exception as error:  # transformers' code may fail in any way where it is not given what it expects
@@ -93,8 +93,8 @@ def layers_of(config: PretrainedConfig, max_length: int) -> Layers:
             "not every layer of the model has attention", found=f"{len(calls)} of {config.num_hidden_layers}"
         )
     layers = Layers(
-        names=tuple(names[call.module] for call in calls),
-        specs=specs,
+        names=tuple(names[call.module] for call, _ in calls),
+        specs=tuple(spec for _, spec in calls),
         widest=max(widths, default=config.hidden_size),
         kept=frozenset(names[module] for module in watch.asked),
     )
@@ -120,24 +120,39 @@ def _joined(config: PretrainedConfig, layers: Layers, merged: tuple[tuple[str, .
     replace_layers(model, layers.kept, merged)
     watch = RotationWatch([model.get_submodule(name) for name in layers.names])
     angles = AngleWatch(model)
+    names = {module: name for name, module in model.named_modules()}
+    read = partial(_read, max_length=max_length)
+
+    def is_the_same(calls: list[tuple[AttentionCall, AttentionSpec]]) -> bool:
+        return [(names[call.module], spec) for call, spec in calls] == [*zip(layers.names, layers.specs, strict=True)]
+
     try:
         with watch:
-            calls = followed(body_of(model), watch.begin, angles.begin)
-        specs = tuple(_spec(call, max_length) for call in calls)
+            calls = followed(body_of(model), read, watch.begin, angles.begin)
     except Exception:  # transformers' code may ask a linear layer for what a part of one has not
         return layers
-    names = {module: name for name, module in model.named_modules()}
-    if (tuple(names[call.module] for call in calls), specs) != (layers.names, layers.specs):
+    if not is_the_same(calls):
         return layers
-    rotations = [call for call in watch.left_to_attention(calls) if angles.of(call.angles) is not None]
     widths = [sum(module.parts.values()) for module in model.modules() if isinstance(module, SharedInput)]
-    return replace(
+    rotations = [each for each in watch.left_to_attention([call for call, _ in calls]) if angles.of(each.angles)]
+    joined = replace(
         layers,
         widest=max([layers.widest, *widths]),
         merged=merged,
         rotations={names[call.module]: call.name for call in rotations},
-        angles={names[module]: kinds for module, kinds in angles.known().items()},
     )
+    known = {names[module]: kinds for module, kinds in angles.known().items()}
+    for name, kinds in known.items():
+        model.set_submodule(name, RowsRotary(kinds))
+    try:
+        calls = followed(body_of(model), read)
+    except Exception:  # it may ask the module that gives the angles for something else
+        return joined
+    return replace(joined, angles=known) if is_the_same(calls) else joined
+
+
+def _read(calls: list[AttentionCall], max_length: int) -> list[tuple[AttentionCall, AttentionSpec]]:
+    return [(call, _spec(call, max_length)) for call in calls]
 
 
 def _spec(call: AttentionCall, max_length: int) -> AttentionSpec:

@@ -5,7 +5,8 @@ attention. Core's attention does both in one kernel. It may do so where, of an a
 
 - the function computes the rotation of half a head with the other, which is seen by random numbers;
 - the angles are those of a `RotaryEmbedding`: see `angles`;
-- what it returns goes to attention and nowhere else. Each operation of the step is seen, so this is known.
+- what it returns goes to attention and nowhere else, and what it is given is not written to afterwards. Each operation
+  of the step is seen, so this is known.
 
 The module then runs a copy of its code for which the function's name means another one. transformers' own module is not
 changed.
@@ -43,6 +44,7 @@ class RotationCall(NamedTuple):
         given: its arguments.
         named: those by name.
         result: what it returned.
+        versions: how often its arguments had been written to by then.
     """
 
     module: nn.Module
@@ -51,6 +53,7 @@ class RotationCall(NamedTuple):
     given: tuple[Any, ...]
     named: dict[str, Any]
     result: tuple[Tensor, Tensor]
+    versions: list[int]
 
     @property
     def angles(self) -> tuple[Tensor, Tensor]:
@@ -104,13 +107,15 @@ class RotationWatch(TorchFunctionMode):
     def _is_of(self, rotation: RotationCall, attention: AttentionCall) -> bool:
         query, key = rotation.result
         is_handed_on = attention.query is query and attention.key is key and rotation.module is attention.module
-        return is_handed_on and not self._used & {id(query), id(key)}
+        is_as_given = _versions(rotation.given) == rotation.versions
+        return is_handed_on and is_as_given and not self._used & {id(query), id(key)}
 
     def _noting(self, module: nn.Module, name: str, function: Rotate) -> Rotate:
         def note(*given: Any, **named: Any) -> Any:
             result = function(*given, **named)
             if _may_be_rotation(given, named, result):
-                self._calls.append(RotationCall(module, name, function, given, named, result))
+                call = RotationCall(module, name, function, given, named, result, _versions(given))
+                self._calls.append(call)
                 self._results |= {id(x): x for x in result}  # kept: nothing else gets their identity
             return result
 
@@ -142,9 +147,9 @@ def leave_to_attention(module: nn.Module, name: str, calls: PagedCalls) -> None:
 
 
 def _functions_of(module: nn.Module) -> dict[str, Rotate]:
-    """Returns the functions of its file that a module's `forward` calls; none where that is wrapped in another."""
+    """Returns the functions of its file that a module's `forward` calls; none where that has been exchanged already."""
     forward = type(module).forward
-    if not isinstance(forward, FunctionType) or hasattr(forward, "__wrapped__") or "forward" in vars(module):
+    if not isinstance(forward, FunctionType) or "forward" in vars(module):
         return {}
     named = {name: forward.__globals__.get(name) for name in forward.__code__.co_names}
     return {name: value for name, value in named.items() if isinstance(value, FunctionType)}
@@ -170,6 +175,10 @@ def _may_be_rotation(given: tuple[Any, ...], named: dict[str, Any], result: Any)
     is_alike = [x.shape if isinstance(x, Tensor) else None for x in result] == [query.shape, key.shape]
     has_angles = cos.shape == sin.shape and cos.dim() == 3 and cos.shape[:2] == (1, query.shape[-2])
     return is_alike and query.dim() == 4 and has_angles
+
+
+def _versions(given: tuple[Any, ...]) -> list[int]:
+    return [x._version for x in given[:_NUM_TENSORS]]
 
 
 @torch.no_grad()
