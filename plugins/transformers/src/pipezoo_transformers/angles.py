@@ -113,7 +113,7 @@ class RowsRotary(nn.Module):
     def forward(self, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> tuple[Tensor, Tensor]:
         """Maps positions [1, T] to cosines and sines [1, T, size], of the dtype of x."""
         positions = position_ids[0]
-        cos, sin = self._modules[self._names[layer_type]](positions, positions, x.dtype)
+        cos, sin = self.get_submodule(self._names[layer_type])(positions, positions, x.dtype)
         return cos.unsqueeze(0), sin.unsqueeze(0)
 
 

@@ -115,7 +115,7 @@ def _layout(module: nn.Module, names: list[str], *, bias: bool) -> _Layout | Non
 
 
 def _layouts(names: list[str]) -> Iterator[_Layout]:
-    activations = {function: name for name, function in reversed(ACTIVATIONS.items())}  # the first name of each
+    activations = {function: name for name, function in ACTIVATIONS.items()}  # one name of each
     for order in permutations(names):
         for activation in activations.values():
             yield _Layout(order, activation)
