@@ -10,7 +10,7 @@ from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaForCausalLM, LlamaMLP, LlamaRotaryEmbedding
 from transformers.models.phi3.modeling_phi3 import Phi3MLP
 
-from pipezoo_core.layers import ACTIVATIONS, MergedLinear
+from pipezoo_core.layers import ACTIVATIONS, FeedForward, MergedLinear
 from pipezoo_transformers import outline
 from pipezoo_transformers.angles import AngleCall, RowsRotary, angles_like
 from pipezoo_transformers.config import read_huggingface_config
@@ -183,6 +183,11 @@ def test_gates(activation, bias, kind):
 def test_gates_in_one_layer():
     found = gated_like(Phi3MLP(tiny_config("phi3")).eval())
     assert list(found.gate_up_proj.slots()) == ["gate_up_proj.weight"]
+
+
+def test_the_memory_of_a_layer_is_not_that_of_its_gate():
+    """A shared expert is small beside what transformers computes of the others."""
+    assert not isinstance(gated_like(LlamaLike()), FeedForward)
 
 
 @pytest.mark.parametrize("make", [Scaled, Clamped, WithResidual, WithNorm, other_activation, lambda: nn.Linear(4, 4)])

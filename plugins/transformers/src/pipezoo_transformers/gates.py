@@ -38,12 +38,17 @@ class _Layout(NamedTuple):
 class RowsGatedMLP(GatedMLP):
     """A `GatedMLP` that is given the rows of a step as transformers shapes them, under transformers' names.
 
+    It is no `FeedForward`: what is alive beside it in a layer of transformers it cannot know, so that the memory plan
+    takes what it does of models that say nothing.
+
     Args:
         hidden_size: numbers per input and output row.
         intermediate_size: numbers per row in between.
         layout: which layers there are.
         bias: whether these have one.
     """
+
+    alive = None  # type: ignore[assignment]
 
     def __init__(self, hidden_size: int, intermediate_size: int, layout: _Layout, *, bias: bool) -> None:
         super().__init__(hidden_size, intermediate_size, layout.activation, bias=bias)
@@ -54,11 +59,6 @@ class RowsGatedMLP(GatedMLP):
         """Maps [..., hidden_size] to [..., hidden_size]."""
         y: Tensor = super().forward(x.flatten(0, -2))
         return y.unflatten(0, x.shape[:-1])
-
-    def alive(self, *, is_native: bool, fuse: bool) -> list[int]:
-        """See `FeedForward`; what is left of transformers' operations in a layer has as much again."""
-        inner = self.down_proj.in_features
-        return [*super().alive(is_native=is_native, fuse=fuse), inner, inner]
 
 
 def gated_like(module: nn.Module) -> RowsGatedMLP | None:
