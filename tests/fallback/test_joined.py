@@ -11,7 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaForCau
 from transformers.models.phi3.modeling_phi3 import Phi3MLP
 
 from pipezoo_core.layers import ACTIVATIONS, FeedForward, MergedLinear
-from pipezoo_transformers import outline
+from pipezoo_transformers import followed_step, outline
 from pipezoo_transformers.angles import AngleCall, RowsRotary, angles_like
 from pipezoo_transformers.config import read_huggingface_config
 from pipezoo_transformers.gates import RowsGatedMLP, gated_like
@@ -426,6 +426,20 @@ def test_what_is_computed_by_core_is_the_same_in_inference_mode():
     with torch.inference_mode():
         assert layers("qwen3") == layers("qwen3")
         assert layers("qwen3").merged
+
+
+def test_a_step_is_followed_without_numbers(monkeypatch):
+    """On the CPU it would take as long as a step of the model does."""
+    devices = []
+
+    def noting(body, device, begin):
+        devices.append(device)
+        return calls(body, device, begin)
+
+    calls = followed_step._calls
+    monkeypatch.setattr(followed_step, "_calls", noting)
+    assert layers("qwen3").angles
+    assert devices == ["meta"] * 3
 
 
 class AskedForItsSize(LlamaAttention):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from pipezoo_core.errors import PipezooError
 from pipezoo_transformers.interface import HANDLER, AttentionCall
@@ -36,7 +38,8 @@ def followed(body: nn.Module, read: Callable[[list[AttentionCall]], Found], *beg
                 if parameter is not None:  # takes the memory of a single number
                     zeros = torch.zeros((), dtype=parameter.dtype, device="cpu").expand(parameter.shape)
                     module._parameters[name] = nn.Parameter(zeros, requires_grad=False)
-    return read(_calls(body, "cpu", begin))
+    with _ZeroProducts():
+        return read(_calls(body, "cpu", begin))
 
 
 def _calls(body: nn.Module, device: str, begin: tuple[Callable[[], None], ...]) -> list[AttentionCall]:
@@ -50,3 +53,14 @@ def _calls(body: nn.Module, device: str, begin: tuple[Callable[[], None], ...]) 
         positions = torch.arange(NUM_TOKENS, dtype=torch.int64).unsqueeze(0)
         body(input_ids=tokens, attention_mask=torch.ones_like(tokens), position_ids=positions, use_cache=False)
     return calls
+
+
+class _ZeroProducts(TorchFunctionMode):
+    """Computes no product of a linear layer, whose weight and bias are zeros: it would take seconds for each layer."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs the function."""
+        if function is not F.linear:
+            return function(*args, **(kwargs or {}))
+        x, weight = args[:2]
+        return x.new_zeros(*x.shape[:-1], weight.shape[0])

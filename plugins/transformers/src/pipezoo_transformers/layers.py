@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from pipezoo_core.attention import AttentionSpec
@@ -117,7 +118,8 @@ def _groups(model: PreTrainedModel, watch: LinearWatch) -> tuple[tuple[str, ...]
 def _joined(config: PretrainedConfig, layers: Layers, merged: tuple[tuple[str, ...], ...], max_length: int) -> Layers:
     """Adds what of a model can be joined, where the model does the same with core's layers in it."""
     model = outline_of_transformers(config, ASKING, ASKING)
-    replace_layers(model, layers.kept, merged)
+    with torch.device("meta"):
+        replace_layers(model, layers.kept, merged)
     watch = RotationWatch([model.get_submodule(name) for name in layers.names])
     angles = AngleWatch(model)
     names = {module: name for name, module in model.named_modules()}
@@ -143,7 +145,7 @@ def _joined(config: PretrainedConfig, layers: Layers, merged: tuple[tuple[str, .
     )
     known = {names[module]: kinds for module, kinds in angles.known().items()}
     for name, kinds in known.items():
-        model.set_submodule(name, RowsRotary(kinds))
+        model.set_submodule(name, RowsRotary(kinds).to(next(model.parameters()).device))
     try:
         calls = followed(body_of(model), read)
     except Exception:  # it may ask the module that gives the angles for something else
