@@ -369,6 +369,8 @@ def _rows(x: Tensor) -> tuple[Tensor, int, int]:
         return x.contiguous(), 1, size
     if x.dim() == 3 and x.stride(1) == size:
         return x, x.shape[1], x.stride(0)
+    if x.dim() == 3 and x.shape[0] == 1:
+        x = x[0]
     if x.dim() == 2:
         return x, 1, x.stride(0)
     return x.contiguous(), 1, size
