@@ -118,6 +118,9 @@ def test_rows_of_wider_tensors_are_read_where_they_lie(dtype):
         whole[:, :128].unflatten(1, (4, 32)),
         whole.unflatten(1, (8, 32))[:, 3:5],
         whole[::2, 32:64],
+        whole[None, :, 64:96],
+        whole[None, None, :, :128].unflatten(-1, (4, 32)),
+        whole[None, :, :128].unflatten(-1, (4, 32)).expand(2, 5, 4, 32),
         whole.unflatten(1, (8, 32)).transpose(0, 1),
         whole.unflatten(1, (8, 32))[:, ::2],
         whole.view(5, 32, 8).transpose(1, 2),
@@ -125,6 +128,7 @@ def test_rows_of_wider_tensors_are_read_where_they_lie(dtype):
     ):
         found = k.rms_norm(x, weight, 1e-6)
         assert found.is_contiguous()
+        assert found.shape == x.shape
         assert torch.equal(found, k.rms_norm(x.contiguous(), weight, 1e-6))
 
 

@@ -185,8 +185,8 @@ class NativeKernels:
         size = weight.shape[0]
         self._check("rms_norm", x, size)
         self._check("rms_norm's weight", weight, size)
-        x, heads, stride = _rows(x)
-        y = self._empty(x.shape, x.dtype)
+        shape, (x, heads, stride) = x.shape, _rows(x)
+        y = self._empty(shape, x.dtype)
         addresses = (x.data_ptr(), weight.data_ptr(), y.data_ptr())
         self._run("rms_norm", *addresses, x.numel() // size, size, heads, stride, eps, offset)
         return y
@@ -200,8 +200,8 @@ class NativeKernels:
         for name, parameter in (("weight", weight), ("bias", bias)):
             if parameter is not None:
                 self._check(f"layer_norm's {name}", parameter, size)
-        x, heads, stride = _rows(x)
-        y = self._empty(x.shape, x.dtype)
+        shape, (x, heads, stride) = x.shape, _rows(x)
+        y = self._empty(shape, x.dtype)
         addresses = (x.data_ptr(), address_of(weight), address_of(bias), y.data_ptr())
         self._run("layer_norm", *addresses, x.numel() // size, size, heads, stride, eps)
         return y
@@ -380,12 +380,17 @@ def _rows(x: Tensor) -> tuple[Tensor, int, int]:
     """Returns rows that a kernel can read, how many of them are side by side, and the stride from there on.
 
     Of qkv with 4 query heads and 8 heads in all, of 32 numbers, the queries [T, 4, 32] lie 4 by 4, 256 numbers apart.
+    Dimensions of 1 before them are left out.
     """
     size = x.shape[-1]
+    while x.dim() > 3 and x.shape[0] == 1:
+        x = x[0]
     if x.is_contiguous() or x.stride(-1) != 1 or x.dim() > 3:
         return x.contiguous(), 1, size
     if x.dim() == 3 and x.stride(1) == size:
         return x, x.shape[1], x.stride(0)
+    if x.dim() == 3 and x.shape[0] == 1:
+        x = x[0]
     if x.dim() == 2:
         return x, 1, x.stride(0)
     return x.contiguous(), 1, size
