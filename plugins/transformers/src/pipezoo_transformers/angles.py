@@ -127,11 +127,10 @@ def angles_like(call: AngleCall) -> Angles | None:
         return None
     kinds = {} if call.kind is None else {"layer_type": call.kind}
     with torch.device("cpu"):
-        positions = torch.tensor([_POSITIONS], dtype=torch.int64)
+        positions = torch.tensor([_POSITIONS], dtype=torch.int64, device="cpu")
         try:
-            cos, sin = call.module.forward(
-                torch.zeros(1, len(_POSITIONS), 1), position_ids=positions, **kinds
-            )  # no hooks
+            x = torch.zeros(1, len(_POSITIONS), 1, dtype=torch.float32, device="cpu")
+            cos, sin = call.module.forward(x, position_ids=positions, **kinds)  # without hooks, which would note it
         except Exception:  # a module of any other kind
             return None
         scaling = float(cos.flatten()[0])

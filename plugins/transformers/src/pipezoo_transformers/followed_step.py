@@ -49,8 +49,8 @@ def _calls(body: nn.Module, device: str, begin: tuple[Callable[[], None], ...]) 
     for module in body.modules():
         object.__setattr__(module, HANDLER, calls)
     with torch.inference_mode(mode=False), torch.no_grad(), torch.device(device):  # it is noted what is written to
-        tokens = torch.zeros(1, NUM_TOKENS, dtype=torch.int64)
-        positions = torch.arange(NUM_TOKENS, dtype=torch.int64).unsqueeze(0)
+        tokens = torch.zeros(1, NUM_TOKENS, dtype=torch.int64, device=device)
+        positions = torch.arange(NUM_TOKENS, dtype=torch.int64, device=device).unsqueeze(0)
         body(input_ids=tokens, attention_mask=torch.ones_like(tokens), position_ids=positions, use_cache=False)
     return calls
 
