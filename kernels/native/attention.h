@@ -81,8 +81,9 @@ struct Rotation {
 //
 // q [T, num_heads, head_dim], k [T, num_kv_heads, head_dim], v [T, num_kv_heads, value_dim]; no k where all keys are in the
 // pages already; no v there, and none where value_pages is null: the values lie in the keys then. sinks [num_heads] or null;
-// out [T, num_heads, value_dim], contiguous. What is not finite in k or v is written finite, because a weight of 0 times infinity is NaN, which would reach other requests. The row itself gets
-// NaN, in the query heads that share the key/value head; so does one whose queries are not finite.
+// out [T, num_heads, value_dim], contiguous. What is not finite in k or v is written finite, because a weight of 0 times
+// infinity is NaN, which would reach other requests. The row itself gets NaN, in the query heads that share the key/value
+// head; so does one whose queries are not finite.
 //
 // Throws std::bad_alloc when all threads are done, so that the team can go on.
 template <typename T>

@@ -95,8 +95,9 @@ void attend(const void* q, std::int64_t q_stride, const void* k, std::int64_t k_
     pipezoo::attend<T>({static_cast<const T*>(q), q_stride}, {static_cast<const T*>(k), k_stride},
                        {static_cast<const T*>(v), v_stride},
                        {static_cast<const T*>(cos), static_cast<const T*>(sin), rotary_dim, first_rotated},
-                       static_cast<T*>(key_pages), static_cast<T*>(value_pages), static_cast<T*>(out), *static_cast<const pipezoo::Step*>(step),
-                       *static_cast<const pipezoo::Layer*>(layer), static_cast<const T*>(sinks));
+                       static_cast<T*>(key_pages), static_cast<T*>(value_pages), static_cast<T*>(out),
+                       *static_cast<const pipezoo::Step*>(step), *static_cast<const pipezoo::Layer*>(layer),
+                       static_cast<const T*>(sinks));
 }
 
 template <typename T>
@@ -121,7 +122,8 @@ template <typename T, int bits>
 void linear_quantized(const void* x, const void* packed, const void* bias, void* y, std::int64_t rows, std::int64_t in,
                       std::int64_t out, std::int64_t form, std::int64_t activation) {
     pipezoo::linear_quantized<T, bits>(static_cast<const T*>(x), static_cast<const std::uint8_t*>(packed),
-                                       static_cast<const T*>(bias), y, rows, in, out, pipezoo::Form(form), pipezoo::Activation(activation));
+                                       static_cast<const T*>(bias), y, rows, in, out, pipezoo::Form(form),
+                                       pipezoo::Activation(activation));
 }
 
 template <typename T>

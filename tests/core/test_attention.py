@@ -320,6 +320,20 @@ def test_where_native_cannot_be_used(changes, dtype, page_size, reason):
     )
 
 
+def test_values_do_not_reach_beyond_the_keys_that_they_lie_in():
+    with pytest.raises(UnsupportedModelError, match=r"found: value_dim 96; allowed: at most the head_dim, 64"):
+        spec(head_dim=64, value_dim=96, values_in_keys=True)
+
+
+def test_of_the_keys_of_a_prompt_nothing_is_made_apart():
+    """Whatever the number of heads; only a decode's are computed in pieces, each with a result of its own."""
+    backend = native(LATENT["latent_128"], torch.bfloat16)
+    prompt, decode = (RaggedBatch([rows], [4096], [1], [[[*range(130)]]]) for rows in (64, 1))
+    (_, partials, _), (_, of_decode, _) = (backend.plan(batch, PAGE_SIZE, CPU, 0).arrays for batch in (prompt, decode))
+    assert partials.nbytes == 0
+    assert of_decode.nbytes > 0
+
+
 @pytest.mark.parametrize("name", ["grouped", "window", "softcap", "sinks_window", "chunk", "latent"])
 @pytest.mark.parametrize("backend", [*BACKENDS, lambda spec, dtype: ReferenceAttention(spec)])
 def test_a_layer_that_reads_the_keys_of_another(backend, name):

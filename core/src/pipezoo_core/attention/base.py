@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.kv_cache import RaggedBatch
 from pipezoo_core.layers import Heads, apply_rotary
 
@@ -44,6 +45,9 @@ class AttentionSpec:
         kv_layer: reads the keys and values of this earlier layer, and writes none; None for its own.
         values_in_keys: the values are the first `value_dim` numbers of the keys (multi-head latent attention, DeepSeek
             V2). A rotation is of the numbers behind them.
+
+    Raises:
+        UnsupportedModelError: values that lie in the keys are wider than these.
     """
 
     num_heads: int
@@ -58,6 +62,14 @@ class AttentionSpec:
     has_sinks: bool = False
     kv_layer: int | None = None
     values_in_keys: bool = False
+
+    def __post_init__(self) -> None:
+        if self.values_in_keys and self.value_size > self.head_dim:
+            raise UnsupportedModelError(
+                "the values lie in the keys, and are wider than these",
+                found=f"value_dim {self.value_dim}",
+                allowed=f"at most the head_dim, {self.head_dim}",
+            )
 
     @property
     def value_size(self) -> int:

@@ -101,7 +101,7 @@ class NativeAttention(AttentionBackend):
         spans = zip(batch.row_offsets, batch.active_lengths, batch.cache_lengths, batch.pages[group], strict=False)
         for row, active, cached, pages in spans:
             for first, end in self._query_ranges(active):
-                keys = self._key_ranges(cached + first, cached + end, page_size)
+                keys = self._key_ranges(cached + first, cached + end, page_size, is_decode=active == 1)
                 start = (row + first, cached + first, len(page_table))
                 if len(keys) == 1:
                     items.append((start[0], end - first, start[1], *keys[0], start[2], -1))
@@ -170,10 +170,13 @@ class NativeAttention(AttentionBackend):
         size = self._max_queries
         return [(first, min(first + size, active)) for first in range(0, active, size)]
 
-    def _key_ranges(self, position: int, end: int, page_size: int) -> list[tuple[int, int]]:
-        """Returns the keys that the queries at positions `position` to `end` see, from a page's first one on."""
+    def _key_ranges(self, position: int, end: int, page_size: int, *, is_decode: bool) -> list[tuple[int, int]]:
+        """Returns the keys that the queries at positions `position` to `end` see, from a page's first one on.
+
+        Only those of a decode are cut: a prompt has queries enough to divide, and each piece takes memory.
+        """
         first = first_visible(position, self.spec.sliding_window, self.spec.chunk) // page_size * page_size
-        if end - position > 1:
+        if not is_decode:
             return [(first, end)]
         size = max(_KEYS, page_size) // page_size * page_size
         cuts = [first, *range((first // size + 1) * size, end, size), end]

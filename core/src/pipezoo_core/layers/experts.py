@@ -24,13 +24,8 @@ __all__ = ["Expert", "Experts"]
 _INDEX_BYTES = 8
 
 
-def _telling_nobody(rows: Tensor) -> AbstractContextManager[None]:
-    del rows
-    return nullcontext()
-
-
 class Expert(GatedMLP):
-    """One of a mixture. Few adapters change it, so its layers are fused even where others have to be apart."""
+    """One of a mixture. Its layers are fused unless adapters may change experts: see `use_linear_backend`."""
 
 
 class Experts(nn.ModuleList):
@@ -71,7 +66,7 @@ class Experts(nn.ModuleList):
         self.first = 0
         self._group: TensorParallelGroup | None = None
         self._native: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
-        self._telling: Callable[[Tensor], AbstractContextManager[None]] = _telling_nobody
+        self._telling: Callable[[Tensor], AbstractContextManager[object]] = nullcontext
 
     def forward(self, x_TH: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """Maps [T, H] to [T, H].
@@ -97,7 +92,7 @@ class Experts(nn.ModuleList):
         """Computes this rank's sums with `native` from now on, which is called as `forward` is."""
         self._native = native
 
-    def tell_rows(self, telling: Callable[[Tensor], AbstractContextManager[None]]) -> None:
+    def tell_rows(self, telling: Callable[[Tensor], AbstractContextManager[object]]) -> None:
         """Has each expert compute within `telling(rows)`, with the numbers, int64 [n], of the rows that it is given."""
         self._telling = telling
 

@@ -17,6 +17,7 @@ from pipezoo_core.native import PANEL, NativeKernels
 __all__ = ["LatentHeads"]
 
 Add = Callable[[Tensor, Tensor], None]
+"""Adds to the second tensor, in place, what is made of the first."""
 
 
 class LatentHeads(nn.Module):
@@ -32,7 +33,8 @@ class LatentHeads(nn.Module):
         latent_size: numbers per token of the latent.
 
     Attributes:
-        weight: [N · (K + V), L], each head's keys and then its values, as in a checkpoint. Not quantized.
+        weight: [N · (K + V), L], each head's keys and then its values, as in a checkpoint. Not quantized;
+            gone when the native kernels have packed it.
         sizes: K and V.
         in_features: L.
         out_features: N · (K + V), of this rank.
@@ -78,7 +80,10 @@ class LatentHeads(nn.Module):
         return keys_NKL.transpose(1, 2), values_NVL
 
     def compute_with(self, kernels: NativeKernels) -> None:
-        """Computes with the native kernels from now on, where they take these sizes; lets go of the plain weight."""
+        """Computes with the native kernels from now on, and lets go of the plain weight.
+
+        They take L and V that are multiples of `PANEL`, and an even K. Others stay in torch.
+        """
         key_dim, value_dim = self.sizes
         if self.in_features % PANEL or value_dim % PANEL or key_dim % 2:
             return

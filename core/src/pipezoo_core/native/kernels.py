@@ -380,17 +380,15 @@ def _rows(x: Tensor) -> tuple[Tensor, int, int]:
     """Returns rows that a kernel can read, how many of them are side by side, and the stride from there on.
 
     Of qkv with 4 query heads and 8 heads in all, of 32 numbers, the queries [T, 4, 32] lie 4 by 4, 256 numbers apart.
-    Dimensions of 1 before them are left out.
+    Leading dimensions of 1 are left out.
     """
     size = x.shape[-1]
-    while x.dim() > 3 and x.shape[0] == 1:
+    while x.dim() > 2 and x.shape[0] == 1:
         x = x[0]
     if x.is_contiguous() or x.stride(-1) != 1 or x.dim() > 3:
         return x.contiguous(), 1, size
     if x.dim() == 3 and x.stride(1) == size:
         return x, x.shape[1], x.stride(0)
-    if x.dim() == 3 and x.shape[0] == 1:
-        x = x[0]
     if x.dim() == 2:
         return x, 1, x.stride(0)
     return x.contiguous(), 1, size

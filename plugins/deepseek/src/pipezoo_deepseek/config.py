@@ -208,12 +208,14 @@ def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
     del config["head_dim"]
     if (weight := metadata.get(f"{_GGUF}.rope.{_LOG_MULTIPLIER}")) and config["rope_parameters"]["rope_type"] == "yarn":
         config["rope_parameters"] |= {"mscale": 10 * weight, "mscale_all_dim": 10 * weight}
-    num_groups = metadata.get(f"{_GGUF}.expert_group_count", 1)
+    num_groups = decoder.size("expert_group_count", 1)
+    further = "nextn_predict_layers"
+    num_further = decoder.size(further) if metadata.get(f"{_GGUF}.{further}") else 0
     return {
         **config,
         "model_type": model_type,
         "architectures": [_ARCHITECTURES[model_type]],
-        "num_hidden_layers": config["num_hidden_layers"] - metadata.get(f"{_GGUF}.nextn_predict_layers", 0),
+        "num_hidden_layers": config["num_hidden_layers"] - num_further,
         "num_key_value_heads": config["num_attention_heads"],
         "kv_lora_rank": decoder.size("attention.kv_lora_rank"),
         "q_lora_rank": metadata.get(f"{_GGUF}.attention.q_lora_rank"),
@@ -225,10 +227,10 @@ def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
         "n_shared_experts": decoder.size("expert_shared_count"),
         "moe_intermediate_size": decoder.size("expert_feed_forward_length"),
         "first_k_dense_replace": decoder.get("leading_dense_block_count"),
-        "routed_scaling_factor": metadata.get(f"{_GGUF}.expert_weights_scale", 1.0),
+        "routed_scaling_factor": metadata.get(f"{_GGUF}.expert_weights_scale") or 1.0,  # 0 is none
         "norm_topk_prob": metadata.get(f"{_GGUF}.expert_weights_norm", False),
         "n_group": num_groups,
-        "topk_group": metadata.get(f"{_GGUF}.expert_group_used_count", 1),
+        "topk_group": decoder.size("expert_group_used_count", 1),
         "topk_method": "noaux_tc" if model_type == "deepseek_v3" else _METHODS_V2[num_groups > 1],
     }
 

@@ -67,9 +67,9 @@ class DeepseekAttention(nn.Module):
     def _queries(self, x_TH: Tensor) -> Tensor:
         """Returns [T, N · (L + R)]."""
         q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_TH))) if self._has_query_latent else self.q_proj(x_TH)
-        plain_TNQ, rotated_TNR = q.unflatten(-1, (-1, sum(self._query_sizes))).split(self._query_sizes, dim=-1)
+        plain_TNQ, rotary_TNR = q.unflatten(-1, (-1, sum(self._query_sizes))).split(self._query_sizes, dim=-1)
         latents_TNL = self.kv_b_proj.queries(plain_TNQ)
-        return torch.cat((latents_TNL, rotated_TNR), dim=-1).flatten(1)
+        return torch.cat((latents_TNL, rotary_TNR), dim=-1).flatten(1)
 
 
 class DeepseekMoE(nn.Module):
