@@ -225,6 +225,20 @@ def test_what_is_missing_is_named(key, tmp_path):
         config_from_gguf(file)
 
 
+@pytest.mark.parametrize("key", ["expert_group_count", "expert_group_used_count", "nextn_predict_layers"])
+def test_what_is_no_number_is_named(key, tmp_path):
+    file = open_gguf(write(tmp_path, make("deepseek_v2")))
+    file.metadata[f"deepseek2.{key}"] = "4"
+    with pytest.raises(CorruptCheckpointError, match=rf"deepseek2\.{key}"):
+        config_from_gguf(file)
+
+
+def test_a_scale_of_zero_is_none(tmp_path):
+    """As llama.cpp reads it."""
+    file = open_gguf(write(tmp_path, make("deepseek_v2"), expert_weights_scale=0.0))
+    assert config_from_gguf(file)["routed_scaling_factor"] == 1.0
+
+
 @pytest.mark.parametrize(
     ("changes", "why"),
     [

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from deepseek import tiny_deepseek
 from families import PROMPTS, expected_logits, greedy_tokens
 from gpt_oss import tiny_gpt_oss
 from lora.peft_adapters import merged, save_adapter
@@ -27,7 +28,7 @@ ADAPTERS = {
     "both": {"target_modules": ["q_proj"], "target_parameters": BOTH, "r": 3},
     "down": {"target_modules": [], "target_parameters": BOTH[1:], "r": 2, "seed": 1, "use_rslora": True},
     "pattern": {
-        "target_modules": ["v_proj"],
+        "target_modules": ["o_proj"],
         "target_parameters": BOTH,
         "r": 2,
         "seed": 2,
@@ -40,12 +41,14 @@ ADAPTERS = {
 def make(family):
     if family == "mixtral":
         return mixtral.make(head_dim=32, intermediate_size=64), mixtral.saved
+    if family == "deepseek_v3":
+        return tiny_deepseek.make(family, q_lora_rank=None, n_routed_experts=6, n_group=3), tiny_deepseek.saved
     if family == "gpt_oss":
         return tiny_gpt_oss.make(intermediate_size=64), tiny_gpt_oss.saved
     return tiny_qwen.make("qwen3_moe", intermediate_size=64, moe_intermediate_size=32), tiny_qwen.saved
 
 
-@pytest.fixture(scope="module", params=["gpt_oss", "mixtral", "qwen3_moe"])
+@pytest.fixture(scope="module", params=["deepseek_v3", "gpt_oss", "mixtral", "qwen3_moe"])
 def trained(request, tmp_path_factory):
     """A model, what `load_model` takes of it, and a folder with adapters of its experts."""
     folder = tmp_path_factory.mktemp(request.param)
