@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import runpy
 import subprocess
 import sys
 import threading
@@ -165,6 +166,19 @@ def test_what_is_served_is_listed():
     assert {*ROPE_TYPES, *ACTIVATIONS, *KNOWN_PRE_TOKENIZERS, *TOKENIZER_FILES} <= said
     assert {*DOWNLOADED} - {"*.model"} <= said
     assert {name for name in said if name.endswith("Error")} <= {*errors.__all__}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    NativeKernels(torch.device("cpu"), torch.bfloat16).obstacle is not None,
+    reason="pipezoo-kernels cannot be used here",
+)
+def test_what_models_can_do_is_generated():
+    path = ROOT / "docs/model_table.py"
+    program = runpy.run_path(str(path))
+    assert {name for name, *_ in program["architectures"]()} == set(PUBLISHED)
+    text = (ROOT / "README.md").read_text()
+    assert program["updated"](text) == text, f"run: python {path.relative_to(ROOT)}"
 
 
 def names_elsewhere(title):
