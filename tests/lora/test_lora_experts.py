@@ -114,6 +114,13 @@ def test_a_model_without_room_for_them_says_so(trained):
         model.lora_manager.load_adapter(str(folder / "both"))
 
 
+def test_a_model_that_shall_have_none_does_not_ask_for_what_it_has(trained):
+    _, made, folder = trained
+    paths = [f"both={folder / 'both'}"]
+    with pytest.raises(UnsupportedAdapterError, match=r"lora_experts=True\.$"):
+        load_model(*made, lora=LoRAConfig(lora_paths=paths, max_num_loras=1, max_lora_rank=4, lora_experts=False))
+
+
 def test_room_may_be_asked_for(trained):
     _, made, folder = trained
     model = load_model(*made, lora=LoRAConfig(max_num_loras=1, lora_experts=True))
