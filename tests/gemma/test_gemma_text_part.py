@@ -113,6 +113,12 @@ def test_a_tensor_that_is_neither_is_reported(reference, folder, tmp_path):
         load_model(*of_text(reference, with_names(folder, tmp_path, rename)))
 
 
+def test_a_null_of_the_whole_leaves_what_the_text_part_says():
+    raw = {"eos_token_id": None, "bos_token_id": 3, "text_config": {"eos_token_id": 7, "bos_token_id": 1}}
+    found = text_part(raw)
+    assert (found.eos_token_id, found.bos_token_id) == (7, 3)
+
+
 def test_an_adapter_of_the_text_part_equals_the_merged_model(reference, folder, tmp_path):
     save_adapter(reference, tmp_path, target_modules=r".*language_model.*\.(q_proj|down_proj)")
     adapted = merged(reference, tmp_path)

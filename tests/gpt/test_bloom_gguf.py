@@ -1,7 +1,6 @@
 """GGUF files of BLOOM: the logits of the transformers model they were written from, and of what it reads."""
 
 import gguf
-import numpy as np
 import pytest
 from families import assert_equal_logits, load_gguf, read_gguf_by_transformers
 from gguf_files import END
@@ -51,7 +50,7 @@ def write(folder, reference, quantization=KINDS.F32, **metadata):
         for name, tensor in reference.state_dict().items()
         if name != "lm_head.weight" or not config.tie_word_embeddings
     }
-    return gpt_gguf.write(folder / "m.gguf", "bloom", sizes, tensors, NAMES, quantization, pre="bloom")
+    return gpt_gguf.write(folder / "m.gguf", "bloom", sizes, gpt_gguf.named(tensors, NAMES), quantization, pre="bloom")
 
 
 @pytest.mark.parametrize(
@@ -102,8 +101,3 @@ def test_another_width_is_refused(tmp_path):
     file = open_gguf(write(tmp_path, make(), feed_forward_length=96))
     with pytest.raises(UnsupportedModelError, match="found: 96; allowed: 128"):
         config_from_gguf(file)
-
-
-def test_the_order_of_the_rows_matters():
-    rows = np.arange(12)
-    assert by_part(rows, 2).tolist() == [0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11]

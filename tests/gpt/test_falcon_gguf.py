@@ -66,7 +66,9 @@ def write(folder, reference, quantization=KINDS.F32, **metadata):
         for name, tensor in reference.state_dict().items()
         if name != "lm_head.weight" or not config.tie_word_embeddings
     }
-    return gpt_gguf.write(folder / "m.gguf", "falcon", sizes, tensors, NAMES, quantization, pre="falcon")
+    return gpt_gguf.write(
+        folder / "m.gguf", "falcon", sizes, gpt_gguf.named(tensors, NAMES), quantization, pre="falcon"
+    )
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -9,15 +9,18 @@ from families import (
     assert_equal_logits,
     assert_equal_on_ranks,
     assert_matters,
+    expected_logits,
     save,
     why_not_replayed,
 )
 from gpt.architectures import saved
 from gpt.tiny_gpt import GPT2, make
-from tiny_models import load_model
+from lora.peft_adapters import merged, save_adapter
+from tiny_models import load_model, logits_of
 from transformers import GPT2Config
 
 from pipezoo import registry
+from pipezoo_core.config import LoRAConfig
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.request import TextGenerationRequest
@@ -92,6 +95,17 @@ def test_adapters_equal_merged_models(tmp_path):
     reference = make()
     model = saved(reference, tmp_path / "model")
     assert_adapters_equal_merged(reference, model, tmp_path, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True)
+
+
+@pytest.mark.parametrize("rank", [32, 96, 128], ids=["hidden", "fused", "inner"])
+def test_adapters_whose_rank_is_a_size_of_the_model(rank, tmp_path):
+    """B is then as wide as a matrix of the checkpoint, and that of c_proj has its shape."""
+    reference = make()
+    save_adapter(reference, tmp_path / "a", target_modules=["c_attn", "c_fc", "c_proj"], r=rank, fan_in_fan_out=True)
+    lora = LoRAConfig(lora_paths=[f"a={tmp_path / 'a'}"])
+    (found,) = logits_of(load_model(*saved(reference, tmp_path / "model"), lora=lora), [[3, 1, 4, 1, 5]], loras=["a"])
+    expected = expected_logits(merged(reference, tmp_path / "a"), [3, 1, 4, 1, 5])
+    assert (found - expected).abs().max() < 1e-4 * max(1, expected.abs().max())
 
 
 @pytest.mark.slow

@@ -3,13 +3,15 @@
 The names of the tensors are those of the `gguf` package.
 """
 
+from functools import partial
+
 import gguf
 import numpy as np
 import pytest
 import torch
 from families import assert_equal_logits, expected_logits, load_gguf, read_gguf_by_transformers
-from gguf_files import ADDERS, CHAT_TEMPLATE, END, TOKENS
-from gpt import tiny_gpt, tiny_gpt_neox
+from gguf_files import END
+from gpt import gpt_gguf, test_bloom_gguf, test_falcon_gguf, tiny_bloom, tiny_falcon, tiny_gpt, tiny_gpt_neox
 from gpt.architectures import ARCHITECTURES
 from gpt.tiny_gpt_neox import rope
 from lora.peft_adapters import merged, save_adapter
@@ -74,31 +76,14 @@ def write(folder, reference, kind=F32, **metadata):
     config = reference.config
     architecture = FILES[config.model_type]
     names = gguf.get_tensor_name_map(architecture, NUM_LAYERS)
-    prefix = gguf.MODEL_ARCH_NAMES[architecture]
-    writer = gguf.GGUFWriter(folder / "m.gguf", prefix)
-    said = {**metadata_of(config), **{key.replace("__", "."): value for key, value in metadata.items()}}
-    for key, value in said.items():
-        getattr(writer, ADDERS[type(value)])(f"{prefix}.{key}", value)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(PRE[config.model_type])
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([1] * (len(TOKENS) - 2) + [3, 3])
-    writer.add_token_merges(["h e"])
-    writer.add_bos_token_id(END)
-    writer.add_eos_token_id(END)
-    writer.add_chat_template(CHAT_TEMPLATE)
-    for name, tensor in reference.state_dict().items():
-        if name == "lm_head.weight" and config.tie_word_embeddings:
-            continue
-        values = np.ascontiguousarray(converted(name, tensor.numpy(), config))
-        stored = kind if values.ndim == 2 and "wpe" not in name else F32
-        found = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        writer.add_tensor(found, gguf.quants.quantize(values, stored), raw_dtype=stored)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return folder / "m.gguf"
+    sizes = {**metadata_of(config), **{key.replace("__", "."): value for key, value in metadata.items()}}
+    tensors = {
+        names.get_name(name, try_suffixes=(".weight", ".bias")): converted(name, tensor.numpy(), config)
+        for name, tensor in reference.state_dict().items()
+        if name != "lm_head.weight" or not config.tie_word_embeddings
+    }
+    prefix, pre = gguf.MODEL_ARCH_NAMES[architecture], PRE[config.model_type]
+    return gpt_gguf.write(folder / "m.gguf", prefix, sizes, tensors, kind, pre=pre)
 
 
 CONFIGS = {
@@ -141,13 +126,23 @@ def test_logits_equal_those_of_the_dequantized_weights(family, quantization, tmp
     assert_equal_logits(reference, load_gguf(ARCHITECTURES[family], path), chunks=(None,))
 
 
-@pytest.mark.parametrize("family", MAKE)
-def test_adapters_equal_merged_models(family, tmp_path):
+ADAPTED = {
+    "gpt2": (gpt2, write, "c_attn"),
+    "gpt_neox": (gpt_neox, write, "query_key_value"),
+    "bloom": (tiny_bloom.make, test_bloom_gguf.write, "query_key_value"),
+    "falcon": (tiny_falcon.make, test_falcon_gguf.write, "query_key_value"),
+    "falcon-40b": (partial(tiny_falcon.make, **tiny_falcon.NEW), test_falcon_gguf.write, "query_key_value"),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_adapters_equal_merged_models(name, tmp_path):
     """PEFT's fused layers have the order of the checkpoint, not of the file."""
-    reference, fused = MAKE[family](), {"gpt2": "c_attn", "gpt_neox": "query_key_value"}[family]
-    save_adapter(reference, tmp_path / "a", target_modules=[fused], fan_in_fan_out=family == "gpt2")
+    make, write_file, fused = ADAPTED[name]
+    reference = make()
+    save_adapter(reference, tmp_path / "a", target_modules=[fused], fan_in_fan_out=name == "gpt2")
     lora = LoRAConfig(lora_paths=[f"a={tmp_path / 'a'}"])
-    model = load_gguf(ARCHITECTURES[family], write(tmp_path, reference), lora=lora)
+    model = load_gguf(ARCHITECTURES[reference.config.model_type], write_file(tmp_path, reference), lora=lora)
     (found,) = logits_of(model, [[3, 1, 4, 1, 5]], loras=["a"])
     expected = expected_logits(merged(reference, tmp_path / "a"), [3, 1, 4, 1, 5])
     assert (found - expected).abs().max() < 1e-4

@@ -8,12 +8,21 @@ from gpt import tiny_gpt, tiny_gpt_neox, tiny_gptj
 from transformers import AutoTokenizer, GPT2Tokenizer, GPTNeoXTokenizer
 
 from pipezoo import registry
+from pipezoo_core.errors import InvalidRequestError
 from pipezoo_core.tokenizer import tokenizer_from_gguf
 
 MERGES = ["h e", "l l", "he ll", "hell o", "Ġ w", "' s", "Ġ Ġ", "1 2", "Ã ©", "ĠĠ ĠĠ", "Ġ Ã©", "Ċ Ċ"]
 END = "<|endoftext|>"
 VOCAB = {token: i for i, token in enumerate([END, *BYTES, *(merge.replace(" ", "") for merge in MERGES)])}
-TEXTS = ["hello world", "it's 123.\n\n x", "    hello\r\n", "é café  ", f"hello{END}hello", "don't 中文 😀"]
+TEXTS = [
+    "hello world",
+    "it's 123.\n\n x",
+    "    hello\r\n",
+    "é café  ",
+    f"hello{END}hello",
+    f" {END} hello",
+    "don't 中文 😀",
+]
 SIZES = {"vocab_size": len(VOCAB) + 1, "bos_token_id": 0, "eos_token_id": 0}  # GPT-NeoX's has a token for padding, too
 FAMILIES = {
     "gpt2": (tiny_gpt.make, GPT2Tokenizer),
@@ -55,6 +64,14 @@ def test_a_folder_with_vocabulary_and_merges(folder):
     (folder / "vocab.json").write_text(json.dumps(VOCAB))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *MERGES, ""]))
     assert_equal_tokens(folder)
+
+
+def test_there_are_no_chats(folder):
+    with (
+        registry.load(folder, dtype="float32", device="cpu", kv_cache_memory="1MiB") as llm,
+        pytest.raises(InvalidRequestError, match="no chat template"),
+    ):
+        llm.chat([{"role": "user", "content": "hello"}], max_new_tokens=1)
 
 
 @pytest.mark.parametrize(("pre", "tokenizer_class"), [("gpt-2", GPT2Tokenizer), ("olmo", GPTNeoXTokenizer)])

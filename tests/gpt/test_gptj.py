@@ -158,6 +158,7 @@ def test_config_of_the_checkpoint(tmp_path):
         ({"n_head": 0}, "do not divide"),
         ({"rotary_dim": 0}, "no number of pairs"),
         ({"rotary_dim": 7}, "no number of pairs"),
+        ({"rotary_dim": None}, "no number of pairs of a head .found: None; allowed"),
         ({"n_head": 128}, "no number of pairs"),
     ],
     ids=str,

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from pipezoo_core.errors import CorruptCheckpointError, InvalidSettingError, Uns
 from pipezoo_core.layers.experts import Expert
 from pipezoo_core.lora import AdaptedModule, lora_memory, open_adapter
 from pipezoo_core.request import TextGenerationRequest
+from pipezoo_core.weights import LazyTensor
 
 CPU = torch.device("cpu")
 BOTH = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
@@ -117,6 +119,13 @@ def test_a_model_without_room_for_them_says_so(trained):
         model.lora_manager.load_adapter(str(folder / "both"))
 
 
+def test_a_model_that_shall_have_none_does_not_ask_for_what_it_has(trained):
+    _, made, folder = trained
+    paths = [f"both={folder / 'both'}"]
+    with pytest.raises(UnsupportedAdapterError, match=r"lora_experts=True\.$"):
+        load_model(*made, lora=LoRAConfig(lora_paths=paths, max_num_loras=1, max_lora_rank=4, lora_experts=False))
+
+
 def test_room_may_be_asked_for(trained):
     _, made, folder = trained
     model = load_model(*made, lora=LoRAConfig(max_num_loras=1, lora_experts=True))
@@ -149,6 +158,27 @@ def test_room_is_planned(trained):
 def test_its_rank_is_that_of_an_expert(trained):
     _, _, folder = trained
     assert [open_adapter(str(folder / name)).rank for name in ADAPTERS] == [3, 2, 4]
+
+
+def test_all_experts_are_read_once_and_those_of_one_layer_are_kept(trained, monkeypatch):
+    _, _, folder = trained
+    read, load = [], LazyTensor.load
+
+    def recorded(tensor):
+        found = load(tensor)
+        if tensor.shape[1] == 6 * 3:  # experts, their rank
+            read.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(LazyTensor, "load", recorded)
+    adapter = open_adapter(str(folder / "both"))
+    for weights in adapter.layers.values():
+        weights.b.load()
+        assert sum(whole() is not None for whole in read) <= 1
+    num_experts = sum(".experts." in name for name in adapter.layers)
+    assert len(read) == num_experts / 6 > 2
+    del adapter, weights
+    assert all(whole() is None for whole in read)
 
 
 def changed(source, folder, tensors=lambda tensors: tensors, **entries):

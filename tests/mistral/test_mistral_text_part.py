@@ -124,6 +124,12 @@ def test_says_what_transformers_says(reference, folder):
     assert found == MistralConfig.from_huggingface(theirs)
 
 
+def test_a_null_of_the_whole_leaves_what_the_text_part_says():
+    raw = {"eos_token_id": None, "bos_token_id": 3, "text_config": {"eos_token_id": 7, "bos_token_id": 1}}
+    found = text_part(raw)
+    assert (found.eos_token_id, found.bos_token_id) == (7, 3)
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
@@ -131,6 +137,7 @@ def test_says_what_transformers_says(reference, folder):
         ({"model_type": "mistral4"}, "text part is a 'mistral4'"),
         ({"num_local_experts": 4}, "mixture of experts"),
         ({"model_type": "ministral3", "sliding_window": 0}, "sliding_window of 0"),
+        ({"layer_types": 5}, "no list of names"),
     ],
     ids=str,
 )

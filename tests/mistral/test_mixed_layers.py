@@ -74,6 +74,7 @@ def test_layers_with_a_window_have_pages_of_their_own(tiny_folder, tmp_path):
         {"layer_types": MIXED, "sliding_window": None},
         {"layer_types": [FULL, "chunked_attention", FULL]},
         {"layer_types": [FULL]},
+        {"layer_types": [[FULL]] * 3},
     ],
     ids=str,
 )
@@ -90,4 +91,17 @@ def test_other_types_that_say_so_are_refused(tmp_path):
         raw = {"model_type": model_type, "architectures": [name], "layer_types": MIXED, "sliding_window": 12}
         (tmp_path / "config.json").write_text(json.dumps(raw))
         with pytest.raises(UnsupportedModelError, match="layer_types are not all"):
+            registry.resolve(tmp_path)
+
+
+@pytest.mark.parametrize("kinds", [5, FULL, [[FULL], [SLIDING]], {FULL: 1}, [5]], ids=str)
+def test_no_list_of_names_is_refused(kinds, tmp_path):
+    for model_type, name in (
+        ("mistral", "MistralForCausalLM"),
+        ("ministral3", "Ministral3ForCausalLM"),
+        ("mixtral", "MixtralForCausalLM"),
+    ):
+        raw = {"model_type": model_type, "architectures": [name], "layer_types": kinds}
+        (tmp_path / "config.json").write_text(json.dumps(raw))
+        with pytest.raises(UnsupportedModelError, match="layer_types are no list of names"):
             registry.resolve(tmp_path)

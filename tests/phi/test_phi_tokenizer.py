@@ -131,6 +131,14 @@ def test_a_gguf_file_has_the_same_tokens(name, expected):
         assert found.apply_chat_template(CHAT, tokenize=False) == expected.apply_chat_template(CHAT, tokenize=False)
 
 
+@pytest.mark.parametrize("entry", [("general.architecture", "phi3"), ("general.name", "Llama-3-8B-phi-3-distill")])
+def test_other_vocabularies_take_no_white_space(entry):
+    expected = make_phi_4()
+    found = tokenizer_from_gguf({**metadata_of("phi-4", expected), entry[0]: entry[1]})
+    for text in ("<|im_sep|>\n\nhello", f"{END} hello"):
+        assert found.encode(text) == expected.encode(text)
+
+
 def test_chats_render_as_transformers_renders_them(name, llm, expected):
     if name == "phi-2":
         with pytest.raises(InvalidRequestError, match="no chat template"):

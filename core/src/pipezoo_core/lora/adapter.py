@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -219,6 +220,7 @@ def _layers(
 ) -> dict[str, LoRAWeights]:
     ranks = LayerPatterns(config.rank_pattern, f"the rank_pattern of {folder / ADAPTER_CONFIG}")
     alphas = LayerPatterns(config.alpha_pattern, f"the alpha_pattern of {folder / ADAPTER_CONFIG}")
+    load = lru_cache(maxsize=1)(LazyTensor.load)  # B of all experts of one layer is kept until the next is read
     layers = {}
     for layer, pair in pairs.items():
         name = stacked_name(layer, pairs, config.target_parameters or ()) if is_stacked(layer) else layer
@@ -242,7 +244,7 @@ def _layers(
             layers[layer] = LoRAWeights(pair["A"], pair["B"], scaling)
             continue
         experts, _, parameter = name.rpartition(".")
-        of_experts = of_each_expert(pair["A"], pair["B"], rank)
+        of_experts = of_each_expert(pair["A"], pair["B"], rank, load)
         for number, (a, b) in enumerate(of_experts):
             layers[f"{experts}.{number}.{parameter}"] = LoRAWeights(a, b, scaling, len(of_experts))
     return layers

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Container, Mapping, Sequence
-from functools import lru_cache
+from functools import partial
 
 from torch import Tensor
 
@@ -60,7 +60,9 @@ def leaves_experts_out(name: str, num_experts: int | None, targets: Container[st
     return EXPERT.sub(f".experts.{num_experts}.", name) in targets
 
 
-def of_each_expert(a: LazyTensor, b: LazyTensor, rank: int) -> list[tuple[LazyTensor, LazyTensor]]:
+def of_each_expert(
+    a: LazyTensor, b: LazyTensor, rank: int, load: Callable[[LazyTensor], Tensor]
+) -> list[tuple[LazyTensor, LazyTensor]]:
     """Returns A [R, I] and B [O, R] of each expert.
 
     Of two experts with rank 2, the rows of A are 0's, 0's, 1's and 1's, and the columns of B 0's, 1's, 0's and 1's.
@@ -69,13 +71,13 @@ def of_each_expert(a: LazyTensor, b: LazyTensor, rank: int) -> list[tuple[LazyTe
         a: [E · R, I].
         b: [O, R · E].
         rank: R.
+        load: reads `b` whole, for each expert anew: the columns of one are all over it. It should remember the latest.
     """
     num_experts = a.shape[0] // rank
-    whole = lru_cache(maxsize=1)(b.load)  # read once, and not for each expert, whose columns are all over it
     return [
         (
             a.rows(slice(number * rank, (number + 1) * rank)),
-            LazyTensor((b.shape[0], rank), b.dtype, _columns(whole, number, num_experts)),
+            LazyTensor((b.shape[0], rank), b.dtype, _columns(partial(load, b), number, num_experts)),
         )
         for number in range(num_experts)
     ]

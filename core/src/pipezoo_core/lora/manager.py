@@ -147,7 +147,7 @@ class LoRAManager:
         if lora.has_experts and not self._module.has_experts:
             raise UnsupportedAdapterError(
                 f"the adapter {lora.name!r} changes experts, for which the model was loaded without room",
-                cure="Load the model with lora_experts=True, or with the adapter in lora_paths.",
+                cure="Load the model with lora_experts=True.",
             )
         layers = {
             name: (

@@ -77,16 +77,17 @@ def types_by_text(ids: Mapping[str, int], types: Sequence[int], named: Collectio
 def takes_white_space(text: str, *, architecture: str, kind: str, name: str) -> bool:
     """Returns whether white space behind a special token belongs to the token, as behind most of Phi-3's.
 
-    A file cannot say that. llama.cpp goes by the name, which not every copy of Phi-3 keeps.
+    A file cannot say that. llama.cpp goes by the name, which not every copy of Phi-3 keeps, and which models of other
+    vocabularies may have a part of.
 
     Args:
         text: the token's.
         architecture: `general.architecture`.
-        kind: `tokenizer.ggml.model`; Phi-4, of the same architecture, has another than Phi-3.
+        kind: `tokenizer.ggml.model`; Phi-3's is SentencePiece, Phi-4's, of the same architecture, is not.
         name: `general.name`.
     """
-    is_phi3 = (architecture, kind) == ("phi3", "llama") or any(part in name.lower() for part in _PHI3_NAMES)
-    return is_phi3 and text not in _TAKE_NO_WHITE_SPACE
+    is_named = architecture == "phi3" or any(part in name.lower() for part in _PHI3_NAMES)
+    return kind == "llama" and is_named and text not in _TAKE_NO_WHITE_SPACE
 
 
 def _not_named(texts: Mapping[str, set[str]], named: Collection[str]) -> set[str]:

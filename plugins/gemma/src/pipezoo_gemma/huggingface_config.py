@@ -136,6 +136,6 @@ def text_part(config: Mapping[str, Any]) -> Gemma3TextHuggingFaceConfig:
     text = config.get("text_config")
     if text is None and config.get("model_type") == "gemma3_text":  # as a GGUF file's is, which has no other part
         text = config
-    whole = {name: config[name] for name in _OF_THE_WHOLE if name in config}
+    whole = {name: config[name] for name in _OF_THE_WHOLE if config.get(name) is not None}
     tied = config.get("tie_word_embeddings", True)
     return Gemma3TextHuggingFaceConfig.from_dict({**(text or {}), **whole, "tie_word_embeddings": tied})

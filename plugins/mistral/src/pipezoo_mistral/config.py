@@ -89,7 +89,8 @@ def _windows(config: PretrainedConfig) -> tuple[int | None, ...]:
     window, kinds = config.sliding_window, getattr(config, "layer_types", None)
     if kinds is None:
         return (window,) * config.num_hidden_layers
-    if len(kinds) != config.num_hidden_layers or not {*kinds} <= {*_KINDS} or (window is None and _SLIDING in kinds):
+    are_known = len(kinds) == config.num_hidden_layers and all(kind in _KINDS for kind in kinds)
+    if not are_known or (window is None and _SLIDING in kinds):
         raise UnsupportedModelError(
             "the config's layer_types are not what its layers can be",
             found=f"{len(kinds)} layers of {sorted({*map(str, kinds)})}, a sliding_window of {window}",

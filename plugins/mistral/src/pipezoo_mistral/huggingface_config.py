@@ -103,7 +103,7 @@ def text_part(config: Mapping[str, Any]) -> MistralHuggingFaceConfig:
     """Returns what the config.json of a Mistral 3 that also sees says of its text part: a Mistral or a Ministral 3."""
     text = config["text_config"]
     is_ministral = text.get("model_type") == Ministral3HuggingFaceConfig.model_type
-    whole = {name: config[name] for name in _OF_THE_WHOLE if name in config}
+    whole = {name: config[name] for name in _OF_THE_WHOLE if config.get(name) is not None}
     tied = config.get("tie_word_embeddings", True)
     config_class = Ministral3HuggingFaceConfig if is_ministral else MistralHuggingFaceConfig
     return config_class.from_dict({**text, **whole, "tie_word_embeddings": tied})

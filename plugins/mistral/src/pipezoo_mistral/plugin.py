@@ -70,7 +70,8 @@ def pipezoo_architectures() -> list[SupportedArchitecture]:
 
 
 def _probe_mistral(config: Mapping[str, Any], default_window: int | None) -> str | None:
-    return _why_not_dense(config) or _why_no_window(config.get("sliding_window", default_window))
+    window = config.get("sliding_window", default_window)
+    return _why_not_dense(config) or _why_no_kinds(config.get("layer_types")) or _why_no_window(window)
 
 
 def _probe_ministral3(config: Mapping[str, Any]) -> str | None:
@@ -79,11 +80,12 @@ def _probe_ministral3(config: Mapping[str, Any]) -> str | None:
 
 def _probe_mixtral(config: Mapping[str, Any]) -> str | None:
     """Its layers, and those of Ministral 3, are alike in transformers, whatever the config says."""
-    window = config.get("sliding_window")
+    window, kinds = config.get("sliding_window"), config.get("layer_types")
     kind = "full_attention" if window is None else "sliding_attention"
-    if any(layer != kind for layer in config.get("layer_types") or ()):
+    why = _why_no_kinds(kinds) or _why_no_window(window)
+    if why is None and any(layer != kind for layer in kinds or ()):
         return f"its layer_types are not all {kind!r}, as its sliding_window says"
-    return _why_no_window(window)
+    return why
 
 
 def _probe_text_part(config: Mapping[str, Any], default_window: int | None) -> str | None:
@@ -100,6 +102,12 @@ def _why_not_dense(config: Mapping[str, Any]) -> str | None:
     if config.get("num_experts") or config.get("num_local_experts"):
         return "it is a mixture of experts, which Mistral is not"
     return None
+
+
+def _why_no_kinds(kinds: object) -> str | None:
+    if kinds is None or (isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds)):
+        return None
+    return "its layer_types are no list of names"
 
 
 def _why_no_window(window: object) -> str | None:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from transformers import PretrainedConfig
 
 from pipezoo_core.layers import Heads
-from pipezoo_core.weights import LazyTensor, divided, renamed_from_gguf, without_redundant
-from pipezoo_gpt.fused_heads import divided_by_head
+from pipezoo_core.weights import LazyTensor, without_redundant
+from pipezoo_gpt.fused_heads import SORTED, divided_by_head, divided_from_gguf
 
 __all__ = ["adapt_bloom", "adapt_bloom_gguf"]
 
@@ -18,7 +18,7 @@ _GGUF_NAMES = {
     "token_embd_norm": "transformer.word_embeddings_layernorm",
     "output_norm": "transformer.ln_f",
     "attn_norm": "input_layernorm",
-    "attn_qkv": "self_attention.query_key_value",
+    "attn_qkv": f"self_attention.{SORTED}",
     "attn_output": "self_attention.dense",
     "ffn_norm": "post_attention_layernorm",
     "ffn_up": "mlp.dense_h_to_4h",
@@ -28,7 +28,7 @@ _GGUF_NAMES = {
 
 def adapt_bloom(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
     """Queries, keys and values of each head lie side by side. The published checkpoints' names have no prefix."""
-    heads = Heads(config.n_head, config.n_head, config.hidden_size // config.n_head)
+    heads = _heads(config)
     found: dict[str, LazyTensor] = {}
     for key, tensor in tensors.items():
         name = key if key.startswith(("transformer.", "lm_head.")) else f"transformer.{key}"
@@ -37,10 +37,10 @@ def adapt_bloom(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> 
 
 
 def adapt_bloom_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
-    """All queries lie before all keys, and these before all values."""
-    parts = dict.fromkeys(("q_proj", "k_proj", "v_proj"), config.hidden_size)
-    found: dict[str, LazyTensor] = {}
-    for key, tensor in renamed_from_gguf(tensors, names=_GGUF_NAMES).items():
-        name = key.replace("model.layers.", "transformer.h.")
-        found |= divided(name, tensor, "query_key_value", parts) if ".query_key_value." in name else {name: tensor}
-    return without_redundant(found, config, embedding=_EMBEDDING)
+    """All queries lie before all keys, and these before all values, but head by head in a LoRA adapter."""
+    found = divided_from_gguf(tensors, _heads(config), names=_GGUF_NAMES, layers="transformer.h")
+    return adapt_bloom(found, config)
+
+
+def _heads(config: PretrainedConfig) -> Heads:
+    return Heads(config.n_head, config.n_head, config.hidden_size // config.n_head)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from transformers import PretrainedConfig
 
-from pipezoo_core.weights import LazyTensor, divided, renamed_from_gguf, without_redundant
+from pipezoo_core.weights import LazyTensor, without_redundant
 from pipezoo_gpt.falcon.config import FalconConfig
-from pipezoo_gpt.fused_heads import divided_by_head
+from pipezoo_gpt.fused_heads import SORTED, divided_by_head, divided_from_gguf
 
 __all__ = ["adapt_falcon", "adapt_falcon_gguf"]
 
@@ -17,7 +17,7 @@ _ATTENTION_NORM, _MLP_NORM = "input_layernorm", "post_attention_layernorm"
 _GGUF_NAMES = {
     "token_embd": "transformer.word_embeddings",
     "output_norm": "transformer.ln_f",
-    "attn_qkv": "self_attention.query_key_value",
+    "attn_qkv": f"self_attention.{SORTED}",
     "attn_output": "self_attention.dense",
     "attn_norm_2": _ATTENTION_NORM,
     "ffn_up": "mlp.dense_h_to_4h",
@@ -36,13 +36,10 @@ def adapt_falcon(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) ->
 
 
 def adapt_falcon_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
-    """All queries lie before all keys, and these before all values. Of two norms, the first is the MLP's."""
+    """All queries lie before all keys, and these before all values. Of two norms, the first is the MLP's.
+
+    In a LoRA adapter they lie as in the other checkpoints.
+    """
     typed = FalconConfig.from_huggingface(config)
-    queries, keys = typed.heads.queries.size, typed.heads.keys.size
-    parts = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
     names = {**_GGUF_NAMES, "attn_norm": _MLP_NORM if typed.has_mlp_norm else _ATTENTION_NORM}
-    found: dict[str, LazyTensor] = {}
-    for key, tensor in renamed_from_gguf(tensors, names=names).items():
-        name = key.replace("model.layers.", "transformer.h.")
-        found |= divided(name, tensor, "query_key_value", parts) if ".query_key_value." in name else {name: tensor}
-    return without_redundant(found, config, embedding=_EMBEDDING)
+    return adapt_falcon(divided_from_gguf(tensors, typed.heads, names=names, layers="transformer.h"), config)

@@ -1,4 +1,4 @@
-"""The typed config of GPT-2, read from a Hugging Face config."""
+"""The typed config of GPT-2, read from a Hugging Face config, and of a GGUF file."""
 
 from __future__ import annotations
 

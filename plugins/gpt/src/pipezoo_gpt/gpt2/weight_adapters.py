@@ -12,7 +12,8 @@ from pipezoo_core.weights import LazyTensor, divided, renamed_from_gguf, without
 __all__ = ["adapt_gpt2", "adapt_gpt2_gguf"]
 
 _MASK = re.compile(r"transformer\.h\.\d+\.attn\.bias")  # old checkpoints store it
-_CONV1D = re.compile(r"transformer\.h\.\d+\.(?:attn|mlp)\.(c_attn|c_fc|c_proj)\.weight")
+_CONV1D = re.compile(r"transformer\.h\.\d+\.(?:attn|mlp)\.(?:c_attn|c_fc|c_proj)\.weight")
+_OF_A_CHECKPOINT = {"wte.weight", "transformer.wte.weight", "lm_head.weight"}
 _GGUF_NAMES = {
     "token_embd": "transformer.wte",
     "position_embd": "transformer.wpe",
@@ -29,18 +30,17 @@ _GGUF_NAMES = {
 def adapt_gpt2(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
     """Matrices are transposed; those of queries, keys and values lie in one. The first checkpoints have no prefix.
 
-    A LoRA adapter's B, which has the layer's outputs as rows, is not.
+    A LoRA adapter's B, which has the layer's outputs as rows, is not. It comes without an embedding or a head; its
+    shape does not tell it apart, because its rank may be a size of the model.
     """
-    outputs = {"c_attn": 3 * config.n_embd, "c_fc": config.n_inner or 4 * config.n_embd, "c_proj": config.n_embd}
+    is_checkpoint = not _OF_A_CHECKPOINT.isdisjoint(tensors)
     found: dict[str, LazyTensor] = {}
     for key, tensor in tensors.items():
         name = key if key.startswith(("transformer.", "lm_head.")) else f"transformer.{key}"
         if _MASK.fullmatch(name):
             continue
-        matrix = _CONV1D.fullmatch(name)
-        if matrix and tensor.shape[1:] == (outputs[matrix[1]],):
-            tensor = tensor.transposed()
-        found[name] = tensor
+        is_stored_transposed = is_checkpoint and _CONV1D.fullmatch(name) and len(tensor.shape) == 2
+        found[name] = tensor.transposed() if is_stored_transposed else tensor
     return without_redundant(_without_fused(found, config), config, embedding="transformer.wte.weight")
 
 

@@ -44,10 +44,10 @@ class GPTJConfig(DecoderConfig):
             raise UnsupportedModelError(
                 "the config's heads do not divide its n_embd", found=f"{heads} heads", allowed=f"a divisor of {hidden}"
             )
-        if rotated % 2 or not 2 <= rotated <= hidden // heads:
+        if rotated is None or rotated % 2 or not 2 <= rotated <= hidden // heads:
             raise UnsupportedModelError(
                 "the config's rotary_dim is no number of pairs of a head",
-                found=rotated,
+                found=str(rotated),
                 allowed=f"an even number from 2 to {hidden // heads}",
             )
         return cls(

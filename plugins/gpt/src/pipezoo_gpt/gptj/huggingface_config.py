@@ -17,7 +17,7 @@ class GPTJHuggingFaceConfig(PretrainedConfig):
     """What a config.json of GPT-J says.
 
     Attributes:
-        rotary_dim: how many of each head's numbers are rotated, the first ones.
+        rotary_dim: how many of each head's numbers are rotated, the first ones. `GPTJConfig` refuses None.
         n_inner: numbers inside the feed-forward layer; None for four times `n_embd`.
         activation_function: a name of `pipezoo_core.layers.ACTIVATIONS`.
     """
@@ -35,7 +35,7 @@ class GPTJHuggingFaceConfig(PretrainedConfig):
     n_embd: int = 4096
     n_layer: int = 28
     n_head: int = 16
-    rotary_dim: int = 64
+    rotary_dim: int | None = 64
     n_inner: int | None = None
     activation_function: str = "gelu_new"
     layer_norm_epsilon: float = 1e-5
