@@ -319,6 +319,28 @@ class Overwritten(LlamaAttention):
         return attended(self, *rotated, v)
 
 
+class KeysOfTheFirstLayer(LlamaAttention):
+    """Attends to keys that another layer has rotated, which attends to them too."""
+
+    rotated = None
+
+    def forward(self, hidden_states, position_embeddings=None, attention_mask=None, **kwargs):
+        q, k, v = projected(self, hidden_states)
+        q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
+        if self.layer_idx == 0:
+            KeysOfTheFirstLayer.rotated = k
+        return attended(self, q, KeysOfTheFirstLayer.rotated, v)
+
+
+class KeysAreValues(LlamaAttention):
+    """Attends to keys that are the values too."""
+
+    def forward(self, hidden_states, position_embeddings=None, attention_mask=None, **kwargs):
+        q, k, _ = projected(self, hidden_states)
+        q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
+        return attended(self, q, k, k)
+
+
 def projected(self, hidden_states):
     shape = (*hidden_states.shape[:-1], -1, self.head_dim)
     return [p(hidden_states).view(shape).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)]
@@ -334,7 +356,18 @@ def test_rotations_of_other_code(monkeypatch):
     assert rotations_with(monkeypatch, Plain) == dict.fromkeys(ATTENTION, "apply_rotary_pos_emb")
 
 
-@pytest.mark.parametrize("other", [ScaledAfterwards, WrittenTo, UsedAfterwards, AnglesOfItsOwn, Overwritten])
+@pytest.mark.parametrize(
+    "other",
+    [
+        ScaledAfterwards,
+        WrittenTo,
+        UsedAfterwards,
+        AnglesOfItsOwn,
+        Overwritten,
+        KeysOfTheFirstLayer,
+        KeysAreValues,
+    ],
+)
 def test_what_is_done_beside_a_rotation_keeps_it(other, monkeypatch):
     assert rotations_with(monkeypatch, other) == {}
 

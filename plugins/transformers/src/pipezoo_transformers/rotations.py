@@ -5,8 +5,8 @@ attention. Core's attention does both in one kernel. It may do so where, of an a
 
 - the function computes the rotation of half a head with the other, which is seen by random numbers;
 - the angles are those of a `RotaryEmbedding`: see `angles`;
-- what it returns goes to attention and nowhere else, and what it is given is not written to afterwards. Each operation
-  of the step is seen, so this is known.
+- what it returns goes to one call of attention and nowhere else, and what it is given is not written to afterwards.
+  Each operation of the step is seen, and each call of attention, so this is known.
 
 The module then runs a copy of its code for which the function's name means another one. transformers' own module is not
 changed.
@@ -14,8 +14,8 @@ changed.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence, Set
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
@@ -92,9 +92,11 @@ class RotationWatch(TorchFunctionMode):
 
     def left_to_attention(self, attention: Sequence[AttentionCall]) -> list[RotationCall]:
         """Returns the rotations that attention may do: all of a module's calls have one, and all are the same."""
+        handed = Counter(id(x) for call in attention for x in (call.query, call.key, call.value))
+        once = {each for each, count in handed.items() if count == 1}
         matched: dict[nn.Module, list[RotationCall | None]] = defaultdict(list)
         for call in attention:
-            matched[call.module].append(next((each for each in self._calls if self._is_of(each, call)), None))
+            matched[call.module].append(next((each for each in self._calls if self._is_of(each, call, once)), None))
         rotations: list[RotationCall] = []
         for module, found in matched.items():
             calls = [each for each in found if each is not None]
@@ -104,11 +106,13 @@ class RotationWatch(TorchFunctionMode):
                 rotations += calls
         return rotations
 
-    def _is_of(self, rotation: RotationCall, attention: AttentionCall) -> bool:
+    def _is_of(self, rotation: RotationCall, attention: AttentionCall, handed_once: Set[int]) -> bool:
+        """Whether it is what a call of attention is handed, and no other call nor operation is."""
         query, key = rotation.result
+        results = {id(query), id(key)}
         is_handed_on = attention.query is query and attention.key is key and rotation.module is attention.module
         is_as_given = _versions(rotation.given) == rotation.versions
-        return is_handed_on and is_as_given and not self._used & {id(query), id(key)}
+        return is_handed_on and is_as_given and results <= handed_once and not self._used & results
 
     def _noting(self, module: nn.Module, name: str, function: Rotate) -> Rotate:
         def note(*given: Any, **named: Any) -> Any:
