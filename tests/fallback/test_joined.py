@@ -18,6 +18,7 @@ from pipezoo_transformers.gates import RowsGatedMLP, gated_like
 from pipezoo_transformers.interface import register
 from pipezoo_transformers.layers import layers_of
 from pipezoo_transformers.merged_layers import merge
+from pipezoo_transformers.rotations import RotationWatch
 from pipezoo_transformers.watched_linear import LinearWatch
 
 ATTENTION = tuple(f"model.layers.{layer}.self_attn" for layer in range(2))
@@ -370,6 +371,13 @@ def test_rotations_of_other_code(monkeypatch):
 )
 def test_what_is_done_beside_a_rotation_keeps_it(other, monkeypatch):
     assert rotations_with(monkeypatch, other) == {}
+
+
+def test_a_forward_of_a_modules_own_is_not_exchanged():
+    module = LlamaAttention(tiny_config("llama"), 0)
+    module.forward = lambda x: x + 1
+    RotationWatch([module])
+    assert module.forward(1) == 2
 
 
 def test_transformers_own_code_is_not_changed(tmp_path):

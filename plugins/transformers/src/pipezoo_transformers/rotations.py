@@ -75,7 +75,8 @@ class RotationWatch(TorchFunctionMode):
         self._used: set[int] = set()
         self._results: dict[int, Tensor] = {}
         for module in dict.fromkeys(modules):
-            _exchange(module, {name: self._noting(module, name, each) for name, each in _functions_of(module).items()})
+            if functions := _functions_of(module):
+                _exchange(module, {name: self._noting(module, name, each) for name, each in functions.items()})
 
     def begin(self) -> None:
         """Forgets the calls of a step that came to no end."""
