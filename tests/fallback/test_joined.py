@@ -342,6 +342,50 @@ class KeysAreValues(LlamaAttention):
         return attended(self, q, k, k)
 
 
+def one_way(q, k, cos, sin, sign):
+    return apply_rotary_pos_emb(q, k, cos, sign * sin)
+
+
+class BackwardsToo(LlamaAttention):
+    """Attends twice, and rotates backwards the second time."""
+
+    def forward(self, hidden_states, position_embeddings=None, attention_mask=None, **kwargs):
+        q, k, v = projected(self, hidden_states)
+        forwards, _ = attended(self, *one_way(q, k, *position_embeddings, 1), v)
+        backwards, _ = attended(self, *one_way(q, k, *position_embeddings, -1), v)
+        return forwards + backwards, None
+
+
+class OtherAnglesToo(LlamaAttention):
+    """Attends twice, the second time by angles of its own."""
+
+    def forward(self, hidden_states, position_embeddings=None, attention_mask=None, **kwargs):
+        q, k, v = projected(self, hidden_states)
+        cos, sin = position_embeddings
+        one, _ = attended(self, *one_way(q, k, cos, sin, 1), v)
+        other, _ = attended(self, *one_way(q, k, cos * 1.0, sin, 1), v)
+        return one + other, None
+
+
+class Twice(LlamaAttention):
+    """Attends twice, and rotates each time."""
+
+    def forward(self, hidden_states, position_embeddings=None, attention_mask=None, **kwargs):
+        q, k, v = projected(self, hidden_states)
+        one, _ = attended(self, *one_way(q, k, *position_embeddings, 1), v)
+        other, _ = attended(self, *one_way(q, k, *position_embeddings, 1), v)
+        return one + other, None
+
+
+class TwiceAhead(LlamaAttention):
+    """Rotates twice before it attends twice."""
+
+    def forward(self, hidden_states, position_embeddings=None, attention_mask=None, **kwargs):
+        q, k, v = projected(self, hidden_states)
+        one, other = one_way(q, k, *position_embeddings, 1), one_way(q, k, *position_embeddings, 1)
+        return attended(self, *one, v)[0] + attended(self, *other, v)[0], None
+
+
 def projected(self, hidden_states):
     shape = (*hidden_states.shape[:-1], -1, self.head_dim)
     return [p(hidden_states).view(shape).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)]
@@ -355,6 +399,7 @@ def attended(self, q, k, v):
 
 def test_rotations_of_other_code(monkeypatch):
     assert rotations_with(monkeypatch, Plain) == dict.fromkeys(ATTENTION, "apply_rotary_pos_emb")
+    assert rotations_with(monkeypatch, Twice) == dict.fromkeys(ATTENTION, "one_way")
 
 
 @pytest.mark.parametrize(
@@ -367,6 +412,9 @@ def test_rotations_of_other_code(monkeypatch):
         Overwritten,
         KeysOfTheFirstLayer,
         KeysAreValues,
+        BackwardsToo,
+        OtherAnglesToo,
+        TwiceAhead,
     ],
 )
 def test_what_is_done_beside_a_rotation_keeps_it(other, monkeypatch):

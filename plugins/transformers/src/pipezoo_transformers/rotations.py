@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pipezoo_core.layers import apply_rotary
-from pipezoo_transformers.interface import AttentionCall, PagedCalls
+from pipezoo_transformers.angles import AngleWatch
+from pipezoo_transformers.interface import HANDLER, AttentionCall, PagedCalls
 
 __all__ = ["RotationCall", "RotationWatch", "leave_to_attention"]
 
@@ -45,6 +46,7 @@ class RotationCall(NamedTuple):
         named: those by name.
         result: what it returned.
         versions: how often its arguments had been written to by then.
+        number: of the calls of attention that had been made by then.
     """
 
     module: nn.Module
@@ -54,6 +56,7 @@ class RotationCall(NamedTuple):
     named: dict[str, Any]
     result: tuple[Tensor, Tensor]
     versions: list[int]
+    number: int
 
     @property
     def angles(self) -> tuple[Tensor, Tensor]:
@@ -91,21 +94,28 @@ class RotationWatch(TorchFunctionMode):
             self._note_uses((args, tuple(named.values())))
         return function(*args, **named)
 
-    def left_to_attention(self, attention: Sequence[AttentionCall]) -> list[RotationCall]:
-        """Returns the rotations that attention may do: all of a module's calls have one, and all are the same."""
+    def left_to_attention(self, attention: Sequence[AttentionCall], angles: AngleWatch) -> dict[nn.Module, str]:
+        """Returns of each module all of whose calls of attention may do a rotation the name of its function.
+
+        Args:
+            attention: its calls in the step.
+            angles: watched the same step.
+        """
         handed = Counter(id(x) for call in attention for x in (call.query, call.key, call.value))
         once = {each for each, count in handed.items() if count == 1}
         matched: dict[nn.Module, list[RotationCall | None]] = defaultdict(list)
-        for call in attention:
-            matched[call.module].append(next((each for each in self._calls if self._is_of(each, call, once)), None))
-        rotations: list[RotationCall] = []
+        for number, call in enumerate(attention):
+            rotations = (each for each in self._calls if each.number == number)  # since the call before this one
+            matched[call.module].append(next((each for each in rotations if self._is_of(each, call, once)), None))
+        left: dict[nn.Module, str] = {}
         for module, found in matched.items():
             calls = [each for each in found if each is not None]
             names = {each.name for each in calls}
             made = [each for each in self._calls if each.module is module and each.name in names]
-            if len(calls) == len(found) == len(made) and len(names) == 1 and _is_rotation(calls[0]):
-                rotations += calls
-        return rotations
+            is_matched = len(calls) == len(found) == len(made) and len(names) == 1
+            if is_matched and all(angles.of(each.angles) and _is_rotation(each) for each in calls):
+                left[module] = calls[0].name
+        return left
 
     def _is_of(self, rotation: RotationCall, attention: AttentionCall, handed_once: Set[int]) -> bool:
         """Whether it is what a call of attention is handed, and no other call nor operation is."""
@@ -119,7 +129,8 @@ class RotationWatch(TorchFunctionMode):
         def note(*given: Any, **named: Any) -> Any:
             result = function(*given, **named)
             if _may_be_rotation(given, named, result):
-                call = RotationCall(module, name, function, given, named, result, _versions(given))
+                number = len(getattr(module, HANDLER))
+                call = RotationCall(module, name, function, given, named, result, _versions(given), number)
                 self._calls.append(call)
                 self._results |= {id(x): x for x in result}  # kept: nothing else gets their identity
             return result
