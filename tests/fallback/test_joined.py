@@ -18,6 +18,7 @@ from pipezoo_transformers.gates import RowsGatedMLP, gated_like
 from pipezoo_transformers.interface import register
 from pipezoo_transformers.layers import layers_of
 from pipezoo_transformers.merged_layers import merge
+from pipezoo_transformers.rotations import RotationWatch
 from pipezoo_transformers.watched_linear import LinearWatch
 
 ATTENTION = tuple(f"model.layers.{layer}.self_attn" for layer in range(2))
@@ -319,6 +320,72 @@ class Overwritten(LlamaAttention):
         return attended(self, *rotated, v)
 
 
+class KeysOfTheFirstLayer(LlamaAttention):
+    """Attends to keys that another layer has rotated, which attends to them too."""
+
+    rotated = None
+
+    def forward(self, hidden_states, position_embeddings=None, attention_mask=None, **kwargs):
+        q, k, v = projected(self, hidden_states)
+        q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
+        if self.layer_idx == 0:
+            KeysOfTheFirstLayer.rotated = k
+        return attended(self, q, KeysOfTheFirstLayer.rotated, v)
+
+
+class KeysAreValues(LlamaAttention):
+    """Attends to keys that are the values too."""
+
+    def forward(self, hidden_states, position_embeddings=None, attention_mask=None, **kwargs):
+        q, k, _ = projected(self, hidden_states)
+        q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
+        return attended(self, q, k, k)
+
+
+def one_way(q, k, cos, sin, sign):
+    return apply_rotary_pos_emb(q, k, cos, sign * sin)
+
+
+class BackwardsToo(LlamaAttention):
+    """Attends twice, and rotates backwards the second time."""
+
+    def forward(self, hidden_states, position_embeddings=None, attention_mask=None, **kwargs):
+        q, k, v = projected(self, hidden_states)
+        forwards, _ = attended(self, *one_way(q, k, *position_embeddings, 1), v)
+        backwards, _ = attended(self, *one_way(q, k, *position_embeddings, -1), v)
+        return forwards + backwards, None
+
+
+class OtherAnglesToo(LlamaAttention):
+    """Attends twice, the second time by angles of its own."""
+
+    def forward(self, hidden_states, position_embeddings=None, attention_mask=None, **kwargs):
+        q, k, v = projected(self, hidden_states)
+        cos, sin = position_embeddings
+        one, _ = attended(self, *one_way(q, k, cos, sin, 1), v)
+        other, _ = attended(self, *one_way(q, k, cos * 1.0, sin, 1), v)
+        return one + other, None
+
+
+class Twice(LlamaAttention):
+    """Attends twice, and rotates each time."""
+
+    def forward(self, hidden_states, position_embeddings=None, attention_mask=None, **kwargs):
+        q, k, v = projected(self, hidden_states)
+        one, _ = attended(self, *one_way(q, k, *position_embeddings, 1), v)
+        other, _ = attended(self, *one_way(q, k, *position_embeddings, 1), v)
+        return one + other, None
+
+
+class TwiceAhead(LlamaAttention):
+    """Rotates twice before it attends twice."""
+
+    def forward(self, hidden_states, position_embeddings=None, attention_mask=None, **kwargs):
+        q, k, v = projected(self, hidden_states)
+        one, other = one_way(q, k, *position_embeddings, 1), one_way(q, k, *position_embeddings, 1)
+        return attended(self, *one, v)[0] + attended(self, *other, v)[0], None
+
+
 def projected(self, hidden_states):
     shape = (*hidden_states.shape[:-1], -1, self.head_dim)
     return [p(hidden_states).view(shape).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)]
@@ -332,11 +399,33 @@ def attended(self, q, k, v):
 
 def test_rotations_of_other_code(monkeypatch):
     assert rotations_with(monkeypatch, Plain) == dict.fromkeys(ATTENTION, "apply_rotary_pos_emb")
+    assert rotations_with(monkeypatch, Twice) == dict.fromkeys(ATTENTION, "one_way")
 
 
-@pytest.mark.parametrize("other", [ScaledAfterwards, WrittenTo, UsedAfterwards, AnglesOfItsOwn, Overwritten])
+@pytest.mark.parametrize(
+    "other",
+    [
+        ScaledAfterwards,
+        WrittenTo,
+        UsedAfterwards,
+        AnglesOfItsOwn,
+        Overwritten,
+        KeysOfTheFirstLayer,
+        KeysAreValues,
+        BackwardsToo,
+        OtherAnglesToo,
+        TwiceAhead,
+    ],
+)
 def test_what_is_done_beside_a_rotation_keeps_it(other, monkeypatch):
     assert rotations_with(monkeypatch, other) == {}
+
+
+def test_a_forward_of_a_modules_own_is_not_exchanged():
+    module = LlamaAttention(tiny_config("llama"), 0)
+    module.forward = lambda x: x + 1
+    RotationWatch([module])
+    assert module.forward(1) == 2
 
 
 def test_transformers_own_code_is_not_changed(tmp_path):

@@ -136,12 +136,12 @@ def _joined(config: PretrainedConfig, layers: Layers, merged: tuple[tuple[str, .
     if not is_the_same(calls):
         return layers
     widths = [sum(module.parts.values()) for module in model.modules() if isinstance(module, SharedInput)]
-    rotations = [each for each in watch.left_to_attention([call for call, _ in calls]) if angles.of(each.angles)]
+    rotations = watch.left_to_attention([call for call, _ in calls], angles)
     joined = replace(
         layers,
         widest=max([layers.widest, *widths]),
         merged=merged,
-        rotations={names[call.module]: call.name for call in rotations},
+        rotations={names[module]: name for module, name in rotations.items()},
     )
     known = {names[module]: kinds for module, kinds in angles.known().items()}
     for name, kinds in known.items():

@@ -5,8 +5,8 @@ attention. Core's attention does both in one kernel. It may do so where, of an a
 
 - the function computes the rotation of half a head with the other, which is seen by random numbers;
 - the angles are those of a `RotaryEmbedding`: see `angles`;
-- what it returns goes to attention and nowhere else, and what it is given is not written to afterwards. Each operation
-  of the step is seen, so this is known.
+- what it returns goes to one call of attention and nowhere else, and what it is given is not written to afterwards.
+  Each operation of the step is seen, and each call of attention, so this is known.
 
 The module then runs a copy of its code for which the function's name means another one. transformers' own module is not
 changed.
@@ -14,8 +14,8 @@ changed.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence, Set
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pipezoo_core.layers import apply_rotary
-from pipezoo_transformers.interface import AttentionCall, PagedCalls
+from pipezoo_transformers.angles import AngleWatch
+from pipezoo_transformers.interface import HANDLER, AttentionCall, PagedCalls
 
 __all__ = ["RotationCall", "RotationWatch", "leave_to_attention"]
 
@@ -45,6 +46,7 @@ class RotationCall(NamedTuple):
         named: those by name.
         result: what it returned.
         versions: how often its arguments had been written to by then.
+        number: of the calls of attention that had been made by then.
     """
 
     module: nn.Module
@@ -54,6 +56,7 @@ class RotationCall(NamedTuple):
     named: dict[str, Any]
     result: tuple[Tensor, Tensor]
     versions: list[int]
+    number: int
 
     @property
     def angles(self) -> tuple[Tensor, Tensor]:
@@ -75,7 +78,8 @@ class RotationWatch(TorchFunctionMode):
         self._used: set[int] = set()
         self._results: dict[int, Tensor] = {}
         for module in dict.fromkeys(modules):
-            _exchange(module, {name: self._noting(module, name, each) for name, each in _functions_of(module).items()})
+            if functions := _functions_of(module):
+                _exchange(module, {name: self._noting(module, name, each) for name, each in functions.items()})
 
     def begin(self) -> None:
         """Forgets the calls of a step that came to no end."""
@@ -90,31 +94,43 @@ class RotationWatch(TorchFunctionMode):
             self._note_uses((args, tuple(named.values())))
         return function(*args, **named)
 
-    def left_to_attention(self, attention: Sequence[AttentionCall]) -> list[RotationCall]:
-        """Returns the rotations that attention may do: all of a module's calls have one, and all are the same."""
+    def left_to_attention(self, attention: Sequence[AttentionCall], angles: AngleWatch) -> dict[nn.Module, str]:
+        """Returns of each module all of whose calls of attention may do a rotation the name of its function.
+
+        Args:
+            attention: its calls in the step.
+            angles: watched the same step.
+        """
+        handed = Counter(id(x) for call in attention for x in (call.query, call.key, call.value))
+        once = {each for each, count in handed.items() if count == 1}
         matched: dict[nn.Module, list[RotationCall | None]] = defaultdict(list)
-        for call in attention:
-            matched[call.module].append(next((each for each in self._calls if self._is_of(each, call)), None))
-        rotations: list[RotationCall] = []
+        for number, call in enumerate(attention):
+            rotations = (each for each in self._calls if each.number == number)  # since the call before this one
+            matched[call.module].append(next((each for each in rotations if self._is_of(each, call, once)), None))
+        left: dict[nn.Module, str] = {}
         for module, found in matched.items():
             calls = [each for each in found if each is not None]
             names = {each.name for each in calls}
             made = [each for each in self._calls if each.module is module and each.name in names]
-            if len(calls) == len(found) == len(made) and len(names) == 1 and _is_rotation(calls[0]):
-                rotations += calls
-        return rotations
+            is_matched = len(calls) == len(found) == len(made) and len(names) == 1
+            if is_matched and all(angles.of(each.angles) and _is_rotation(each) for each in calls):
+                left[module] = calls[0].name
+        return left
 
-    def _is_of(self, rotation: RotationCall, attention: AttentionCall) -> bool:
+    def _is_of(self, rotation: RotationCall, attention: AttentionCall, handed_once: Set[int]) -> bool:
+        """Whether it is what a call of attention is handed, and no other call nor operation is."""
         query, key = rotation.result
+        results = {id(query), id(key)}
         is_handed_on = attention.query is query and attention.key is key and rotation.module is attention.module
         is_as_given = _versions(rotation.given) == rotation.versions
-        return is_handed_on and is_as_given and not self._used & {id(query), id(key)}
+        return is_handed_on and is_as_given and results <= handed_once and not self._used & results
 
     def _noting(self, module: nn.Module, name: str, function: Rotate) -> Rotate:
         def note(*given: Any, **named: Any) -> Any:
             result = function(*given, **named)
             if _may_be_rotation(given, named, result):
-                call = RotationCall(module, name, function, given, named, result, _versions(given))
+                number = len(getattr(module, HANDLER))
+                call = RotationCall(module, name, function, given, named, result, _versions(given), number)
                 self._calls.append(call)
                 self._results |= {id(x): x for x in result}  # kept: nothing else gets their identity
             return result
