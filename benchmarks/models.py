@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import shapes
+
 FOLDER = Path(__file__).parent / ".models"
 # "135m" is SmolLM2-135M-Instruct. The others have random weights, in the shape of TinyLlama-1.1B and in a tiny one, and
-# SmolLM2's tokenizer.
+# SmolLM2's tokenizer. A `model_type` of `shapes.TYPES` is a model of about a hundred million random numbers.
 SHAPES = {
     "1.1b": {
         "hidden_size": 2048,
@@ -28,12 +30,13 @@ SHAPES = {
         "max_position_embeddings": 4096,
     },
 }
-NAMES = ("135m", *SHAPES)
+NAMES = ("135m", *SHAPES, *shapes.TYPES)
 
 
 def safetensors_folder(model: str) -> Path:
     """Returns the Hugging Face folder of a model, made if it is not there."""
-    return _made(FOLDER / model / "safetensors", lambda folder: _write_safetensors(model, folder))
+    write = _write_random if model in shapes.TYPES else _write_safetensors
+    return _made(FOLDER / model / "safetensors", lambda folder: write(model, folder))
 
 
 def gguf_file(model: str, type_name: str) -> Path:
@@ -81,6 +84,18 @@ def _write_safetensors(model: str, folder: Path) -> None:
         module.load_state_dict(weights | {"lm_head.weight": weights["model.embed_tokens.weight"]})
     module.to(torch.bfloat16).save_pretrained(folder)
     tokenizer_from_gguf(smollm2.metadata).save_pretrained(folder)
+
+
+def _write_random(model_type: str, folder: Path) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from pipezoo_core.tokenizer import tokenizer_from_gguf
+
+    config = AutoConfig.for_model(model_type, **shapes.TYPES[model_type])
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    tokenizer_from_gguf(_smollm2().metadata).save_pretrained(folder)
 
 
 def _write_gguf(source: Path, type_name: str, path: Path) -> None:

@@ -8,11 +8,12 @@ from itertools import zip_longest
 import torch
 from torch import nn
 
-from pipezoo_core.attention import AttentionBackends, AttentionSpec, NativeAttention, kv_groups
+from pipezoo_core.attention import AttentionBackends, AttentionSpec, kv_groups
 from pipezoo_core.config import KVCacheConfig, LinearName, PipelineConfig
 from pipezoo_core.decoder.config import DecoderConfig
+from pipezoo_core.decoder.replay import why_not_recorded
 from pipezoo_core.kv_cache import KVCacheParams
-from pipezoo_core.layers import DEQUANTIZED_AT_ONCE, FeedForward, as_split
+from pipezoo_core.layers import DEQUANTIZED_AT_ONCE, as_split, estimable_layers
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.sampling_params import NUM_ECHOED_AT_ONCE, NUMBERS_SAMPLED_AT_ONCE
 from pipezoo_core.weights import torch_dtype
@@ -20,14 +21,13 @@ from pipezoo_core.weights import torch_dtype
 __all__ = ["activation_memory", "cache_params", "part_of"]
 
 # Bytes per number of what is alive together:
-_BIAS_BYTES = 13  # distances in int64, whether they are seen, and the bias in float32
 _FLOAT_BYTES = 4  # of a weight that is dequantized, before it has the run's precision
 _LOGIT_BYTES = 4  # in float32
 _SAMPLED_BYTES = 48  # see `pipeline.sampler`: a dozen tensors like the logits
 
 # Measured, see docs/decisions/memory-plan.md:
 _HOLES = 1.1  # malloc keeps freed pieces that nothing fits
-_OTHERS = 14 * 2**20  # of any model: recorded steps, Python's objects
+_OTHERS = 18 * 2**20  # of any model: recorded steps, Python's objects
 _THREAD = 2 * 2**20  # of each thread: the kernels' buffers
 
 
@@ -57,9 +57,9 @@ def cache_params(
 def activation_memory(config: DecoderConfig, outline: nn.Module, pipeline_config: PipelineConfig) -> int:
     """Returns the bytes of a full step's layer, and of a full batch's logits and sampling.
 
-    Where native kernels compute all of a layer, pieces of memory serve one moment after the other; else malloc keeps
-    what does not fit what comes next, and all of it adds up: see docs/decisions/memory-plan.md. Prompts that are echoed
-    are fed so that their logits fit.
+    A step that is replayed has memory of its own, as much as the layer that needs most. One that native kernels compute
+    otherwise shares pieces of memory with the logits; else malloc keeps what does not fit what comes next, and all of
+    it adds up: see docs/decisions/memory-plan.md. Prompts that are echoed are fed so that their logits fit.
 
     Args:
         config: of the model.
@@ -70,50 +70,43 @@ def activation_memory(config: DecoderConfig, outline: nn.Module, pipeline_config
     num_ranks, itemsize = pipeline_config.tensor_parallel_degree, kernels.dtype.itemsize
     specs = part_of(config, num_ranks - 1, num_ranks)
     backends = AttentionBackends(pipeline_config.attention, specs, kernels, pipeline_config.kv_cache.page_size)
-    has_native_attention = all(isinstance(backend, NativeAttention) for backend in backends.of_groups)
     is_native = kernels.obstacle is None and pipeline_config.linear in (LinearName.auto, LinearName.native)
-    feed_forward = [module for module in outline.modules() if isinstance(module, FeedForward)]
+    is_replayed = is_native and why_not_recorded(pipeline_config, backends, num_ranks) is None
     inner = max(as_split(config.intermediate_size).sizes(num_ranks))
-    moments = _layer_moments(config, specs, feed_forward, inner, pipeline_config, is_native=is_native)
+    attention = [_attention(spec) for spec in {*specs}]
+    said = [
+        layer.alive(is_native=is_native, fuse=pipeline_config.lora is None) for layer in estimable_layers(outline)
+    ] or [[inner, inner]]
     num_tokens, num_requests = pipeline_config.max_batch_tokens, pipeline_config.max_batch_size
+    max_length = config.longest_request(pipeline_config.max_length)
     row = config.vocab_size * _LOGIT_BYTES
     logits = (num_requests + NUM_ECHOED_AT_ONCE) * row
     gathered = [logits, 2 * logits // num_ranks] if num_ranks > 1 else []  # the ranks' parts, which become one
-    moments.append([logits, num_requests * row, *gathered])
+    last = [logits, num_requests * row, *gathered]
     others = _OTHERS + _THREAD * torch.get_num_threads()
     others += max(NUMBERS_SAMPLED_AT_ONCE, config.vocab_size) * _SAMPLED_BYTES
+    others += max(backend.working_memory(num_tokens, max_length, itemsize) for backend in backends.of_layers)
     if pipeline_config.lora is not None:
         others += 2 * num_tokens * inner * itemsize  # what an adapter adds to the widest product
     if pipeline_config.encoding.is_quantized and not is_native:
         others += DEQUANTIZED_AT_ONCE * (_FLOAT_BYTES + itemsize)
-    if not has_native_attention:
-        max_length = config.longest_request(pipeline_config.max_length)
-        width = max((spec.num_heads + spec.num_kv_heads) * spec.head_dim for spec in specs)
-        others += _BIAS_BYTES * min(num_tokens, max_length) * max_length + 2 * max_length * width * itemsize
-    if is_native and feed_forward and has_native_attention:
-        return others + _pooled(moments)
-    return int((others + max(map(sum, moments[:-1])) + sum(moments[-1])) * _HOLES)
+    hidden, number = config.hidden_size, num_tokens * itemsize
+    if is_replayed:  # the layer's input, and what comes of it; all others are let go of after their last use
+        others += number * max(hidden + sum(widths) for widths in (*attention, *said))
+    if is_replayed and pipeline_config.lora is None:
+        return others + sum(last)
+    # Python keeps the normalized input until a layer returns, and what goes into the last product of an attention
+    kept = [[hidden, hidden, *widths] for widths in (*([*each, hidden] for each in attention), *said)]
+    moments = [[number * width for width in widths] for widths in kept]
+    if is_native:
+        return others + _pooled([*moments, last])
+    return int((others + max(map(sum, moments)) + sum(last)) * _HOLES)
 
 
-def _layer_moments(
-    config: DecoderConfig,
-    specs: Sequence[AttentionSpec],
-    feed_forward: Sequence[FeedForward],
-    inner: int,
-    pipeline_config: PipelineConfig,
-    *,
-    is_native: bool,
-) -> list[list[int]]:
-    """Returns the bytes of what is alive in each half of a layer, with the layer's input, and a norm."""
-    hidden, itemsize = config.hidden_size, torch_dtype(pipeline_config.encoding).itemsize
-    widest = max(specs, key=lambda spec: (spec.num_heads + spec.num_kv_heads) * spec.head_dim)
-    queries, results = widest.num_heads * widest.head_dim, widest.num_heads * widest.value_size
-    keys = widest.num_kv_heads * (widest.head_dim + widest.value_size)
-    fuse = pipeline_config.lora is None
-    layers = (layer.alive(is_native=is_native, fuse=fuse) for layer in feed_forward)
-    halves = [[queries + keys, results, hidden], max(layers, default=[inner, inner], key=sum)]
-    num_tokens = pipeline_config.max_batch_tokens
-    return [[num_tokens * width * itemsize for width in (hidden, hidden, *half)] for half in halves]
+def _attention(spec: AttentionSpec) -> list[int]:
+    """Returns what is alive in a layer's attention that makes no more than it has to."""
+    keys = spec.num_kv_heads * (spec.head_dim + (0 if spec.values_in_keys else spec.value_size))
+    return [spec.num_heads * spec.head_dim + keys, spec.num_heads * spec.value_size]
 
 
 def _pooled(moments: Sequence[Sequence[int]]) -> int:

@@ -113,7 +113,7 @@ class Experts(nn.ModuleList):
                 yield expert, order_P[start:end]
 
     def alive(self, *, is_native: bool, fuse: bool) -> list[int]:
-        """See `FeedForward`. All tokens may choose the same expert."""
+        """See `Estimable`. All tokens may choose the same expert."""
         del fuse
         hidden, expert = self._hidden_size, self.experts[0]
         products, inner = self.top_k * hidden, expert.down_proj.in_features

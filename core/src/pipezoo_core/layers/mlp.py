@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -11,21 +10,7 @@ from pipezoo_core.layers.activations import ACTIVATIONS, ClampedGate, native_act
 from pipezoo_core.layers.linear import ColumnParallelLinear, MergedLinear, RowParallelLinear
 from pipezoo_core.native import GATE, NativeKernels
 
-__all__ = ["MLP", "FeedForward", "GatedMLP"]
-
-
-@runtime_checkable
-class FeedForward(Protocol):
-    """A layer that says which tensors are alive while it computes, and so how much memory it takes."""
-
-    def alive(self, *, is_native: bool, fuse: bool) -> list[int]:
-        """Returns the tensors that are alive together, by their numbers per row, the result's included.
-
-        Args:
-            is_native: whether the native kernels compute it.
-            fuse: see `use_linear_backend`.
-        """
-        ...
+__all__ = ["MLP", "GatedMLP"]
 
 
 class MLP(nn.Module):
@@ -70,7 +55,7 @@ class MLP(nn.Module):
         return y_TH
 
     def alive(self, *, is_native: bool, fuse: bool) -> list[int]:
-        """See `FeedForward`."""
+        """See `Estimable`."""
         del fuse
         down = self.get_submodule(self._down)
         assert isinstance(down, RowParallelLinear)
@@ -119,7 +104,7 @@ class GatedMLP(nn.Module):
         return self.activation(gate, up) if isinstance(self.activation, ClampedGate) else self.activation(gate) * up
 
     def alive(self, *, is_native: bool, fuse: bool) -> list[int]:
-        """See `FeedForward`."""
+        """See `Estimable`."""
         hidden, inner = self.down_proj.weight.shape
         if not is_native or self.native_activation is None:
             return [2 * inner, *([inner] * (3 if isinstance(self.activation, ClampedGate) else 2))]

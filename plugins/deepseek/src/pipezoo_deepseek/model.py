@@ -53,6 +53,7 @@ class LatentHeads(nn.Module):
         super().__init__()
         self._config = config
         self._sizes = (config.head_dim - config.rotary_dim, config.value_dim)
+        self.value_size = config.value_dim
         self.weight = nn.Parameter(torch.empty(config.num_heads * sum(self._sizes), config.latent_size))
         self.shards: dict[str, Shard] = {}
 
@@ -113,6 +114,14 @@ class DeepseekAttention(nn.Module):
         del q, plain_TNQ  # the next are the largest tensors of a layer
         return torch.cat((latents_TNL, turned_TNR), dim=-1).flatten(1)
 
+    def alive(self, *, is_native: bool, fuse: bool) -> list[int]:
+        """See `Estimable`."""
+        del is_native, fuse
+        num_heads = self.o_proj.in_features // self.kv_b_proj.value_size
+        latent, turned = self._key_sizes
+        queries = [num_heads * (latent + turned), num_heads * latent, num_heads * turned]  # and what they are made of
+        return [latent + turned, latent + turned, *queries]
+
 
 class DeepseekMoE(nn.Module):
     """Experts that a router chooses, and experts for every token, which are one feed-forward layer."""
@@ -130,6 +139,12 @@ class DeepseekMoE(nn.Module):
         y_TH = self.experts(x_TH, *self.gate(x_TH))
         y_TH += self.shared_experts(x_TH)
         return y_TH
+
+    def alive(self, *, is_native: bool, fuse: bool) -> list[int]:
+        """See `Estimable`."""
+        hidden = self.shared_experts.down_proj.out_features
+        shared = self.shared_experts.alive(is_native=is_native, fuse=fuse)
+        return max(self.experts.alive(is_native=is_native, fuse=fuse), [hidden, *shared], key=sum)
 
 
 class DeepseekDecoderLayer(nn.Module):
