@@ -17,7 +17,6 @@ _DENSE = {
     "head_dim": 64,
     "max_position_embeddings": 4096,
     "tie_word_embeddings": False,
-    "pad_token_id": None,
 }
 _MIXTURE = {**_DENSE, "moe_intermediate_size": 512, "num_experts": 8, "num_experts_per_tok": 2}
 _FEW_LARGE = {**_DENSE, "intermediate_size": 512, "num_local_experts": 8, "num_experts_per_tok": 2}

@@ -4,6 +4,9 @@ import gguf
 import numpy as np
 
 NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
@@ -37,11 +40,10 @@ CHAT_TEMPLATE = (
 def gguf_name(name, names=NAMES):
     if name.startswith("blk."):
         return name
+    *module, parameter = name.split(".")
     if not name.startswith("model.layers."):
-        return {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}[
-            name.rpartition(".")[0]
-        ] + ".weight"
-    _, _, layer, *rest, parameter = name.split(".")
+        return f"{names['.'.join(module)]}.{parameter}"
+    _, _, layer, *rest = module
     return f"blk.{layer}.{names['.'.join(rest)]}.{parameter}"
 
 
@@ -95,7 +97,7 @@ def write_gguf(
         extra_tensors: further tensors.
         pre: the name of the vocabulary's pre-tokenizer.
         permutes: whether the converter reorders q and k.
-        names: of layers' tensors that are called otherwise than Llama's.
+        names: of tensors that are called otherwise than Llama's.
         norm_offset: what the converter adds to the weights of norms.
         stacked: the quantization of tensors of three dimensions; None for that of the others.
     """

@@ -2,16 +2,18 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <memory>
 #include <new>
 
 #include "team.h"
+#include "values_in_keys.h"
 
 namespace pipezoo {
 namespace {
 
 constexpr int kBlock = 64;        // keys that are looked at together
-constexpr int kMaxHeadDim = 512;  // checked by the caller
+constexpr int kMaxHeadDim = 576;  // checked by the caller
 
 PIPEZOO_INLINE float number(const float* from) { return *from; }
 
@@ -22,23 +24,25 @@ PIPEZOO_INLINE float number(const bfloat16* from) {
     return value;
 }
 
-// Rotates the first numbers of a head where they lie, one pair after the other.
+// Rotates numbers where they lie, one pair after the other.
 template <typename T>
-void rotate_numbers(const Rotation<T>& rotation, std::int64_t row, float* head) {
+void rotate_numbers(const Rotation<T>& rotation, std::int64_t row, float* numbers) {
     const std::int64_t half = rotation.dim / 2;
     const T* cos = rotation.cos + row * rotation.dim;
     const T* sin = rotation.sin + row * rotation.dim;
     for (std::int64_t d = 0; d < half; ++d) {
-        const float first = head[d], second = head[half + d];
-        head[d] = first * number(cos + d) - second * number(sin + d);
-        head[half + d] = first * number(sin + half + d) + second * number(cos + half + d);
+        const float first = numbers[d], second = numbers[half + d];
+        numbers[d] = first * number(cos + d) - second * number(sin + d);
+        numbers[half + d] = first * number(sin + half + d) + second * number(cos + half + d);
     }
 }
 
-// to[i] = the i-th number of a head of a row, its first ones rotated, where the halves of what is rotated are the pairs.
+// to[i] = the i-th number of a head of a row, some of them rotated, where the halves of what is rotated are the pairs.
 template <typename T>
 PIPEZOO_INLINE void read_head(const T* from, const Rotation<T>& rotation, std::int64_t row, std::int64_t head_dim,
                               float* to) {
+    for (std::int64_t d = 0; d < rotation.first; d += kLanes) store(to + d, load(from + d));
+    from += rotation.first, to += rotation.first, head_dim -= rotation.first;
     const std::int64_t rotated = rotation.cos ? rotation.dim : 0;
     if (rotated % kPanel) {  // its halves do not begin with a vector
         for (std::int64_t d = 0; d < head_dim; d += kLanes) store(to + d, load(from + d));
@@ -66,7 +70,7 @@ PIPEZOO_INLINE float nan_unless_finite(const T* head, std::int64_t head_dim) {
     return sum(differences);
 }
 
-// Keys of one head that are looked at together, and their values.
+// Keys of one head that are looked at together, and their values; null for those that lie in the keys.
 template <typename T>
 struct Block {
     const T* keys;
@@ -80,7 +84,8 @@ Block<T> block_at(const Step& step, const Item& item, std::int64_t head, std::in
                   const T* value_pages) {
     const std::int64_t page = step.page_table[item.pages + key / step.page_size], slot = key % step.page_size;
     const std::int64_t at = (page * step.num_kv_heads + head) * step.page_size + slot;
-    return {key_pages + at * step.head_dim, value_pages + at * step.value_dim, std::min({std::int64_t(kBlock), step.page_size - slot, item.end_key - key})};
+    const std::int64_t num_keys = std::min({std::int64_t(kBlock), step.page_size - slot, item.end_key - key});
+    return {key_pages + at * step.head_dim, value_pages ? value_pages + at * step.value_dim : nullptr, num_keys};
 }
 
 template <typename T>
@@ -102,12 +107,17 @@ void write_row(const Step& step, std::int64_t row, Rows<T> k, Rows<T> v, const R
         for (std::int64_t d = 0; d < dim; d += kLanes) store(rounded + d, finite(load(numbers + d)));
         T* key = key_pages + page * dim + slot / kPanel * kPanel * dim + slot % kPanel * ps;
         for (std::int64_t d = 0; d < dim; d += ps) std::memcpy(key + d * kPanel, rounded + d, ps * sizeof(T));
+        if (!value_pages) continue;
         for (std::int64_t d = 0; d < value_dim; d += kLanes)
             store(rounded + d, finite(load(v.row(row) + head * value_dim + d)));
         T* value = value_pages + page * value_dim + slot / ps * value_dim * ps + slot % ps;
         for (std::int64_t d = 0; d < value_dim; ++d) value[d * ps] = rounded[d];
     }
 }
+
+struct Free {
+    void operator()(void* memory) const { std::free(memory); }
+};
 
 // What a thread works with; kept between calls.
 template <typename T>
@@ -116,7 +126,8 @@ struct Workspace {
     std::unique_ptr<float[]> values;         // [rows, value_dim], not yet divided by the sum
     std::unique_ptr<float[]> maxima;         // [rows], of which there is room for more
     std::unique_ptr<float[]> sums;           // [rows, kLanes], likewise
-    std::int64_t size = 0;
+    std::unique_ptr<T[], Free> block_values;  // of a block of keys that they lie in: see values_in_keys.h
+    std::int64_t size = 0, block_size = 0;
 
     // Returns false where memory is short: no exception may leave a thread of a team.
     bool reserve(std::int64_t rows, std::int64_t dim) {
@@ -129,6 +140,16 @@ struct Workspace {
         sums.reset(new (std::nothrow) float[count * kLanes]);
         if (!queries || !values || !maxima || !sums) return false;
         size = count;
+        return true;
+    }
+
+    // Likewise, for the values of a block.
+    bool reserve_block(std::int64_t value_dim) {
+        if (value_dim <= block_size) return true;
+        block_size = 0;
+        block_values.reset(static_cast<T*>(std::aligned_alloc(64, kBlock * value_dim * sizeof(T))));
+        if (!block_values) return false;
+        block_size = value_dim;
         return true;
     }
 };
@@ -144,7 +165,8 @@ float share_beside(const T* sink, float maximum, float total) {
 template <typename T>
 class ItemWork {
    public:
-    ItemWork(const Step& step, const Layer& layer, const Item& item, std::int64_t head, Workspace<T>& workspace)
+    ItemWork(const Step& step, const Layer& layer, const Item& item, std::int64_t head, bool has_value_pages,
+             Workspace<T>& workspace)
         : step_(step),
           layer_(layer),
           item_(item),
@@ -154,11 +176,15 @@ class ItemWork {
           tiles_((rows_ + kTileRows - 1) / kTileRows),
           dim_(step.head_dim),
           value_dim_(step.value_dim),
+          value_step_(has_value_pages ? step.value_dim * kPerStep<T> : kPanel * kPerStep<T>),
+          value_column_(has_value_pages ? kPerStep<T> : kBlock),
+          has_value_pages_(has_value_pages),
           space_(workspace) {}
 
     // Returns false where memory is short.
     bool begin() {
         if (!space_.reserve(tiles_ * kTileRows, std::max(dim_, value_dim_))) return false;
+        if (!has_value_pages_ && !space_.reserve_block(value_dim_)) return false;
         std::fill_n(space_.maxima.get(), tiles_ * kTileRows, kLowest);
         std::fill_n(space_.sums.get(), tiles_ * kTileRows * kLanes, 0.0f);
         std::fill_n(space_.values.get(), tiles_ * kTileRows * value_dim_, 0.0f);
@@ -176,7 +202,7 @@ class ItemWork {
             read_head(q.row(row) + (head_ * groups_ + r % groups_) * dim_, rotation, row, dim_, numbers);
             if (r % groups_ == 0 && k.first)
                 spoiled = all(nan_unless_finite(k.row(row) + head_ * dim_, dim_) +
-                              nan_unless_finite(v.row(row) + head_ * value_dim_, value_dim_));
+                              (v.first ? nan_unless_finite(v.row(row) + head_ * value_dim_, value_dim_) : 0.0f));
             for (std::int64_t d = 0; d < dim_; d += kLanes) {
                 const Vector query = load(numbers + d);
                 store(stored + d, query + (spoiled + (query - query)));
@@ -192,9 +218,13 @@ class ItemWork {
         Block<T> block = block_at(step_, item_, head_, item_.first_key, key_pages, value_pages);
         for (std::int64_t key = item_.first_key; key < item_.end_key;) {
             const std::int64_t end = key + block.num_keys;
-            const Block<T> next =
-                end < item_.end_key ? block_at(step_, item_, head_, end, key_pages, value_pages) : next_item;
+            Block<T> next = end < item_.end_key ? block_at(step_, item_, head_, end, key_pages, value_pages) : next_item;
             fetch_rest(block, next);
+            if (!has_value_pages_) {
+                T* values = space_.block_values.get();
+                write_values(block.keys, block.num_keys, dim_, value_dim_, kBlock, values);
+                block.values = next.values = values;
+            }
             for (std::int64_t tile = 0; tile < tiles_; ++tile)
                 if (tile_sees(tile, key, block.num_keys))
                     with_rows(int(std::min<std::int64_t>(kTileRows, rows_ - tile * kTileRows)), [&](auto count) {
@@ -232,7 +262,7 @@ class ItemWork {
             fetch(from + done, (next.num_keys + unit - 1) / unit * unit * dim - done);
         };
         rest(next.keys, kPanel, dim_);
-        rest(next.values, kPerStep<T>, value_dim_);
+        if (has_value_pages_) rest(next.values, kPerStep<T>, value_dim_);
     }
 
     std::int64_t position(std::int64_t r) const { return item_.position + r / groups_; }
@@ -308,7 +338,7 @@ class ItemWork {
             }
             const std::int64_t fetched = steps * ps * d;
             const T* ahead = (fetched < next.num_keys * value_dim_ ? next.values : values) + fetched;
-            multiply<_MM_HINT_T1>(sums, &weights[0][0], kBlock, ps, values + d * ps, value_dim_ * ps, steps, ahead,
+            multiply<_MM_HINT_T1>(sums, &weights[0][0], kBlock, ps, values + d * value_column_, value_step_, steps, ahead,
                                   panel_stride);
 #pragma GCC unroll 12
             for (int i = 0; i < MR; ++i) {
@@ -352,6 +382,8 @@ class ItemWork {
     const Layer& layer_;
     const Item& item_;
     const std::int64_t head_, groups_, rows_, tiles_, dim_, value_dim_;
+    const std::int64_t value_step_, value_column_;  // how far the values of the next step of keys, or number, lie
+    const bool has_value_pages_;
     Workspace<T>& space_;
 };
 
@@ -401,7 +433,8 @@ void attend(Rows<T> q, Rows<T> k, Rows<T> v, Rotation<T> rotation, T* key_pages,
         };
         for (std::int64_t i = team.take(), next; i < num_work; i = next) {
             next = team.take();
-            ItemWork<T> work(step, layer, step.items[i % step.num_items], i / step.num_items, workspace);
+            ItemWork<T> work(step, layer, step.items[i % step.num_items], i / step.num_items, value_pages != nullptr,
+                             workspace);
             if (!work.begin()) {
                 is_short = true;
                 continue;

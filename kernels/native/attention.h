@@ -4,7 +4,8 @@
 // A page holds, per key/value head, what the products read in one step side by side (see simd.h):
 //     keys   [page_size / kPanel, head_dim / per_step, kPanel, per_step]
 //     values [page_size / per_step, value_dim, per_step]
-// head_dim and value_dim are multiples of kPanel, page_size one of 32.
+// head_dim and value_dim are multiples of kPanel, page_size one of 32. Where the values are the first value_dim numbers of
+// the keys, there are no pages of values.
 #pragma once
 
 #include <cstdint>
@@ -68,19 +69,19 @@ struct Rows {
     const T* row(std::int64_t i) const { return first + i * stride; }
 };
 
-// Cosines and sines of the rows, [T, dim] each; null for no rotation. The first `dim` numbers of a head are rotated.
+// Cosines and sines of the rows, [T, dim] each; null for no rotation. Of a head, `dim` numbers from `first` on are rotated.
 template <typename T>
 struct Rotation {
     const T* cos;
     const T* sin;
-    std::int64_t dim;
+    std::int64_t dim, first;
 };
 
 // Rotates q and k, writes k and v into their pages, and then what the queries see into `out`.
 //
 // q [T, num_heads, head_dim], k [T, num_kv_heads, head_dim], v [T, num_kv_heads, value_dim]; no k where all keys are in the
-// pages already; sinks [num_heads] or null; out [T, num_heads, value_dim], contiguous. What is not finite in k or v is
-// written finite, because a weight of 0 times infinity is NaN, which would reach other requests. The row itself gets
+// pages already; no v there, and none where value_pages is null: the values lie in the keys then. sinks [num_heads] or null;
+// out [T, num_heads, value_dim], contiguous. What is not finite in k or v is written finite, because a weight of 0 times infinity is NaN, which would reach other requests. The row itself gets
 // NaN, in the query heads that share the key/value head; so does one whose queries are not finite.
 //
 // Throws std::bad_alloc when all threads are done, so that the team can go on.

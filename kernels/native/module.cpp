@@ -13,6 +13,7 @@
 
 #include "attention.h"
 #include "experts.h"
+#include "heads.h"
 #include "layers.h"
 #include "linear.h"
 #include "quantized.h"
@@ -26,7 +27,7 @@ using pipezoo::bfloat16;
 // What pipezoo_core has to know of these functions: their arguments, the fields of `Step`, `Layer`, `Item`,
 // `ExpertsLayer` and `RouterLayer`, the layout of packed weights. Another number for every change; pipezoo_core uses no
 // kernels of another number than its own.
-constexpr long kInterface = 4;
+constexpr long kInterface = 5;
 
 template <typename T>
 T from_python(PyObject* value) {
@@ -89,10 +90,12 @@ template <typename T>
 void attend(const void* q, std::int64_t q_stride, const void* k, std::int64_t k_stride, const void* v,
             std::int64_t v_stride, const void* cos, const void* sin, std::int64_t rotary_dim, void* key_pages,
             void* value_pages, void* out, const void* step, const void* layer, const void* sinks) {
+    // Values that lie in the keys are not rotated, but what is behind them.
+    const std::int64_t first_rotated = value_pages ? 0 : static_cast<const pipezoo::Step*>(step)->value_dim;
     pipezoo::attend<T>({static_cast<const T*>(q), q_stride}, {static_cast<const T*>(k), k_stride},
                        {static_cast<const T*>(v), v_stride},
-                       {static_cast<const T*>(cos), static_cast<const T*>(sin), rotary_dim}, static_cast<T*>(key_pages),
-                       static_cast<T*>(value_pages), static_cast<T*>(out), *static_cast<const pipezoo::Step*>(step),
+                       {static_cast<const T*>(cos), static_cast<const T*>(sin), rotary_dim, first_rotated},
+                       static_cast<T*>(key_pages), static_cast<T*>(value_pages), static_cast<T*>(out), *static_cast<const pipezoo::Step*>(step),
                        *static_cast<const pipezoo::Layer*>(layer), static_cast<const T*>(sinks));
 }
 
@@ -119,6 +122,13 @@ void linear_quantized(const void* x, const void* packed, const void* bias, void*
                       std::int64_t out, std::int64_t form, std::int64_t activation) {
     pipezoo::linear_quantized<T, bits>(static_cast<const T*>(x), static_cast<const std::uint8_t*>(packed),
                                        static_cast<const T*>(bias), y, rows, in, out, pipezoo::Form(form), pipezoo::Activation(activation));
+}
+
+template <typename T>
+void multiply_heads(const void* x, std::int64_t row_stride, std::int64_t head_stride, const void* packed, void* y,
+                    std::int64_t rows, std::int64_t heads, std::int64_t in, std::int64_t out) {
+    pipezoo::multiply_heads(static_cast<const T*>(x), row_stride, head_stride, static_cast<const T*>(packed),
+                            static_cast<T*>(y), rows, heads, in, out);
 }
 
 template <typename T>
@@ -252,7 +262,7 @@ void replay(const void* program, std::int64_t num_calls) {
 
 #define PIPEZOO_PACKERS(apply) apply(pack) apply(pack_int8) apply(pack_int4)
 #define PIPEZOO_KERNELS(apply)                                                                            \
-    apply(linear) apply(linear_int8) apply(linear_int4)                                                   \
+    apply(linear) apply(linear_int8) apply(linear_int4) apply(multiply_heads)                             \
         apply(packed_rows) apply(packed_rows_int8) apply(packed_rows_int4)                                \
         apply(experts) apply(experts_int8) apply(experts_int4) apply(route)                               \
         apply(rms_norm) apply(layer_norm) apply(gated) apply(activate)                                    \

@@ -178,6 +178,12 @@ PIPEZOO_INLINE void store_words(bfloat16* to, Words words) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), upper_halves(words));
 }
 
+// What a step of a product reads of as many keys as a vector has words.
+template <typename T>
+PIPEZOO_INLINE void load_keys(const T* from, Words* words) {
+    words[0] = _mm256_castps_si256(load(from));
+}
+
 // The first `kTileRows` words.
 PIPEZOO_INLINE void store_tile_rows(float* to, Words words) {
     store(to, _mm256_castsi256_ps(words), first_lanes(kTileRows));

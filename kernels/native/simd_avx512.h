@@ -116,6 +116,18 @@ PIPEZOO_INLINE void store_words(T* to, Words words) {
     _mm512_storeu_si512(to, words);
 }
 
+// What a step of a product reads of as many keys as a vector has words: a number of each key and word; in bfloat16 two of
+// each, of which the first are one vector, the second another, with two keys in a word.
+PIPEZOO_INLINE void load_keys(const float* from, Words* words) { words[0] = _mm512_loadu_si512(from); }
+
+PIPEZOO_INLINE void load_keys(const bfloat16* from, Words* words) {
+    const Words lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const Words pairs = _mm512_mullo_epi32(lane, _mm512_set1_epi32(0x00040004));  // where those of two keys begin
+    const Words some = _mm512_loadu_si512(from), others = _mm512_loadu_si512(from + 2 * kLanes);
+    words[0] = _mm512_permutex2var_epi16(some, _mm512_add_epi32(pairs, _mm512_set1_epi32(0x00020000)), others);
+    words[1] = _mm512_permutex2var_epi16(some, _mm512_add_epi32(pairs, _mm512_set1_epi32(0x00030001)), others);
+}
+
 // The first `kTileRows` words.
 template <typename T>
 PIPEZOO_INLINE void store_tile_rows(T* to, Words words) {

@@ -112,6 +112,7 @@ def test_settings_hold_from_the_next_answer_on(chat):
         ("/", "there is no command '/'"),
         ("/reset now", "/reset takes nothing behind it (found: now)"),
         ("/set temperature", "/set temperature lacks a value"),
+        ("/set regex [0-9", "regex"),
         ("/set temperature -1", "setting 'temperature' is not valid (found: -1"),
         ("/set temperature NaN", "setting 'temperature' is not valid"),
         ("/set frobnicate 1", "unknown setting 'frobnicate'"),

@@ -31,7 +31,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def models():
-    result = CliRunner().invoke(app, ["models"], env={"COLUMNS": "200"})
+    result = CliRunner().invoke(app, ["models"], env={"COLUMNS": "400"})
     assert result.exit_code == 0, result.output
     return result.stdout
 

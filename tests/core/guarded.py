@@ -47,6 +47,12 @@ def whole(spec, q, keys, values, cached):
     return torch.einsum("nts,snd->tnd", scores.masked_fill(hidden, -torch.inf).softmax(-1), values).flatten(1)
 
 
+def rotated(spec, x, *rotation):
+    before, rest = x.unflatten(-1, (-1, spec.head_dim)).tensor_split((spec.first_rotated,), dim=-1)
+    turned = apply_rotary(rest.flatten(1), *rotation).view_as(rest)
+    return torch.cat((before, turned), dim=-1).flatten(1)
+
+
 def check_attention(page_size, dtype, **changes):
     """Three requests: a decode, a chunk across the end of a page, and a decode that fills a page."""
     spec = AttentionSpec(**{"num_heads": 4, "num_kv_heads": 2, "head_dim": 32, "scale": 0.2, **changes})
@@ -62,33 +68,33 @@ def check_attention(page_size, dtype, **changes):
     shape = (2 * sum(counts), spec.num_kv_heads, page_size * spec.head_dim)
     strange = torch.nan if dtype is torch.float32 else 1e30  # in bfloat16 an odd number of values has 0 · the next
     nowhere = torch.full(shape, strange, dtype=dtype)  # what belongs to nobody would show
-    key_pages, value_pages = guarded(nowhere, at_end=page_size % 64 == 0), guarded(nowhere)
+    key_pages = guarded(nowhere, at_end=page_size % 64 == 0)
+    value_pages = key_pages if spec.values_in_keys else guarded(nowhere)
 
     def random(rows, heads):
         return guarded(torch.randn(rows, heads * spec.head_dim, generator=generator).to(dtype))
 
     def step(lengths, starts, q, k, v, rotation=None):
+        v = None if spec.values_in_keys else v
         plan = backend.plan(RaggedBatch(lengths, starts, lengths, [pages]), page_size, CPU, 0)
         return backend.attend(q, k, v, key_pages, value_pages, plan, rotation)
 
     past = [random(sum(cached), spec.num_kv_heads) for _ in range(2)]
     step(cached, [0, 0, 0], random(sum(cached), spec.num_heads), *past)
     q, k, v = (random(sum(active), heads) for heads in (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads))
-    angles = torch.rand(len(q), spec.head_dim // 2, generator=generator).repeat(1, 2)
+    angles = torch.rand(len(q), (spec.head_dim - spec.first_rotated) // 2, generator=generator).repeat(1, 2)
     rotation = tuple(guarded(x.to(dtype)) for x in (angles.cos(), angles.sin()))
     found = step(active, cached, q, k, v, rotation)
-    q, k = (
-        apply_rotary(q.float(), *(x.float() for x in rotation)),
-        apply_rotary(k.float(), *(x.float() for x in rotation)),
-    )
+    q, k = (rotated(spec, x.float(), *(angle.float() for angle in rotation)) for x in (q, k))
     expected, by_request = [], zip(
         *(x.split(sizes) for x, sizes in ((q, active), (k, active), (v, active), (past[0], cached), (past[1], cached))),
         cached, strict=True,
     )  # fmt: skip
     for q_of, k_of, v_of, past_k, past_v, start in by_request:
         keys, values = torch.cat((past_k.float(), k_of)), torch.cat((past_v, v_of))
-        heads = (x.unflatten(-1, (-1, spec.head_dim)) for x in (q_of, keys, values))
-        expected.append(whole(spec, *heads, start))
+        q_of, keys, values = (x.unflatten(-1, (-1, spec.head_dim)) for x in (q_of, keys, values))
+        values = keys[..., : spec.value_size] if spec.values_in_keys else values
+        expected.append(whole(spec, q_of, keys, values, start))
     tolerance = {"atol": 1e-5, "rtol": 1e-4} if dtype is torch.float32 else {"atol": 2e-2, "rtol": 3e-2}
     torch.testing.assert_close(found.double(), torch.cat(expected), **tolerance)
     AREAS.clear()
@@ -104,6 +110,8 @@ def attention():
         assert check_attention(size, torch.float32, sliding_window=50)
         assert check_attention(size, torch.float32, alibi_slopes=(0.5, 0.25, 0.1, 0.0))
         assert check_attention(size, torch.bfloat16, num_heads=14, num_kv_heads=2, head_dim=64)
+        for dtype in (torch.float32, torch.bfloat16):
+            assert check_attention(size, dtype, head_dim=96, value_dim=64, values_in_keys=True, num_kv_heads=1)
     print(f"{len(sizes)} page sizes")
 
 
@@ -135,6 +143,11 @@ def check_layers(dtype, rows, size):
         kernels.rotary_angles(positions, frequencies, 1.5), (angles.cos(), angles.sin()), strict=True
     ):
         equal(found, 1.5 * expected)
+    if size % 2 == 0:
+        matrix, x = random(3 * 64, size), random(rows, 3 * (size + 2)).unflatten(1, (3, size + 2))[..., 2:]
+        found = kernels.multiply_heads(x, guarded(kernels.pack(matrix)), (64, size))
+        equal(found, torch.einsum("tni,noi->tno", x.float(), matrix.float().unflatten(0, (3, 64))))
+        x = random(rows, size)
     tokens = guarded(torch.tensor([36, 0, 37, -1, 2**40]))
     for bits in (None, 8, 4):
         if size % (2 if bits is None else 32):

@@ -55,6 +55,15 @@ FURTHER = {
         alibi_slopes=(0.1, 0.0, 0.2, 0.0, 0, 1.0),
     ),
     "latent": spec(num_kv_heads=1, head_dim=96, value_dim=64, values_in_keys=True),
+    "latent_window": spec(num_kv_heads=1, head_dim=96, value_dim=64, values_in_keys=True, sliding_window=40),
+    "latent_softcap_sinks": spec(
+        num_kv_heads=1, head_dim=64, value_dim=64, values_in_keys=True, softcap=0.7, has_sinks=True
+    ),
+    "latent_heads": spec(num_kv_heads=2, head_dim=64, value_dim=32, values_in_keys=True),
+}
+LATENT = {  # DeepSeek's sizes
+    "latent_16": spec(num_heads=16, num_kv_heads=1, head_dim=576, value_dim=512, values_in_keys=True, scale=0.03),
+    "latent_128": spec(num_heads=128, num_kv_heads=1, head_dim=576, value_dim=512, values_in_keys=True, scale=0.03),
 }
 
 
@@ -74,6 +83,8 @@ BACKENDS = [paged, native]
 
 def run(backend, batch, q, k, v, past_k, past_v, rotation=None):
     """Feeds each request's past as a prompt of its own, then the batch; the reference's is written to its pages."""
+    if backend.spec.values_in_keys:
+        v, past_v = None, [None] * len(past_v)
     key_shape, value_shape = backend.page_shapes(NUM_PAGES, PAGE_SIZE)
     key_pages = torch.zeros(key_shape, dtype=q.dtype)
     value_pages = key_pages if value_shape is None else torch.zeros(value_shape, dtype=q.dtype)
@@ -149,10 +160,11 @@ BATCHES = {
 
 CASES = [(name, batch) for name in SPECS for batch in BATCHES]
 CASES += [(name, batch) for name in FURTHER for batch in ("decodes", "mixed", "shared_and_chunks", "long_decode")]
-BACKENDS_AND_CASES = [(paged, *case) for case in CASES] + [(native, *case) for case in CASES if case[0] != "latent"]
 
 
-@pytest.mark.parametrize(("backend", "spec_name", "batch_name"), BACKENDS_AND_CASES)
+@pytest.mark.matrix
+@pytest.mark.parametrize(("spec_name", "batch_name"), CASES)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_equals_reference(backend, spec_name, batch_name):
     spec = {**SPECS, **FURTHER}[spec_name]
     active, cached, num_shared = BATCHES[batch_name]
@@ -169,19 +181,34 @@ def test_bfloat16_stays_within_its_rounding(backend):
     torch.testing.assert_close(run(backend(spec, torch.bfloat16), *case), expected, atol=2e-2, rtol=2e-2)
 
 
-@pytest.mark.parametrize("rotary_dim", [2, 20, 32, 64, 96])
+@pytest.mark.parametrize("spec_name", LATENT)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_latents_of_full_size(dtype, spec_name):
+    spec = LATENT[spec_name]
+    case = random_case(spec, 0, [1, 2], [260, 31], dtype=dtype)
+    expected = run(ReferenceAttention(spec), *case)
+    tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype is torch.float32 else {"atol": 2e-2, "rtol": 2e-2}
+    torch.testing.assert_close(run(native(spec, dtype), *case), expected, **tolerance)
+
+
+@pytest.mark.parametrize(
+    ("spec_name", "rotary_dim"),
+    [*(("narrow_values", dim) for dim in (2, 20, 32, 64, 96)), *(("latent", dim) for dim in (2, 20, 32))],
+)
 @pytest.mark.parametrize("backend", [*BACKENDS, lambda spec, dtype: ReferenceAttention(spec)])
-def test_rotation(backend, rotary_dim):
-    """Rotating inside equals rotating before, all of each head or its first numbers, and of the keys in the pages."""
-    spec = FURTHER["narrow_values"]
+def test_rotation(backend, spec_name, rotary_dim):
+    """Rotating inside equals rotating before, all of each head or its first numbers, or those behind the values."""
+    spec = FURTHER[spec_name]
     batch, q, k, v, past_k, past_v = random_case(spec, 0, *BATCHES["mixed"][:2])
     angles = torch.rand(len(q), rotary_dim // 2).repeat(1, 2)
     rotation = (angles.cos(), angles.sin())
 
     def rotate(x):
         heads = x.unflatten(-1, (-1, spec.head_dim))
-        turned = apply_rotary(heads[..., :rotary_dim].flatten(1), *rotation).unflatten(-1, (-1, rotary_dim))
-        return torch.cat((turned, heads[..., rotary_dim:]), -1).flatten(1)
+        first = 64 if spec.values_in_keys else 0
+        plain = heads[..., first : first + rotary_dim].flatten(1)
+        turned = apply_rotary(plain, *rotation).unflatten(-1, (-1, rotary_dim))
+        return torch.cat((heads[..., :first], turned, heads[..., first + rotary_dim :]), -1).flatten(1)
 
     rotated = (rotate(q), rotate(k))
     expected = run(ReferenceAttention(spec), batch, *rotated, v, past_k, past_v)
@@ -199,10 +226,11 @@ def test_rows_of_a_merged_product():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("spec_name", ["grouped", "latent"])
 @pytest.mark.parametrize("batch_name", ["mixed", "long_shared_prefix", "long_shared_and_chunk"])
-def test_a_request_does_not_depend_on_the_batch(dtype, batch_name):
+def test_a_request_does_not_depend_on_the_batch(dtype, spec_name, batch_name):
     """Bit for bit: alone, and in the batch of all, where some share a prefix."""
-    spec = SPECS["grouped"]
+    spec = {**SPECS, **FURTHER}[spec_name]
     active, cached, num_shared = BATCHES[batch_name]
     batch, q, k, v, past_k, past_v = random_case(spec, 0, active, cached, dtype=dtype, num_shared=num_shared)
     together = run(native(spec, dtype), batch, q, k, v, past_k, past_v)
@@ -214,10 +242,11 @@ def test_a_request_does_not_depend_on_the_batch(dtype, batch_name):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("spec_name", ["grouped", "latent"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_request_that_overflows_spoils_no_other(value, backend):
+def test_a_request_that_overflows_spoils_no_other(value, spec_name, backend):
     """Page 3, between the two pages of the decoding request, belongs to one whose keys and values overflowed."""
-    spec = SPECS["grouped"]
+    spec = {**SPECS, **FURTHER}[spec_name]
     batch, q, k, v, past_k, past_v = random_case(spec, 0, [1, 3], [60, 0])
     batch = RaggedBatch([1, 3], [60, 0], [1, 1], [[[2, 4], [3]]])
     expected = run(ReferenceAttention(spec), batch, q, k, v, past_k, past_v)[0]
@@ -226,17 +255,20 @@ def test_a_request_that_overflows_spoils_no_other(value, backend):
     torch.testing.assert_close(run(backend(spec, q.dtype), batch, q, k, v, past_k, past_v)[0], expected)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("backend", [*BACKENDS, lambda spec, dtype: ReferenceAttention(spec)])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("spec_name", ["grouped", "window"])
-@pytest.mark.parametrize("which", ["q", "k", "v"])
+@pytest.mark.parametrize(
+    ("spec_name", "which"),
+    [(name, which) for name in ("grouped", "window", "latent") for which in "qkv" if (name, which) != ("latent", "v")],
+)
 def test_a_row_that_is_not_finite_shows(which, spec_name, dtype, value, backend):
     """Its own result is not finite; decodes of one part, of several, of a shared prefix, a chunk, and its neighbours.
 
     The second row of each request is the one that is asked for, where there are two.
     """
-    spec = SPECS[spec_name]
+    spec = {**SPECS, **FURTHER}[spec_name]
     active, cached = [1, 1, 1, 3, 1], [64, 300, 310, 40, 64]
     batch, q, k, v, past_k, past_v = random_case(spec, 0, active, cached, dtype=dtype)
     sound = run(backend(spec, dtype), batch, q, k, v, past_k, past_v)
@@ -272,7 +304,7 @@ def test_reference_equals_scaled_dot_product_attention():
 @pytest.mark.parametrize(
     ("changes", "dtype", "page_size", "reason"),
     [
-        ({"values_in_keys": True}, torch.float32, 64, "its values are a part of its keys"),
+        ({"head_dim": 608}, torch.float32, 64, f"head_dim is 608, not a multiple of {PANEL} up to 576"),
         ({"value_dim": 40}, torch.float32, 64, f"value_dim is 40, not a multiple of {PANEL}"),
         ({"head_dim": 40}, torch.float32, 64, f"head_dim is 40, not a multiple of {PANEL}"),
         ({}, torch.float32, 16, "page_size is 16, not a multiple of 32"),
@@ -288,7 +320,7 @@ def test_where_native_cannot_be_used(changes, dtype, page_size, reason):
     )
 
 
-@pytest.mark.parametrize("name", ["grouped", "window", "softcap", "sinks_window", "chunk"])
+@pytest.mark.parametrize("name", ["grouped", "window", "softcap", "sinks_window", "chunk", "latent"])
 @pytest.mark.parametrize("backend", [*BACKENDS, lambda spec, dtype: ReferenceAttention(spec)])
 def test_a_layer_that_reads_the_keys_of_another(backend, name):
     """It writes nothing, and sees what the other one has written in the same step."""
@@ -296,7 +328,9 @@ def test_a_layer_that_reads_the_keys_of_another(backend, name):
     batch, q, k, v, *_ = random_case(own, 0, [1, 40], [0, 0])
     writer, reader = backend(own, q.dtype), backend(replace(own, kv_layer=0), q.dtype)
     key_shape, value_shape = writer.page_shapes(NUM_PAGES, PAGE_SIZE)
-    pages = torch.zeros(key_shape), torch.zeros(value_shape)
+    key_pages = torch.zeros(key_shape)
+    pages = key_pages, key_pages if value_shape is None else torch.zeros(value_shape)
+    v = None if own.values_in_keys else v
     plan, sinks = writer.plan(batch, PAGE_SIZE, CPU, 0), sinks_of(own, q.dtype)
     expected = writer.attend(q, k, v, *pages, plan, sinks=sinks)
     before = [x.clone() for x in pages]
@@ -347,4 +381,4 @@ def test_one_that_needs_the_slower_backend_does_not_slow_other_groups():
         pytest.skip(kernels.obstacle)
     backends = backends_of(spec(), spec(head_dim=40), spec(sliding_window=9))
     assert [backends[i].name for i in range(3)] == ["native", "paged", "native"]
-    assert backends.obstacles == [None, f"head_dim is 40, not a multiple of {PANEL} up to 512", None]
+    assert backends.obstacles == [None, f"head_dim is 40, not a multiple of {PANEL} up to 576", None]

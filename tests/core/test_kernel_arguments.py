@@ -15,7 +15,7 @@ from pipezoo_core.attention import Attention, AttentionBackends, AttentionSpec, 
 from pipezoo_core.config import AttentionName
 from pipezoo_core.errors import InsufficientMemoryError, TensorMismatchError
 from pipezoo_core.kv_cache import KVCacheInputs, RaggedBatch
-from pipezoo_core.layers import RMSNorm, RotaryEmbedding, Router, Routing
+from pipezoo_core.layers import Heads, LatentHeads, RMSNorm, RotaryEmbedding, Router, Routing
 from pipezoo_core.layers.native_experts import NativeExperts
 from pipezoo_core.layers.native_product import NativeProduct
 from pipezoo_core.native import Activation, Form, NativeKernels, variants
@@ -36,6 +36,9 @@ def mistakes(dtype):
     product = {bits: NativeProduct(k, torch.ones(32, 64), torch.ones(32), bits) for bits in (None, 8, 4)}
     gated = NativeProduct(k, torch.ones(64, 64), None, None, Form.gated)
     frequencies = torch.ones(16)
+    heads = LatentHeads(Heads(3, 1, 64), 64, 32, 32)
+    heads.compute_with(k)
+    of_heads = heads.queries
     router = Router(64, Routing(num_experts=4, top_k=2))
     router.compute_with(k)
     experts = NativeExperts([gated] * 4, [NativeProduct(k, torch.ones(64, 32), None)] * 4, first=0, top_k=2)
@@ -65,6 +68,10 @@ def mistakes(dtype):
         "rows: two dimensions": (product[8].rows, torch.ones(3, 1, dtype=torch.int64)),
         "angles: positions": (lambda p: k.rotary_angles(p, frequencies, 1.0), torch.ones(3)),
         "angles: frequencies": (lambda f: k.rotary_angles(torch.arange(3), f, 1.0), frequencies.double()),
+        "heads: narrower": (of_heads, x(2, 3, 32)),
+        "heads: dtype": (of_heads, x(2, 3, 64, dtype=other(dtype))),
+        "heads: more": (of_heads, x(2, 4, 64)),
+        "heads: two dimensions": (of_heads, x(3, 64)),
         "route: wider": (router, x(2, 128)),
         "route: dtype": (router, x(2, 64, dtype=other(dtype))),
         "experts: narrower": (lambda x: experts(x, indices, weights), x(3, 32)),
@@ -111,6 +118,9 @@ def test_rows_of_wider_tensors_are_read_where_they_lie(dtype):
         whole[:, :128].unflatten(1, (4, 32)),
         whole.unflatten(1, (8, 32))[:, 3:5],
         whole[::2, 32:64],
+        whole[None, :, 64:96],
+        whole[None, None, :, :128].unflatten(-1, (4, 32)),
+        whole[None, :, :128].unflatten(-1, (4, 32)).expand(2, 5, 4, 32),
         whole.unflatten(1, (8, 32)).transpose(0, 1),
         whole.unflatten(1, (8, 32))[:, ::2],
         whole.view(5, 32, 8).transpose(1, 2),
@@ -118,6 +128,7 @@ def test_rows_of_wider_tensors_are_read_where_they_lie(dtype):
     ):
         found = k.rms_norm(x, weight, 1e-6)
         assert found.is_contiguous()
+        assert found.shape == x.shape
         assert torch.equal(found, k.rms_norm(x.contiguous(), weight, 1e-6))
 
 

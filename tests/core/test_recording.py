@@ -146,6 +146,7 @@ def num_threads(request):
     torch.set_num_threads(before)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("encoding", ["float32", "bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("chunk", [1, 25])
 def test_however_many_threads(folder, encoding, chunk, num_threads):
@@ -285,6 +286,7 @@ def test_norms_of_heads_are_replayed(folder, encoding):
     assert model._forward._program is not None
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("attention", ["native", "paged", "reference"])
 @pytest.mark.parametrize("place", [0, 3, 30, 38, 39])
 @pytest.mark.parametrize("chunk", [None, 40, 25, 8, 1])
@@ -345,6 +347,7 @@ COMPUTED = {  # what a module may do with hidden states [T, H], a row [H], and c
 EXACT = {name for name in COMPUTED if not re.match("a scaled|a row|layer|gelu|silu|sigm|tanh", name)}
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("encoding", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", COMPUTED)
 def test_what_is_computed_in_torch_is_replayed(folder, name, encoding):

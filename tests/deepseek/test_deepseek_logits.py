@@ -1,13 +1,16 @@
 """DeepSeek-V2 and V3 against transformers on the same weights, for everything that their configs can express."""
 
 import pytest
+import torch
 from deepseek.tiny_deepseek import CLASSES, make, saved
 from families import (
+    NATIVE,
     PROMPTS,
     assert_equal_greedy_tokens,
     assert_equal_logits,
     assert_equal_on_ranks,
     assert_matters,
+    assert_near_logits,
     expected_logits,
     save,
     why_not_replayed,
@@ -16,9 +19,12 @@ from lora.peft_adapters import merged, save_adapter
 from tiny_models import load_model, logits_of
 
 from pipezoo import registry
-from pipezoo_core.config import LoRAConfig
-from pipezoo_core.errors import UnsupportedAdapterError, UnsupportedCheckpointError
+from pipezoo_core.config import LoRAConfig, SupportedEncoding
+from pipezoo_core.errors import UnsupportedCheckpointError
+from pipezoo_core.native import NativeKernels
 from pipezoo_core.request import TextGenerationRequest
+
+pytestmark = pytest.mark.matrix
 
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
 LONGROPE = {
@@ -70,6 +76,17 @@ OWN = {
 CONFIGS = {
     f"{family}-{name}": (family, changes) for family in CLASSES for name, changes in {**BOTH, **OWN[family]}.items()
 }
+HAS_KERNELS = NativeKernels(torch.device("cpu"), torch.float32).obstacle is None
+WIDE = {  # what the kernels take
+    "hidden_size": 64,
+    "moe_intermediate_size": 32,
+    "kv_lora_rank": 64,
+    "q_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 32,
+    "v_head_dim": 32,
+}
+needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="pipezoo-kernels cannot be used here")
 PAGE = 8 * 3 * 28 * 4  # 8 tokens: a vector of 28 numbers in 3 layers
 
 
@@ -85,6 +102,34 @@ def test_plain_torch(family, tmp_path):
     reference = make(family)
     model = load_model(*saved(reference, tmp_path), attention="reference", linear="torch")
     assert_equal_logits(reference, model, chunks=(7,))
+
+
+@needs_kernels
+@pytest.mark.parametrize("family", CLASSES)
+@pytest.mark.parametrize("changes", [{}, {"q_lora_rank": None, "num_attention_heads": 8, "num_key_value_heads": 8}])
+def test_native_kernels(family, changes, tmp_path):
+    """All of a step is replayed, and its logits are, bit for bit, those of one that is not."""
+    reference = make(family, **{**WIDE, **changes})
+    model = saved(reference, tmp_path)
+    replayed = load_model(*model, **NATIVE)
+    assert_equal_logits(reference, replayed)
+    assert why_not_replayed(tmp_path, dtype="float32") is None
+    as_it_is = load_model(*model, **NATIVE, enforce_eager=True)
+    for chunk in (None, 7):
+        pairs = zip(logits_of(replayed, PROMPTS, chunk), logits_of(as_it_is, PROMPTS, chunk), strict=True)
+        assert all(torch.equal(found, expected) for found, expected in pairs)
+
+
+@needs_kernels
+@pytest.mark.parametrize("family", CLASSES)
+@pytest.mark.parametrize(("encoding", "most"), [("bfloat16", 0.12), ("int8", 0.18)])
+def test_lower_precision_is_near(family, encoding, most, tmp_path):
+    """With latents of the size that DeepSeek's have, and all experts, of which rounding can choose no others."""
+    sizes = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 32, "intermediate_size": 64}
+    experts = {"num_experts_per_tok": 8, "topk_group": 4}
+    reference = make(family, **{**WIDE, **sizes, **experts})
+    model = load_model(*saved(reference, tmp_path), **NATIVE, encoding=SupportedEncoding(encoding))
+    assert_near_logits(reference, model, most)
 
 
 SWITCHES = ["activation", "eps", "scale", "one_expert", "theta", "linear", "yarn", "yarn_mscale", "yarn_mscale_of_all"]
@@ -134,13 +179,21 @@ def test_ranks_equal_transformers(family, num_ranks, tmp_path):
     assert_equal_on_ranks(reference, saved(reference, tmp_path / "model"), tmp_path, num_ranks)
 
 
+@needs_kernels
+@pytest.mark.slow
+@pytest.mark.parametrize("family", CLASSES)
+def test_ranks_with_kernels_equal_transformers(family, tmp_path):
+    reference = make(family, **WIDE)
+    assert_equal_on_ranks(reference, saved(reference, tmp_path / "model"), tmp_path, **NATIVE)
+
+
 @pytest.mark.parametrize("family", CLASSES)
 @pytest.mark.parametrize("rank", [None, 12], ids=["queries", "latent_queries"])
 def test_adapters_equal_merged_models(family, rank, tmp_path):
     """Rows that are rotated are reordered in adapters, too."""
     reference = make(family, q_lora_rank=rank)
     queries = ["q_proj"] if rank is None else ["q_a_proj", "q_b_proj"]
-    save_adapter(reference, tmp_path / "one", target_modules=[*queries, "kv_a_proj_with_mqa", "o_proj"])
+    save_adapter(reference, tmp_path / "one", target_modules=[*queries, "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"])
     lora = LoRAConfig(lora_paths=[f"one={tmp_path / 'one'}"], max_num_loras=1)
     loaded = load_model(*saved(reference, tmp_path / "model"), lora=lora)
     adapted = merged(reference, tmp_path / "one")
@@ -150,23 +203,36 @@ def test_adapters_equal_merged_models(family, rank, tmp_path):
     assert (plain - found).abs().max() > 0.1
 
 
-def test_adapters_of_the_latents_matrices_are_refused(tmp_path):
-    reference = make("deepseek_v2")
-    save_adapter(reference, tmp_path / "one", target_modules=["kv_b_proj"])
-    lora = LoRAConfig(lora_paths=[f"one={tmp_path / 'one'}"], max_num_loras=1)
-    with pytest.raises(UnsupportedAdapterError, match="kv_b_proj"):
-        logits_of(load_model(*saved(reference, tmp_path / "model"), lora=lora), [[1, 2]], None, ["one"])
+@pytest.mark.parametrize("family", CLASSES)
+@pytest.mark.parametrize("changes", [{}, pytest.param(WIDE, marks=needs_kernels)], ids=["plain", "kernels"])
+def test_adapters_of_the_latents_matrices_equal_merged_models(family, changes, tmp_path):
+    """Two adapters, one of which changes nothing else, in a batch with a request without one."""
+    reference = make(family, **changes)
+    settings = NATIVE if changes else {}
+    targets = ["kv_b_proj", "o_proj"]
+    save_adapter(reference, tmp_path / "one", r=5, target_modules=targets[:1])
+    save_adapter(reference, tmp_path / "two", r=3, seed=1, target_modules=targets)
+    paths = [f"{name}={tmp_path / name}" for name in ("one", "two")]
+    loaded = load_model(
+        *saved(reference, tmp_path / "model"), lora=LoRAConfig(lora_paths=paths, max_num_loras=2), **settings
+    )
+    names = ["one", None, "two", "one"]
+    references = {None: reference, **{name: merged(reference, tmp_path / name) for name in ("one", "two")}}
+    for chunk in (None, 7):
+        for prompt, name, found in zip(PROMPTS, names, logits_of(loaded, PROMPTS, chunk, names), strict=True):
+            assert (found - expected_logits(references[name], prompt)).abs().max() < 1e-4
+    difference = expected_logits(references["one"], PROMPTS[1]) - expected_logits(reference, PROMPTS[1])
+    assert difference.abs().max() > 0.1
 
 
 @pytest.mark.parametrize("family", CLASSES)
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
 def test_it_answers(family, dtype, tiny_folder, tmp_path):
-    sizes = {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 32, "q_lora_rank": 32}
-    folder = save(make(family, **sizes, v_head_dim=32), tmp_path, tiny_folder)
+    folder = save(make(family, **WIDE, intermediate_size=64), tmp_path, tiny_folder)
     with registry.load(folder, dtype=dtype, device="cpu", kv_cache_memory="4MiB") as llm:
         (output,) = llm.generate(TextGenerationRequest(prompt="hello"), max_new_tokens=5, ignore_eos=True)
         assert len(output.tokens) == 5
-    assert why_not_replayed(folder, dtype=dtype) is not None
+    assert not HAS_KERNELS or why_not_replayed(folder, dtype=dtype) is None
 
 
 def test_numbers_of_8_bits_are_refused(tmp_path):

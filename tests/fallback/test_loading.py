@@ -4,16 +4,23 @@ import json
 import shutil
 
 import pytest
+import torch
 from conftest import assert_all_free
 from fallback.served import greedy, make_reference
 from gguf_files import TOKENS
 
 from pipezoo import registry
 from pipezoo_core.errors import InvalidSettingError, PluginNotFoundError, UnsupportedModelError
+from pipezoo_core.native import NativeKernels
 from pipezoo_core.request import TextGenerationRequest
 
 SETTINGS = {"dtype": "float32", "device": "cpu", "page_size": 8, "kv_cache_memory": "4MiB"}
 FALLBACK = "pipezoo-transformers"
+HEADS = {name: {"head_dim": 32} for name in ("llama", "qwen3")}
+needs_kernels = pytest.mark.skipif(
+    NativeKernels(torch.device("cpu"), torch.bfloat16).obstacle is not None,
+    reason="pipezoo-kernels cannot be used here",
+)
 
 
 def save(reference, folder, tiny_folder):
@@ -64,6 +71,22 @@ def test_after_preemption(folder, reference):
     assert llm.scheduler.num_preemptions > 0
     assert [output.tokens for output in outputs] == [greedy(reference, prompt, 24) for prompt in prompts]
     assert_all_free(llm)
+
+
+@needs_kernels
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "olmo2", "phi3", "starcoder2"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_a_step_is_kernels_alone(model_type, dtype, tiny_folder, tmp_path):
+    """Nothing is left to torch, in what is foretold and in what is run."""
+    reference = make_reference(model_type, vocab_size=len(TOKENS), hidden_size=128, **HEADS.get(model_type, {}))
+    settings = {**SETTINGS, "dtype": dtype, "page_size": 32}
+    plan = registry.plan(save(reference, tmp_path, tiny_folder), plugin=FALLBACK, **settings)
+    told = plan.architecture.pipeline_model.step_outlook(plan.pipeline_config, plan.files.huggingface_config)
+    assert (told.attention, told.replay) == ("native", "yes")
+    with registry.load(tmp_path, plugin=FALLBACK, **settings) as llm:
+        llm.generate(TextGenerationRequest(prompt=[1, 2, 3]), max_new_tokens=3, temperature=0.0, ignore_eos=True)
+        assert llm.model._forward.operations == ()
+        assert not llm.model._forward.obstacles
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from pipezoo_transformers.interface import ASKING, HANDLER, register
 from pipezoo_transformers.masks import Sight, sight_of
 from pipezoo_transformers.norms import norm_like
 from pipezoo_transformers.refusals import why_not
-from pipezoo_transformers.watched_linear import watch_linears
+from pipezoo_transformers.watched_linear import LinearWatch
 
 
 def chunks_of(size):
@@ -75,11 +75,11 @@ def test_what_is_no_norm_stays(module):
 
 def test_weights_that_other_code_uses():
     module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    asked = watch_linears(module)
+    watch = LinearWatch(module)
     module(torch.zeros(2, 4))
-    assert not asked
+    assert not watch.asked
     assert module[1].weight.dtype is torch.float32
-    assert asked == {module[1]}
+    assert watch.asked == {module[1]}
 
 
 @pytest.mark.parametrize(
@@ -113,4 +113,4 @@ def test_layers_that_differ():
     config = TransformersConfig.from_huggingface(read_huggingface_config(tiny_config("gemma2").to_dict()))
     assert [spec.sliding_window for spec in config.layers] == [12, None]
     assert {spec.softcap for spec in config.layers} == {50.0}
-    assert config.names == ("model.layers.0.self_attn", "model.layers.1.self_attn")
+    assert config.found.names == ("model.layers.0.self_attn", "model.layers.1.self_attn")

@@ -1,9 +1,4 @@
-"""Every causal language model of transformers: equal to its own class, or refused with its reason.
-
-The quick tests take a sample of the types; the log of a test run names its seed.
-"""
-
-import random
+"""Every causal language model of transformers: equal to its own class, or refused with its reason."""
 
 import pytest
 from fallback.refused import REFUSED, refused_config
@@ -13,17 +8,11 @@ from fallback.tiny_configs import TYPES
 from pipezoo_transformers.interface import register
 from pipezoo_transformers.refusals import why_not
 
-SEED = 18
-NUM_SAMPLED = 12
 SERVED = [name for name in TYPES if name not in REFUSED]
-SAMPLED = set(random.Random(SEED).sample(SERVED, NUM_SAMPLED))
 
 
-def marked(names):
-    return [name if name in SAMPLED else pytest.param(name, marks=pytest.mark.slow) for name in names]
-
-
-@pytest.mark.parametrize("model_type", marked(SERVED))
+@pytest.mark.matrix
+@pytest.mark.parametrize("model_type", SERVED)
 def test_equals_transformers(model_type, tmp_path):
     """All at once, in chunks, and after a prefix that another request left."""
     reference = make_reference(model_type)

@@ -14,6 +14,8 @@ from pipezoo_gemma.config import GemmaConfig, config_from_gguf
 from pipezoo_gemma.huggingface_config import Gemma2HuggingFaceConfig, text_part
 from pipezoo_gemma.plugin import pipezoo_architectures
 
+pytestmark = pytest.mark.matrix
+
 ARCHITECTURES = {architecture.model_types[0]: architecture for architecture in pipezoo_architectures()}
 NAMES = {
     "post_attention_layernorm": "post_attention_norm",

@@ -21,6 +21,8 @@ from pipezoo_core.native import NativeKernels
 from pipezoo_gemma.model import GemmaPipelineModel
 from pipezoo_gemma.weight_adapters import adapt_safetensors
 
+pytestmark = pytest.mark.matrix
+
 HAS_KERNELS = NativeKernels(torch.device("cpu"), torch.float32).obstacle is None
 needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="pipezoo-kernels cannot be used here")
 ALL = {

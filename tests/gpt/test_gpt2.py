@@ -12,7 +12,8 @@ from families import (
     save,
     why_not_replayed,
 )
-from gpt.tiny_gpt import GPT2, make, saved
+from gpt.architectures import saved
+from gpt.tiny_gpt import GPT2, make
 from tiny_models import load_model
 from transformers import GPT2Config
 
@@ -20,6 +21,8 @@ from pipezoo import registry
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.request import TextGenerationRequest
+
+pytestmark = pytest.mark.matrix
 
 HAS_KERNELS = NativeKernels(torch.device("cpu"), torch.float32).obstacle is None
 needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="pipezoo-kernels cannot be used here")

@@ -15,6 +15,8 @@ from pipezoo_core.weights import open_gguf
 from pipezoo_gpt_oss.config import config_from_gguf
 from pipezoo_gpt_oss.plugin import pipezoo_architectures
 
+pytestmark = pytest.mark.matrix
+
 (ARCHITECTURE,) = pipezoo_architectures()
 F32 = gguf.GGMLQuantizationType.F32
 NAMES = {

@@ -18,6 +18,8 @@ from pipezoo_core.weights import open_gguf
 from pipezoo_llama.config import config_from_gguf
 from pipezoo_llama.plugin import pipezoo_architectures
 
+pytestmark = pytest.mark.matrix
+
 
 def make(**changes):
     return make_llama(vocab_size=len(TOKENS), intermediate_size=64, **changes)
@@ -191,6 +193,16 @@ def test_rope_divisors_of_another_shape_are_refused(shape, tmp_path):
     path = write_llama_gguf(tmp_path / "m.gguf", make(head_dim=32), extra_tensors=extra)
     with pytest.raises(UnsupportedModelError, match="rope_freqs"):
         config_from_gguf(open_gguf(path))
+
+
+def test_longrope_is_read_from_its_factors(tmp_path):
+    factors = {"short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [2.0, 3.5, 5.0, 6.0]}
+    longrope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64, **factors}
+    reference = make(rope_parameters={**longrope, "attention_factor": 1.25})
+    extra = {f"rope_factors_{name.split('_')[0]}.weight": np.float32(values) for name, values in factors.items()}
+    said = with_rope({"scaling.attn_factor": 1.25, "scaling.original_context_length": 64})
+    path = write_llama_gguf(tmp_path / "m.gguf", reference, metadata=said, extra_tensors=extra)
+    assert_equal_logits(reference, load(path), chunks=(None,))
 
 
 def test_rope_that_is_scaled_twice_is_refused(tmp_path):

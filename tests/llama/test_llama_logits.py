@@ -10,6 +10,8 @@ from pipezoo_core.native import NativeKernels
 from pipezoo_llama.model import LlamaPipelineModel
 from pipezoo_llama.weight_adapters import adapt_safetensors
 
+pytestmark = pytest.mark.matrix
+
 needs_kernels = pytest.mark.skipif(
     NativeKernels(torch.device("cpu"), torch.float32).obstacle is not None, reason="pipezoo-kernels cannot be used here"
 )

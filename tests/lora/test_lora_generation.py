@@ -314,10 +314,11 @@ def test_the_memory_plan_counts_the_slots(load, load_tiny):
 
 def test_settings(load_tiny, adapters, tiny_gguf):
     llm = load_tiny(max_num_loras=2)
-    assert llm.pipeline_config.lora.model_dump() == {"lora_paths": (), "max_num_loras": 2, "max_lora_rank": 16}
+    expected = {"lora_paths": (), "max_num_loras": 2, "max_lora_rank": 16, "lora_experts": False}
+    assert llm.pipeline_config.lora.model_dump() == expected
     plan = registry.plan(tiny_gguf, lora_paths=adapters["c"])
     assert plan.pipeline_config.lora.model_dump() == {
-        "lora_paths": (str(adapters["c"]),), "max_num_loras": 1, "max_lora_rank": 6
+        "lora_paths": (str(adapters["c"]),), "max_num_loras": 1, "max_lora_rank": 6, "lora_experts": False
     }  # fmt: skip
 
 

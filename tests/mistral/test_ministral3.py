@@ -25,6 +25,8 @@ from pipezoo_mistral.huggingface_config import Ministral3HuggingFaceConfig
 from pipezoo_mistral.model import MistralPipelineModel
 from pipezoo_mistral.weight_adapters import adapt_safetensors
 
+pytestmark = pytest.mark.matrix
+
 HAS_KERNELS = NativeKernels(torch.device("cpu"), torch.float32).obstacle is None
 ROPE = {
     "rope_type": "yarn",

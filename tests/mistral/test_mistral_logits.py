@@ -16,6 +16,8 @@ from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_mistral.model import MistralPipelineModel
 from pipezoo_mistral.weight_adapters import adapt_safetensors
 
+pytestmark = pytest.mark.matrix
+
 CONFIGS = {
     "window": {"sliding_window": 12},
     "window_of_one_page": {"sliding_window": 8},

@@ -16,7 +16,7 @@ from pipezoo_mistral.config import MistralConfig
 
 
 def test_architecture():
-    architecture, ministral3, mixtral = plugin.pipezoo_architectures()
+    architecture, ministral3, mistral3, mixtral = plugin.pipezoo_architectures()
     assert architecture.name == "MistralForCausalLM"
     assert architecture.model_types == ("mistral",)
     assert issubclass(architecture.pipeline_model, DecoderPipelineModel)
@@ -26,6 +26,7 @@ def test_architecture():
     assert architecture.config_from_gguf is None
     assert architecture.probe({"model_type": "mistral"}) is None
     assert (ministral3.name, ministral3.model_types) == ("Ministral3ForCausalLM", ("ministral3",))
+    assert (mistral3.name, mistral3.model_types) == ("Mistral3ForConditionalGeneration", ("mistral3",))
     assert (mixtral.name, mixtral.model_types) == ("MixtralForCausalLM", ("mixtral",))
     assert mixtral.probe({"model_type": "mixtral", "num_local_experts": 8}) is None
     assert ministral3.probe({"model_type": "ministral3", "layer_types": ["full_attention"]}) is None
@@ -47,9 +48,6 @@ def resolve(folder, **config):
     ("config", "reason"),
     [
         ({"num_local_experts": 8}, "mixture of experts"),
-        ({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 12}, "layer_types"),
-        ({"layer_types": ["full_attention"] * 2, "sliding_window": 12}, "layer_types"),
-        ({"layer_types": ["sliding_attention"] * 2, "sliding_window": None}, "layer_types"),
         ({"sliding_window": 0}, "sliding_window"),
     ],
 )
@@ -65,6 +63,7 @@ def test_what_it_does_not_compute_is_refused(config, reason, tmp_path):
         {"layer_types": None, "num_local_experts": None, "sliding_window": None},
         {"layer_types": ["sliding_attention"] * 2, "sliding_window": 12},
         {"layer_types": ["full_attention"] * 2, "sliding_window": None},
+        {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 12},
     ],
 )
 def test_what_it_computes_is_served(config, tmp_path):
@@ -118,11 +117,11 @@ def test_released_configs(raw, window, theta, length, vocab_size, query_size, tm
     architecture = resolve(tmp_path, **raw).architecture
     huggingface_config = architecture.huggingface_config(dict(raw))
     config = MistralConfig.from_huggingface(huggingface_config)
-    assert config.sliding_window == config.attention.sliding_window == window
+    assert {layer.sliding_window for layer in config.layers} == {window}
     assert config.rope_parameters["rope_theta"] == theta
     assert (config.max_seq_len, config.vocab_size) == (length, vocab_size)
     assert config.num_heads * config.head_dim == query_size
-    assert (config.head_dim, config.num_kv_heads, config.attention.scale) == (128, 8, 128**-0.5)
+    assert (config.head_dim, config.num_kv_heads, config.layers[0].scale) == (128, 8, 128**-0.5)
     params = architecture.pipeline_model.get_kv_params(huggingface_config, 1, KVCacheConfig(), torch.bfloat16)
     assert params.groups[0].sliding_window == window
     # In steps of 2048 tokens: 6143 that may begin with the last of a page of 64.

@@ -1,6 +1,7 @@
 """Mixtral against transformers on the same weights, for everything that its config can express."""
 
 from dataclasses import fields
+from types import SimpleNamespace
 
 import gguf
 import pytest
@@ -24,9 +25,12 @@ from pipezoo import registry
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.request import TextGenerationRequest
+from pipezoo_core.weights import open_gguf
 from pipezoo_mistral.config import MistralConfig
 from pipezoo_mistral.huggingface_config import MixtralHuggingFaceConfig
 from pipezoo_mistral.plugin import pipezoo_architectures
+
+pytestmark = pytest.mark.matrix
 
 HAS_KERNELS = NativeKernels(torch.device("cpu"), torch.float32).obstacle is None
 (MIXTRAL,) = (each for each in pipezoo_architectures() if each.name == "MixtralForCausalLM")
@@ -114,6 +118,31 @@ def test_a_gguf_file_that_calls_itself_llama(changes, tmp_path):
     assert_equal_logits(reference, load_gguf(MIXTRAL, path))
     resolution = registry.resolve(path)
     assert (resolution.plugin.distribution, resolution.architecture.name) == ("pipezoo-mistral", MIXTRAL.name)
+
+
+def test_a_gguf_file_with_a_tensor_per_expert(tmp_path):
+    """As the first converters wrote them."""
+    reference = make()
+    path = write_mixtral(tmp_path / "stacked.gguf", reference)
+    apart = SimpleNamespace(config=reference.config, state_dict=lambda: dict(_apart(reference.state_dict())))
+    found = write_mixtral(tmp_path / "apart.gguf", apart)
+    assert "blk.1.ffn_up.3.weight" in open_gguf(found).weights
+    assert "blk.1.ffn_up_exps.weight" in open_gguf(path).weights
+    assert_equal_logits(reference, load_gguf(MIXTRAL, found))
+
+
+def _apart(tensors):
+    for name, tensor in tensors.items():
+        layer, _, stacked = name.removeprefix("model.layers.").partition(".mlp.experts.")
+        if stacked == "gate_up_proj":
+            for number, (gate, up) in enumerate(expert.chunk(2) for expert in tensor):
+                yield f"blk.{layer}.ffn_gate.{number}.weight", gate
+                yield f"blk.{layer}.ffn_up.{number}.weight", up
+        elif stacked == "down_proj":
+            for number, expert in enumerate(tensor):
+                yield f"blk.{layer}.ffn_down.{number}.weight", expert
+        else:
+            yield name, tensor
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from pipezoo_core.weights import open_gguf
 from pipezoo_olmo.config import config_from_gguf
 from pipezoo_olmo.plugin import pipezoo_architectures
 
+pytestmark = pytest.mark.matrix
+
 ARCHITECTURES = {architecture.model_types[0]: architecture for architecture in pipezoo_architectures()}
 FILES = {"olmo": "olmo", "olmo2": "olmo2", "olmo3": "olmo2"}
 NAMES = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"}

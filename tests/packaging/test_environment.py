@@ -179,5 +179,8 @@ def test_make_runs_it_with_what_each_target_needs():
         return dry.stdout.splitlines()
 
     assert commands("demo") == ["python3 environment.py .venv", ".venv/bin/python examples/demo.py"]
-    assert commands("test") == ["python3 environment.py .venv --dev", ".venv/bin/python -m pytest"]
+    installs, quick, slow = commands("test")
+    assert installs == "python3 environment.py .venv --dev"
+    assert '.venv/bin/python -m pytest -m "not slow"' in quick
+    assert slow == ".venv/bin/python -m pytest -m slow"
     assert commands("check")[0] == "python3 environment.py .venv --dev"

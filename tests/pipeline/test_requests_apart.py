@@ -290,6 +290,7 @@ IN_A_STEP = {
 }
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("by_task", [False, True], ids=["thread", "task"])
 @pytest.mark.parametrize("data_parallel_degree", [1, 2])
 @pytest.mark.parametrize("way", IN_A_STEP)

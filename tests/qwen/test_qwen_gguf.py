@@ -12,6 +12,8 @@ from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.weights import open_gguf
 from pipezoo_qwen.config import config_from_gguf
 
+pytestmark = pytest.mark.matrix
+
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
 

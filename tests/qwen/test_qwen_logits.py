@@ -17,6 +17,8 @@ from tiny_models import load_model
 
 from pipezoo_core.native import NativeKernels
 
+pytestmark = pytest.mark.matrix
+
 HAS_KERNELS = NativeKernels(torch.device("cpu"), torch.float32).obstacle is None
 needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="pipezoo-kernels cannot be used here")
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 64}

@@ -17,6 +17,8 @@ from pipezoo_replit.huggingface_config import in_one_spelling, read_huggingface_
 from pipezoo_replit.model import MptPipelineModel
 from pipezoo_replit.weight_adapters import adapt_safetensors
 
+pytestmark = pytest.mark.matrix
+
 TINY = {"vocab_size": 99, "d_model": 48, "n_heads": 4, "n_layers": 3, "max_seq_len": 256}
 PROMPTS = [[5, 9, 2, 7, 7, 1], list(range(1, 61)), [3], [(7 * i) % 99 for i in range(97)]]
 # What transformers' model computes.

@@ -137,6 +137,8 @@ class LoRAConfig(Settings):
             else its own name.
         max_num_loras: how many of the loaded adapters can be used at the same time; None for one per path.
         max_lora_rank: the greatest rank that an adapter may have; None for that of the adapters in `lora_paths`.
+        lora_experts: whether adapters may change the experts of a mixture, for which there is room then, and no kernel
+            that computes all experts at once; None where an adapter in `lora_paths` does.
     """
 
     lora_paths: Annotated[tuple[str, ...], BeforeValidator(_as_paths)] = Field(
@@ -144,6 +146,7 @@ class LoRAConfig(Settings):
     )
     max_num_loras: int | None = Field(default=None, ge=1, le=_MAX_COUNT)
     max_lora_rank: int | None = Field(default=None, ge=1, le=_MAX_COUNT)
+    lora_experts: bool | None = None
 
 
 class RunConfig(Settings):
@@ -200,3 +203,13 @@ class PipelineConfig(RunConfig):
         """Whether the native kernels may compute all that they can: no backend was asked for, and no adapters."""
         has_native_attention = self.attention in (AttentionName.auto, AttentionName.native)
         return has_native_attention and self.linear in (LinearName.auto, LinearName.native) and self.lora is None
+
+    @property
+    def fuses_layers(self) -> bool:
+        """Whether what follows a linear layer may become a part of it, which no adapter can change alone then."""
+        return self.lora is None
+
+    @property
+    def fuses_experts(self) -> bool:
+        """Likewise for the layers in a mixture's experts."""
+        return self.lora is None or not self.lora.lora_experts

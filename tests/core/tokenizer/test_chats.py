@@ -41,6 +41,7 @@ def tokens_of(tokenizer, messages, **options):
     return tokenizer.new_context(TextGenerationRequest(messages=messages, **options)).tokens
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     "options",
     [

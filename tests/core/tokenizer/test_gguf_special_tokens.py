@@ -114,3 +114,27 @@ def test_sentencepiece_without_ids_has_the_usual_ones(sentencepiece_metadata, se
     tokenizer = tokenizer_from_gguf(less)
     assert tokenizer.encode("there é中\n") == sentencepiece.encode("there é中\n")
     assert gguf_end_tokens(less) == gguf_end_tokens(sentencepiece_metadata) == {2}
+
+
+@pytest.mark.parametrize(
+    ("entries", "takes_it"),
+    [
+        ({"general.architecture": "phi3"}, True),
+        ({"general.architecture": "llama", "general.name": "Phi-3 mini"}, True),
+        ({"general.architecture": "llama", "general.name": "Other"}, False),
+        ({}, False),
+    ],
+    ids=str,
+)
+def test_white_space_behind_phi_3s_tokens_is_theirs(sentencepiece_metadata, entries, takes_it):
+    tokenizer = tokenizer_from_gguf(sentencepiece_metadata | entries)
+    with_it, without = (tokenizer.encode(text, add_special_tokens=False) for text in ("</s>\n a", "</s>a"))
+    assert (with_it == without) == takes_it
+    with_it, without = (tokenizer.encode(text, add_special_tokens=False) for text in ("<s>\n a", "<s>a"))
+    assert with_it != without
+
+
+def test_white_space_behind_phi_4s_tokens_is_text(metadata_with):
+    metadata = metadata_with("<|im_end|>") | {"general.architecture": "phi3"}
+    tokenizer = tokenizer_from_gguf(metadata)
+    assert tokenizer.decode(tokenizer.encode("<|im_end|>\n a")) == "<|im_end|>\n a"

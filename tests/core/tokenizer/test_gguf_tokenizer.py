@@ -131,6 +131,19 @@ def byte_level_of(byte_level_metadata):
         ("tekken", "HelloWorld 12/\nÉa", ["Hello", "World", " ", "1", "2", "/\n", "Éa"]),
         ("gpt-4o", "don't HelloWorld 1234", ["don't", " Hello", "World", " ", "123", "4"]),
         ("default", "a(b) $12345", ["a", "(", "b", ")", " ", "$", "123", "45"]),
+        (
+            "deepseek-coder",
+            "It's 2024,\n ok\u4e2d",
+            ["It", "'", "s", " ", "2", "0", "2", "4", ",", "\n", " ok", "\u4e2d"],
+        ),
+        ("deepseek-llm", "It's \u00e912\n b  ", ["It", "'", "s", " \u00e9", "1", "2", "\n", " b", "  "]),
+        ("deepseek-llm", "\u4e2d\u6587ok\uff0c\uac00", ["\u4e2d\u6587", "ok", "\uff0c", "\uac00"]),
+        (
+            "deepseek-v3",
+            "It's 12345.\n x \u4e2d\u3042.ab",
+            ["It", "'s", " ", "123", "45", ".\n", " x", " ", "\u4e2d\u3042", ".ab"],
+        ),
+        ("bloom", "It's 2024.  ok,\n\nx", ["It's", " 2024", ". ", " ok", ",\n\n", "x"]),
         ("falcon", "a`b 12345", ["a", "`", "b", " ", "123", "45"]),
     ],
 )

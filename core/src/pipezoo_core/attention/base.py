@@ -43,7 +43,7 @@ class AttentionSpec:
             gpt-oss).
         kv_layer: reads the keys and values of this earlier layer, and writes none; None for its own.
         values_in_keys: the values are the first `value_dim` numbers of the keys (multi-head latent attention, DeepSeek
-            V2).
+            V2). A rotation is of the numbers behind them.
     """
 
     num_heads: int
@@ -63,6 +63,11 @@ class AttentionSpec:
     def value_size(self) -> int:
         """Numbers per head of values and of the result."""
         return self.head_dim if self.value_dim is None else self.value_dim
+
+    @property
+    def first_rotated(self) -> int:
+        """Where in a head of queries and keys a rotation begins."""
+        return self.value_size if self.values_in_keys else 0
 
     @property
     def num_groups(self) -> int:
@@ -155,8 +160,8 @@ class AttentionBackend(abc.ABC):
             key_pages: of this layer, shaped as `page_shapes` says.
             value_pages: likewise; the key pages where the values are a part of the keys.
             plan: what `plan` returned for the step.
-            rotation: the first `rotary_dim` numbers of queries and keys are rotated by it before anything else; None
-                for no rotation.
+            rotation: the first `rotary_dim` numbers of queries and keys, or where the values are a part of the keys
+                the first behind them, are rotated by it before anything else; None for no rotation.
             sinks: [num_heads], where the spec has them.
 
         Returns:
@@ -178,17 +183,17 @@ class AttentionBackend(abc.ABC):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Returns [T, heads, head_dim] of each, queries and keys rotated; values that lie in the keys, too."""
         spec = self.spec
-        q_TND = _rotated(q, spec.head_dim, rotation)
-        k_TKD = None if k is None else _rotated(k, spec.head_dim, rotation)
+        q_TND = self._rotated(q, rotation)
+        k_TKD = None if k is None else self._rotated(k, rotation)
         if spec.values_in_keys:
             return q_TND, k_TKD, None if k_TKD is None else k_TKD[..., : spec.value_size]
         return q_TND, k_TKD, None if v is None else v.unflatten(-1, (-1, spec.value_size))
 
-
-def _rotated(x: Tensor, head_dim: int, rotation: Rotation | None) -> Tensor:
-    heads_TND = x.unflatten(-1, (-1, head_dim))
-    if rotation is None:
-        return heads_TND
-    rotary_dim = rotation[0].shape[-1]
-    turned = apply_rotary(heads_TND[..., :rotary_dim].flatten(1), *rotation).unflatten(-1, (-1, rotary_dim))
-    return turned if rotary_dim == head_dim else torch.cat((turned, heads_TND[..., rotary_dim:]), dim=-1)
+    def _rotated(self, x: Tensor, rotation: Rotation | None) -> Tensor:
+        heads_TND = x.unflatten(-1, (-1, self.spec.head_dim))
+        if rotation is None:
+            return heads_TND
+        rotary_dim, first = rotation[0].shape[-1], self.spec.first_rotated
+        before, plain, after = heads_TND.tensor_split((first, first + rotary_dim), dim=-1)
+        turned = apply_rotary(plain.flatten(1), *rotation).unflatten(-1, (-1, rotary_dim))
+        return turned if rotary_dim == self.spec.head_dim else torch.cat((before, turned, after), dim=-1)

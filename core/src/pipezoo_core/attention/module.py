@@ -49,7 +49,7 @@ class Attention(nn.Module):
             v: [T, num_kv_heads · value_size]; None there, and where the values are a part of the keys.
             kv: the step's view of the cache; its pages of this layer are written.
             rotation: what `RotaryEmbedding` gave for the step, for models with rotary positions. Where it is narrower
-                than a head, the first numbers of each head are rotated.
+                than a head, the first numbers of each head are rotated; with values in keys, those behind the values.
             sinks: [num_heads], where the spec has them.
 
         Returns:
@@ -76,7 +76,8 @@ class Attention(nn.Module):
         spec = self.backend.spec
         writes = spec.kv_layer is None
         width = 0 if rotation is None else rotation[0].shape[-1]
-        angles = (num_rows, width if width % 2 == 0 and width <= spec.head_dim else spec.head_dim)
+        most = spec.head_dim - spec.first_rotated
+        angles = (num_rows, width if width % 2 == 0 and width <= most else most)
         cos, sin = rotation or (None, None)
         for name, x, shape in (
             ("q", q, (num_rows, spec.num_heads * spec.head_dim)),

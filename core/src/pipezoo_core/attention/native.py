@@ -28,7 +28,7 @@ __all__ = ["NativeAttention"]
 _QUERIES = 48  # queries of one key/value head that an item has at most: four tiles of the kernel
 _KEYS = 256  # a decode is cut after so many keys
 _PAGE_MULTIPLE = 32
-_MAX_HEAD_DIM = 512  # of the kernels
+_MAX_HEAD_DIM = 576  # of the kernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class NativePlan:
 class NativeAttention(AttentionBackend):
     """In one kernel. Pages are `[num_pages, num_kv_heads, page_size · head_dim]`, ordered within as the kernel reads.
 
-    Values are `value_size` numbers instead of `head_dim`.
+    Values are `value_size` numbers instead of `head_dim`; those that lie in the keys have no pages.
 
     Args:
         spec: what the model's layers need.
@@ -74,8 +74,6 @@ class NativeAttention(AttentionBackend):
     @staticmethod
     def why_not(spec: AttentionSpec, kernels: NativeKernels, page_size: int) -> str | None:
         """Returns what stands in the way of this backend; None if it can be used."""
-        if spec.values_in_keys:
-            return "its values are a part of its keys"
         for name, size in (("head_dim", spec.head_dim), ("value_dim", spec.value_size)):
             if size % PANEL or size > _MAX_HEAD_DIM:
                 return f"{name} is {size}, not a multiple of {PANEL} up to {_MAX_HEAD_DIM}"
@@ -84,9 +82,10 @@ class NativeAttention(AttentionBackend):
         return kernels.obstacle
 
     def page_shapes(self, num_pages: int, page_size: int) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-        """Returns the shapes of a layer's key and value pages."""
+        """Returns the shapes of a layer's key and value pages; None for values that lie in the keys."""
         cells = (num_pages, self.spec.num_kv_heads)
-        return (*cells, page_size * self.spec.head_dim), (*cells, page_size * self.spec.value_size)
+        values = None if self.spec.values_in_keys else (*cells, page_size * self.spec.value_size)
+        return (*cells, page_size * self.spec.head_dim), values
 
     def plan(self, batch: RaggedBatch, page_size: int, device: torch.device, group: int) -> NativePlan:
         """Cuts the step into items.
@@ -199,4 +198,5 @@ class NativeAttention(AttentionBackend):
         """Does all of it in one call."""
         width = self.spec.num_heads * self.spec.value_size
         descriptions = (plan.address, self._layer_address)
-        return self._kernels.attend((q, k, v), rotation, (key_pages, value_pages), descriptions, sinks, width)
+        pages = (key_pages, None if self.spec.values_in_keys else value_pages)
+        return self._kernels.attend((q, k, v), rotation, pages, descriptions, sinks, width)

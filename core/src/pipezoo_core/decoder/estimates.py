@@ -8,7 +8,7 @@ from itertools import zip_longest
 import torch
 from torch import nn
 
-from pipezoo_core.attention import AttentionBackends, AttentionSpec, kv_groups
+from pipezoo_core.attention import AttentionBackends, AttentionSpec, NativeAttention, kv_groups
 from pipezoo_core.config import KVCacheConfig, LinearName, PipelineConfig
 from pipezoo_core.decoder.config import DecoderConfig
 from pipezoo_core.decoder.replay import why_not_recorded
@@ -71,18 +71,13 @@ def activation_memory(config: DecoderConfig, outline: nn.Module, pipeline_config
     specs = part_of(config, num_ranks - 1, num_ranks)
     backends = AttentionBackends(pipeline_config.attention, specs, kernels, pipeline_config.kv_cache.page_size)
     is_native = kernels.obstacle is None and pipeline_config.linear in (LinearName.auto, LinearName.native)
-    is_replayed = is_native and why_not_recorded(pipeline_config, backends, num_ranks) is None
     inner = max(as_split(config.intermediate_size).sizes(num_ranks))
     attention = [_attention(spec) for spec in {*specs}]
-    said = [
-        layer.alive(is_native=is_native, fuse=pipeline_config.lora is None) for layer in estimable_layers(outline)
-    ] or [[inner, inner]]
-    num_tokens, num_requests = pipeline_config.max_batch_tokens, pipeline_config.max_batch_size
-    max_length = config.longest_request(pipeline_config.max_length)
-    row = config.vocab_size * _LOGIT_BYTES
-    logits = (num_requests + NUM_ECHOED_AT_ONCE) * row
-    gathered = [logits, 2 * logits // num_ranks] if num_ranks > 1 else []  # the ranks' parts, which become one
-    last = [logits, num_requests * row, *gathered]
+    fuse, fuse_experts = pipeline_config.fuses_layers, pipeline_config.fuses_experts
+    layers = estimable_layers(outline)
+    said = [layer.alive(is_native=is_native, fuse=fuse, fuse_experts=fuse_experts) for layer in layers]
+    num_tokens, max_length = pipeline_config.max_batch_tokens, config.longest_request(pipeline_config.max_length)
+    last = _last_tensors(config, pipeline_config)
     others = _OTHERS + _THREAD * torch.get_num_threads()
     others += max(NUMBERS_SAMPLED_AT_ONCE, config.vocab_size) * _SAMPLED_BYTES
     others += max(backend.working_memory(num_tokens, max_length, itemsize) for backend in backends.of_layers)
@@ -91,16 +86,26 @@ def activation_memory(config: DecoderConfig, outline: nn.Module, pipeline_config
     if pipeline_config.encoding.is_quantized and not is_native:
         others += DEQUANTIZED_AT_ONCE * (_FLOAT_BYTES + itemsize)
     hidden, number = config.hidden_size, num_tokens * itemsize
+    is_pooled = is_native and bool(layers) and all(isinstance(each, NativeAttention) for each in backends.of_groups)
+    is_replayed = is_pooled and why_not_recorded(pipeline_config, backends, num_ranks) is None
     if is_replayed:  # the layer's input, and what comes of it; all others are let go of after their last use
         others += number * max(hidden + sum(widths) for widths in (*attention, *said))
     if is_replayed and pipeline_config.lora is None:
         return others + sum(last)
     # Python keeps the normalized input until a layer returns, and what goes into the last product of an attention
-    kept = [[hidden, hidden, *widths] for widths in (*([*each, hidden] for each in attention), *said)]
-    moments = [[number * width for width in widths] for widths in kept]
-    if is_native:
+    halves = [[*widths, hidden] for widths in attention] + (said or [[inner, inner]])
+    moments = [[number * width for width in (hidden, hidden, *widths)] for widths in halves]
+    if is_pooled:
         return others + _pooled([*moments, last])
     return int((others + max(map(sum, moments)) + sum(last)) * _HOLES)
+
+
+def _last_tensors(config: DecoderConfig, pipeline_config: PipelineConfig) -> list[int]:
+    """Returns the bytes of the logits of a full batch, of those that are sampled from, and of what ranks gather."""
+    row, num_ranks = config.vocab_size * _LOGIT_BYTES, pipeline_config.tensor_parallel_degree
+    logits = (pipeline_config.max_batch_size + NUM_ECHOED_AT_ONCE) * row
+    gathered = [logits, 2 * logits // num_ranks] if num_ranks > 1 else []  # the ranks' parts, which become one
+    return [logits, pipeline_config.max_batch_size * row, *gathered]
 
 
 def _attention(spec: AttentionSpec) -> list[int]:

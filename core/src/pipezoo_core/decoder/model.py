@@ -121,7 +121,7 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, PipelineModel[TextContext],
 
     @classmethod
     def estimate_lora_memory(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> int:
-        """Returns the bytes of the slots, of every linear layer but head and experts, and of adapters on the host."""
+        """Returns the bytes of the slots, of every layer that adapters may change, and of adapters on the host."""
         assert pipeline_config.lora is not None
         outline = cls._outline(pipeline_config, huggingface_config)
         return lora_memory(pipeline_config.lora, outline, torch.device(pipeline_config.device))
@@ -148,6 +148,8 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, PipelineModel[TextContext],
         adapter: WeightsAdapter | None,
         return_logits: ReturnLogits = ReturnLogits.VARIABLE,
     ) -> None:
+        if pipeline_config.lora is not None:
+            pipeline_config = pipeline_config.updated(lora=resolve_lora_config(pipeline_config.lora))
         super().__init__(
             pipeline_config,
             session,
@@ -177,7 +179,7 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, PipelineModel[TextContext],
         )
         if pipeline_config.lora is not None:
             assert isinstance(self.module, nn.Module)
-            lora = resolve_lora_config(pipeline_config.lora)
+            lora = pipeline_config.lora
             self._adapted = AdaptedModule(self.module, lora, device=self._device, dtype=self.dtype, group=self._group)
             if self._group.rank == 0:
                 self._lora_manager = LoRAManager(lora, self._adapted, self._adapt)

@@ -83,8 +83,15 @@ def load_decoder(
         module: nn.Module = module_class(config, backends)
 
     def convert(part: nn.Module) -> None:
-        fuse = pipeline_config.lora is None  # an adapter may change a layer alone
-        use_linear_backend(pipeline_config.linear, part, session.device, encoding, kernels, fuse=fuse)
+        use_linear_backend(
+            pipeline_config.linear,
+            part,
+            session.device,
+            encoding,
+            kernels,
+            fuse=pipeline_config.fuses_layers,
+            fuse_experts=pipeline_config.fuses_experts,
+        )
 
     in_full = encoding.is_quantized  # so that the numbers of a Q8_0 file stay what they are in int8
     load_module(module, tensors, session.device, torch_dtype(encoding), convert, in_full=in_full, group=session.group)

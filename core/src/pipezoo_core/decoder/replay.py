@@ -81,7 +81,8 @@ def _without_numbers(
             torch.device(pipeline_config.device),
             pipeline_config.encoding,
             kernels,
-            fuse=pipeline_config.lora is None,
+            fuse=pipeline_config.fuses_layers,
+            fuse_experts=pipeline_config.fuses_experts,
         )
     join_experts(module)
     return module

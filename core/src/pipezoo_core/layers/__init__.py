@@ -5,6 +5,7 @@ from pipezoo_core.layers.alibi import alibi_slopes
 from pipezoo_core.layers.alive import Estimable, estimable_layers
 from pipezoo_core.layers.embedding import Embedding, LMHead, PositionEmbedding, VocabParallelEmbedding
 from pipezoo_core.layers.experts import Experts
+from pipezoo_core.layers.latent_heads import LatentHeads
 from pipezoo_core.layers.linear import ColumnParallelLinear, Linear, MergedLinear, RowParallelLinear
 from pipezoo_core.layers.linear_backends import choose_linear, join_experts, use_linear_backend, weights_memory
 from pipezoo_core.layers.mlp import MLP, GatedMLP
@@ -36,6 +37,7 @@ __all__ = [
     "Heads",
     "KeepsFloat32",
     "LMHead",
+    "LatentHeads",
     "LayerNorm",
     "Linear",
     "MergedLinear",

@@ -16,7 +16,7 @@ class Estimable(Protocol):
     It speaks for all layers inside it. One that makes no more than its parts do needs to say nothing.
     """
 
-    def alive(self, *, is_native: bool, fuse: bool) -> list[int]:
+    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
         """Returns the tensors that are alive together at most, by their numbers per row, without the layer's input.
 
         The result is one of them where it does not fit into what is free again by then.
@@ -24,6 +24,7 @@ class Estimable(Protocol):
         Args:
             is_native: whether the native kernels compute it.
             fuse: see `use_linear_backend`.
+            fuse_experts: likewise.
         """
         ...
 

@@ -7,6 +7,7 @@ of its experts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate, pairwise
 
 from torch import Tensor, nn
@@ -23,8 +24,13 @@ __all__ = ["Expert", "Experts"]
 _INDEX_BYTES = 8
 
 
+def _telling_nobody(rows: Tensor) -> AbstractContextManager[None]:
+    del rows
+    return nullcontext()
+
+
 class Expert(GatedMLP):
-    """One of a mixture. No adapter changes it, so its layers are fused even where others have to be apart."""
+    """One of a mixture. Few adapters change it, so its layers are fused even where others have to be apart."""
 
 
 class Experts(nn.ModuleList):
@@ -65,6 +71,7 @@ class Experts(nn.ModuleList):
         self.first = 0
         self._group: TensorParallelGroup | None = None
         self._native: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+        self._telling: Callable[[Tensor], AbstractContextManager[None]] = _telling_nobody
 
     def forward(self, x_TH: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """Maps [T, H] to [T, H].
@@ -90,10 +97,16 @@ class Experts(nn.ModuleList):
         """Computes this rank's sums with `native` from now on, which is called as `forward` is."""
         self._native = native
 
+    def tell_rows(self, telling: Callable[[Tensor], AbstractContextManager[None]]) -> None:
+        """Has each expert compute within `telling(rows)`, with the numbers, int64 [n], of the rows that it is given."""
+        self._telling = telling
+
     def _one_by_one(self, x_TH: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> Tensor:
         products_PH = x_TH.new_zeros(indices_TK.numel(), self._hidden_size)
         for expert, pairs in self._sorted(indices_TK.flatten()):
-            products_PH[pairs] = expert(x_TH[pairs // self.top_k])
+            rows = pairs // self.top_k
+            with self._telling(rows):
+                products_PH[pairs] = expert(x_TH[rows])
         products_TKH = products_PH.unflatten(0, (-1, self.top_k))
         sum_TH = products_TKH[:, 0] * weights_TK[:, :1]
         for k in range(1, self.top_k):
@@ -112,17 +125,22 @@ class Experts(nn.ModuleList):
             if start < end:
                 yield expert, order_P[start:end]
 
-    def alive(self, *, is_native: bool, fuse: bool) -> list[int]:
+    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
         """See `Estimable`. All tokens may choose the same expert."""
         del fuse
         hidden, expert = self._hidden_size, self.experts[0]
         products, inner = self.top_k * hidden, expert.down_proj.in_features
         has_equal_bits = (hidden % GROUP == 0) == (inner % GROUP == 0)  # where it is quantized, see `join_experts`
-        if is_native and expert.can_be_gated and has_equal_bits:
+        if is_native and fuse_experts and expert.can_be_gated and has_equal_bits:
             return [products, self.top_k * inner, hidden]
         indices = 3 * self.top_k * _INDEX_BYTES // 2  # chosen, their order, and a product's rows; numbers have 2 bytes
         while_summed = [products, indices, 2 * hidden, 2 * hidden]  # float32 is up to two numbers of the run's
-        while_computed = [products, indices, hidden, *expert.alive(is_native=is_native, fuse=True)]
+        while_computed = [
+            products,
+            indices,
+            hidden,
+            *expert.alive(is_native=is_native, fuse=fuse_experts, fuse_experts=fuse_experts),
+        ]
         return max(while_summed, while_computed, key=sum)
 
     def shard(self, group: TensorParallelGroup) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from pipezoo_core.config import LinearName, SupportedEncoding
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.layers.embedding import LMHead
 from pipezoo_core.layers.experts import Expert, Experts
+from pipezoo_core.layers.latent_heads import LatentHeads
 from pipezoo_core.layers.linear import Linear, Product
 from pipezoo_core.layers.mlp import MLP, GatedMLP
 from pipezoo_core.layers.native_experts import NativeExperts
@@ -23,7 +25,9 @@ from pipezoo_core.native import HUGE_PAGE, Form, NativeKernels
 
 __all__ = ["OneDNNProduct", "choose_linear", "join_experts", "use_linear_backend", "weights_memory"]
 
-_NATIVE = (GatedMLP, LayerNorm, MLP, RMSNorm, RotaryEmbedding, Router)  # what the native kernels compute besides
+# What the native kernels compute besides:
+_NATIVE = (GatedMLP, LatentHeads, LayerNorm, MLP, RMSNorm, RotaryEmbedding, Router)
+
 _TYPICAL_ROWS = 512  # oneDNN chooses the weights' layout for so many rows; it serves any number as well
 
 
@@ -63,18 +67,21 @@ def use_linear_backend(
     kernels: NativeKernels,
     *,
     fuse: bool = True,
+    fuse_experts: bool = True,
 ) -> None:
     """Makes all `Linear`s of a loaded module compute with a backend; for `auto` the fastest one.
 
     One layer is converted after the other, so that there are never two copies of all weights. With `fuse`, what
-    follows a layer may become a part of it; the layer alone can then not be used any more.
+    follows a layer may become a part of it; the layer alone can then not be used any more. `fuse_experts` is the same
+    for the layers in a mixture's experts.
 
     Raises:
         InvalidSettingError: the backend was asked for by name and cannot be used here.
     """
     name = choose_linear(name, device, encoding, kernels)
     if name is LinearName.native:
-        _fuse_gates(module, encoding, kernels, GatedMLP if fuse else Expert)
+        gates = [layer for layer in module.modules() if isinstance(layer, GatedMLP)]
+        _fuse([gate for gate in gates if (fuse_experts if isinstance(gate, Expert) else fuse)], encoding, kernels)
     for layer in module.modules():
         if isinstance(layer, Linear):
             bits, kind = _bits(layer, encoding), _kind(name, layer, encoding)
@@ -164,8 +171,8 @@ def _kind(name: LinearName, layer: Linear, encoding: SupportedEncoding) -> type[
     return None if _bits(layer, encoding) is None else QuantizedProduct
 
 
-def _fuse_gates(module: nn.Module, encoding: SupportedEncoding, kernels: NativeKernels, kind: type[GatedMLP]) -> None:
-    for layer in [layer for layer in module.modules() if isinstance(layer, kind)]:
+def _fuse(gates: Sequence[GatedMLP], encoding: SupportedEncoding, kernels: NativeKernels) -> None:
+    for layer in gates:
         if layer.can_be_gated and layer.native_activation is not None:
             merged = layer.gate_up_proj.merged
             form = (_bits(merged, encoding), Form.gated, layer.native_activation)

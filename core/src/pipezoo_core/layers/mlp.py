@@ -54,9 +54,9 @@ class MLP(nn.Module):
         y_TH: Tensor = self.get_submodule(self._down)(x_TI)
         return y_TH
 
-    def alive(self, *, is_native: bool, fuse: bool) -> list[int]:
+    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
         """See `Estimable`."""
-        del fuse
+        del fuse, fuse_experts
         down = self.get_submodule(self._down)
         assert isinstance(down, RowParallelLinear)
         hidden, inner = down.out_features, down.in_features
@@ -96,15 +96,16 @@ class GatedMLP(nn.Module):
         if self._gated is not None:
             return self.down_proj(self._gated(x_TH))
         if self._kernels is None or self.native_activation is None:
-            gate, up = self.gate_up_proj(x_TH)
+            gate, up = self.gate_up_proj.merged(x_TH).chunk(2, dim=-1)
             return self.down_proj(self._let_through(gate, up))
         return self.down_proj(self._kernels.gated(self.gate_up_proj.merged(x_TH), self.native_activation))
 
     def _let_through(self, gate: Tensor, up: Tensor) -> Tensor:
         return self.activation(gate, up) if isinstance(self.activation, ClampedGate) else self.activation(gate) * up
 
-    def alive(self, *, is_native: bool, fuse: bool) -> list[int]:
+    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
         """See `Estimable`."""
+        del fuse_experts
         hidden, inner = self.down_proj.weight.shape
         if not is_native or self.native_activation is None:
             return [2 * inner, *([inner] * (3 if isinstance(self.activation, ClampedGate) else 2))]

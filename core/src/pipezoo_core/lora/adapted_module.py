@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from pipezoo_core.config import LoRAConfig
 from pipezoo_core.distributed import DistributedGroup, Message, TensorParallelGroup
-from pipezoo_core.errors import RankLostError
-from pipezoo_core.lora.layers import LoRABatch, LoRALinear, LoRATarget, adaptable_layers, group_rows
+from pipezoo_core.errors import InvalidSettingError, RankLostError
+from pipezoo_core.layers import Experts, LatentHeads
+from pipezoo_core.lora.latent_heads import LoRALatentHeads
+from pipezoo_core.lora.layers import LoRABatch, LoRALayer, LoRALinear, LoRATarget, adaptable_layers, group_rows
 
 __all__ = ["AdaptedModule", "lora_memory"]
 
@@ -44,6 +46,10 @@ class AdaptedModule:
     Attributes:
         dtype: of A and B.
         targets: the layers that an adapter may change, by their names in the module.
+        has_experts: whether experts are among them.
+
+    Raises:
+        InvalidSettingError: experts are to be changed, and the ranks of a group divide them.
     """
 
     def __init__(
@@ -62,19 +68,27 @@ class AdaptedModule:
         self._group = group
         self._batch = LoRABatch()
         self.targets: dict[str, LoRATarget] = {}
-        self._layers: dict[str, LoRALinear] = {}
-        for linear, targets in adaptable_layers(module):
-            layer = LoRALinear(
-                linear,
-                self._batch,
-                {name: target.out_features for name, target in targets.items()},
-                num_slots=config.max_num_loras,
-                max_rank=config.max_lora_rank,
-                device=device,
-                dtype=dtype,
+        self._layers: dict[str, LoRALayer] = {}
+        if config.lora_experts and isinstance(group, DistributedGroup):
+            raise InvalidSettingError(
+                "adapters of experts are not computed on several devices",
+                found="setting 'lora_experts', or such an adapter in lora_paths",
+                cure="Load the model on one device, or merge the adapter into it.",
             )
+        self.has_experts = bool(config.lora_experts)
+        if self.has_experts:
+            for mixture in [mixture for mixture in module.modules() if isinstance(mixture, Experts)]:
+                mixture.tell_rows(self._batch.of_rows)
+        slots = {"num_slots": config.max_num_loras, "max_rank": config.max_lora_rank}
+        for layer, targets in adaptable_layers(module, experts=self.has_experts):
+            sizes = {name: target.out_features for name, target in targets.items()}
+            if isinstance(layer, LatentHeads):
+                (name,) = sizes
+                adapted: LoRALayer = LoRALatentHeads(layer, self._batch, name, **slots, device=device, dtype=dtype)
+            else:
+                adapted = LoRALinear(layer, self._batch, sizes, **slots, device=device, dtype=dtype)
             self.targets |= targets
-            self._layers |= dict.fromkeys(targets, layer)
+            self._layers |= dict.fromkeys(targets, adapted)
 
     def fill(self, slot: int, layers: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Puts an adapter into a slot, in place of another; on several ranks into that of all, as rank 0.
@@ -158,8 +172,8 @@ def lora_memory(config: LoRAConfig, module: nn.Module, device: torch.device) -> 
     assert config.max_lora_rank is not None
     num_loaded = len(config.lora_paths) if device.type == "cpu" else 0
     size = 0
-    for linear, targets in adaptable_layers(module):
-        in_slots = len(targets) * (linear.in_features + linear.out_features)
+    for layer, targets in adaptable_layers(module, experts=bool(config.lora_experts)):
+        in_slots = len(targets) * (layer.in_features + layer.out_features)
         loaded = sum(sum(target.shape) for target in targets.values())
-        size += (config.max_num_loras * in_slots + num_loaded * loaded) * linear.weight.dtype.itemsize
+        size += (config.max_num_loras * in_slots + num_loaded * loaded) * layer.weight.dtype.itemsize
     return config.max_lora_rank * size

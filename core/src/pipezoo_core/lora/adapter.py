@@ -25,6 +25,7 @@ from pipezoo_core.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_hub_id, 
 from pipezoo_core.hub_download import download_files
 from pipezoo_core.json_file import read_json_object
 from pipezoo_core.local_file import is_folder, local_path, readable
+from pipezoo_core.lora.expert_adapters import EXPERT, is_stacked, of_each_expert, stacked_name
 from pipezoo_core.lora.layer_patterns import LayerPatterns
 from pipezoo_core.weights import LazyTensor, open_safetensors
 
@@ -38,7 +39,7 @@ _WITHOUT_EFFECT = {
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "exclude_modules",
     "fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha",
     "lora_dropout", "lora_ga_config", "megatron_core", "peft_version", "qalora_group_size", "r", "rank_pattern",
-    "revision", "runtime_config", "target_modules", "task_type", "use_rslora",
+    "revision", "runtime_config", "target_modules", "target_parameters", "task_type", "use_rslora",
 }  # fmt: skip
 # Other ways to begin (PiSSA, OLoRA, LoftQ, …) change the model's own weights, too, unless converted when saved.
 _READ = {
@@ -57,6 +58,7 @@ class _AdapterConfig(BaseModel, extra="ignore", allow_inf_nan=False):
     use_rslora: bool = False
     rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
     alpha_pattern: dict[str, float] = {}
+    target_parameters: list[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +69,13 @@ class LoRAWeights:
         a: [rank, in_features].
         b: [out_features, rank].
         scaling: alpha / rank, or alpha / √rank with rsLoRA (Kalajdzievski, 2023).
+        num_experts: how many it was stacked with, itself included; None for a layer that was by itself.
     """
 
     a: LazyTensor
     b: LazyTensor
     scaling: float
+    num_experts: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +85,18 @@ class LoRAModel:
     Attributes:
         name: by which requests ask for it.
         path: its folder.
-        layers: by the name of the layer in the model that was trained, e.g. `model.layers.0.self_attn.q_proj`.
+        layers: by the name of the layer in the model that was trained, e.g. `model.layers.0.self_attn.q_proj`, or
+            `model.layers.0.mlp.experts.3.down_proj` of one expert among those that are stacked there.
     """
 
     name: str
     path: Path
     layers: Mapping[str, LoRAWeights]
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether any of its layers is an expert's."""
+        return any(EXPERT.search(name) for name in self.layers)
 
     @property
     def rank(self) -> int:
@@ -130,7 +140,8 @@ def open_adapter(lora_path: str) -> LoRAModel:
         raise CorruptCheckpointError(
             f"{folder / ADAPTER_CONFIG} is not sound", found=error.errors()[0]["loc"]
         ) from error
-    return LoRAModel(name, folder, _layers(_open_weights(folder), config, folder))
+    pairs = _pairs(_open_weights(folder), folder)
+    return LoRAModel(name, folder, _layers(pairs, config, folder))
 
 
 def _folder(path: str) -> Path:
@@ -184,7 +195,8 @@ def _open_weights(folder: Path) -> Mapping[str, LazyTensor]:
     raise ModelNotFoundError(f"{folder} has no {ADAPTER_WEIGHTS}")
 
 
-def _layers(tensors: Mapping[str, LazyTensor], config: _AdapterConfig, folder: Path) -> dict[str, LoRAWeights]:
+def _pairs(tensors: Mapping[str, LazyTensor], folder: Path) -> dict[str, dict[str, LazyTensor]]:
+    """Returns A and B by the names of their layers."""
     found: dict[str, dict[str, LazyTensor]] = {}
     strangers = []
     for name, tensor in tensors.items():
@@ -199,17 +211,42 @@ def _layers(tensors: Mapping[str, LazyTensor], config: _AdapterConfig, folder: P
             found=strangers,
             allowed="base_model.model.<layer>.lora_A.weight and …lora_B.weight",
         )
+    return found
+
+
+def _layers(
+    pairs: Mapping[str, Mapping[str, LazyTensor]], config: _AdapterConfig, folder: Path
+) -> dict[str, LoRAWeights]:
     ranks = LayerPatterns(config.rank_pattern, f"the rank_pattern of {folder / ADAPTER_CONFIG}")
     alphas = LayerPatterns(config.alpha_pattern, f"the alpha_pattern of {folder / ADAPTER_CONFIG}")
     layers = {}
-    for layer, pair in found.items():
-        rank = ranks.find(layer, config.r)
-        alpha = alphas.find(layer, config.lora_alpha)
-        if pair.keys() != {"A", "B"} or not pair["A"].shape[0] == pair["B"].shape[1] == rank:
+    for layer, pair in pairs.items():
+        name = stacked_name(layer, pairs, config.target_parameters or ()) if is_stacked(layer) else layer
+        if name is None:
+            raise UnsupportedAdapterError(
+                f"the adapter {folder} does not say which parameters of the experts it changes",
+                found=f"{layer}, target_parameters {shown(config.target_parameters)}",
+                allowed="gate_up_proj, down_proj, or both",
+            )
+        rank = ranks.find(name, config.r)
+        alpha = alphas.find(name, config.lora_alpha)
+        scaling = alpha / (rank**0.5 if config.use_rslora else rank)
+        is_one = name == layer
+        if pair.keys() != {"A", "B"} or not _is_of_rank(pair["A"].shape[0], pair["B"].shape[1], rank, is_one=is_one):
             raise CorruptCheckpointError(
                 f"the adapter {folder} does not fit its {ADAPTER_CONFIG}",
                 found=f"{layer}: " + ", ".join(f"{which} {list(tensor.shape)}" for which, tensor in pair.items()),
-                allowed=f"A [{rank}, in_features] and B [out_features, {rank}]",
+                allowed=f"A [{rank}, in_features] and B [out_features, {rank}]" + ("" if is_one else " of each expert"),
             )
-        layers[layer] = LoRAWeights(pair["A"], pair["B"], alpha / (rank**0.5 if config.use_rslora else rank))
+        if is_one:
+            layers[layer] = LoRAWeights(pair["A"], pair["B"], scaling)
+            continue
+        experts, _, parameter = name.rpartition(".")
+        of_experts = of_each_expert(pair["A"], pair["B"], rank)
+        for number, (a, b) in enumerate(of_experts):
+            layers[f"{experts}.{number}.{parameter}"] = LoRAWeights(a, b, scaling, len(of_experts))
     return layers
+
+
+def _is_of_rank(num_rows: int, num_columns: int, rank: int, *, is_one: bool) -> bool:
+    return num_rows == num_columns and (num_rows == rank if is_one else num_rows > 0 and num_rows % rank == 0)

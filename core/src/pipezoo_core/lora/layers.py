@@ -6,6 +6,7 @@ Shape suffixes: T tokens of all requests in a row, R rank, I in_features, O out_
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -13,9 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from pipezoo_core.errors import TensorMismatchError
-from pipezoo_core.layers import Experts, Linear, LMHead, MergedLinear, Shard, Shardable
+from pipezoo_core.layers import Experts, LatentHeads, Linear, LMHead, MergedLinear, Shard, Shardable
 
-__all__ = ["NO_LORA", "LoRABatch", "LoRAGroup", "LoRALinear", "LoRATarget", "adaptable_layers", "group_rows"]
+__all__ = [
+    "NO_LORA",
+    "LoRABatch",
+    "LoRAGroup",
+    "LoRALayer",
+    "LoRALinear",
+    "LoRATarget",
+    "adaptable_layers",
+    "group_rows",
+]
 
 NO_LORA = -1
 """In `lora_ids`: the request uses the model as it is."""
@@ -48,6 +58,30 @@ class LoRABatch:
     groups: Sequence[LoRAGroup] = ()
     num_rows: int = 0
 
+    @contextmanager
+    def of_rows(self, rows: Tensor) -> Iterator[None]:
+        """Makes the layers compute some of the step's rows, as long as the context lasts: those of an expert.
+
+        Adapter 0 has the step's rows 0, 4 and 5: of an expert's rows 1, 4 and 5 it has the last two.
+
+        Args:
+            rows: int64 [n], their numbers in the step.
+        """
+        whole = self.groups, self.num_rows
+        if self.groups:
+            self.groups = [LoRAGroup(group.slot, group.rank, _places(group.rows, rows)) for group in self.groups]
+            self.num_rows = len(rows)
+        try:
+            yield
+        finally:
+            self.groups, self.num_rows = whole
+
+
+def _places(of_group: slice | Tensor, rows: Tensor) -> Tensor:
+    if isinstance(of_group, slice):
+        return ((rows >= of_group.start) & (rows < of_group.stop)).nonzero().flatten()
+    return torch.isin(rows, of_group).nonzero().flatten()
+
 
 def group_rows(
     lora_ids: Sequence[int], lora_ranks: Sequence[int], row_offsets: Sequence[int], device: torch.device
@@ -77,8 +111,8 @@ def _rows(segments: Sequence[tuple[int, int]], device: torch.device) -> slice | 
     return torch.tensor(rows, dtype=torch.int64, device=device)
 
 
-class LoRALinear:
-    """Adds the step's adapters to what a `Linear` computes, however it does.
+class LoRALayer:
+    """The slots of a layer: A and B of each adapter that may be in use.
 
     All of a merged layer's parts are added by one pair of products, because short products cost more in number than in
     size. Rows of A and of Bᵀ lie rank by rank, part by part, so that the first `rank · parts` rows are those of an
@@ -91,8 +125,8 @@ class LoRALinear:
         v1   . . . v v
 
     Args:
-        linear: the layer.
         batch: where the step's adapters are read.
+        in_features: numbers per row that A is multiplied with.
         sizes: name -> out_features of its parts; one for a layer that is not merged.
         num_slots: adapters that there is room for.
         max_rank: the greatest rank there is room for.
@@ -103,8 +137,8 @@ class LoRALinear:
     @torch.inference_mode(mode=False)  # slots are filled at any time, also outside a caller's inference mode
     def __init__(
         self,
-        linear: Linear,
         batch: LoRABatch,
+        in_features: int,
         sizes: Mapping[str, int],
         *,
         num_slots: int,
@@ -115,10 +149,9 @@ class LoRALinear:
         self._batch = batch
         self._sizes = dict(sizes)
         rows = max_rank * len(sizes)
-        self.a = torch.zeros(num_slots, rows, linear.in_features, device=device, dtype=dtype)
-        self.b = torch.zeros(num_slots, rows, linear.out_features, device=device, dtype=dtype)
+        self.a = torch.zeros(num_slots, rows, in_features, device=device, dtype=dtype)
+        self.b = torch.zeros(num_slots, rows, sum(sizes.values()), device=device, dtype=dtype)
         self._filled: set[int] = set()
-        linear.add_to_product(self._add)
 
     def empty(self, slot: int) -> None:
         """Makes the layer add nothing for a slot."""
@@ -136,25 +169,61 @@ class LoRALinear:
         self.b[slot, rows, start : start + self._sizes[name]] = b.T.to(self.b)
         self._filled.add(slot)
 
-    def _add(self, x_TI: Tensor, y_TO: Tensor) -> None:
-        if self._batch.groups and len(x_TI) != self._batch.num_rows:
+    def of_step(self, num_rows: int) -> Iterator[tuple[slice | Tensor, Tensor, Tensor]]:
+        """Yields for each adapter of the step that changes this layer its rows, A [R, I] and B [R, O].
+
+        Raises:
+            TensorMismatchError: the layer computes so many rows, which are not those of the step.
+        """
+        if self._batch.groups and num_rows != self._batch.num_rows:
             raise TensorMismatchError(
                 f"the layer {', '.join(self._sizes)} computes other rows than the step's, so that it is not known "
                 "whose adapters are to be added",
-                found=f"{len(x_TI)} rows",
+                found=f"{num_rows} rows",
                 allowed=f"all {self._batch.num_rows} rows of the step",
                 cure="Serve this model without LoRA adapters.",
             )
         for group in self._batch.groups:
-            if group.slot not in self._filled:
-                continue
-            num_rows = group.rank * len(self._sizes)
-            low = x_TI[group.rows] @ self.a[group.slot, :num_rows].T
-            b = self.b[group.slot, :num_rows]
-            if isinstance(group.rows, slice):
-                y_TO[group.rows].addmm_(low, b)
+            if group.slot in self._filled:
+                rank = group.rank * len(self._sizes)
+                yield group.rows, self.a[group.slot, :rank], self.b[group.slot, :rank]
+
+
+class LoRALinear(LoRALayer):
+    """Adds the step's adapters to what a `Linear` computes, however it does.
+
+    Args:
+        linear: the layer.
+        batch: where the step's adapters are read.
+        sizes: name -> out_features of its parts; one for a layer that is not merged.
+        num_slots: adapters that there is room for.
+        max_rank: the greatest rank there is room for.
+        device: where the layer computes.
+        dtype: of its rows.
+    """
+
+    def __init__(
+        self,
+        linear: Linear,
+        batch: LoRABatch,
+        sizes: Mapping[str, int],
+        *,
+        num_slots: int,
+        max_rank: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        slots = {"num_slots": num_slots, "max_rank": max_rank}
+        super().__init__(batch, linear.in_features, sizes, **slots, device=device, dtype=dtype)
+        linear.add_to_product(self._add)
+
+    def _add(self, x_TI: Tensor, y_TO: Tensor) -> None:
+        for rows, a, b in self.of_step(len(x_TI)):
+            low = x_TI[rows] @ a.T
+            if isinstance(rows, slice):
+                y_TO[rows].addmm_(low, b)
             else:
-                y_TO.index_add_(0, group.rows, low @ b)
+                y_TO.index_add_(0, rows, low @ b)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,13 +249,18 @@ class LoRATarget:
         return torch.cat([a[:, columns] for columns in self.shard.ranges], dim=1), b
 
 
-def adaptable_layers(module: nn.Module) -> Iterator[tuple[Linear, dict[str, LoRATarget]]]:
-    """Yields the linear layers with the name of each layer that it is, or that is merged in it.
+def adaptable_layers(
+    module: nn.Module, *, experts: bool = False
+) -> Iterator[tuple[Linear | LatentHeads, dict[str, LoRATarget]]]:
+    """Yields the layers that adapters change, with the name of each layer that it is, or that is merged in it.
 
-    All but the head and the experts of a mixture, whose rows are others than the step's.
+    Args:
+        module: all of whose layers are meant but the head.
+        experts: whether those of a mixture's experts are, too.
     """
     merged: set[nn.Module] = set()
-    in_experts = {part for experts in module.modules() if isinstance(experts, Experts) for part in experts.modules()}
+    mixtures = () if experts else [mixture for mixture in module.modules() if isinstance(mixture, Experts)]
+    in_experts = {part for mixture in mixtures for part in mixture.modules()}
     for name, child in module.named_modules():
         if child in in_experts:
             continue
@@ -205,3 +279,5 @@ def adaptable_layers(module: nn.Module) -> Iterator[tuple[Linear, dict[str, LoRA
         elif isinstance(child, Linear) and not isinstance(child, LMHead) and child not in merged:
             shards = child.shards if isinstance(child, Shardable) else {}
             yield child, {name: LoRATarget(child.full_shape, child.out_features, shards.get("weight"))}
+        elif isinstance(child, LatentHeads):
+            yield child, {name: LoRATarget(child.full_shape, child.out_features, child.shards.get("weight"))}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import TypeAlias
 
@@ -21,6 +21,7 @@ from pipezoo_core.errors import (
 )
 from pipezoo_core.lora.adapted_module import AdaptedModule
 from pipezoo_core.lora.adapter import LoRAModel, LoRAWeights, open_adapter
+from pipezoo_core.lora.expert_adapters import leaves_experts_out
 from pipezoo_core.lora.layers import NO_LORA
 from pipezoo_core.lora.slots import LoRASlots
 from pipezoo_core.process_lock import ProcessLock
@@ -35,17 +36,18 @@ Rename: TypeAlias = Callable[[Mapping[str, LazyTensor]], dict[str, LazyTensor]]
 
 
 def resolve_lora_config(config: LoRAConfig) -> LoRAConfig:
-    """Fills in what the settings leave open: a slot for each adapter of `lora_paths`, and the greatest rank of these.
+    """Fills in what the settings leave open: a slot for each adapter of `lora_paths`, their rank, whether of experts.
 
     Raises:
         CheckpointError, ModelNotFoundError, GatedModelError, HubUnreachableError: as `LoRAManager.load_adapter`.
     """
-    if config.max_num_loras is not None and config.max_lora_rank is not None:
+    if None not in (config.max_num_loras, config.max_lora_rank, config.lora_experts):
         return config
-    ranks = [open_adapter(path).rank for path in config.lora_paths]
+    adapters, experts = [open_adapter(path) for path in config.lora_paths], config.lora_experts
     return config.updated(
-        max_num_loras=config.max_num_loras or max(1, len(ranks)),
-        max_lora_rank=config.max_lora_rank or max(ranks, default=_DEFAULT_RANK),
+        max_num_loras=config.max_num_loras or max(1, len(adapters)),
+        max_lora_rank=config.max_lora_rank or max((adapter.rank for adapter in adapters), default=_DEFAULT_RANK),
+        lora_experts=any(adapter.has_experts for adapter in adapters) if experts is None else experts,
     )
 
 
@@ -141,6 +143,11 @@ class LoRAManager:
                 found=lora.rank,
                 allowed=f"at most {self.max_lora_rank}",
                 cure="Load the model with a greater max_lora_rank.",
+            )
+        if lora.has_experts and not self._module.has_experts:
+            raise UnsupportedAdapterError(
+                f"the adapter {lora.name!r} changes experts, for which the model was loaded without room",
+                cure="Load the model with lora_experts=True, or with the adapter in lora_paths.",
             )
         layers = {
             name: (
@@ -263,15 +270,17 @@ class LoRAManager:
                     misfits.append(f"{name} is no linear layer that adapters can change")
                 elif shape != target.shape:
                     misfits.append(f"{name} is for {list(shape)} instead of {list(target.shape)}")
+                elif leaves_experts_out(own_name, weights.num_experts, self._module.targets):
+                    misfits.append(f"{name} is the last of {weights.num_experts} experts, and the model has more")
                 elif own_name in layers:
                     misfits.append(f"{name} is there twice")
                 else:
-                    layers[own_name] = LoRAWeights(weights.a, b, weights.scaling)
+                    layers[own_name] = replace(weights, b=b)
         if misfits:
             raise UnsupportedAdapterError(
                 f"the adapter {lora.name!r} does not fit the model",
                 found=misfits,
-                cure="Take one that was trained on this model, on linear layers other than the head and experts.",
+                cure="Take one that was trained on this model, on linear layers other than the head and routers.",
             )
         return layers
 

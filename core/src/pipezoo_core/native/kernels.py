@@ -145,6 +145,26 @@ class NativeKernels:
         self._run(_of_bits("linear", bits), *addresses, *sizes, form, activation, is_long=is_long)
         return y
 
+    def multiply_heads(self, x: Tensor, packed: Tensor, shape: tuple[int, int]) -> Tensor:
+        """Returns each head's `x Wᵀ`, [T, heads, in_features] to [T, heads, out_features], contiguous.
+
+        Args:
+            x: rows and heads are read where they lie in another tensor's rows.
+            packed: the heads' weights, [heads · out_features, in_features] as one, as `pack` returned it.
+            shape: of one of them: out_features, a multiple of `PANEL`, and in_features.
+        """
+        out_features, in_features = shape
+        self._check("multiply_heads", x, in_features)
+        if x.dim() != 3 or packed.nbytes != x.shape[1] * out_features * in_features * x.itemsize:
+            raise _mismatch("multiply_heads", x, f"[T, heads, {in_features}], the heads of the weight")
+        x = x if x.stride(-1) == 1 else x.contiguous()
+        rows, heads = x.shape[:2]
+        y = self._empty((rows, heads, out_features), x.dtype)
+        addresses = (x.data_ptr(), x.stride(0), x.stride(1), packed.data_ptr(), y.data_ptr())
+        is_long = rows * heads * in_features * out_features > _LONG_PRODUCT
+        self._run("multiply_heads", *addresses, rows, heads, in_features, out_features, is_long=is_long)
+        return y
+
     def packed_rows(self, indices: Tensor, packed: Tensor, shape: tuple[int, int], bits: int | None) -> Tensor:
         """Returns rows of a packed weight of this shape: int64 [T] to [T, in_features]; NaN for what is no row."""
         indices, (num_rows, size) = _integers("packed_rows", indices), shape
@@ -165,8 +185,8 @@ class NativeKernels:
         size = weight.shape[0]
         self._check("rms_norm", x, size)
         self._check("rms_norm's weight", weight, size)
-        x, heads, stride = _rows(x)
-        y = self._empty(x.shape, x.dtype)
+        shape, (x, heads, stride) = x.shape, _rows(x)
+        y = self._empty(shape, x.dtype)
         addresses = (x.data_ptr(), weight.data_ptr(), y.data_ptr())
         self._run("rms_norm", *addresses, x.numel() // size, size, heads, stride, eps, offset)
         return y
@@ -180,8 +200,8 @@ class NativeKernels:
         for name, parameter in (("weight", weight), ("bias", bias)):
             if parameter is not None:
                 self._check(f"layer_norm's {name}", parameter, size)
-        x, heads, stride = _rows(x)
-        y = self._empty(x.shape, x.dtype)
+        shape, (x, heads, stride) = x.shape, _rows(x)
+        y = self._empty(shape, x.dtype)
         addresses = (x.data_ptr(), address_of(weight), address_of(bias), y.data_ptr())
         self._run("layer_norm", *addresses, x.numel() // size, size, heads, stride, eps)
         return y
@@ -219,7 +239,7 @@ class NativeKernels:
         self,
         qkv: tuple[Tensor, Tensor | None, Tensor | None],
         rotation: tuple[Tensor, Tensor] | None,
-        pages: tuple[Tensor, Tensor],
+        pages: tuple[Tensor, Tensor | None],
         descriptions: tuple[int, int],
         sinks: Tensor | None,
         width: int,
@@ -228,9 +248,9 @@ class NativeKernels:
 
         Args:
             qkv: queries, keys and values, [T, heads · numbers] of each. `Attention` checks that they are of the step's
-                sizes and of one dtype. None for keys and values that are in the pages already.
+                sizes and of one dtype. None for keys and values that are in the pages already, and for values in keys.
             rotation: cosines and sines [T, rotary_dim], or None.
-            pages: the layer's keys and values.
+            pages: the layer's keys and values; None for values that are the first numbers of the keys.
             descriptions: addresses of the step's description and of the layer's.
             sinks: [num_heads], or None.
             width: numbers per row of the result.
@@ -250,7 +270,7 @@ class NativeKernels:
         out = self._empty((q.shape[0], width), q.dtype)
         strided = [number for x in (q, k, v) for number in ((0, 0) if x is None else (x.data_ptr(), x.stride(0)))]
         cos, sin = (0, 0) if rotation is None else (rotation[0].data_ptr(), rotation[1].data_ptr())
-        written = (pages[0].data_ptr(), pages[1].data_ptr(), out.data_ptr())
+        written = (pages[0].data_ptr(), address_of(pages[1]), out.data_ptr())
         self._run("attend", *strided, cos, sin, rotary_dim, *written, *descriptions, address_of(sinks))
         return out
 
@@ -360,12 +380,17 @@ def _rows(x: Tensor) -> tuple[Tensor, int, int]:
     """Returns rows that a kernel can read, how many of them are side by side, and the stride from there on.
 
     Of qkv with 4 query heads and 8 heads in all, of 32 numbers, the queries [T, 4, 32] lie 4 by 4, 256 numbers apart.
+    Dimensions of 1 before them are left out.
     """
     size = x.shape[-1]
+    while x.dim() > 3 and x.shape[0] == 1:
+        x = x[0]
     if x.is_contiguous() or x.stride(-1) != 1 or x.dim() > 3:
         return x.contiguous(), 1, size
     if x.dim() == 3 and x.stride(1) == size:
         return x, x.shape[1], x.stride(0)
+    if x.dim() == 3 and x.shape[0] == 1:
+        x = x[0]
     if x.dim() == 2:
         return x, 1, x.stride(0)
     return x.contiguous(), 1, size

@@ -16,7 +16,14 @@ from tokenizers.models import BPE
 from pipezoo_core.errors import UnsupportedTokenizerError
 from pipezoo_core.panics import panics_as_exceptions
 from pipezoo_core.tokenizer.gguf_pre_tokenizers import KNOWN_PRE_TOKENIZERS
-from pipezoo_core.tokenizer.gguf_special_tokens import CONTROL, NORMAL, USER_DEFINED, end_tokens, types_by_text
+from pipezoo_core.tokenizer.gguf_special_tokens import (
+    CONTROL,
+    NORMAL,
+    USER_DEFINED,
+    end_tokens,
+    takes_white_space,
+    types_by_text,
+)
 from pipezoo_core.tokenizer.merges import merges_by_score
 
 if TYPE_CHECKING:
@@ -131,6 +138,10 @@ class _Metadata:
             raise UnsupportedTokenizerError(f"the GGUF file lacks tokenizer.ggml.{key}", cure=_CURE)
         return value
 
+    def takes_white_space(self, token: str) -> bool:
+        architecture, name = (str(self._metadata.get(f"general.{key}", "")) for key in ("architecture", "name"))
+        return takes_white_space(token, architecture=architecture, kind=self.required("model"), name=name)
+
     def tokens_named(self, keys: Mapping[str, str]) -> dict[str, str]:
         """Returns name -> token of those that the file names."""
         return {name: self.tokens[self.named_ids[key]] for name, key in keys.items() if key in self.named_ids}
@@ -220,5 +231,9 @@ def _add_special_tokens(tokenizer: Tokenizer, found: _Metadata) -> None:
     """Has control and user-defined tokens found in text before it is cut into words."""
     for types, special in (((CONTROL, _UNKNOWN), True), ((USER_DEFINED,), False)):
         tokenizer.add_tokens(
-            [AddedToken(token, special=special, normalized=False) for token in found.of_type(*types) if token]
+            [
+                AddedToken(token, special=special, normalized=False, rstrip=found.takes_white_space(token))
+                for token in found.of_type(*types)
+                if token
+            ]
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-__all__ = ["CONTROL", "NORMAL", "USER_DEFINED", "end_tokens", "types_by_text"]
+__all__ = ["CONTROL", "NORMAL", "USER_DEFINED", "end_tokens", "takes_white_space", "types_by_text"]
 
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 
@@ -36,6 +36,8 @@ _OTHERS = {
     },
 }  # fmt: skip
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id", *_FILL_IN_ENDS)
+_TAKE_NO_WHITE_SPACE = {"<unk>", "<s>", "<|endoftext|>"}  # of Phi-3
+_PHI3_NAMES = ("phi-3", "phi3")
 _SHOWN = {"<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"}  # parts of an answer that readers take apart
 
 
@@ -70,6 +72,21 @@ def types_by_text(ids: Mapping[str, int], types: Sequence[int], named: Collectio
         for text in texts & ids.keys():
             found[ids[text]] = type_
     return found
+
+
+def takes_white_space(text: str, *, architecture: str, kind: str, name: str) -> bool:
+    """Returns whether white space behind a special token belongs to the token, as behind most of Phi-3's.
+
+    A file cannot say that. llama.cpp goes by the name, which not every copy of Phi-3 keeps.
+
+    Args:
+        text: the token's.
+        architecture: `general.architecture`.
+        kind: `tokenizer.ggml.model`; Phi-4, of the same architecture, has another than Phi-3.
+        name: `general.name`.
+    """
+    is_phi3 = (architecture, kind) == ("phi3", "llama") or any(part in name.lower() for part in _PHI3_NAMES)
+    return is_phi3 and text not in _TAKE_NO_WHITE_SPACE
 
 
 def _not_named(texts: Mapping[str, set[str]], named: Collection[str]) -> set[str]:

@@ -3,6 +3,7 @@
 from pipezoo_core.weights.base import LazyTensor, Weights, WeightsAdapter, concatenated, divided
 from pipezoo_core.weights.encoding import resolve_encoding, torch_dtype
 from pipezoo_core.weights.files import open_weights
+from pipezoo_core.weights.fused_experts import with_experts_divided
 from pipezoo_core.weights.gguf import GGUFFile, open_gguf
 from pipezoo_core.weights.gguf_decoder import GGUFDecoder, model_type_of
 from pipezoo_core.weights.gguf_names import in_halves, renamed_from_gguf
@@ -10,6 +11,7 @@ from pipezoo_core.weights.loading import load_module
 from pipezoo_core.weights.progress import observed_weights
 from pipezoo_core.weights.redundant import HEAD, without_redundant
 from pipezoo_core.weights.safetensors import find_safetensors, open_safetensors, safetensors_names
+from pipezoo_core.weights.text_part import of_text_part
 
 __all__ = [
     "HEAD",
@@ -25,6 +27,7 @@ __all__ = [
     "load_module",
     "model_type_of",
     "observed_weights",
+    "of_text_part",
     "open_gguf",
     "open_safetensors",
     "open_weights",
@@ -32,5 +35,6 @@ __all__ = [
     "resolve_encoding",
     "safetensors_names",
     "torch_dtype",
+    "with_experts_divided",
     "without_redundant",
 ]

@@ -6,7 +6,8 @@ The keys are those that llama.cpp's converters write (`gguf-py/gguf/constants.py
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -18,7 +19,13 @@ from pipezoo_core.weights.gguf import GGUFFile
 
 __all__ = ["GGUFDecoder", "model_type_of"]
 
-_MODEL_TYPES = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe"}  # where llama.cpp has another name
+_MODEL_TYPES = {  # where llama.cpp has another name
+    "gptneox": "gpt_neox",
+    "phi2": "phi",
+    "qwen2moe": "qwen2_moe",
+    "qwen3moe": "qwen3_moe",
+}
+_SIGMOID = 2  # of llama.cpp's functions that make scores of a router's logits: DeepSeek-V3's, and not V2's
 _EMBEDDING = "token_embd.weight"
 _ROPE_SCALINGS = ("linear", "none", "yarn")
 _ROPE_KEYS = (
@@ -30,11 +37,14 @@ _YARN_KEYS = {  # as a config.json calls them, from which converters take them
     "scaling.yarn_beta_fast": "beta_fast",
     "scaling.yarn_beta_slow": "beta_slow",
 }
+_LONGROPE_FACTORS = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
 _NEUTRAL = {"scaling.attn_factor": 1, "scaling.yarn_ext_factor": 1, "scaling.yarn_log_multiplier": 0}
 
 
 def model_type_of(file: GGUFFile) -> str:
-    """Returns what Hugging Face calls a file's architecture. Mixtral's files call themselves llama.
+    """Returns what Hugging Face calls a file's architecture.
+
+    Mixtral's files call themselves llama, and those of DeepSeek-V2 and V3 both deepseek2.
 
     Raises:
         CorruptCheckpointError: the file does not say its architecture.
@@ -44,6 +54,9 @@ def model_type_of(file: GGUFFile) -> str:
     architecture = file.metadata["general.architecture"]
     if architecture == "llama" and file.metadata.get("llama.expert_count"):
         return "mixtral"
+    if architecture == "deepseek2":
+        is_v3 = file.metadata.get("deepseek2.expert_gating_func") == _SIGMOID
+        return "deepseek_v3" if is_v3 else "deepseek_v2"
     return _MODEL_TYPES.get(architecture, architecture)
 
 
@@ -63,11 +76,22 @@ class GGUFDecoder:
         self._file = file
         self._prefix = f"{architecture}."
 
-    def config(self, *, has_rms_norm: bool = True) -> dict[str, Any]:
+    def config(
+        self,
+        *,
+        has_rms_norm: bool = True,
+        rotary_dim: int | None = None,
+        rotates_part: bool = False,
+        rope_keys: Collection[str] = (),
+    ) -> dict[str, Any]:
         """Returns the fields of a config.json that decoders share, a head that is tied where the file has none.
 
         Args:
             has_rms_norm: whether `rms_norm_eps` is one of them.
+            rotary_dim: numbers per head that are rotated; None for all, or as `rotates_part` says.
+            rotates_part: whether the architecture's heads may be rotated in part, `rope.dimension_count` numbers of
+                each.
+            rope_keys: as for `rope_parameters`.
         """
         hidden_size, num_heads = self.size("embedding_length"), self.size("attention.head_count")
         head_dim = self.size("attention.key_length", hidden_size // num_heads)
@@ -83,7 +107,7 @@ class GGUFDecoder:
             "num_key_value_heads": self.size("attention.head_count_kv", num_heads),
             "head_dim": head_dim,
             "max_position_embeddings": self.size("context_length"),
-            "rope_parameters": self.rope_parameters(head_dim),
+            "rope_parameters": self.rope_parameters(rotary_dim or head_dim, rotates_part=rotates_part, keys=rope_keys),
             "tie_word_embeddings": "output.weight" not in weights,
             "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
             "eos_token_id": metadata.get("tokenizer.ggml.eos_token_id"),
@@ -110,41 +134,90 @@ class GGUFDecoder:
             )
         return size
 
-    def rope_parameters(self, head_dim: int) -> dict[str, Any]:
-        """Returns `rope_parameters`; every key below `rope` is read or, where it matters, refused."""
+    def rope_parameters(
+        self, head_dim: int, *, rotates_part: bool = False, keys: Collection[str] = ()
+    ) -> dict[str, Any]:
+        """Returns `rope_parameters`; every key below `rope` is read or, where it matters, refused.
+
+        Args:
+            head_dim: numbers per head, or of it those that are rotated.
+            rotates_part: as in `config`.
+            keys: that the caller reads.
+        """
         prefix = f"{self._prefix}rope."
         found = {
             key.removeprefix(prefix): value for key, value in self._file.metadata.items() if key.startswith(prefix)
         }
+        rope: dict[str, Any] = {"rope_type": "default", "rope_theta": found.get("freq_base", 10000.0)}
+        rotated = found.pop("dimension_count", head_dim)
+        if rotates_part:
+            rope["partial_rotary_factor"] = _part(rotated, head_dim)
+        elif rotated != head_dim:
+            raise UnsupportedModelError(
+                "the GGUF file rotates only a part of each head", found=rotated, allowed=head_dim
+            )
+        scaled = self._longrope(found)
         kind = found.get("scaling.type", "linear")
         factor = found.get("scaling.factor", found.get("scale_linear")) or 1.0  # 0 is none, too
-        rope = {"rope_type": "default", "rope_theta": found.get("freq_base", 10000.0)}
-        _check_rope_keys(found, kind, head_dim, prefix)
+        _check_rope_keys({key: value for key, value in found.items() if key not in keys}, kind, prefix)
         if kind == "yarn":
             original = found.get("scaling.original_context_length", self.get("context_length"))
-            rope |= {"rope_type": kind, "factor": factor, "original_max_position_embeddings": original}
-            rope |= {name: found[key] for key, name in _YARN_KEYS.items() if key in found}
+            scaled |= {"rope_type": kind, "factor": factor, "original_max_position_embeddings": original}
+            scaled |= {name: found[key] for key, name in _YARN_KEYS.items() if key in found}
         elif kind == "linear" and factor != 1:
-            rope |= {"rope_type": kind, "factor": factor}
+            scaled |= {"rope_type": kind, "factor": factor}
         divisors = self._file.weights.get("rope_freqs.weight")
         if divisors is None:
-            return rope
-        if rope["rope_type"] != "default":
+            return rope | scaled
+        if scaled:
             raise UnsupportedModelError("the GGUF file scales RoPE twice", found=f"rope_freqs and {kind} by {factor}")
-        return rope | _llama3_from_divisors(divisors.load().float(), rope["rope_theta"], head_dim)
+        return rope | _llama3_from_divisors(divisors.load().float(), rope["rope_theta"], rotated)
+
+    def _longrope(self, found: dict[str, Any]) -> dict[str, Any]:
+        """Returns LongRoPE's parameters where the file has its factors, and takes from `found` what says the same.
+
+        Of its temperature a file has the value, `attn_factor`, and where it leaves that out llama.cpp takes 1.
+        """
+        weights = self._file.weights
+        if not any(name in weights for name in _LONGROPE_FACTORS.values()):
+            return {}
+        for name in _LONGROPE_FACTORS.values():
+            if name not in weights:
+                raise _incomplete(name)
+        kind = found.pop("scaling.type", "longrope")
+        factor = found.get("scaling.factor", found.get("scale_linear")) or 1.0
+        if kind != "longrope" or factor != 1:
+            raise UnsupportedModelError("the GGUF file scales RoPE twice", found=f"rope_factors and {kind} by {factor}")
+        return {
+            "rope_type": "longrope",
+            "attention_factor": found.pop("scaling.attn_factor", 1.0),
+            "original_max_position_embeddings": found.get(
+                "scaling.original_context_length", self.get("context_length")
+            ),
+            **{key: weights[name].load().flatten().tolist() for key, name in _LONGROPE_FACTORS.items()},
+        }
 
 
 def _incomplete(name: str) -> CorruptCheckpointError:
     return CorruptCheckpointError(f"the GGUF file lacks {name!r}", cure="Convert the model again.")
 
 
-def _check_rope_keys(found: Mapping[str, Any], kind: object, head_dim: int, prefix: str) -> None:
+def _part(dimension_count: Any, head_dim: int) -> float:
+    """Returns what part of a head so many numbers are, such that `rotary_dim_of` makes of it the same number."""
+    if not isinstance(dimension_count, int) or not 0 < dimension_count <= head_dim:
+        raise CorruptCheckpointError(
+            "the GGUF file rotates more of each head than there is, or nothing",
+            found=repr(dimension_count),
+            allowed=f"a whole number from 1 to {head_dim}",
+            cure="Convert the model again.",
+        )
+    part = dimension_count / head_dim
+    return part if int(head_dim * part) == dimension_count else math.nextafter(part, 1)
+
+
+def _check_rope_keys(found: Mapping[str, Any], kind: object, prefix: str) -> None:
     if kind not in _ROPE_SCALINGS:
         raise UnsupportedModelError("the GGUF file scales RoPE in an unknown way", found=kind, allowed=_ROPE_SCALINGS)
-    if found.get("dimension_count", head_dim) != head_dim:
-        raise UnsupportedModelError(
-            "the GGUF file rotates only a part of each head", found=found["dimension_count"], allowed=head_dim
-        )
     read = {*_ROPE_KEYS, *(_YARN_KEYS if kind == "yarn" else ())}
     refused = [
         f"{prefix}{key} = {value!s:.80}"
@@ -155,7 +228,7 @@ def _check_rope_keys(found: Mapping[str, Any], kind: object, head_dim: int, pref
         raise UnsupportedModelError("the GGUF file has settings of RoPE that no config.json can say", found=refused)
 
 
-def _llama3_from_divisors(divisors: Tensor, theta: float, head_dim: int) -> dict[str, Any]:
+def _llama3_from_divisors(divisors: Tensor, theta: float, rotary_dim: int) -> dict[str, Any]:
     """Recognizes Llama 3.1's scaling in the divisors per frequency, which are all that a GGUF file keeps of it."""
     scaled = {
         "rope_type": "llama3",
@@ -164,8 +237,8 @@ def _llama3_from_divisors(divisors: Tensor, theta: float, head_dim: int) -> dict
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    plain = RotaryEmbedding({"rope_type": "default", "rope_theta": theta}, head_dim, 8192).inverse_frequencies
-    guess = RotaryEmbedding({**scaled, "rope_theta": theta}, head_dim, 8192).inverse_frequencies
+    plain = RotaryEmbedding({"rope_type": "default", "rope_theta": theta}, rotary_dim, 8192).inverse_frequencies
+    guess = RotaryEmbedding({**scaled, "rope_theta": theta}, rotary_dim, 8192).inverse_frequencies
     if divisors.shape != plain.shape or not torch.allclose(plain / divisors, guess, rtol=1e-3):
         raise UnsupportedModelError(
             "the GGUF file scales RoPE by factors of its own (rope_freqs)", allowed="those of Llama 3.1"

@@ -32,43 +32,49 @@ _NAMES = {
     "ffn_down_shexp": "mlp.shared_expert.down_proj",
 }
 _STACKED = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
-_OF_A_LAYER = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)")
-_TABLE = "rope_freqs.weight"  # the config has it
+_OF_ONE_EXPERT = {"ffn_gate": "gate_proj", "ffn_up": "up_proj", "ffn_down": "down_proj"}
+_OF_A_LAYER = re.compile(r"(?:blk\.(\d+)\.)?(\w+?)(?:\.(\d+))?\.(weight|bias)")
+_TABLES = ("rope_factors_long.weight", "rope_factors_short.weight", "rope_freqs.weight")  # the config has them
 
 
 def renamed_from_gguf(
     tensors: Mapping[str, LazyTensor],
     changes: Mapping[str, Callable[[LazyTensor], LazyTensor]] | None = None,
     names: Mapping[str, str] | None = None,
+    layers: str = "model.layers",
 ) -> dict[str, LazyTensor]:
     """Returns tensors by the names of a module: `blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`.
 
     Stacked experts become one tensor each: `blk.3.ffn_up_exps.weight` is `model.layers.3.mlp.experts.0.up_proj.weight`
-    and so on, whatever `changes` and `names` say. A name that is not known stays, and is reported as left over; the
-    divisors of RoPE do not, which the config has.
+    and so on, whatever `changes` and `names` say. The first files with experts have one tensor each already,
+    `blk.3.ffn_up.0.weight`. A name that is not known stays, and is reported as left over; the factors of RoPE do not,
+    which the config has.
 
     Args:
         tensors: of a GGUF file.
         changes: what becomes of those of a kind, e.g. of `attn_q`.
         names: of kinds that are not Llama's, or are called otherwise in the module: `{"ffn_norm": "norm_2"}`.
+        layers: what the module calls its layers.
     """
     found: dict[str, LazyTensor] = {}
     known, changes = {**_NAMES, **(names or {})}, changes or {}
     for name, tensor in tensors.items():
         match = _OF_A_LAYER.fullmatch(name)
-        if name == _TABLE:
+        if name in _TABLES:
             continue
-        if match is None or (match[2] not in known and match[2] not in _STACKED):
+        if match is None or match[2] not in ({**known, **_STACKED} if match[3] is None else _OF_ONE_EXPERT):
             found[name] = tensor
             continue
-        layer, kind, parameter = match.groups()
-        prefix = "" if layer is None else f"model.layers.{layer}."
-        if kind in _STACKED:
+        layer, kind, number, parameter = match.groups()
+        prefix = "" if layer is None else f"{layers}.{layer}."
+        if number is not None:
+            found[f"{prefix}mlp.experts.{number}.{_OF_ONE_EXPERT[kind]}.{parameter}"] = tensor
+        elif kind in _STACKED:
             experts = enumerate(tensor.unstacked())
             found |= {f"{prefix}mlp.experts.{i}.{_STACKED[kind]}.{parameter}": expert for i, expert in experts}
-            continue
-        change = changes.get(kind)
-        found[f"{prefix}{known[kind]}.{parameter}"] = tensor if change is None else change(tensor)
+        else:
+            change = changes.get(kind)
+            found[f"{prefix}{known[kind]}.{parameter}"] = tensor if change is None else change(tensor)
     return found
 
 

@@ -13,8 +13,15 @@ from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.layers import ACTIVATIONS, Heads, Routing, max_rotary_length, max_shareable_length
+from pipezoo_core.weights import GGUFDecoder, GGUFFile, model_type_of
 
-__all__ = ["DeepseekConfig"]
+__all__ = ["DeepseekConfig", "config_from_gguf"]
+
+_GGUF = "deepseek2"  # what llama.cpp calls V2 and V3
+_ARCHITECTURES = {"deepseek_v2": "DeepseekV2ForCausalLM", "deepseek_v3": "DeepseekV3ForCausalLM"}
+_METHODS_V2 = ("greedy", "group_limited_greedy")
+_GATING_FUNCTIONS = (0, 1, 2)  # none, which is softmax, softmax, and sigmoid
+_LOG_MULTIPLIER = "scaling.yarn_log_multiplier"
 
 _SIZES = (
     "moe_intermediate_size", "n_shared_experts", "num_experts_per_tok", "kv_lora_rank", "qk_nope_head_dim",
@@ -160,7 +167,7 @@ def _routing_v3(config: PretrainedConfig) -> Routing:
 def _check(config: PretrainedConfig) -> None:
     """Refuses by name what these models do not have, or what is read in different ways."""
     is_v3 = config.model_type == "deepseek_v3"
-    methods = ("noaux_tc",) if is_v3 else ("greedy", "group_limited_greedy")
+    methods = ("noaux_tc",) if is_v3 else _METHODS_V2
     allowed: dict[str, tuple[object, tuple[object, ...]]] = {
         "hidden_act": (config.hidden_act, tuple(sorted(ACTIVATIONS))),
         "topk_method": (getattr(config, "topk_method", methods[0]), methods),
@@ -180,3 +187,57 @@ def _check(config: PretrainedConfig) -> None:
             raise UnsupportedModelError(f"the config's {name} is not positive", found=size, allowed="at least 1")
     if config.first_k_dense_replace is None:
         raise UnsupportedModelError("the config's first_k_dense_replace is missing", found=None, allowed="a number")
+
+
+def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
+    """Returns the config.json that a GGUF file stands for. What its metadata leaves open is as in llama.cpp.
+
+    Files of before May 2025 have the sizes of a head under `key_length` and `value_length`; later ones have those of
+    the latents there, and a head's under names of their own. YaRN's `mscale` is not in a file: it is `mscale_all_dim`
+    in all of DeepSeek's models.
+
+    Raises:
+        CorruptCheckpointError: a key that every DeepSeek file has is missing, or a size is no whole number above 0.
+        UnsupportedModelError: the file rotates, scales or chooses in a way that no config.json can say.
+    """
+    metadata, decoder, model_type = file.metadata, GGUFDecoder(file, _GGUF), model_type_of(file)
+    _check_gguf(metadata)
+    rotary_dim = decoder.size("rope.dimension_count")
+    suffix = "_mla" if f"{_GGUF}.attention.key_length_mla" in metadata else ""
+    config = decoder.config(rotary_dim=rotary_dim, rope_keys=(_LOG_MULTIPLIER,))
+    del config["head_dim"]
+    if (weight := metadata.get(f"{_GGUF}.rope.{_LOG_MULTIPLIER}")) and config["rope_parameters"]["rope_type"] == "yarn":
+        config["rope_parameters"] |= {"mscale": 10 * weight, "mscale_all_dim": 10 * weight}
+    num_groups = metadata.get(f"{_GGUF}.expert_group_count", 1)
+    return {
+        **config,
+        "model_type": model_type,
+        "architectures": [_ARCHITECTURES[model_type]],
+        "num_hidden_layers": config["num_hidden_layers"] - metadata.get(f"{_GGUF}.nextn_predict_layers", 0),
+        "num_key_value_heads": config["num_attention_heads"],
+        "kv_lora_rank": decoder.size("attention.kv_lora_rank"),
+        "q_lora_rank": metadata.get(f"{_GGUF}.attention.q_lora_rank"),
+        "qk_nope_head_dim": decoder.size(f"attention.key_length{suffix}") - rotary_dim,
+        "qk_rope_head_dim": rotary_dim,
+        "v_head_dim": decoder.size(f"attention.value_length{suffix}"),
+        "n_routed_experts": decoder.size("expert_count"),
+        "num_experts_per_tok": decoder.size("expert_used_count"),
+        "n_shared_experts": decoder.size("expert_shared_count"),
+        "moe_intermediate_size": decoder.size("expert_feed_forward_length"),
+        "first_k_dense_replace": decoder.get("leading_dense_block_count"),
+        "routed_scaling_factor": metadata.get(f"{_GGUF}.expert_weights_scale", 1.0),
+        "norm_topk_prob": metadata.get(f"{_GGUF}.expert_weights_norm", False),
+        "n_group": num_groups,
+        "topk_group": metadata.get(f"{_GGUF}.expert_group_used_count", 1),
+        "topk_method": "noaux_tc" if model_type == "deepseek_v3" else _METHODS_V2[num_groups > 1],
+    }
+
+
+def _check_gguf(metadata: Mapping[str, Any]) -> None:
+    gating = metadata.get(f"{_GGUF}.expert_gating_func", 0)
+    if gating not in _GATING_FUNCTIONS:
+        raise UnsupportedModelError(
+            "the GGUF file's router makes scores in an unknown way", found=gating, allowed=_GATING_FUNCTIONS
+        )
+    if scale := metadata.get(f"{_GGUF}.attention.temperature_scale"):
+        raise UnsupportedModelError("the GGUF file scales queries by their positions, as no DeepSeek does", found=scale)

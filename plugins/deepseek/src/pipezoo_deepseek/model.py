@@ -15,67 +15,25 @@ from torch import Tensor, nn
 
 from pipezoo_core.attention import Attention, AttentionBackends, Rotation
 from pipezoo_core.decoder import DecoderPipelineModel
-from pipezoo_core.distributed import TensorParallelGroup
 from pipezoo_core.kv_cache import KVCacheInputs
 from pipezoo_core.layers import (
     ColumnParallelLinear,
     Experts,
     GatedMLP,
+    LatentHeads,
     Linear,
     LMHead,
     RMSNorm,
     RotaryEmbedding,
     Router,
     RowParallelLinear,
-    Shard,
     VocabParallelEmbedding,
-    apply_rotary,
 )
 from pipezoo_deepseek.config import DeepseekConfig
 
 __all__ = ["DeepseekForCausalLM", "DeepseekPipelineModel"]
 
 _LATENT_EPS = 1e-6  # whatever the config says of the other norms
-
-
-class LatentHeads(nn.Module):
-    """The matrices that make each head's keys and values of a latent, and are never applied to it.
-
-    As q·(K c) is (Kᵀq)·c, the queries are brought to the latents instead, and the sums of latents to values: the cache
-    holds latents, and nothing is made of them (DeepSeek-V2, section 2.1 and appendix C).
-
-    Attributes:
-        weight: [N · (Q + V), L], as in a checkpoint.
-        shards: this rank's heads.
-    """
-
-    def __init__(self, config: DeepseekConfig) -> None:
-        super().__init__()
-        self._config = config
-        self._sizes = (config.head_dim - config.rotary_dim, config.value_dim)
-        self.value_size = config.value_dim
-        self.weight = nn.Parameter(torch.empty(config.num_heads * sum(self._sizes), config.latent_size))
-        self.shards: dict[str, Shard] = {}
-
-    def queries(self, q_TNQ: Tensor) -> Tensor:
-        """Maps [T, N, Q] to [T, N, L]."""
-        keys_NQL, _ = self._split()
-        return torch.bmm(q_TNQ.transpose(0, 1), keys_NQL).transpose(0, 1)
-
-    def values(self, sums_TNL: Tensor) -> Tensor:
-        """Maps [T, N, L] to [T, N, V]."""
-        _, values_NVL = self._split()
-        return torch.bmm(sums_TNL.transpose(0, 1), values_NVL.transpose(1, 2)).transpose(0, 1)
-
-    def _split(self) -> tuple[Tensor, ...]:
-        return self.weight.unflatten(0, (-1, sum(self._sizes))).split(self._sizes, dim=1)
-
-    def shard(self, group: TensorParallelGroup) -> None:
-        """Keeps this rank's heads."""
-        heads, _ = self._config.heads.part(group.rank, group.size)
-        rows = slice(heads.start * sum(self._sizes), heads.stop * sum(self._sizes))
-        self.shards = {"weight": Shard(0, (rows,))}
-        self.weight = nn.Parameter(self.weight[rows], requires_grad=False)
 
 
 class DeepseekAttention(nn.Module):
@@ -95,32 +53,30 @@ class DeepseekAttention(nn.Module):
             self.q_b_proj = ColumnParallelLinear(rank, config.heads.queries)
         self.kv_a_proj_with_mqa = Linear(hidden, sum(self._key_sizes), bias=bias)
         self.kv_a_layernorm = RMSNorm(config.latent_size, _LATENT_EPS)
-        self.kv_b_proj = LatentHeads(config)
+        self.kv_b_proj = LatentHeads(config.heads, self._query_sizes[0], config.value_dim, config.latent_size)
         self.o_proj = RowParallelLinear(config.value_heads.queries, hidden, bias=bias)
         self.attention = Attention(layer_idx, backends)
 
     def forward(self, x_TH: Tensor, rotation: Rotation, kv: KVCacheInputs[Any]) -> Tensor:
         latent_TL, key_TR = self.kv_a_proj_with_mqa(x_TH).split(self._key_sizes, dim=-1)
-        k = torch.cat((self.kv_a_layernorm(latent_TL.contiguous()), apply_rotary(key_TR, *rotation)), dim=-1)
-        sums_TNL = self.attention(self._queries(x_TH, rotation), k, None, kv).unflatten(-1, (-1, self._key_sizes[0]))
+        k = torch.cat((self.kv_a_layernorm(latent_TL), key_TR), dim=-1)
+        sums = self.attention(self._queries(x_TH), k, None, kv, rotation)
+        sums_TNL = sums.unflatten(-1, (-1, self._key_sizes[0]))
         return self.o_proj(self.kv_b_proj.values(sums_TNL).flatten(1))
 
-    def _queries(self, x_TH: Tensor, rotation: Rotation) -> Tensor:
+    def _queries(self, x_TH: Tensor) -> Tensor:
         """Returns [T, N · (L + R)]."""
         q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_TH))) if self._has_query_latent else self.q_proj(x_TH)
-        plain_TNQ, turned_TNR = q.unflatten(-1, (-1, sum(self._query_sizes))).split(self._query_sizes, dim=-1)
-        turned_TNR = apply_rotary(turned_TNR.flatten(1), *rotation).view_as(turned_TNR)
+        plain_TNQ, rotated_TNR = q.unflatten(-1, (-1, sum(self._query_sizes))).split(self._query_sizes, dim=-1)
         latents_TNL = self.kv_b_proj.queries(plain_TNQ)
-        del q, plain_TNQ  # the next are the largest tensors of a layer
-        return torch.cat((latents_TNL, turned_TNR), dim=-1).flatten(1)
+        return torch.cat((latents_TNL, rotated_TNR), dim=-1).flatten(1)
 
-    def alive(self, *, is_native: bool, fuse: bool) -> list[int]:
+    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
         """See `Estimable`."""
-        del is_native, fuse
-        num_heads = self.o_proj.in_features // self.kv_b_proj.value_size
-        latent, turned = self._key_sizes
-        queries = [num_heads * (latent + turned), num_heads * latent, num_heads * turned]  # and what they are made of
-        return [latent + turned, latent + turned, *queries]
+        del is_native, fuse, fuse_experts
+        num_heads, (latent, rotated) = self.kv_b_proj.out_features // sum(self.kv_b_proj.sizes), self._key_sizes
+        queries = [num_heads * size for size in (sum(self._query_sizes), latent, latent + rotated)]
+        return [latent + rotated, latent + rotated, *queries]
 
 
 class DeepseekMoE(nn.Module):
@@ -140,11 +96,13 @@ class DeepseekMoE(nn.Module):
         y_TH += self.shared_experts(x_TH)
         return y_TH
 
-    def alive(self, *, is_native: bool, fuse: bool) -> list[int]:
+    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
         """See `Estimable`."""
         hidden = self.shared_experts.down_proj.out_features
-        shared = self.shared_experts.alive(is_native=is_native, fuse=fuse)
-        return max(self.experts.alive(is_native=is_native, fuse=fuse), [hidden, *shared], key=sum)
+        shared = self.shared_experts.alive(is_native=is_native, fuse=fuse, fuse_experts=fuse_experts)
+        return max(
+            self.experts.alive(is_native=is_native, fuse=fuse, fuse_experts=fuse_experts), [hidden, *shared], key=sum
+        )
 
 
 class DeepseekDecoderLayer(nn.Module):

@@ -14,9 +14,10 @@ API_VERSION = 2
 @hookimpl
 def pipezoo_architectures() -> list[SupportedArchitecture]:
     """Returns DeepSeek-V2 and DeepSeek-V3."""
+    from pipezoo_deepseek.config import config_from_gguf
     from pipezoo_deepseek.huggingface_config import DeepseekV2HuggingFaceConfig, DeepseekV3HuggingFaceConfig
     from pipezoo_deepseek.model import DeepseekPipelineModel
-    from pipezoo_deepseek.weight_adapters import adapt_safetensors
+    from pipezoo_deepseek.weight_adapters import adapt_gguf, adapt_safetensors
 
     return [
         SupportedArchitecture(
@@ -24,7 +25,8 @@ def pipezoo_architectures() -> list[SupportedArchitecture]:
             model_types=(config_class.model_type,),
             pipeline_model=DeepseekPipelineModel,
             huggingface_config=config_class.from_dict,
-            weight_adapters={WeightsFormat.safetensors: adapt_safetensors},
+            weight_adapters={WeightsFormat.safetensors: adapt_safetensors, WeightsFormat.gguf: adapt_gguf},
+            config_from_gguf=config_from_gguf,
         )
         for name, config_class in (
             ("DeepseekV2ForCausalLM", DeepseekV2HuggingFaceConfig),

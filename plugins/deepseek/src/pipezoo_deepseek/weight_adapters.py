@@ -10,12 +10,31 @@ from transformers import PretrainedConfig
 
 from pipezoo_core.errors import UnsupportedCheckpointError
 from pipezoo_core.layers import halves
-from pipezoo_core.weights import LazyTensor, without_redundant
+from pipezoo_core.weights import (
+    LazyTensor,
+    concatenated,
+    renamed_from_gguf,
+    with_experts_divided,
+    without_redundant,
+)
 
-__all__ = ["adapt_safetensors"]
+__all__ = ["adapt_gguf", "adapt_safetensors"]
 
-_LAYER = re.compile(r"model\.layers\.(\d+)\.")
+_LAYER = re.compile(r"(?:model\.layers|blk)\.(\d+)\.")
 _SCALES = ".weight_scale_inv"
+_WHOLE, _OF_KEYS, _OF_VALUES = "attn_kv_b.weight", "attn_k_b.weight", "attn_v_b.weight"
+_GGUF_NAMES = {
+    "attn_q_a": "self_attn.q_a_proj",
+    "attn_q_a_norm": "self_attn.q_a_layernorm",
+    "attn_q_b": "self_attn.q_b_proj",
+    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+    "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+    "attn_kv_b": "self_attn.kv_b_proj",
+    "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
+    "ffn_up_shexp": "mlp.shared_experts.up_proj",
+    "ffn_down_shexp": "mlp.shared_experts.down_proj",
+    "exp_probs_b": "mlp.gate.e_score_correction_bias",
+}
 
 
 def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
@@ -46,7 +65,34 @@ def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfi
         elif is_by_neighbours and ".kv_a_proj_with_mqa." in name:
             tensor = tensor.then(_last_to_halves(keys, rope), num_rows=keys)
         found[name] = tensor
-    return without_redundant(found, config)
+    return without_redundant(with_experts_divided(found), config)
+
+
+def adapt_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
+    """GGUF has names of its own; rotated rows are neighbours, as in DeepSeek's own checkpoints."""
+    renamed = renamed_from_gguf(_with_whole_matrices(tensors), names=_GGUF_NAMES)
+    correction = "e_score_correction_bias"
+    return adapt_safetensors({name.replace(f"{correction}.bias", correction): x for name, x in renamed.items()}, config)
+
+
+def _with_whole_matrices(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Makes of the matrices of a layer's keys [N, L, Q], turned over, and of its values [N, V, L] one, as it was.
+
+    Files have them so since May 2025, older ones have `attn_kv_b`, [N · (Q + V), L], and some have both.
+    """
+    found = dict(tensors)
+    for name, keys in tensors.items():
+        if not name.endswith(_OF_KEYS):
+            continue
+        whole, of_values = (name.replace(_OF_KEYS, kind) for kind in (_WHOLE, _OF_VALUES))
+        values = tensors.get(of_values)
+        if whole in tensors:
+            found.pop(name)
+            found.pop(of_values, None)
+        elif values is not None and keys.shape[:1] == values.shape[:1] and len(keys.shape) == len(values.shape) == 3:
+            pairs = zip(found.pop(name).unstacked(), found.pop(of_values).unstacked(), strict=True)
+            found[whole] = concatenated([part for k, v in pairs for part in (k.transposed(), v)])
+    return found
 
 
 def _last_to_halves(size: int, rotary_dim: int) -> Callable[[Tensor], Tensor]:

@@ -7,16 +7,9 @@ from collections.abc import Mapping
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from pipezoo_core.weights import LazyTensor, renamed_from_gguf, without_redundant
+from pipezoo_core.weights import LazyTensor, of_text_part, renamed_from_gguf, without_redundant
 
 __all__ = ["adapt_gguf", "adapt_safetensors", "adapt_text_part"]
-
-_TEXT = (  # where checkpoints have the text part: those that transformers 5 writes, and older ones
-    ("model.language_model.", "model."),
-    ("language_model.model.", "model."),
-    ("language_model.lm_head.", "lm_head."),
-)
-_VISION = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
 
 _GGUF_NORMS = {  # of layers that also normalize what they add; Gemma's first are called like Llama's
     "ffn_norm": "pre_feedforward_layernorm",
@@ -33,8 +26,7 @@ def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfi
 
 def adapt_text_part(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
     """Of a Gemma 3 that also sees, leaves out what makes tokens of images."""
-    named = {_text_name(name): tensor for name, tensor in tensors.items() if not name.startswith(_VISION)}
-    return adapt_safetensors(named, config)
+    return adapt_safetensors(of_text_part(tensors), config)
 
 
 def adapt_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
@@ -49,10 +41,3 @@ def _without_the_one(weight: LazyTensor) -> LazyTensor:
 
 def _minus_one(weight: Tensor) -> Tensor:
     return weight - 1
-
-
-def _text_name(name: str) -> str:
-    for prefix, ours in _TEXT:
-        if name.startswith(prefix):
-            return ours + name.removeprefix(prefix)
-    return name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from transformers import PretrainedConfig
@@ -16,15 +16,17 @@ from pipezoo_core.weights import GGUFDecoder, GGUFFile
 
 __all__ = ["MistralConfig", "config_from_gguf"]
 
+_FULL, _SLIDING = _KINDS = ("full_attention", "sliding_attention")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MistralConfig(DecoderConfig):
-    """Mistral 7B v0.1 to v0.3, Nemo, Ministral 3, Mixtral, and the models that share their architecture.
+    """Mistral 7B v0.1 to v0.3, Nemo, Small, Ministral 3, Mixtral, and the models that share their architecture.
 
     Attributes:
         activation: name of the feed-forward layer's activation function.
         rms_norm_eps: added to the mean square in the norms.
-        sliding_window: how many tokens a query sees, itself included; None for all.
+        sliding_windows: per layer, how many tokens a query sees, itself included; None for all.
         tie_word_embeddings: whether the head's weight is the embedding's.
         max_position_embeddings: the trained length.
         rope_parameters: as in the Hugging Face config.
@@ -34,7 +36,7 @@ class MistralConfig(DecoderConfig):
 
     activation: str
     rms_norm_eps: float
-    sliding_window: int | None
+    sliding_windows: tuple[int | None, ...]
     tie_word_embeddings: bool
     max_position_embeddings: int
     rope_parameters: Mapping[str, Any]
@@ -46,8 +48,8 @@ class MistralConfig(DecoderConfig):
         """Reads a config of `pipezoo_mistral.huggingface_config`, or transformers' own.
 
         Raises:
-            UnsupportedModelError: the activation function is unknown, Ministral 3's queries are not scaled, or Mixtral
-                has not as many experts as a token goes to.
+            UnsupportedModelError: the activation function or a kind of layer is unknown, Ministral 3's queries are not
+                scaled, or Mixtral has not as many experts as a token goes to.
         """
         rope = rope_of_whole_heads(config.rope_parameters)
         return cls(
@@ -62,7 +64,7 @@ class MistralConfig(DecoderConfig):
             max_shareable_prompt=max_shareable_length(rope, config.max_position_embeddings),
             activation=known_activation(config.hidden_act),
             rms_norm_eps=config.rms_norm_eps,
-            sliding_window=config.sliding_window,
+            sliding_windows=_windows(config),
             tie_word_embeddings=config.tie_word_embeddings,
             max_position_embeddings=config.max_position_embeddings,
             rope_parameters=rope,
@@ -71,15 +73,29 @@ class MistralConfig(DecoderConfig):
         )
 
     @property
-    def attention(self) -> AttentionSpec:
-        """Causal attention with grouped heads over a sliding window (Jiang et al., 2023)."""
-        return AttentionSpec(
+    def layers(self) -> tuple[AttentionSpec, ...]:
+        """Causal attention with grouped heads, each layer over its own sliding window (Jiang et al., 2023)."""
+        full = AttentionSpec(
             num_heads=self.num_heads,
             num_kv_heads=self.num_kv_heads,
             head_dim=self.head_dim,
             scale=self.head_dim**-0.5,
-            sliding_window=self.sliding_window,
         )
+        return tuple(replace(full, sliding_window=window) for window in self.sliding_windows)
+
+
+def _windows(config: PretrainedConfig) -> tuple[int | None, ...]:
+    """Returns each layer's window. Where a config says `layer_types`, they are as transformers' Ministral has them."""
+    window, kinds = config.sliding_window, getattr(config, "layer_types", None)
+    if kinds is None:
+        return (window,) * config.num_hidden_layers
+    if len(kinds) != config.num_hidden_layers or not {*kinds} <= {*_KINDS} or (window is None and _SLIDING in kinds):
+        raise UnsupportedModelError(
+            "the config's layer_types are not what its layers can be",
+            found=f"{len(kinds)} layers of {sorted({*map(str, kinds)})}, a sliding_window of {window}",
+            allowed=f"{config.num_hidden_layers} of {_FULL!r} and, with a window, {_SLIDING!r}",
+        )
+    return tuple(window if kind == _SLIDING else None for kind in kinds)
 
 
 def _routing(config: PretrainedConfig) -> Routing:

@@ -5,12 +5,15 @@ import brings in torch's compiler and tensors of many devices: a second, and 80 
 """
 
 # No `from __future__ import annotations`: `strict` checks values by the annotations, and those must be types for that.
+from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PretrainedConfig
 
-__all__ = ["Ministral3HuggingFaceConfig", "MistralHuggingFaceConfig", "MixtralHuggingFaceConfig"]
+__all__ = ["Ministral3HuggingFaceConfig", "MistralHuggingFaceConfig", "MixtralHuggingFaceConfig", "text_part"]
+
+_OF_THE_WHOLE = ("bos_token_id", "dtype", "eos_token_id", "pad_token_id", "torch_dtype")
 
 
 @strict
@@ -94,3 +97,13 @@ class MixtralHuggingFaceConfig(MistralHuggingFaceConfig):
     rms_norm_eps: float = 1e-5
     num_experts_per_tok: int = 2
     num_local_experts: int = 8
+
+
+def text_part(config: Mapping[str, Any]) -> MistralHuggingFaceConfig:
+    """Returns what the config.json of a Mistral 3 that also sees says of its text part: a Mistral or a Ministral 3."""
+    text = config["text_config"]
+    is_ministral = text.get("model_type") == Ministral3HuggingFaceConfig.model_type
+    whole = {name: config[name] for name in _OF_THE_WHOLE if name in config}
+    tied = config.get("tie_word_embeddings", True)
+    config_class = Ministral3HuggingFaceConfig if is_ministral else MistralHuggingFaceConfig
+    return config_class.from_dict({**text, **whole, "tie_word_embeddings": tied})

@@ -75,9 +75,9 @@ class MistralAttention(nn.Module):
             q = q * scale_T1
         return self.o_proj(self.attention(q, k, v, kv, rotation))
 
-    def alive(self, *, is_native: bool, fuse: bool) -> list[int]:
+    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
         """See `Estimable`."""
-        del is_native, fuse
+        del is_native, fuse, fuse_experts
         q, k, v = self.qkv_proj.parts.values()
         return [q + k + v, q] if self.query_growth is None else [q + k + v, q, q]
 

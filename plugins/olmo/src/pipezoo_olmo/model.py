@@ -48,9 +48,9 @@ class OlmoAttention(nn.Module):
             q, k, v = (x.clamp(-self.clip, self.clip) for x in (q, k, v))
         return self.o_proj(self.attention(q, k, v, kv, rotation))
 
-    def alive(self, *, is_native: bool, fuse: bool) -> list[int]:
+    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
         """See `Estimable`."""
-        del is_native, fuse
+        del is_native, fuse, fuse_experts
         q, k, v = self.qkv_proj.parts.values()
         return [q + k + v, q] if self.clip is None else [q + k + v, q, k, v, q]
 
@@ -72,9 +72,9 @@ class Olmo2Attention(nn.Module):
         q, k, v = self.qkv_proj(x_TH)
         return self.o_proj(self.attention(self.q_norm(q), self.k_norm(k), v, kv, rotation))
 
-    def alive(self, *, is_native: bool, fuse: bool) -> list[int]:
+    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
         """See `Estimable`."""
-        del is_native, fuse
+        del is_native, fuse, fuse_experts
         q, k, v = self.qkv_proj.parts.values()
         return [q + k + v, q, k, q]
 

@@ -1,4 +1,4 @@
-"""The typed configs of Phi and Phi-3, read from Hugging Face configs."""
+"""The typed configs of Phi and Phi-3, read from Hugging Face configs or from GGUF files."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.layers import known_activation, max_rotary_length, max_shareable_length
+from pipezoo_core.weights import GGUFDecoder, GGUFFile, model_type_of
 
-__all__ = ["Phi3Config", "PhiConfig"]
+__all__ = ["Phi3Config", "PhiConfig", "config_from_gguf"]
 
 _PHI3_ROPE_TYPES = ("default", "longrope")
 
@@ -129,4 +130,30 @@ def _common(config: PretrainedConfig) -> dict[str, Any]:
         "tie_word_embeddings": config.tie_word_embeddings,
         "max_position_embeddings": length,
         "rope_parameters": rope,
+    }
+
+
+def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
+    """Returns the config.json that a GGUF file stands for. Phi's files call themselves `phi2`.
+
+    Of Phi-3 a window of 0 is none. llama.cpp reads over the window; here it is what the file says.
+
+    Raises:
+        CorruptCheckpointError: a key that every such file has is missing, or a size is no whole number above 0.
+        UnsupportedModelError: the file scales RoPE in a way that no config.json can say.
+    """
+    decoder = GGUFDecoder(file, file.metadata["general.architecture"])
+    if model_type_of(file) == "phi":
+        config = decoder.config(has_rms_norm=False, rotates_part=True)
+        own = {"model_type": "phi", "layer_norm_eps": decoder.get("attention.layer_norm_epsilon")}
+        return {"architectures": ["PhiForCausalLM"], **config, **own}
+    config = decoder.config(rotates_part=True)
+    window = file.metadata.get("phi3.attention.sliding_window") or None
+    original = file.metadata.get("phi3.rope.scaling.original_context_length", config["max_position_embeddings"])
+    return {
+        "model_type": "phi3",
+        "architectures": ["Phi3ForCausalLM"],
+        **config,
+        "sliding_window": window,
+        "original_max_position_embeddings": original,
     }

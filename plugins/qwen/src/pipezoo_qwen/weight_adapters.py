@@ -6,20 +6,20 @@ from collections.abc import Mapping
 
 from transformers import PretrainedConfig
 
-from pipezoo_core.weights import LazyTensor, renamed_from_gguf, without_redundant
+from pipezoo_core.weights import LazyTensor, renamed_from_gguf, with_experts_divided, without_redundant
 
 __all__ = ["adapt_gguf", "adapt_safetensors"]
 
 
 def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
     """The names are the module's own."""
-    return without_redundant(tensors, config)
+    return without_redundant(with_experts_divided(tensors), config)
 
 
 def adapt_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
     """GGUF has names of its own; q and k are stored for a rotation of halves, as they are here."""
     del config
-    return renamed_from_gguf(tensors, {"ffn_gate_inp_shexp": _as_row})
+    return with_experts_divided(renamed_from_gguf(tensors, {"ffn_gate_inp_shexp": _as_row}))
 
 
 def _as_row(vector: LazyTensor) -> LazyTensor:

@@ -30,15 +30,11 @@ class TransformersConfig(DecoderConfig):
 
     Attributes:
         huggingface_config: transformers' own; it is not changed.
-        names: of the attention modules, in the order of the layers.
-        specs: what each of them computes.
-        kept: linear layers that stay transformers'.
+        found: what a step goes through.
     """
 
     huggingface_config: PretrainedConfig
-    names: tuple[str, ...]
-    specs: tuple[AttentionSpec, ...]
-    kept: frozenset[str]
+    found: Layers
 
     @classmethod
     def from_huggingface(cls, config: PretrainedConfig) -> Self:
@@ -61,15 +57,13 @@ class TransformersConfig(DecoderConfig):
             head_dim=first.head_dim,
             max_seq_len=max_length,
             huggingface_config=config,
-            names=found.names,
-            specs=found.specs,
-            kept=found.kept,
+            found=found,
         )
 
     @property
     def layers(self) -> tuple[AttentionSpec, ...]:
         """What each attention layer computes."""
-        return self.specs
+        return self.found.specs
 
 
 def read_huggingface_config(raw: Mapping[str, Any]) -> PretrainedConfig:

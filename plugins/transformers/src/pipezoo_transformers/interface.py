@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipezoo_core.attention import Attention
+from pipezoo_core.attention import Attention, Rotation
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.kv_cache import KVCacheInputs
 from pipezoo_transformers.masks import MaskFunction
@@ -56,17 +56,17 @@ class AttentionCall:
 
     Attributes:
         module: that calls.
-        query: shape, [1, num_heads, T, head_dim].
-        key: shape.
-        value: shape.
+        query: [1, num_heads, T, head_dim].
+        key: likewise.
+        value: likewise.
         mask: None where the module gets none.
         keywords: the others that mean something, `scaling` among them.
     """
 
     module: nn.Module
-    query: tuple[int, ...]
-    key: tuple[int, ...]
-    value: tuple[int, ...]
+    query: Tensor
+    key: Tensor
+    value: Tensor
     mask: Mask | None
     keywords: dict[str, Any]
 
@@ -82,10 +82,15 @@ class PagedCalls:
         self._attentions = attentions
         self._kv: KVCacheInputs[Any] | None = None
         self._num_made = 0
+        self._unrotated: tuple[Tensor, Tensor, Rotation] | None = None
 
     def begin(self, kv: KVCacheInputs[Any]) -> None:
         """Takes the view of the cache of the step that follows."""
         self._kv, self._num_made = kv, 0
+
+    def rotate(self, query: Tensor, key: Tensor, rotation: Rotation) -> None:
+        """Takes the rotation of queries and keys with which it will be called."""
+        self._unrotated = query, key, rotation
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None) -> Tensor:
         """Maps queries [1, N, T, D], keys and values to [1, T, N, value size]."""
@@ -93,8 +98,14 @@ class PagedCalls:
         attention = self._attentions[self._num_made]
         self._num_made += 1
         dtype = self._kv.key_pages[attention.layer_idx].dtype  # some models rotate in float32
+        rotation: Rotation | None = None
+        if self._unrotated is not None:
+            q, k, (cos, sin) = self._unrotated
+            assert q is query, "what is rotated goes to attention: see `rotations`"
+            assert k is key
+            rotation, self._unrotated = (cos.to(dtype), sin.to(dtype)), None
         q, k, v = (x[0].transpose(0, 1).flatten(1).to(dtype) for x in (query, key, value))
-        result = attention(q, k, v, self._kv, None, None if sinks is None else sinks.flatten().to(dtype))
+        result = attention(q, k, v, self._kv, rotation, None if sinks is None else sinks.flatten().to(dtype))
         return result.unflatten(-1, (query.shape[1], -1)).unsqueeze(0)
 
 
@@ -138,14 +149,14 @@ def _note(
     getattr(module, HANDLER).append(
         AttentionCall(
             module=module,
-            query=tuple(query.shape),
-            key=tuple(key.shape),
-            value=tuple(value.shape),
+            query=query,
+            key=key,
+            value=value,
             mask=attention_mask,
             keywords=told,
         )
     )
-    return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
+    return value.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
 
 
 def _like_input(_: nn.Module, hidden: Tensor, *__: Any) -> Tensor:

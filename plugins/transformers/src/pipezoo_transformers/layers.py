@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,18 +14,22 @@ from torch import nn
 
 from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.errors import PipezooError, UnsupportedModelError
-from pipezoo_transformers.interface import ASKING, HANDLER, AttentionCall
+from pipezoo_transformers.angles import Angles, AngleWatch, RowsRotary
+from pipezoo_transformers.followed_step import NUM_TOKENS, followed
+from pipezoo_transformers.interface import ASKING, AttentionCall
 from pipezoo_transformers.masks import CAUSAL, sight_of
+from pipezoo_transformers.merged_layers import SharedInput
 from pipezoo_transformers.outline import OUTSIDE, body_of, outline_of_transformers
-from pipezoo_transformers.watched_linear import watch_linears
+from pipezoo_transformers.replacements import replace_layers
+from pipezoo_transformers.rotations import RotationWatch
+from pipezoo_transformers.watched_linear import LinearWatch
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 __all__ = ["Layers", "layers_of"]
 
 _MAX_SHOWN = 300  # characters
-_NUM_TOKENS = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +40,24 @@ class Layers:
         names: of the attention modules, in the order in which a step calls them; twice where it does so twice.
         specs: what each call computes.
         kept: linear layers whose weight other code than their own uses.
-        widest: the most numbers per token that a linear layer besides the head reads or writes.
+        widest: the most numbers per token that a linear layer besides the head reads or writes, or that several do
+            that read the same numbers.
+        merged: linear layers of one module that read the same numbers; None where no layers can be joined to one.
+        rotations: of attention modules whose rotation is left to attention, the function that they call for it.
+        angles: of the modules that give the angles, by the kind of layers, those that core computes.
     """
 
     names: tuple[str, ...]
     specs: tuple[AttentionSpec, ...]
     kept: frozenset[str]
     widest: int
+    merged: tuple[tuple[str, ...], ...] | None = None
+    rotations: Mapping[str, str] = field(default_factory=dict)
+    angles: Mapping[str, dict[str | None, Angles]] = field(default_factory=dict)
 
 
 def layers_of(config: PretrainedConfig, max_length: int) -> Layers:
-    """Follows a step of a model.
+    """Follows a step of a model, and then one of the same model with core's layers in it.
 
     Args:
         config: of the model.
@@ -62,9 +76,9 @@ def layers_of(config: PretrainedConfig, max_length: int) -> Layers:
         )
     names = {module: name for name, module in model.named_modules()}
     widths = [size for module in body.modules() if isinstance(module, nn.Linear) for size in module.weight.shape]
-    asked = watch_linears(body)
+    watch = LinearWatch(body)
     try:
-        found = _followed(body, max_length)
+        calls = followed(body, partial(_read, max_length=max_length), watch.begin)
     except PipezooError:
         raise
     except Exception as error:  # transformers' code may fail in any way where it is not given what it expects
@@ -73,54 +87,85 @@ def layers_of(config: PretrainedConfig, max_length: int) -> Layers:
         raise UnsupportedModelError(
             "the model's step cannot be followed", found=f"{type(error).__name__}: {error}"[:_MAX_SHOWN]
         ) from error
-    if not found:
+    if not calls:
         raise UnsupportedModelError(OUTSIDE, found=type(model).__name__)
-    if len(found) < config.num_hidden_layers:
+    if len(calls) < config.num_hidden_layers:
         raise UnsupportedModelError(
-            "not every layer of the model has attention", found=f"{len(found)} of {config.num_hidden_layers}"
+            "not every layer of the model has attention", found=f"{len(calls)} of {config.num_hidden_layers}"
         )
-    return Layers(
-        names=tuple(names[module] for module, _ in found),
-        specs=tuple(spec for _, spec in found),
+    layers = Layers(
+        names=tuple(names[call.module] for call, _ in calls),
+        specs=tuple(spec for _, spec in calls),
         widest=max(widths, default=config.hidden_size),
-        kept=frozenset(names[module] for module in asked),
+        kept=frozenset(names[module] for module in watch.asked),
     )
+    return _joined(config, layers, _groups(model, watch), max_length)
 
 
-def _followed(body: nn.Module, max_length: int) -> list[tuple[nn.Module, AttentionSpec]]:
-    """Returns the calls of attention in a step; where a branch depends on numbers, of one whose numbers are zeros."""
+def _groups(model: PreTrainedModel, watch: LinearWatch) -> tuple[tuple[str, ...], ...]:
+    """Returns the names of linear layers that can be merged: of one module, all with a bias or all without."""
+    names = {module: name for name, module in model.named_modules()}
+    tied = {name.rpartition(".")[0] for pair in model.all_tied_weights_keys.items() for name in pair}
+    groups: dict[tuple[int, str, bool], list[str]] = defaultdict(list)
+    for number, alike in enumerate(watch.alike()):
+        for layer in alike:
+            name, has_bias = names[layer], layer._parameters["bias"] is not None
+            if name not in tied:
+                groups[number, name.rpartition(".")[0], has_bias].append(name)
+    return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+
+def _joined(config: PretrainedConfig, layers: Layers, merged: tuple[tuple[str, ...], ...], max_length: int) -> Layers:
+    """Adds what of a model can be joined, where the model does the same with core's layers in it."""
+    model = outline_of_transformers(config, ASKING, ASKING)
+    with torch.device("meta"):
+        replace_layers(model, layers.kept, merged)
+    watch = RotationWatch([model.get_submodule(name) for name in layers.names])
+    angles = AngleWatch(model)
+    names = {module: name for name, module in model.named_modules()}
+    read = partial(_read, max_length=max_length)
+
+    def is_the_same(calls: list[tuple[AttentionCall, AttentionSpec]]) -> bool:
+        return [(names[call.module], spec) for call, spec in calls] == [*zip(layers.names, layers.specs, strict=True)]
+
     try:
-        return _followed_on(body, max_length, "meta")
-    except PipezooError:
-        raise
-    except Exception:  # there are as many as ways to ask for a number
-        for module in body.modules():
-            for name, parameter in module._parameters.items():
-                if parameter is not None:  # takes the memory of a single number
-                    zeros = torch.zeros((), dtype=parameter.dtype, device="cpu").expand(parameter.shape)
-                    module._parameters[name] = nn.Parameter(zeros, requires_grad=False)
-    return _followed_on(body, max_length, "cpu")
+        with watch:
+            calls = followed(body_of(model), read, watch.begin, angles.begin)
+    except Exception:  # transformers' code may ask a linear layer for what a part of one has not
+        return layers
+    if not is_the_same(calls):
+        return layers
+    widths = [sum(module.parts.values()) for module in model.modules() if isinstance(module, SharedInput)]
+    rotations = [each for each in watch.left_to_attention([call for call, _ in calls]) if angles.of(each.angles)]
+    joined = replace(
+        layers,
+        widest=max([layers.widest, *widths]),
+        merged=merged,
+        rotations={names[call.module]: call.name for call in rotations},
+    )
+    known = {names[module]: kinds for module, kinds in angles.known().items()}
+    for name, kinds in known.items():
+        model.set_submodule(name, RowsRotary(kinds).to(next(model.parameters()).device))
+    try:
+        calls = followed(body_of(model), read)
+    except Exception:  # it may ask the module that gives the angles for something else
+        return joined
+    return replace(joined, angles=known) if is_the_same(calls) else joined
 
 
-def _followed_on(body: nn.Module, max_length: int, device: str) -> list[tuple[nn.Module, AttentionSpec]]:
-    calls: list[AttentionCall] = []
-    for module in body.modules():
-        object.__setattr__(module, HANDLER, calls)
-    tokens = torch.zeros(1, _NUM_TOKENS, dtype=torch.int64, device=device)
-    positions = torch.arange(_NUM_TOKENS, dtype=torch.int64, device=device).unsqueeze(0)
-    with torch.no_grad(), torch.device(device):
-        body(input_ids=tokens, attention_mask=torch.ones_like(tokens), position_ids=positions, use_cache=False)
-    return [(call.module, _spec(call, max_length)) for call in calls]
+def _read(calls: list[AttentionCall], max_length: int) -> list[tuple[AttentionCall, AttentionSpec]]:
+    return [(call, _spec(call, max_length)) for call in calls]
 
 
 def _spec(call: AttentionCall, max_length: int) -> AttentionSpec:
     name = type(call.module).__name__
-    _, num_heads, num_rows, head_dim = call.query
-    _, num_kv_heads, num_keys, key_dim = call.key
-    if num_rows != _NUM_TOKENS or num_keys != num_rows or call.value[2] != num_rows or key_dim != head_dim:
+    _, num_heads, num_rows, head_dim = call.query.shape
+    _, num_kv_heads, num_keys, key_dim = call.key.shape
+    _, _, num_values, value_dim = call.value.shape
+    if num_rows != NUM_TOKENS or num_keys != num_rows or num_values != num_rows or key_dim != head_dim:
         raise UnsupportedModelError(
             f"the model's {name} does not attend from a step's tokens to its tokens",
-            found=f"queries {list(call.query)}, keys {list(call.key)}, values {list(call.value)}",
+            found=f"queries {list(call.query.shape)}, keys {list(call.key.shape)}, values {list(call.value.shape)}",
         )
     scale = call.keywords.get("scaling", head_dim**-0.5)
     if not isinstance(scale, int | float) or not math.isfinite(scale):
@@ -136,7 +181,7 @@ def _spec(call: AttentionCall, max_length: int) -> AttentionSpec:
         scale=float(scale),
         sliding_window=sight.sliding_window,
         chunk=sight.chunk,
-        value_dim=None if call.value[3] == head_dim else call.value[3],
+        value_dim=None if value_dim == head_dim else value_dim,
         softcap=call.keywords.get("softcap"),
         has_sinks="s_aux" in call.keywords,
     )

@@ -16,11 +16,13 @@ from pipezoo_core.config import KVCacheConfig
 from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.kv_cache import KVCacheInputs, KVCacheParams
+from pipezoo_transformers.angles import RowsRotary
 from pipezoo_transformers.body import Body
 from pipezoo_transformers.config import TransformersConfig
 from pipezoo_transformers.interface import HANDLER, PAGED, PagedCalls
 from pipezoo_transformers.outline import body_of, outline_of_transformers
 from pipezoo_transformers.replacements import replace_layers
+from pipezoo_transformers.rotations import leave_to_attention
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -34,13 +36,17 @@ class TransformersForCausalLM(nn.Module):
     def __init__(self, config: TransformersConfig, backends: AttentionBackends) -> None:
         super().__init__()
         model = outline_of_transformers(config.huggingface_config, PAGED, "eager")
-        replace_layers(model, config.kept)
+        replace_layers(model, config.found.kept, config.found.merged)
         attentions: dict[str, list[Attention]] = defaultdict(list)
-        for layer, name in enumerate(config.names):
+        for layer, name in enumerate(config.found.names):
             attentions[name].append(Attention(layer, backends))
         self._calls = {name: PagedCalls(of_one) for name, of_one in attentions.items()}
         for name, calls in self._calls.items():
             object.__setattr__(model.get_submodule(name), HANDLER, calls)
+        for name, function in config.found.rotations.items():
+            leave_to_attention(model.get_submodule(name), function, self._calls[name])
+        for name, angles in config.found.angles.items():
+            model.set_submodule(name, RowsRotary(angles))
         self._model, self._body = (model,), Body(body_of(model))  # not as submodules, whose names would be others
         for name, child in model.named_children():
             self.add_module(name, child)

@@ -5,12 +5,14 @@ What has no counterpart stays what it is.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from pipezoo_core.layers import Embedding, Linear, LMHead
+from pipezoo_transformers.gates import RowsGatedMLP, gated_like
+from pipezoo_transformers.merged_layers import merge
 from pipezoo_transformers.norms import norm_like
 
 if TYPE_CHECKING:
@@ -19,13 +21,21 @@ if TYPE_CHECKING:
 __all__ = ["replace_layers"]
 
 
-def replace_layers(model: PreTrainedModel, kept: Set[str]) -> None:
+def replace_layers(model: PreTrainedModel, kept: Set[str], merged: Sequence[Sequence[str]] | None) -> None:
     """Replaces what it can of a model on the meta device, and ties the weights that transformers ties.
 
     Args:
         model: of transformers.
         kept: names of linear layers that stay.
+        merged: names of linear layers of one module that become one; None where no layers are joined.
     """
+    if merged is not None:
+        _replace_gates(model, kept)
+        for names in merged:
+            prefix = names[0].rpartition(".")[0]
+            parent = model.get_submodule(prefix)
+            if not isinstance(parent, RowsGatedMLP):
+                merge(parent, [name.removeprefix(f"{prefix}.") for name in names])
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     for prefix, parent in list(model.named_modules()):
         for name, child in parent.named_children():
@@ -42,6 +52,14 @@ def replace_layers(model: PreTrainedModel, kept: Set[str]) -> None:
                 parent._parameters[name] = nn.Parameter(parameter.unsqueeze(0), requires_grad=False)
     for target, source in model.all_tied_weights_keys.items():
         _tie(model, target, source)
+
+
+def _replace_gates(model: PreTrainedModel, kept: Set[str]) -> None:
+    for prefix, parent in list(model.named_modules()):
+        for name, child in list(parent.named_children()):
+            is_kept = any(f"{prefix}.{name}.{linear}".lstrip(".") in kept for linear, _ in child.named_children())
+            if not is_kept and (gated := gated_like(child)):
+                parent._modules[name] = gated
 
 
 class RowsLinear(Linear):

@@ -13,6 +13,7 @@ from pipezoo.cli.chat_file import read_messages, write_messages
 from pipezoo_core.errors import InvalidRequestError
 from pipezoo_core.request import ChatMessage
 from pipezoo_core.sampling_params import SamplingParams
+from pipezoo_core.structured_output import check_constraint
 
 __all__ = ["ChatCommands", "ChatState"]
 
@@ -62,9 +63,11 @@ class ChatState:
 
         Raises:
             InvalidSettingError: it is unknown or out of range. It stays as it was then.
+            InvalidGrammarError: the schema, the regular expression or the grammar cannot be used. Likewise.
+            MissingDependencyError: one of these is set, and llguidance is not installed. Likewise.
         """
         changed = {**self.sampling, name: value}
-        self._defaults.updated(**changed)
+        check_constraint(self._defaults.updated(**changed))
         self.sampling = changed
 
 

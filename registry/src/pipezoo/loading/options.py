@@ -33,4 +33,5 @@ class LoadOptions(TypedDict, total=False):
     lora_paths: str | Path | Sequence[str | Path]
     max_num_loras: int | None
     max_lora_rank: int | None
+    lora_experts: bool | None
     data_parallel_degree: int

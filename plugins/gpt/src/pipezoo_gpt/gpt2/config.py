@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from transformers import PretrainedConfig
 
@@ -11,8 +11,9 @@ from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.layers import known_activation
+from pipezoo_core.weights import GGUFDecoder, GGUFFile
 
-__all__ = ["GPT2Config"]
+__all__ = ["GPT2Config", "config_from_gguf"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,3 +78,24 @@ class GPT2Config(DecoderConfig):
             )
             for i in range(self.num_layers)
         )
+
+
+def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
+    """Returns the config.json that a GGUF file stands for. What its metadata leaves open is as in OpenAI's models.
+
+    Raises:
+        CorruptCheckpointError: a key that every GPT-2 file has is missing, or a size is no whole number above 0.
+    """
+    decoder = GGUFDecoder(file, "gpt2")
+    config = decoder.config(has_rms_norm=False)
+    return {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "n_positions": config["max_position_embeddings"],
+        "n_embd": config["hidden_size"],
+        "n_layer": config["num_hidden_layers"],
+        "n_head": config["num_attention_heads"],
+        "n_inner": config["intermediate_size"],
+        "layer_norm_epsilon": decoder.get("attention.layer_norm_epsilon"),
+        **{key: config[key] for key in ("vocab_size", "bos_token_id", "eos_token_id", "tie_word_embeddings")},
+    }

@@ -1,0 +1,3 @@
+"""BLOOM."""
+
+__all__: list[str] = []

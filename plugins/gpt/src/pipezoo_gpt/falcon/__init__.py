@@ -1,0 +1,3 @@
+"""Falcon."""
+
+__all__: list[str] = []

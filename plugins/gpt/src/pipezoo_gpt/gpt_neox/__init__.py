@@ -1,0 +1,3 @@
+"""GPT-NeoX and Pythia."""
+
+__all__: list[str] = []

@@ -1,0 +1,121 @@
+"""Which modules of transformers are core's gated feed-forward layer, found by computing with them.
+
+Their classes have a name in every model, and say in many ways which linear layer is the gate. A copy of the module with
+small layers of random numbers is compared with what core's layer computes of them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from itertools import permutations
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pipezoo_core.layers import ACTIVATIONS, GatedMLP, MergedLinear
+
+__all__ = ["RowsGatedMLP", "gated_like"]
+
+_DOWN = "down_proj"
+_HIDDEN, _INNER, _NUM_ROWS = 6, 10, 32  # of the copy
+_WIDE = 4.0  # so that an activation is seen far from zero, where some of them are alike near it
+
+
+class _Layout(NamedTuple):
+    """Which linear layers there are before the last one.
+
+    Attributes:
+        names: gate, then what it lets through; or one, which is both side by side.
+        activation: a name of core's.
+    """
+
+    names: tuple[str, ...]
+    activation: str
+
+
+class RowsGatedMLP(GatedMLP):
+    """A `GatedMLP` that is given the rows of a step as transformers shapes them, under transformers' names.
+
+    It is no `Estimable`: what is alive beside it in a layer of transformers it cannot know, so that the memory plan
+    takes what it does of models that say nothing.
+
+    Args:
+        hidden_size: numbers per input and output row.
+        intermediate_size: numbers per row in between.
+        layout: which layers there are.
+        bias: whether these have one.
+    """
+
+    alive = None  # type: ignore[assignment]
+
+    def __init__(self, hidden_size: int, intermediate_size: int, layout: _Layout, *, bias: bool) -> None:
+        super().__init__(hidden_size, intermediate_size, layout.activation, bias=bias)
+        width = 2 * intermediate_size // len(layout.names)
+        self.gate_up_proj = MergedLinear(hidden_size, dict.fromkeys(layout.names, width), bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [..., hidden_size] to [..., hidden_size]."""
+        y: Tensor = super().forward(x.flatten(0, -2))
+        return y.unflatten(0, x.shape[:-1])
+
+
+def gated_like(module: nn.Module) -> RowsGatedMLP | None:
+    """Returns core's layer that computes what a module does, on the meta device; None where there is none."""
+    linears = {name: child for name, child in module.named_children() if type(child) is nn.Linear}
+    down = linears.pop(_DOWN, None)
+    others = [child for name, child in module.named_children() if name not in linears and name != _DOWN]
+    has_more = any([*child.parameters(), *child.buffers()] for child in others)
+    if down is None or len(linears) not in (1, 2) or has_more or module._parameters or module._buffers:
+        return None
+    hidden, inner = down.out_features, down.in_features
+    sizes = {(linear.in_features, linear.out_features) for linear in linears.values()}
+    has_bias = {linear.bias is not None for linear in (down, *linears.values())}
+    if sizes != {(hidden, 2 * inner // len(linears))} or len(has_bias) > 1:
+        return None
+    layout = _layout(module, list(linears), bias=down.bias is not None)
+    if layout is None:
+        return None
+    with torch.device(down.weight.device):
+        return RowsGatedMLP(hidden, inner, layout, bias=down.bias is not None)
+
+
+@torch.no_grad()
+def _layout(module: nn.Module, names: list[str], *, bias: bool) -> _Layout | None:
+    generator = torch.Generator(device="cpu").manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+
+    def linear(in_features: int, out_features: int) -> nn.Linear:
+        layer = nn.Linear(in_features, out_features, bias=bias, dtype=torch.float64, device="cpu")
+        for parameter in layer.parameters():
+            parameter.copy_(random(*parameter.shape))
+        return layer
+
+    width = 2 * _INNER // len(names)
+    linears = {**{name: linear(_HIDDEN, width) for name in names}, _DOWN: linear(_INNER, _HIDDEN)}
+    its = copy.copy(module)
+    its._modules = {**module._modules, **linears}
+    x = _WIDE * random(1, _NUM_ROWS, _HIDDEN)
+    with torch.device("cpu"):
+        try:
+            found = its(x)
+        except Exception:  # a module of any other kind
+            return None
+        if not isinstance(found, Tensor):
+            return None
+        for layout in _layouts(names):
+            parts = [part for name in layout.names for part in linears[name](x).split(_INNER, dim=-1)]
+            expected = linears[_DOWN](ACTIVATIONS[layout.activation](parts[0]) * parts[1])
+            if found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-6, atol=1e-6):
+                return layout
+    return None
+
+
+def _layouts(names: list[str]) -> Iterator[_Layout]:
+    activations = {function: name for name, function in ACTIVATIONS.items()}  # one name of each
+    for order in permutations(names):
+        for activation in activations.values():
+            yield _Layout(order, activation)
