@@ -23,6 +23,7 @@ _FEW_LARGE = {**_DENSE, "intermediate_size": 512, "num_local_experts": 8, "num_e
 _ALL_HEADS = {**_DENSE, "num_key_value_heads": 12}
 _WINDOWED = {**_DENSE, "sliding_window": 512, "layer_types": ["sliding_attention", "full_attention"] * 4}
 _GEMMA = {"query_pre_attn_scalar": 64, "tie_word_embeddings": True}
+_GPT = {"vocab_size": _VOCAB_SIZE, "n_positions": 2048, "n_embd": 768, "n_layer": 8, "n_head": 12}
 _LATENT = {
     **_ALL_HEADS,
     "moe_intermediate_size": 512,
@@ -41,19 +42,23 @@ _LATENT = {
 }
 
 TYPES: dict[str, dict[str, Any]] = {
+    "bloom": {"vocab_size": _VOCAB_SIZE, "hidden_size": 768, "n_layer": 8, "n_head": 12},
     "deepseek_v2": _LATENT,
     "deepseek_v3": _LATENT,
+    "falcon": {
+        "vocab_size": _VOCAB_SIZE,
+        "hidden_size": 768,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 2048,
+    },
     "gemma": {**_DENSE, "num_key_value_heads": 1, "tie_word_embeddings": True},
     "gemma2": {**_WINDOWED, **_GEMMA},
     "gemma3_text": {**_WINDOWED, **_GEMMA},
-    "gpt2": {
-        "vocab_size": _VOCAB_SIZE,
-        "n_positions": 1024,
-        "n_embd": 768,
-        "n_layer": 8,
-        "n_head": 12,
-    },
+    "gpt2": _GPT,
+    "gpt_neox": {**_ALL_HEADS, "intermediate_size": 3072},
     "gpt_oss": {**_WINDOWED, "intermediate_size": 512, "num_local_experts": 8, "num_experts_per_tok": 2},
+    "gptj": {**_GPT, "rotary_dim": 64},
     "llama": _DENSE,
     "ministral3": _DENSE,
     "mistral": {**_DENSE, "sliding_window": 512},
@@ -68,6 +73,15 @@ TYPES: dict[str, dict[str, Any]] = {
     "olmo": _ALL_HEADS,
     "olmo2": _ALL_HEADS,
     "olmo3": {**_WINDOWED, "num_key_value_heads": 12},
+    "opt": {
+        "vocab_size": _VOCAB_SIZE,
+        "hidden_size": 768,
+        "word_embed_proj_dim": 768,
+        "ffn_dim": 3072,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 2048,
+    },
     "phi": _ALL_HEADS,
     "phi3": _DENSE,
     "qwen2": _DENSE,

@@ -202,7 +202,7 @@ def test_what_is_alive_in_a_plain_mlp(activation, backend, hidden, inner, monkey
     skip_where_not_usable(backend, torch.float32)
     mlp, rows = MLP(hidden, inner, activation), 64
     is_native = backend is LinearName.native
-    counted = sum(mlp.alive(is_native=is_native, fuse=True)) * rows * 4
+    counted = sum(mlp.alive(is_native=is_native, fuse=True, fuse_experts=True)) * rows * 4
     use(backend, mlp, torch.float32)
     x = torch.randn(rows, hidden)
     with PeakOfTensors() as alive:
