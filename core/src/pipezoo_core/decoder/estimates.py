@@ -88,8 +88,8 @@ def activation_memory(config: DecoderConfig, outline: nn.Module, pipeline_config
     hidden, number = config.hidden_size, num_tokens * itemsize
     is_pooled = is_native and bool(layers) and all(isinstance(each, NativeAttention) for each in backends.of_groups)
     is_replayed = is_pooled and why_not_recorded(pipeline_config, backends, num_ranks) is None
-    if is_replayed:  # the layer's input, and what comes of it; all others are let go of after their last use
-        others += number * max(hidden + sum(widths) for widths in (*attention, *said))
+    if is_replayed:
+        others += number * _width_of_step(hidden, max(2 * spec.head_dim for spec in specs), [*attention, *said])
     if is_replayed and pipeline_config.lora is None:
         return others + sum(last)
     # Python keeps the normalized input until a layer returns, and what goes into the last product of an attention
@@ -106,6 +106,15 @@ def _last_tensors(config: DecoderConfig, pipeline_config: PipelineConfig) -> lis
     logits = (pipeline_config.max_batch_size + NUM_ECHOED_AT_ONCE) * row
     gathered = [logits, 2 * logits // num_ranks] if num_ranks > 1 else []  # the ranks' parts, which become one
     return [logits, pipeline_config.max_batch_size * row, *gathered]
+
+
+def _width_of_step(hidden: int, angles: int, layers: Sequence[Sequence[int]]) -> int:
+    """Returns about the numbers per row that a replayed step takes for its tensors, each let go of after its last use.
+
+    Those are cosines and sines of rotary positions, a layer's input, and what is alive in the layer. What fits takes the
+    place of the normalized input; where nothing does, that stays empty.
+    """
+    return angles + hidden + max(sum(widths) + (hidden if min(widths) > hidden else 0) for widths in layers)
 
 
 def _attention(spec: AttentionSpec) -> list[int]:

@@ -19,7 +19,8 @@ class Estimable(Protocol):
     def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
         """Returns the tensors that are alive together at most, by their numbers per row, without the layer's input.
 
-        The result is one of them where it does not fit into what is free again by then.
+        The result is one of them where it does not fit into what is free again by then. What is alive as long as the
+        layer's input is one number, so that nothing of it counts as taking the input's place.
 
         Args:
             is_native: whether the native kernels compute it.

@@ -76,7 +76,7 @@ class DeepseekAttention(nn.Module):
         del is_native, fuse, fuse_experts
         num_heads, (latent, rotated) = self.kv_b_proj.out_features // sum(self.kv_b_proj.sizes), self._key_sizes
         queries = [num_heads * size for size in (sum(self._query_sizes), latent, latent + rotated)]
-        return [latent + rotated, latent + rotated, *queries]
+        return [latent + rotated, latent, latent + rotated, *queries]
 
 
 class DeepseekMoE(nn.Module):
