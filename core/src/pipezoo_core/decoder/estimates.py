@@ -111,8 +111,8 @@ def _last_tensors(config: DecoderConfig, pipeline_config: PipelineConfig) -> lis
 def _width_of_step(hidden: int, angles: int, layers: Sequence[Sequence[int]]) -> int:
     """Returns about the numbers per row that a replayed step takes for its tensors, each let go of after its last use.
 
-    Those are cosines and sines of rotary positions, a layer's input, and what is alive in the layer. What fits takes the
-    place of the normalized input; where nothing does, that stays empty.
+    Those are cosines and sines of rotary positions, a layer's input, and what is alive in the layer. What fits takes
+    the place of the normalized input; where nothing does, that stays empty.
     """
     return angles + hidden + max(sum(widths) + (hidden if min(widths) > hidden else 0) for widths in layers)
 
