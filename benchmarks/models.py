@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import shapes
+
 FOLDER = Path(__file__).parent / ".models"
 
 
@@ -27,7 +29,7 @@ class Shape:
 
 
 # "135m" is SmolLM2-135M-Instruct. The others have random weights, SmolLM2's tokenizer, and an embedding of as many rows
-# as that of the model whose shape it is.
+# as that of the model whose shape it is. Besides, each `model_type` of `shapes.TYPES` is the name of a small one.
 SHAPES = {
     "1.1b": Shape(  # TinyLlama
         "llama",
@@ -118,7 +120,7 @@ SHAPES = {
         },
     ),
 }
-NAMES = ("135m", *SHAPES)
+NAMES = ("135m", *SHAPES, *shapes.TYPES)
 
 
 def safetensors_folder(model: str) -> Path:
@@ -129,7 +131,7 @@ def safetensors_folder(model: str) -> Path:
 def gguf_file(model: str, type_name: str) -> Path:
     """Returns a GGUF file with the weights of `safetensors_folder`, its matrices of a type such as bf16 or q4_0."""
     source = safetensors_folder(model)
-    architecture = SHAPES[model].architecture if model in SHAPES else "llama"
+    architecture = "llama" if model == "135m" else SHAPES[model].architecture
     return _made(
         FOLDER / model / f"{type_name}.gguf", lambda path: _write_gguf(source, architecture, type_name.upper(), path)
     )
@@ -161,12 +163,13 @@ def _write_safetensors(model: str, folder: Path) -> None:
 
     smollm2 = _smollm2()
     torch.manual_seed(0)
-    if model in SHAPES:
-        shape = SHAPES[model]
-        config = AutoConfig.for_model(shape.model_type, **shape.values, bos_token_id=1, eos_token_id=2, pad_token_id=2)
-        module = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    else:
+    if model == "135m":
         module = _read_llama(smollm2)
+    else:
+        shape = SHAPES.get(model)
+        model_type, values = (model, shapes.TYPES[model]) if shape is None else (shape.model_type, shape.values)
+        config = AutoConfig.for_model(model_type, **values, bos_token_id=1, eos_token_id=2, pad_token_id=2)
+        module = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     module.to(torch.bfloat16).save_pretrained(folder)
     tokenizer_from_gguf(smollm2.metadata).save_pretrained(folder)
 

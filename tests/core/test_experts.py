@@ -205,7 +205,7 @@ def test_native_experts_equal_float64(inner, rows, dtype):
 def test_no_more_is_alive_than_they_say(linear, inner, activation, dtype):
     """In the worst case: all tokens choose the same experts."""
     experts = random_experts(64, inner, 6, 3, activation).to(dtype)
-    alive = sum(experts.alive(is_native=linear is LinearName.native, fuse=False))
+    alive = sum(experts.alive(is_native=linear is LinearName.native, fuse=False, fuse_experts=False))
     if linear is LinearName.native:
         use_native(experts, dtype, fuse=False)
     x, (_, weights) = rows_and_choices(500, 64, 6, 3)
@@ -219,7 +219,7 @@ def test_no_more_is_alive_than_they_say(linear, inner, activation, dtype):
 def test_no_more_is_alive_where_only_a_part_is_quantized(hidden, inner):
     """Products of other numbers of bits are not joined: of 48 numbers no groups can be made."""
     experts = random_experts(hidden, inner, 6, 3, "silu").to(torch.bfloat16)
-    alive = sum(experts.alive(is_native=True, fuse=False))
+    alive = sum(experts.alive(is_native=True, fuse=False, fuse_experts=True))
     skip_without_kernels()
     use_linear_backend(LinearName.native, experts, CPU, SupportedEncoding.int8, NativeKernels(CPU, torch.bfloat16))
     join_experts(experts)

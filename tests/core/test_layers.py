@@ -14,7 +14,7 @@ from pipezoo_core.distributed import TensorParallelGroup
 from pipezoo_core.layers import (
     ACTIVATIONS,
     MLP,
-    FeedForward,
+    Estimable,
     GatedMLP,
     LayerNorm,
     LMHead,
@@ -260,6 +260,6 @@ def test_gates_of_all_activations_are_one_product(dtype, activation, bits, rows)
 
 
 def test_layers_that_say_what_is_alive():
-    assert isinstance(MLP(8, 16, "gelu"), FeedForward)
-    assert isinstance(GatedMLP(8, 16, "gelu"), FeedForward)
-    assert not isinstance(nn.Linear(8, 8), FeedForward)
+    assert isinstance(MLP(8, 16, "gelu"), Estimable)
+    assert isinstance(GatedMLP(8, 16, "gelu"), Estimable)
+    assert not isinstance(nn.Linear(8, 8), Estimable)

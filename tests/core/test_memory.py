@@ -5,12 +5,15 @@ import re
 
 import pytest
 import torch
+from fallback.served import make_reference
+from fallback.tiny_configs import TYPES
 from gguf_files import TOKENS
 from safetensors.torch import save_file
 from tiny_models import make_llama
 from torch import nn
 
 from pipezoo import registry
+from pipezoo.discovery.published import PUBLISHED
 from pipezoo_core import memory
 from pipezoo_core.control_group import memory_left
 from pipezoo_core.decoder.estimates import _pooled
@@ -200,8 +203,9 @@ FORMS = [
 
 def weights_of(module):
     """The tensors of a module, and of what its layers compute with, each once."""
-    products = [v for layer in module.modules() for v in vars(layer).values() if isinstance(v, PRODUCTS)]
-    values = [v for product in products for v in vars(product).values()]
+    own = [v for layer in module.modules() for v in vars(layer).values()]
+    values = [v for product in own if isinstance(product, PRODUCTS) for v in vars(product).values()]
+    values += [v for v in own if isinstance(v, tuple)]  # packed without a product
     tensors = [t for v in values for t in (v if isinstance(v, tuple) else [v]) if isinstance(t, torch.Tensor)]
     return {id(t) if t.is_mkldnn else t.data_ptr(): t for t in [*tensors, *module.parameters()]}.values()
 
@@ -220,6 +224,26 @@ def test_weights_and_pages_take_what_the_plan_says(tmp_path, tiny_gguf, dtype, l
     assert sum(t.numel() * t.element_size() for t in weights_of(llm.model.module)) == planned.weights
     pages = sum(tensor.nbytes for tensor in llm.kv_managers[0].device_tensors)
     assert pages == planned.num_cache_tokens * 2 * 3 * 2 * 16 * llm.model.dtype.itemsize <= planned.kv_cache
+
+
+@pytest.fixture(scope="module", params=sorted(PUBLISHED.keys() & {*TYPES} - {"gemma3", "mistral3"}))
+def folder_of_a_type(request, tmp_path_factory, tiny_gguf):
+    """A model of each type that a plugin serves; of two types the text alone, which is a type of its own."""
+    folder = tmp_path_factory.mktemp(request.param)
+    own = {"rotary_dim": 8} if request.param == "gptj" else {}
+    make_reference(request.param, vocab_size=len(TOKENS), **own).save_pretrained(folder)
+    tokenizer_from_gguf(open_gguf(tiny_gguf).metadata).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(("dtype", "linear"), FORMS)
+def test_weights_of_each_type_take_what_the_plan_says(folder_of_a_type, dtype, linear, monkeypatch):
+    monkeypatch.setattr(linear_backends, "HUGE_PAGE", 1)
+    settings = {"dtype": dtype, "device": "cpu", "kv_cache_memory": "4MiB", "linear": linear, "max_length": 64}
+    planned = registry.plan(folder_of_a_type, **settings).memory.weights
+    with registry.load(folder_of_a_type, **settings) as llm:
+        assert sum(t.numel() * t.element_size() for t in weights_of(llm.model.module)) == planned
 
 
 @NATIVE

@@ -78,6 +78,11 @@ class AttentionBackends:
         """A backend of each group; all of a group are of one class."""
         return self._first
 
+    @property
+    def of_layers(self) -> Sequence[AttentionBackend]:
+        """The backend of each layer."""
+        return self._backends
+
     def page_shapes(self, group: int, num_pages: int, page_size: int) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
         """Returns the shapes of a layer's key and value pages; None for values that lie in the keys."""
         return self._first[group].page_shapes(num_pages, page_size)

@@ -180,6 +180,16 @@ class AttentionBackend(abc.ABC):
             [T, num_heads · value_size], of the dtype of `q`.
         """
 
+    @abc.abstractmethod
+    def working_memory(self, num_rows: int, max_length: int, itemsize: int) -> int:
+        """Returns about the bytes that a layer takes at most, besides what it is given and returns.
+
+        Args:
+            num_rows: of a full step.
+            max_length: tokens of the longest request.
+            itemsize: bytes of a number.
+        """
+
     def heads(
         self, q: Tensor, k: Tensor | None, v: Tensor | None, rotation: Rotation | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -182,6 +182,11 @@ class NativeAttention(AttentionBackend):
         cuts = [first, *range((first // size + 1) * size, end, size), end]
         return list(pairwise(cuts))
 
+    def working_memory(self, num_rows: int, max_length: int, itemsize: int) -> int:
+        """Returns 0: what the kernels take is a few buffers of each thread."""
+        del num_rows, max_length, itemsize
+        return 0
+
     def attend(
         self,
         q: Tensor,

@@ -22,6 +22,9 @@ from pipezoo_core.kv_cache import RaggedBatch
 
 __all__ = ["PagedAttention"]
 
+_BIAS_BYTES = 13  # of each query and key: their distance in int64, whether it is seen, and the bias in float32
+_FLOAT_BYTES = 4
+
 
 class PagedAttention(AttentionBackend):
     """Batched over pages. Pages are `[num_pages, num_kv_heads, page_size, head_dim or value_size]`."""
@@ -76,13 +79,38 @@ class PagedAttention(AttentionBackend):
             out_TND[rows] = self._prefill(q_TND[rows], keys_KSD, values_KSD, prefill.bias, sinks)
         return out_TND.flatten(1).add_(spoiled_T1)
 
+    def working_memory(self, num_rows: int, max_length: int, itemsize: int) -> int:
+        """Returns about the bytes that a full step of the longest request takes.
+
+        Those are the bias, copies of queries, keys and values, and in float32 all scores and their exponentials, where
+        torch's fused attention does not do without: it wants values as wide as keys, and no bias for each head.
+        """
+        spec, num_heads = self.spec, self.spec.num_heads
+        rows, rounded = min(num_rows, max_length), itemsize if itemsize < _FLOAT_BYTES else 0
+        cells, width = rows * max_length, spec.head_dim + spec.value_size
+        queries, keys = rows * num_heads * spec.head_dim, max_length * num_heads * width
+        gathered = 2 * max_length * spec.num_kv_heads * width
+        size = _BIAS_BYTES * cells + itemsize * (2 * queries + keys + gathered)
+        scores, has_slopes = num_heads * cells, spec.alibi_slopes is not None
+        size += scores * _FLOAT_BYTES * has_slopes
+        if self._needs_formula:
+            return size + scores * (2 * _FLOAT_BYTES + rounded)
+        if spec.value_size == spec.head_dim and not has_slopes:
+            return size
+        size += scores * (2 * _FLOAT_BYTES + rounded * has_slopes)
+        return size + (_FLOAT_BYTES * (queries + keys) if rounded else 0)
+
+    @property
+    def _needs_formula(self) -> bool:
+        return self.spec.softcap is not None or self.spec.has_sinks
+
     def _prefill(
         self, q_TND: Tensor, keys_KSD: Tensor, values_KSD: Tensor, bias: Tensor | None, sinks: Tensor | None
     ) -> Tensor:
         repeats = self.spec.num_groups
         q_NTD = q_TND.transpose(0, 1)
         keys_NSD, values_NSD = (x.repeat_interleave(repeats, 0) for x in (keys_KSD, values_KSD))
-        if self.spec.softcap is not None or sinks is not None:
+        if self._needs_formula:
             return self._prefill_by_formula(q_NTD, keys_NSD, values_NSD, bias, sinks).transpose(0, 1)
         out_NTD = F.scaled_dot_product_attention(
             q_NTD.unsqueeze(0),

@@ -13,6 +13,8 @@ from pipezoo_core.paging import first_visible
 
 __all__ = ["ReferenceAttention"]
 
+_EXACT_BYTES = 8  # of a number in float64
+
 
 class ReferenceAttention(AttentionBackend):
     """Loops over rows and heads, in float64. Pages are `[num_pages, page_size, num_kv_heads, head_dim]`."""
@@ -63,6 +65,12 @@ class ReferenceAttention(AttentionBackend):
                     )
                 row += 1
         return out_TND.flatten(1)
+
+    def working_memory(self, num_rows: int, max_length: int, itemsize: int) -> int:
+        """Returns the bytes of the rotated heads, and of the longest request's keys and values, also in float64."""
+        spec = self.spec
+        rotated = num_rows * (spec.num_heads + spec.num_kv_heads) * spec.head_dim * itemsize
+        return rotated + max_length * spec.num_kv_heads * (spec.head_dim + spec.value_size) * (itemsize + _EXACT_BYTES)
 
     def _one(self, q_D: Tensor, keys_SD: Tensor, values_SD: Tensor, head: int, sink: Tensor | None) -> Tensor:
         scores_S = self.spec.scale * (keys_SD @ q_D)

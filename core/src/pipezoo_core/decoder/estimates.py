@@ -11,8 +11,9 @@ from torch import nn
 from pipezoo_core.attention import AttentionBackends, AttentionSpec, NativeAttention, kv_groups
 from pipezoo_core.config import KVCacheConfig, LinearName, PipelineConfig
 from pipezoo_core.decoder.config import DecoderConfig
+from pipezoo_core.decoder.replay import why_not_recorded
 from pipezoo_core.kv_cache import KVCacheParams
-from pipezoo_core.layers import DEQUANTIZED_AT_ONCE, Experts, FeedForward, as_split
+from pipezoo_core.layers import DEQUANTIZED_AT_ONCE, as_split, estimable_layers
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.sampling_params import NUM_ECHOED_AT_ONCE, NUMBERS_SAMPLED_AT_ONCE
 from pipezoo_core.weights import torch_dtype
@@ -20,14 +21,13 @@ from pipezoo_core.weights import torch_dtype
 __all__ = ["activation_memory", "cache_params", "part_of"]
 
 # Bytes per number of what is alive together:
-_BIAS_BYTES = 13  # distances in int64, whether they are seen, and the bias in float32
 _FLOAT_BYTES = 4  # of a weight that is dequantized, before it has the run's precision
 _LOGIT_BYTES = 4  # in float32
 _SAMPLED_BYTES = 48  # see `pipeline.sampler`: a dozen tensors like the logits
 
 # Measured, see docs/decisions/memory-plan.md:
 _HOLES = 1.1  # malloc keeps freed pieces that nothing fits
-_OTHERS = 14 * 2**20  # of any model: recorded steps, Python's objects
+_OTHERS = 18 * 2**20  # of any model: recorded steps, Python's objects
 _THREAD = 2 * 2**20  # of each thread: the kernels' buffers
 
 
@@ -57,9 +57,9 @@ def cache_params(
 def activation_memory(config: DecoderConfig, outline: nn.Module, pipeline_config: PipelineConfig) -> int:
     """Returns the bytes of a full step's layer, and of a full batch's logits and sampling.
 
-    Where native kernels compute all of a layer, pieces of memory serve one moment after the other; else malloc keeps
-    what does not fit what comes next, and all of it adds up: see docs/decisions/memory-plan.md. Prompts that are echoed
-    are fed so that their logits fit.
+    A step that is replayed has memory of its own, as much as the layer that needs most. One that native kernels compute
+    otherwise shares pieces of memory with the logits; else malloc keeps what does not fit what comes next, and all of
+    it adds up: see docs/decisions/memory-plan.md. Prompts that are echoed are fed so that their logits fit.
 
     Args:
         config: of the model.
@@ -70,53 +70,57 @@ def activation_memory(config: DecoderConfig, outline: nn.Module, pipeline_config
     num_ranks, itemsize = pipeline_config.tensor_parallel_degree, kernels.dtype.itemsize
     specs = part_of(config, num_ranks - 1, num_ranks)
     backends = AttentionBackends(pipeline_config.attention, specs, kernels, pipeline_config.kv_cache.page_size)
-    has_native_attention = all(isinstance(backend, NativeAttention) for backend in backends.of_groups)
     is_native = kernels.obstacle is None and pipeline_config.linear in (LinearName.auto, LinearName.native)
-    feed_forward = [module for module in outline.modules() if isinstance(module, FeedForward)]
     inner = max(as_split(config.intermediate_size).sizes(num_ranks))
-    moments = _layer_moments(config, specs, feed_forward, inner, pipeline_config, is_native=is_native)
-    num_tokens, num_requests = pipeline_config.max_batch_tokens, pipeline_config.max_batch_size
-    row = config.vocab_size * _LOGIT_BYTES
-    logits = (num_requests + NUM_ECHOED_AT_ONCE) * row
-    gathered = [logits, 2 * logits // num_ranks] if num_ranks > 1 else []  # the ranks' parts, which become one
-    moments.append([logits, num_requests * row, *gathered])
+    attention = [_attention(spec) for spec in {*specs}]
+    fuse, fuse_experts = pipeline_config.fuses_layers, pipeline_config.fuses_experts
+    layers = estimable_layers(outline)
+    said = [layer.alive(is_native=is_native, fuse=fuse, fuse_experts=fuse_experts) for layer in layers]
+    num_tokens, max_length = pipeline_config.max_batch_tokens, config.longest_request(pipeline_config.max_length)
+    last = _last_tensors(config, pipeline_config)
     others = _OTHERS + _THREAD * torch.get_num_threads()
     others += max(NUMBERS_SAMPLED_AT_ONCE, config.vocab_size) * _SAMPLED_BYTES
+    others += max(backend.working_memory(num_tokens, max_length, itemsize) for backend in backends.of_layers)
     if pipeline_config.lora is not None:
         others += 2 * num_tokens * inner * itemsize  # what an adapter adds to the widest product
     if pipeline_config.encoding.is_quantized and not is_native:
         others += DEQUANTIZED_AT_ONCE * (_FLOAT_BYTES + itemsize)
-    if not has_native_attention:
-        max_length = config.longest_request(pipeline_config.max_length)
-        width = max((spec.num_heads + spec.num_kv_heads) * spec.head_dim for spec in specs)
-        others += _BIAS_BYTES * min(num_tokens, max_length) * max_length + 2 * max_length * width * itemsize
-    if is_native and feed_forward and has_native_attention:
-        return others + _pooled(moments)
-    return int((others + max(map(sum, moments[:-1])) + sum(moments[-1])) * _HOLES)
+    hidden, number = config.hidden_size, num_tokens * itemsize
+    is_pooled = is_native and bool(layers) and all(isinstance(each, NativeAttention) for each in backends.of_groups)
+    is_replayed = is_pooled and why_not_recorded(pipeline_config, backends, num_ranks) is None
+    if is_replayed:
+        others += number * _width_of_step(hidden, max(2 * spec.head_dim for spec in specs), [*attention, *said])
+    if is_replayed and pipeline_config.lora is None:
+        return others + sum(last)
+    # Python keeps the normalized input until a layer returns, and what goes into the last product of an attention
+    halves = [[*widths, hidden] for widths in attention] + (said or [[inner, inner]])
+    moments = [[number * width for width in (hidden, hidden, *widths)] for widths in halves]
+    if is_pooled:
+        return others + _pooled([*moments, last])
+    return int((others + max(map(sum, moments)) + sum(last)) * _HOLES)
 
 
-def _layer_moments(
-    config: DecoderConfig,
-    specs: Sequence[AttentionSpec],
-    feed_forward: Sequence[FeedForward],
-    inner: int,
-    pipeline_config: PipelineConfig,
-    *,
-    is_native: bool,
-) -> list[list[int]]:
-    """Returns the bytes of what is alive in each half of a layer, with the layer's input, and a norm."""
-    hidden, itemsize = config.hidden_size, torch_dtype(pipeline_config.encoding).itemsize
-    widest = max(specs, key=lambda spec: (spec.num_heads + spec.num_kv_heads) * spec.head_dim)
-    queries, results = widest.num_heads * widest.head_dim, widest.num_heads * widest.value_size
-    keys = widest.num_kv_heads * (widest.head_dim + widest.value_size)
-    of_experts, of_others = pipeline_config.fuses_experts, pipeline_config.fuses_layers
-    layers = (
-        layer.alive(is_native=is_native, fuse=of_experts if isinstance(layer, Experts) else of_others)
-        for layer in feed_forward
-    )
-    halves = [[queries + keys, results, hidden], max(layers, default=[inner, inner], key=sum)]
-    num_tokens = pipeline_config.max_batch_tokens
-    return [[num_tokens * width * itemsize for width in (hidden, hidden, *half)] for half in halves]
+def _last_tensors(config: DecoderConfig, pipeline_config: PipelineConfig) -> list[int]:
+    """Returns the bytes of the logits of a full batch, of those that are sampled from, and of what ranks gather."""
+    row, num_ranks = config.vocab_size * _LOGIT_BYTES, pipeline_config.tensor_parallel_degree
+    logits = (pipeline_config.max_batch_size + NUM_ECHOED_AT_ONCE) * row
+    gathered = [logits, 2 * logits // num_ranks] if num_ranks > 1 else []  # the ranks' parts, which become one
+    return [logits, pipeline_config.max_batch_size * row, *gathered]
+
+
+def _width_of_step(hidden: int, angles: int, layers: Sequence[Sequence[int]]) -> int:
+    """Returns about the numbers per row that a replayed step takes for its tensors, each let go of after its last use.
+
+    Those are cosines and sines of rotary positions, a layer's input, and what is alive in the layer. What fits takes
+    the place of the normalized input; where nothing does, that stays empty.
+    """
+    return angles + hidden + max(sum(widths) + (hidden if min(widths) > hidden else 0) for widths in layers)
+
+
+def _attention(spec: AttentionSpec) -> list[int]:
+    """Returns what is alive in a layer's attention that makes no more than it has to."""
+    keys = spec.num_kv_heads * (spec.head_dim + (0 if spec.values_in_keys else spec.value_size))
+    return [spec.num_heads * spec.head_dim + keys, spec.num_heads * spec.value_size]
 
 
 def _pooled(moments: Sequence[Sequence[int]]) -> int:

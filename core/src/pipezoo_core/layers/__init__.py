@@ -2,12 +2,13 @@
 
 from pipezoo_core.layers.activations import ACTIVATIONS, ClampedGate, known_activation
 from pipezoo_core.layers.alibi import alibi_slopes
+from pipezoo_core.layers.alive import Estimable, estimable_layers
 from pipezoo_core.layers.embedding import Embedding, LMHead, PositionEmbedding, VocabParallelEmbedding
 from pipezoo_core.layers.experts import Experts
 from pipezoo_core.layers.latent_heads import LatentHeads
 from pipezoo_core.layers.linear import ColumnParallelLinear, Linear, MergedLinear, RowParallelLinear
 from pipezoo_core.layers.linear_backends import choose_linear, join_experts, use_linear_backend, weights_memory
-from pipezoo_core.layers.mlp import MLP, FeedForward, GatedMLP
+from pipezoo_core.layers.mlp import MLP, GatedMLP
 from pipezoo_core.layers.norm import LayerNorm, ParallelLayerNorm, ParallelRMSNorm, RMSNorm
 from pipezoo_core.layers.precision import KeepsFloat32, float32_parameters, set_dtype
 from pipezoo_core.layers.quantized import DEQUANTIZED_AT_ONCE
@@ -30,8 +31,8 @@ __all__ = [
     "ClampedGate",
     "ColumnParallelLinear",
     "Embedding",
+    "Estimable",
     "Experts",
-    "FeedForward",
     "GatedMLP",
     "Heads",
     "KeepsFloat32",
@@ -56,6 +57,7 @@ __all__ = [
     "apply_rotary",
     "as_split",
     "choose_linear",
+    "estimable_layers",
     "float32_parameters",
     "halves",
     "join_experts",

@@ -80,7 +80,7 @@ class VocabParallelEmbedding(Embedding):
     def forward(self, tokens: Tensor) -> Tensor:
         """Maps int64 [T] to [T, size]."""
         rows = self._all_rows(tokens)
-        return rows if self.scale == 1 else rows * _rounded(self.scale, rows.dtype)
+        return rows if self.scale == 1 else rows.mul_(_rounded(self.scale, rows.dtype))  # its own
 
     def _all_rows(self, tokens: Tensor) -> Tensor:
         if self._group is None:

@@ -120,16 +120,22 @@ class Experts(nn.ModuleList):
             if start < end:
                 yield expert, order_P[start:end]
 
-    def alive(self, *, is_native: bool, fuse: bool) -> list[int]:
-        """See `FeedForward`. All tokens may choose the same expert."""
+    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
+        """See `Estimable`. All tokens may choose the same expert."""
+        del fuse
         hidden, expert = self._hidden_size, self.experts[0]
         products, inner = self.top_k * hidden, expert.down_proj.in_features
         has_equal_bits = (hidden % GROUP == 0) == (inner % GROUP == 0)  # where it is quantized, see `join_experts`
-        if is_native and fuse and expert.can_be_gated and has_equal_bits:
-            return [products, self.top_k * inner, hidden]
+        if is_native and fuse_experts and expert.can_be_gated and has_equal_bits:
+            return [products + self.top_k * inner + hidden]  # one kernel has all of them, and its input
         indices = 3 * self.top_k * _INDEX_BYTES // 2  # chosen, their order, and a product's rows; numbers have 2 bytes
         while_summed = [products, indices, 2 * hidden, 2 * hidden]  # float32 is up to two numbers of the run's
-        while_computed = [products, indices, hidden, *expert.alive(is_native=is_native, fuse=fuse)]
+        while_computed = [
+            products,
+            indices,
+            hidden,
+            *expert.alive(is_native=is_native, fuse=fuse_experts, fuse_experts=fuse_experts),
+        ]
         return max(while_summed, while_computed, key=sum)
 
     def shard(self, group: TensorParallelGroup) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -11,21 +10,7 @@ from pipezoo_core.layers.activations import ACTIVATIONS, ClampedGate, native_act
 from pipezoo_core.layers.linear import ColumnParallelLinear, MergedLinear, RowParallelLinear
 from pipezoo_core.native import GATE, NativeKernels
 
-__all__ = ["MLP", "FeedForward", "GatedMLP"]
-
-
-@runtime_checkable
-class FeedForward(Protocol):
-    """A layer that says which tensors are alive while it computes, and so how much memory it takes."""
-
-    def alive(self, *, is_native: bool, fuse: bool) -> list[int]:
-        """Returns the tensors that are alive together, by their numbers per row, the result's included.
-
-        Args:
-            is_native: whether the native kernels compute it.
-            fuse: see `use_linear_backend`.
-        """
-        ...
+__all__ = ["MLP", "GatedMLP"]
 
 
 class MLP(nn.Module):
@@ -69,9 +54,9 @@ class MLP(nn.Module):
         y_TH: Tensor = self.get_submodule(self._down)(x_TI)
         return y_TH
 
-    def alive(self, *, is_native: bool, fuse: bool) -> list[int]:
-        """See `FeedForward`."""
-        del fuse
+    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
+        """See `Estimable`."""
+        del fuse, fuse_experts
         down = self.get_submodule(self._down)
         assert isinstance(down, RowParallelLinear)
         hidden, inner = down.out_features, down.in_features
@@ -118,8 +103,9 @@ class GatedMLP(nn.Module):
     def _let_through(self, gate: Tensor, up: Tensor) -> Tensor:
         return self.activation(gate, up) if isinstance(self.activation, ClampedGate) else self.activation(gate) * up
 
-    def alive(self, *, is_native: bool, fuse: bool) -> list[int]:
-        """See `FeedForward`."""
+    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
+        """See `Estimable`."""
+        del fuse_experts
         hidden, inner = self.down_proj.weight.shape
         if not is_native or self.native_activation is None:
             return [2 * inner, *([inner] * (3 if isinstance(self.activation, ClampedGate) else 2))]

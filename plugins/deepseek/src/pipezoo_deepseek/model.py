@@ -71,6 +71,13 @@ class DeepseekAttention(nn.Module):
         latents_TNL = self.kv_b_proj.queries(plain_TNQ)
         return torch.cat((latents_TNL, rotary_TNR), dim=-1).flatten(1)
 
+    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
+        """See `Estimable`."""
+        del is_native, fuse, fuse_experts
+        num_heads, (latent, rotated) = self.kv_b_proj.out_features // sum(self.kv_b_proj.sizes), self._key_sizes
+        queries = [num_heads * size for size in (sum(self._query_sizes), latent, latent + rotated)]
+        return [latent + rotated, latent, latent + rotated, *queries]
+
 
 class DeepseekMoE(nn.Module):
     """Experts that a router chooses, and experts for every token, which are one feed-forward layer."""
@@ -88,6 +95,14 @@ class DeepseekMoE(nn.Module):
         y_TH = self.experts(x_TH, *self.gate(x_TH))
         y_TH += self.shared_experts(x_TH)
         return y_TH
+
+    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
+        """See `Estimable`."""
+        hidden = self.shared_experts.down_proj.out_features
+        shared = self.shared_experts.alive(is_native=is_native, fuse=fuse, fuse_experts=fuse_experts)
+        return max(
+            self.experts.alive(is_native=is_native, fuse=fuse, fuse_experts=fuse_experts), [hidden, *shared], key=sum
+        )
 
 
 class DeepseekDecoderLayer(nn.Module):

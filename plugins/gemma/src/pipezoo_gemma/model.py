@@ -60,6 +60,12 @@ class GemmaAttention(nn.Module):
         q, k, v = self.qkv_proj(x_TH)
         return self.o_proj(self.attention(self.q_norm(q), self.k_norm(k), v, kv, rotation))
 
+    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
+        """See `Estimable`."""
+        del is_native, fuse, fuse_experts
+        q, k, v = self.qkv_proj.parts.values()
+        return [q + k + v, q, k, q] if isinstance(self.q_norm, HeadNorm) else [q + k + v, q]
+
 
 class GemmaDecoderLayer(nn.Module):
     """Gemma's: attention, then the feed-forward layer, each on a normalized input and added to it."""

@@ -66,6 +66,7 @@ class MistralAttention(nn.Module):
         parts = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
         self.qkv_proj = MergedLinear(config.hidden_size, parts)
         self.o_proj = RowParallelLinear(queries, config.hidden_size)
+        self.query_growth = config.query_growth
         self.attention = Attention(layer_idx, backends)
 
     def forward(self, x_TH: Tensor, rotation: Rotation, kv: KVCacheInputs[Any], scale_T1: Tensor | None) -> Tensor:
@@ -73,6 +74,12 @@ class MistralAttention(nn.Module):
         if scale_T1 is not None:
             q = q * scale_T1
         return self.o_proj(self.attention(q, k, v, kv, rotation))
+
+    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
+        """See `Estimable`."""
+        del is_native, fuse, fuse_experts
+        q, k, v = self.qkv_proj.parts.values()
+        return [q + k + v, q] if self.query_growth is None else [q + k + v, q, q]
 
 
 class MixtralExperts(nn.Module):

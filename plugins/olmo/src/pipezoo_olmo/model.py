@@ -48,6 +48,12 @@ class OlmoAttention(nn.Module):
             q, k, v = (x.clamp(-self.clip, self.clip) for x in (q, k, v))
         return self.o_proj(self.attention(q, k, v, kv, rotation))
 
+    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
+        """See `Estimable`."""
+        del is_native, fuse, fuse_experts
+        q, k, v = self.qkv_proj.parts.values()
+        return [q + k + v, q] if self.clip is None else [q + k + v, q, k, v, q]
+
 
 class Olmo2Attention(nn.Module):
     """OLMo 2's and 3's: all queries together are normalized before they are rotated, and all keys."""
@@ -65,6 +71,12 @@ class Olmo2Attention(nn.Module):
     def forward(self, x_TH: Tensor, rotation: Rotation, kv: KVCacheInputs[Any]) -> Tensor:
         q, k, v = self.qkv_proj(x_TH)
         return self.o_proj(self.attention(self.q_norm(q), self.k_norm(k), v, kv, rotation))
+
+    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
+        """See `Estimable`."""
+        del is_native, fuse, fuse_experts
+        q, k, v = self.qkv_proj.parts.values()
+        return [q + k + v, q, k, q]
 
 
 class OlmoDecoderLayer(nn.Module):

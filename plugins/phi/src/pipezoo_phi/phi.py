@@ -43,6 +43,12 @@ class PhiAttention(nn.Module):
         q, k, v = self.qkv_proj(x_TH)
         return self.dense(self.attention(self.q_layernorm(q), self.k_layernorm(k), v, kv, rotation))
 
+    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
+        """See `Estimable`."""
+        del is_native, fuse, fuse_experts
+        q, k, v = self.qkv_proj.parts.values()
+        return [q + k + v, q, k, q] if isinstance(self.q_layernorm, HeadNorm) else [q + k + v, q]
+
 
 class HeadNorm(LayerNorm):
     """A `LayerNorm` of each head, with the same weight and bias for all."""
@@ -70,6 +76,14 @@ class PhiDecoderLayer(nn.Module):
         x_TH += self.self_attn(normalized_TH, rotation, kv)
         x_TH += self.mlp(normalized_TH)
         return x_TH
+
+    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
+        """See `Estimable`."""
+        halves = [
+            layer.alive(is_native=is_native, fuse=fuse, fuse_experts=fuse_experts)
+            for layer in (self.self_attn, self.mlp)
+        ]
+        return [self.input_layernorm.size, *max(halves, key=sum)]  # what is normalized stays until the second has it
 
 
 class PhiModel(nn.Module):

@@ -49,6 +49,12 @@ class QwenAttention(nn.Module):
         q, k, v = self.qkv_proj(x_TH)
         return self.o_proj(self.attention(self.q_norm(q), self.k_norm(k), v, kv, rotation))
 
+    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
+        """See `Estimable`."""
+        del is_native, fuse, fuse_experts
+        q, k, v = self.qkv_proj.parts.values()
+        return [q + k + v, q, k, q] if isinstance(self.q_norm, HeadNorm) else [q + k + v, q]
+
 
 class HeadNorm(RMSNorm):
     """An `RMSNorm` of each head, with the same weight for all."""
@@ -79,6 +85,17 @@ class QwenMixtureOfExperts(nn.Module):
         if self.shared_expert is not None and self.shared_expert_gate is not None:
             y_TH += self.shared_expert_gate(x_TH).sigmoid() * self.shared_expert(x_TH)
         return y_TH
+
+    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
+        """See `Estimable`."""
+        experts = self.experts.alive(is_native=is_native, fuse=fuse, fuse_experts=fuse_experts)
+        if self.shared_expert is None:
+            return experts
+        hidden = self.shared_expert.down_proj.out_features
+        shared = self.shared_expert.alive(is_native=is_native, fuse=fuse, fuse_experts=fuse_experts)
+        return max(
+            experts, [hidden, hidden, *shared], key=sum
+        )  # beside the experts' sum, and then what the gate leaves
 
 
 def _feed_forward(config: QwenConfig, layer_idx: int) -> nn.Module:

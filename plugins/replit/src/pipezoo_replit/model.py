@@ -51,6 +51,13 @@ class MptAttention(nn.Module):
         q, k, v = qkv.split(self.Wqkv.sizes, dim=-1)
         return self.out_proj(self.attention(self.q_ln(q), self.k_ln(k), v, kv))
 
+    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
+        """See `Estimable`."""
+        del is_native, fuse, fuse_experts
+        q, k, v = self.Wqkv.sizes
+        made = [q + k + v] if self.clip_qkv is None else [q + k + v, q + k + v]
+        return [*made, q] if isinstance(self.q_ln, nn.Identity) else [*made, q, k, q]
+
 
 class MptBlock(nn.Module):
     """Attention, then the feed-forward layer, each on a normalized input and added to it."""

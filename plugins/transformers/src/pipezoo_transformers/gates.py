@@ -38,7 +38,7 @@ class _Layout(NamedTuple):
 class RowsGatedMLP(GatedMLP):
     """A `GatedMLP` that is given the rows of a step as transformers shapes them, under transformers' names.
 
-    It is no `FeedForward`: what is alive beside it in a layer of transformers it cannot know, so that the memory plan
+    It is no `Estimable`: what is alive beside it in a layer of transformers it cannot know, so that the memory plan
     takes what it does of models that say nothing.
 
     Args:
