@@ -136,8 +136,24 @@ class Scaled(LlamaLike):
 
 
 class Clamped(LlamaLike):
+    limit = 7
+
     def forward(self, x):
-        return self.down_proj(self.act_fn(self.gate_proj(x)).clamp(max=7) * self.up_proj(x))
+        return self.down_proj(self.act_fn(self.gate_proj(x)).clamp(max=self.limit) * self.up_proj(x))
+
+
+class ClampedFarOut(Clamped):
+    limit = 100
+
+
+class ClampedForFloat16(LlamaLike):
+    def forward(self, x):
+        return super().forward(x).clamp(-60000, 60000)
+
+
+class OtherwiseWithManyRows(LlamaLike):
+    def forward(self, x):
+        return super().forward(x) * (2 if x.shape[-2] >= 64 else 1)
 
 
 class WithResidual(LlamaLike):
@@ -191,7 +207,20 @@ def test_the_memory_of_a_layer_is_not_that_of_its_gate():
     assert not isinstance(gated_like(LlamaLike()), FeedForward)
 
 
-@pytest.mark.parametrize("make", [Scaled, Clamped, WithResidual, WithNorm, other_activation, lambda: nn.Linear(4, 4)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        Scaled,
+        Clamped,
+        ClampedFarOut,
+        ClampedForFloat16,
+        OtherwiseWithManyRows,
+        WithResidual,
+        WithNorm,
+        other_activation,
+        lambda: nn.Linear(4, 4),
+    ],
+)
 def test_what_is_no_gate_stays(make):
     assert gated_like(make()) is None
 
