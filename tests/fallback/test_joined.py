@@ -202,6 +202,12 @@ def test_gates_in_one_layer():
     assert list(found.gate_up_proj.slots()) == ["gate_up_proj.weight"]
 
 
+def test_the_memory_of_gate_and_up_is_planned():
+    """They are one product of twice as many numbers."""
+    assert layers(intermediate_size=192).widest == 384
+    assert layers("phi3", intermediate_size=192).widest == 384
+
+
 def test_the_memory_of_a_layer_is_not_that_of_its_gate():
     """A shared expert is small beside what transformers computes of the others."""
     assert not isinstance(gated_like(LlamaLike()), FeedForward)

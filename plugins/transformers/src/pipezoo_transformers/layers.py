@@ -14,11 +14,11 @@ from torch import nn
 
 from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.errors import PipezooError, UnsupportedModelError
+from pipezoo_core.layers import MergedLinear
 from pipezoo_transformers.angles import Angles, AngleWatch, RowsRotary
 from pipezoo_transformers.followed_step import NUM_TOKENS, followed
 from pipezoo_transformers.interface import ASKING, AttentionCall
 from pipezoo_transformers.masks import CAUSAL, sight_of
-from pipezoo_transformers.merged_layers import SharedInput
 from pipezoo_transformers.outline import OUTSIDE, body_of, outline_of_transformers
 from pipezoo_transformers.replacements import replace_layers
 from pipezoo_transformers.rotations import RotationWatch
@@ -135,7 +135,7 @@ def _joined(config: PretrainedConfig, layers: Layers, merged: tuple[tuple[str, .
         return layers
     if not is_the_same(calls):
         return layers
-    widths = [sum(module.parts.values()) for module in model.modules() if isinstance(module, SharedInput)]
+    widths = [sum(module.parts.values()) for module in model.modules() if isinstance(module, MergedLinear)]
     rotations = watch.left_to_attention([call for call, _ in calls], angles)
     joined = replace(
         layers,
