@@ -131,19 +131,19 @@ def _joined(config: PretrainedConfig, layers: Layers, merged: tuple[tuple[str, .
     try:
         with watch:
             calls = followed(body_of(model), read, watch.begin, angles.begin)
-    except Exception:  # transformers' code may ask a linear layer for what a part of one has not
+        rotations = watch.left_to_attention([call for call, _ in calls], angles)
+        known = {names[module]: kinds for module, kinds in angles.known().items()}
+    except Exception:  # transformers' code may ask a linear layer for what a part of one has not, or anything else
         return layers
     if not is_the_same(calls):
         return layers
     widths = [sum(module.parts.values()) for module in model.modules() if isinstance(module, MergedLinear)]
-    rotations = watch.left_to_attention([call for call, _ in calls], angles)
     joined = replace(
         layers,
         widest=max([layers.widest, *widths]),
         merged=merged,
         rotations={names[module]: name for module, name in rotations.items()},
     )
-    known = {names[module]: kinds for module, kinds in angles.known().items()}
     for name, kinds in known.items():
         model.set_submodule(name, RowsRotary(kinds).to(next(model.parameters()).device))
     try:
