@@ -7,7 +7,7 @@ small layers of random numbers is compared with what core's layer computes of th
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import permutations
 from typing import NamedTuple
 
@@ -47,16 +47,20 @@ class RowsGatedMLP(GatedMLP):
     Args:
         hidden_size: numbers per input and output row.
         intermediate_size: numbers per row in between.
-        layout: which layers there are.
-        bias: whether these have one.
+        activation: a name of core's.
+        names: of the linear layers before the last one: gate, then what it lets through; or one, which is both side by
+            side.
+        bias: whether the linear layers have one.
     """
 
     alive = None  # type: ignore[assignment]
 
-    def __init__(self, hidden_size: int, intermediate_size: int, layout: _Layout, *, bias: bool) -> None:
-        super().__init__(hidden_size, intermediate_size, layout.activation, bias=bias)
-        width = 2 * intermediate_size // len(layout.names)
-        self.gate_up_proj = MergedLinear(hidden_size, dict.fromkeys(layout.names, width), bias=bias)
+    def __init__(
+        self, hidden_size: int, intermediate_size: int, activation: str, names: Sequence[str], *, bias: bool
+    ) -> None:
+        super().__init__(hidden_size, intermediate_size, activation, bias=bias)
+        width = 2 * intermediate_size // len(names)
+        self.gate_up_proj = MergedLinear(hidden_size, dict.fromkeys(names, width), bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [..., hidden_size] to [..., hidden_size]."""
@@ -81,7 +85,7 @@ def gated_like(module: nn.Module) -> RowsGatedMLP | None:
     if layout is None:
         return None
     with torch.device(down.weight.device):
-        return RowsGatedMLP(hidden, inner, layout, bias=down.bias is not None)
+        return RowsGatedMLP(hidden, inner, layout.activation, layout.names, bias=down.bias is not None)
 
 
 @torch.no_grad()
