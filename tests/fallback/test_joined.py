@@ -11,8 +11,8 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaForCau
 from transformers.models.phi3.modeling_phi3 import Phi3MLP
 
 from pipezoo_core.layers import ACTIVATIONS, FeedForward, MergedLinear
-from pipezoo_transformers import followed_step, outline
-from pipezoo_transformers.angles import AngleCall, RowsRotary, angles_like
+from pipezoo_transformers import angles, followed_step, outline
+from pipezoo_transformers.angles import AngleWatch, RowsRotary, angles_like
 from pipezoo_transformers.config import read_huggingface_config
 from pipezoo_transformers.gates import RowsGatedMLP, gated_like
 from pipezoo_transformers.interface import register
@@ -136,8 +136,24 @@ class Scaled(LlamaLike):
 
 
 class Clamped(LlamaLike):
+    limit = 7
+
     def forward(self, x):
-        return self.down_proj(self.act_fn(self.gate_proj(x)).clamp(max=7) * self.up_proj(x))
+        return self.down_proj(self.act_fn(self.gate_proj(x)).clamp(max=self.limit) * self.up_proj(x))
+
+
+class ClampedFarOut(Clamped):
+    limit = 100
+
+
+class ClampedForFloat16(LlamaLike):
+    def forward(self, x):
+        return super().forward(x).clamp(-60000, 60000)
+
+
+class OtherwiseWithManyRows(LlamaLike):
+    def forward(self, x):
+        return super().forward(x) * (2 if x.shape[-2] >= 64 else 1)
 
 
 class WithResidual(LlamaLike):
@@ -186,12 +202,31 @@ def test_gates_in_one_layer():
     assert list(found.gate_up_proj.slots()) == ["gate_up_proj.weight"]
 
 
+def test_the_memory_of_gate_and_up_is_planned():
+    """They are one product of twice as many numbers."""
+    assert layers(intermediate_size=192).widest == 384
+    assert layers("phi3", intermediate_size=192).widest == 384
+
+
 def test_the_memory_of_a_layer_is_not_that_of_its_gate():
     """A shared expert is small beside what transformers computes of the others."""
     assert not isinstance(gated_like(LlamaLike()), FeedForward)
 
 
-@pytest.mark.parametrize("make", [Scaled, Clamped, WithResidual, WithNorm, other_activation, lambda: nn.Linear(4, 4)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        Scaled,
+        Clamped,
+        ClampedFarOut,
+        ClampedForFloat16,
+        OtherwiseWithManyRows,
+        WithResidual,
+        WithNorm,
+        other_activation,
+        lambda: nn.Linear(4, 4),
+    ],
+)
 def test_what_is_no_gate_stays(make):
     assert gated_like(make()) is None
 
@@ -249,6 +284,10 @@ def twice(q, k, cos, sin):
     return apply_rotary_pos_emb(*apply_rotary_pos_emb(q, k, cos, sin), cos, sin)
 
 
+def without_numbers_alone(q, k, cos, sin):
+    return apply_rotary_pos_emb(q, k, cos, sin) if q.is_meta else None
+
+
 def as_it_is(q, k, cos, sin):
     return apply_rotary_pos_emb(q, k, cos, sin)
 
@@ -259,7 +298,7 @@ def test_rotations_are_left_to_attention(monkeypatch):
     assert rotations_with(monkeypatch, attention_with(as_it_is)) == expected
 
 
-@pytest.mark.parametrize("rotate", [interleaved, scaled, backwards, queries_alone, twice])
+@pytest.mark.parametrize("rotate", [interleaved, scaled, backwards, queries_alone, twice, without_numbers_alone])
 def test_other_rotations_stay(rotate, monkeypatch):
     assert rotations_with(monkeypatch, attention_with(rotate)) == {}
 
@@ -463,16 +502,11 @@ LLAMA3 = {
 }
 
 
-def angles_of(module):
-    positions = torch.zeros(1, 7, dtype=torch.int64)
-    return angles_like(AngleCall(module, (torch.zeros(1, 7, 1),), {"position_ids": positions}, ()))
-
-
 @pytest.mark.parametrize("rope", [{}, {"rope_theta": 500.0}, YARN, LLAMA3])
 def test_angles(rope):
     module = rotary(**rope)
     positions = torch.tensor([[0, 3, 250, 17]])
-    found = RowsRotary({None: angles_of(module)})(torch.zeros(1, 4, 1), positions)
+    found = RowsRotary({None: angles_like(module)})(torch.zeros(1, 4, 1), positions)
     torch.testing.assert_close(found, module(torch.zeros(1, 4, 1), positions))
 
 
@@ -496,11 +530,69 @@ class OtherSines(LlamaRotaryEmbedding):
         return cos, -sin
 
 
-@pytest.mark.parametrize("kind", [Longer, Interleaved, OtherSines])
+class NoAngles(LlamaRotaryEmbedding):
+    """Returns something else."""
+
+    returned: object = None
+
+    def forward(self, x, position_ids):
+        return self.returned, self.returned
+
+
+class Empty(NoAngles):
+    returned = torch.zeros(0)
+
+
+class Numbers(NoAngles):
+    returned = 1.0
+
+
+class Complex(NoAngles):
+    returned = torch.ones(1, 7, 16, dtype=torch.complex64)
+
+
+class Scalars(NoAngles):
+    returned = torch.tensor(1.0)
+
+
+class WithoutNumbers(NoAngles):
+    returned = torch.zeros(1, 7, 16, device="meta")
+
+
+@pytest.mark.parametrize("kind", [Longer, Interleaved, OtherSines, Empty, Numbers, Complex, Scalars, WithoutNumbers])
 def test_other_angles_stay(kind):
     module = rotary()
     module.__class__ = kind
-    assert angles_of(module) is None
+    assert angles_like(module) is None
+
+
+class WithMore(LlamaRotaryEmbedding):
+    def forward(self, x, position_ids, more=0):
+        return super().forward(x, position_ids)
+
+
+def known_after(*calls):
+    """Returns what is known of the angles of a module that is called with these keywords."""
+    module = rotary()
+    module.__class__ = WithMore
+    watch = AngleWatch(module)
+    for call in calls:
+        module(torch.zeros(1, 3, 1), **call)
+    return watch.known()
+
+
+def test_angles_are_known_of_all_calls():
+    plain = {"position_ids": torch.tensor([[0, 1, 2]])}
+    assert len(known_after(plain, plain)) == 1
+    assert known_after(plain, plain | {"more": 1}) == known_after(plain | {"more": 1}, plain) == {}
+
+
+def test_a_module_is_tried_once(monkeypatch):
+    """However many layers it gives angles to."""
+    tried = []
+    monkeypatch.setattr(angles, "angles_like", lambda *given: tried.append(given) or angles_like(*given))
+    assert layers("qwen3", num_hidden_layers=4).angles
+    assert len(tried) == 1
 
 
 def test_what_is_computed_by_core():
@@ -542,6 +634,16 @@ class AskedForItsSize(LlamaAttention):
 def test_nothing_is_joined_where_the_model_fails_over_it(monkeypatch):
     monkeypatch.setattr(LikeLlama, "attention", AskedForItsSize)
     monkeypatch.setattr(outline, "class_of", lambda config: LikeLlama)
+    found = layers()
+    assert found.merged is None
+    assert (found.rotations, found.angles) == ({}, {})
+
+
+def test_nothing_is_joined_where_what_is_tried_fails(monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(angles, "angles_like", fail)
     found = layers()
     assert found.merged is None
     assert (found.rotations, found.angles) == ({}, {})

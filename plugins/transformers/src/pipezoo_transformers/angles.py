@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipezoo_core.layers import RotaryEmbedding
 
-__all__ = ["AngleCall", "AngleWatch", "Angles", "RowsRotary", "angles_like"]
+__all__ = ["AngleWatch", "Angles", "RowsRotary", "angles_like"]
 
 _POSITIONS = (0, 1, 2, 5, 17, 100, 1000)  # the first one gives the factor
 _WHATEVER = {"rope_type": "default", "rope_theta": 10000.0}  # of a module whose frequencies are given to it
@@ -40,6 +40,15 @@ class AngleCall(NamedTuple):
         kind = self.named.get("layer_type", self.given[2] if len(self.given) > 2 else None)
         return kind if isinstance(kind, str) else None
 
+    @property
+    def has_positions_alone(self) -> bool:
+        """Whether it was given positions [1, T], and nothing else that matters but the kind of layers."""
+        names = ("x", "position_ids", "layer_type")
+        arguments = dict(zip(names, self.given, strict=False)) | self.named
+        positions = arguments.get("position_ids")
+        is_known = len(self.given) <= len(names) and arguments.keys() <= set(names)
+        return is_known and isinstance(positions, Tensor) and positions.dim() == 2
+
 
 class Angles(NamedTuple):
     """What cosines and sines are computed of.
@@ -62,6 +71,7 @@ class AngleWatch:
 
     def __init__(self, model: nn.Module) -> None:
         self._calls: list[AngleCall] = []
+        self._found: dict[tuple[nn.Module, str | None], Angles | None] = {}
         for module in model.modules():
             if any(buffer.dim() == 1 for buffer in module._buffers.values() if buffer is not None):
                 module.register_forward_hook(self._note, with_kwargs=True)
@@ -74,18 +84,27 @@ class AngleWatch:
         """Returns what cosines and sines are computed of that a module returned; None where that is unknown."""
         cos, sin = result
         calls = (call for call in self._calls if call.result[0] is cos and call.result[1] is sin)
-        return next((angles_like(call) for call in calls), None)
+        return next((self._angles(call) for call in calls), None)
 
     def known(self) -> dict[nn.Module, dict[str | None, Angles]]:
         """Returns the modules that do nothing but compute angles, and of what they do it."""
-        found: dict[nn.Module, dict[str | None, Angles | None]] = defaultdict(dict)
+        found: dict[nn.Module, list[tuple[str | None, Angles | None]]] = defaultdict(list)
         for call in self._calls:
-            found[call.module][call.kind] = angles_like(call)
+            found[call.module].append((call.kind, self._angles(call)))
         return {
-            module: {kind: angles for kind, angles in kinds.items() if angles is not None}
+            module: {kind: angles for kind, angles in kinds if angles is not None}
             for module, kinds in found.items()
-            if None not in kinds.values()
+            if all(angles is not None for _, angles in kinds)
         }
+
+    def _angles(self, call: AngleCall) -> Angles | None:
+        """Tries a module once for each kind of layers."""
+        if not call.has_positions_alone:
+            return None
+        key = call.module, call.kind
+        if key not in self._found:
+            self._found[key] = angles_like(call.module, call.kind)
+        return self._found[key]
 
     def _note(self, module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], result: Any) -> None:
         if isinstance(result, tuple) and len(result) == 2 and all(isinstance(x, Tensor) for x in result):
@@ -118,29 +137,37 @@ class RowsRotary(nn.Module):
 
 
 @torch.no_grad()
-def angles_like(call: AngleCall) -> Angles | None:
-    """Returns of what a module computes cosines and sines; None where it is not positions and frequencies alone."""
-    arguments = dict(zip(("x", "position_ids", "layer_type"), call.given, strict=False)) | call.named
-    if len(call.given) > 3 or arguments.keys() - {"x", "position_ids", "layer_type"} or "position_ids" not in arguments:
-        return None
-    if not isinstance(arguments["position_ids"], Tensor) or arguments["position_ids"].dim() != 2:
-        return None
-    kinds = {} if call.kind is None else {"layer_type": call.kind}
+def angles_like(module: nn.Module, kind: str | None = None) -> Angles | None:
+    """Returns of what a module computes cosines and sines; None where it is not positions and frequencies alone.
+
+    Args:
+        module: of transformers, with its buffers on the CPU.
+        kind: of layers, where it is asked for one of several.
+    """
+    kinds = {} if kind is None else {"layer_type": kind}
     with torch.device("cpu"):
         positions = torch.tensor([_POSITIONS], dtype=torch.int64, device="cpu")
         try:
             x = torch.zeros(1, len(_POSITIONS), 1, dtype=torch.float32, device="cpu")
-            cos, sin = call.module.forward(x, position_ids=positions, **kinds)  # without hooks, which would note it
+            cos, sin = module.forward(x, position_ids=positions, **kinds)  # without hooks, which would note it
         except Exception:  # a module of any other kind
             return None
+        if not (_has_numbers(cos) and _has_numbers(sin)):
+            return None
         scaling = float(cos.flatten()[0])
-        for frequencies in call.module.buffers():
-            if frequencies.dim() == 1 and frequencies.is_floating_point() and 2 * len(frequencies) == cos.shape[-1]:
+        for frequencies in filter(_has_numbers, module.buffers()):
+            if frequencies.dim() == 1 and 2 * len(frequencies) == cos.shape[-1]:
                 angles = positions.unsqueeze(-1).float() * frequencies.float()
                 angles = torch.cat((angles, angles), dim=-1)
                 if _is_near(cos, scaling * angles.cos()) and _is_near(sin, scaling * angles.sin()):
                     return Angles(tuple(frequencies.float().tolist()), scaling)
     return None
+
+
+def _has_numbers(x: Any) -> bool:
+    if not isinstance(x, Tensor) or x.device.type != "cpu":
+        return False
+    return x.is_floating_point() and x.dim() > 0 and x.numel() > 0
 
 
 def _is_near(one: Tensor, other: Tensor) -> bool:

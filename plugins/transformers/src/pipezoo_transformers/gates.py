@@ -7,7 +7,7 @@ small layers of random numbers is compared with what core's layer computes of th
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import permutations
 from typing import NamedTuple
 
@@ -19,8 +19,11 @@ from pipezoo_core.layers import ACTIVATIONS, GatedMLP, MergedLinear
 __all__ = ["RowsGatedMLP", "gated_like"]
 
 _DOWN = "down_proj"
-_HIDDEN, _INNER, _NUM_ROWS = 6, 10, 32  # of the copy
-_WIDE = 4.0  # so that an activation is seen far from zero, where some of them are alike near it
+_HIDDEN, _INNER = 6, 10  # of the copy
+_INPUTS = ((4.0, 32), (1e4, 80))
+"""Size and number of the rows that it is given. Where they are small the activation is seen, and where they are large
+what is clamped; more rows may be computed in another way."""
+_NEAR = 1e-9  # of the largest number, in float64
 
 
 class _Layout(NamedTuple):
@@ -44,16 +47,20 @@ class RowsGatedMLP(GatedMLP):
     Args:
         hidden_size: numbers per input and output row.
         intermediate_size: numbers per row in between.
-        layout: which layers there are.
-        bias: whether these have one.
+        activation: a name of core's.
+        names: of the linear layers before the last one: gate, then what it lets through; or one, which is both side by
+            side.
+        bias: whether the linear layers have one.
     """
 
     alive = None  # type: ignore[assignment]
 
-    def __init__(self, hidden_size: int, intermediate_size: int, layout: _Layout, *, bias: bool) -> None:
-        super().__init__(hidden_size, intermediate_size, layout.activation, bias=bias)
-        width = 2 * intermediate_size // len(layout.names)
-        self.gate_up_proj = MergedLinear(hidden_size, dict.fromkeys(layout.names, width), bias=bias)
+    def __init__(
+        self, hidden_size: int, intermediate_size: int, activation: str, names: Sequence[str], *, bias: bool
+    ) -> None:
+        super().__init__(hidden_size, intermediate_size, activation, bias=bias)
+        width = 2 * intermediate_size // len(names)
+        self.gate_up_proj = MergedLinear(hidden_size, dict.fromkeys(names, width), bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [..., hidden_size] to [..., hidden_size]."""
@@ -78,7 +85,7 @@ def gated_like(module: nn.Module) -> RowsGatedMLP | None:
     if layout is None:
         return None
     with torch.device(down.weight.device):
-        return RowsGatedMLP(hidden, inner, layout, bias=down.bias is not None)
+        return RowsGatedMLP(hidden, inner, layout.activation, layout.names, bias=down.bias is not None)
 
 
 @torch.no_grad()
@@ -98,20 +105,30 @@ def _layout(module: nn.Module, names: list[str], *, bias: bool) -> _Layout | Non
     linears = {**{name: linear(_HIDDEN, width) for name in names}, _DOWN: linear(_INNER, _HIDDEN)}
     its = copy.copy(module)
     its._modules = {**module._modules, **linears}
-    x = _WIDE * random(1, _NUM_ROWS, _HIDDEN)
+    inputs = [size * random(1, num_rows, _HIDDEN) for size, num_rows in _INPUTS]
     with torch.device("cpu"):
         try:
-            found = its(x)
+            results = [its(x) for x in inputs]
         except Exception:  # a module of any other kind
             return None
-        if not isinstance(found, Tensor):
-            return None
+        outputs = [{name: linears[name](x).split(_INNER, dim=-1) for name in names} for x in inputs]
         for layout in _layouts(names):
-            parts = [part for name in layout.names for part in linears[name](x).split(_INNER, dim=-1)]
-            expected = linears[_DOWN](ACTIVATIONS[layout.activation](parts[0]) * parts[1])
-            if found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-6, atol=1e-6):
+            expected = (_computed(layout, parts, linears[_DOWN]) for parts in outputs)
+            if all(map(_is_near, results, expected)):
                 return layout
     return None
+
+
+def _computed(layout: _Layout, outputs: dict[str, tuple[Tensor, ...]], down: nn.Linear) -> Tensor:
+    gate, up = (part for name in layout.names for part in outputs[name])
+    y: Tensor = down(ACTIVATIONS[layout.activation](gate) * up)
+    return y
+
+
+def _is_near(result: object, expected: Tensor) -> bool:
+    if not isinstance(result, Tensor) or result.shape != expected.shape or result.dtype != expected.dtype:
+        return False
+    return bool((result - expected).abs().max() <= _NEAR * expected.abs().max())
 
 
 def _layouts(names: list[str]) -> Iterator[_Layout]:

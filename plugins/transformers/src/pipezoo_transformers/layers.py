@@ -14,11 +14,11 @@ from torch import nn
 
 from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.errors import PipezooError, UnsupportedModelError
+from pipezoo_core.layers import MergedLinear
 from pipezoo_transformers.angles import Angles, AngleWatch, RowsRotary
 from pipezoo_transformers.followed_step import NUM_TOKENS, followed
 from pipezoo_transformers.interface import ASKING, AttentionCall
 from pipezoo_transformers.masks import CAUSAL, sight_of
-from pipezoo_transformers.merged_layers import SharedInput
 from pipezoo_transformers.outline import OUTSIDE, body_of, outline_of_transformers
 from pipezoo_transformers.replacements import replace_layers
 from pipezoo_transformers.rotations import RotationWatch
@@ -131,19 +131,19 @@ def _joined(config: PretrainedConfig, layers: Layers, merged: tuple[tuple[str, .
     try:
         with watch:
             calls = followed(body_of(model), read, watch.begin, angles.begin)
-    except Exception:  # transformers' code may ask a linear layer for what a part of one has not
+        rotations = watch.left_to_attention([call for call, _ in calls], angles)
+        known = {names[module]: kinds for module, kinds in angles.known().items()}
+    except Exception:  # transformers' code may ask a linear layer for what a part of one has not, or anything else
         return layers
     if not is_the_same(calls):
         return layers
-    widths = [sum(module.parts.values()) for module in model.modules() if isinstance(module, SharedInput)]
-    rotations = watch.left_to_attention([call for call, _ in calls], angles)
+    widths = [sum(module.parts.values()) for module in model.modules() if isinstance(module, MergedLinear)]
     joined = replace(
         layers,
         widest=max([layers.widest, *widths]),
         merged=merged,
         rotations={names[module]: name for module, name in rotations.items()},
     )
-    known = {names[module]: kinds for module, kinds in angles.known().items()}
     for name, kinds in known.items():
         model.set_submodule(name, RowsRotary(kinds).to(next(model.parameters()).device))
     try:

@@ -209,12 +209,12 @@ def _is_rotation(call: RotationCall) -> bool:
     with torch.device("cpu"):
         try:
             found = call.function(q.clone(), k.clone(), cos, sin, *call.given[_NUM_TENSORS:], **call.named)
+            return all(
+                torch.allclose(rotated, _rotated(x, cos[0], sin[0]), rtol=1e-5, atol=1e-5)
+                for rotated, x in zip(found, (q, k), strict=True)
+            )
         except Exception:  # a function of any other kind
             return False
-    return all(
-        torch.allclose(rotated, _rotated(x, cos[0], sin[0]), rtol=1e-5, atol=1e-5)
-        for rotated, x in zip(found, (q, k), strict=True)
-    )
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
