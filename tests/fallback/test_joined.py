@@ -10,7 +10,7 @@ from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaForCausalLM, LlamaMLP, LlamaRotaryEmbedding
 from transformers.models.phi3.modeling_phi3 import Phi3MLP
 
-from pipezoo_core.layers import ACTIVATIONS, FeedForward, MergedLinear
+from pipezoo_core.layers import ACTIVATIONS, Estimable, MergedLinear
 from pipezoo_transformers import angles, followed_step, outline
 from pipezoo_transformers.angles import AngleWatch, RowsRotary, angles_like
 from pipezoo_transformers.config import read_huggingface_config
@@ -210,7 +210,7 @@ def test_the_memory_of_gate_and_up_is_planned():
 
 def test_the_memory_of_a_layer_is_not_that_of_its_gate():
     """A shared expert is small beside what transformers computes of the others."""
-    assert not isinstance(gated_like(LlamaLike()), FeedForward)
+    assert not isinstance(gated_like(LlamaLike()), Estimable)
 
 
 @pytest.mark.parametrize(
