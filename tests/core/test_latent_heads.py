@@ -7,6 +7,8 @@ from pipezoo_core.distributed import TensorParallelGroup
 from pipezoo_core.layers import Heads, LatentHeads
 from pipezoo_core.native import NativeKernels
 
+pytestmark = pytest.mark.matrix
+
 CPU = torch.device("cpu")
 NUM_HEADS, LATENT = 3, 96
 

@@ -21,6 +21,8 @@ from pipezoo_deepseek.config import DeepseekConfig, config_from_gguf
 from pipezoo_deepseek.plugin import pipezoo_architectures
 from pipezoo_deepseek.weight_adapters import adapt_gguf
 
+pytestmark = pytest.mark.matrix
+
 ARCHITECTURES = dict(zip(CLASSES, pipezoo_architectures(), strict=True))
 NAMES = {
     "self_attn.q_a_proj": "attn_q_a",

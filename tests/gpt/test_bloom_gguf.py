@@ -13,6 +13,8 @@ from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.weights import open_gguf
 from pipezoo_gpt.bloom.config import config_from_gguf
 
+pytestmark = pytest.mark.matrix
+
 NAMES = {
     "word_embeddings": "token_embd",
     "word_embeddings_layernorm": "token_embd_norm",

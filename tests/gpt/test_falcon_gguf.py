@@ -14,6 +14,8 @@ from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.weights import open_gguf
 from pipezoo_gpt.falcon.config import config_from_gguf
 
+pytestmark = pytest.mark.matrix
+
 NAMES = {
     "word_embeddings": "token_embd",
     "ln_f": "output_norm",

@@ -23,6 +23,8 @@ from pipezoo_core.errors import CorruptCheckpointError, UnsupportedModelError
 from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.weights import open_gguf
 
+pytestmark = pytest.mark.matrix
+
 F32 = gguf.GGMLQuantizationType.F32
 FILES = {"gpt2": gguf.MODEL_ARCH.GPT2, "gpt_neox": gguf.MODEL_ARCH.GPTNEOX}
 PRE = {"gpt2": "gpt-2", "gpt_neox": "olmo"}

@@ -28,6 +28,8 @@ from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.request import TextGenerationRequest
 
+pytestmark = pytest.mark.matrix
+
 HAS_KERNELS = NativeKernels(torch.device("cpu"), torch.float32).obstacle is None
 needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="pipezoo-kernels cannot be used here")
 BY_LENGTH = {"dynamic", "longrope"}  # their frequencies are those of a request's length

@@ -24,6 +24,8 @@ from pipezoo_core.lora import AdaptedModule, lora_memory, open_adapter
 from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.weights import LazyTensor
 
+pytestmark = pytest.mark.matrix
+
 CPU = torch.device("cpu")
 BOTH = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 ADAPTERS = {

@@ -17,6 +17,8 @@ from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.weights import open_gguf
 from pipezoo_phi.config import config_from_gguf
 
+pytestmark = pytest.mark.matrix
+
 FILES = {"phi": "phi2", "phi3": "phi3"}
 NAMES = {
     "phi": {
