@@ -86,7 +86,9 @@ def test_version():
 def test_why(tiny_folder):
     result = pipezoo("why", tiny_folder)
     assert "LlamaForCausalLM of pipezoo-llama" in result.stdout
-    assert "rejected  mistral" in result.stdout
+    _, taken, *_, others = result.stdout.splitlines()
+    assert taken.startswith("taken     llama (pipezoo-llama ")
+    assert "mistral, mistral3, mixtral (pipezoo-mistral " in others
 
 
 def test_info(tiny_folder):

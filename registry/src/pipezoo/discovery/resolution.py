@@ -21,10 +21,18 @@ __all__ = ["Candidate", "Resolution", "resolve"]
 
 
 class Candidate(NamedTuple):
-    """One installed plugin, whether it was taken, and why or why not."""
+    """One installed plugin, whether it was taken, and why or why not.
+
+    Attributes:
+        plugin: under one of the names that it claims.
+        taken: whether it was.
+        is_asked: whether the config asks for this name, or the plugin takes any, or the caller asks for the plugin.
+        reason: why, or why not.
+    """
 
     plugin: PluginInfo
     taken: bool
+    is_asked: bool
     reason: str
 
     def __str__(self) -> str:
@@ -34,7 +42,9 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """What was chosen for a config, and why; its `str` is the explanation, one line for each candidate.
+    """What was chosen for a config, and why.
+
+    Its `str` is the explanation: a line for each candidate that came into question, and one for all others.
 
     Attributes:
         model_type: what the config names, None where it names none.
@@ -53,7 +63,7 @@ class Resolution:
     def __str__(self) -> str:
         asked = f"model_type {self.model_type!r}, architectures {', '.join(self.architectures) or 'not given'}"
         chosen = f"{self.architecture.name} of {self.plugin.distribution} {self.plugin.version}"
-        return "\n".join([f"{asked}: {chosen}", *map(str, self.candidates)])
+        return "\n".join([f"{asked}: {chosen}", *_lines(self.candidates)])
 
 
 def resolve(index: PluginIndex, config: Mapping[str, Any], plugin: str | None = None) -> Resolution:
@@ -85,7 +95,7 @@ def resolve(index: PluginIndex, config: Mapping[str, Any], plugin: str | None = 
             raise UnsupportedModelError(f"plugin {choice.plugin.distribution!r} refuses this model", found=refusal)
     except PluginError as error:
         reasons = _candidates(index, asked, choice, failure=str(error))
-        error.add_note("\n".join(map(str, reasons)) or "No plugin is installed.")
+        error.add_note("\n".join(_lines(reasons)) or "No plugin is installed.")
         raise
     candidates = _candidates(index, asked, choice)
     return Resolution(
@@ -163,12 +173,25 @@ def _refusal(architecture: SupportedArchitecture, choice: PluginChoice, config: 
 def _candidates(
     index: PluginIndex, asked: Sequence[AskedName], choice: PluginChoice | None, failure: str | None = None
 ) -> tuple[Candidate, ...]:
+    names = {ANY, *(name.name for name in asked)}
+
     def judged(info: PluginInfo) -> Candidate:
         if choice is None or (info.name, info.distribution) != (choice.plugin.name, choice.plugin.distribution):
-            return Candidate(info, False, _rejection(info, asked, choice))
-        return Candidate(info, failure is None, choice.reason + (f", but: {failure}" if failure else ""))
+            return Candidate(info, False, info.name in names, _rejection(info, asked, choice))
+        return Candidate(info, failure is None, True, choice.reason + (f", but: {failure}" if failure else ""))
 
     return tuple(judged(info) for info in index.plugins())
+
+
+def _lines(candidates: Sequence[Candidate]) -> list[str]:
+    """Returns a line for each candidate that came into question, the taken one first, and one for all others."""
+    asked = sorted((one for one in candidates if one.is_asked), key=lambda one: not one.taken)
+    others: dict[str, list[str]] = {}
+    for one in candidates:
+        if not one.is_asked:
+            others.setdefault(f"{one.plugin.distribution} {one.plugin.version}", []).append(one.plugin.name)
+    named = "; ".join(f"{', '.join(names)} ({plugin})" for plugin, names in others.items())
+    return [*map(str, asked), *([f"rejected  what serves others: {named}"] if named else [])]
 
 
 def _rejection(info: PluginInfo, asked: Sequence[AskedName], choice: PluginChoice | None) -> str:
