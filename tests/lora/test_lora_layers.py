@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pipezoo_core.config import LinearName, SupportedEncoding
 from pipezoo_core.errors import TensorMismatchError
 from pipezoo_core.layers import Linear, LMHead, MergedLinear, use_linear_backend
-from pipezoo_core.lora import LoRABatch, LoRALinear, adaptable_layers, group_rows
+from pipezoo_core.lora import LoRABatch, LoRALayer, adaptable_layers, group_rows
 from pipezoo_core.native import NativeKernels
 
 CPU = torch.device("cpu")
@@ -61,7 +61,9 @@ def test_a_merged_layer_adds_to_the_columns_of_its_parts(linear, encoding):
     before = torch.cat(merged(x), -1)
 
     batch = LoRABatch(num_rows=9)
-    layer = LoRALinear(merged.merged, batch, merged.parts, num_slots=3, max_rank=5, device=CPU, dtype=dtype)
+    size = merged.merged.in_features
+    layer = LoRALayer(batch, size, merged.parts, num_slots=3, max_rank=5, device=CPU, dtype=dtype)
+    merged.merged.add_to_product(layer.add)
     adapters = {0: {"q": 4, "v": 4}, 1: {"k": 5}, 2: {"q": 2}}
     delta = {slot: torch.zeros(64, 64) for slot in adapters}
     columns = {"q": slice(0, 32), "k": slice(32, 48), "v": slice(48, 64)}
@@ -107,7 +109,9 @@ def test_a_layer_that_computes_other_rows_than_the_step(num_rows):
     """An expert sees some of a step's rows: whose these are it does not say."""
     layer, batch = Linear(8, 6), LoRABatch(num_rows=9)
     torch.nn.init.ones_(layer.weight)
-    adapted = LoRALinear(layer, batch, {"experts.0": 6}, num_slots=1, max_rank=2, device=CPU, dtype=torch.float32)
+    slots = {"num_slots": 1, "max_rank": 2, "device": CPU, "dtype": torch.float32}
+    adapted = LoRALayer(batch, layer.in_features, {"experts.0": 6}, **slots)
+    layer.add_to_product(adapted.add)
     adapted.fill(0, "experts.0", torch.ones(2, 8), torch.ones(6, 2))
     with torch.inference_mode():
         layer(torch.ones(num_rows, 8))  # a step without adapters

@@ -2,8 +2,7 @@
 
 from pipezoo_core.lora.adapted_module import AdaptedModule, lora_memory
 from pipezoo_core.lora.adapter import LoRAModel, LoRAWeights, open_adapter
-from pipezoo_core.lora.latent_heads import LoRALatentHeads
-from pipezoo_core.lora.layers import NO_LORA, LoRABatch, LoRAGroup, LoRALinear, LoRATarget, adaptable_layers, group_rows
+from pipezoo_core.lora.layers import NO_LORA, LoRABatch, LoRAGroup, LoRALayer, LoRATarget, adaptable_layers, group_rows
 from pipezoo_core.lora.manager import LoadedAdapter, LoRAManager, resolve_lora_config
 from pipezoo_core.lora.slots import LoRASlots
 
@@ -12,8 +11,7 @@ __all__ = [
     "AdaptedModule",
     "LoRABatch",
     "LoRAGroup",
-    "LoRALatentHeads",
-    "LoRALinear",
+    "LoRALayer",
     "LoRAManager",
     "LoRAModel",
     "LoRASlots",

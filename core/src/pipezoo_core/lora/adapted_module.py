@@ -13,8 +13,8 @@ from pipezoo_core.config import LoRAConfig
 from pipezoo_core.distributed import DistributedGroup, Message, TensorParallelGroup
 from pipezoo_core.errors import InvalidSettingError, RankLostError
 from pipezoo_core.layers import Experts, LatentHeads
-from pipezoo_core.lora.latent_heads import LoRALatentHeads
-from pipezoo_core.lora.layers import LoRABatch, LoRALayer, LoRALinear, LoRATarget, adaptable_layers, group_rows
+from pipezoo_core.lora.latent_heads import adapt_latent_heads
+from pipezoo_core.lora.layers import LoRABatch, LoRALayer, LoRATarget, adaptable_layers, group_rows
 
 __all__ = ["AdaptedModule", "lora_memory"]
 
@@ -79,14 +79,20 @@ class AdaptedModule:
         if self.has_experts:
             for mixture in [mixture for mixture in module.modules() if isinstance(mixture, Experts)]:
                 mixture.tell_rows(self._batch.of_rows)
-        slots = {"num_slots": config.max_num_loras, "max_rank": config.max_lora_rank}
         for layer, targets in adaptable_layers(module, experts=self.has_experts):
-            sizes = {name: target.out_features for name, target in targets.items()}
+            adapted = LoRALayer(
+                self._batch,
+                layer.in_features,
+                {name: target.out_features for name, target in targets.items()},
+                num_slots=config.max_num_loras,
+                max_rank=config.max_lora_rank,
+                device=device,
+                dtype=dtype,
+            )
             if isinstance(layer, LatentHeads):
-                (name,) = sizes
-                adapted: LoRALayer = LoRALatentHeads(layer, self._batch, name, **slots, device=device, dtype=dtype)
+                adapt_latent_heads(layer, adapted)
             else:
-                adapted = LoRALinear(layer, self._batch, sizes, **slots, device=device, dtype=dtype)
+                layer.add_to_product(adapted.add)
             self.targets |= targets
             self._layers |= dict.fromkeys(targets, adapted)
 

@@ -21,7 +21,6 @@ __all__ = [
     "LoRABatch",
     "LoRAGroup",
     "LoRALayer",
-    "LoRALinear",
     "LoRATarget",
     "adaptable_layers",
     "group_rows",
@@ -188,36 +187,12 @@ class LoRALayer:
                 rank = group.rank * len(self._sizes)
                 yield group.rows, self.a[group.slot, :rank], self.b[group.slot, :rank]
 
+    def add(self, x_TI: Tensor, y_TO: Tensor) -> None:
+        """Adds the step's adapters to a `Linear`'s product y of x, in place.
 
-class LoRALinear(LoRALayer):
-    """Adds the step's adapters to what a `Linear` computes, however it does.
-
-    Args:
-        linear: the layer.
-        batch: where the step's adapters are read.
-        sizes: name -> out_features of its parts; one for a layer that is not merged.
-        num_slots: adapters that there is room for.
-        max_rank: the greatest rank there is room for.
-        device: where the layer computes.
-        dtype: of its rows.
-    """
-
-    def __init__(
-        self,
-        linear: Linear,
-        batch: LoRABatch,
-        sizes: Mapping[str, int],
-        *,
-        num_slots: int,
-        max_rank: int,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        slots = {"num_slots": num_slots, "max_rank": max_rank}
-        super().__init__(batch, linear.in_features, sizes, **slots, device=device, dtype=dtype)
-        linear.add_to_product(self._add)
-
-    def _add(self, x_TI: Tensor, y_TO: Tensor) -> None:
+        Raises:
+            TensorMismatchError: as of `of_step`.
+        """
         for rows, a, b in self.of_step(len(x_TI)):
             low = x_TI[rows] @ a.T
             if isinstance(rows, slice):
