@@ -116,8 +116,16 @@ class DecoderConfig(abc.ABC):
 
     @property
     def attention(self) -> AttentionSpec:
-        """What the attention layers compute, where they are alike; else a config has `layers` of its own."""
-        raise NotImplementedError(f"{type(self).__name__} has neither `attention` nor `layers`")
+        """What the attention layers compute, where they are alike: all of the past, by Vaswani et al.'s formula.
+
+        A config of other attention overrides this, or `layers` where they differ.
+        """
+        return AttentionSpec(
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            scale=self.head_dim**-0.5,
+        )
 
     @property
     def layers(self) -> tuple[AttentionSpec, ...]:

@@ -85,13 +85,7 @@ class GptOssConfig(DecoderConfig):
     @property
     def layers(self) -> tuple[AttentionSpec, ...]:
         """Causal attention with grouped heads and sinks, each layer over its own window."""
-        full = AttentionSpec(
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_kv_heads,
-            head_dim=self.head_dim,
-            scale=self.head_dim**-0.5,
-            has_sinks=True,
-        )
+        full = replace(self.attention, has_sinks=True)
         return tuple(replace(full, sliding_window=window) for window in self.sliding_windows)
 
 

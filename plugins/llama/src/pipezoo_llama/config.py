@@ -8,7 +8,6 @@ from typing import Any, Self
 
 from transformers import PretrainedConfig
 
-from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.layers import known_activation, max_rotary_length, max_shareable_length, rope_of_whole_heads
@@ -64,16 +63,6 @@ class LlamaConfig(DecoderConfig):
             tie_word_embeddings=config.tie_word_embeddings,
             max_position_embeddings=config.max_position_embeddings,
             rope_parameters=rope,
-        )
-
-    @property
-    def attention(self) -> AttentionSpec:
-        """Causal attention with grouped heads."""
-        return AttentionSpec(
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_kv_heads,
-            head_dim=self.head_dim,
-            scale=self.head_dim**-0.5,
         )
 
 

@@ -75,13 +75,7 @@ class MistralConfig(DecoderConfig):
     @property
     def layers(self) -> tuple[AttentionSpec, ...]:
         """Causal attention with grouped heads, each layer over its own sliding window (Jiang et al., 2023)."""
-        full = AttentionSpec(
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_kv_heads,
-            head_dim=self.head_dim,
-            scale=self.head_dim**-0.5,
-        )
-        return tuple(replace(full, sliding_window=window) for window in self.sliding_windows)
+        return tuple(replace(self.attention, sliding_window=window) for window in self.sliding_windows)
 
 
 def _windows(config: PretrainedConfig) -> tuple[int | None, ...]:

@@ -63,16 +63,6 @@ class PhiConfig(_RotaryConfig):
             )
         return cls(**_common(config), layer_norm_eps=config.layer_norm_eps, qk_layernorm=config.qk_layernorm)
 
-    @property
-    def attention(self) -> AttentionSpec:
-        """Causal attention with grouped heads."""
-        return AttentionSpec(
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_kv_heads,
-            head_dim=self.head_dim,
-            scale=self.head_dim**-0.5,
-        )
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phi3Config(_RotaryConfig):

@@ -12,6 +12,7 @@ from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.layers import alibi_slopes
 from pipezoo_core.weights import GGUFDecoder, GGUFFile
+from pipezoo_gpt.heads import head_dim_of
 
 __all__ = ["BloomConfig", "config_from_gguf"]
 
@@ -41,12 +42,7 @@ class BloomConfig(DecoderConfig):
                 devices did.
         """
         hidden, heads = config.hidden_size, config.n_head
-        if heads < 1 or hidden % heads:
-            raise UnsupportedModelError(
-                "the config's heads do not divide its hidden_size",
-                found=f"{heads} heads",
-                allowed=f"a divisor of {hidden}",
-            )
+        head_dim = head_dim_of(hidden, heads)
         if config.slow_but_exact and config.pretraining_tp > 1:
             raise UnsupportedModelError(
                 "the config has products added up as several devices did in training, and leaves biases out",
@@ -60,7 +56,7 @@ class BloomConfig(DecoderConfig):
             num_layers=config.n_layer,
             num_heads=heads,
             num_kv_heads=heads,
-            head_dim=hidden // heads,
+            head_dim=head_dim,
             max_seq_len=getattr(config, "seq_length", _TRAINED_LENGTH),
             layer_norm_eps=config.layer_norm_epsilon,
             adds_to_normalized=config.apply_residual_connection_post_layernorm,

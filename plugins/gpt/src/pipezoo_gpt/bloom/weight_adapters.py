@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from transformers import PretrainedConfig
 
-from pipezoo_core.layers import Heads
 from pipezoo_core.weights import LazyTensor, without_redundant
+from pipezoo_gpt.bloom.config import BloomConfig
 from pipezoo_gpt.fused_heads import SORTED, divided_by_head, divided_from_gguf
 
 __all__ = ["adapt_bloom", "adapt_bloom_gguf"]
@@ -28,7 +28,7 @@ _GGUF_NAMES = {
 
 def adapt_bloom(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
     """Queries, keys and values of each head lie side by side. The published checkpoints' names have no prefix."""
-    heads = _heads(config)
+    heads = BloomConfig.from_huggingface(config).heads
     found: dict[str, LazyTensor] = {}
     for key, tensor in tensors.items():
         name = key if key.startswith(("transformer.", "lm_head.")) else f"transformer.{key}"
@@ -38,9 +38,6 @@ def adapt_bloom(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> 
 
 def adapt_bloom_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
     """All queries lie before all keys, and these before all values, but head by head in a LoRA adapter."""
-    found = divided_from_gguf(tensors, _heads(config), names=_GGUF_NAMES, layers="transformer.h")
+    heads = BloomConfig.from_huggingface(config).heads
+    found = divided_from_gguf(tensors, heads, names=_GGUF_NAMES, layers="transformer.h")
     return adapt_bloom(found, config)
-
-
-def _heads(config: PretrainedConfig) -> Heads:
-    return Heads(config.n_head, config.n_head, config.hidden_size // config.n_head)

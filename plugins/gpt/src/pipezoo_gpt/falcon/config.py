@@ -8,11 +8,11 @@ from typing import Any, Self
 
 from transformers import PretrainedConfig
 
-from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.layers import known_activation, max_rotary_length, max_shareable_length, rope_of_whole_heads
 from pipezoo_core.weights import GGUFDecoder, GGUFFile
+from pipezoo_gpt.heads import head_dim_of
 
 __all__ = ["FalconConfig", "config_from_gguf"]
 
@@ -52,12 +52,7 @@ class FalconConfig(DecoderConfig):
                 not divide the hidden size, or a layer is of a kind for which transformers has no formula.
         """
         hidden, heads = config.hidden_size, config.num_attention_heads
-        if heads < 1 or hidden % heads:
-            raise UnsupportedModelError(
-                "the config's heads do not divide its hidden_size",
-                found=f"{heads} heads",
-                allowed=f"a divisor of {hidden}",
-            )
+        head_dim = head_dim_of(hidden, heads)
         if config.alibi:
             raise UnsupportedModelError(
                 "the config has ALiBi, which Falcon's reference implementation rounds to bfloat16 at each position",
@@ -75,7 +70,7 @@ class FalconConfig(DecoderConfig):
             num_layers=config.num_hidden_layers,
             num_heads=heads,
             num_kv_heads=1 if config.multi_query and not is_new else config.num_kv_heads,
-            head_dim=hidden // heads,
+            head_dim=head_dim,
             max_seq_len=max_rotary_length(rope, config.max_position_embeddings),
             max_shareable_prompt=max_shareable_length(rope, config.max_position_embeddings),
             activation=known_activation(config.activation),
@@ -86,16 +81,6 @@ class FalconConfig(DecoderConfig):
             tie_word_embeddings=config.tie_word_embeddings,
             max_position_embeddings=config.max_position_embeddings,
             rope_parameters=rope,
-        )
-
-    @property
-    def attention(self) -> AttentionSpec:
-        """Causal attention, with grouped heads or a single key/value head where the model has them."""
-        return AttentionSpec(
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_kv_heads,
-            head_dim=self.head_dim,
-            scale=self.head_dim**-0.5,
         )
 
 

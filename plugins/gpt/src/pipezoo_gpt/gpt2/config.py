@@ -12,6 +12,7 @@ from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.layers import known_activation
 from pipezoo_core.weights import GGUFDecoder, GGUFFile
+from pipezoo_gpt.heads import head_dim_of
 
 __all__ = ["GPT2Config", "config_from_gguf"]
 
@@ -43,10 +44,7 @@ class GPT2Config(DecoderConfig):
                 is attention to an encoder.
         """
         hidden, heads = config.n_embd, config.n_head
-        if heads < 1 or hidden % heads:
-            raise UnsupportedModelError(
-                "the config's heads do not divide its n_embd", found=f"{heads} heads", allowed=f"a divisor of {hidden}"
-            )
+        head_dim = head_dim_of(hidden, heads)
         if config.add_cross_attention:
             raise UnsupportedModelError("the config has attention to an encoder", found="add_cross_attention: true")
         return cls(
@@ -56,7 +54,7 @@ class GPT2Config(DecoderConfig):
             num_layers=config.n_layer,
             num_heads=heads,
             num_kv_heads=heads,
-            head_dim=hidden // heads,
+            head_dim=head_dim,
             max_seq_len=config.n_positions,
             activation=known_activation(config.activation_function),
             layer_norm_eps=config.layer_norm_epsilon,

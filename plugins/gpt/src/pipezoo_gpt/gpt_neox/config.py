@@ -8,11 +8,11 @@ from typing import Any, Self
 
 from transformers import PretrainedConfig
 
-from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.layers import known_activation, max_rotary_length, max_shareable_length
 from pipezoo_core.weights import GGUFDecoder, GGUFFile
+from pipezoo_gpt.heads import head_dim_of
 
 __all__ = ["GPTNeoXConfig", "config_from_gguf"]
 
@@ -49,13 +49,7 @@ class GPTNeoXConfig(DecoderConfig):
                 hidden size, or the config gives them another size.
         """
         hidden, heads = config.hidden_size, config.num_attention_heads
-        if heads < 1 or hidden % heads:
-            raise UnsupportedModelError(
-                "the config's heads do not divide its hidden_size",
-                found=f"{heads} heads",
-                allowed=f"a divisor of {hidden}",
-            )
-        head_dim = hidden // heads
+        head_dim = head_dim_of(hidden, heads)
         if getattr(config, "head_dim", None) not in (None, head_dim):
             raise UnsupportedModelError(
                 "the config has a head_dim that GPT-NeoX has not", found=config.head_dim, allowed=head_dim
@@ -78,16 +72,6 @@ class GPTNeoXConfig(DecoderConfig):
             tie_word_embeddings=config.tie_word_embeddings,
             max_position_embeddings=length,
             rope_parameters=rope,
-        )
-
-    @property
-    def attention(self) -> AttentionSpec:
-        """Causal attention."""
-        return AttentionSpec(
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_kv_heads,
-            head_dim=self.head_dim,
-            scale=self.head_dim**-0.5,
         )
 
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from transformers import PretrainedConfig
 
-from pipezoo_core.layers import Heads
 from pipezoo_core.weights import HEAD, LazyTensor, without_redundant
 from pipezoo_gpt.fused_heads import SORTED, divided_by_head, divided_from_gguf
+from pipezoo_gpt.gpt_neox.config import GPTNeoXConfig
 
 __all__ = ["adapt_gpt_neox", "adapt_gpt_neox_gguf"]
 
@@ -30,7 +30,7 @@ def adapt_gpt_neox(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) 
 
     Of two heads with two rows each, the rows are q0 q0 k0 k0 v0 v0 q1 q1 k1 k1 v1 v1.
     """
-    heads = _heads(config)
+    heads = GPTNeoXConfig.from_huggingface(config).heads
     found: dict[str, LazyTensor] = {}
     for key, tensor in tensors.items():
         name = HEAD if key == _HEAD_IN_FILES else key
@@ -44,11 +44,6 @@ def adapt_gpt_neox_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedCon
 
     A LoRA adapter has the names and the order of the other checkpoints.
     """
-    found = divided_from_gguf(tensors, _heads(config), names=_GGUF_NAMES, layers="gpt_neox.layers")
+    heads = GPTNeoXConfig.from_huggingface(config).heads
+    found = divided_from_gguf(tensors, heads, names=_GGUF_NAMES, layers="gpt_neox.layers")
     return adapt_gpt_neox(found, config)
-
-
-def _heads(config: PretrainedConfig) -> Heads:
-    return Heads(
-        config.num_attention_heads, config.num_attention_heads, config.hidden_size // config.num_attention_heads
-    )

@@ -7,10 +7,10 @@ from typing import Self
 
 from transformers import PretrainedConfig
 
-from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.layers import known_activation
+from pipezoo_gpt.heads import head_dim_of
 
 __all__ = ["GPTJConfig"]
 
@@ -40,15 +40,12 @@ class GPTJConfig(DecoderConfig):
                 is rotated are no pairs of a head's numbers.
         """
         hidden, heads, rotated = config.n_embd, config.n_head, config.rotary_dim
-        if heads < 1 or hidden % heads:
-            raise UnsupportedModelError(
-                "the config's heads do not divide its n_embd", found=f"{heads} heads", allowed=f"a divisor of {hidden}"
-            )
-        if rotated is None or rotated % 2 or not 2 <= rotated <= hidden // heads:
+        head_dim = head_dim_of(hidden, heads)
+        if rotated is None or rotated % 2 or not 2 <= rotated <= head_dim:
             raise UnsupportedModelError(
                 "the config's rotary_dim is no number of pairs of a head",
                 found=str(rotated),
-                allowed=f"an even number from 2 to {hidden // heads}",
+                allowed=f"an even number from 2 to {head_dim}",
             )
         return cls(
             vocab_size=config.vocab_size,
@@ -57,20 +54,10 @@ class GPTJConfig(DecoderConfig):
             num_layers=config.n_layer,
             num_heads=heads,
             num_kv_heads=heads,
-            head_dim=hidden // heads,
+            head_dim=head_dim,
             max_seq_len=config.n_positions,
             activation=known_activation(config.activation_function),
             layer_norm_eps=config.layer_norm_epsilon,
             rotary_dim=rotated,
             tie_word_embeddings=config.tie_word_embeddings,
-        )
-
-    @property
-    def attention(self) -> AttentionSpec:
-        """Causal attention."""
-        return AttentionSpec(
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_kv_heads,
-            head_dim=self.head_dim,
-            scale=self.head_dim**-0.5,
         )

@@ -7,10 +7,10 @@ from typing import Self
 
 from transformers import PretrainedConfig
 
-from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.layers import known_activation
+from pipezoo_gpt.heads import head_dim_of
 
 __all__ = ["OPTConfig"]
 
@@ -46,12 +46,7 @@ class OPTConfig(DecoderConfig):
                 embedding has no numbers.
         """
         hidden, heads = config.hidden_size, config.num_attention_heads
-        if heads < 1 or hidden % heads:
-            raise UnsupportedModelError(
-                "the config's heads do not divide its hidden_size",
-                found=f"{heads} heads",
-                allowed=f"a divisor of {hidden}",
-            )
+        head_dim = head_dim_of(hidden, heads)
         embedding_size = hidden if config.word_embed_proj_dim is None else config.word_embed_proj_dim
         if embedding_size < 1:
             raise UnsupportedModelError(
@@ -64,7 +59,7 @@ class OPTConfig(DecoderConfig):
             num_layers=config.num_hidden_layers,
             num_heads=heads,
             num_kv_heads=heads,
-            head_dim=hidden // heads,
+            head_dim=head_dim,
             max_seq_len=config.max_position_embeddings,
             embedding_size=embedding_size,
             activation=known_activation(config.activation_function),
@@ -73,14 +68,4 @@ class OPTConfig(DecoderConfig):
             has_biases=config.enable_bias,
             has_norm_weights=config.layer_norm_elementwise_affine,
             tie_word_embeddings=config.tie_word_embeddings,
-        )
-
-    @property
-    def attention(self) -> AttentionSpec:
-        """Causal attention."""
-        return AttentionSpec(
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_kv_heads,
-            head_dim=self.head_dim,
-            scale=self.head_dim**-0.5,
         )
