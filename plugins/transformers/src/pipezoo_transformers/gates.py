@@ -53,7 +53,7 @@ class RowsGatedMLP(GatedMLP):
         bias: whether the linear layers have one.
     """
 
-    alive = None  # type: ignore[assignment]
+    alive = None  # type: ignore[assignment]  # of a protocol, a method that is None is not there
 
     def __init__(
         self, hidden_size: int, intermediate_size: int, activation: str, names: Sequence[str], *, bias: bool
