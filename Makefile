@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo chat install environment test quick check bench format clean
+.PHONY: help demo chat install environment test quick check bench docs format clean
 
 help: ## show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -35,9 +35,12 @@ check: install ## lint, types, import rules
 bench: install ## measure against transformers and the peers installed; JSON on the last line
 	$(BIN)/python benchmarks/compare.py
 
+docs: install ## write the documentation as a site to build/site, with the reference
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 format: install ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build

@@ -15,14 +15,20 @@ if TYPE_CHECKING:
 __all__ = ["API_VERSION", "ENTRY_POINT_GROUP", "PROJECT_NAME", "hookimpl", "hookspec"]
 
 PROJECT_NAME = "pipezoo"
+"""The name under which pluggy tells our hooks from those of other projects."""
+
 ENTRY_POINT_GROUP = "pipezoo.plugins"
+"""The group of entry points that the registry reads: `model_type` to the plugin's module."""
 
 API_VERSION = 2
 """Version of the plugin contract. A plugin module states the one it was written for in its own `API_VERSION`;
 the current and the previous one are accepted."""
 
 hookspec = pluggy.HookspecMarker(PROJECT_NAME)
+"""Marks what is a hook: `pipezoo_architectures`."""
+
 hookimpl = pluggy.HookimplMarker(PROJECT_NAME)
+"""Marks a plugin's own `pipezoo_architectures`."""
 
 
 @hookspec

@@ -26,8 +26,13 @@ __all__ = [
 ]
 
 RequestID: TypeAlias = str
+"""The name of a request, by which its outputs are told apart."""
+
 ChatMessage: TypeAlias = Mapping[str, object]
+"""One message of a chat: `{"role": …, "content": …}`, and what a chat template takes besides."""
+
 Prompt: TypeAlias = "str | Sequence[ChatMessage] | TextGenerationRequest"
+"""What a pipeline answers: a text, a chat, or a request with settings of its own."""
 
 _MAX_ID_LENGTH = 256
 

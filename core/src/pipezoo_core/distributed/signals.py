@@ -24,6 +24,7 @@ from pipezoo_core.distributed.shared_file import map_shared_file
 __all__ = ["SIGNAL_BUFFER_BYTES", "Signals", "can_signal", "map_signal_buffers"]
 
 SIGNAL_BUFFER_BYTES = 1 << 20
+"""Shared memory of a rank, through which ranks of one machine exchange what they have."""
 
 _HEADER = 64  # a cache line, so that who waits for the number does not slow down who writes the message
 _HALF = (SIGNAL_BUFFER_BYTES - _HEADER) // 2 // _HEADER * _HEADER

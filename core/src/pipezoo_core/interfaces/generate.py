@@ -83,7 +83,7 @@ class GenerateMixin(Protocol[ContextT_co, RequestT_co]):
         Raises:
             InvalidRequestError: a prompt is of an unknown kind, or two requests have the same id. No request was begun
                 then.
-            What `execute` raises, and for a prompt by itself what `tokenizer.new_context` does.
+            PipezooError: what `execute` raises, and for a prompt by itself what `tokenizer.new_context` does.
         """
         answers = Answers(as_requests(prompts))
         return answers.joined(_run(self, answers, in_batch=is_batch(prompts)))
@@ -95,7 +95,7 @@ class GenerateMixin(Protocol[ContextT_co, RequestT_co]):
             prompts: as for `generate`.
 
         Raises:
-            What `generate` does.
+            PipezooError: what `generate` raises.
         """
         steps = _run(self, Answers(as_requests(prompts)), in_batch=is_batch(prompts))
         try:

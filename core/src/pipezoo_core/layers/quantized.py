@@ -18,7 +18,8 @@ from pipezoo_core.native import GROUP
 
 __all__ = ["DEQUANTIZED_AT_ONCE", "GROUP", "QuantizedProduct"]
 
-DEQUANTIZED_AT_ONCE = 1 << 22  # numbers
+DEQUANTIZED_AT_ONCE = 1 << 22
+"""Numbers of a quantized weight that plain torch makes floats of at a time."""
 
 _LEVELS = 255  # of scales and minima of 4 bits
 

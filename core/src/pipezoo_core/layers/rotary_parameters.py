@@ -47,6 +47,7 @@ _LONGROPE_FACTORS = ("short_factor", "long_factor")
 _FLOAT32 = torch.finfo(torch.float32)
 
 ROPE_TYPES = tuple(_REQUIRED)
+"""What `rope_type` of a config may be."""
 
 
 def checked_rope(rope_parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class LoRAManager:
         rename: the checkpoint's adapter: from names of the trained model to those of the module.
 
     Raises:
-        What `load_adapter` raises.
+        PipezooError: what `load_adapter` raises.
     """
 
     def __init__(self, config: LoRAConfig, module: AdaptedModule, rename: Rename) -> None:
@@ -119,7 +119,7 @@ class LoRAManager:
             path: a folder or a Hub id, or `name=` and one of these; without a name, this text is the name.
 
         Raises:
-            What `read_adapter` and `add_adapter` raise.
+            PipezooError: what `read_adapter` and `add_adapter` raise.
         """
         self.add_adapter(self.read_adapter(path))
 

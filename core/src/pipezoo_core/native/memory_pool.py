@@ -16,7 +16,9 @@ from torch import Tensor
 
 __all__ = ["HUGE_PAGE", "MemoryPool", "aligned", "aligned_bytes"]
 
-HUGE_PAGE = 2 << 20  # bytes of the pages that `aligned_bytes` takes
+HUGE_PAGE = 2 << 20
+"""Bytes of the pages that `aligned_bytes` takes."""
+
 _LINE = 64  # bytes of a line of the caches
 
 

@@ -10,7 +10,9 @@ from pipezoo_core.native.variants import PANEL
 
 __all__ = ["GROUP", "Form", "packed_size"]
 
-GROUP = 32  # numbers of a quantized weight that share a scale
+GROUP = 32
+"""Numbers of a quantized weight that share a scale."""
+
 _GROUP_BYTES, _ROW_BYTES = {8: GROUP + 2, 4: GROUP // 2 + 2}, {8: 0, 4: 8}  # of a quantized weight
 
 

@@ -151,7 +151,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         Raises:
             InvalidSettingError: the name is taken, or the model was loaded without room for adapters.
             InvalidRequestError: this thread is in the middle of a step.
-            What `LoRAManager.read_adapter` raises.
+            PipezooError: what `LoRAManager.read_adapter` raises.
         """
         managers = self._lora_managers()
         adapters = [manager.read_adapter(path) for manager in managers]
@@ -241,7 +241,8 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             **sampling: as for `generate`.
 
         Raises:
-            What `generate` does; what is wrong with the settings at once, and not when the first output is awaited.
+            PipezooError: what `generate` raises; what is wrong with the settings at once, not when the first output is
+                awaited.
         """
         answers = self._answers(prompts, sampling_params, lora, sampling)
         return self._run_async(answers, in_batch=is_batch(prompts))
@@ -266,7 +267,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             An iterator of text, whose `output` is the whole answer at the end.
 
         Raises:
-            What `generate` does; what is wrong with the prompt or the settings at once.
+            PipezooError: what `generate` raises; what is wrong with the prompt or the settings at once.
         """
         answers = self._answers([prompt], sampling_params, lora, sampling)
         if len(answers.requests) > 1:
@@ -300,7 +301,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             **sampling: as for `generate`.
 
         Raises:
-            What `generate` does.
+            PipezooError: what `generate` raises.
         """
         request = _chat_request(messages, tools, chat_template_kwargs, continue_final_message)
         return self.generate(request, sampling_params, lora=lora, **sampling)[0]

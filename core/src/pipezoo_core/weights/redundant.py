@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["HEAD", "without_redundant"]
 
 HEAD = "lm_head.weight"
+"""What a model's head is called, in a checkpoint and in the module."""
+
 _TABLES = re.compile(r"(?:.*\.)?(?:rotary_emb\..+|masked_bias)")  # old checkpoints store them
 _NUMBERS_AT_ONCE = 2**20
 
