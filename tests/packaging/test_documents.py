@@ -258,32 +258,3 @@ def test_settings_of_a_load():
 
 def test_settings_of_sampling():
     assert table("Sampling") == defaults(SamplingParams)
-
-
-@pytest.mark.slow
-def test_the_plugin_of_the_guide_passes_its_test(tmp_path):
-    """It is built, installed beside pipezoo, and tested as its author would."""
-    blocks = re.findall(r"```\w+ (\S+)\n(.*?)```", GUIDE.read_text(), re.DOTALL)
-    assert len(blocks) == 6
-    for name, text in blocks:
-        path = tmp_path / "project" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    (tmp_path / "project/src/pipezoo_seed_oss/__init__.py").touch()
-
-    def run(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", *arguments],
-            cwd=tmp_path / "project",
-            env={"PYTHONPATH": str(tmp_path / "site"), "PATH": ""},
-            capture_output=True,
-            text=True,
-            timeout=540,
-        )
-
-    install = run("pip", "install", "--no-deps", "--no-build-isolation", "--target", str(tmp_path / "site"), ".")
-    assert install.returncode == 0, install.stderr
-    tested = run("pytest", "-q", "-p", "no:cacheprovider")
-    assert tested.returncode == 0, tested.stdout
-    assert "2 passed" in tested.stdout
-    assert re.search(r"seed_oss .*pipezoo-seed-oss .*available", run("pipezoo", "plugins").stdout)
