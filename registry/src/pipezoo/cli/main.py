@@ -12,6 +12,7 @@ import typer
 from pipezoo import registry
 from pipezoo.cli import options
 from pipezoo.cli.failures import errors_as_text
+from pipezoo.cli.new_plugin import new_plugin
 from pipezoo.cli.options import LORA_NAME, model_settings, sampling_settings
 from pipezoo.discovery.published import PUBLISHED
 
@@ -228,3 +229,6 @@ def chat(
         session = ChatSession(llm, lora=lora and LORA_NAME, system=system, sampling=sampling, is_verbose=verbose)
         if not session.run(line_input()):
             raise typer.Exit(1)
+
+
+app.command("new-plugin")(new_plugin)
