@@ -35,11 +35,11 @@ _PLAIN = (bool, int, float, str)
 def reference_of(model_type: str) -> dict[str, Any]:
     """Returns what the template takes as `reference`.
 
-    Its keys: `architecture` and `config_class`, names of transformers; `prefix`, what both begin with; `sizes`, for
-    each size of a `DecoderConfig` the expression that reads it; `activation` and `norm_eps`, the names in the config;
-    `norm`, `RMSNorm` or `LayerNorm`; `is_gated` and `has_rope`; `fields`, what else the config has, each with its type
-    and default; `weights`, the names and shapes of the model's parameters by the config's defaults, those of all layers
-    in one line; `obstacle`, why there are none, or None.
+    Its keys: `model_type`, `architecture` and `config_class`, names of transformers; `prefix`, what the last begins
+    with; `sizes`, for each size of a `DecoderConfig` the expression that reads it; `activation` and `norm_eps`, names
+    in the config; `norm`, `RMSNorm` or `LayerNorm`; `is_gated` and `has_rope`; `fields`, what else the config has, each
+    with its type and default; `weights`, the names and shapes of the model's parameters by the config's defaults, those
+    of all layers in one line; `obstacle`, why there are none, or None.
 
     Raises:
         InvalidSettingError: transformers has no causal language model of this type.
@@ -72,7 +72,7 @@ def _no_decoder(found: str) -> UnsupportedModelError:
     )
 
 
-def _described(architecture: str, config_class: type) -> dict[str, Any]:
+def _described(architecture: str, config_class: Any) -> dict[str, Any]:
     config = config_class()
     missing = [name for name in _SIZES if not isinstance(getattr(config, name, None), int)]
     if missing:
@@ -81,6 +81,7 @@ def _described(architecture: str, config_class: type) -> dict[str, Any]:
     eps = _first(config, _ROLES["norm_eps"])
     has_norm_bias = any(_NORM_BIAS.search(name) for name in weights)
     return {
+        "model_type": config_class.model_type,
         "architecture": architecture,
         "config_class": config_class.__name__,
         "prefix": config_class.__name__.removesuffix("Config"),
@@ -160,9 +161,9 @@ def _quiet() -> Iterator[None]:
     """Keeps transformers from warning of its own defaults."""
     from transformers.utils import logging
 
-    before = logging.get_verbosity()  # type: ignore[no-untyped-call]  # transformers'
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # likewise
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
-        logging.set_verbosity(before)  # type: ignore[no-untyped-call]  # likewise
+        logging.set_verbosity(before)
