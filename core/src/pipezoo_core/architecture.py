@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipezoo_core.config import SupportedEncoding, WeightsFormat
+from pipezoo_core.config import Capability, SupportedEncoding, WeightsFormat
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -53,9 +53,12 @@ class SupportedArchitecture:
             the cause of an `UnsupportedTokenizerError`.
         files: names of further files that are downloaded of a Hub repository, e.g. `("qwen.tiktoken",)`. They lie at
             its top and may have `*` in them; what they end in says that they are data: see `DATA_ENDINGS`.
+        not_claimed: why the plugin does not do with it what others do, by capability, e.g. `{"lora": "its experts are
+            one tensor"}`. The conformance kit checks all else.
 
     Raises:
-        ValueError: one of `files` is a path, or may be of another kind.
+        ValueError: one of `files` is a path, or may be of another kind, or `not_claimed` gives no reason or names what
+            is no `Capability`.
     """
 
     name: str
@@ -69,12 +72,19 @@ class SupportedArchitecture:
     aliases: tuple[str, ...] = ()
     tokenizer: Callable[[Path], PreTrainedTokenizerBase | None] | None = None
     files: tuple[str, ...] = ()
+    not_claimed: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         refused = [name for name in self.files if not (_FILE.fullmatch(name) and name.endswith(DATA_ENDINGS))]
         if refused:
             allowed = f"names that end in {', '.join(DATA_ENDINGS)}"
             raise ValueError(f"files of {self.name} that are not downloaded: {refused}; allowed: {allowed}")
+        unknown = [name for name in self.not_claimed if name not in set(Capability)]
+        if unknown:
+            raise ValueError(f"{self.name} does without unknown capabilities: {unknown}; allowed: {[*Capability]}")
+        unexplained = [name for name, reason in self.not_claimed.items() if not reason.strip()]
+        if unexplained:
+            raise ValueError(f"{self.name} does without {unexplained}, and not_claimed gives no reason")
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from pipezoo_core.settings import Settings
 
 __all__ = [
     "AttentionName",
+    "Capability",
     "KVCacheConfig",
     "LinearName",
     "LoRAConfig",
@@ -53,6 +54,14 @@ class WeightsFormat(enum.StrEnum):
 
     safetensors = "safetensors"
     gguf = "gguf"
+
+
+class Capability(enum.StrEnum):
+    """What a plugin claims to do with each of its architectures, unless it says why not."""
+
+    lora = "lora"
+    replay = "replay"
+    tensor_parallelism = "tensor_parallelism"
 
 
 class ReturnLogits(enum.StrEnum):

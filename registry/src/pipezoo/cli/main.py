@@ -72,6 +72,25 @@ def models() -> None:
 
 
 @app.command()
+def check(
+    distribution: Annotated[str, typer.Argument(help="A plugin that is installed, such as pipezoo-llama.")],
+    reference: Annotated[
+        str | None,
+        typer.Option(help="The reference implementation, as module:Class; by default what transformers has."),
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="A check to run; give it again for another.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per check.")] = False,
+) -> None:
+    """Check a plugin against its reference implementation, on tiny configs with random weights."""
+    from pipezoo.cli.check import check_plugin
+
+    with errors_as_text():
+        is_right = check_plugin(distribution, reference=reference, only=only or (), as_json=as_json)
+    if not is_right:
+        raise typer.Exit(1)
+
+
+@app.command()
 def info(
     model: options.Model,
     revision: options.Revision = None,

@@ -1,0 +1,73 @@
+"""What the checks of one plugin share: the plugin, and its configs, each made once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pipezoo_core.testing.failures import ConformanceError
+from pipezoo_core.testing.plugin_under_test import PluginUnderTest
+from pipezoo_core.testing.reference import make_reference
+from pipezoo_core.testing.subject import Subject
+from pipezoo_core.testing.tiny_configs import sharpened
+
+__all__ = ["Bench"]
+
+Configs = Mapping[str, Mapping[str, Any]]
+
+
+class Bench:
+    """Makes what checks look at, and keeps it for the next check.
+
+    Args:
+        folder: an empty one.
+        distribution: of the plugin; None for the only one that claims the configs' types.
+        reference: the class of the reference implementation; None for transformers'.
+    """
+
+    def __init__(
+        self, folder: Path, distribution: str | None = None, reference: Callable[[Any], nn.Module] | None = None
+    ) -> None:
+        self.folder = folder
+        self._distribution = distribution
+        self._reference = reference
+        self._subjects: dict[str, Subject] = {}
+
+    def plugin(self, configs: Configs) -> PluginUnderTest:
+        """Returns the plugin that is checked.
+
+        Raises:
+            ConformanceError: none or several serve the configs, or there are no configs.
+        """
+        if self._distribution is not None:
+            return PluginUnderTest.of_distribution(self._distribution)
+        for name, config in configs.items():
+            if "model_type" not in config:
+                raise ConformanceError(
+                    f"config {name!r} says no model_type", cure="Each config is what a config.json says."
+                )
+            return PluginUnderTest.serving(config["model_type"])
+        raise ConformanceError("there are no configs to check", cure="Return one at least from the fixture `configs`.")
+
+    def subjects(self, configs: Configs) -> Sequence[Subject]:
+        """Returns what the checks look at, one for each config.
+
+        Raises:
+            ConformanceError: as `plugin`, or a config or its reference is of no use.
+        """
+        plugin = self.plugin(configs)
+        return [self._subject(plugin, name, config) for name, config in configs.items()]
+
+    def _subject(self, plugin: PluginUnderTest, name: str, config: Mapping[str, Any]) -> Subject:
+        key = json.dumps([name, config], sort_keys=True, default=str)
+        if key not in self._subjects:
+            architecture = plugin.architecture(config)
+            telling = sharpened(config)
+            folder = self.folder / f"{len(self._subjects)}"
+            reference = make_reference(telling, self._reference)
+            self._subjects[key] = Subject(name, telling, architecture, reference, folder)
+        return self._subjects[key]

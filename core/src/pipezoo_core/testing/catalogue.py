@@ -1,0 +1,64 @@
+"""The checks by their names, in the order in which an author meets them. Imports none of them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["CHECKS", "Check"]
+
+_PACKAGE = "pipezoo_core.testing"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One question to a plugin.
+
+    Attributes:
+        name: by which it is called, in the test class with `test_` before it.
+        where: the module of this package, and the function in it, that asks.
+        question: what passes when it is answered with yes.
+    """
+
+    name: str
+    where: str
+    question: str
+
+    def run(self, *arguments: Any) -> None:
+        """Asks. Imports what it needs to, torch and transformers among it.
+
+        Args:
+            arguments: the plugin, and the subjects.
+
+        Raises:
+            ConformanceError: the answer is no.
+            NotCheckedError: the plugin does not claim it.
+        """
+        module, _, function = self.where.partition(":")
+        ask: Callable[..., None] = getattr(importlib.import_module(f"{_PACKAGE}.{module}"), function)
+        ask(*arguments)
+
+
+CHECKS = tuple(
+    Check(*row)
+    for row in (
+        ("discovery", "discovery_checks:check_discovery", "is it found without importing what is heavy?"),
+        ("rediscovery", "discovery_checks:check_rediscovery", "does another process find the same?"),
+        ("spec", "model_checks:check_spec", "is what it says of the layers valid?"),
+        ("weights", "model_checks:check_weights", "is every weight accounted for?"),
+        ("causality", "serving_checks:check_causality", "does no token see later ones?"),
+        ("log_probabilities", "model_checks:check_log_probabilities", "are they the reference's in float32?"),
+        ("backends", "serving_checks:check_backends", "is every attention backend the reference backend?"),
+        ("chunks", "serving_checks:check_chunks", "are prompts in chunks what they are whole?"),
+        ("batch", "serving_checks:check_batch", "are requests in a batch what they are alone?"),
+        ("several_steps", "serving_checks:check_several_steps", "are decode steps what the reference says?"),
+        ("preemption", "pipeline_checks:check_preemption", "is a preempted request what it is undisturbed?"),
+        ("prefix_hit", "pipeline_checks:check_prefix_hit", "is a request on shared pages what it is alone?"),
+        ("abort", "pipeline_checks:check_abort", "does a request that is given up free its pages?"),
+        ("echo", "pipeline_checks:check_echo", "does a pipeline tell the right log probabilities?"),
+        ("saved_in_shards", "model_checks:check_saved_in_shards", "is it the same in several files?"),
+    )
+)
+"""All of them. Each is a method of `PluginConformance`."""

@@ -1,0 +1,15 @@
+"""How a check ends that does not pass."""
+
+from __future__ import annotations
+
+from pipezoo_core.errors import PipezooError
+
+__all__ = ["ConformanceError", "NotCheckedError"]
+
+
+class ConformanceError(PipezooError, AssertionError):
+    """A plugin does not do what every plugin does: its message says where, and what is most likely wrong."""
+
+
+class NotCheckedError(Exception):
+    """A check does not apply, or checks what the plugin does not claim; the message is the reason."""

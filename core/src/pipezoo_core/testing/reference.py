@@ -1,0 +1,128 @@
+"""The reference implementation with random weights: what a plugin is compared with."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pipezoo_core.testing.failures import ConformanceError
+
+__all__ = ["make_reference", "reference_logits", "save_reference"]
+
+_SPREAD = 0.2  # of weights: large enough that every one shows in the logits
+
+
+def make_reference(config: Mapping[str, Any], model_class: Callable[[Any], nn.Module] | None) -> nn.Module:
+    """Returns a model with random weights, all of which matter.
+
+    Args:
+        config: what its config.json says.
+        model_class: called with its config: that of `model_class.config_class` where there is one, else the mapping
+            itself. None for what transformers has for the config's `model_type`.
+
+    Raises:
+        ConformanceError: transformers has no model of this type, or it cannot be made.
+    """
+    torch.manual_seed(0)  # for buffers that are made of random numbers
+    try:
+        model = _of_transformers(config) if model_class is None else _of_class(config, model_class)
+    except ConformanceError:
+        raise
+    except Exception as error:
+        raise ConformanceError(
+            "the reference implementation cannot be made of a config",
+            found=f"{type(error).__name__}: {error}",
+            cure="Check the config's sizes against each other.",
+        ) from error
+    _randomize(model)
+    return model.eval()
+
+
+def _of_transformers(config: Mapping[str, Any]) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    model_type = config["model_type"]
+    if model_type not in CONFIG_MAPPING:
+        raise ConformanceError(
+            f"transformers has no reference implementation of model_type {model_type!r}",
+            cure="Name one: `reference` of the test class, or `pipezoo check DIST --reference module:Class`.",
+        )
+    made = CONFIG_MAPPING[model_type].from_dict(dict(config))
+    model: nn.Module = AutoModelForCausalLM.from_config(made, attn_implementation="eager")
+    return model.float()
+
+
+def _of_class(config: Mapping[str, Any], model_class: Callable[[Any], nn.Module]) -> nn.Module:
+    config_class = getattr(model_class, "config_class", None)
+    made = dict(config) if config_class is None else config_class.from_dict(dict(config))
+    if hasattr(made, "_attn_implementation"):
+        made._attn_implementation = "eager"
+    return model_class(made).float()
+
+
+@torch.no_grad()
+def _randomize(model: nn.Module) -> None:
+    """Gives every parameter noise around what it is set to where that is the same for all: 1 for most norms."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        center = parameter.flatten()[0].item() if parameter.dim() == 1 and parameter.unique().numel() == 1 else 0.0
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.copy_(center + _SPREAD * noise)
+
+
+@torch.no_grad()
+def reference_logits(model: nn.Module, tokens: list[int]) -> Tensor:
+    """Returns the logits [S, V] of a request's tokens, in float32."""
+    with _quietly():
+        output = model(torch.tensor([tokens]))
+    logits: Tensor = getattr(output, "logits", output)
+    return logits[0].float()
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keeps to itself what transformers says while it works: of the reference, which nobody asked about."""
+    from transformers.utils import logging
+
+    level, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if has_bars:
+            logging.enable_progress_bar()
+
+
+def save_reference(model: nn.Module, config: Mapping[str, Any], folder: Path, **settings: Any) -> None:
+    """Writes config.json and safetensors.
+
+    Args:
+        model: of transformers, or any module.
+        config: what config.json says, of a model that is not transformers'.
+        folder: an existing one.
+        settings: of transformers' `save_pretrained`.
+    """
+    if hasattr(model, "save_pretrained"):
+        with _quietly():
+            save: Any = model.save_pretrained
+            save(folder, **settings)
+        return
+    (folder / "config.json").write_text(json.dumps(dict(config)))
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if all(tensor.data_ptr() != other.data_ptr() for other in tensors.values()):  # tied ones are written once
+            tensors[name] = tensor.contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
