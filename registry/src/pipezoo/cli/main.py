@@ -12,8 +12,10 @@ import typer
 from pipezoo import registry
 from pipezoo.cli import options
 from pipezoo.cli.failures import errors_as_text
+from pipezoo.cli.new_plugin import new_plugin
 from pipezoo.cli.options import LORA_NAME, model_settings, sampling_settings
-from pipezoo.discovery.published import PUBLISHED
+from pipezoo.cli.plugins import doctor, plugins
+from pipezoo.cli.why import why
 
 __all__ = ["app"]
 
@@ -43,33 +45,9 @@ def _options(
             stream.reconfigure(errors="replace")
 
 
-@app.command()
-def plugins(
-    *,
-    available: Annotated[
-        bool, typer.Option("--available", help="Also list the plugins that pipezoo has and that are not installed.")
-    ] = False,
-) -> None:
-    """List the installed plugins and their state."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    with errors_as_text():
-        found = registry.plugins()
-    console = Console()
-    rows = [(info.name, info.distribution, info.version, str(info.state), info.reason or "") for info in found]
-    if available:
-        installed = {info.distribution for info in found}
-        others = ((name, plugin) for name, plugin in PUBLISHED.items() if plugin not in installed)
-        rows += [(name, plugin, "", "not installed", f"pip install {plugin}") for name, plugin in others]
-    if not rows:
-        console.print("No plugins are installed. Try: pip install pipezoo-llama", markup=False)
-        return
-    table = Table("model type", "plugin", "version", "state", "reason")
-    for row in sorted(rows):
-        table.add_row(*map(Text, row))  # as text, brackets are not taken for markup
-    console.print(table)
+app.command()(plugins)
+app.command()(doctor)
+app.command()(why)
 
 
 @app.command()
@@ -91,13 +69,6 @@ def models() -> None:
     for model in found:
         table.add_row(*map(Text, (model.name, f"{model.num_bytes / 2**20:,.1f} MiB", model.plugin)))
     console.print(table)
-
-
-@app.command()
-def why(model: options.Model, revision: options.Revision = None, plugin: options.Plugin = None) -> None:
-    """Say which plugin a model gets, and why."""
-    with errors_as_text():
-        typer.echo(registry.resolve(model, revision=revision, plugin=plugin))
 
 
 @app.command()
@@ -247,3 +218,6 @@ def chat(
         session = ChatSession(llm, lora=lora and LORA_NAME, system=system, sampling=sampling, is_verbose=verbose)
         if not session.run(line_input()):
             raise typer.Exit(1)
+
+
+app.command("new-plugin")(new_plugin)

@@ -7,6 +7,7 @@ which plugin is chosen for one is decided in `resolution`.
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import traceback
 from collections.abc import Iterable
 from dataclasses import replace
@@ -17,6 +18,7 @@ from pipezoo.discovery.loading import load_architectures
 from pipezoo.discovery.metadata import PluginInfo, PluginState, read_claims
 from pipezoo.discovery.published import how_to_mend
 from pipezoo.discovery.setting import VARIABLE, PluginSetting
+from pipezoo.discovery.unmatched import unmatched_items
 from pipezoo_core.errors import BrokenPluginError, IncompatiblePluginError, PluginNotFoundError
 
 if TYPE_CHECKING:
@@ -24,12 +26,14 @@ if TYPE_CHECKING:
 
 __all__ = ["PluginIndex", "PluginInfo", "PluginState"]
 
+_LOGGER = logging.getLogger("pipezoo")
+
 
 class PluginIndex:
     """Owns what is known about the installed plugins.
 
     The metadata and the setting `PIPEZOO_PLUGINS` are read once, when first needed. Then, from any method, a setting
-    that cannot be understood is an `InvalidSettingError`.
+    that cannot be understood is an `InvalidSettingError`. Items that match nothing are told to the logger `pipezoo`.
 
     Args:
         distributions: where to look; by default all that can be imported.
@@ -56,6 +60,10 @@ class PluginIndex:
     def plugins(self) -> list[PluginInfo]:
         """Returns every claim of every plugin in its present state, by name and distribution."""
         return [self._now(info) for info in self._read()]
+
+    def unmatched(self) -> list[str]:
+        """Returns a sentence for each item of the setting that matches no plugin."""
+        return unmatched_items(self.setting, self._read())
 
     def serving(self, name: str) -> list[PluginInfo]:
         """Returns the plugins, in any state, that claim this model type or architecture name."""
@@ -86,6 +94,8 @@ class PluginIndex:
         if self._found is None:
             installed = importlib.metadata.distributions() if self._distributions is None else self._distributions
             self._found = sorted(read_claims(installed, self.setting), key=lambda info: (info.name, info.distribution))
+            for sentence in unmatched_items(self.setting, self._found):
+                _LOGGER.warning(sentence)
         return self._found
 
     def _now(self, info: PluginInfo) -> PluginInfo:

@@ -15,6 +15,7 @@ from importlib.metadata import Distribution
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from pipezoo.discovery.published import how_to_mend
 from pipezoo.discovery.setting import VARIABLE, PluginSetting
 from pipezoo_core.hookspecs import ENTRY_POINT_GROUP
 
@@ -58,6 +59,17 @@ class PluginInfo:
     module: str
     state: PluginState = PluginState.available
     reason: str | None = None
+
+    @property
+    def cure(self) -> str | None:
+        """What the user can do where the plugin cannot be used; None where it can."""
+        if self.state in (PluginState.broken, PluginState.incompatible):
+            return how_to_mend(self.distribution)
+        if self.state is PluginState.disabled:
+            return f"Take '-{self.distribution}' out of {VARIABLE}."
+        if self.state is PluginState.shadowed:
+            return f"Pin it instead: {VARIABLE}={self.name}={self.distribution}"
+        return None
 
 
 def read_claims(distributions: Iterable[Distribution], setting: PluginSetting) -> Iterator[PluginInfo]:

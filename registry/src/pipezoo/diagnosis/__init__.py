@@ -1,0 +1,3 @@
+"""What `pipezoo doctor` looks at: versions, torch, kernels, the Hub's cache and every plugin."""
+
+__all__: list[str] = []
