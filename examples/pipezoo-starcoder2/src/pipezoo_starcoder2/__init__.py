@@ -1,0 +1,3 @@
+"""Starcoder2 models for pipezoo. The registry finds `pipezoo_starcoder2.plugin`; nothing else needs importing."""
+
+__all__: list[str] = []
