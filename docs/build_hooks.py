@@ -1,7 +1,8 @@
 """The hooks of `make docs`.
 
-Links from a page to a file of the repository, which the site has no page for, become plain text, because no address of
-the repository is known; one to a file that does not exist ends the build. A folder in `nav` stands for its pages.
+A block of code that is a file has its name as a title. Links from a page to a file of the repository, which the site
+has no page for, become plain text, because no address of the repository is known; one to a file that does not exist ends
+the build. A folder in `nav` stands for its pages.
 """
 
 import re
@@ -12,6 +13,7 @@ from mkdocs.exceptions import PluginError
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+FILE = re.compile(r"^```(\w+) (\S+)$", re.MULTILINE)
 LINK = re.compile(r"\[([^\]]+)\]\(((?:\.\./)+[^)#]*)(?:#[^)]*)?\)")
 
 
@@ -22,7 +24,7 @@ def on_config(config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """Returns the page with its links to files outside the documents replaced."""
+    """Returns the page with the names of files as titles, and links to files outside the documents replaced."""
     source = Path(page.file.abs_src_path)
 
     def replaced(link: re.Match[str]) -> str:
@@ -33,7 +35,7 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
             raise PluginError(f"{source.relative_to(ROOT)} links to {link[2]}, which does not exist")
         return f'<span title="{target.relative_to(ROOT)}">{link[1]}</span>'
 
-    return LINK.sub(replaced, markdown)
+    return LINK.sub(replaced, FILE.sub(r'```\1 title="\2"', markdown))
 
 
 def _expanded(entry: Any) -> Any:

@@ -80,11 +80,12 @@ class PagedAttention(AttentionBackend):
         return out_TND.flatten(1).add_(spoiled_T1)
 
     def working_memory(self, num_rows: int, max_length: int, itemsize: int) -> int:
-        """Returns about the bytes that a full step of the longest request takes.
+        """Returns about the bytes that a full step takes: of the longest request, and what others keep beside it.
 
         Those are the bias, copies of queries, keys and values, and in float32 all scores and their exponentials, where
-        torch's fused attention does not do without: it wants values as wide as keys, and no bias for each head. Where
-        a prompt has a bias from its first token on, all prompts of a step have theirs until it ends.
+        torch's fused attention does not do without: it wants values as wide as keys, and no bias for each head.
+        Requests are answered one by one, but the queries and keys of all are rotated before, and where a prompt has a
+        bias from its first token on, all prompts of a step have theirs until it ends.
         """
         spec, num_heads = self.spec, self.spec.num_heads
         rows, rounded = min(num_rows, max_length), itemsize if itemsize < _FLOAT_BYTES else 0
@@ -93,8 +94,10 @@ class PagedAttention(AttentionBackend):
         gathered = 2 * max_length * spec.num_kv_heads * width
         size = _BIAS_BYTES * cells + itemsize * (2 * queries + keys + gathered)
         scores, has_slopes = num_heads * cells, spec.alibi_slopes is not None
+        of_others = num_rows - rows
+        size += itemsize * of_others * (num_heads + spec.num_kv_heads) * spec.head_dim
         if has_slopes or spec.sliding_window is not None or spec.chunk is not None:
-            size += (num_heads if has_slopes else 1) * _FLOAT_BYTES * (num_rows - rows) * max_length
+            size += _FLOAT_BYTES * of_others * max_length * (num_heads if has_slopes else 1)
         size += scores * _FLOAT_BYTES * has_slopes
         if self._needs_formula:
             return size + scores * (2 * _FLOAT_BYTES + rounded)

@@ -1,4 +1,4 @@
-"""StableLM (Tow et al., 2023; Bellagente et al., 2024). The reference implementation is transformers' `modeling_stablelm`.
+"""StableLM (Bellagente et al., 2024). The reference implementation is transformers' `modeling_stablelm`.
 
 Shape suffixes: T tokens of all requests in a row, H hidden size.
 """
