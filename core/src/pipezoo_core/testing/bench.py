@@ -27,14 +27,20 @@ class Bench:
         folder: an empty one.
         distribution: of the plugin; None for the only one that claims the configs' types.
         reference: the class of the reference implementation; None for transformers'.
+        write_gguf: writes the reference as a GGUF file; None where that is not checked.
     """
 
     def __init__(
-        self, folder: Path, distribution: str | None = None, reference: Callable[[Any], nn.Module] | None = None
+        self,
+        folder: Path,
+        distribution: str | None = None,
+        reference: Callable[[Any], nn.Module] | None = None,
+        write_gguf: Callable[[nn.Module, Path], None] | None = None,
     ) -> None:
         self.folder = folder
         self._distribution = distribution
         self._reference = reference
+        self._write_gguf = write_gguf
         self._subjects: dict[str, Subject] = {}
 
     def plugin(self, configs: Configs) -> PluginUnderTest:
@@ -69,5 +75,5 @@ class Bench:
             telling = sharpened(config)
             folder = self.folder / f"{len(self._subjects)}"
             reference = make_reference(telling, self._reference)
-            self._subjects[key] = Subject(name, telling, architecture, reference, folder)
+            self._subjects[key] = Subject(name, telling, architecture, reference, folder, self._write_gguf)
         return self._subjects[key]

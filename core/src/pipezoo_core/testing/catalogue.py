@@ -59,6 +59,13 @@ CHECKS = tuple(
         ("abort", "pipeline_checks:check_abort", "does a request that is given up free its pages?"),
         ("echo", "pipeline_checks:check_echo", "does a pipeline tell the right log probabilities?"),
         ("saved_in_shards", "model_checks:check_saved_in_shards", "is it the same in several files?"),
+        ("lora", "lora_checks:check_lora", "is an adapter what it is merged?"),
+        ("int8", "running_checks:check_int8", "are the logits near in int8?"),
+        ("int4", "running_checks:check_int4", "are they in int4?"),
+        ("two_ranks", "running_checks:check_two_ranks", "are two ranks what one is?"),
+        ("replay", "running_checks:check_replay", "are replayed steps what others are?"),
+        ("memory_plan", "running_checks:check_memory_plan", "is what is planned enough?"),
+        ("gguf", "gguf_checks:check_gguf", "is a GGUF file the model that it was written from?"),
     )
 )
 """All of them. Each is a method of `PluginConformance`."""

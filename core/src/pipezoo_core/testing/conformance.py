@@ -9,6 +9,8 @@ from pipezoo_core.testing.catalogue import CHECKS
 from pipezoo_core.testing.failures import ConformanceError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
 
 __all__ = ["PluginConformance", "overrides_check"]
@@ -46,10 +48,13 @@ class PluginConformance:
         distribution: the plugin's; None for the only one that claims the type of the configs.
         reference: the class of the reference implementation, an `nn.Module` that is made of a config and returns
             logits, or what has them as `logits`; None for transformers'.
+        write_gguf: a method that writes the reference, an argument, into a GGUF file, another: as llama.cpp's converter
+            does. None where the plugin reads no such files.
     """  # noqa: D415 - the first paragraph ends in an example
 
     distribution: ClassVar[str | None] = None
     reference: ClassVar[Callable[[Any], nn.Module] | None] = None
+    write_gguf: Callable[[nn.Module, Path], None] | None = None
 
     def test_overrides(self) -> None:
         """No check was put out of action without a reason."""
@@ -123,3 +128,31 @@ class PluginConformance:
     def test_saved_in_shards(self, conformance: Runner) -> None:
         """See `check_saved_in_shards`."""
         conformance("saved_in_shards")
+
+    def test_lora(self, conformance: Runner) -> None:
+        """See `check_lora`."""
+        conformance("lora")
+
+    def test_int8(self, conformance: Runner) -> None:
+        """See `check_int8`."""
+        conformance("int8")
+
+    def test_int4(self, conformance: Runner) -> None:
+        """See `check_int4`."""
+        conformance("int4")
+
+    def test_two_ranks(self, conformance: Runner) -> None:
+        """See `check_two_ranks`."""
+        conformance("two_ranks")
+
+    def test_replay(self, conformance: Runner) -> None:
+        """See `check_replay`."""
+        conformance("replay")
+
+    def test_memory_plan(self, conformance: Runner) -> None:
+        """See `check_memory_plan`."""
+        conformance("memory_plan")
+
+    def test_gguf(self, conformance: Runner) -> None:
+        """See `check_gguf`."""
+        conformance("gguf")

@@ -20,7 +20,7 @@ from pipezoo_core.testing.subject import Subject
 __all__ = ["check_abort", "check_echo", "check_preemption", "check_prefix_hit"]
 
 _PAGE_SIZE = 8
-_NUM_TOKENS = 24
+_NUM_TOKENS = 16
 
 
 def check_preemption(plugin: PluginUnderTest, subjects: Sequence[Subject]) -> None:
@@ -54,14 +54,15 @@ def check_prefix_hit(plugin: PluginUnderTest, subjects: Sequence[Subject]) -> No
         with subject.pipeline(kv_cache=_cache(2**23).updated(enable_prefix_caching=False)) as llm:
             expected = [_tokens(llm, [prompt])[0] for prompt in prompts]
         with subject.pipeline(kv_cache=_cache(2**23)) as llm:
-            found = [_tokens(llm, [prompt])[0] for prompt in [*prompts, *prompts]]
+            found = [_tokens(llm, [prompt])[0] for prompt in [*prompts, *prompts[:3]]]
             hits = llm.kv_managers[0].metrics.prefix_hit_tokens
             checked += hits
             _check_all_free(subject, llm)
-        if found != [*expected, *expected]:
+        expected += expected[:3]
+        if found != expected:
             raise ConformanceError(
                 f"config {subject.name!r}: with the pages of earlier requests, prompt "
-                f"{_first_other(found, [*expected, *expected])} has another answer",
+                f"{_first_other(found, expected)} has another answer",
                 cure="What was found is not fed again, so a request's first step does not begin at position 0. Most "
                 "likely positions are counted from the step's rows instead of kv.positions.",
             )

@@ -19,7 +19,8 @@ def conformance_bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.T
     from pipezoo_core.testing.bench import Bench
 
     of_class: Any = request.cls
-    return Bench(tmp_path_factory.mktemp("conformance"), of_class.distribution, of_class.reference)
+    write_gguf = None if of_class.write_gguf is None else of_class().write_gguf
+    return Bench(tmp_path_factory.mktemp("conformance"), of_class.distribution, of_class.reference, write_gguf)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from pipezoo_core.architecture import SupportedArchitecture
 from pipezoo_core.attention import AttentionSpec
-from pipezoo_core.config import KVCacheConfig, PipelineConfig, ReturnLogits, WeightsFormat
+from pipezoo_core.config import KVCacheConfig, PipelineConfig, ReturnLogits
 from pipezoo_core.decoder import DecoderPipelineModel
+from pipezoo_core.decoder.module import outline_of
 from pipezoo_core.distributed import TensorParallelGroup
 from pipezoo_core.interfaces import PipelineModel
 from pipezoo_core.memory import plan_memory
@@ -25,11 +26,12 @@ from pipezoo_core.session import InferenceSession
 from pipezoo_core.testing.failures import ConformanceError
 from pipezoo_core.testing.reference import reference_logits, save_reference
 from pipezoo_core.tokenizer import TextTokenizer
-from pipezoo_core.weights import Weights, find_safetensors, open_safetensors
+from pipezoo_core.weights import Weights, find_safetensors, open_gguf, open_safetensors
 
 __all__ = ["Subject"]
 
 _CPU = torch.device("cpu")
+_CACHE = KVCacheConfig(page_size=8, kv_cache_memory=2**23)
 _LENGTHS = (6, 60, 1, 97)
 _MIN_LENGTH = 32  # of requests, below which nothing is left to see
 
@@ -43,6 +45,7 @@ class Subject:
         architecture: of the plugin, serving it.
         reference: with random weights.
         folder: an empty one, for the checkpoint and what checks write.
+        write_gguf: writes the reference as a GGUF file, where the plugin reads these.
 
     Attributes:
         checkpoint: the folder with config.json and safetensors.
@@ -56,12 +59,14 @@ class Subject:
         architecture: SupportedArchitecture,
         reference: nn.Module,
         folder: Path,
+        write_gguf: Callable[[nn.Module, Path], None] | None = None,
     ) -> None:
         self.name = name
         self.config = config
         self.architecture = architecture
         self.reference = reference
         self.folder = folder
+        self._write_gguf = write_gguf
         self.checkpoint = folder / "checkpoint"
         self.checkpoint.mkdir(parents=True)
         save_reference(reference, config, self.checkpoint)
@@ -156,6 +161,37 @@ class Subject:
         config = self._pipeline_config(checkpoint or self.checkpoint, settings)
         return self._open(config, InferenceSession([_CPU] * (group.size if group else 1), group), return_logits)
 
+    @cached_property
+    def gguf_file(self) -> Path | None:
+        """The reference as a GGUF file; None where nobody writes it."""
+        if self._write_gguf is None:
+            return None
+        path = self.folder / "model.gguf"
+        self._write_gguf(self.reference, path)
+        return path
+
+    def load_gguf(self, path: Path) -> PipelineModel[Any]:
+        """Loads the plugin's model of a GGUF file."""
+        file = open_gguf(path)
+        assert self.architecture.config_from_gguf is not None
+        read = self.architecture.huggingface_config(self.architecture.config_from_gguf(file))
+        config = PipelineConfig(model_path=str(path), weight_paths=(path,), huggingface_config=read, kv_cache=_CACHE)
+        return self._open(config, InferenceSession([_CPU]), ReturnLogits.ALL, file.weights)
+
+    @cached_property
+    def outline(self) -> nn.Module:
+        """An outline of the plugin's module: shapes without numbers; an empty one of what is no decoder of core's."""
+        model = self.architecture.pipeline_model
+        if not issubclass(model, DecoderPipelineModel):
+            return nn.Module()
+        config = model.config_class.from_huggingface(self.huggingface_config)
+        return outline_of(model.module_class, config, PipelineConfig(model_path=self.name))
+
+    def planned(self, **settings: Any) -> PipelineConfig:
+        """Returns the complete config of a run, as a load makes it; takes settings of `PipelineConfig`."""
+        asked = self._pipeline_config(self.checkpoint, settings)
+        return plan_memory(self.architecture.pipeline_model, asked, self.huggingface_config, [_CPU])[0]
+
     def pipeline(self, **settings: Any) -> TextGenerationPipeline:
         """Loads the plugin's model with a pipeline around it; takes settings of `PipelineConfig`."""
         asked = self._pipeline_config(self.checkpoint, settings)
@@ -172,7 +208,7 @@ class Subject:
         return TextGenerationPipeline(config, [model], tokenizer, memory)
 
     def _pipeline_config(self, checkpoint: Path, settings: Mapping[str, Any]) -> PipelineConfig:
-        values = {"kv_cache": KVCacheConfig(page_size=8, kv_cache_memory=2**23), **settings}
+        values = {"kv_cache": _CACHE, **settings}
         return PipelineConfig(
             model_path=str(checkpoint),
             weight_paths=find_safetensors(checkpoint),
@@ -181,17 +217,22 @@ class Subject:
         )
 
     def _open(
-        self, config: PipelineConfig, session: InferenceSession, return_logits: ReturnLogits
+        self,
+        config: PipelineConfig,
+        session: InferenceSession,
+        return_logits: ReturnLogits,
+        weights: Weights | None = None,
     ) -> PipelineModel[Any]:
+        weights = open_safetensors(config.weight_paths) if weights is None else weights
         return self.architecture.pipeline_model(
             pipeline_config=config,
             session=session,
-            huggingface_config=self.huggingface_config,
+            huggingface_config=config.huggingface_config,
             encoding=config.encoding,
             devices=session.devices,
             kv_cache_config=config.kv_cache,
-            weights=open_safetensors(config.weight_paths),
-            adapter=self.architecture.weight_adapters[WeightsFormat.safetensors],
+            weights=weights,
+            adapter=self.architecture.weight_adapters[weights.format],
             return_logits=return_logits,
         )
 
