@@ -26,6 +26,11 @@ class Check:
     where: str
     question: str
 
+    @property
+    def is_of_models(self) -> bool:
+        """Whether it looks at models, for which there has to be a reference implementation."""
+        return not self.where.startswith("discovery_checks:")
+
     def run(self, *arguments: Any) -> None:
         """Asks. Imports what it needs to, torch and transformers among it.
 

@@ -33,7 +33,7 @@ def conformance(conformance_bench: Bench, configs: Any) -> Callable[[str], None]
 
     def run(name: str) -> None:
         __tracebackhide__ = True
-        subjects = conformance_bench.subjects(configs)
+        subjects = conformance_bench.subjects(configs) if by_name[name].is_of_models else ()
         try:
             by_name[name].run(conformance_bench.plugin(configs), subjects)
         except NotCheckedError as error:
