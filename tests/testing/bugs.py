@@ -15,7 +15,8 @@ FED = """module_class = QwenForCausalLM
     def prepare_initial_token_inputs(self, context_batch, kv_cache_inputs=None, return_n_logits=1):
         inputs = super().prepare_initial_token_inputs(context_batch, kv_cache_inputs, return_n_logits)
         for context, row in zip(context_batch, inputs.input_row_offsets.tolist(), strict=False):
-            inputs.tokens[row] = context.tokens[min(getattr(context, "fed", context.cache_length), len(context.tokens) - 1)]
+            first = getattr(context, "fed", context.cache_length)
+            inputs.tokens[row] = context.tokens[min(first, len(context.tokens) - 1)]
             context.fed = context.cache_length + context.active_length
         return inputs"""
 RENAMED = "return without_redundant(tensors, config)\n\n\ndef adapt_gguf"
@@ -33,9 +34,10 @@ BUGS = [
     ),
     Bug(
         "half-split rotation", LLAMA, "weight_adapters.py", RENAMED,
-        "change = in_halves(config.num_attention_heads)\n"
-        '    tensors = {n: change(t) if "q_proj" in n else t for n, t in tensors.items()}\n    ' + RENAMED,
-        "llama", "plain", "log_probabilities", r"order of q, k and v|adapter reorders them",
+        "change = {'q_proj': in_halves(config.num_attention_heads), 'k_proj': in_halves(config.num_key_value_heads)}\n"
+        "    tensors = {n: change.get(n.split('.')[-2], lambda t: t)(t) for n, t in tensors.items()}\n    " + RENAMED,
+        "llama", "plain", "log_probabilities", r"reorders their rows from neighbours to halves, and the checkpoint "
+        "has them in halves",
     ),
     Bug(
         "missing scale", GEMMA, "config.py", "scale=self.attention_scale,", "scale=1.0,",
@@ -60,8 +62,8 @@ BUGS = [
         "qwen3", "plain", "weights", r"drops weights.*k_norm",
     ),
     Bug(
-        "transposed weight", GPT, "gpt2/weight_adapters.py", "(?:c_attn|c_fc|c_proj)", "
-        ""(?:c_attn|c_fc|c_proj(?<=mlp.c_proj))",
+        "transposed weight", GPT, "gpt2/weight_adapters.py", "(?:c_attn|c_fc|c_proj)",
+        "(?:c_attn|c_fc|c_proj(?<=mlp.c_proj))",
         "gpt2", "plain", "log_probabilities", r"weight of transformer.h.0.attn.c_proj is transposed",
     ),
     Bug(
@@ -104,7 +106,12 @@ BUGS = [
     ),
     Bug(
         "router in the wrong order", "pipezoo_gpt_oss", "config.py", 'scores="softmax_of_chosen"', 'scores="softmax"',
-        "gpt_oss", "plain", "log_probabilities", r"routing .*softmax_of_chosen.*router's order is wrong",
+        "gpt_oss", "plain", "log_probabilities", r"routing .*softmax after the choice gives",
+    ),
+    Bug(
+        "softmax after the choice", QWEN, "config.py", "num_experts=config.num_experts, top_k",
+        'scores="softmax_of_chosen", num_experts=config.num_experts, top_k',
+        "qwen3_moe", "plain", "log_probabilities", r"scores='softmax', .* in the plugin: the router's order is wrong",
     ),
     Bug(
         "expert weights unnormalised", "pipezoo_mistral", "config.py", "normalize=True", "normalize=False",
@@ -126,8 +133,8 @@ BUGS = [
     ),
     Bug(
         "bias dropped", QWEN, "weight_adapters.py", "    return without_redundant(",
-        '    tensors = {n: t.then(lambda rows: rows * 0, 1) if n.endswith("k_proj.bias") else t for n, t in tensors.items()}\n'
-        "    return without_redundant(",
+        '    zero = {n: t.then(lambda rows: rows * 0, 1) for n, t in tensors.items() if n.endswith("k_proj.bias")}\n'
+        "    tensors = {**tensors, **zero}\n    return without_redundant(",
         "qwen2", "plain", "log_probabilities", r"bias of model.layers.0.self_attn.k_proj is wrong",
     ),
     Bug(
@@ -165,8 +172,8 @@ BUGS = [
         "llama", "plain", "memory_plan", r"takes more memory than is planned",
     ),
     Bug(
-        "config that changes", QWEN, "config.py", '"""Reads a `Qwen2HuggingFaceConfig`, a `Qwen3HuggingFaceConfig`, or transformers\' own.\n\n        Raises:\n            UnsupportedModelError: the activation',
-        '"""Reads."""\n        config.rms_norm_eps *= 2\n        """',
+        "config that changes", QWEN, "config.py", "rope, is_qwen3 =",
+        "config.rms_norm_eps *= 2\n        rope, is_qwen3 =",
         "qwen2", "plain", "spec", r"something else the second time",
     ),
 ]  # fmt: skip

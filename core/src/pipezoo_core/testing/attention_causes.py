@@ -35,6 +35,7 @@ class Attempt:
         cos: [T, R]; None for no rotation.
         sin: [T, R].
         in_neighbours: rotates neighbours instead of halves.
+        as_stored: takes back a reordering of q's and k's rows from neighbours to halves.
         is_causal: no token sees later ones.
         order: of the key/value heads: those of query heads in a row, of every n-th query head, or the former reversed.
     """
@@ -43,6 +44,7 @@ class Attempt:
     cos: Tensor | None
     sin: Tensor | None
     in_neighbours: bool = False
+    as_stored: bool = False
     is_causal: bool = True
     order: Literal["in a row", "every n-th", "reversed"] = "in a row"
 
@@ -78,6 +80,8 @@ class Attempt:
         width = self.cos.shape[-1]
         cos, sin = self.cos.double().unsqueeze(1), self.sin.double().unsqueeze(1)
         rotated, kept = x_TND[..., :width], x_TND[..., width:]
+        if self.as_stored:
+            rotated = rotated.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
         if self.in_neighbours:
             cos, sin = (tensor[..., : width // 2].repeat_interleave(2, -1) for tensor in (cos, sin))
             turned = torch.stack((-rotated[..., 1::2], rotated[..., ::2]), dim=-1).flatten(-2)
@@ -164,8 +168,14 @@ def _other_rotations(trace: Trace, ours: Attempt, config: Mapping[str, Any]) -> 
     yield (
         "the reference rotates neighbours (interleaved pairs), and the plugin halves: reorder the rows of q and k "
         "in the "
-        "weight adapter, by `halves` of pipezoo_core.layers. Or the adapter reorders them, and must not.",
+        "weight adapter, by `halves` of pipezoo_core.layers.",
         replace(ours, in_neighbours=True),
+    )
+    yield (
+        "the plugin has q's and k's numbers in another order: the weight adapter reorders their rows from "
+        "neighbours to "
+        "halves, and the checkpoint has them in halves already.",
+        replace(ours, as_stored=True),
     )
     yield "the reference rotates nothing: it has no RoPE there.", replace(ours, cos=None, sin=None)
     for base, cos, sin in _rotations(trace, ours, config):

@@ -101,6 +101,8 @@ def _routing_said(point: Point, mine: Routing, wanted: Routing) -> str:
     elif wanted.normalize != mine.normalize:
         are = "are" if wanted.normalize else "are not"
         what = f"normalize={wanted.normalize}: a token's expert weights {are} divided by their sum"
+        if wanted.normalize and wanted.scores == "softmax":
+            what += ", which is also what a softmax after the choice gives (softmax_of_chosen, the other order)"
     else:
         what = f"scale={wanted.scale:g}, and {mine.scale:g} in the plugin"
     return f"The routing in {point.module} is another one in the reference: {what}. Set Routing accordingly."

@@ -80,13 +80,22 @@ class Trace:
         """For layers of the plugin's module and modules around them those of the reference."""
         leaves = self._leaves
         found = dict(leaves)
-        theirs = {name for name, layer in self.subject.reference.named_modules() if _has_weights(layer)}
+        theirs = set(leaves.values())
         for name, _ in self.module.named_modules():
             below = {other for leaf, other in leaves.items() if leaf.startswith(f"{name}.")}
             common = _common_module(below)
             if len(below) > 1 and common and below == {other for other in theirs if other.startswith(f"{common}.")}:
                 found[name] = common
-        return found
+        return found | self._mixtures
+
+    @cached_property
+    def _mixtures(self) -> dict[str, str]:
+        """The mixtures of experts, whose weights checkpoints call otherwise than the reference does, by their order."""
+        ours, theirs = (
+            [name.rpartition(".")[0] for name, _ in model.named_modules() if name.rpartition(".")[2] == "experts"]
+            for model in (self.module, self.subject.reference)
+        )
+        return dict(zip(ours, theirs, strict=True)) if len(ours) == len(theirs) else {}
 
     @cached_property
     def _leaves(self) -> dict[str, str]:
@@ -155,7 +164,7 @@ class Trace:
         layer, _, parameter = name.rpartition(".")
         merged = self._merged_around(layer)
         if merged:
-            module = self.module.get_submodule(merged)
+            module = self.module.get_submodule(merged.rpartition(".")[0])
             assert isinstance(module, MergedLinear)
             return module.slots()[f"{layer.rpartition('.')[2]}.{parameter}"]
         return self.module.get_parameter(name).detach()
@@ -164,15 +173,16 @@ class Trace:
         parent, _, part = name.rpartition(".")
         for sibling, module in self.module.named_modules():
             if isinstance(module, MergedLinear) and sibling.rpartition(".")[0] == parent and part in module.parts:
-                return sibling
+                return f"{sibling}.merged"
         return None
 
     def _outputs_of_parts(self) -> Mapping[str, Tensor]:
         found: dict[str, Tensor] = {}
         for name, module in self.module.named_modules():
-            if isinstance(module, MergedLinear) and name in self.ours:
+            product = self.ours.get(f"{name}.merged")
+            if isinstance(module, MergedLinear) and product is not None:
                 parent = f"{name.rpartition('.')[0]}."
-                results = self.ours[name].result
+                results = product.result.split(module.merged.sizes, dim=-1)
                 found |= {f"{parent}{part}".lstrip("."): each for part, each in zip(module.parts, results, strict=True)}
         return found
 
@@ -188,10 +198,6 @@ def _is_reordered(ours: Tensor, wanted: Tensor) -> bool:
         return False
     order, other = (torch.argsort(tensor[0]) for tensor in (ours, wanted))
     return are_equal(ours[:, order], wanted[:, other])
-
-
-def _has_weights(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters(recurse=False))
 
 
 def _common_module(names: set[str]) -> str:
