@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipezoo_core.config import AttentionName, Capability, KVCacheConfig, LinearName, SupportedEncoding
 from pipezoo_core.decoder import DecoderPipelineModel
-from pipezoo_core.errors import InvalidSettingError
+from pipezoo_core.errors import PipezooError
 from pipezoo_core.testing.agreement import check_same_logits
 from pipezoo_core.testing.claims import those_claiming, those_running_in
 from pipezoo_core.testing.failures import ConformanceError, NotCheckedError
@@ -25,6 +25,12 @@ __all__ = ["check_int4", "check_int8", "check_memory_plan", "check_replay", "che
 _MOST_OFF = {SupportedEncoding.int8: 0.2, SupportedEncoding.int4: 1.0}
 _PAGES_OF_KERNELS = KVCacheConfig(page_size=32, kv_cache_memory=2**23)
 _NUM_TOKENS = 1024
+_DIVIDED = (
+    "Most likely a layer reads sizes from the config where its rank has a part of them, or outputs that are divided go "
+    "into a layer that is not a RowParallelLinear. Heads are divided as config.heads says. What cannot be divided "
+    "says so "
+    "in not_claimed."
+)
 _NOT_NATIVE = "attention is"
 
 
@@ -63,18 +69,17 @@ def check_two_ranks(plugin: PluginUnderTest, subjects: Sequence[Subject]) -> Non
         try:
             with loaded_on_ranks(subject, 2) as divided:
                 found = logits_of(divided, subject.prompts)
-        except InvalidSettingError as error:
+        except (PipezooError, RuntimeError) as error:
             raise ConformanceError(
                 f"config {subject.name!r}: two ranks cannot divide the model",
                 found=error,
-                cure="Give the config sizes that two can divide, or say why not in not_claimed.",
+                cure="Give the config sizes that two can divide. " + _DIVIDED,
             ) from error
         check_same_logits(
             found,
             expected,
             f"config {subject.name!r}: on two ranks other logits come out than on one, first of {{}}",
-            "Most likely a layer reads sizes from the config where its rank has a part of them, or outputs that are "
-            "divided go into a layer that is not a RowParallelLinear. Heads are divided as config.heads says.",
+            _DIVIDED,
         )
 
 
