@@ -1,8 +1,8 @@
 """The hooks of `make docs`.
 
 A block of code that is a file has its name as a title. Links from a page to a file of the repository, which the site
-has no page for, become plain text, because no address of the repository is known; one to a file that does not exist ends
-the build. A folder in `nav` stands for its pages.
+has no page for, become plain text, because no address of the repository is known; one to a file that does not exist
+ends the build. A folder in `nav` stands for its pages.
 """
 
 import re

@@ -1,6 +1,6 @@
 """The conformance kit of pipezoo-core: the plugin against transformers' `StableLmForCausalLM`.
 
-Every check runs on tiny configs with random weights, so that each number matters. `pytest -k log_probabilities` runs one.
+Every check runs on tiny configs with random weights, so that each number matters; `pytest -k weights` runs one of them.
 """
 
 from typing import Any
