@@ -46,10 +46,12 @@ def site(tmp_path_factory):
 
 @pytest.mark.slow
 def test_every_public_name_is_in_the_reference(site):
+    """A function that is called like its module is there under the module's name."""
     pages = "".join(page.read_text() for page in (site / "reference").glob("*.html"))
     explained = set(re.findall(r'id="(pipezoo[\w.]*)"', pages))
     public = {f"{name}.{member}" for name in [*PACKAGES, *MODULES] for member in import_module(name).__all__}
-    assert public - explained == set()
+    missing = public - explained
+    assert {name for name in missing if f"{name}.{name.rpartition('.')[2]}" not in explained} == set()
 
 
 @pytest.mark.slow
