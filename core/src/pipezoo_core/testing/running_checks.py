@@ -22,21 +22,20 @@ from pipezoo_core.testing.tensors_alive import PeakOfTensors
 
 __all__ = ["check_int4", "check_int8", "check_memory_plan", "check_replay", "check_two_ranks"]
 
-_MOST_OFF = {SupportedEncoding.int8: 0.2, SupportedEncoding.int4: 1.0}
+_MOST_OFF = {SupportedEncoding.int8: 0.4, SupportedEncoding.int4: 1.0}
 _PAGES_OF_KERNELS = KVCacheConfig(page_size=32, kv_cache_memory=2**23)
 _NUM_TOKENS = 1024
 _SLACK = 2
 _DIVIDED = (
-    "Most likely a layer reads sizes from the config where its rank has a part of them, or outputs that are divided go "
-    "into a layer that is not a RowParallelLinear. Heads are divided as config.heads says. What cannot be divided "
-    "says so "
-    "in not_claimed."
+    "Most likely a layer reads sizes from the config where its rank has a part of them, or outputs that are divided "
+    "go into a layer that is not a RowParallelLinear. Heads are divided as config.heads says. What cannot be "
+    "divided says so in not_claimed."
 )
 _NOT_NATIVE = "attention is"
 
 
 def check_int8(plugin: PluginUnderTest, subjects: Sequence[Subject]) -> None:
-    """In int8 the logits are near the reference's: the error is at most a fifth of what they are, in mean squares."""
+    """In int8 the logits are near the reference's: the error is at most 0.4 of what they are, in mean squares."""
     del plugin
     _check_bits(SupportedEncoding.int8, subjects)
 
