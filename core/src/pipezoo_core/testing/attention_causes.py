@@ -116,8 +116,8 @@ def attention_cause(trace: Trace, name: str, module: Attention, call: Call, poin
     if not are_equal(as_is, point.ours):
         return (
             f"{where}: what {point.module} reads is not what {name} returned. Most likely something is computed "
-            "between "
-            "them that the reference does not compute, or the attention is computed without core's Attention."
+            "between them that the reference does not compute, or the attention is computed without core's "
+            "Attention."
         )
     for cause, attempt in _attempts(trace, ours):
         if are_equal(attempt(q, k, v, sinks), point.wanted):
@@ -151,8 +151,7 @@ def _attempts(trace: Trace, ours: Attempt) -> Iterator[tuple[str, Attempt]]:
     for order in ("every n-th", "reversed"):
         yield (
             "the key/value heads are mixed up: a query head reads another one in the plugin than in the reference. "
-            "Check "
-            "how the heads lie in the rows of q, k and v; query heads in a row share one.",
+            "Check how the heads lie in the rows of q, k and v; query heads in a row share one.",
             replace(ours, order=order),
         )
 
@@ -167,14 +166,12 @@ def _other_rotations(trace: Trace, ours: Attempt, config: Mapping[str, Any]) -> 
         return
     yield (
         "the reference rotates neighbours (interleaved pairs), and the plugin halves: reorder the rows of q and k "
-        "in the "
-        "weight adapter, by `halves` of pipezoo_core.layers.",
+        "in the weight adapter, by `halves` of pipezoo_core.layers.",
         replace(ours, in_neighbours=True),
     )
     yield (
         "the plugin has q's and k's numbers in another order: the weight adapter reorders their rows from "
-        "neighbours to "
-        "halves, and the checkpoint has them in halves already.",
+        "neighbours to halves, and the checkpoint has them in halves already.",
         replace(ours, as_stored=True),
     )
     yield "the reference rotates nothing: it has no RoPE there.", replace(ours, cos=None, sin=None)
@@ -182,8 +179,7 @@ def _other_rotations(trace: Trace, ours: Attempt, config: Mapping[str, Any]) -> 
         yield (
             f"the RoPE base is wrong: the reference rotates with rope_parameters of the config, base {base:g}, on "
             f"{cos.shape[-1]} numbers of a head, and the plugin otherwise. Most likely another entry is read, or "
-            "another "
-            "layer's.",
+            "another layer's.",
             replace(ours, cos=cos, sin=sin),
         )
 

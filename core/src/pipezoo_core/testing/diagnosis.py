@@ -31,8 +31,7 @@ def diagnose(subject: Subject, difference: float) -> ConformanceError:
     if are_equal(trace.logits, trace.wanted_logits):
         return ConformanceError(
             f"config {subject.name!r}: log probabilities are not the reference's with the fastest backends, and are "
-            "with "
-            "attention='reference' and linear='torch'",
+            "with attention='reference' and linear='torch'",
             found=f"a difference of {difference:.2g}",
             cure="Most likely the module computes beside core's layers what these do otherwise on kernels.",
         )

@@ -38,8 +38,7 @@ def _norm_cause(trace: Trace, point: Point, x: Tensor) -> str | None:
             return f"The norm {point.module} is another one in the reference: {said}."
     return (
         f"The norm {point.module} is another one in the reference: check its epsilon, whether 1 is added to its "
-        "weight, "
-        "whether it takes off the mean, and over how many numbers it goes."
+        "weight, whether it takes off the mean, and over how many numbers it goes."
     )
 
 
@@ -80,19 +79,16 @@ def _linear_cause(trace: Trace, point: Point, x: Tensor) -> str | None:
     if off.dim() == 2 and are_equal(off, off[:1].expand_as(off)):
         return (
             f"The bias of {point.module} is wrong: both differ by the same numbers for every token. Most likely a "
-            "bias is "
-            "dropped, by the weight adapter or because the layer is built without one, or added twice."
+            "bias is dropped, by the weight adapter or because the layer is built without one, or added twice."
         )
     if weight.shape[0] == weight.shape[1]:
         for without_bias in (point.wanted, point.wanted - (point.ours - x @ weight.T)):
             if are_equal(x @ weight, without_bias):
                 return (
                     f"The weight of {point.module} is transposed: the reference multiplies by the other one. A "
-                    "Conv1D's "
-                    "is stored as [in, out] (LazyTensor.transposed), a Linear's as [out, in]."
+                    "Conv1D's is stored as [in, out] (LazyTensor.transposed), a Linear's as [out, in]."
                 )
     return (
         f"The weights of {point.module} are others than the reference's. Most likely the weight adapter takes the "
-        "rows of "
-        "another part of a fused weight, or in another order, or a transposed matrix."
+        "rows of another part of a fused weight, or in another order, or a transposed matrix."
     )
