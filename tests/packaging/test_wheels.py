@@ -1,19 +1,17 @@
 """Separately installable, shown with wheels in an environment that has none of pipezoo."""
 
 import email
-import os
 import re
 import shutil
 import struct
 import subprocess
 import sys
-import sysconfig
 import tarfile
-import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+from clean_python import install, make_clean_python, run
 
 pytestmark = pytest.mark.slow
 
@@ -76,29 +74,7 @@ def built_kernels(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clean_python(tmp_path_factory):
-    """A new environment that borrows third-party packages through links, and nothing of pipezoo."""
-    folder = tmp_path_factory.mktemp("clean")
-    venv.create(folder, with_pip=True, symlinks=True)
-    python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
-    query = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    site = Path(subprocess.run([python, "-c", query], check=True, capture_output=True, text=True).stdout.strip())
-    for entry in Path(sysconfig.get_path("purelib")).iterdir():
-        ours = "pipezoo" in entry.name or entry.name.startswith(("_editable", "__editable"))
-        if not ours and not (site / entry.name).exists():
-            (site / entry.name).symlink_to(entry)
-    return python
-
-
-def run(python, *arguments):
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    return subprocess.run(
-        [str(python), *arguments], capture_output=True, text=True, env=environment, cwd=python.parent, check=False
-    )
-
-
-def install(python, *wheels):
-    result = run(python, "-m", "pip", "install", "--no-deps", "--no-index", *map(str, wheels))
-    assert result.returncode == 0, result.stderr
+    return make_clean_python(tmp_path_factory.mktemp("clean"))
 
 
 def test_a_plugin_is_one_pip_install_away(wheels, clean_python, tiny_gguf):
@@ -142,6 +118,18 @@ def test_what_pip_shows(built):
     check_what_pip_shows(built, MEMBERS)
 
 
+def check_what_pypi_takes(folder):
+    """Its own check of what is uploaded finds nothing, neither errors nor warnings."""
+    command = [sys.executable, "-m", "twine", "--no-color", "check", "--strict", *map(str, folder.iterdir())]
+    checked = subprocess.run(command, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
+    assert checked.stdout.count("PASSED") == len([*folder.iterdir()])
+
+
+def test_what_pypi_takes(built):
+    check_what_pypi_takes(built)
+
+
 def sections_of(elf):
     """The names of the sections of a 64-bit ELF file."""
     start, size, count, names = struct.unpack_from("<Q10xHHH", elf, 40)
@@ -154,6 +142,7 @@ def sections_of(elf):
 def test_the_kernels(built_kernels):
     """One wheel for all versions of Python, built from its sdist, without what only a debugger reads."""
     check_what_pip_shows(built_kernels, [KERNELS])
+    check_what_pypi_takes(built_kernels)
     (path,) = built_kernels.glob("*.whl")
     assert "-cp311-abi3-" in path.name
     with zipfile.ZipFile(path) as wheel:
