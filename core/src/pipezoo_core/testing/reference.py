@@ -58,7 +58,7 @@ def _of_transformers(config: Mapping[str, Any]) -> nn.Module:
             cure="Name one: `reference` of the test class, or `pipezoo check DIST --reference module:Class`.",
         )
     made = CONFIG_MAPPING[model_type].from_dict(dict(config))
-    kind = AutoModelForCausalLM if type(made) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModelForImageTextToText
+    kind: Any = AutoModelForCausalLM if type(made) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModelForImageTextToText
     model: nn.Module = kind.from_config(made, attn_implementation="eager")
     return model.float()
 
