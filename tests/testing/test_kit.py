@@ -94,6 +94,18 @@ def test_a_reference_of_the_authors_own(tmp_path):
     check_log_probabilities(bench.plugin(PLAIN), subjects)
 
 
+@pytest.mark.slow
+def test_parts_that_see_images_are_left_out(llama):
+    configs = {"plain": tiny_configs("gemma3")["plain"]}
+    (subject,) = llama.subjects(configs)
+    check_weights(llama.plugin(configs), [subject])
+    check_lora(llama.plugin(configs), [subject])
+    del subject.of_text
+    subject.of_text = {parameter.data_ptr() for parameter in subject.reference.parameters()}
+    with pytest.raises(ConformanceError, match=r"drops weights .*vision_tower"):
+        check_weights(llama.plugin(configs), [subject])
+
+
 def test_usual_numbers_become_telling_ones():
     made = sharpened({"model_type": "llama", "rope_theta": 10000.0, "hidden_size": 64, "num_attention_heads": 4})
     assert made["rms_norm_eps"] == 0.03

@@ -43,4 +43,5 @@ def test_planted_bug_is_named(bug, tmp_path, monkeypatch):
     finally:
         forget(distribution)
     assert check == bug.check, message
+    assert " … " not in message, "it was shortened"
     assert re.search(bug.cause, message, re.DOTALL), message

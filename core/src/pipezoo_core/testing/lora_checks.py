@@ -72,7 +72,10 @@ def _adaptable(subject: Subject) -> list[str]:
     return [
         name
         for name, layer in subject.reference.named_modules()
-        if _is_linear(layer) and layer is not head and f"{name}.weight" not in routers
+        if _is_linear(layer)
+        and layer is not head
+        and f"{name}.weight" not in routers
+        and layer.get_parameter("weight").data_ptr() in subject.of_text
     ]
 
 

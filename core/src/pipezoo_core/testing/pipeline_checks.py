@@ -21,6 +21,7 @@ __all__ = ["check_abort", "check_echo", "check_preemption", "check_prefix_hit"]
 
 _PAGE_SIZE = 8
 _NUM_TOKENS = 16
+_CHUNK = 16
 
 
 def check_preemption(plugin: PluginUnderTest, subjects: Sequence[Subject]) -> None:
@@ -31,7 +32,8 @@ def check_preemption(plugin: PluginUnderTest, subjects: Sequence[Subject]) -> No
         prompts = _prompts(subject)
         with subject.pipeline(kv_cache=_cache(2**23)) as llm:
             expected = _tokens(llm, prompts)
-        with subject.pipeline(kv_cache=_cache(_few_pages(subject)), max_length=_longest(prompts)) as llm:
+        small = {"kv_cache": _cache(_few_pages(subject)), "max_length": _longest(prompts), "max_batch_tokens": _CHUNK}
+        with subject.pipeline(**small) as llm:
             found, count = _tokens(llm, prompts), llm.scheduler.num_preemptions
             _check_all_free(subject, llm)
         checked += count
@@ -127,7 +129,7 @@ def _few_pages(subject: Subject) -> int:
     model = subject.architecture.pipeline_model
     assert issubclass(model, KVCacheMixin)
     params = model.get_kv_params(subject.huggingface_config, 1, _cache(2**23), torch.float32)
-    return int(1.3 * params.bytes_held(_longest(_prompts(subject)), max_chunk=1024))
+    return int(1.3 * params.bytes_held(_longest(_prompts(subject)), max_chunk=_CHUNK))
 
 
 def _tokens(llm: TextGenerationPipeline, prompts: Sequence[list[int]]) -> list[list[int]]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pipezoo_core.testing.failures import ConformanceError
 
-__all__ = ["make_reference", "reference_logits", "save_reference"]
+__all__ = ["make_reference", "reference_logits", "save_reference", "weights_of_text"]
 
 _SPREAD = 0.2  # of weights: large enough that every one shows in the logits
 
@@ -47,8 +47,9 @@ def make_reference(config: Mapping[str, Any], model_class: Callable[[Any], nn.Mo
 
 
 def _of_transformers(config: Mapping[str, Any]) -> nn.Module:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     model_type = config["model_type"]
     if model_type not in CONFIG_MAPPING:
@@ -57,7 +58,8 @@ def _of_transformers(config: Mapping[str, Any]) -> nn.Module:
             cure="Name one: `reference` of the test class, or `pipezoo check DIST --reference module:Class`.",
         )
     made = CONFIG_MAPPING[model_type].from_dict(dict(config))
-    model: nn.Module = AutoModelForCausalLM.from_config(made, attn_implementation="eager")
+    kind: Any = AutoModelForCausalLM if type(made) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModelForImageTextToText
+    model: nn.Module = kind.from_config(made, attn_implementation="eager")
     return model.float()
 
 
@@ -77,6 +79,17 @@ def _randomize(model: nn.Module) -> None:
         center = parameter.flatten()[0].item() if parameter.dim() == 1 and parameter.unique().numel() == 1 else 0.0
         noise = torch.randn(parameter.shape, generator=generator)
         parameter.copy_(center + _SPREAD * noise)
+
+
+@torch.enable_grad()
+def weights_of_text(model: nn.Module, tokens: list[int]) -> set[int]:
+    """Returns the addresses of the parameters that logits of text depend on: a part that sees images has others."""
+    with _quietly():
+        output = model(torch.tensor([tokens]))
+    getattr(output, "logits", output).sum().backward()
+    used = {parameter.data_ptr() for parameter in model.parameters() if parameter.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return used
 
 
 @torch.no_grad()

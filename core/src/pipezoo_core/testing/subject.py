@@ -24,7 +24,7 @@ from pipezoo_core.pipeline import TextGenerationPipeline
 from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.session import InferenceSession
 from pipezoo_core.testing.failures import ConformanceError
-from pipezoo_core.testing.reference import reference_logits, save_reference
+from pipezoo_core.testing.reference import reference_logits, save_reference, weights_of_text
 from pipezoo_core.tokenizer import TextTokenizer
 from pipezoo_core.weights import Weights, find_safetensors, open_gguf, open_safetensors
 
@@ -136,6 +136,11 @@ class Subject:
         if key not in self._expected:
             self._expected[key] = reference_logits(self.reference, list(tokens))
         return self._expected[key]
+
+    @cached_property
+    def of_text(self) -> set[int]:
+        """The addresses of the reference's parameters that logits of text depend on."""
+        return weights_of_text(self.reference, self.prompts[0])
 
     @property
     def weights(self) -> Weights:

@@ -77,8 +77,8 @@ def tiny_configs(model_type: str, config_class: type[PretrainedConfig] | None = 
     known = config_class or _known_class(model_type)
     if known is None:
         raise LookupError(f"transformers has no config class of model_type {model_type!r}: give the plugin's own")
-    of_part = known.sub_configs.get("text_config")
-    if of_part is not None:
+    if "text_config" in known.sub_configs:
+        of_part = type(known().text_config)
         return {
             name: {"model_type": model_type, "text_config": {"model_type": of_part.model_type, **values}}
             for name, values in _variants(of_part)

@@ -32,10 +32,15 @@ def weight_map(subject: Subject) -> dict[str, set[str]]:
 
 
 def unread_tensors(subject: Subject, sources: Mapping[str, set[str]]) -> list[str]:
-    """Returns the checkpoint's weights that nothing is made of, but copies of others that are."""
+    """Returns the checkpoint's weights that nothing is made of.
+
+    Left out are copies of others that are read, and what logits of text do not depend on in the reference: a part that
+    sees images, say.
+    """
     weights = subject.weights
     read: set[str] = set().union(*sources.values())
     copies = [weights[name].load() for name in read]
+    copies += [each.detach() for each in subject.reference.parameters() if each.data_ptr() not in subject.of_text]
     return [
         name
         for name in sorted(weights.keys() - read)
