@@ -4,11 +4,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipezoo_core.config import KVCacheConfig, PipelineConfig, ReturnLogits
-from pipezoo_core.context import TextContext
-from pipezoo_core.sampling_params import SamplingParams
-from pipezoo_core.scheduling import hold_adapter
 from pipezoo_core.session import InferenceSession
+from pipezoo_core.testing.steps import logits_of
 from pipezoo_core.weights import find_safetensors, open_safetensors
+
+__all__ = ["TINY_LLAMA", "cache_memory", "load_model", "logits_of", "make_llama", "randomize"]
 
 TINY_LLAMA = {
     "vocab_size": 99,
@@ -62,42 +62,3 @@ def load_model(
         adapter=adapter,
         return_logits=return_logits,
     )
-
-
-def logits_of(model, prompts, chunk=None, loras=None):
-    """Feeds prompts as one batch, all at once or `chunk` tokens at a time, and returns each one's logits [S, V]."""
-    contexts = [
-        TextContext(
-            request_id=str(i),
-            prompt_tokens=prompt,
-            max_length=10**6,
-            sampling_params=SamplingParams(max_new_tokens=1),
-            lora=lora,
-        )
-        for i, (prompt, lora) in enumerate(zip(prompts, loras or [None] * len(prompts), strict=True))
-    ]
-    rows = {context.request_id: [] for context in contexts}
-    for context in contexts:
-        hold_adapter(model.lora_manager, context)
-        assert model.lora_manager is None or model.lora_manager.claim(context)
-        model.kv_manager.external_claim(context)
-        assert context.cache_length == 0, "the prefix cache was not empty"
-    while batch := [context for context in contexts if not context.status.is_done]:
-        for context in batch:
-            context.set_chunk(min(chunk or context.num_pending, context.num_pending))
-        assert all(model.kv_manager.maybe_reserve(context) for context in batch)
-        inputs = model.prepare_initial_token_inputs(batch, model.kv_manager.fetch(batch))
-        outputs = model.execute(inputs)
-        offsets = outputs.logit_offsets.tolist()
-        for i, context in enumerate(batch):
-            rows[context.request_id].append(outputs.logits[offsets[i] : offsets[i + 1]])
-            context.advance(0 if context.samples else None)
-        model.kv_manager.step(batch)
-        model.kv_manager.check_integrity()
-    for context in contexts:
-        model.kv_manager.release(context.request_id)
-        if model.lora_manager is not None:
-            model.lora_manager.release(context.request_id)
-    model.kv_manager.reset_prefix_cache()
-    assert model.kv_manager.num_free_pages == model.kv_manager.total_num_pages
-    return [torch.cat(of_one) for of_one in rows.values()]

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from alive import PeakOfTensors
 from core.experts_alone import random_experts, rows_and_choices, skip_without_kernels, use_native
 from core.mixture import make_mixtral
 from distributed.ranks import loaded_on_ranks
@@ -27,6 +26,7 @@ from pipezoo_core.layers import (
 from pipezoo_core.layers import weights_memory as memory_of
 from pipezoo_core.layers.quantized import QuantizedProduct
 from pipezoo_core.native import NativeKernels
+from pipezoo_core.testing.tensors_alive import PeakOfTensors
 
 CPU = torch.device("cpu")
 PROMPTS = [[5, 9, 2, 7, 7, 1], list(range(1, 31)), [3], [(7 * i) % 99 for i in range(45)]]

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from alive import PeakOfTensors
 
 from pipezoo_core.config import LinearName, SupportedEncoding
 from pipezoo_core.errors import CheckpointMismatchError, InvalidSettingError
@@ -19,6 +18,7 @@ from pipezoo_core.layers import (
 from pipezoo_core.layers.linear_backends import _why_not_onednn
 from pipezoo_core.layers.native_product import NativeProduct
 from pipezoo_core.native import GATE, Activation, Form, NativeKernels, kernels
+from pipezoo_core.testing.tensors_alive import PeakOfTensors
 from pipezoo_core.weights import LazyTensor, load_module
 
 CPU = torch.device("cpu")

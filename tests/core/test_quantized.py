@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from alive import PeakOfTensors
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize as gguf_dequantize
 from gguf.quants import quantize as gguf_quantize
@@ -12,6 +11,7 @@ from pipezoo_core.layers import Embedding, Linear, LMHead, quantized, use_linear
 from pipezoo_core.layers.native_product import NativeProduct
 from pipezoo_core.layers.quantized import GROUP, QuantizedProduct
 from pipezoo_core.native import NativeKernels
+from pipezoo_core.testing.tensors_alive import PeakOfTensors
 
 CPU = torch.device("cpu")
 FORMATS = {8: GGMLQuantizationType.Q8_0, 4: GGMLQuantizationType.Q4_1}

@@ -120,6 +120,7 @@ HEAVY = {"torch", "transformers", "numpy", "huggingface_hub", "safetensors", "gg
         "from pipezoo import SamplingParams; SamplingParams(temperature=0)",
         "from pipezoo.loading.settings import LoadSettings; LoadSettings(dtype='int8')",
         "from pipezoo import registry; registry.plugins()",
+        "import pipezoo_core.testing.pytest_plugin",
         f"import {', '.join(f'{name}.plugin' for name in PLUGINS)}",
         "from typer.testing import CliRunner; from pipezoo.cli.main import app; CliRunner().invoke(app, ['plugins'])",
     ],

@@ -54,7 +54,7 @@ def check_lora(plugin: PluginUnderTest, subjects: Sequence[Subject]) -> None:
             for prompt, name in zip(subject.prompts, names, strict=True)
         ]
         check_same_logits(
-            logits_of(model, subject.prompts, adapters=names),
+            logits_of(model, subject.prompts, loras=names),
             expected,
             f"config {subject.name!r}: with a LoRA adapter other logits come out than of merged weights, first of {{}}",
             "Where the check of log probabilities passes, most likely the weight adapter orders or divides rows "

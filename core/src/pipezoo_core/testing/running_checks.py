@@ -10,26 +10,32 @@ from torch import Tensor, nn
 
 from pipezoo_core.config import AttentionName, Capability, KVCacheConfig, LinearName, SupportedEncoding
 from pipezoo_core.decoder import DecoderPipelineModel
-from pipezoo_core.errors import InvalidSettingError
+from pipezoo_core.errors import PipezooError
 from pipezoo_core.testing.agreement import check_same_logits
 from pipezoo_core.testing.claims import those_claiming, those_running_in
 from pipezoo_core.testing.failures import ConformanceError, NotCheckedError
 from pipezoo_core.testing.plugin_under_test import PluginUnderTest
 from pipezoo_core.testing.ranks import loaded_on_ranks
-from pipezoo_core.testing.steps import logits_of
+from pipezoo_core.testing.steps import inputs_of_prompts, logits_of
 from pipezoo_core.testing.subject import Subject
 from pipezoo_core.testing.tensors_alive import PeakOfTensors
 
 __all__ = ["check_int4", "check_int8", "check_memory_plan", "check_replay", "check_two_ranks"]
 
-_MOST_OFF = {SupportedEncoding.int8: 0.2, SupportedEncoding.int4: 1.0}
+_MOST_OFF = {SupportedEncoding.int8: 0.4, SupportedEncoding.int4: 1.0}
 _PAGES_OF_KERNELS = KVCacheConfig(page_size=32, kv_cache_memory=2**23)
 _NUM_TOKENS = 1024
+_SLACK = 2
+_DIVIDED = (
+    "Most likely a layer reads sizes from the config where its rank has a part of them, or outputs that are divided "
+    "go into a layer that is not a RowParallelLinear. Heads are divided as config.heads says. What cannot be "
+    "divided says so in not_claimed."
+)
 _NOT_NATIVE = "attention is"
 
 
 def check_int8(plugin: PluginUnderTest, subjects: Sequence[Subject]) -> None:
-    """In int8 the logits are near the reference's: the error is at most a fifth of what they are, in mean squares."""
+    """In int8 the logits are near the reference's: the error is at most 0.4 of what they are, in mean squares."""
     del plugin
     _check_bits(SupportedEncoding.int8, subjects)
 
@@ -63,18 +69,17 @@ def check_two_ranks(plugin: PluginUnderTest, subjects: Sequence[Subject]) -> Non
         try:
             with loaded_on_ranks(subject, 2) as divided:
                 found = logits_of(divided, subject.prompts)
-        except InvalidSettingError as error:
+        except (PipezooError, RuntimeError) as error:
             raise ConformanceError(
                 f"config {subject.name!r}: two ranks cannot divide the model",
                 found=error,
-                cure="Give the config sizes that two can divide, or say why not in not_claimed.",
+                cure="Give the config sizes that two can divide. " + _DIVIDED,
             ) from error
         check_same_logits(
             found,
             expected,
             f"config {subject.name!r}: on two ranks other logits come out than on one, first of {{}}",
-            "Most likely a layer reads sizes from the config where its rank has a part of them, or outputs that are "
-            "divided go into a layer that is not a RowParallelLinear. Heads are divided as config.heads says.",
+            _DIVIDED,
         )
 
 
@@ -117,7 +122,11 @@ def _obstacle(subject: Subject) -> str | None:
 
 
 def check_memory_plan(plugin: PluginUnderTest, subjects: Sequence[Subject]) -> None:
-    """The memory plan counts all weights, and for each further token of a step at least what it takes."""
+    """The memory plan counts all weights, and for each token of a step what the module's tensors take.
+
+    The plan has a fixed part for what torch's operations take for themselves, so up to twice its part of a token passes
+    here, where these are counted.
+    """
     del plugin
     settings: dict[str, Any] = {"attention": AttentionName.paged, "linear": LinearName.torch}
     for subject in subjects[:1]:
@@ -142,14 +151,14 @@ def check_memory_plan(plugin: PluginUnderTest, subjects: Sequence[Subject]) -> N
             estimates.append(model.estimate_activation_memory(config, subject.huggingface_config))
             length = min(subject.max_length - 8, 128)
             prompts = [[token % subject.vocab_size] * length for token in range(count // length)]
-            with PeakOfTensors() as alive:
-                logits_of(loaded, prompts)
-            peaks.append(alive.peak - sum(map(len, prompts)) * subject.vocab_size * 4 * 3)  # logits, which we ask for
-        if estimates[1] - estimates[0] < peaks[1] - peaks[0]:
+            with inputs_of_prompts(loaded, prompts) as inputs, torch.inference_mode(), PeakOfTensors() as alive:
+                loaded.module(inputs.tokens, inputs.kv_cache)
+            peaks.append(alive.peak)
+        if _SLACK * (estimates[1] - estimates[0]) < peaks[1] - peaks[0]:
             raise ConformanceError(
                 f"config {subject.name!r}: a step takes more memory than is planned for it",
                 found=f"{(peaks[1] - peaks[0]) / _NUM_TOKENS:.0f} bytes for a token",
-                allowed=f"{(estimates[1] - estimates[0]) / _NUM_TOKENS:.0f}, as planned",
+                allowed=f"{_SLACK * (estimates[1] - estimates[0]) / _NUM_TOKENS:.0f}, {_SLACK} times what is planned",
                 cure="A layer that makes more tensors than those of core says so: see Estimable in "
                 "pipezoo_core/layers/alive.py.",
             )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from pipezoo_core.interfaces import PipelineModel
 from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.scheduling import hold_adapter
 
-__all__ = ["logits_of", "logits_of_several_steps"]
+__all__ = ["inputs_of_prompts", "logits_of", "logits_of_several_steps"]
 
 _MAX_LENGTH = 10**6
 
@@ -22,7 +23,7 @@ def logits_of(
     model: PipelineModel[Any],
     prompts: Sequence[list[int]],
     chunk: int | None = None,
-    adapters: Sequence[str | None] | None = None,
+    loras: Sequence[str | None] | None = None,
 ) -> list[Tensor]:
     """Feeds prompts as one batch, and returns the logits of all their tokens, each [S, V].
 
@@ -30,9 +31,9 @@ def logits_of(
         model: loaded with `ReturnLogits.ALL`.
         prompts: tokens.
         chunk: how many of each go into a step; None for all.
-        adapters: for each prompt the LoRA adapter that it uses.
+        loras: for each prompt the LoRA adapter that it uses.
     """
-    names = adapters or [None] * len(prompts)
+    names = loras or [None] * len(prompts)
     contexts = [_context(number, *both, 1) for number, both in enumerate(zip(prompts, names, strict=True))]
     rows: dict[str, list[Tensor]] = {context.request_id: [] for context in contexts}
     for context in contexts:
@@ -40,6 +41,7 @@ def logits_of(
         if model.lora_manager is not None:
             assert model.lora_manager.claim(context)
         model.kv_manager.external_claim(context)
+        assert context.cache_length == 0, "the prefix cache was not empty"
     while batch := [context for context in contexts if not context.status.is_done]:
         for context in batch:
             context.set_chunk(min(chunk or context.num_pending, context.num_pending))
@@ -51,6 +53,7 @@ def logits_of(
             rows[context.request_id].append(outputs.logits[offsets[number] : offsets[number + 1]].clone())
             context.advance(0 if context.samples else None)
         model.kv_manager.step(batch)
+        model.kv_manager.check_integrity()
     _release(model, contexts)
     return [torch.cat(of_one) for of_one in rows.values()]
 
@@ -86,6 +89,18 @@ def logits_of_several_steps(model: PipelineModel[Any], prompts: Sequence[list[in
     return list(torch.stack(steps, dim=1))
 
 
+@contextmanager
+def inputs_of_prompts(model: PipelineModel[Any], prompts: Sequence[list[int]]) -> Iterator[Any]:
+    """Yields the inputs of a step that feeds prompts whole, as a batch. They have pages while the context lasts."""
+    contexts = [_context(number, prompt, None, 1) for number, prompt in enumerate(prompts)]
+    for context in contexts:
+        model.kv_manager.external_claim(context)
+        context.set_chunk(context.num_pending)
+        assert model.kv_manager.maybe_reserve(context)
+    yield model.prepare_initial_token_inputs(contexts, model.kv_manager.fetch(contexts))
+    _release(model, contexts)
+
+
 def _context(number: int, prompt: list[int], adapter: str | None, max_new_tokens: int) -> TextContext:
     return TextContext(
         request_id=str(number),
@@ -103,3 +118,4 @@ def _release(model: PipelineModel[Any], contexts: Sequence[TextContext]) -> None
             model.lora_manager.release(context.request_id)
     model.kv_manager.check_integrity()
     model.kv_manager.reset_prefix_cache()
+    assert model.kv_manager.num_free_pages == model.kv_manager.total_num_pages

@@ -19,6 +19,7 @@ _SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 32,
+    "rotary_dim": 16,
     "max_position_embeddings": 256,
     "sliding_window": 12,
     "max_window_layers": 1,
