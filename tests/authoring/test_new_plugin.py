@@ -1,12 +1,14 @@
 """`pipezoo new-plugin`: what it writes, what it refuses, and how what it wrote is brought up to date."""
 
 import builtins
+import os
 import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import pexpect
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -269,3 +271,38 @@ def test_the_repository_is_the_same_everywhere(home, monkeypatch, second_revisio
     assert both.endswith(first)
     shutil.rmtree(repository._TEMPLATES / "2")  # an older pipezoo leaves what a newer one has made
     assert commits() == both
+
+
+def at_a_terminal(home, *arguments):
+    settings = {"encoding": "utf-8", "timeout": 60, "dimensions": (24, 120)}
+    environment = {**os.environ, "PROMPT_TOOLKIT_NO_CPR": "1"}  # this terminal does not say where its cursor is
+    command = ["-m", "pipezoo", "new-plugin", "x", *arguments]
+    return pexpect.spawn(sys.executable, command, cwd=home, env=environment, **settings)
+
+
+@pytest.mark.slow
+def test_at_a_terminal_it_asks_for_what_no_option_says(home):
+    """Description, author and address; the license is an option here."""
+    terminal = at_a_terminal(home, "--license", "MIT")
+    terminal.expect("which models the plugin serves")
+    terminal.send("\r")
+    terminal.expect("The author's name")
+    terminal.send("\x15Ada\r")  # Ctrl-U takes the default away
+    terminal.expect("The author's address")
+    terminal.send("\r")
+    terminal.expect("pipezoo-x is written")
+    terminal.expect(pexpect.EOF)
+    project = tomllib.loads((home / "pipezoo-x/pyproject.toml").read_text())["project"]
+    assert (project["authors"], project["license"]) == ([{"name": "Ada"}], "MIT")
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_a_question_writes_nothing(home):
+    terminal = at_a_terminal(home)
+    terminal.expect("which models the plugin serves")
+    terminal.send("\x03")
+    said = terminal.read()
+    terminal.close()
+    assert terminal.exitstatus == 130
+    assert "Traceback" not in said
+    assert not (home / "pipezoo-x").exists()
