@@ -36,7 +36,7 @@ from pipezoo_core.layers import weights_memory
 from pipezoo_core.lora import AdaptedModule, LoRAManager, lora_memory, resolve_lora_config
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.session import InferenceSession
-from pipezoo_core.weights import LazyTensor, Weights, WeightsAdapter, torch_dtype
+from pipezoo_core.weights import LazyTensor, Weights, WeightsAdapter, keep_outline, torch_dtype
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -111,6 +111,7 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, PipelineModel[TextContext],
         device, encoding = torch.device(pipeline_config.device), pipeline_config.encoding
         kernels = NativeKernels(device, torch_dtype(encoding))
         outline = cls._outline(pipeline_config, pipeline_config.huggingface_config)
+        keep_outline(outline, pipeline_config.stored_types)
         return weights_memory(pipeline_config.linear, outline, device, encoding, kernels)
 
     @classmethod
