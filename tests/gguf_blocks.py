@@ -7,6 +7,12 @@ from gguf import GGMLQuantizationType as Type
 K_TYPES = (Type.Q4_K, Type.Q5_K, Type.Q6_K)
 
 
+def as_q4_k_m(name):
+    """The types of a Q4_K_M file: more bits for values, for the last matrix of feed-forward layers, and for the head."""
+    six = ("attn_v.weight", "ffn_down.weight", "ffn_down_exps.weight", "output.weight", "token_embd.weight")
+    return Type.Q6_K if name.endswith(six) else Type.Q4_K
+
+
 def quantized(values, type_):
     """Returns float32 [..., in_features] in the blocks of a type, uint8 [..., bytes]."""
     if type_ not in K_TYPES:

@@ -16,6 +16,8 @@ from pipezoo_core.native import Form, NativeKernels
 
 CPU = torch.device("cpu")
 TYPES = (Type.Q4_0, Type.Q4_1, Type.Q8_0, *K_TYPES)
+HALVES = {Type.Q4_1: (0, 2), Type.Q4_K: (0, 2), Type.Q5_K: (0, 2), Type.Q6_K: (208,)}
+"""Where the float16 numbers of a block begin; in other types at 0."""
 
 
 def kernels(dtype=torch.float32):
@@ -34,8 +36,7 @@ def random_weight(type_, num_rows, size, seed=0):
     block, num_bytes = GGML_QUANT_SIZES[type_]
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, 256, (num_rows, size // block, num_bytes), dtype=np.uint8)
-    halves = {Type.Q4_1: (0, 2), Type.Q4_K: (0, 2), Type.Q5_K: (0, 2), Type.Q6_K: (208,)}.get(type_, (0,))
-    for at in halves:
+    for at in HALVES.get(type_, (0,)):
         scales = rng.uniform(-0.02, 0.02, (*blocks.shape[:2], 1)).astype(np.float16)
         blocks[..., at : at + 2] = scales.view(np.uint8)
     return of_bytes(blocks.reshape(num_rows, -1), type_)
@@ -88,12 +89,12 @@ def test_native_product(type_, dtype, size, rows):
 @pytest.mark.parametrize("type_", TYPES)
 def test_the_extremes_of_every_number_are_multiplied_rightly(type_):
     """The greatest numbers of rows and of weights, where sums of pairs in 16 bits are at their limits."""
-    block, num_bytes = GGML_QUANT_SIZES[type_]
+    _, num_bytes = GGML_QUANT_SIZES[type_]
     for fill in (0, 255, 128):
         weight = random_weight(type_, 32, 256)
         keep = weight.rows.clone().view(32, -1, num_bytes)
         keep[:] = fill
-        for at in {Type.Q4_1: (0, 2), Type.Q4_K: (0, 2), Type.Q5_K: (0, 2), Type.Q6_K: (208,)}.get(type_, (0,)):
+        for at in HALVES.get(type_, (0,)):
             keep[..., at : at + 2] = torch.tensor([0, 60], dtype=torch.uint8)  # 1 in float16
         weight = of_bytes(keep.view(32, -1).numpy(), type_)
         x = torch.ones(3, 256) * torch.tensor([[1.0], [-1.0], [0.5]])

@@ -256,17 +256,23 @@ def _checked_alignment(value: object) -> int:
 
 def _tensor(path: Path, name: str, offset: int, shape: tuple[int, ...], type_: GGMLQuantizationType) -> LazyTensor:
     """Returns a tensor of a file; of a quantized one also the blocks that it is made of."""
-    vectors = (-1, *shape[-1:])
     if type_ in _PLAIN:
         dtype = _PLAIN[type_]
-        return LazyTensor(shape, dtype, *(_reader(path, offset, sizes, dtype) for sizes in (shape, vectors)))
+        read, read_vectors = _reader(path, offset, shape, dtype), _reader(path, offset, (-1, shape[-1]), dtype)
+        return LazyTensor(shape, dtype, read, read_vectors)
     block, block_bytes = GGML_QUANT_SIZES[type_]
     row_bytes = shape[-1] // block * block_bytes
-    raw = [_reader(path, offset, (*sizes[:-1], row_bytes), torch.uint8) for sizes in (shape, vectors)]
     stored = StoredType(type_.name, block, block_bytes, _dequantizer(f"{path}: tensor {name!r}", type_))
-    as_bytes = LazyTensor((*shape[:-1], row_bytes), torch.uint8, *raw)
-    reads = [_dequantizing(read, stored) for read in raw]
-    return LazyTensor(shape, torch.float32, *reads, stored=StoredTensor(stored, as_bytes))
+    read = _reader(path, offset, (*shape[:-1], row_bytes), torch.uint8)
+    read_vectors = _reader(path, offset, (-1, row_bytes), torch.uint8)
+    as_bytes = LazyTensor((*shape[:-1], row_bytes), torch.uint8, read, read_vectors)
+    return LazyTensor(
+        shape,
+        torch.float32,
+        lambda rows: stored.dequantize(read(rows)),
+        lambda rows: stored.dequantize(read_vectors(rows)),
+        stored=StoredTensor(stored, as_bytes),
+    )
 
 
 def _reader(path: Path, offset: int, shape: tuple[int, ...], dtype: torch.dtype) -> Callable[[slice], Tensor]:
@@ -278,10 +284,6 @@ def _reader(path: Path, offset: int, shape: tuple[int, ...], dtype: torch.dtype)
         return torch.from_numpy(data).view(dtype).view(-1, *shape[1:])
 
     return read
-
-
-def _dequantizing(read: Callable[[slice], Tensor], stored: StoredType) -> Callable[[slice], Tensor]:
-    return lambda rows: stored.dequantize(read(rows))
 
 
 def _dequantizer(what: str, type_: GGMLQuantizationType) -> Callable[[Tensor], Tensor]:

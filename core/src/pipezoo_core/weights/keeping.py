@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pipezoo_core.layers.embedding import Embedding
 from pipezoo_core.layers.linear import Linear, MergedLinear
 from pipezoo_core.layers.stored import StoredType, StoredWeight
+from pipezoo_core.native import MemoryPool
 
 __all__ = ["Kept", "keep_outline", "kept_layers", "places_of_parts", "stored_runs"]
 
@@ -53,7 +54,7 @@ def stored_runs(
     types: Sequence[StoredType],
     sizes: Sequence[int],
     in_features: int,
-    empty: Callable[[tuple[int, int]], Tensor] | None = None,
+    memory: MemoryPool | None = None,
 ) -> list[StoredWeight]:
     """Returns memory for parts of a weight, one piece for parts that follow each other and are of one type.
 
@@ -63,16 +64,17 @@ def stored_runs(
         types: of each part.
         sizes: rows of each part.
         in_features: numbers per row.
-        empty: makes a uint8 tensor; None for one on the meta device.
+        memory: where it comes from; None for the meta device.
     """
-    parts = zip(types, sizes, strict=True)
-    runs = [
-        (next(iter(run))[0], run) for run in (list(run) for _, run in groupby(parts, key=lambda part: part[0].name))
-    ]
     found = []
-    for type_, run in runs:
-        shape = (sum(size for _, size in run), in_features // type_.block * type_.block_bytes)
-        rows = torch.empty(shape, dtype=torch.uint8, device="meta") if empty is None else empty(shape)
+    for _, run in groupby(zip(types, sizes, strict=True), key=lambda part: part[0].name):
+        parts = list(run)
+        type_, num_rows = parts[0][0], sum(size for _, size in parts)
+        shape = (num_rows, in_features // type_.block * type_.block_bytes)
+        if memory is None:
+            rows = torch.empty(shape, dtype=torch.uint8, device="meta")
+        else:
+            rows = memory.empty(shape, torch.uint8).view(shape)
         found.append(StoredWeight(type_, rows))
     return found
 
