@@ -8,7 +8,7 @@ K_TYPES = (Type.Q4_K, Type.Q5_K, Type.Q6_K)
 
 
 def as_q4_k_m(name):
-    """The types of a Q4_K_M file: more bits for values, for the last matrix of feed-forward layers, and for the head."""
+    """The types of a Q4_K_M file: more bits for values, the last matrix of feed-forward layers, and the head."""
     six = ("attn_v.weight", "ffn_down.weight", "ffn_down_exps.weight", "output.weight", "token_embd.weight")
     return Type.Q6_K if name.endswith(six) else Type.Q4_K
 

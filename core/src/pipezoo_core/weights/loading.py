@@ -114,9 +114,7 @@ def _keep(
         stored = [tensors[name].stored for name in kept[layer]]
         types, sources = [each.type for each in stored if each], [each.bytes for each in stored if each]
         sizes = [source.shape[0] for source in sources]
-        runs = stored_runs(
-            types, sizes, layer.weight.shape[1], lambda shape: memory.empty(shape, torch.uint8).view(shape)
-        )
+        runs = stored_runs(types, sizes, layer.weight.shape[1], memory)
         layer.keep(runs)
         places += zip(sources, places_of_parts(runs, sizes), strict=True)
     return places
