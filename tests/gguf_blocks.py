@@ -9,8 +9,10 @@ K_TYPES = (Type.Q4_K, Type.Q5_K, Type.Q6_K)
 
 def as_q4_k_m(name):
     """The types of a Q4_K_M file: more bits for values, the last matrix of feed-forward layers, and the head."""
-    six = ("attn_v.weight", "ffn_down.weight", "ffn_down_exps.weight", "output.weight", "token_embd.weight")
-    return Type.Q6_K if name.endswith(six) else Type.Q4_K
+    if "ffn_gate_inp" in name:
+        return Type.F32
+    six = ("attn_v.weight", "ffn_down.weight", "ffn_down_exps.weight")
+    return Type.Q6_K if name.endswith(six) or name in ("output.weight", "token_embd.weight") else Type.Q4_K
 
 
 def quantized(values, type_):

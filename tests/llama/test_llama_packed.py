@@ -4,15 +4,17 @@ import logging
 
 import pytest
 import torch
+from distributed.ranks import joined
 from families import PROMPTS as IDS
 from families import expected_logits, load_gguf
 from gguf import GGMLQuantizationType as Type
 from gguf_blocks import as_q4_k_m, as_quantized
 from gguf_files import TOKENS, gguf_name, write_llama_gguf
+from lora.peft_adapters import merged, save_adapter
 from tiny_models import logits_of, make_llama
 
 from pipezoo import registry
-from pipezoo_core.config import LinearName, SupportedEncoding
+from pipezoo_core.config import LinearName, LoRAConfig, SupportedEncoding
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.native import HUGE_PAGE, NativeKernels
 from pipezoo_core.weights import open_gguf
@@ -128,3 +130,32 @@ def test_types_without_a_packed_form_are_dequantized_and_named(tmp_path, caplog)
     assert_near(reference, model)
     num_layers = reference.config.num_hidden_layers
     assert f"{2 * num_layers} of Q4_K, {2 * num_layers} of Q5_0" in caplog.text  # q and v are one layer with k
+
+
+def test_adapters_add_to_packed_products(tmp_path):
+    reference = make()
+    path = write(tmp_path / "m.gguf", reference, as_q4_k_m)
+    save_adapter(reference, tmp_path / "one", r=5)
+    adapted = merged(reference, tmp_path / "one")
+    model = load(path, lora=LoRAConfig(lora_paths=f"one={tmp_path / 'one'}"))
+    assert (expected_logits(reference, IDS[0]) - expected_logits(adapted, IDS[0])).norm() > 5
+    for name, oracle in (("one", adapted), (None, reference)):
+        (found,) = logits_of(model, IDS[:1], loras=[name])
+        expected = expected_logits(oracle, IDS[0])
+        assert (found - expected).norm() < 0.15 * expected.norm()
+
+
+def test_two_ranks_divide_blocks_or_dequantize(tmp_path, caplog):
+    """Each has 256 numbers of `down_proj`'s rows, a block, and 128 of `o_proj`'s, half of one."""
+    reference = make()
+    path = write(tmp_path / "m.gguf", reference, as_q4_k_m)
+
+    def load_part(group):
+        return load(path, group=group)
+
+    with (
+        caplog.at_level(logging.INFO, "pipezoo"),
+        joined(tmp_path, 2, lambda group: load_part(group).serve()) as group,
+    ):
+        assert_near(reference, load_part(group))
+    assert f"{reference.config.num_hidden_layers} of Q4_K\n" in caplog.text

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipezoo_core.native.variants import PANEL
 
-__all__ = ["GROUP", "Form", "Packing", "packed_bytes", "packed_size"]
+__all__ = ["GROUP", "Form", "Packing", "bits_per_number", "packed_bytes", "packed_size"]
 
 GROUP = 32  # numbers of a quantized weight that share a scale
 
@@ -92,6 +92,11 @@ def packed_bytes(shape: Sequence[int], packing: Packing) -> int:
     """Returns the bytes of a packed weight of this shape and of few bits."""
     num_rows, size = shape
     return _padded(num_rows) * (_ROW_BYTES.get(packing, 0) + size * _BLOCK_BYTES[packing] // _BLOCK)
+
+
+def bits_per_number(packing: Packing) -> float:
+    """Returns the bits that a number takes, its share of scales and minima included, in a wide row of few bits."""
+    return _BLOCK_BYTES[packing] * 8 / _BLOCK
 
 
 def _padded(num_rows: int) -> int:

@@ -67,16 +67,16 @@ def load_module(
     """
     tensors = _floats(_slots(module), tensors)
     names = _check(_slots(module), tensors)
+    quantized = _stored_types(tensors)
     if group is not None and group.size > 1:
         shard_module(module, group)
     shards = _shards(module)
     tensors = {name: _part(tensor, shards[name]) if name in shards else tensor for name, tensor in tensors.items()}
     wide = {layer.weight for layer in module.modules() if isinstance(layer, Linear) and in_full}
     wide |= float32_parameters(module)
-    types = {name: tensor.stored.type for name, tensor in tensors.items() if keep_stored and tensor.stored}
-    kept = kept_layers(module, types)
+    kept = kept_layers(module, _stored_types(tensors)) if keep_stored else {}
     if keep_stored:
-        _log_dequantized(types, kept)
+        _log_dequantized(quantized, kept)
     real: weakref.WeakValueDictionary[int, nn.Parameter] = weakref.WeakValueDictionary()
     memory = MemoryPool(exact=True)  # new memory costs as much time as reading: a part has that of the one before
     parts = sorted(_parts(module), key=lambda part: _matrices(part[1]), reverse=True)
@@ -118,6 +118,10 @@ def _keep(
         layer.keep(runs)
         places += zip(sources, places_of_parts(runs, sizes), strict=True)
     return places
+
+
+def _stored_types(tensors: Mapping[str, LazyTensor]) -> dict[str, StoredType]:
+    return {name: tensor.stored.type for name, tensor in tensors.items() if tensor.stored}
 
 
 def _log_dequantized(types: Mapping[str, StoredType], kept: Kept) -> None:
