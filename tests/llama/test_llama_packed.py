@@ -14,6 +14,7 @@ from lora.peft_adapters import merged, save_adapter
 from tiny_models import logits_of, make_llama
 
 from pipezoo import registry
+from pipezoo.cli.info import tables
 from pipezoo_core.config import LinearName, LoRAConfig, SupportedEncoding
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.native import HUGE_PAGE, NativeKernels
@@ -130,6 +131,27 @@ def test_types_without_a_packed_form_are_dequantized_and_named(tmp_path, caplog)
     assert_near(reference, model)
     num_layers = reference.config.num_hidden_layers
     assert f"{2 * num_layers} of Q4_K, {2 * num_layers} of Q5_0" in caplog.text  # q and v are one layer with k
+
+
+def shown(path, **settings):
+    """What `pipezoo info` shows of a file's quantized tensors."""
+    found = tables(registry.resolve(path), registry.plan(path, **SETTINGS, **settings))
+    (table,) = (table for table in found if table.title == "quantized tensors of the file")
+    names, fates = (map(str, column.cells) for column in table.columns)
+    return dict(zip(names, fates, strict=True))
+
+
+def test_info_names_what_becomes_of_each_type(tmp_path):
+    reference = make()
+    num_layers = reference.config.num_hidden_layers
+    path = write(tmp_path / "m.gguf", reference, lambda name: Type.Q5_0 if "attn_k" in name else Type.Q4_K)
+    beside = "dequantized to bfloat16: a layer has parts of a type without a packed form, or takes a part of a block"
+    assert shown(path) == {
+        f"Q4_K, {4 * num_layers + 2} tensors": "kept packed, 4.625 bits per number",
+        f"Q5_0, {num_layers} tensors": "dequantized to bfloat16: there is no packed form of this type",
+        f"Q4_K, {2 * num_layers} tensors": beside,
+    }
+    assert set(shown(path, dtype="float32").values()) == {"dequantized: dtype is float32"}
 
 
 def test_adapters_add_to_packed_products(tmp_path):
