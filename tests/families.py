@@ -150,9 +150,11 @@ def assert_adapters_equal_merged(reference, model, folder, *, targets="all-linea
         assert (expected_logits(one, PROMPTS[1]) - expected_logits(other, PROMPTS[1])).abs().max() > 0.1
 
 
-def load_gguf(architecture, path, encoding=SupportedEncoding.float32, **settings):
-    """Loads a GGUF file with what a plugin says of an architecture."""
-    file, session = open_gguf(path), InferenceSession([torch.device("cpu")])
+def load_gguf(architecture, path, encoding=SupportedEncoding.float32, group=None, **settings):
+    """Loads a GGUF file with what a plugin says of an architecture; of a group's model this rank's part."""
+    num_ranks = group.size if group else 1
+    file, session = open_gguf(path), InferenceSession([torch.device("cpu")] * num_ranks, group)
+    settings = {"tensor_parallel_degree": num_ranks, **settings}
     cache = KVCacheConfig(page_size=8, kv_cache_memory=2**22)
     config = PipelineConfig(model_path=str(path), weight_paths=(path,), kv_cache=cache, **settings)
     return architecture.pipeline_model(

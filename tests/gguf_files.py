@@ -2,6 +2,7 @@
 
 import gguf
 import numpy as np
+from gguf_blocks import quantized
 
 NAMES = {
     "model.embed_tokens": "token_embd",
@@ -92,7 +93,7 @@ def write_gguf(
         path: of the file.
         model: of names and sizes like Llama's.
         architecture: what llama.cpp calls it.
-        quantization: of its matrices.
+        quantization: of its matrices, or what makes it of their names in the file.
         metadata: further entries.
         extra_tensors: further tensors.
         pre: the name of the vocabulary's pre-tokenizer.
@@ -132,9 +133,10 @@ def write_gguf(
             values = rotated_by_neighbours(values, config.num_key_value_heads)
         if name.endswith("norm.weight"):
             values = values + norm_offset
-        kind = {2: quantization, 3: stacked or quantization}.get(values.ndim, gguf.GGMLQuantizationType.F32)
-        packed = gguf.quants.quantize(np.ascontiguousarray(values), kind)
-        writer.add_tensor(gguf_name(name, {**NAMES, **(names or {})}), packed, raw_dtype=kind)
+        stored_as = gguf_name(name, {**NAMES, **(names or {})})
+        of_matrix = quantization(stored_as) if callable(quantization) else quantization
+        kind = {2: of_matrix, 3: stacked or of_matrix}.get(values.ndim, gguf.GGMLQuantizationType.F32)
+        writer.add_tensor(stored_as, quantized(values, kind), raw_dtype=kind)
     for name, values in (extra_tensors or {}).items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()

@@ -1,7 +1,6 @@
 #include "experts.h"
 
 #include <algorithm>
-#include <type_traits>
 
 #include "groups.h"
 #include "tiles.h"
@@ -35,7 +34,7 @@ struct Whole {
 };
 
 // Weights of few bits.
-template <typename T, int bits>
+template <typename T, Packing packing>
 struct Few {
     using Prepared = Group;
     static constexpr int kMost = kRows;
@@ -44,15 +43,15 @@ struct Few {
 
     template <typename Row>
     static void prepare(const Row& row, std::int64_t in, int rows, Prepared* to) {
-        round_rows(row, in, rows, to);
+        round_rows<packing>(row, in, rows, to);
     }
 
     template <int MR>
     PIPEZOO_INLINE static void multiply(Vector (&sum)[MR][2], const Prepared* a, const void* packed, std::int64_t panel,
                                         std::int64_t in) {
         const std::int64_t groups = in / kGroup;
-        multiply_groups<MR, bits>(sum, a, static_cast<const std::uint8_t*>(packed) + panel * panel_bytes<bits>(groups),
-                                  groups);
+        const auto* panels = static_cast<const std::uint8_t*>(packed);
+        multiply_groups<MR, packing>(sum, a, panels + panel * panel_bytes<packing>(groups), groups);
     }
 };
 
@@ -133,27 +132,48 @@ void multiply_experts(const SortedPairs& sorted, std::int64_t in, std::int64_t o
     }
 }
 
+// Calls `work` with what computes weights that are packed so.
+template <typename T, typename Work>
+void with_format(Packing packing, Work&& work) {
+    switch (packing) {
+        case Packing::none: return work(Whole<T>{});
+        case Packing::int8: return work(Few<T, Packing::int8>{});
+        case Packing::int4: return work(Few<T, Packing::int4>{});
+        case Packing::q4_0: return work(Few<T, Packing::q4_0>{});
+        case Packing::q4_1: return work(Few<T, Packing::q4_1>{});
+        case Packing::q4_k: return work(Few<T, Packing::q4_k>{});
+        case Packing::q5_k: return work(Few<T, Packing::q5_k>{});
+        case Packing::q6_k: return work(Few<T, Packing::q6_k>{});
+    }
+}
+
 }  // namespace
 
-template <typename T, int bits>
+template <typename T>
 void experts(const T* x, const std::int64_t* indices, const float* weights, T* gated_rows, T* products, T* y,
              std::int64_t rows, const ExpertsLayer& layer) {
-    using Format = std::conditional_t<bits == 0, Whole<T>, Few<T, bits>>;
     const std::int64_t hidden = layer.hidden, inner = layer.inner, top_k = layer.top_k;
-    const SortedPairs sorted(indices, rows * top_k, layer.first, layer.count, Format::kMost);
-    multiply_experts<Format>(
-        sorted, hidden, 2 * inner, layer.gate_ups, static_cast<const T*>(layer.gate_up_biases),
-        [&](std::int64_t place) { return x + sorted.pairs[place] / top_k * hidden; },
-        [&](std::int64_t place, std::int64_t panel, Vector gate, Vector up) {
-            store(gated_rows + place * inner + panel * kLanes, let_through(layer.activation, gate, up));
-        });
-    multiply_experts<Format>(
-        sorted, inner, hidden, layer.downs, static_cast<const T*>(layer.down_biases),
-        [&](std::int64_t place) { return gated_rows + place * inner; },
-        [&](std::int64_t place, std::int64_t panel, Vector first, Vector second) {
-            const std::int64_t column = panel * kPanel;
-            write_panel(products + sorted.pairs[place] * hidden + column, first, second, hidden - column);
-        });
+    with_format<T>(layer.gate_up_packing, [&](auto format) {
+        using Format = decltype(format);
+        const SortedPairs sorted(indices, rows * top_k, layer.first, layer.count, Format::kMost);
+        multiply_experts<Format>(
+            sorted, hidden, 2 * inner, layer.gate_ups, static_cast<const T*>(layer.gate_up_biases),
+            [&](std::int64_t place) { return x + sorted.pairs[place] / top_k * hidden; },
+            [&](std::int64_t place, std::int64_t panel, Vector gate, Vector up) {
+                store(gated_rows + place * inner + panel * kLanes, let_through(layer.activation, gate, up));
+            });
+    });
+    with_format<T>(layer.down_packing, [&](auto format) {
+        using Format = decltype(format);
+        const SortedPairs sorted(indices, rows * top_k, layer.first, layer.count, Format::kMost);  // in the same order
+        multiply_experts<Format>(
+            sorted, inner, hidden, layer.downs, static_cast<const T*>(layer.down_biases),
+            [&](std::int64_t place) { return gated_rows + place * inner; },
+            [&](std::int64_t place, std::int64_t panel, Vector first, Vector second) {
+                const std::int64_t column = panel * kPanel;
+                write_panel(products + sorted.pairs[place] * hidden + column, first, second, hidden - column);
+            });
+    });
     on_team_each(rows, rows * top_k * hidden, [&](std::int64_t row) {
         for (std::int64_t i = 0; i < hidden; i += kLanes) {
             const Mask lanes = first_lanes(hidden - i);
@@ -166,14 +186,10 @@ void experts(const T* x, const std::int64_t* indices, const float* weights, T* g
     });
 }
 
-#define PIPEZOO_INSTANTIATE(T, bits)                                                                     \
-    template void experts<T, bits>(const T*, const std::int64_t*, const float*, T*, T*, T*, std::int64_t, \
-                                   const ExpertsLayer&);
-PIPEZOO_INSTANTIATE(float, 0)
-PIPEZOO_INSTANTIATE(float, 8)
-PIPEZOO_INSTANTIATE(float, 4)
-PIPEZOO_INSTANTIATE(bfloat16, 0)
-PIPEZOO_INSTANTIATE(bfloat16, 8)
-PIPEZOO_INSTANTIATE(bfloat16, 4)
+#define PIPEZOO_INSTANTIATE(T)                                                                       \
+    template void experts<T>(const T*, const std::int64_t*, const float*, T*, T*, T*, std::int64_t, \
+                             const ExpertsLayer&);
+PIPEZOO_INSTANTIATE(float)
+PIPEZOO_INSTANTIATE(bfloat16)
 
 }  // namespace pipezoo

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "activations.h"
+#include "packing.h"
 
 namespace pipezoo {
 
@@ -17,14 +18,15 @@ struct ExpertsLayer {
     std::int64_t first, count;    // the experts that are here; others are left to other ranks
     std::int64_t top_k;           // experts of a row
     Activation activation;        // of the gate
+    Packing gate_up_packing, down_packing;
 };
 
 // y[i] = Σ_j weights[i, j] · expert indices[i, j] of x[i], for x and y [rows, hidden], summed in float32 and in the order
 // of j: what else is among the rows changes nothing.
 //
 // indices and weights are [rows, top_k]. `gated` [rows · top_k, inner] and `products` [rows · top_k, hidden] are memory to
-// work in. `bits` is 0 for weights of the type T.
-template <typename T, int bits>
+// work in.
+template <typename T>
 void experts(const T* x, const std::int64_t* indices, const float* weights, T* gated, T* products, T* y,
              std::int64_t rows, const ExpertsLayer& layer);
 

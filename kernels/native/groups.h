@@ -1,42 +1,27 @@
-// Products with weights of 8 or 4 bits, packed as quantized.h says: rows rounded to 8 bits, and a tile of them by a panel.
+// Products with weights of few bits, packed as packing.h says: rows rounded to 8 bits, and a tile of them by a panel.
 #pragma once
 
 #include <cstdint>
 #include <limits>
 
-#include "simd.h"
+#include "packing.h"
 
 namespace pipezoo {
 
-constexpr int kGroup = 32;                // numbers that share a scale
-constexpr int kPerInt = 4;                // numbers of 8 bits in a lane of 32
-constexpr int kSteps = kGroup / kPerInt;  // per group
-constexpr int kRows = 8;                  // of a tile: with AVX-512 their sums stay in registers, and half a panel's weights
+constexpr int kRows = 8;  // of a tile: with AVX-512 their sums stay in registers, and half a panel's weights
 constexpr int kVectors = kGroup / kLanes;
-
-constexpr std::int64_t kScaleBytes = kPanel * 2;  // of a group; with 4 bits minima included
-
-template <int bits>
-constexpr std::int64_t kGroupBytes = kScaleBytes + kPanel * kGroup * bits / 8;
-
-template <int bits>
-constexpr std::int64_t kHeadBytes = bits == 4 ? 2 * kPanel * sizeof(float) : 0;
-
-template <int bits>
-std::int64_t panel_bytes(std::int64_t groups) {
-    return kHeadBytes<bits> + groups * kGroupBytes<bits>;
-}
+constexpr std::int64_t kFetchedAhead = 8 << 10;  // bytes
 
 // Rows of x, rounded to 8 bits: what a tile's products read, group by group.
 struct Group {
     std::int8_t values[kSteps][kRows][kPerInt];
     float scale[kRows];
-    float total[kRows];         // scale · sum of values, for the weights' minima
-    std::int32_t offset[kRows];  // -kAdded · sum of values, because the weights are stored with as much added
+    float total[kRows];             // scale · sum of values, for the weights' minima
+    std::int32_t offset[2][kRows];  // -kOffset · sum of a part's values, because the weights are stored with as much added
 };
 
 // `row(i)` is where row i lies.
-template <typename Row>
+template <Packing packing, typename Row>
 void round_rows(const Row& row, std::int64_t in, int rows, Group* groups) {
     for (std::int64_t g = 0; g < in / kGroup; ++g) {
         for (int i = 0; i < rows; ++i) {
@@ -53,69 +38,71 @@ void round_rows(const Row& row, std::int64_t in, int rows, Group* groups) {
             if (has_nan) scale = std::numeric_limits<float>::quiet_NaN();
             const Vector inverse = all(scale > 0 ? 1.0f / scale : 0.0f);
             alignas(64) std::int8_t rounded[kGroup];
-            Words total = no_words();
+            Words totals[kParts<packing>];
+#pragma GCC unroll 2
+            for (Words& total : totals) total = no_words();
 #pragma GCC unroll 4
             for (int v = 0; v < kVectors; ++v) {
                 const Words integers = to_integers(numbers[v] * inverse);
+                Words& total = totals[v * kParts<packing> / kVectors];
                 total = add_integers(total, integers);
                 store_int8(rounded + v * kLanes, integers);
             }
-            const std::int32_t sum = sum_of_integers(total);
+            std::int64_t sum = 0;
+#pragma GCC unroll 2
+            for (int part = 0; part < kParts<packing>; ++part) {
+                const std::int64_t of_part = sum_of_integers(totals[part]);
+                groups[g].offset[part][i] = std::int32_t(-kOffset<packing> * of_part);  // of NaN it is any number
+                sum += of_part;
+            }
             for (int s = 0; s < kSteps; ++s) std::memcpy(groups[g].values[s][i], rounded + s * kPerInt, kPerInt);
             groups[g].scale[i] = scale;
             groups[g].total[i] = scale * float(sum);
-            groups[g].offset[i] = std::int32_t(-kAdded * std::int64_t(sum));  // of NaN the sum is any number
         }
     }
 }
 
-// Scales and minima of a vector of a panel's columns, from `column` on.
-template <int bits>
-PIPEZOO_INLINE void load_scales(const float* head, const std::uint8_t* group, int column, Vector& scales,
-                                Vector& minima) {
-    if constexpr (bits == 8) {
-        scales = load_float16(group + column * 2), minima = zeros();
-    } else {
-        scales = load_uint8(group + column) * load(head + column);
-        minima = load_uint8(group + kPanel + column) * load(head + kPanel + column);
-    }
-}
-
-// 4 numbers of each column of a panel's first half, or of its second.
-template <int bits, int half>
-PIPEZOO_INLINE Words load_step(const std::uint8_t* from, int step) {
-    constexpr int vector = kLanes * kPerInt;
-    if constexpr (bits == 8) return load_bytes(from + step * 2 * vector + half * vector);
-    const Words both = load_bytes(from + step * vector);
-    return half ? high_nibbles(both) : low_nibbles(both);
-}
-
-template <int MR, int bits, int half>
-PIPEZOO_INLINE void multiply_half(Vector (&sum)[MR][2], const Group& a, const float* head, const std::uint8_t* b) {
-    Words weights[kSteps];
-#pragma GCC unroll 8
-    for (int s = 0; s < kSteps; ++s) weights[s] = load_step<bits, half>(b + kScaleBytes, s);
+template <int MR, Packing packing, int half, int part>
+PIPEZOO_INLINE void multiply_part(Vector (&sum)[MR][2], const Group& a, const std::uint8_t* head,
+                                  const std::uint8_t* steps, const std::uint8_t* b) {
+    constexpr int count = kSteps / kParts<packing>, first = part * count;
+    Words weights[count];
+    each_step<count>([&](auto s) __attribute__((always_inline)) {
+        weights[s] = load_step<packing, half, first + decltype(s)::value>(b + kScaleBytes<packing>);
+    });
     Vector scales, minima;
-    load_scales<bits>(head, b, half * kLanes, scales, minima);
+    load_scales<packing, part>(head, steps, b, half * kLanes, scales, minima);
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i) {
-        const Words product = multiply_bytes<bits>(weights, a.values[0][i], kRows * kPerInt, a.offset[i]);
+        const Words product =
+            multiply_bytes<kBits<packing>>(weights, a.values[first][i], kRows * kPerInt, a.offset[part][i]);
         sum[i][half] = add_product(sum[i][half], to_floats(product), scales * all(a.scale[i]));
-        if constexpr (bits == 4) sum[i][half] = add_product(sum[i][half], minima, all(a.total[i]));
+        if constexpr (kHasMinima<packing>) sum[i][half] = add_product(sum[i][half], minima, all(a.total[i]));
     }
 }
 
-template <int MR, int bits>
+template <int MR, Packing packing, int half>
+PIPEZOO_INLINE void multiply_half(Vector (&sum)[MR][2], const Group& a, const std::uint8_t* head,
+                                  const std::uint8_t* steps, const std::uint8_t* b) {
+    multiply_part<MR, packing, half, 0>(sum, a, head, steps, b);
+    if constexpr (kParts<packing> > 1) multiply_part<MR, packing, half, 1>(sum, a, head, steps, b);
+}
+
+template <int MR, Packing packing>
 PIPEZOO_INLINE void multiply_groups(Vector (&sum)[MR][2], const Group* a, const std::uint8_t* b, std::int64_t groups) {
-    const float* head = reinterpret_cast<const float*>(b);
-    b += kHeadBytes<bits>;
-    constexpr int kAhead = 64 / bits;  // groups to prefetch, about 8 KiB
-    for (std::int64_t g = 0; g < groups; ++g, ++a, b += kGroupBytes<bits>) {
-        for (int line = 0; line < kGroupBytes<bits>; line += 64)
-            _mm_prefetch(b + kAhead * kGroupBytes<bits> + line, _MM_HINT_T0);
-        multiply_half<MR, bits, 0>(sum, *a, head, b);
-        asm volatile("" ::: "memory");  // weights are better loaded again than kept in registers that sums need
-        multiply_half<MR, bits, 1>(sum, *a, head, b);
+    const std::uint8_t* head = b;
+    b += kHeadBytes<packing>;
+    for (std::int64_t block = 0; block < groups; block += kBlockGroups<packing>) {
+        const std::uint8_t* steps = b;
+        b += kStepBytes<packing>;
+#pragma GCC unroll 1
+        for (int g = 0; g < kBlockGroups<packing>; ++g, ++a, b += kGroupBytes<packing>) {
+            for (int line = 0; line < kGroupBytes<packing>; line += 64)
+                _mm_prefetch(b + kFetchedAhead + line, _MM_HINT_T0);
+            multiply_half<MR, packing, 0>(sum, *a, head, steps, b);
+            asm volatile("" ::: "memory");  // weights are better loaded again than kept in registers that sums need
+            multiply_half<MR, packing, 1>(sum, *a, head, steps, b);
+        }
     }
 }
 

@@ -13,6 +13,7 @@
 
 #include "attention.h"
 #include "experts.h"
+#include "gguf.h"
 #include "heads.h"
 #include "layers.h"
 #include "linear.h"
@@ -23,11 +24,12 @@
 namespace {
 
 using pipezoo::bfloat16;
+using pipezoo::Packing;
 
 // What pipezoo_core has to know of these functions: their arguments, the fields of `Step`, `Layer`, `Item`,
 // `ExpertsLayer` and `RouterLayer`, the layout of packed weights. Another number for every change; pipezoo_core uses no
 // kernels of another number than its own.
-constexpr long kInterface = 5;
+constexpr long kInterface = 6;
 
 template <typename T>
 T from_python(PyObject* value) {
@@ -112,16 +114,16 @@ void linear(const void* x, const void* packed, const void* bias, void* y, std::i
                     y, rows, in, out, pipezoo::Form(form), pipezoo::Activation(activation));
 }
 
-template <typename T, int bits>
+template <typename T, Packing packing>
 void pack_quantized(const void* weight, void* packed, std::int64_t out, std::int64_t in, std::int64_t form) {
-    pipezoo::pack_quantized<T, bits>(static_cast<const T*>(weight), static_cast<std::uint8_t*>(packed), out, in,
+    pipezoo::pack_quantized<T, packing>(static_cast<const T*>(weight), static_cast<std::uint8_t*>(packed), out, in,
                                      pipezoo::Form(form));
 }
 
-template <typename T, int bits>
+template <typename T, Packing packing>
 void linear_quantized(const void* x, const void* packed, const void* bias, void* y, std::int64_t rows, std::int64_t in,
                       std::int64_t out, std::int64_t form, std::int64_t activation) {
-    pipezoo::linear_quantized<T, bits>(static_cast<const T*>(x), static_cast<const std::uint8_t*>(packed),
+    pipezoo::linear_quantized<T, packing>(static_cast<const T*>(x), static_cast<const std::uint8_t*>(packed),
                                        static_cast<const T*>(bias), y, rows, in, out, pipezoo::Form(form),
                                        pipezoo::Activation(activation));
 }
@@ -139,41 +141,45 @@ void packed_rows(const void* tokens, const void* packed, void* y, std::int64_t r
                          rows, in, out);
 }
 
-template <typename T, int bits>
+template <typename T, Packing packing>
 void packed_rows_quantized(const void* tokens, const void* packed, void* y, std::int64_t rows, std::int64_t in,
                            std::int64_t out) {
-    pipezoo::packed_rows_quantized<T, bits>(static_cast<const std::int64_t*>(tokens),
+    pipezoo::packed_rows_quantized<T, packing>(static_cast<const std::int64_t*>(tokens),
                                             static_cast<const std::uint8_t*>(packed), static_cast<T*>(y), rows, in,
                                             out);
 }
 
-template <typename T>
-constexpr auto packed_rows_int8 = packed_rows_quantized<T, 8>;
-template <typename T>
-constexpr auto packed_rows_int4 = packed_rows_quantized<T, 4>;
-template <typename T>
-constexpr auto pack_int8 = pack_quantized<T, 8>;
-template <typename T>
-constexpr auto pack_int4 = pack_quantized<T, 4>;
-template <typename T>
-constexpr auto linear_int8 = linear_quantized<T, 8>;
-template <typename T>
-constexpr auto linear_int4 = linear_quantized<T, 4>;
-
-template <typename T, int bits>
-void experts_of(const void* x, const void* indices, const void* weights, void* gated, void* products, void* y,
-                std::int64_t rows, const void* layer) {
-    pipezoo::experts<T, bits>(static_cast<const T*>(x), static_cast<const std::int64_t*>(indices),
-                              static_cast<const float*>(weights), static_cast<T*>(gated), static_cast<T*>(products),
-                              static_cast<T*>(y), rows, *static_cast<const pipezoo::ExpertsLayer*>(layer));
+template <Packing packing>
+void pack_gguf(const void* rows, void* packed, std::int64_t out, std::int64_t in, std::int64_t form) {
+    pipezoo::pack_gguf<packing>(static_cast<const std::uint8_t*>(rows), static_cast<std::uint8_t*>(packed), out, in,
+                                pipezoo::Form(form));
 }
 
 template <typename T>
-constexpr auto experts = experts_of<T, 0>;
+constexpr auto pack_int8 = pack_quantized<T, Packing::int8>;
 template <typename T>
-constexpr auto experts_int8 = experts_of<T, 8>;
+constexpr auto pack_int4 = pack_quantized<T, Packing::int4>;
+
+#define PIPEZOO_OF_PACKING(packing)                                                \
+    template <typename T>                                                          \
+    constexpr auto linear_##packing = linear_quantized<T, Packing::packing>;       \
+    template <typename T>                                                          \
+    constexpr auto packed_rows_##packing = packed_rows_quantized<T, Packing::packing>;
+PIPEZOO_OF_PACKING(int8)
+PIPEZOO_OF_PACKING(int4)
+PIPEZOO_OF_PACKING(q4_0)
+PIPEZOO_OF_PACKING(q4_1)
+PIPEZOO_OF_PACKING(q4_k)
+PIPEZOO_OF_PACKING(q5_k)
+PIPEZOO_OF_PACKING(q6_k)
+
 template <typename T>
-constexpr auto experts_int4 = experts_of<T, 4>;
+void experts(const void* x, const void* indices, const void* weights, void* gated, void* products, void* y,
+             std::int64_t rows, const void* layer) {
+    pipezoo::experts<T>(static_cast<const T*>(x), static_cast<const std::int64_t*>(indices),
+                        static_cast<const float*>(weights), static_cast<T*>(gated), static_cast<T*>(products),
+                        static_cast<T*>(y), rows, *static_cast<const pipezoo::ExpertsLayer*>(layer));
+}
 
 template <typename T>
 void route(const void* x, void* logits, void* indices, void* weights, std::int64_t rows, const void* layer) {
@@ -264,9 +270,11 @@ void replay(const void* program, std::int64_t num_calls) {
 
 #define PIPEZOO_PACKERS(apply) apply(pack) apply(pack_int8) apply(pack_int4)
 #define PIPEZOO_KERNELS(apply)                                                                            \
-    apply(linear) apply(linear_int8) apply(linear_int4) apply(multiply_heads)                             \
-        apply(packed_rows) apply(packed_rows_int8) apply(packed_rows_int4)                                \
-        apply(experts) apply(experts_int8) apply(experts_int4) apply(route)                               \
+    apply(linear) apply(linear_int8) apply(linear_int4) apply(linear_q4_0) apply(linear_q4_1)             \
+        apply(linear_q4_k) apply(linear_q5_k) apply(linear_q6_k) apply(multiply_heads)                    \
+        apply(packed_rows) apply(packed_rows_int8) apply(packed_rows_int4) apply(packed_rows_q4_0)        \
+        apply(packed_rows_q4_1) apply(packed_rows_q4_k) apply(packed_rows_q5_k) apply(packed_rows_q6_k)   \
+        apply(experts) apply(route)                                                                       \
         apply(rms_norm) apply(layer_norm) apply(gated) apply(activate)                                    \
         apply(add) apply(multiply) apply(scale) apply(clamp)                                              \
         apply(attend) apply(embedding) apply(rotary_angles)
@@ -282,9 +290,14 @@ PyCFunction python_function() {
 #define PIPEZOO_SHORT(name) PIPEZOO_METHODS(name, true)
 #define PIPEZOO_LONG(name) PIPEZOO_METHODS(name, false)
 
+#define PIPEZOO_OF_FILE(name, packing) \
+    {name, python_function<&pack_gguf<Packing::packing>, false>(), METH_FASTCALL, nullptr},
+
 PyMethodDef methods[] = {
-    PIPEZOO_PACKERS(PIPEZOO_LONG) PIPEZOO_KERNELS(PIPEZOO_SHORT){
-        "replay", python_function<&replay, false>(), METH_FASTCALL, nullptr},
+    PIPEZOO_PACKERS(PIPEZOO_LONG) PIPEZOO_KERNELS(PIPEZOO_SHORT)
+    PIPEZOO_OF_FILE("pack_q8_0", int8) PIPEZOO_OF_FILE("pack_q4_0", q4_0) PIPEZOO_OF_FILE("pack_q4_1", q4_1)
+    PIPEZOO_OF_FILE("pack_q4_k", q4_k) PIPEZOO_OF_FILE("pack_q5_k", q5_k) PIPEZOO_OF_FILE("pack_q6_k", q6_k)
+    {"replay", python_function<&replay, false>(), METH_FASTCALL, nullptr},
     {nullptr, nullptr, 0, nullptr}};
 
 int add_address(PyObject* addresses, const char* name, void (*function)(const std::int64_t*)) {

@@ -89,7 +89,7 @@ struct Column {
 
 template <typename Row>
 void pack_panel_of_8(std::uint8_t* to, std::int64_t columns, std::int64_t groups, const Row& row) {
-    for (std::int64_t g = 0; g < groups; ++g, to += kGroupBytes<8>)
+    for (std::int64_t g = 0; g < groups; ++g, to += kGroupBytes<Packing::int8>)
         for (std::int64_t column = 0; column < columns; ++column) {
             alignas(64) float numbers[kGroup];
             const auto* from = row(column) + g * kGroup;
@@ -99,7 +99,7 @@ void pack_panel_of_8(std::uint8_t* to, std::int64_t columns, std::int64_t groups
             round_group(numbers, scale, rounded);
             std::memcpy(to + column * 2, &scale, 2);
             for (int k = 0; k < kGroup; k += kPerInt)
-                std::memcpy(to + kScaleBytes + (k / kPerInt * kPanel + column) * kPerInt, rounded + k, kPerInt);
+                std::memcpy(to + kScaleBytes<Packing::int8> + (k / kPerInt * kPanel + column) * kPerInt, rounded + k, kPerInt);
         }
 }
 
@@ -111,29 +111,52 @@ void pack_panel_of_4(std::uint8_t* to, std::int64_t columns, std::int64_t groups
         std::memcpy(to + column * sizeof(float), &rounded.scale_step, sizeof(float));
         std::memcpy(to + (kPanel + column) * sizeof(float), &rounded.minimum_step, sizeof(float));
         for (std::int64_t g = 0; g < groups; ++g) {
-            std::uint8_t* group = to + kHeadBytes<4> + g * kGroupBytes<4>;
+            std::uint8_t* group = to + kHeadBytes<Packing::int4> + g * kGroupBytes<Packing::int4>;
             group[column] = rounded.scales[g], group[kPanel + column] = rounded.minima[g];
             for (int k = 0; k < kGroup; ++k)
-                group[kScaleBytes + (k / kPerInt * kLanes + column % kLanes) * kPerInt + k % kPerInt] |=
+                group[kScaleBytes<Packing::int4> + (k / kPerInt * kLanes + column % kLanes) * kPerInt + k % kPerInt] |=
                     std::uint8_t(rounded.rounded[g * kGroup + k] << (column < kLanes ? 0 : 4));
         }
     }
 }
 
+// The numbers that a column has in a group.
+template <Packing packing>
+void write_group(const std::uint8_t* head, const std::uint8_t* steps, const std::uint8_t* group, int column,
+                 float* numbers) {
+    alignas(64) std::uint8_t stored[kSteps][kPanel * kPerInt];
+    each_step<kSteps>([&](auto s) {
+        constexpr int step = decltype(s)::value;
+        store_bytes(stored[step], load_step<packing, 0, step>(group + kScaleBytes<packing>));
+        store_bytes(stored[step] + kLanes * kPerInt, load_step<packing, 1, step>(group + kScaleBytes<packing>));
+    });
+    alignas(64) float scales[kParts<packing>][kLanes], minima[kLanes];
+    each_step<kParts<packing>>([&](auto p) {
+        Vector of_part, lowest;
+        load_scales<packing, decltype(p)::value>(head, steps, group, column / kLanes * kLanes, of_part, lowest);
+        store(scales[p], of_part), store(minima, lowest);
+    });
+    for (int k = 0; k < kGroup; ++k) {
+        const int q = int(stored[k / kPerInt][column * kPerInt + k % kPerInt]) - kOffset<packing>;
+        const int number = kBits<packing> == 8 ? std::int8_t(q) : q;
+        numbers[k] = scales[k * kParts<packing> / kGroup][column % kLanes] * float(number) + minima[column % kLanes];
+    }
+}
+
 }  // namespace
 
-template <typename T, int bits>
+template <typename T, Packing packing>
 void pack_quantized(const T* weight, std::uint8_t* packed, std::int64_t out, std::int64_t in, Form form) {
     const std::int64_t panels = (out + kPanel - 1) / kPanel, groups = in / kGroup;
     std::atomic<bool> is_short{false};
 #pragma omp parallel for
     for (std::int64_t panel = 0; panel < panels; ++panel) {
-        std::uint8_t* to = packed + panel * panel_bytes<bits>(groups);
-        std::memset(to, 0, panel_bytes<bits>(groups));
+        std::uint8_t* to = packed + panel * panel_bytes<packing>(groups);
+        std::memset(to, 0, panel_bytes<packing>(groups));
         const std::int64_t columns = std::min<std::int64_t>(kPanel, out - panel * kPanel);
         const auto row = [=](std::int64_t column) { return weight + row_of(panel * kPanel + column, out, form) * in; };
         try {
-            if constexpr (bits == 8)
+            if constexpr (packing == Packing::int8)
                 pack_panel_of_8(to, columns, groups, row);
             else
                 pack_panel_of_4(to, columns, groups, row);
@@ -144,7 +167,7 @@ void pack_quantized(const T* weight, std::uint8_t* packed, std::int64_t out, std
     if (is_short) throw std::bad_alloc();
 }
 
-template <typename T, int bits>
+template <typename T, Packing packing>
 void linear_quantized(const T* x, const std::uint8_t* packed, const T* bias, void* y, std::int64_t rows, std::int64_t in,
                       std::int64_t out, Form form, Activation activation) {
     const std::int64_t panels = (out + kPanel - 1) / kPanel, groups = in / kGroup;
@@ -152,7 +175,7 @@ void linear_quantized(const T* x, const std::uint8_t* packed, const T* bias, voi
         rows, kRows, groups, panels,
         [&](Tile tile, Group* rounded) {
             const T* first = x + tile.first_row * in;
-            round_rows([=](int row) { return first + row * in; }, in, tile.rows, rounded);
+            round_rows<packing>([=](int row) { return first + row * in; }, in, tile.rows, rounded);
         },
         [&](std::int64_t panel, Tile tile, const Group* rounded) {
             const std::int64_t column = panel * kPanel;
@@ -163,7 +186,7 @@ void linear_quantized(const T* x, const std::uint8_t* packed, const T* bias, voi
                 Vector sum[MR][2];
 #pragma GCC unroll 8
                 for (int i = 0; i < MR; ++i) sum[i][0] = first, sum[i][1] = second;
-                multiply_groups<MR, bits>(sum, rounded, packed + panel * panel_bytes<bits>(groups), groups);
+                multiply_groups<MR, packing>(sum, rounded, packed + panel * panel_bytes<packing>(groups), groups);
 #pragma GCC unroll 8
                 for (int i = 0; i < MR; ++i)
                     write_product<T>(y, tile.first_row + i, panel, out, form, activation, sum[i][0], sum[i][1]);
@@ -171,42 +194,38 @@ void linear_quantized(const T* x, const std::uint8_t* packed, const T* bias, voi
         });
 }
 
-template <typename T, int bits>
+template <typename T, Packing packing>
 void packed_rows_quantized(const std::int64_t* tokens, const std::uint8_t* packed, T* y, std::int64_t rows,
                            std::int64_t in, std::int64_t out) {
     const std::int64_t groups = in / kGroup;
     on_team_each(rows, rows * in, [&](std::int64_t row) {
         if (!is_index(tokens[row], out)) return write_nan(y + row * in, in);
+        const int column = int(tokens[row] % kPanel);
+        const std::uint8_t* head = packed + tokens[row] / kPanel * panel_bytes<packing>(groups);
         for (std::int64_t g = 0; g < groups; ++g) {
-            const int column = int(tokens[row] % kPanel), half = column / kLanes * kLanes;
-            const std::uint8_t* panel = packed + tokens[row] / kPanel * panel_bytes<bits>(groups);
-            const std::uint8_t* from = panel + kHeadBytes<bits> + g * kGroupBytes<bits>;
-            Vector some_scales, some_minima;
-            load_scales<bits>(reinterpret_cast<const float*>(panel), from, half, some_scales, some_minima);
-            alignas(64) float scales[kLanes], minima[kLanes], numbers[kGroup];
-            store(scales, some_scales), store(minima, some_minima);
-            for (int k = 0; k < kGroup; ++k) {
-                alignas(64) std::uint8_t step[kPanel * kPerInt];
-                store_bytes(step, load_step<bits, 0>(from + kScaleBytes, k / kPerInt));
-                store_bytes(step + kLanes * kPerInt, load_step<bits, 1>(from + kScaleBytes, k / kPerInt));
-                const int stored = step[column * kPerInt + k % kPerInt];
-                const int q = bits == 8 ? std::int8_t(stored - kAdded) : stored;
-                numbers[k] = scales[column - half] * float(q) + minima[column - half];
-            }
+            const std::int64_t block = g / kBlockGroups<packing>, in_block = g % kBlockGroups<packing>;
+            const std::uint8_t* steps = head + kHeadBytes<packing> + block * kBlockBytesOf<packing>;
+            const std::uint8_t* group = steps + kStepBytes<packing> + in_block * kGroupBytes<packing>;
+            alignas(64) float numbers[kGroup];
+            write_group<packing>(head, steps, group, column, numbers);
             for (int k = 0; k < kGroup; k += kLanes) store(y + row * in + g * kGroup + k, load(numbers + k));
         }
     });
 }
 
-#define PIPEZOO_INSTANTIATE(T, bits)                                                                            \
-    template void pack_quantized<T, bits>(const T*, std::uint8_t*, std::int64_t, std::int64_t, Form);           \
-    template void linear_quantized<T, bits>(const T*, const std::uint8_t*, const T*, void*, std::int64_t, std::int64_t, \
-                                            std::int64_t, Form, Activation);                                \
-    template void packed_rows_quantized<T, bits>(const std::int64_t*, const std::uint8_t*, T*, std::int64_t,         \
-                                                 std::int64_t, std::int64_t);
-PIPEZOO_INSTANTIATE(float, 8)
-PIPEZOO_INSTANTIATE(float, 4)
-PIPEZOO_INSTANTIATE(bfloat16, 8)
-PIPEZOO_INSTANTIATE(bfloat16, 4)
+#define PIPEZOO_PACK(T, packing) \
+    template void pack_quantized<T, packing>(const T*, std::uint8_t*, std::int64_t, std::int64_t, Form);
+#define PIPEZOO_COMPUTE(T, packing)                                                                                   \
+    template void linear_quantized<T, packing>(const T*, const std::uint8_t*, const T*, void*, std::int64_t,          \
+                                               std::int64_t, std::int64_t, Form, Activation);                         \
+    template void packed_rows_quantized<T, packing>(const std::int64_t*, const std::uint8_t*, T*, std::int64_t,       \
+                                                    std::int64_t, std::int64_t);
+#define PIPEZOO_INSTANTIATE(T)                                                                       \
+    PIPEZOO_PACK(T, Packing::int8) PIPEZOO_PACK(T, Packing::int4)                                    \
+    PIPEZOO_COMPUTE(T, Packing::int8) PIPEZOO_COMPUTE(T, Packing::int4)                              \
+    PIPEZOO_COMPUTE(T, Packing::q4_0) PIPEZOO_COMPUTE(T, Packing::q4_1)                              \
+    PIPEZOO_COMPUTE(T, Packing::q4_k) PIPEZOO_COMPUTE(T, Packing::q5_k) PIPEZOO_COMPUTE(T, Packing::q6_k)
+PIPEZOO_INSTANTIATE(float)
+PIPEZOO_INSTANTIATE(bfloat16)
 
 }  // namespace pipezoo

@@ -240,6 +240,10 @@ PIPEZOO_INLINE Vector load_uint8(const std::uint8_t* from) {
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
 }
 
+PIPEZOO_INLINE Vector load_int8(const std::uint8_t* from) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+}
+
 PIPEZOO_INLINE Words load_bytes(const std::uint8_t* from) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
 }
@@ -254,30 +258,45 @@ PIPEZOO_INLINE Words high_nibbles(Words bytes) {
     return _mm256_and_si256(_mm256_srli_epi16(bytes, 4), _mm256_set1_epi8(0x0F));
 }
 
-// Per lane the sum of products of `steps` times four bytes: of columns, and of the numbers of a row.
+PIPEZOO_INLINE Words join_bits(Words some, Words others) { return _mm256_or_si256(some, others); }
+
+// In each byte the `width` bits from bit `first` on, moved to bit 4; zeros elsewhere.
+template <int first, int width>
+PIPEZOO_INLINE Words bits_to_fifth(Words bytes) {
+    const Words mask = _mm256_set1_epi8(((1 << width) - 1) << 4);
+    if constexpr (first < 4) return _mm256_and_si256(_mm256_slli_epi16(bytes, 4 - first), mask);
+    return _mm256_and_si256(_mm256_srli_epi16(bytes, first < 4 ? 0 : first - 4), mask);
+}
+
+// Per lane the sum of products of `steps` times four bytes, of columns, and of the numbers of a row.
 //
-// Those lie at numbers + s * stride. The instruction wants one factor unsigned and adds two products in 16 bits.
-// Numbers of 4 bits are unsigned, and 8 steps of them fit: 16 · 15 · 127 < 2^15. Of 8 bits both are signed and at most
-// 127: the row's are made unsigned, and the columns' take their signs.
+// Those lie at numbers + s * stride. `offset` is what they sum up to, times what is added to stored columns, negative. The
+// instruction wants one factor unsigned and adds two products in 16 bits. Numbers of up to 6 bits are unsigned; of 4 bits
+// 8 steps fit into 16 bits, of 5 bits 4, of 6 bits 2: 2 · 2 · 63 · 127 < 2^15. Of 8 bits both are signed, the row's at most
+// 127: the columns' are made unsigned, and the row's take their signs.
 template <int bits, int steps>
 PIPEZOO_INLINE Words multiply_bytes(const Words (&columns)[steps], const std::int8_t* numbers, std::ptrdiff_t stride,
-                                    std::int32_t) {
-    static_assert(steps * 2 * 15 * 127 < 1 << 15);
+                                    std::int32_t offset) {
+    constexpr int fitting = bits == 4 ? 8 : bits == 5 ? 4 : bits == 6 ? 2 : 1;
+    static_assert(steps % fitting == 0 && (bits == 8 || fitting * 2 * ((1 << bits) - 1) * 127 < 1 << 15));
     const Words ones = _mm256_set1_epi16(1);
-    Words product = _mm256_setzero_si256();
+    Words product = bits == 6 ? _mm256_set1_epi32(offset) : _mm256_setzero_si256();
 #pragma GCC unroll 8
-    for (int s = 0; s < steps; ++s) {
-        std::int32_t four;
-        std::memcpy(&four, numbers + s * stride, sizeof four);
-        const Words row = _mm256_set1_epi32(four);
-        if constexpr (bits == 4) {
-            product = _mm256_add_epi16(product, _mm256_maddubs_epi16(columns[s], row));
-        } else {
-            const Words pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(row), _mm256_sign_epi8(columns[s], row));
-            product = _mm256_add_epi32(product, _mm256_madd_epi16(pairs, ones));
+    for (int first = 0; first < steps; first += fitting) {
+        Words pairs = _mm256_setzero_si256();
+#pragma GCC unroll 8
+        for (int s = first; s < first + fitting; ++s) {
+            std::int32_t four;
+            std::memcpy(&four, numbers + s * stride, sizeof four);
+            const Words row = _mm256_set1_epi32(four);
+            if constexpr (bits == 8)
+                pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(columns[s]), _mm256_sign_epi8(row, columns[s]));
+            else
+                pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(columns[s], row));
         }
+        product = _mm256_add_epi32(product, _mm256_madd_epi16(pairs, ones));
     }
-    return bits == 4 ? _mm256_madd_epi16(product, ones) : product;
+    return product;
 }
 
 }  // namespace pipezoo

@@ -185,6 +185,10 @@ PIPEZOO_INLINE Vector load_uint8(const std::uint8_t* from) {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 }
 
+PIPEZOO_INLINE Vector load_int8(const std::uint8_t* from) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+}
+
 PIPEZOO_INLINE Words load_bytes(const std::uint8_t* from) { return _mm512_loadu_si512(from); }
 PIPEZOO_INLINE void store_bytes(std::uint8_t* to, Words bytes) { _mm512_storeu_si512(to, bytes); }
 PIPEZOO_INLINE Words low_nibbles(Words bytes) { return _mm512_and_si512(bytes, _mm512_set1_epi8(0x0F)); }
@@ -193,13 +197,23 @@ PIPEZOO_INLINE Words high_nibbles(Words bytes) {
     return _mm512_and_si512(_mm512_srli_epi16(bytes, 4), _mm512_set1_epi8(0x0F));
 }
 
+PIPEZOO_INLINE Words join_bits(Words some, Words others) { return _mm512_or_si512(some, others); }
+
+// In each byte the `width` bits from bit `first` on, moved to bit 4; zeros elsewhere.
+template <int first, int width>
+PIPEZOO_INLINE Words bits_to_fifth(Words bytes) {
+    const Words mask = _mm512_set1_epi8(((1 << width) - 1) << 4);
+    if constexpr (first < 4) return _mm512_and_si512(_mm512_slli_epi16(bytes, 4 - first), mask);
+    return _mm512_and_si512(_mm512_srli_epi16(bytes, first < 4 ? 0 : first - 4), mask);
+}
+
 // Per lane the sum of products of `steps` times four bytes: of columns, and of the numbers of a row.
 //
-// Those lie at numbers + s * stride. `offset` is what they sum up to, times -kAdded: for columns of 8 bits.
+// Those lie at numbers + s * stride. `offset` is what they sum up to, times what is added to stored columns, negative.
 template <int bits, int steps>
 PIPEZOO_INLINE Words multiply_bytes(const Words (&columns)[steps], const std::int8_t* numbers, std::ptrdiff_t stride,
                                     std::int32_t offset) {
-    Words product = bits == 8 ? _mm512_set1_epi32(offset) : _mm512_setzero_si512();
+    Words product = bits == 8 || bits == 6 ? _mm512_set1_epi32(offset) : _mm512_setzero_si512();
 #pragma GCC unroll 8
     for (int s = 0; s < steps; ++s) {
         std::int32_t four;

@@ -16,7 +16,7 @@ from pipezoo_core.layers import Router, Routing, apply_rotary
 from pipezoo_core.layers.native_experts import NativeExperts
 from pipezoo_core.layers.native_product import NativeProduct
 from pipezoo_core.layers.quantized import QuantizedProduct
-from pipezoo_core.native import GATE, Activation, Form, NativeKernels
+from pipezoo_core.native import GATE, Activation, Form, NativeKernels, Packing
 
 CPU = torch.device("cpu")
 MAX_PAGE_SIZE = 4096
@@ -155,10 +155,11 @@ def check_layers(dtype, rows, size):
         matrix, bias = random(37, size), random(37)
         packed = guarded(kernels.pack(matrix, bits))
         numbers = matrix if bits is None else QuantizedProduct(matrix, None, bits, dtype).dequantized(slice(None))
-        found = kernels.linear(x, packed, bias, (37, size), bits=bits, form=Form.wide)
+        packing = Packing.of_bits(bits)
+        found = kernels.linear(x, packed, bias, (37, size), packing=packing, form=Form.wide)
         error = (found - (x.float() @ numbers.float().T + bias.float())).abs().max()
         assert error < (1e-3 if bits is None else 0.03 * size**0.5), (bits, rows, size, error)
-        looked_up = kernels.packed_rows(tokens, packed, (37, size), bits)
+        looked_up = kernels.packed_rows(tokens, packed, (37, size), packing)
         equal(looked_up[:2], numbers[[36, 0]])
         assert looked_up[2:].isnan().all()  # a token that is none shows
     AREAS.clear()

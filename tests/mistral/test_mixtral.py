@@ -8,21 +8,27 @@ import pytest
 import torch
 from families import (
     NATIVE,
+    PROMPTS,
     assert_adapters_equal_merged,
     assert_equal_greedy_tokens,
     assert_equal_logits,
     assert_equal_on_ranks,
     assert_matters,
+    expected_logits,
     load_gguf,
     save,
     why_not_replayed,
 )
-from gguf_files import TOKENS, write_llama_gguf
-from tiny_models import TINY_LLAMA, load_model, randomize
+from gguf_blocks import as_q4_k_m, as_quantized
+from gguf_files import TOKENS, gguf_name, write_llama_gguf
+from tiny_models import TINY_LLAMA, load_model, logits_of, randomize
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from pipezoo import registry
+from pipezoo_core.config import SupportedEncoding
 from pipezoo_core.errors import UnsupportedModelError
+from pipezoo_core.layers import Experts
+from pipezoo_core.layers.native_experts import NativeExperts
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.weights import open_gguf
@@ -118,6 +124,27 @@ def test_a_gguf_file_that_calls_itself_llama(changes, tmp_path):
     assert_equal_logits(reference, load_gguf(MIXTRAL, path))
     resolution = registry.resolve(path)
     assert (resolution.plugin.distribution, resolution.architecture.name) == ("pipezoo-mistral", MIXTRAL.name)
+
+
+@pytest.mark.skipif(not HAS_KERNELS, reason="pipezoo-kernels cannot be used here")
+def test_experts_of_a_packed_file_are_one_kernel(tmp_path):
+    """Whose matrices are of two types, and were not rounded a second time."""
+    reference = make(hidden_size=256, intermediate_size=256, head_dim=64, num_hidden_layers=1)
+    path = write_mixtral(tmp_path / "m.gguf", reference, as_q4_k_m)
+    with torch.no_grad():
+        for name, parameter in reference.named_parameters():
+            if parameter.ndim > 1 and "mlp.gate." not in name:
+                of_experts = {"gate_up_proj": "ffn_up_exps.weight", "down_proj": "ffn_down_exps.weight"}
+                kind = as_q4_k_m(of_experts.get(name.rpartition(".")[2]) or gguf_name(name))
+                parameter.copy_(torch.from_numpy(as_quantized(parameter.numpy(), kind)))
+    model = load_gguf(MIXTRAL, path, SupportedEncoding.packed, linear="native")
+    (experts,) = [layer for layer in model.module.modules() if isinstance(layer, Experts)]
+    assert isinstance(experts._native, NativeExperts)
+    for prompt, found in zip(PROMPTS, logits_of(model, PROMPTS), strict=True):
+        expected = expected_logits(reference, prompt)
+        assert (found - expected).norm(dim=-1).median() < 0.15 * expected.norm(
+            dim=-1
+        ).median()  # some take other experts
 
 
 def test_a_gguf_file_with_a_tensor_per_expert(tmp_path):

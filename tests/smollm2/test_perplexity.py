@@ -10,7 +10,7 @@ from pipezoo_core.request import TextGenerationRequest
 
 pytestmark = pytest.mark.slow
 PASSAGE = Path(__file__).with_name("passage.txt").read_text()
-LIMITS = {"bfloat16": 0.01, "int8": 0.02, "int4": 0.12}
+LIMITS = {"bfloat16": 0.01, "packed": 0.02, "int8": 0.02, "int4": 0.12}
 
 
 def perplexity(dtype, **settings):
@@ -32,6 +32,8 @@ def exact():
 @pytest.mark.parametrize("settings", [{}, {"linear": "torch", "attention": "paged"}], ids=["auto", "torch"])
 def test_perplexity(dtype, settings, exact):
     """The file's own weights are of 4 bits, so that int4 loses less here than on a model that was never rounded."""
+    if dtype == "packed" and settings:
+        pytest.skip("without kernels it is dequantized at every step: minutes")
     found = perplexity(dtype, **settings)
     print(f"\n{dtype}: {found:.3f}, float32 {exact:.3f}, {found / exact - 1:+.2%}")
     assert found / exact - 1 < LIMITS[dtype]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +35,7 @@ class SupportedEncoding(enum.StrEnum):
     """The precision that a model is run in.
 
     With `int8` and `int4` the weights of linear layers are quantized at load, in groups of 32 (a head to 8 bits in
-    both); everything else is bfloat16.
+    both); with `packed` those that a file has quantized keep its numbers. Everything else is bfloat16.
     """
 
     float32 = "float32"
@@ -42,10 +43,16 @@ class SupportedEncoding(enum.StrEnum):
     float16 = "float16"
     int8 = "int8"
     int4 = "int4"
+    packed = "packed"
 
     @property
     def is_quantized(self) -> bool:
         """Whether weights are kept in fewer bits than they are computed with."""
+        return self.rounds_weights or self is SupportedEncoding.packed
+
+    @property
+    def rounds_weights(self) -> bool:
+        """Whether weights are quantized at load."""
         return self in (SupportedEncoding.int8, SupportedEncoding.int4)
 
 
@@ -193,6 +200,8 @@ class PipelineConfig(RunConfig):
         huggingface_config: what the model is, a transformers `PretrainedConfig`; None where nobody needs to know.
         device: a torch device, e.g. `"cpu"` or `"cuda:0"`.
         encoding: the precision to run in.
+        stored_types: with the encoding `packed`, the types of tensors that a file has quantized (`StoredType`), by
+            their names in the module; else empty.
         tensor_parallel_degree: how many devices compute each step together. The memory settings hold for each of them.
         kv_cache: settings of the KV cache.
         lora: settings of LoRA adapters; None for a model without.
@@ -203,6 +212,7 @@ class PipelineConfig(RunConfig):
     huggingface_config: Any = None
     device: str = "cpu"
     encoding: SupportedEncoding = SupportedEncoding.float32
+    stored_types: Mapping[str, Any] = Field(default={}, repr=False)
     tensor_parallel_degree: int = Field(default=1, ge=1, le=_MAX_REPLICAS)
     kv_cache: KVCacheConfig = KVCacheConfig()
     lora: LoRAConfig | None = None

@@ -36,7 +36,7 @@ from pipezoo_core.layers import weights_memory
 from pipezoo_core.lora import AdaptedModule, LoRAManager, lora_memory, resolve_lora_config
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.session import InferenceSession
-from pipezoo_core.weights import LazyTensor, Weights, WeightsAdapter, torch_dtype
+from pipezoo_core.weights import LazyTensor, Weights, WeightsAdapter, keep_outline, kept_layers, torch_dtype
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -111,6 +111,7 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, PipelineModel[TextContext],
         device, encoding = torch.device(pipeline_config.device), pipeline_config.encoding
         kernels = NativeKernels(device, torch_dtype(encoding))
         outline = cls._outline(pipeline_config, pipeline_config.huggingface_config)
+        keep_outline(outline, pipeline_config.stored_types)
         return weights_memory(pipeline_config.linear, outline, device, encoding, kernels)
 
     @classmethod
@@ -131,6 +132,12 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, PipelineModel[TextContext],
         """Returns what will compute the steps, and whether they will be replayed. Loads nothing."""
         config = cls.config_class.from_huggingface(huggingface_config)
         return step_outlook(cls.module_class, config, pipeline_config)
+
+    @classmethod
+    def kept_tensors(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> set[str]:
+        """Returns which of `stored_types` stay as they are in the file; the others are dequantized. Loads nothing."""
+        kept = kept_layers(cls._outline(pipeline_config, huggingface_config), pipeline_config.stored_types)
+        return {name for names in kept.values() for name in names}
 
     @classmethod
     def _outline(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> nn.Module:

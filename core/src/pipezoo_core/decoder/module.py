@@ -93,7 +93,15 @@ def load_decoder(
             fuse_experts=pipeline_config.fuses_experts,
         )
 
-    in_full = encoding.is_quantized  # so that the numbers of a Q8_0 file stay what they are in int8
-    load_module(module, tensors, session.device, torch_dtype(encoding), convert, in_full=in_full, group=session.group)
+    load_module(
+        module,
+        tensors,
+        session.device,
+        torch_dtype(encoding),
+        convert,
+        in_full=encoding.rounds_weights,  # so that the numbers of a Q8_0 file stay what they are in int8
+        keep_stored=encoding is SupportedEncoding.packed,
+        group=session.group,
+    )
     join_experts(module)
     return module.eval()  # type: ignore[return-value]  # nn.Module.__call__ is typed as Any

@@ -22,6 +22,7 @@ from pipezoo_core.layers.rotary_parameters import (
 from pipezoo_core.layers.router import Router
 from pipezoo_core.layers.routing import Routing
 from pipezoo_core.layers.split import Heads, Shard, Shardable, Split, as_split, shard_module
+from pipezoo_core.layers.stored import StoredType
 
 __all__ = [
     "ACTIVATIONS",
@@ -52,6 +53,7 @@ __all__ = [
     "Shard",
     "Shardable",
     "Split",
+    "StoredType",
     "VocabParallelEmbedding",
     "alibi_slopes",
     "apply_rotary",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pipezoo_core.distributed import TensorParallelGroup
 from pipezoo_core.layers.linear import Linear, Product
 from pipezoo_core.layers.split import Shard, as_split, sharded
+from pipezoo_core.layers.stored import StoredWeight
 
 __all__ = ["Embedding", "LMHead", "PositionEmbedding", "VocabParallelEmbedding"]
 
@@ -23,8 +24,14 @@ class Embedding(nn.Module):
     Args:
         vocab_size: rows.
         size: numbers per row.
+
+    Attributes:
+        stored: see `Linear`; of one type.
+        has_head: whether a head shares the weight, which then gives it its form.
     """
 
+    stored: Sequence[StoredWeight] = ()
+    has_head: bool = False
     _lookup: Callable[[Tensor], Tensor] | None = None  # in place of the weight's rows
 
     def __init__(self, vocab_size: int, size: int) -> None:
@@ -38,6 +45,14 @@ class Embedding(nn.Module):
     def look_up_with(self, lookup: Callable[[Tensor], Tensor]) -> None:
         """Takes rows from `lookup` from now on; lets go of the plain ones."""
         self._lookup = lookup
+        if self.stored:
+            self.stored = ()
+        else:
+            del self.weight
+
+    def keep(self, stored: Sequence[StoredWeight]) -> None:
+        """Has a file's rows in place of a plain weight, until `look_up_with` is called."""
+        self.stored = stored
         del self.weight
 
 
@@ -164,7 +179,13 @@ class LMHead(Linear):
         head = cls(size, vocab_size, bias=bias, scale=scale, softcap=softcap)
         head.weight = embedding.weight
         head._shared = (embedding,)
+        embedding.has_head = True
         return head
+
+    @property
+    def shared(self) -> tuple[Embedding, ...]:
+        """The embedding that has the same weight, if there is one."""
+        return self._shared
 
     @property
     def is_shared(self) -> bool:

@@ -17,7 +17,6 @@ from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.layers.activations import ClampedGate
 from pipezoo_core.layers.mlp import GatedMLP
 from pipezoo_core.layers.split import Shard
-from pipezoo_core.native import GROUP
 
 __all__ = ["Expert", "Experts"]
 
@@ -125,8 +124,7 @@ class Experts(nn.ModuleList):
         del fuse
         hidden, expert = self._hidden_size, self.experts[0]
         products, inner = self.top_k * hidden, expert.down_proj.in_features
-        has_equal_bits = (hidden % GROUP == 0) == (inner % GROUP == 0)  # where it is quantized, see `join_experts`
-        if is_native and fuse_experts and expert.can_be_gated and has_equal_bits:
+        if is_native and fuse_experts and expert.can_be_gated:
             return [products + self.top_k * inner + hidden]  # one kernel has all of them, and its input
         indices = 3 * self.top_k * _INDEX_BYTES // 2  # chosen, their order, and a product's rows; numbers have 2 bytes
         while_summed = [products, indices, 2 * hidden, 2 * hidden]  # float32 is up to two numbers of the run's

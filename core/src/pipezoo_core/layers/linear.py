@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from pipezoo_core.distributed import TensorParallelGroup
 from pipezoo_core.layers.split import Shard, Split, as_split, sharded
+from pipezoo_core.layers.stored import StoredWeight
 
-__all__ = ["ColumnParallelLinear", "Linear", "MergedLinear", "Product", "RowParallelLinear"]
+__all__ = ["ColumnParallelLinear", "JoinedProduct", "Linear", "MergedLinear", "Product", "RowParallelLinear"]
 
 
 class Product(Protocol):
@@ -38,6 +39,34 @@ class Product(Protocol):
         ...
 
 
+class JoinedProduct(Product):
+    """Products of the same input side by side, where not all rows of a weight are of one kind.
+
+    Args:
+        products: in the order of the outputs.
+        sizes: for each of them those of the parts that it computes.
+    """
+
+    rows = None
+
+    def __init__(self, products: Sequence[Product], sizes: Sequence[Sequence[int]]) -> None:
+        self._products, self._sizes = products, sizes
+
+    @staticmethod
+    def size_of(weight: Tensor, bits: int | None) -> int:
+        """Is not known of a whole weight."""
+        raise NotImplementedError
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Maps [..., in_features] to [..., out_features]."""
+        return torch.cat([product(x) for product in self._products], dim=-1)
+
+    def parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Maps [..., in_features] to one [..., size] per part; they do not lie side by side."""
+        found = zip(self._products, self._sizes, strict=True)
+        return tuple(part for product, sizes in found for part in product(x).split(list(sizes), dim=-1))
+
+
 class Linear(nn.Module):
     """`y = x Wᵀ + b` for inference. W is [out_features, in_features].
 
@@ -48,8 +77,11 @@ class Linear(nn.Module):
 
     Attributes:
         full_shape: out_features and in_features of the whole layer, of which a rank may have a part.
+        stored: the rows as a file has quantized them, in runs of one type, in place of a weight; empty where there is
+            one.
     """
 
+    stored: Sequence[StoredWeight] = ()
     _product: Callable[[Tensor], Tensor] | None = None  # in place of `_plain`
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool = False) -> None:
@@ -78,8 +110,16 @@ class Linear(nn.Module):
         A weight that another layer shares stays there.
         """
         self._product = product
-        del self.weight
+        if self.stored:
+            self.stored = ()
+        else:
+            del self.weight
         self.bias = None
+
+    def keep(self, stored: Sequence[StoredWeight]) -> None:
+        """Has a file's rows in place of a plain weight, until `compute_with` is called."""
+        self.stored = stored
+        del self.weight
 
     def add_to_product(self, add: Callable[[Tensor, Tensor], None]) -> None:
         """Calls `add(x, y)` after every product from now on, which adds to y, [..., out_features], in place.
@@ -197,7 +237,8 @@ class MergedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Maps [..., in_features] to one [..., out_features] per part."""
-        return self.merged(x).split(self.merged.sizes, dim=-1)
+        product = self.merged.product
+        return product.parts(x) if isinstance(product, JoinedProduct) else self.merged(x).split(self.merged.sizes, -1)
 
     def slots(self) -> dict[str, Tensor]:
         """Returns the rows of each part, named as in a checkpoint, e.g. `q_proj.weight`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -10,10 +11,10 @@ from torch import Tensor, nn
 
 from pipezoo_core.config import LinearName, SupportedEncoding
 from pipezoo_core.errors import InvalidSettingError
-from pipezoo_core.layers.embedding import LMHead
+from pipezoo_core.layers.embedding import Embedding, LMHead
 from pipezoo_core.layers.experts import Expert, Experts
 from pipezoo_core.layers.latent_heads import LatentHeads
-from pipezoo_core.layers.linear import Linear, Product
+from pipezoo_core.layers.linear import ColumnParallelLinear, JoinedProduct, Linear, Product
 from pipezoo_core.layers.mlp import MLP, GatedMLP
 from pipezoo_core.layers.native_experts import NativeExperts
 from pipezoo_core.layers.native_product import NativeProduct
@@ -21,6 +22,8 @@ from pipezoo_core.layers.norm import LayerNorm, RMSNorm
 from pipezoo_core.layers.quantized import GROUP, QuantizedProduct
 from pipezoo_core.layers.rotary import RotaryEmbedding
 from pipezoo_core.layers.router import Router
+from pipezoo_core.layers.stored import StoredWeight
+from pipezoo_core.layers.stored_product import StoredProduct
 from pipezoo_core.native import HUGE_PAGE, Form, NativeKernels
 
 __all__ = ["OneDNNProduct", "choose_linear", "join_experts", "use_linear_backend", "weights_memory"]
@@ -84,21 +87,59 @@ def use_linear_backend(
         _fuse([gate for gate in gates if (fuse_experts if isinstance(gate, Expert) else fuse)], encoding, kernels)
     for layer in module.modules():
         if isinstance(layer, Linear):
-            bits, kind = _bits(layer, encoding), _kind(name, layer, encoding)
-            if kind is NativeProduct:
-                form = Form.wide if isinstance(layer, LMHead) else Form.plain  # logits lose nothing
-                layer.compute_with(NativeProduct(kernels, layer.weight, layer.bias, bits, form))
-            elif kind is OneDNNProduct:
-                layer.compute_with(OneDNNProduct(layer.weight, layer.bias))
-            elif kind is QuantizedProduct:
-                assert bits is not None
-                layer.compute_with(QuantizedProduct(layer.weight, layer.bias, bits, kernels.dtype))
+            if (product := _product(name, layer, encoding, kernels)) is not None:
+                layer.compute_with(product)
+        elif isinstance(layer, Embedding) and layer.stored and not layer.has_head:
+            rows = _of_stored(name, layer.stored[0], None, Form.plain, kernels).rows
+            assert rows is not None
+            layer.look_up_with(rows)
         elif name is LinearName.native and isinstance(layer, _NATIVE):
             layer.compute_with(kernels)
 
 
+def _product(name: LinearName, layer: Linear, encoding: SupportedEncoding, kernels: NativeKernels) -> Product | None:
+    """Returns what computes a layer, from its weight or from what a file has of it; None for plain torch."""
+    form = Form.wide if isinstance(layer, LMHead) else Form.plain  # logits lose nothing
+    if layer.stored:
+        return _joined(name, layer, form, kernels)
+    bits, kind = _bits(layer, encoding), _kind(name, layer, encoding)
+    if kind is NativeProduct:
+        return NativeProduct(kernels, layer.weight, layer.bias, bits, form)
+    if kind is OneDNNProduct:
+        return OneDNNProduct(layer.weight, layer.bias)
+    if kind is QuantizedProduct:
+        assert bits is not None
+        return QuantizedProduct(layer.weight, layer.bias, bits, kernels.dtype)
+    return None
+
+
+def _joined(name: LinearName, layer: Linear, form: Form, kernels: NativeKernels) -> Product:
+    counts = [weight.shape[0] for weight in layer.stored]
+    biases = [None] * len(counts) if layer.bias is None else layer.bias.split(counts)
+    products = [
+        _of_stored(name, weight, bias, form, kernels) for weight, bias in zip(layer.stored, biases, strict=True)
+    ]
+    if len(products) == 1:
+        return products[0]
+    assert isinstance(layer, ColumnParallelLinear)
+    ends, sizes = list(accumulate(counts)), list(zip(accumulate(layer.sizes), layer.sizes, strict=True))
+    in_runs = [
+        [size for end, size in sizes if run_end - count < end <= run_end]
+        for run_end, count in zip(ends, counts, strict=True)
+    ]
+    return JoinedProduct(products, in_runs)
+
+
+def _of_stored(
+    name: LinearName, weight: StoredWeight, bias: Tensor | None, form: Form, kernels: NativeKernels
+) -> Product:
+    if name is LinearName.native:
+        return NativeProduct(kernels, weight, bias, form=form)
+    return StoredProduct(weight, bias, kernels.dtype)
+
+
 def join_experts(module: nn.Module) -> None:
-    """Makes each mixture of a module one kernel, where all its experts' products are native and packed alike.
+    """Makes each mixture of a module one kernel, where its experts' products are native and packed like each other.
 
     Call it once, when `use_linear_backend` was called with all of the module's parts.
     """
@@ -106,7 +147,8 @@ def join_experts(module: nn.Module) -> None:
         pairs = [expert.products for expert in experts.experts]
         gate_ups = [product for product, _ in pairs if isinstance(product, NativeProduct)]
         downs = [product for _, product in pairs if isinstance(product, NativeProduct)]
-        if len(gate_ups) == len(downs) == len(pairs) and len({p.bits for p in (*gate_ups, *downs)}) == 1:
+        is_complete = len(gate_ups) == len(downs) == len(pairs)
+        if is_complete and all(len({p.packing for p in products}) == 1 for products in (gate_ups, downs)):
             experts.compute_with(NativeExperts(gate_ups, downs, first=experts.first, top_k=experts.top_k))
 
 
@@ -119,7 +161,7 @@ def weights_memory(
 
     Args:
         name: as there.
-        module: on the meta device, in the dtype of the run.
+        module: on the meta device, in the dtype of the run; what it keeps as a file has it, as `load_module` keeps it.
         device: where it will be.
         encoding: as there.
         kernels: as there.
@@ -130,7 +172,12 @@ def weights_memory(
     name = choose_linear(name, device, encoding, kernels)
     plain = {parameter: parameter.nbytes for parameter in module.parameters()}
     packed = others = 0
-    for layer in [layer for layer in module.modules() if isinstance(layer, Linear)]:
+    for layer in [layer for layer in module.modules() if isinstance(layer, Linear | Embedding)]:
+        if isinstance(layer, Embedding) or layer.stored:
+            stored = () if isinstance(layer, Embedding) and layer.has_head else layer.stored
+            packed += sum(weight.packed_size for weight in stored) if name is LinearName.native else 0
+            others += sum(weight.rows.nbytes for weight in stored) if name is not LinearName.native else 0
+            continue
         kind = _kind(name, layer, encoding)
         if kind is None:
             continue
@@ -164,7 +211,7 @@ def choose_linear(
 
 def _kind(name: LinearName, layer: Linear, encoding: SupportedEncoding) -> type[Product] | None:
     """Returns how a layer is computed; None for as it is."""
-    if name is LinearName.native and layer.weight.shape[1] % 2 == 0:  # bfloat16 products take two numbers at a time
+    if name is LinearName.native and layer.in_features % 2 == 0:  # bfloat16 products take two numbers at a time
         return NativeProduct
     if name is LinearName.onednn:
         return OneDNNProduct
@@ -175,8 +222,9 @@ def _fuse(gates: Sequence[GatedMLP], encoding: SupportedEncoding, kernels: Nativ
     for layer in gates:
         if layer.can_be_gated and layer.native_activation is not None:
             merged = layer.gate_up_proj.merged
+            weight = merged.stored[0] if merged.stored else merged.weight
             form = (_bits(merged, encoding), Form.gated, layer.native_activation)
-            layer.gate_with(NativeProduct(kernels, merged.weight, merged.bias, *form))
+            layer.gate_with(NativeProduct(kernels, weight, merged.bias, *form))
 
 
 def _bits(layer: Linear, encoding: SupportedEncoding) -> Literal[8, 4] | None:
@@ -185,7 +233,7 @@ def _bits(layer: Linear, encoding: SupportedEncoding) -> Literal[8, 4] | None:
     A head of 4 bits costs more in quality than in memory: it is 8 bits then. What does not divide into groups is left
     as it is.
     """
-    if not encoding.is_quantized or layer.weight.shape[1] % GROUP:
+    if not encoding.rounds_weights or layer.in_features % GROUP:
         return None
     return 4 if encoding is SupportedEncoding.int4 and not isinstance(layer, LMHead) else 8
 

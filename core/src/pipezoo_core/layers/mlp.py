@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from pipezoo_core.layers.activations import ACTIVATIONS, ClampedGate, native_activation
-from pipezoo_core.layers.linear import ColumnParallelLinear, MergedLinear, RowParallelLinear
+from pipezoo_core.layers.linear import ColumnParallelLinear, MergedLinear, Product, RowParallelLinear
 from pipezoo_core.native import GATE, NativeKernels
 
 __all__ = ["MLP", "GatedMLP"]
@@ -106,7 +106,7 @@ class GatedMLP(nn.Module):
     def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
         """See `Estimable`."""
         del fuse_experts
-        hidden, inner = self.down_proj.weight.shape
+        hidden, inner = self.down_proj.out_features, self.down_proj.in_features
         if not is_native or self.native_activation is None:
             return [2 * inner, *([inner] * (3 if isinstance(self.activation, ClampedGate) else 2))]
         return [inner, hidden] if fuse and self.can_be_gated else [2 * inner, inner]
@@ -119,15 +119,16 @@ class GatedMLP(nn.Module):
     @property
     def can_be_gated(self) -> bool:
         """Whether the native kernels can make gate, activation and product with `up` one."""
-        size, in_features = self.gate_up_proj.merged.weight.shape
-        return self.native_activation is not None and size % (2 * GATE) == 0 and in_features % 2 == 0
+        merged = self.gate_up_proj.merged
+        is_even = merged.out_features % (2 * GATE) == 0 and merged.in_features % 2 == 0
+        return self.native_activation is not None and is_even and len(merged.stored) < 2
 
     def compute_with(self, kernels: NativeKernels) -> None:
         """Computes `act(gate) · up` with the native kernels from now on, where they have the activation."""
         self._kernels = kernels
 
-    def gate_with(self, gated: Callable[[Tensor], Tensor]) -> None:
+    def gate_with(self, gated: Product) -> None:
         """Computes `act(gate(x)) · up(x)` with `gated` from now on, which holds the weights in a form of its own."""
         self._gated = gated
-        del self.gate_up_proj.merged.weight  # the layer is in a cycle: its memory would wait for the collector
+        self.gate_up_proj.merged.compute_with(gated)  # the layer is in a cycle: its memory would wait for the collector
         del self.gate_up_proj

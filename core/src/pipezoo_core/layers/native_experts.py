@@ -18,8 +18,8 @@ class NativeExperts:
     """What a mixture computes, with the weights where its experts' own products have packed them.
 
     Args:
-        gate_ups: of each expert, gated.
-        downs: of each expert.
+        gate_ups: of each expert, gated; packed alike.
+        downs: of each expert; packed alike.
         first: the number of the first one of these; others are left to other ranks.
         top_k: experts per token.
     """
@@ -31,7 +31,7 @@ class NativeExperts:
         gate_up, down = gate_ups[0], downs[0]
         hidden, inner = down.shape
         self._sizes = (hidden, inner, top_k)
-        self._kernels, self._bits = down.kernels, down.bits
+        self._kernels = down.kernels
         self._addresses = np.array([product.packed.data_ptr() for product in self._products], dtype=np.int64)
         self._biases = [_stacked(gate_ups), _stacked(downs)]
         address = self._addresses.ctypes.data
@@ -46,6 +46,8 @@ class NativeExperts:
                 len(downs),
                 top_k,
                 gate_up.activation,
+                gate_up.packing,
+                down.packing,
             ],
             dtype=np.int64,
         )
@@ -53,7 +55,7 @@ class NativeExperts:
     def __call__(self, x_TH: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """Maps [T, H] to [T, H], see `Experts.forward`."""
         description = self._description.ctypes.data
-        return self._kernels.experts(x_TH, indices_TK, weights_TK, description, self._sizes, self._bits)
+        return self._kernels.experts(x_TH, indices_TK, weights_TK, description, self._sizes)
 
 
 def _stacked(products: Sequence[NativeProduct]) -> Tensor | None:

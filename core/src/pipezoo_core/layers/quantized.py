@@ -10,13 +10,15 @@ Here they are plain torch, for any device, and the oracle of the kernels, which 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from pipezoo_core.layers.linear import Product
 from pipezoo_core.native import GROUP
 
-__all__ = ["DEQUANTIZED_AT_ONCE", "GROUP", "QuantizedProduct"]
+__all__ = ["DEQUANTIZED_AT_ONCE", "GROUP", "QuantizedProduct", "multiply_in_parts"]
 
 DEQUANTIZED_AT_ONCE = 1 << 22
 """Numbers of a quantized weight that plain torch makes floats of at a time."""
@@ -50,16 +52,7 @@ class QuantizedProduct(Product):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Maps [..., in_features] to [..., out_features]."""
-        num_rows = len(self._parts[0])
-        at_once = max(1, DEQUANTIZED_AT_ONCE // x.shape[-1])
-        x_TI = x.flatten(0, -2)
-        y_TO = x.new_empty(len(x_TI), num_rows)
-        for start in range(0, num_rows, at_once):
-            part = slice(start, start + at_once)
-            torch.mm(x_TI, self.dequantized(part).to(x.dtype).T, out=y_TO[:, part])
-        if self._bias is not None:
-            y_TO += self._bias
-        return y_TO.unflatten(0, x.shape[:-1])
+        return multiply_in_parts(x, len(self._parts[0]), self.dequantized, self._bias)
 
     def rows(self, indices: Tensor) -> Tensor:
         """Maps int64 [T] to these rows of W."""
@@ -68,6 +61,26 @@ class QuantizedProduct(Product):
     def dequantized(self, rows: slice | Tensor) -> Tensor:
         """Returns rows of the weight that is computed with, float32 [R, in_features]."""
         return self._dequantize(*(part[rows] for part in self._parts)).flatten(-2)
+
+
+def multiply_in_parts(x: Tensor, num_rows: int, dequantized: Callable[[slice], Tensor], bias: Tensor | None) -> Tensor:
+    """Returns `x Wᵀ + b` with a weight of which only some rows are dequantized at a time.
+
+    Args:
+        x: [..., in_features].
+        num_rows: of W.
+        dequantized: makes float32 [R, in_features] of a range of rows.
+        bias: [num_rows], or None.
+    """
+    at_once = max(1, DEQUANTIZED_AT_ONCE // x.shape[-1])
+    x_TI = x.flatten(0, -2)
+    y_TO = x.new_empty(len(x_TI), num_rows)
+    for start in range(0, num_rows, at_once):
+        part = slice(start, start + at_once)
+        torch.mm(x_TI, dequantized(part).to(x.dtype).T, out=y_TO[:, part])
+    if bias is not None:
+        y_TO += bias
+    return y_TO.unflatten(0, x.shape[:-1])
 
 
 def _of_8_bits(groups: Tensor) -> tuple[Tensor, ...]:

@@ -4,7 +4,7 @@ from pipezoo_core.native.activation import Activation
 from pipezoo_core.native.foreign_calls import UnforeseenShapeError
 from pipezoo_core.native.kernels import NativeKernels, address_of, bits
 from pipezoo_core.native.memory_pool import HUGE_PAGE, MemoryPool
-from pipezoo_core.native.packing import GROUP, Form, packed_size
+from pipezoo_core.native.packing import GROUP, Form, Packing, bits_per_number, packed_bytes, packed_size
 from pipezoo_core.native.program import Notes, Program
 from pipezoo_core.native.recording import Recording
 from pipezoo_core.native.variants import GATE, PANEL
@@ -19,10 +19,13 @@ __all__ = [
     "MemoryPool",
     "NativeKernels",
     "Notes",
+    "Packing",
     "Program",
     "Recording",
     "UnforeseenShapeError",
     "address_of",
     "bits",
+    "bits_per_number",
+    "packed_bytes",
     "packed_size",
 ]

@@ -19,7 +19,7 @@ from torch import Tensor
 from pipezoo_core.errors import InsufficientMemoryError, TensorMismatchError
 from pipezoo_core.native.activation import Activation
 from pipezoo_core.native.memory_pool import MemoryPool, aligned, aligned_bytes
-from pipezoo_core.native.packing import GROUP, Form, packed_size
+from pipezoo_core.native.packing import GROUP, Form, Packing, packed_bytes, packed_size
 from pipezoo_core.native.variants import DTYPES, MODULE, PANEL, obstacle_to
 
 __all__ = ["CallObserver", "NativeKernels", "address_of", "as_integer", "bits"]
@@ -93,10 +93,30 @@ class NativeKernels:
         if not (is_known and weight.is_cpu) or weight.shape[1] % unit or (is_gated and weight.shape[0] % PANEL):
             sizes = f"[{f'a multiple of {PANEL}' if is_gated else 'any'}, a multiple of {unit}]"
             raise _mismatch("the packing of a weight", weight, f"{self.dtype} {sizes} on the CPU")
-        weight, packed = weight.contiguous(), self._allocate(packed_size(weight, bits))
+        packing = Packing.of_bits(bits)
+        weight, packed = weight.contiguous(), self._allocate(packed_size(weight, packing))
         if self.observer is None:
-            pack = getattr(self._native, f"{_of_bits('pack', bits)}_{DTYPES[weight.dtype]}")
+            pack = getattr(self._native, f"{_of_packing('pack', packing)}_{DTYPES[weight.dtype]}")
             _call(pack, weight.data_ptr(), packed.data_ptr(), *weight.shape, form)
+        return packed
+
+    def pack_stored(self, type_name: str, rows: Tensor, shape: tuple[int, int], form: Form = Form.plain) -> Tensor:
+        """Returns a weight whose rows a file has quantized, in the order that `linear` reads, with the same numbers.
+
+        Args:
+            type_name: of GGUF's types one that `Packing.of_type` knows.
+            rows: uint8 [out_features, bytes], as in the file.
+            shape: of the weight: out_features, in_features.
+            form: that it will be used in.
+        """
+        packing = Packing.of_type(type_name)
+        assert packing is not None
+        if rows.dtype is not torch.uint8 or not rows.is_cpu or (form is Form.gated and shape[0] % PANEL):
+            raise _mismatch("the packing of a file's rows", rows, "torch.uint8 on the CPU, gated whole panels")
+        rows, packed = rows.contiguous(), self._allocate(packed_bytes(shape, packing))
+        if self.observer is None:
+            pack = getattr(self._native, f"pack_{type_name.lower()}")
+            _call(pack, rows.data_ptr(), packed.data_ptr(), *shape, form)
         return packed
 
     def _allocate(self, size: int) -> Tensor:
@@ -118,7 +138,7 @@ class NativeKernels:
         bias: Tensor | None,
         shape: tuple[int, int],
         *,
-        bits: int | None = None,
+        packing: Packing = Packing.none,
         form: Form = Form.plain,
         activation: Activation = Activation.silu,
     ) -> Tensor:
@@ -126,11 +146,11 @@ class NativeKernels:
 
         Args:
             x: rows.
-            packed: W, as `pack` returned it for these bits and this form.
+            packed: W, as `pack` or `pack_stored` returned it for this form.
             bias: b, or None.
             shape: of W: out_features, in_features.
-            bits: as it was packed.
-            form: likewise.
+            packing: what its numbers are.
+            form: as it was packed.
             activation: of the gate, where the form is gated.
         """
         out_features, in_features = shape
@@ -142,7 +162,7 @@ class NativeKernels:
         rows = x.numel() // in_features
         is_long = max(rows * x.shape[-1] * out_features / _LONG_PRODUCT, packed.nbytes / _LONG_READ) > 1
         sizes = (rows, in_features, out_features)
-        self._run(_of_bits("linear", bits), *addresses, *sizes, form, activation, is_long=is_long)
+        self._run(_of_packing("linear", packing), *addresses, *sizes, form, activation, is_long=is_long)
         return y
 
     def multiply_heads(self, x: Tensor, packed: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -165,12 +185,12 @@ class NativeKernels:
         self._run("multiply_heads", *addresses, rows, heads, in_features, out_features, is_long=is_long)
         return y
 
-    def packed_rows(self, indices: Tensor, packed: Tensor, shape: tuple[int, int], bits: int | None) -> Tensor:
+    def packed_rows(self, indices: Tensor, packed: Tensor, shape: tuple[int, int], packing: Packing) -> Tensor:
         """Returns rows of a packed weight of this shape: int64 [T] to [T, in_features]; NaN for what is no row."""
         indices, (num_rows, size) = _integers("packed_rows", indices), shape
         y = self._empty((len(indices), size), self.dtype)
         addresses = (indices.data_ptr(), packed.data_ptr(), y.data_ptr())
-        self._run(_of_bits("packed_rows", bits), *addresses, len(indices), size, num_rows)
+        self._run(_of_packing("packed_rows", packing), *addresses, len(indices), size, num_rows)
         return y
 
     def rows(self, x: Tensor, indices: Tensor) -> Tensor:
@@ -292,9 +312,7 @@ class NativeKernels:
         self._run("route", *(part.data_ptr() for part in (x, logits, indices, weights)), rows, layer)
         return indices, weights
 
-    def experts(
-        self, x: Tensor, indices: Tensor, weights: Tensor, layer: int, sizes: tuple[int, int, int], bits: int | None
-    ) -> Tensor:
+    def experts(self, x: Tensor, indices: Tensor, weights: Tensor, layer: int, sizes: tuple[int, int, int]) -> Tensor:
         """Returns the weighted sums of what their experts make of rows; see `layers.native_experts`.
 
         Args:
@@ -303,7 +321,6 @@ class NativeKernels:
             weights: of these, float32 [T, top_k].
             layer: the address of its description.
             sizes: hidden, numbers per row inside an expert, top_k.
-            bits: that the experts are packed in.
         """
         hidden, inner, top_k = sizes
         self._check("experts", x, hidden)
@@ -316,7 +333,7 @@ class NativeKernels:
         y = self._empty((rows, hidden), x.dtype)
         addresses = (part.data_ptr() for part in (x, indices, weights, gated, products, y))
         is_long = rows * top_k * 3 * hidden * inner > _LONG_PRODUCT
-        self._run(_of_bits("experts", bits), *addresses, rows, layer, is_long=is_long)
+        self._run("experts", *addresses, rows, layer, is_long=is_long)
         return y
 
     def address(self, name: str) -> int:
@@ -394,8 +411,8 @@ def _rows(x: Tensor) -> tuple[Tensor, int, int]:
     return x.contiguous(), 1, size
 
 
-def _of_bits(kernel: str, bits: int | None) -> str:
-    return kernel if bits is None else f"{kernel}_int{bits}"
+def _of_packing(kernel: str, packing: Packing) -> str:
+    return kernel if packing is Packing.none else f"{kernel}_{packing.name}"
 
 
 def address_of(x: Tensor | None) -> int:

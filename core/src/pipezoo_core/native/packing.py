@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from pipezoo_core.native.variants import PANEL
 
-__all__ = ["GROUP", "Form", "packed_size"]
+__all__ = ["GROUP", "Form", "Packing", "bits_per_number", "packed_bytes", "packed_size"]
 
 GROUP = 32
 """Numbers of a quantized weight that share a scale."""
-
-_GROUP_BYTES, _ROW_BYTES = {8: GROUP + 2, 4: GROUP // 2 + 2}, {8: 0, 4: 8}  # of a quantized weight
 
 
 class Form(enum.IntEnum):
@@ -31,10 +30,75 @@ class Form(enum.IntEnum):
     wide = 2
 
 
-def packed_size(weight: Tensor, bits: int | None) -> int:
+class Packing(enum.IntEnum):
+    """What the numbers of a packed weight are; the layouts are in `kernels/native/packing.h`.
+
+    Attributes:
+        none: numbers of the model's dtype.
+        int8: rounded to 8 bits, as in GGUF's Q8_0, or the numbers of such a tensor.
+        int4: rounded to 4 bits.
+        q4_0: the numbers, scales and minima of a tensor of GGUF's type Q4_0, and so on.
+    """
+
+    none = 0
+    int8 = 1
+    int4 = 2
+    q4_0 = 3
+    q4_1 = 4
+    q4_k = 5
+    q5_k = 6
+    q6_k = 7
+
+    @classmethod
+    def of_bits(cls, bits: int | None) -> Packing:
+        """Returns what a weight becomes that is rounded to 8 or 4 bits, or is left as it is."""
+        return {None: cls.none, 8: cls.int8, 4: cls.int4}[bits]
+
+    @classmethod
+    def of_type(cls, name: str) -> Packing | None:
+        """Returns what a tensor becomes that is of a type of GGUF, e.g. `Q4_K`; None where it cannot be packed."""
+        return _OF_TYPES.get(name)
+
+
+_OF_TYPES = {
+    "Q8_0": Packing.int8,
+    "Q4_0": Packing.q4_0,
+    "Q4_1": Packing.q4_1,
+    "Q4_K": Packing.q4_k,
+    "Q5_K": Packing.q5_k,
+    "Q6_K": Packing.q6_k,
+}
+
+_BLOCK = 8 * GROUP
+_BLOCK_BYTES = {
+    Packing.int8: 8 * (GROUP + 2),
+    Packing.int4: 8 * (GROUP // 2 + 2),
+    Packing.q4_0: 8 * (GROUP // 2 + 2),
+    Packing.q4_1: 8 * (GROUP // 2 + 4),
+    Packing.q4_k: 4 + 8 * (GROUP // 2 + 2),
+    Packing.q5_k: 4 + 8 * (GROUP * 5 // 8 + 2),
+    Packing.q6_k: 2 + 8 * (GROUP * 6 // 8 + 2),
+}
+_ROW_BYTES = {Packing.int4: 8}  # besides
+
+
+def packed_size(weight: Tensor, packing: Packing) -> int:
     """Returns the bytes of a weight, which may be on the meta device, when it is packed."""
-    out_features, in_features = weight.shape
-    num_rows = -(-out_features // PANEL) * PANEL
-    if bits is None:
-        return num_rows * in_features * weight.dtype.itemsize
-    return num_rows * (_ROW_BYTES[bits] + in_features // GROUP * _GROUP_BYTES[bits])
+    if packing is Packing.none:
+        return _padded(len(weight)) * weight.shape[1] * weight.dtype.itemsize
+    return packed_bytes(tuple(weight.shape), packing)
+
+
+def packed_bytes(shape: Sequence[int], packing: Packing) -> int:
+    """Returns the bytes of a packed weight of this shape and of few bits."""
+    num_rows, size = shape
+    return _padded(num_rows) * (_ROW_BYTES.get(packing, 0) + size * _BLOCK_BYTES[packing] // _BLOCK)
+
+
+def bits_per_number(packing: Packing) -> float:
+    """Returns the bits that a number takes, its share of scales and minima included, in a wide row of few bits."""
+    return _BLOCK_BYTES[packing] * 8 / _BLOCK
+
+
+def _padded(num_rows: int) -> int:
+    return -(-num_rows // PANEL) * PANEL

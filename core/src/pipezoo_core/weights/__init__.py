@@ -7,6 +7,7 @@ from pipezoo_core.weights.fused_experts import with_experts_divided
 from pipezoo_core.weights.gguf import GGUFFile, open_gguf
 from pipezoo_core.weights.gguf_decoder import GGUFDecoder, model_type_of
 from pipezoo_core.weights.gguf_names import in_halves, renamed_from_gguf
+from pipezoo_core.weights.keeping import keep_outline, kept_layers
 from pipezoo_core.weights.loading import load_module
 from pipezoo_core.weights.progress import observed_weights
 from pipezoo_core.weights.redundant import HEAD, without_redundant
@@ -24,6 +25,8 @@ __all__ = [
     "divided",
     "find_safetensors",
     "in_halves",
+    "keep_outline",
+    "kept_layers",
     "load_module",
     "model_type_of",
     "observed_weights",

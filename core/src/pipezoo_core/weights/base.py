@@ -13,14 +13,28 @@ from torch import Tensor
 
 from pipezoo_core.config import WeightsFormat
 from pipezoo_core.errors import CheckpointMismatchError
+from pipezoo_core.layers.stored import StoredType
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["LazyTensor", "Weights", "WeightsAdapter", "concatenated", "divided"]
+__all__ = ["LazyTensor", "StoredTensor", "Weights", "WeightsAdapter", "concatenated", "divided"]
 
 _NUMBERS_AT_ONCE = 2**20
 _TRANSPOSED_AT_ONCE = 2**24  # each piece goes through the whole of the file's tensor: larger than most matrices
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A quantized tensor as its file has it.
+
+    Attributes:
+        type: of its blocks.
+        bytes: uint8, of the tensor's shape but for the last dimension, which holds a row's blocks.
+    """
+
+    type: StoredType
+    bytes: LazyTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +49,7 @@ class LazyTensor:
         read_vectors: reads a range of its vectors, which are along all dimensions but the last; None where its values
             are not a file's as they lie there.
         numbers_at_once: how many `copy_to` reads at a time.
+        stored: its quantized form in the file; None where it has none, or other values than that.
     """
 
     shape: tuple[int, ...]
@@ -42,6 +57,7 @@ class LazyTensor:
     read: Callable[[slice], Tensor]
     read_vectors: Callable[[slice], Tensor] | None = None
     numbers_at_once: int = _NUMBERS_AT_ONCE
+    stored: StoredTensor | None = None
 
     def copy_to(self, target: Tensor) -> None:
         """Reads it into a tensor of its shape, whose dtype it takes on.
@@ -66,12 +82,13 @@ class LazyTensor:
         """How many numbers it holds."""
         return math.prod(self.shape)
 
-    def then(self, change: Callable[[Tensor], Tensor], num_rows: int) -> LazyTensor:
+    def then(self, change: Callable[[Tensor], Tensor], num_rows: int, *, moves_rows: bool = False) -> LazyTensor:
         """Returns this tensor with a change to its values that keeps shape and dtype.
 
         Args:
             change: is given some rows and returns what they become.
             num_rows: it is given a multiple of so many, from a multiple on: a row becomes what these say.
+            moves_rows: whether it does nothing but put rows in another order, quantized ones too.
         """
 
         def read(rows: slice) -> Tensor:
@@ -79,7 +96,8 @@ class LazyTensor:
             stop = min(-(-rows.stop // num_rows) * num_rows, self.shape[0])
             return change(self.read(slice(start, stop)))[rows.start - start : rows.stop - start]
 
-        return self._with(self.shape, read)
+        changed = self._with(self.shape, read)
+        return changed._keeping(self.stored, lambda rows: rows.then(change, num_rows)) if moves_rows else changed
 
     def rows(self, *ranges: slice) -> LazyTensor:
         """Returns some ranges of the rows, one after the other. No others are read.
@@ -97,16 +115,25 @@ class LazyTensor:
             ]
             return torch.cat(wanted) if len(wanted) > 1 else wanted[0]
 
-        return self._with((starts[-1], *self.shape[1:]), read)
+        return self._with((starts[-1], *self.shape[1:]), read)._keeping(self.stored, lambda rows: rows.rows(*ranges))
 
     def columns(self, *ranges: slice) -> LazyTensor:
-        """Returns some ranges of the second dimension, one after the other."""
+        """Returns some ranges of the second dimension, one after the other.
+
+        Quantized ones stay so where no range divides a block.
+        """
 
         def read(rows: slice) -> Tensor:
             found = self.read(rows)
             return torch.cat([found[:, part] for part in ranges], dim=1)
 
-        return self._with((self.shape[0], sum(part.stop - part.start for part in ranges), *self.shape[2:]), read)
+        found = self._with((self.shape[0], sum(part.stop - part.start for part in ranges), *self.shape[2:]), read)
+        stored, block = self.stored, 0 if self.stored is None else self.stored.type.block
+        if stored is None or len(self.shape) > 2 or any(part.start % block or part.stop % block for part in ranges):
+            return found
+        size = stored.type.block_bytes
+        blocks = [slice(part.start // block * size, part.stop // block * size) for part in ranges]
+        return found._keeping(stored, lambda rows: rows.columns(*blocks))
 
     def transposed(self) -> LazyTensor:
         """Returns a matrix [I, O] as [O, I]: GPT-2's `Conv1D` is stored in the other order than a linear layer."""
@@ -138,7 +165,13 @@ class LazyTensor:
             found = vectors(slice((first + rows.start) * per_row, (first + rows.stop) * per_row))
             return found.view(-1, *shape[1:])
 
-        return replace(self._with(shape, read), numbers_at_once=_NUMBERS_AT_ONCE if vectors else _TRANSPOSED_AT_ONCE)
+        at_once = _NUMBERS_AT_ONCE if vectors else _TRANSPOSED_AT_ONCE
+        element = replace(self._with(shape, read), numbers_at_once=at_once)
+        return element._keeping(self.stored, lambda stack: stack._element(number))
+
+    def _keeping(self, stored: StoredTensor | None, change: Callable[[LazyTensor], LazyTensor]) -> LazyTensor:
+        """Returns this tensor with what becomes of the quantized form of that which it was made of."""
+        return self if stored is None else replace(self, stored=replace(stored, bytes=change(stored.bytes)))
 
     def _with(self, shape: tuple[int, ...], read: Callable[[slice], Tensor]) -> LazyTensor:
         return LazyTensor(shape, self.dtype, read, numbers_at_once=self.numbers_at_once)
@@ -167,7 +200,11 @@ def concatenated(tensors: Sequence[LazyTensor]) -> LazyTensor:
         )
 
     at_once = max(tensor.numbers_at_once for tensor in tensors)
-    return LazyTensor((starts[-1], *first.shape[1:]), first.dtype, read, numbers_at_once=at_once)
+    whole = LazyTensor((starts[-1], *first.shape[1:]), first.dtype, read, numbers_at_once=at_once)
+    stored = [tensor.stored for tensor in tensors if tensor.stored is not None]
+    if len(stored) < len(tensors) or len({each.type.name for each in stored}) > 1:
+        return whole
+    return replace(whole, stored=StoredTensor(stored[0].type, concatenated([each.bytes for each in stored])))
 
 
 def divided(name: str, tensor: LazyTensor, fused: str, parts: Mapping[str, int]) -> dict[str, LazyTensor]:

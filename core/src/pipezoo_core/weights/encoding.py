@@ -27,10 +27,12 @@ def resolve_encoding(
     supported: Collection[SupportedEncoding],
     *,
     by_kernels: bool,
+    packs: bool,
 ) -> SupportedEncoding:
     """Returns the encoding the user named, or for `auto` the one that fits checkpoint and device.
 
-    `auto` takes the precision of most of the checkpoint's numbers, and bfloat16 for a quantized file. On a CPU
+    `auto` takes the precision of most of the checkpoint's numbers. A quantized file runs `packed` where the kernels
+    compute it, and else in bfloat16. On a CPU
     float16 gives way to float32, as does bfloat16 where the CPU has no instructions for it and the native kernels do
     not compute either.
 
@@ -41,16 +43,32 @@ def resolve_encoding(
         supported: what the plugin supports.
         by_kernels: whether the native kernels may compute all that they can; other ways are slow in bfloat16 on a CPU
             without instructions for it.
+        packs: whether the native kernels may compute linear layers.
 
     Raises:
-        InvalidSettingError: there is no such encoding, or the model does not support it.
+        InvalidSettingError: there is no such encoding, or the model or the checkpoint does not support it.
     """
+    can_pack = SupportedEncoding.bfloat16 in supported and device.type == "cpu" and _has_packed_form(weights)
     if requested == "auto":
+        if can_pack and packs and NativeKernels(device, torch.bfloat16).obstacle is None:
+            return SupportedEncoding.packed
         chosen = _fitting(weights, device, by_kernels)
         return chosen if chosen in supported else next(iter(supported))
-    if requested not in [str(encoding) for encoding in supported]:
-        raise InvalidSettingError("the dtype is not supported", found=requested, allowed=["auto", *map(str, supported)])
+    if requested == SupportedEncoding.packed and not can_pack:
+        raise InvalidSettingError(
+            "no weight can stay as it is in the file",
+            found=f"dtype 'packed' for {weights.format} on {device}",
+            allowed="a GGUF file on a CPU with tensors of Q4_0, Q4_1, Q4_K, Q5_K, Q6_K or Q8_0",
+            cure="Leave dtype at auto.",
+        )
+    allowed = [str(encoding) for encoding in supported if encoding is not SupportedEncoding.packed or can_pack]
+    if requested not in (*allowed, SupportedEncoding.packed):
+        raise InvalidSettingError("the dtype is not supported", found=requested, allowed=["auto", *allowed])
     return SupportedEncoding(requested)
+
+
+def _has_packed_form(weights: Weights) -> bool:
+    return any(tensor.stored is not None and tensor.stored.type.packing is not None for tensor in weights.values())
 
 
 def _fitting(weights: Weights, device: torch.device, by_kernels: bool) -> SupportedEncoding:

@@ -23,8 +23,9 @@ from torch import Tensor
 from pipezoo_core.config import WeightsFormat
 from pipezoo_core.errors import CorruptCheckpointError, PipezooError, UnsupportedCheckpointError
 from pipezoo_core.gguf_parts import part_names, parts_of_one_model
+from pipezoo_core.layers.stored import StoredType
 from pipezoo_core.local_file import readable
-from pipezoo_core.weights.base import LazyTensor, Weights
+from pipezoo_core.weights.base import LazyTensor, StoredTensor, Weights
 from pipezoo_core.weights.reading import read_bytes
 
 __all__ = ["GGUFFile", "open_gguf"]
@@ -160,9 +161,7 @@ class _Reader:
             if offset < end or offset % alignment:
                 raise ValueError(f"tensor {name!r:.80} begins at {offset}, within another or not aligned")
             end = offset + self._checked_bytes(name, shape, type_, start + offset)
-            read = _row_reader(self._path, name, start + offset, shape, type_)
-            read_vectors = _row_reader(self._path, name, start + offset, (-1, *shape[-1:]), type_)
-            tensors[name] = LazyTensor(shape, _PLAIN.get(type_, torch.float32), read, read_vectors)
+            tensors[name] = _tensor(self._path, name, start + offset, shape, type_)
         is_quantized = any(type_ not in _PLAIN for _, type_, _ in infos.values())
         return GGUFFile(metadata, Weights(WeightsFormat.gguf, tensors, is_quantized=is_quantized))
 
@@ -255,21 +254,45 @@ def _checked_alignment(value: object) -> int:
     return value
 
 
-def _row_reader(
-    path: Path, name: str, offset: int, shape: tuple[int, ...], type_: GGMLQuantizationType
-) -> Callable[[slice], Tensor]:
-    block_size, type_size = GGML_QUANT_SIZES[type_]
-    row_bytes = math.prod(shape[1:]) // block_size * type_size
+def _tensor(path: Path, name: str, offset: int, shape: tuple[int, ...], type_: GGMLQuantizationType) -> LazyTensor:
+    """Returns a tensor of a file; of a quantized one also the blocks that it is made of."""
+    if type_ in _PLAIN:
+        dtype = _PLAIN[type_]
+        read, read_vectors = _reader(path, offset, shape, dtype), _reader(path, offset, (-1, shape[-1]), dtype)
+        return LazyTensor(shape, dtype, read, read_vectors)
+    block, block_bytes = GGML_QUANT_SIZES[type_]
+    row_bytes = shape[-1] // block * block_bytes
+    stored = StoredType(type_.name, block, block_bytes, _dequantizer(f"{path}: tensor {name!r}", type_))
+    read = _reader(path, offset, (*shape[:-1], row_bytes), torch.uint8)
+    read_vectors = _reader(path, offset, (-1, row_bytes), torch.uint8)
+    as_bytes = LazyTensor((*shape[:-1], row_bytes), torch.uint8, read, read_vectors)
+    return LazyTensor(
+        shape,
+        torch.float32,
+        lambda rows: stored.dequantize(read(rows)),
+        lambda rows: stored.dequantize(read_vectors(rows)),
+        stored=StoredTensor(stored, as_bytes),
+    )
+
+
+def _reader(path: Path, offset: int, shape: tuple[int, ...], dtype: torch.dtype) -> Callable[[slice], Tensor]:
+    """Returns what reads a range of rows of a tensor as it lies in the file."""
+    row_bytes = math.prod(shape[1:]) * dtype.itemsize
 
     def read(rows: slice) -> Tensor:
         data = read_bytes(path, offset + rows.start * row_bytes, (rows.stop - rows.start) * row_bytes)
-        if type_ in _PLAIN:
-            return torch.from_numpy(data).view(_PLAIN[type_]).view(-1, *shape[1:])
-        try:
-            return torch.from_numpy(dequantize(data.reshape(rows.stop - rows.start, *shape[1:-1], -1), type_))
-        except NotImplementedError as error:
-            raise UnsupportedCheckpointError(
-                f"{path}: tensor {name!r} is of a type that cannot be dequantized", found=type_.name
-            ) from error
+        return torch.from_numpy(data).view(dtype).view(-1, *shape[1:])
 
     return read
+
+
+def _dequantizer(what: str, type_: GGMLQuantizationType) -> Callable[[Tensor], Tensor]:
+    def change(blocks: Tensor) -> Tensor:
+        try:
+            return torch.from_numpy(dequantize(blocks.numpy(), type_))
+        except NotImplementedError as error:
+            raise UnsupportedCheckpointError(
+                f"{what} is of a type that cannot be dequantized", found=type_.name
+            ) from error
+
+    return change

@@ -83,6 +83,6 @@ def in_halves(num_heads: int) -> Callable[[LazyTensor], LazyTensor]:
 
     def change(tensor: LazyTensor) -> LazyTensor:
         head_dim = tensor.shape[0] // num_heads
-        return tensor.then(halves(head_dim), num_rows=head_dim)
+        return tensor.then(halves(head_dim), num_rows=head_dim, moves_rows=True)
 
     return change

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -11,14 +13,19 @@ from torch import Tensor, nn
 
 from pipezoo_core.distributed import TensorParallelGroup
 from pipezoo_core.errors import CheckpointMismatchError, UnsupportedCheckpointError
+from pipezoo_core.layers.embedding import Embedding, LMHead
 from pipezoo_core.layers.linear import Linear, MergedLinear
 from pipezoo_core.layers.precision import float32_parameters, set_dtype
 from pipezoo_core.layers.split import Shard, Shardable, shard_module
+from pipezoo_core.layers.stored import StoredType
 from pipezoo_core.native import MemoryPool
 from pipezoo_core.weights.base import LazyTensor
+from pipezoo_core.weights.keeping import Kept, kept_layers, places_of_parts, stored_runs
 from pipezoo_core.weights.progress import report_weights
 
 __all__ = ["load_module"]
+
+_LOGGER = logging.getLogger("pipezoo")
 
 _NUM_THREADS = 4  # dequantizing leaves the interpreter lock most of the time
 
@@ -32,6 +39,7 @@ def load_module(
     convert: Callable[[nn.Module], None] | None = None,
     *,
     in_full: bool = False,
+    keep_stored: bool = False,
     group: TensorParallelGroup | None = None,
 ) -> None:
     """Gives a module that was built on the meta device real parameters, filled from a checkpoint.
@@ -46,6 +54,8 @@ def load_module(
         dtype: of the parameters, but of those that are float32 always, see `KeepsFloat32`.
         convert: called with each part when it is loaded.
         in_full: `convert` gets the weights of linear layers in float32; what it leaves of them is in `dtype` then.
+        keep_stored: `convert` gets layers with a file's quantized rows in place of a weight, where the kernels have a
+            form for these.
         group: the ranks that divide the module, where there are several; only this rank's part of the tensors is kept,
             and of rows read.
 
@@ -57,12 +67,16 @@ def load_module(
     """
     tensors = _floats(_slots(module), tensors)
     names = _check(_slots(module), tensors)
+    quantized = _stored_types(tensors)
     if group is not None and group.size > 1:
         shard_module(module, group)
     shards = _shards(module)
     tensors = {name: _part(tensor, shards[name]) if name in shards else tensor for name, tensor in tensors.items()}
     wide = {layer.weight for layer in module.modules() if isinstance(layer, Linear) and in_full}
     wide |= float32_parameters(module)
+    kept = kept_layers(module, _stored_types(tensors)) if keep_stored else {}
+    if keep_stored:
+        _log_dequantized(quantized, kept)
     real: weakref.WeakValueDictionary[int, nn.Parameter] = weakref.WeakValueDictionary()
     memory = MemoryPool(exact=True)  # new memory costs as much time as reading: a part has that of the one before
     parts = sorted(_parts(module), key=lambda part: _matrices(part[1]), reverse=True)
@@ -70,18 +84,52 @@ def load_module(
     report_weights(0, sum(sizes))
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         for number, (prefix, part) in enumerate(parts, start=1):
+            places = _keep(part, kept, tensors, memory)
             _materialize(part, device, dtype, real, wide, memory)
             memory.let_go()
-            _fill({name: slot for name, slot in _slots(part, prefix).items() if name in names}, tensors, pool)
+            slots = {name: slot for name, slot in _slots(part, prefix).items() if name in names}
+            _fill([(tensors[name], slot) for name, slot in slots.items()] + places, pool)
+            del slots, places  # `convert` can let go of the memory
             if convert is not None:
                 convert(part)
             report_weights(sum(sizes[:number]), sum(sizes))
     set_dtype(module, dtype)
 
 
-def _fill(slots: Mapping[str, Tensor], tensors: Mapping[str, LazyTensor], pool: ThreadPoolExecutor) -> None:
-    """Reads tensors to where they belong. Nothing refers to these places afterwards: `convert` can let them go."""
-    list(pool.map(lambda name: tensors[name].copy_to(slots[name]), slots))
+def _fill(places: Sequence[tuple[LazyTensor, Tensor]], pool: ThreadPoolExecutor) -> None:
+    """Reads tensors to where they belong."""
+    list(pool.map(lambda place: place[0].copy_to(place[1]), places))
+
+
+def _keep(
+    part: nn.Module, kept: Kept, tensors: Mapping[str, LazyTensor], memory: MemoryPool
+) -> list[tuple[LazyTensor, Tensor]]:
+    """Gives layers memory for a file's rows in place of their weights; returns what is to be read to where."""
+    places: list[tuple[LazyTensor, Tensor]] = []
+    for layer in [layer for layer in part.modules() if isinstance(layer, Linear | Embedding) and layer in kept]:
+        shared = [other for other in layer.shared if other.stored] if isinstance(layer, LMHead) else []
+        if shared:
+            layer.keep(shared[0].stored)
+            continue
+        stored = [tensors[name].stored for name in kept[layer]]
+        types, sources = [each.type for each in stored if each], [each.bytes for each in stored if each]
+        sizes = [source.shape[0] for source in sources]
+        runs = stored_runs(types, sizes, layer.weight.shape[1], memory)
+        layer.keep(runs)
+        places += zip(sources, places_of_parts(runs, sizes), strict=True)
+    return places
+
+
+def _stored_types(tensors: Mapping[str, LazyTensor]) -> dict[str, StoredType]:
+    return {name: tensor.stored.type for name, tensor in tensors.items() if tensor.stored}
+
+
+def _log_dequantized(types: Mapping[str, StoredType], kept: Kept) -> None:
+    """Says which of a file's quantized tensors are dequantized, by their types."""
+    others = Counter(types[name].name for name in types.keys() - {name for names in kept.values() for name in names})
+    if others:
+        counts = ", ".join(f"{count} of {name}" for name, count in sorted(others.items()))
+        _LOGGER.info("tensors that are dequantized because no packed form fits them: %s", counts)
 
 
 def _floats(slots: Mapping[str, Tensor], tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:

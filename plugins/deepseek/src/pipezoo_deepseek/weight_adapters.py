@@ -61,9 +61,9 @@ def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfi
         if layer is not None and int(layer[1]) >= config.num_hidden_layers:
             continue
         if is_by_neighbours and (".q_proj." in name or ".q_b_proj." in name):
-            tensor = tensor.then(_last_to_halves(head, rope), num_rows=head)
+            tensor = tensor.then(_last_to_halves(head, rope), num_rows=head, moves_rows=True)
         elif is_by_neighbours and ".kv_a_proj_with_mqa." in name:
-            tensor = tensor.then(_last_to_halves(keys, rope), num_rows=keys)
+            tensor = tensor.then(_last_to_halves(keys, rope), num_rows=keys, moves_rows=True)
         found[name] = tensor
     return without_redundant(with_experts_divided(found), config)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -9,19 +10,20 @@ from rich.table import Table
 from rich.text import Text
 
 from pipezoo_core.decoder import DecoderPipelineModel
-from pipezoo_core.native import NativeKernels
+from pipezoo_core.native import NativeKernels, bits_per_number
 from pipezoo_core.weights import torch_dtype
 
 if TYPE_CHECKING:
     from pipezoo.discovery.resolution import Resolution
     from pipezoo.loading.plan import LoadPlan
     from pipezoo_core.kv_cache import KVCacheParams
+    from pipezoo_core.layers import StoredType
 
 __all__ = ["tables"]
 
 
 def tables(resolution: Resolution, plan: LoadPlan) -> Iterator[Table]:
-    """Yields the sections: model, settings, sampling, memory."""
+    """Yields the sections: model, settings, what a file has quantized, sampling, memory."""
     chosen = resolution.plugin
     yield _table(
         "model",
@@ -40,11 +42,13 @@ def tables(resolution: Resolution, plan: LoadPlan) -> Iterator[Table]:
         [
             (name, getattr(config, name))
             for name in type(config).model_fields
-            if name not in ("weight_paths", "kv_cache")
+            if name not in ("weight_paths", "kv_cache", "stored_types")
         ]
         + [(f"kv_cache.{name}", getattr(config.kv_cache, name)) for name in type(config.kv_cache).model_fields]
         + [("native kernels", obstacle or "usable"), *_steps(plan)],
     )
+    if rows := list(_quantized(plan)):
+        yield _table("quantized tensors of the file", rows)
     yield _table("sampling defaults", plan.files.sampling_params)
     memory = plan.memory
     yield _table(
@@ -59,6 +63,29 @@ def tables(resolution: Resolution, plan: LoadPlan) -> Iterator[Table]:
             (f"requests of {memory.max_length} tokens", f"{memory.concurrency:.1f}"),
         ],
     )
+
+
+def _quantized(plan: LoadPlan) -> Iterator[tuple[str, str]]:
+    """Yields the types of a file's quantized tensors, and what becomes of those of each, with the reason."""
+    config, model = plan.pipeline_config, plan.architecture.pipeline_model
+    types = config.stored_types
+    kept: set[str] = set()
+    if types and issubclass(model, DecoderPipelineModel):
+        kept = model.kept_tensors(config, plan.files.huggingface_config)
+    counts = Counter((type_.name, _fate(type_, is_kept=name in kept)) for name, type_ in types.items())
+    if not types:  # it does not run packed
+        stored = (tensor.stored for tensor in plan.files.weights.values())
+        counts = Counter((each.type.name, f"dequantized: dtype is {config.encoding}") for each in stored if each)
+    for (name, fate), count in sorted(counts.items()):
+        yield f"{name}, {count} tensor{'s' if count > 1 else ''}", fate
+
+
+def _fate(type_: StoredType, *, is_kept: bool) -> str:
+    if is_kept and type_.packing is not None:
+        return f"kept packed, {bits_per_number(type_.packing):.4g} bits per number"
+    if type_.packing is None:
+        return "dequantized to bfloat16: there is no packed form of this type"
+    return "dequantized to bfloat16: a layer has parts of a type without a packed form, or takes a part of a block"
 
 
 def _steps(plan: LoadPlan) -> list[tuple[str, str]]:

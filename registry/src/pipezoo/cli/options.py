@@ -43,7 +43,7 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the
 Plugin = Annotated[str | None, typer.Option(help="Distribution to take where several serve the model.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, or a GPU such as cuda:0.")]
 Devices = Annotated[str | None, typer.Option(help="Several that compute together, such as cuda:0,cuda:1.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, int8 or int4.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, int8, int4 or packed.")]
 MaxLength = Annotated[int | None, typer.Option(help="Most tokens of prompt and answer together.")]
 KVCacheMemory = Annotated[str | None, typer.Option(help="Memory for the KV cache, such as 2GiB.")]
 LoRA = Annotated[str | None, typer.Option(help="Adapter to answer with: a folder that PEFT saved, or a Hub id.")]

@@ -13,7 +13,7 @@ from pipezoo.loading.devices import check_parallel, place_model
 from pipezoo.loading.find import FoundModel
 from pipezoo.loading.settings import LoadSettings
 from pipezoo_core.architecture import SupportedArchitecture
-from pipezoo_core.config import KVCacheConfig, LoRAConfig, PipelineConfig, RunConfig, SupportedEncoding
+from pipezoo_core.config import KVCacheConfig, LinearName, LoRAConfig, PipelineConfig, RunConfig, SupportedEncoding
 from pipezoo_core.distributed import ranks_here
 from pipezoo_core.memory import MemoryPlan, plan_memory
 from pipezoo_core.weights import resolve_encoding
@@ -66,8 +66,9 @@ def plan_load(found: FoundModel, settings: LoadSettings) -> LoadPlan:
         devices[0],
         architecture.supported_encodings,
         by_kernels=asked.allows_native_kernels,
+        packs=asked.linear in (LinearName.auto, LinearName.native),
     )
-    requested = asked.updated(encoding=encoding)
+    requested = _in_encoding(asked, encoding, files, architecture)
     check_parallel(requested, architecture)
     config, memory = plan_memory(
         architecture.pipeline_model,
@@ -91,7 +92,8 @@ def follow_plan(found: FoundModel, settings: LoadSettings, memory: MemoryPlan) -
     """
     files = read_files(found.checkpoint, found.resolution.architecture)
     devices = tuple(map(torch.device, settings.device_names))
-    config = _pipeline_config(files, settings, devices).updated(encoding=SupportedEncoding(settings.dtype))
+    asked, encoding = _pipeline_config(files, settings, devices), SupportedEncoding(settings.dtype)
+    config = _in_encoding(asked, encoding, files, found.resolution.architecture)
     return LoadPlan(settings, found.resolution, files, devices, config, memory)
 
 
@@ -106,6 +108,16 @@ def _pipeline_config(files: ModelFiles, settings: LoadSettings, devices: Sequenc
         lora=settings.lora,
         **settings.given(RunConfig),
     )
+
+
+def _in_encoding(
+    config: PipelineConfig, encoding: SupportedEncoding, files: ModelFiles, architecture: SupportedArchitecture
+) -> PipelineConfig:
+    if encoding is not SupportedEncoding.packed:
+        return config.updated(encoding=encoding)
+    tensors = architecture.weight_adapters[files.weights.format](files.weights, files.huggingface_config)
+    types = {name: tensor.stored.type for name, tensor in tensors.items() if tensor.stored is not None}
+    return config.updated(encoding=encoding, stored_types=types)
 
 
 def _decided(settings: LoadSettings, config: PipelineConfig) -> LoadSettings:

@@ -1,0 +1,59 @@
+"""Weights that stay as a file has quantized them: no number of theirs is rounded a second time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pipezoo_core.native import Packing, packed_bytes
+
+__all__ = ["StoredType", "StoredWeight"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredType:
+    """A type in which files have quantized numbers.
+
+    Attributes:
+        name: e.g. `Q4_K`.
+        block: numbers of a row that lie in one block.
+        block_bytes: of such a block.
+        dequantize: makes float32 [R, numbers] of uint8 [R, bytes].
+    """
+
+    name: str
+    block: int
+    block_bytes: int
+    dequantize: Callable[[Tensor], Tensor]
+
+    @property
+    def packing(self) -> Packing | None:
+        """What the kernels make of it; None where they have no form for it."""
+        return Packing.of_type(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWeight:
+    """Rows of a weight as a file has them.
+
+    Attributes:
+        type: of all of them.
+        rows: uint8 [out_features, bytes].
+    """
+
+    type: StoredType
+    rows: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the weight: out_features, in_features."""
+        num_rows, num_bytes = self.rows.shape
+        return num_rows, num_bytes // self.type.block_bytes * self.type.block
+
+    @property
+    def packed_size(self) -> int:
+        """The bytes of the weight when it is packed; its rows may be on the meta device."""
+        assert self.type.packing is not None
+        return packed_bytes(self.shape, self.type.packing)

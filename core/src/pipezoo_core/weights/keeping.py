@@ -1,0 +1,111 @@
+"""Which layers keep what a file has quantized, and which are dequantized, with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+from pipezoo_core.layers.embedding import Embedding
+from pipezoo_core.layers.linear import Linear, MergedLinear
+from pipezoo_core.layers.stored import StoredType, StoredWeight
+from pipezoo_core.native import MemoryPool
+
+__all__ = ["Kept", "keep_outline", "kept_layers", "places_of_parts", "stored_runs"]
+
+Kept = Mapping["Linear | Embedding", Sequence[str]]
+"""Layers that have a file's rows in place of a weight, with the names of the tensors that these are, in their order."""
+
+
+def kept_layers(module: nn.Module, types: Mapping[str, StoredType]) -> dict[Linear | Embedding, list[str]]:
+    """Returns the layers all of whose rows a file has in types that there is a packed form for.
+
+    Args:
+        module: on the meta device.
+        types: of the tensors that a file has quantized, by their names in the module.
+    """
+    owners: dict[int, list[nn.Module]] = {}
+    for layer in module.modules():
+        for parameter in layer._parameters.values():
+            owners.setdefault(id(parameter), []).append(layer)
+    kept: dict[Linear | Embedding, list[str]] = {}
+    for layer, names in _names_of_weights(module).items():
+        found = [types[name] for name in names if name in types]
+        is_ours = all(isinstance(owner, Linear | Embedding) for owner in owners[id(layer.weight)])
+        fits = all(each.packing is not None and layer.weight.shape[1] % each.block == 0 for each in found)
+        if is_ours and fits and len(found) == len(names):
+            kept[layer] = names
+    return kept
+
+
+def keep_outline(module: nn.Module, types: Mapping[str, StoredType]) -> None:
+    """Gives an outline's layers what `load_module` will give them of a file, without numbers."""
+    outlines: dict[int, Sequence[StoredWeight]] = {}
+    for layer, names in kept_layers(module, types).items():
+        identity = id(layer.weight)
+        if identity not in outlines:
+            outlines[identity] = stored_runs([types[name] for name in names], _sizes(layer), layer.weight.shape[1])
+        layer.keep(outlines[identity])
+
+
+def stored_runs(
+    types: Sequence[StoredType],
+    sizes: Sequence[int],
+    in_features: int,
+    memory: MemoryPool | None = None,
+) -> list[StoredWeight]:
+    """Returns memory for parts of a weight, one piece for parts that follow each other and are of one type.
+
+    Q, K and V of types Q4_K, Q4_K and Q6_K are two pieces.
+
+    Args:
+        types: of each part.
+        sizes: rows of each part.
+        in_features: numbers per row.
+        memory: where it comes from; None for the meta device.
+    """
+    found = []
+    for _, run in groupby(zip(types, sizes, strict=True), key=lambda part: part[0].name):
+        parts = list(run)
+        type_, num_rows = parts[0][0], sum(size for _, size in parts)
+        shape = (num_rows, in_features // type_.block * type_.block_bytes)
+        if memory is None:
+            rows = torch.empty(shape, dtype=torch.uint8, device="meta")
+        else:
+            rows = memory.empty(shape, torch.uint8).view(shape)
+        found.append(StoredWeight(type_, rows))
+    return found
+
+
+def places_of_parts(stored: Sequence[StoredWeight], sizes: Sequence[int]) -> list[Tensor]:
+    """Returns where each part's rows belong in such memory."""
+    places: list[Tensor] = []
+    rest = list(sizes)
+    for weight in stored:
+        at = 0
+        while at < len(weight.rows):
+            size = rest.pop(0)
+            places.append(weight.rows[at : at + size])
+            at += size
+    return places
+
+
+def _sizes(layer: Linear | Embedding) -> Sequence[int]:
+    return getattr(layer, "sizes", None) or [len(layer.weight)]
+
+
+def _names_of_weights(module: nn.Module) -> dict[Linear | Embedding, list[str]]:
+    """Returns the tensors of a checkpoint that each layer's weight is made of; a shared one has its first name."""
+    names: dict[Linear | Embedding, list[str]] = {}
+    first = {id(parameter): name for name, parameter in module.named_parameters()}
+    merged: set[nn.Module] = set()
+    for name, layer in module.named_modules():
+        if isinstance(layer, MergedLinear):
+            prefix = name.rpartition(".")[0]
+            names[layer.merged] = [f"{prefix}.{part}.weight".lstrip(".") for part in layer.parts]
+            merged.add(layer.merged)
+        elif isinstance(layer, Linear | Embedding) and layer not in merged:
+            names[layer] = [first[id(layer.weight)]]
+    return names

@@ -1,0 +1,126 @@
+// How weights of few bits lie in memory, in groups of 32 numbers along the inner dimension.
+//
+// All are affine: a number is scale · q + minimum, with q of so many bits. int8 and int4 are what we round to. The others
+// are GGUF's types with the numbers, scales and minima that a file has; its Q8_0 is int8.
+//
+//            q            scale, of a group                      minimum
+//     int8   -128 to 127  float16                                none
+//     int4   0 to 15      8 bits · the column's step             8 bits · the column's step
+//     q4_0   0 to 15      float16                                -8 · scale
+//     q4_1   0 to 15      float16                                float16
+//     q4_k   0 to 15      8 bits · the block's step              8 bits · the block's step
+//     q5_k   0 to 31      likewise                               likewise
+//     q6_k   -32 to 31    of 16 numbers 8 bits · the block's step  none
+//
+// A block is 8 groups; its steps are float16. A column's are float32. Steps of minima are negative, or 0.
+//
+// Packed: for each panel of P = kPanel output columns, with int4 first the column's steps of scales [P] and of minima [P].
+// Then, for each block, with q4_k and q5_k its steps of scales [P] and of minima [P], with q6_k those of scales [P]. Then,
+// for each group
+//     its scales [P], with q6_k [2, P], and its minima [P]
+//     8 bits: 8 steps of 4 numbers per column, [8, P, 4] of q + kAdded
+//     others: the lower 4 bits of q, q6_k's with 32 added: [8, P / 2, 4], the first columns in the low halves, the others
+//             in the high ones; then q's upper bits, see `load_step`
+#pragma once
+
+#include <cstdint>
+
+#include "simd.h"
+
+namespace pipezoo {
+
+// `none` are weights in the type of x. The numbers are those of pipezoo_core's `native/packing.py`.
+enum class Packing : std::int64_t { none, int8, int4, q4_0, q4_1, q4_k, q5_k, q6_k };
+
+constexpr int kGroup = 32;                // numbers that share a scale
+constexpr int kPerInt = 4;                // numbers of 8 bits in a lane of 32
+constexpr int kSteps = kGroup / kPerInt;  // per group
+
+template <Packing packing>
+constexpr int kBits = packing == Packing::int8 ? 8 : packing == Packing::q5_k ? 5 : packing == Packing::q6_k ? 6 : 4;
+
+template <Packing packing>
+constexpr bool kHasMinima = packing != Packing::int8 && packing != Packing::q6_k;
+
+template <Packing packing>
+constexpr bool kHasBlocks = packing == Packing::q4_k || packing == Packing::q5_k || packing == Packing::q6_k;
+
+template <Packing packing>
+constexpr int kParts = packing == Packing::q6_k ? 2 : 1;  // of a group, each with a scale
+
+// What is added to numbers where they are stored, because the product of bytes wants them unsigned.
+template <Packing packing>
+constexpr int kOffset = packing == Packing::int8 ? kAdded : packing == Packing::q6_k ? 32 : 0;
+
+template <Packing packing>
+constexpr std::int64_t kBlockGroups = kHasBlocks<packing> ? 8 : 1;
+
+template <Packing packing>
+constexpr std::int64_t kHeadBytes = packing == Packing::int4 ? 2 * kPanel * sizeof(float) : 0;
+
+template <Packing packing>
+constexpr std::int64_t kStepBytes = kHasBlocks<packing> ? kPanel * (kHasMinima<packing> ? 4 : 2) : 0;  // of a block
+
+template <Packing packing>
+constexpr std::int64_t kScaleBytes = kPanel * (packing == Packing::q4_1 ? 4 : 2);  // of a group, minima included
+
+template <Packing packing>
+constexpr std::int64_t kGroupBytes = kScaleBytes<packing> + kPanel * kGroup * kBits<packing> / 8;
+
+template <Packing packing>
+constexpr std::int64_t kBlockBytesOf = kStepBytes<packing> + kBlockGroups<packing> * kGroupBytes<packing>;
+
+template <Packing packing>
+std::int64_t panel_bytes(std::int64_t groups) {
+    return kHeadBytes<packing> + groups / kBlockGroups<packing> * kBlockBytesOf<packing>;
+}
+
+// Scales and minima of a vector of a panel's columns, from `column` on. `head` is of the panel, `steps` of the block, and
+// `part` one of a group's that have scales of their own.
+template <Packing packing, int part>
+PIPEZOO_INLINE void load_scales(const std::uint8_t* head, const std::uint8_t* steps, const std::uint8_t* group,
+                                int column, Vector& scales, Vector& minima) {
+    minima = zeros();
+    if constexpr (packing == Packing::int4) {
+        const float* of_columns = reinterpret_cast<const float*>(head);
+        scales = load_uint8(group + column) * load(of_columns + column);
+        minima = load_uint8(group + kPanel + column) * load(of_columns + kPanel + column);
+    } else if constexpr (packing == Packing::q6_k) {
+        scales = load_int8(group + part * kPanel + column) * load_float16(steps + column * 2);
+    } else if constexpr (kHasBlocks<packing>) {
+        scales = load_uint8(group + column) * load_float16(steps + column * 2);
+        minima = load_uint8(group + kPanel + column) * load_float16(steps + (kPanel + column) * 2);
+    } else {
+        scales = load_float16(group + column * 2);
+        if constexpr (packing == Packing::q4_0) minima = scales * all(-8.0f);
+        if constexpr (packing == Packing::q4_1) minima = load_float16(group + (kPanel + column) * 2);
+    }
+}
+
+// 4 numbers of each column of a panel's first half, or of its second; `from` is behind the group's scales.
+//
+// Upper bits lie in vectors like the lower ones, of 2 or 4 steps: in each byte first those of the first step's first
+// columns, then of its other columns, then of the next step's first ones.
+template <Packing packing, int half, int step>
+PIPEZOO_INLINE Words load_step(const std::uint8_t* from) {
+    constexpr int vector = kLanes * kPerInt, width = kBits<packing> - 4;
+    if constexpr (kBits<packing> == 8) return load_bytes(from + (2 * step + half) * vector);
+    const Words both = load_bytes(from + step * vector), low = half ? high_nibbles(both) : low_nibbles(both);
+    if constexpr (width > 0) {
+        constexpr int place = (2 * step + half) * width;
+        const Words upper = load_bytes(from + kSteps * vector + place / 8 * vector);
+        return join_bits(low, bits_to_fifth<place % 8, width>(upper));
+    }
+    return low;
+}
+
+// Calls `work` with each step of a part of a group as a compile-time number, from 0 on.
+template <int count, int step = 0, typename Work>
+PIPEZOO_INLINE void each_step(Work&& work) {
+    if constexpr (step < count) {
+        work(std::integral_constant<int, step>{});
+        each_step<count, step + 1>(work);
+    }
+}
+
+}  // namespace pipezoo

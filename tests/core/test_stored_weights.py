@@ -1,0 +1,148 @@
+"""Weights that keep a GGUF file's numbers: the packed forms and their products, against the `gguf` package."""
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGML_QUANT_SIZES
+from gguf import GGMLQuantizationType as Type
+from gguf.quants import dequantize
+from gguf_blocks import K_TYPES, as_quantized, quantized
+
+from pipezoo_core.layers.native_product import NativeProduct
+from pipezoo_core.layers.quantized import GROUP
+from pipezoo_core.layers.stored import StoredType, StoredWeight
+from pipezoo_core.layers.stored_product import StoredProduct
+from pipezoo_core.native import Form, NativeKernels
+
+CPU = torch.device("cpu")
+TYPES = (Type.Q4_0, Type.Q4_1, Type.Q8_0, *K_TYPES)
+HALVES = {Type.Q4_1: (0, 2), Type.Q4_K: (0, 2), Type.Q5_K: (0, 2), Type.Q6_K: (208,)}
+"""Where the float16 numbers of a block begin; in other types at 0."""
+
+
+def kernels(dtype=torch.float32):
+    kernels = NativeKernels(CPU, dtype)
+    if kernels.obstacle:
+        pytest.skip(kernels.obstacle)
+    return kernels
+
+
+def random(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def random_weight(type_, num_rows, size, seed=0):
+    """Blocks of any bits, whose scales are numbers of an ordinary size."""
+    block, num_bytes = GGML_QUANT_SIZES[type_]
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (num_rows, size // block, num_bytes), dtype=np.uint8)
+    for at in HALVES.get(type_, (0,)):
+        scales = rng.uniform(-0.02, 0.02, (*blocks.shape[:2], 1)).astype(np.float16)
+        blocks[..., at : at + 2] = scales.view(np.uint8)
+    return of_bytes(blocks.reshape(num_rows, -1), type_)
+
+
+def of_bytes(rows, type_):
+    numbers = StoredType(
+        type_.name, *GGML_QUANT_SIZES[type_], lambda blocks: torch.from_numpy(dequantize(blocks.numpy(), type_))
+    )
+    return StoredWeight(numbers, torch.from_numpy(rows))
+
+
+def dequantized(weight):
+    return weight.type.dequantize(weight.rows)
+
+
+def rounded_rows(x):
+    """A row's numbers in 8 bits per group, as the kernels round them: in float32, so that ties fall the same way."""
+    groups = x.float().unflatten(-1, (-1, GROUP))
+    scale = groups.abs().amax(-1, keepdim=True) / 127
+    values = (groups * torch.where(scale > 0, 1 / scale, 0)).round()
+    return (values.double() * scale).flatten(-2)
+
+
+@pytest.mark.parametrize("type_", TYPES)
+@pytest.mark.parametrize("size", [(1, 256), (33, 512), (70, 1280)])
+def test_rows_are_those_of_the_file_bit_for_bit(type_, size):
+    weight = random_weight(type_, *size)
+    product = NativeProduct(kernels(), weight, None)
+    indices = torch.arange(size[0]).flip(0)
+    assert torch.equal(product.rows(indices), dequantized(weight)[indices])
+    assert product.packed.nbytes == weight.packed_size
+
+
+@pytest.mark.parametrize("type_", TYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [(33, 256), (64, 768)])
+@pytest.mark.parametrize("rows", [1, 7, 8, 9, 41])
+def test_native_product(type_, dtype, size, rows):
+    weight, bias = random_weight(type_, *size), random(size[0], seed=2).to(dtype)
+    x = random(rows, size[1], seed=1).to(dtype)
+    x[0, :GROUP] = 0
+    found = NativeProduct(kernels(dtype), weight, bias)(x)
+    expected = rounded_rows(x) @ dequantized(weight).double().T + bias.double()
+    scale = expected.abs().max().item()
+    step = 2**-8 if dtype is torch.bfloat16 else 1e-5
+    torch.testing.assert_close(found.double(), expected, atol=1e-5 * scale, rtol=step)
+
+
+@pytest.mark.parametrize("type_", TYPES)
+def test_the_extremes_of_every_number_are_multiplied_rightly(type_):
+    """The greatest numbers of rows and of weights, where sums of pairs in 16 bits are at their limits."""
+    _, num_bytes = GGML_QUANT_SIZES[type_]
+    for fill in (0, 255, 128):
+        weight = random_weight(type_, 32, 256)
+        keep = weight.rows.clone().view(32, -1, num_bytes)
+        keep[:] = fill
+        for at in HALVES.get(type_, (0,)):
+            keep[..., at : at + 2] = torch.tensor([0, 60], dtype=torch.uint8)  # 1 in float16
+        weight = of_bytes(keep.view(32, -1).numpy(), type_)
+        x = torch.ones(3, 256) * torch.tensor([[1.0], [-1.0], [0.5]])
+        expected = rounded_rows(x) @ dequantized(weight).double().T
+        torch.testing.assert_close(NativeProduct(kernels(), weight, None)(x).double(), expected, atol=1e-2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("type_", TYPES)
+@pytest.mark.parametrize("rows", [1, 13])
+def test_a_gated_product_is_of_both_halves(type_, rows):
+    weight, bias = random_weight(type_, 192, 256), random(192)
+    gate, up = (
+        NativeProduct(kernels(), StoredWeight(weight.type, weight.rows[part]), bias[part], form=Form.wide)
+        for part in (slice(0, 96), slice(96, 192))
+    )
+    x = random(rows, 256, seed=1)
+    found = NativeProduct(kernels(), weight, bias, form=Form.gated)(x)
+    torch.testing.assert_close(found, torch.nn.functional.silu(gate(x)) * up(x), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("type_", TYPES)
+def test_a_product_does_not_depend_on_other_rows(type_):
+    x, product = random(40, 256), NativeProduct(kernels(), random_weight(type_, 96, 256), None)
+    assert torch.equal(product(x)[17:18], product(x[17:18]))
+
+
+@pytest.mark.parametrize("type_", TYPES)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_row_that_is_not_finite_stays_so_and_alone(type_, value):
+    x, product = random(3, 256), NativeProduct(kernels(), random_weight(type_, 32, 256), None)
+    expected = product(x)
+    x[1, 40] = value
+    assert not product(x)[1].isfinite().any()
+    assert torch.equal(product(x)[::2], expected[::2])
+
+
+@pytest.mark.parametrize("type_", TYPES)
+def test_without_kernels(type_):
+    weight, bias, x = random_weight(type_, 48, 256), random(48), random(2, 3, 256)
+    product = StoredProduct(weight, bias, torch.float32)
+    torch.testing.assert_close(product(x), x @ dequantized(weight).T + bias, atol=1e-3, rtol=1e-4)
+    assert torch.equal(product.rows(torch.tensor([5, 0])), dequantized(weight)[[5, 0]])
+
+
+@pytest.mark.parametrize("type_", K_TYPES)
+def test_the_writer_of_these_tests_is_as_near_as_its_bits_allow(type_):
+    values = random(20, 512).numpy()
+    error = np.square(as_quantized(values, type_) - values).mean() ** 0.5
+    bits = {Type.Q4_K: 4, Type.Q5_K: 5, Type.Q6_K: 6}[type_]
+    assert error < 1.5 * 2.0**-bits
+    assert quantized(values, type_).shape == (20, 2 * GGML_QUANT_SIZES[type_][1])
