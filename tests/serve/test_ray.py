@@ -4,14 +4,17 @@ import concurrent.futures
 import importlib
 import json
 import os
+import re
 import signal
 import socket
 import time
 import warnings
+from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+import yaml
 
 from pipezoo import registry
 from pipezoo_core.errors import InvalidSettingError
@@ -35,6 +38,16 @@ def test_settings_are_checked_before_anything_starts(application):
         application.RaySettings(model=MODEL, min_replicas=3, max_replicas=2)
     with pytest.raises(InvalidSettingError, match="min_replicas"):
         application.build_app({"model": MODEL, "min_replica": 1})
+
+
+def test_the_page_has_settings_that_there_are(application):
+    page = (Path(__file__).parents[2] / "docs" / "deploying.md").read_text()
+    [application_of_page] = yaml.safe_load(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])["applications"]
+    assert application_of_page["import_path"] == "pipezoo.serve.ray:build_app"
+    assert application.RaySettings(**application_of_page["args"]).max_replicas == 4
+    table = page.rpartition("| setting |")[2]
+    rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", " ".join(rows))) == set(application.RaySettings.model_fields)
 
 
 @pytest.fixture(scope="module")
