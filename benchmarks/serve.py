@@ -14,12 +14,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import signal
 import sys
 import time
 
 import compare
 import models
+import peers
 from serving import client, servers, workload
 
 PERCENTILES = (50, 95, 99)
@@ -149,6 +151,7 @@ def main() -> None:
     parser.add_argument("--next", type=float, default=0.1, help="seconds to each next one that are in time")
     parser.add_argument("--in-process", action="store_true", help="measure what HTTP costs instead")
     arguments = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(peers.NUM_THREADS)
     summaries, reasons = (
         (cost_of_http(arguments.model, arguments.rounds), {}) if arguments.in_process else measure(arguments)
     )
