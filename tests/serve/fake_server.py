@@ -56,7 +56,11 @@ class FakeServer:
         return app
 
     async def check_key(self, request: Request, call_next):
-        if self.key and request.url.path not in PAGE_PATHS and request.headers.get("authorization") != f"Bearer {self.key}":
+        if (
+            self.key
+            and request.url.path not in PAGE_PATHS
+            and request.headers.get("authorization") != f"Bearer {self.key}"
+        ):
             return refusal(401, "the API key is missing or not one of the server's")
         return await call_next(request)
 

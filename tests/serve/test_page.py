@@ -40,7 +40,9 @@ def test_pieces_are_shown_when_they_come(visit, fake):
     here = visit()
     here.send("endless")
     seen = set()
-    wait_for(lambda: seen.add(here.last() if here.page.locator(".message.assistant .body").count() else "") or len(seen) > 4)
+    wait_for(
+        lambda: seen.add(here.last() if here.page.locator(".message.assistant .body").count() else "") or len(seen) > 4
+    )
     assert all(text in "word " * 1000 for text in seen)
     here.page.locator("#stop").click()
     here.is_over()
@@ -103,7 +105,7 @@ def test_edit_sends_again_and_drops_what_followed(visit, fake):
 
 def test_settings_reach_the_request_and_new_conversations(visit, fake):
     here = visit()
-    here.page.get_by_label("Settings", exact=True).click()
+    here.page.get_by_role("button", name="Settings", exact=True).click()
     values = {"temperature": 0.5, "max_completion_tokens": 7, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "seed": 0}
     penalties = {"repetition_penalty": 1.1, "frequency_penalty": -0.5}
     for name, value in {**values, **penalties}.items():
@@ -120,7 +122,7 @@ def test_settings_reach_the_request_and_new_conversations(visit, fake):
     for request in fake.requests:
         assert request["messages"][0] == {"role": "system", "content": "be brief"}
         assert {name: request[name] for name in expected} == expected
-    here.page.get_by_label("Settings", exact=True).click()
+    here.page.get_by_role("button", name="Settings", exact=True).click()
     here.page.get_by_role("button", name="Empty all").click()
     here.page.get_by_role("button", name="Done").click()
     here.ask("hello")
@@ -142,7 +144,7 @@ def test_models_and_their_adapters(visit, fake):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("refuse", "'temperature' is not valid (found: 9; allowed: 0 to 2)."),
+        ("refuse", "'temperature' is not valid (found: 9; allowed: 0 to 2)"),
         ("fail", "The engine has died."),
         ("break", "The answer broke off"),
         ("no json", "The server has answered with status 502."),
@@ -218,11 +220,11 @@ def test_conversations_are_kept_renamed_exported_and_deleted(visit, fake):
         {"role": "user", "content": "first question\nwith a second line"},
         {"role": "assistant", "content": "You said: first question\nwith a second line "},
     ]
-    here.page.get_by_label("Delete").click()
+    here.page.get_by_label("Delete", exact=True).click()
     here.page.get_by_role("button", name="Keep it").click()
     expect(titles).to_have_count(2)
-    here.page.get_by_label("Delete").click()
-    here.page.get_by_role("button", name="Delete", exact=True).click()
+    here.page.get_by_label("Delete", exact=True).click()
+    here.page.locator("#delete-dialog [value=delete]").click()
     expect(titles).to_have_text(["other"])
     here.page.reload()
     expect(titles).to_have_text(["other"])
@@ -264,7 +266,9 @@ def test_thoughts_are_apart_from_the_answer(visit, fake):
 @pytest.mark.parametrize("width", [360, 1440])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_without_scrolling_sideways_in_both_colors(visit, fake, width, scheme):
-    fake.answers["hello"] = f"# Title\n\n{'x' * 300}\n\n```\n{'y' * 300}\n```\n\n| a | b |\n| - | - |\n| {'z' * 200} | w |\n"
+    fake.answers["hello"] = (
+        f"# Title\n\n{'x' * 300}\n\n```\n{'y' * 300}\n```\n\n| a | b |\n| - | - |\n| {'z' * 200} | w |\n"
+    )
     here = visit(viewport={"width": width, "height": 740}, color_scheme=scheme)
     here.ask("hello")
     here.ask("w" * 300)
@@ -275,10 +279,13 @@ def test_it_fits_without_scrolling_sideways_in_both_colors(visit, fake, width, s
         for part in ("#scroller", ".foot", ".main > .bar", "dialog[open]"):
             sizes = f"[...document.querySelectorAll('{part}')].every(part => part.scrollWidth <= part.clientWidth)"
             assert here.page.evaluate(sizes), (part, key)
-    assert here.page.evaluate("getComputedStyle(document.body).backgroundColor") == {
-        "light": "rgb(255, 255, 255)",
-        "dark": "rgb(27, 27, 26)",
-    }[scheme]
+    assert (
+        here.page.evaluate("getComputedStyle(document.body).backgroundColor")
+        == {
+            "light": "rgb(255, 255, 255)",
+            "dark": "rgb(27, 27, 26)",
+        }[scheme]
+    )
 
 
 def test_the_switch_of_colors_holds_and_gives_way_to_the_system(visit):
@@ -368,15 +375,17 @@ def test_the_focus_is_seen_wherever_it_goes(visit, width):
     for _ in range(40):
         here.page.keyboard.press("Tab")
         label, is_seen = here.page.evaluate("""(() => {
-            const node = document.activeElement, style = getComputedStyle(node), box = node.getBoundingClientRect();
+            const node = document.activeElement;
+            if (node === document.body) return ['', true];  // behind the last one
+            const style = getComputedStyle(node), box = node.getBoundingClientRect();
             const outlined = style.outlineStyle !== 'none' || node.id === 'text' || node.id === 'scroller';
             const shown = box.width > 0 && box.right > 0 && getComputedStyle(node).visibility === 'visible';
             return [node.getAttribute('aria-label') ?? node.textContent.trim().slice(0, 30), outlined && shown];
         })()""")
         assert is_seen, label
-        if label in seen and label == seen[0]:
+        if not label and seen:
             break
-        seen.append(label)
+        seen += [label] if label else []
     assert "Message" in seen
     assert "Settings" in seen
     assert seen.index("Message") > seen.index("Settings")
@@ -417,7 +426,7 @@ def test_the_policy_holds_even_if_the_page_had_a_hole(visit, fake):
     blocked = here.page.evaluate("""async () => {
         const tries = {
             markup: () => { document.body.innerHTML = '<b>x</b>'; },
-            code: () => { new Function('return 1')(); },
+            code: () => { document.createElement('script').textContent = '1'; },
             elsewhere: () => fetch('https://example.com/'),
         };
         const names = [];

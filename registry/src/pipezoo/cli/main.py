@@ -184,7 +184,7 @@ def generate(
 
 @app.command()
 def chat(
-    model: options.Model,
+    model: options.ModelOrServed = None,
     revision: options.Revision = None,
     plugin: options.Plugin = None,
     device: options.Device = "auto",
@@ -203,15 +203,19 @@ def chat(
     seed: options.Seed = None,
     system: options.System = None,
     verbose: options.Verbose = False,
+    url: options.URL = None,
 ) -> None:
     """Talk to a model. /help lists what else it understands; Ctrl-C stops an answer, Ctrl-D ends.
 
-    Where standard input or output is no terminal, each line is a message, and only the answers are printed.
+    Where standard input or output is no terminal, each line is a message, and only the answers are printed. With --url a
+    running server answers, and nothing is loaded; its API key, if it wants one, is read from PIPEZOO_API_KEY.
     """
     from pipezoo.cli.chat import ChatSession
+    from pipezoo.cli.chat_source import loaded_model, served_model
     from pipezoo.cli.line_input import line_input
-    from pipezoo.cli.loading import load_model
 
+    if model is None and url is None:
+        raise typer.BadParameter("there is no model to talk to. Name one, or give --url.", param_hint="MODEL")
     settings = model_settings(max_length=max_length, kv_cache_memory=kv_cache_memory, lora=lora, devices=devices)
     with errors_as_text():
         sampling = sampling_settings(
@@ -224,7 +228,8 @@ def chat(
             stop=stop,
             seed=seed,
         )
-        llm = load_model(model, revision=revision, plugin=plugin, device=device, dtype=dtype, **settings)
-        session = ChatSession(llm, lora=lora and LORA_NAME, system=system, sampling=sampling, is_verbose=verbose)
+        choice = {"revision": revision, "plugin": plugin, "device": device, "dtype": dtype, **settings}
+        answering = served_model(url, model, choice) if url is not None else loaded_model(model, choice)
+        session = ChatSession(answering, system=system, sampling=sampling, is_verbose=verbose)
         if not session.run(line_input()):
             raise typer.Exit(1)

@@ -20,6 +20,7 @@ __all__ = [
     "MaxNewTokens",
     "MinP",
     "Model",
+    "ModelOrServed",
     "Plugin",
     "Regex",
     "RepetitionPenalty",
@@ -30,6 +31,7 @@ __all__ = [
     "Temperature",
     "TopK",
     "TopP",
+    "URL",
     "Verbose",
     "model_settings",
     "sampling_settings",
@@ -38,7 +40,12 @@ __all__ = [
 LORA_NAME = "lora"
 """What the adapter of `--lora` is called in requests."""
 
-Model = Annotated[str, typer.Argument(help="A Hub id, a folder, a .gguf file, or pkg:NAME.", show_default=False)]
+_MODEL = "A Hub id, a folder, a .gguf file, or pkg:NAME."
+Model = Annotated[str, typer.Argument(help=_MODEL, show_default=False)]
+ModelOrServed = Annotated[
+    str | None, typer.Argument(help=f"{_MODEL} With --url, a name that the server has.", show_default=False)
+]
+URL = Annotated[str | None, typer.Option("--url", help="Talk to a running server, such as http://127.0.0.1:8000.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
 Plugin = Annotated[str | None, typer.Option(help="Distribution to take where several serve the model.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, or a GPU such as cuda:0.")]
