@@ -1,4 +1,4 @@
-"""A server of chats that does as the last message says: answers, is slow, breaks off, refuses. And remembers requests."""
+"""A server of chats that does as the last message says: answers, is slow, breaks off. And remembers requests."""
 
 import asyncio
 import json

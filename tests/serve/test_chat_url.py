@@ -1,7 +1,6 @@
 """`pipezoo chat --url`: the chat of the command line with a server that runs elsewhere."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import time
 from contextlib import contextmanager
 
 import pytest
+from cli.terminals import CTRL_C, terminal
 from typer.testing import CliRunner
 
 from pipezoo.cli.main import app
@@ -228,40 +228,23 @@ def test_it_needs_no_torch(fake):
     assert (ended.stdout, ended.stderr) == ("You said: hello \n", "\n")
 
 
-@pytest.mark.slow
-def test_ctrl_c_stops_an_answer_at_the_server(fake):
-    """At no terminal Ctrl-C ends the command; at one, the answer alone."""
-    pty = pytest.importorskip("pty")
-    pexpect = pytest.importorskip("pexpect.fdpexpect")
-    primary, secondary = pty.openpty()
-    code = (
-        "import fcntl, signal, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        f"from pipezoo.cli.main import app; app(['chat', '--url', {fake.url!r}, '--verbose'])"
-    )
-    environment = {**os.environ, "XDG_STATE_HOME": "/dev/null"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdin=secondary,
-        stdout=secondary,
-        stderr=secondary,
-        start_new_session=True,
-        env=environment,
-    )
-    os.close(secondary)
-    screen = pexpect.fdspawn(primary, timeout=60)
-    screen.expect_exact("/help lists commands")
-    screen.expect("> ")
-    screen.send("endless\r")
-    screen.expect_exact("word word")
-    screen.send("\x03")
-    screen.expect_exact(" …\r\n")
-    screen.expect("the first after [0-9.]+ s\r\n")
-    deadline = time.monotonic() + 10
-    while fake.num_gone == 0 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert fake.num_gone == 1
-    screen.send("/exit\r")
-    screen.expect(pexpect.EOF)
-    assert process.wait(60) == 0
-    screen.close()
+REMOTE = """
+from pipezoo.cli.main import app
+app(["chat", "--url", {url!r}, "--verbose"])
+"""
+
+
+def test_ctrl_c_stops_an_answer_at_the_server(fake, tmp_path):
+    with terminal(tmp_path, REMOTE.format(url=fake.url)) as chat:
+        chat.type("endless\r")
+        chat.shows("word word")
+        chat.type(CTRL_C)
+        chat.shows(" …\r\n")
+        chat.shows("the first after ")
+        chat.asks()
+        deadline = time.monotonic() + 10
+        while fake.num_gone == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert fake.num_gone == 1
+        chat.type("/exit\r")
+        chat.ends()

@@ -300,8 +300,8 @@ def test_the_switch_of_colors_holds_and_gives_way_to_the_system(visit):
     assert here.page.evaluate(ground) == "rgb(27, 27, 26)"
 
 
-PAIRS = [("text", "ground"), ("text", "side"), ("text", "mine"), ("text", "code"), ("muted", "ground"), ("muted", "side"),
-         ("muted", "mine"), ("muted", "code"), ("muted", "raised"), ("accent", "ground"), ("accent", "mine"),
+PAIRS = [("text", "ground"), ("text", "side"), ("text", "mine"), ("text", "code"), ("muted", "ground"),
+         ("muted", "side"), ("muted", "mine"), ("muted", "code"), ("muted", "raised"), ("accent", "ground"), ("accent", "mine"),
          ("on-accent", "accent"), ("failure", "failure-ground")]  # fmt: skip
 
 

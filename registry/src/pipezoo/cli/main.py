@@ -207,8 +207,8 @@ def chat(
 ) -> None:
     """Talk to a model. /help lists what else it understands; Ctrl-C stops an answer, Ctrl-D ends.
 
-    Where standard input or output is no terminal, each line is a message, and only the answers are printed. With --url a
-    running server answers, and nothing is loaded; its API key, if it wants one, is read from PIPEZOO_API_KEY.
+    Where standard input or output is no terminal, each line is a message, and only the answers are printed. With --url
+    a running server answers, and nothing is loaded; its API key, if it wants one, is read from PIPEZOO_API_KEY.
     """
     from pipezoo.cli.chat import ChatSession
     from pipezoo.cli.chat_source import loaded_model, served_model

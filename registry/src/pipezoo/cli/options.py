@@ -9,6 +9,7 @@ import typer
 __all__ = [
     "JSON",
     "LORA_NAME",
+    "URL",
     "Device",
     "Devices",
     "Dtype",
@@ -31,7 +32,6 @@ __all__ = [
     "Temperature",
     "TopK",
     "TopP",
-    "URL",
     "Verbose",
     "model_settings",
     "sampling_settings",

@@ -94,11 +94,12 @@ class ServerConnection:
                 connection.sock.settimeout(_SILENT_SECONDS)
                 connection.request(method, self._path + path, body, headers)
                 response = connection.getresponse()
-            if response.status != 200:
-                with self._whole(f"{self._url} went away"):
-                    said = response.read(_MAX_BODY)
-                _refuse(response.status, said)
-            yield response
+            with response:
+                if response.status != 200:
+                    with self._whole(f"{self._url} went away"):
+                        said = response.read(_MAX_BODY)
+                    _refuse(response.status, said)
+                yield response
 
     @contextmanager
     def _whole(self, what: str) -> Iterator[None]:
