@@ -1,3 +1,1 @@
-"""`pipezoo serve`: models over HTTP. Nothing else of pipezoo imports it, so that its dependencies are optional."""
-
-__all__: list[str] = []
+"""The server: one process that speaks HTTP, and one that has the pipeline. Needs `pip install 'pipezoo[serve]'`."""
