@@ -6,11 +6,13 @@ import time
 import pytest
 from playwright.sync_api import expect
 
+expect.set_options(timeout=30_000)
+
 LOADED = "#model option[value=tiny-llama]"
 
 
 def wait_for(holds):
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while not holds() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert holds()
@@ -36,6 +38,7 @@ def test_a_message_is_sent_and_its_answer_streamed(visit, fake):
     assert set(fake.requests[-1]) == {"model", "messages", "stream", "stream_options"}
 
 
+@pytest.mark.slow
 def test_pieces_are_shown_when_they_come(visit, fake):
     here = visit()
     here.send("endless")
@@ -48,6 +51,7 @@ def test_pieces_are_shown_when_they_come(visit, fake):
     here.is_over()
 
 
+@pytest.mark.slow
 def test_stop_ends_the_answer_at_the_server_and_keeps_what_is_there(visit, fake):
     here = visit()
     here.send("endless")
@@ -63,13 +67,14 @@ def test_stop_ends_the_answer_at_the_server_and_keeps_what_is_there(visit, fake)
     assert fake.requests[-1]["messages"][1]["content"].strip() == kept.strip()
 
 
+@pytest.mark.slow
 def test_usage_and_speed(visit):
     here = visit()
-    here.ask("slow and five words")
+    here.ask("slow" + " word" * 30)
     about = here.page.locator(".message.assistant .note").inner_text()
-    assert "6 tokens · " in about
+    assert about.startswith("33 tokens · ")
     rate = float(about.split(" · ")[1].removesuffix(" tokens/s"))
-    assert 5 < rate < 50  # a piece each 20 ms, on a machine that may be busy
+    assert 5 < rate < 60  # a piece each 20 ms, on a machine that may be busy
     assert "prompt 12" in about
 
 
@@ -85,6 +90,7 @@ def test_regenerate_replaces_the_last_answer(visit, fake):
     assert fake.requests[0] == fake.requests[1]
 
 
+@pytest.mark.slow
 def test_edit_sends_again_and_drops_what_followed(visit, fake):
     here = visit()
     here.ask("one")
@@ -103,6 +109,7 @@ def test_edit_sends_again_and_drops_what_followed(visit, fake):
     assert fake.requests[-1]["messages"] == [{"role": "user", "content": "three"}]
 
 
+@pytest.mark.slow
 def test_settings_reach_the_request_and_new_conversations(visit, fake):
     here = visit()
     here.page.get_by_role("button", name="Settings", exact=True).click()
@@ -130,6 +137,7 @@ def test_settings_reach_the_request_and_new_conversations(visit, fake):
     assert fake.requests[-1]["messages"][0]["role"] == "user"
 
 
+@pytest.mark.slow
 def test_models_and_their_adapters(visit, fake):
     here = visit()
     expect(here.page.get_by_label("Adapter").locator("option")).to_have_text(["No adapter", "pirate"])
@@ -141,6 +149,7 @@ def test_models_and_their_adapters(visit, fake):
     assert [request["model"] for request in fake.requests] == ["pirate", "tiny-qwen"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -161,6 +170,7 @@ def test_failures_are_said_and_can_be_tried_again(visit, fake, text, said):
     expect(here.page.get_by_role("alert")).to_contain_text(said)
 
 
+@pytest.mark.slow
 def test_a_failed_regeneration_keeps_the_answer(visit, fake):
     here = visit()
     here.ask("hello")
@@ -170,6 +180,7 @@ def test_a_failed_regeneration_keeps_the_answer(visit, fake):
     assert here.messages() == ["hello", "You said: hello"]
 
 
+@pytest.mark.slow
 def test_a_server_that_is_gone_is_said(visit, browser):
     here = visit()
     here.page.context.set_offline(True)
@@ -182,6 +193,7 @@ def test_a_server_that_is_gone_is_said(visit, browser):
     here.complaints.clear()
 
 
+@pytest.mark.slow
 def test_an_api_key_is_asked_for_where_the_server_wants_one(visit, fake):
     fake.key = "sesame"
     here = visit()
@@ -198,6 +210,7 @@ def test_an_api_key_is_asked_for_where_the_server_wants_one(visit, fake):
     assert "sesame" not in here.page.evaluate("JSON.stringify(localStorage)")
 
 
+@pytest.mark.slow
 def test_conversations_are_kept_renamed_exported_and_deleted(visit, fake):
     here = visit()
     here.ask("first question\nwith a second line")
@@ -230,6 +243,7 @@ def test_conversations_are_kept_renamed_exported_and_deleted(visit, fake):
     expect(titles).to_have_text(["other"])
 
 
+@pytest.mark.slow
 def test_an_answer_goes_on_while_another_conversation_is_looked_at(visit, fake):
     here = visit()
     here.send("endless")
@@ -244,6 +258,7 @@ def test_an_answer_goes_on_while_another_conversation_is_looked_at(visit, fake):
     assert here.messages() == ["hello", "You said: hello"]
 
 
+@pytest.mark.slow
 def test_a_question_without_an_answer_can_be_answered_later(visit):
     here = visit()
     here.send("silent")
@@ -253,6 +268,7 @@ def test_a_question_without_an_answer_can_be_answered_later(visit):
     expect(here.page.locator(".message.assistant .body")).to_have_text("You said: silent")
 
 
+@pytest.mark.slow
 def test_thoughts_are_apart_from_the_answer(visit, fake):
     here = visit()
     assert here.ask("think") == "You said: think"
@@ -263,6 +279,7 @@ def test_thoughts_are_apart_from_the_answer(visit, fake):
     assert fake.requests[-1]["messages"][1]["content"] == "You said: think "
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [360, 1440])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_without_scrolling_sideways_in_both_colors(visit, fake, width, scheme):
@@ -288,6 +305,7 @@ def test_it_fits_without_scrolling_sideways_in_both_colors(visit, fake, width, s
     )
 
 
+@pytest.mark.slow
 def test_the_switch_of_colors_holds_and_gives_way_to_the_system(visit):
     here = visit(color_scheme="light")
     ground = "getComputedStyle(document.body).backgroundColor"
@@ -301,10 +319,11 @@ def test_the_switch_of_colors_holds_and_gives_way_to_the_system(visit):
 
 
 PAIRS = [("text", "ground"), ("text", "side"), ("text", "mine"), ("text", "code"), ("muted", "ground"),
-         ("muted", "side"), ("muted", "mine"), ("muted", "code"), ("muted", "raised"), ("accent", "ground"), ("accent", "mine"),
-         ("on-accent", "accent"), ("failure", "failure-ground")]  # fmt: skip
+         ("muted", "side"), ("muted", "mine"), ("muted", "code"), ("muted", "raised"), ("accent", "ground"),
+         ("accent", "mine"), ("on-accent", "accent"), ("failure", "failure-ground")]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_contrast(visit, scheme):
     """WCAG 2.2, 1.4.3 and 1.4.11: 4.5 for text, 3 for the borders of fields."""
@@ -325,6 +344,7 @@ def test_contrast(visit, scheme):
     assert contrast("field", "raised") >= 3
 
 
+@pytest.mark.slow
 def test_everything_by_keyboard_alone(visit, fake):
     here = visit()
     expect(here.page.locator(LOADED)).to_be_attached()
@@ -366,6 +386,7 @@ def test_everything_by_keyboard_alone(visit, fake):
     assert here.focused() == "Message"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [360, 1440])
 def test_the_focus_is_seen_wherever_it_goes(visit, width):
     here = visit(viewport={"width": width, "height": 740})
@@ -391,6 +412,7 @@ def test_the_focus_is_seen_wherever_it_goes(visit, width):
     assert seen.index("Message") > seen.index("Settings")
 
 
+@pytest.mark.slow
 def test_every_control_has_a_name(visit):
     here = visit()
     here.ask("```\ncode\n```")
@@ -400,6 +422,7 @@ def test_every_control_has_a_name(visit):
     assert nameless == []
 
 
+@pytest.mark.slow
 def test_the_drawer_of_a_narrow_screen(visit):
     here = visit(viewport={"width": 360, "height": 740})
     here.ask("hello")
@@ -421,6 +444,7 @@ def test_no_other_server_is_asked(visit, fake):
     assert all(url.startswith(fake.url) for url in here.asked)
 
 
+@pytest.mark.slow
 def test_the_policy_holds_even_if_the_page_had_a_hole(visit, fake):
     here = visit()
     blocked = here.page.evaluate("""async () => {
@@ -439,6 +463,7 @@ def test_the_policy_holds_even_if_the_page_had_a_hole(visit, fake):
     here.complaints.clear()
 
 
+@pytest.mark.slow
 def test_what_the_storage_has_of_others_is_left_alone(visit, fake):
     here = visit()
     for value in ("no json", "null", "{}", '{"id": "x", "messages": [1]}'):
@@ -450,6 +475,7 @@ def test_what_the_storage_has_of_others_is_left_alone(visit, fake):
     assert here.ask("hello") == "You said: hello"
 
 
+@pytest.mark.slow
 def test_a_full_storage_is_said_and_the_chat_goes_on(visit):
     here = visit()
     here.page.evaluate("localStorage.x = 'x'.repeat(5 * 1024 * 1024 - 1000)")

@@ -126,8 +126,9 @@ class Scanner {
 
   bareURL() {
     const begin = this.at;
-    const found = this.match(BARE_URL)[0];
-    const shown = withoutTail(found);
+    const found = this.match(BARE_URL);
+    if (!found) return false;
+    const shown = withoutTail(found[0]);
     const address = this.hasLinks && safeAddress(shown);
     this.add(address ? anchor(address, shown) : shown);
     this.at = begin + shown.length;
@@ -141,19 +142,23 @@ class Scanner {
     return found;
   }
 
+  /** A run of marks closes what is open and fits into it, innermost first; what is left of it opens, or is text. */
   emphasis(character) {
-    const isDouble = this.text[this.at + 1] === character;
-    if (character === "~" && !isDouble) return false;
-    const before = this.text[this.at - 1] ?? " ";
-    let mark = isDouble ? character + character : character;
-    if (isDouble && this.open.at(-1).mark === character && this.text[this.at + 2] !== character) mark = character;
-    const after = this.text[this.at + mark.length] ?? " ";
-    const isInWord = character === "_" && /\w/.test(before) && /\w/.test(after);
-    const isOpen = this.open.some((frame) => frame.mark === mark);
-    if (isOpen && /\S/.test(before) && !isInWord) this.close(mark);
-    else if (/\S/.test(after) && !isInWord && !isOpen && this.open.length < MAX_DEPTH) this.open.push({ mark, children: [] });
-    else this.add(mark);
-    this.at += mark.length;
+    const length = lengthOfRun(this.text, this.at);
+    const [before, after] = [this.text[this.at - 1] ?? " ", this.text[this.at + length] ?? " "];
+    const isText = character === "~" ? length !== 2 : character === "_" && /\w/.test(before) && /\w/.test(after);
+    let left = length;
+    while (left && !isText && /\S/.test(before)) {
+      const found = this.open.findLast(({ mark }) => mark[0] === character && mark.length <= left);
+      if (!found) break;
+      this.close(found.mark);
+      left -= found.mark.length;
+    }
+    const opens = !isText && /\S/.test(after) && left <= 3 && this.open.length + 1 < MAX_DEPTH;
+    if (opens && left >= 2) this.open.push({ mark: character + character, children: [] });
+    if (opens && left % 2) this.open.push({ mark: character, children: [] });
+    if (!opens && left) this.add(character.repeat(left));
+    this.at += length;
     return true;
   }
 
@@ -193,7 +198,7 @@ const hasRoom = (content) => content.startsWith(" ") && content.endsWith(" ") &&
 
 function lengthOfRun(text, begin) {
   let end = begin;
-  while (text[end] === "`") end += 1;
+  while (text[end] === text[begin]) end += 1;
   return end - begin;
 }
 
