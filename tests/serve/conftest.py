@@ -1,4 +1,4 @@
-"""One browser for all tests of the page, and a new profile for each."""
+"""One browser for the tests of a module, and a new profile for each."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from serve.fake_server import FakeServer, running
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # playwright keeps an event loop in this thread, which others could not do with
 def browser():
     if CHROMIUM is None:
         pytest.skip("there is no Chromium (apt-get install chromium)")
