@@ -169,4 +169,5 @@ def test_wheels_carry_their_types_and_no_tests(wheels):
     for name, path in wheels.items():
         files = zipfile.ZipFile(path).namelist()
         assert f"{name}/py.typed" in files
+        assert ("pipezoo/serve/page/static/index.html" in files) == (name == "pipezoo")
         assert not any("test" in file for file in files if not file.startswith("pipezoo_core/testing"))

@@ -4,7 +4,9 @@ import json
 import time
 
 import pytest
+from fastapi import FastAPI
 from playwright.sync_api import expect
+from serve.fake_server import running
 
 expect.set_options(timeout=30_000)
 
@@ -442,6 +444,16 @@ def test_no_other_server_is_asked(visit, fake):
     here.ask("show")
     assert {url.split("?")[0].removeprefix(fake.url).split("/")[1] for url in here.asked} == {"", "page", "v1"}
     assert all(url.startswith(fake.url) for url in here.asked)
+
+
+@pytest.mark.slow
+def test_a_proxy_may_have_it_in_a_folder(visit, fake):
+    proxy = FastAPI()
+    proxy.mount("/llm", fake.app())
+    with running(proxy) as port:
+        here = visit(f"http://127.0.0.1:{port}/llm/")
+        assert here.ask("hello") == "You said: hello"
+        assert all(url.startswith(f"http://127.0.0.1:{port}/llm/") for url in here.asked)
 
 
 @pytest.mark.slow
