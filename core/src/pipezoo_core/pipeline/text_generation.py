@@ -24,6 +24,7 @@ from pipezoo_core.pipeline.call_settings import settings_of_call, with_settings
 from pipezoo_core.pipeline.engine import Engine, closed_error
 from pipezoo_core.pipeline.model_runner import ModelRunner
 from pipezoo_core.pipeline.progress import with_progress
+from pipezoo_core.pipeline.request_driver import RequestDriver
 from pipezoo_core.pipeline.step_thread import StepThread
 from pipezoo_core.request import (
     ChatMessage,
@@ -321,6 +322,10 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
         answers = self._answers(request, sampling_params, lora, sampling)
         steps = [outputs async for outputs in self._run_async(answers, in_batch=False)]
         return answers.joined(steps)[0]
+
+    def driver(self) -> RequestDriver:
+        """Returns what runs the steps of requests that come and go, in one loop: a server's."""
+        return RequestDriver(self._engine, self.tokenizer)
 
     def cancel(self, request_id: RequestID) -> None:
         """Ends a request; whoever waits for it gets what it produced so far, with status `CANCELLED`.

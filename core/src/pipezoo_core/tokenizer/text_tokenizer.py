@@ -89,7 +89,7 @@ class TextTokenizer:
         matcher = self._grammars.matcher(params)
         return TextContext(
             request_id=request.request_id,
-            prompt_tokens=self._prompt_tokens(request, params),
+            prompt_tokens=self.prompt_tokens(request, params),
             max_length=self.max_length,
             sampling_params=params,
             end_token_ids=self._eos_token_ids,
@@ -98,6 +98,26 @@ class TextTokenizer:
             bad_words=[spelling for word in params.bad_words for spelling in self._codec.spellings(word)],
             arrival_time=arrival_time,
         )
+
+    def prompt_tokens(self, request: TextGenerationRequest, params: SamplingParams) -> list[int]:
+        """Returns the tokens of a request's prompt or chat, cut as its settings say.
+
+        A request with these tokens in place of the text is answered like it.
+
+        Raises:
+            EmptyPromptError: the prompt is empty.
+            PromptTooLongError: it cannot have as few tokens as the model's context.
+            InvalidRequestError: as of `new_context`.
+        """
+        if params.truncate_prompt_tokens is None:
+            return self._whole_prompt(request, self.max_length).tolist()
+        tokens: list[int] = self._whole_prompt(request, max_length=None).tolist()
+        room = self.max_length - max(1, params.max_new_tokens or 1)
+        most = max(1, room) if params.truncate_prompt_tokens == -1 else params.truncate_prompt_tokens
+        if len(tokens) <= most:
+            return tokens
+        begins_with_bos = most > 1 and tokens[0] == self.delegate.bos_token_id
+        return [*tokens[:1], *tokens[len(tokens) - most + 1 :]] if begins_with_bos else tokens[-most:]
 
     def encode(self, prompt: str | Tokens, add_special_tokens: bool = True) -> NDArray[np.integer[Any]]:
         """Returns the tokens of a text, which never begins with more BOS tokens than the text itself or one.
@@ -166,17 +186,6 @@ class TextTokenizer:
             continue_final_message=continue_final_message,
         )
         return self._chats.text(chat)
-
-    def _prompt_tokens(self, request: TextGenerationRequest, params: SamplingParams) -> list[int]:
-        if params.truncate_prompt_tokens is None:
-            return self._whole_prompt(request, self.max_length).tolist()
-        tokens: list[int] = self._whole_prompt(request, max_length=None).tolist()
-        room = self.max_length - max(1, params.max_new_tokens or 1)
-        most = max(1, room) if params.truncate_prompt_tokens == -1 else params.truncate_prompt_tokens
-        if len(tokens) <= most:
-            return tokens
-        begins_with_bos = most > 1 and tokens[0] == self.delegate.bos_token_id
-        return [*tokens[:1], *tokens[len(tokens) - most + 1 :]] if begins_with_bos else tokens[-most:]
 
     def _whole_prompt(self, request: TextGenerationRequest, max_length: int | None) -> NDArray[np.integer[Any]]:
         """Returns the request's tokens; where there cannot be as few as `max_length`, an error before they are made."""

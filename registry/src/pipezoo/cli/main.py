@@ -228,3 +228,49 @@ def chat(
         session = ChatSession(llm, lora=lora and LORA_NAME, system=system, sampling=sampling, is_verbose=verbose)
         if not session.run(line_input()):
             raise typer.Exit(1)
+
+
+@app.command()
+def serve(
+    model: options.Model,
+    revision: options.Revision = None,
+    plugin: options.Plugin = None,
+    device: options.Device = "auto",
+    devices: options.Devices = None,
+    dtype: options.Dtype = "auto",
+    max_length: options.MaxLength = None,
+    kv_cache_memory: options.KVCacheMemory = None,
+    lora: options.LoRAs = None,
+    host: options.Host = "127.0.0.1",
+    port: options.Port = 8000,
+    served_model_name: options.ServedModelName = None,
+    max_batch_size: options.MaxBatchSize = None,
+    max_queue: options.MaxQueue = 1024,
+    api_key_file: options.APIKeyFile = None,
+    cors_origin: options.CORSOrigin = None,
+    enable_adapters: options.EnableAdapters = False,
+    on_engine_death: options.OnEngineDeath = "restart",
+    shutdown_timeout: options.ShutdownTimeout = 30.0,
+) -> None:
+    """Serve a model over HTTP, as OpenAI's clients know it. Needs pip install 'pipezoo[serve]'."""
+    from pipezoo.cli.serving import serve_model
+
+    settings = model_settings(max_length=max_length, kv_cache_memory=kv_cache_memory, lora=None, devices=devices)
+    if max_batch_size is not None:
+        settings["max_batch_size"] = max_batch_size
+    if lora:
+        settings["lora_paths"] = lora
+    with errors_as_text():
+        serve_model(
+            model,
+            {"revision": revision, "plugin": plugin, "device": device, "dtype": dtype, **settings},
+            api_key_file=api_key_file,
+            host=host,
+            port=port,
+            served_model_names=served_model_name or (),
+            max_queue=max_queue,
+            cors_origins=cors_origin or (),
+            enable_adapters=enable_adapters,
+            on_engine_death=on_engine_death,
+            shutdown_timeout=shutdown_timeout,
+        )

@@ -9,22 +9,33 @@ import typer
 __all__ = [
     "JSON",
     "LORA_NAME",
+    "APIKeyFile",
+    "CORSOrigin",
     "Device",
     "Devices",
     "Dtype",
+    "EnableAdapters",
     "Grammar",
+    "Host",
     "JSONSchema",
     "KVCacheMemory",
     "LoRA",
+    "LoRAs",
+    "MaxBatchSize",
     "MaxLength",
     "MaxNewTokens",
+    "MaxQueue",
     "MinP",
     "Model",
+    "OnEngineDeath",
     "Plugin",
+    "Port",
     "Regex",
     "RepetitionPenalty",
     "Revision",
     "Seed",
+    "ServedModelName",
+    "ShutdownTimeout",
     "Stop",
     "System",
     "Temperature",
@@ -61,6 +72,21 @@ Grammar = Annotated[str | None, typer.Option(help="Answer by this Lark grammar; 
 JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object: text, why it ended, counts, seconds.")]
 System = Annotated[str | None, typer.Option(help="What the model is told before the chat.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Say after each answer how fast it was.")]
+
+LoRAs = Annotated[
+    list[str] | None,
+    typer.Option("--lora", help="Adapter for requests: NAME=PATH; again for another."),
+]
+Host = Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for all of the machine.")]
+Port = Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one.")]
+ServedModelName = Annotated[list[str] | None, typer.Option(help="What clients call the model; again for another name.")]
+MaxBatchSize = Annotated[int | None, typer.Option(help="Most answers that are worked on at the same time.")]
+MaxQueue = Annotated[int, typer.Option(help="Most answers that wait beside those; further ones are refused.")]
+APIKeyFile = Annotated[str | None, typer.Option(help="File with the keys that clients need, one a line.")]
+CORSOrigin = Annotated[list[str] | None, typer.Option(help="Web page that may ask, or *; again for another.")]
+EnableAdapters = Annotated[bool, typer.Option("--enable-adapters", help="Let clients load and unload LoRA adapters.")]
+OnEngineDeath = Annotated[str, typer.Option(help="restart the engine when its process dies, or exit.")]
+ShutdownTimeout = Annotated[float, typer.Option(help="Seconds that answers get to end when the server is to.")]
 
 
 def _given(**options: Any) -> dict[str, Any]:

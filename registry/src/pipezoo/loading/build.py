@@ -9,6 +9,7 @@ import torch
 from pipezoo.loading.devices import of_each_replica
 from pipezoo.loading.plan import LoadPlan
 from pipezoo.loading.report import log_load
+from pipezoo.loading.tokenizer import build_tokenizer
 from pipezoo_core.config import ReturnLogits
 from pipezoo_core.context import TextContext
 from pipezoo_core.distributed import TensorParallelGroup
@@ -16,13 +17,6 @@ from pipezoo_core.interfaces import PipelineModel
 from pipezoo_core.memory import release_freed_memory
 from pipezoo_core.pipeline import TextGenerationPipeline
 from pipezoo_core.session import InferenceSession
-from pipezoo_core.tokenizer import (
-    TextTokenizer,
-    eos_token_ids,
-    gguf_end_tokens,
-    load_tokenizer,
-    tokenizer_from_gguf,
-)
 
 __all__ = ["build_pipeline", "open_model"]
 
@@ -35,7 +29,8 @@ def build_pipeline(plan: LoadPlan, groups: Sequence[TensorParallelGroup] = ()) -
         groups: for each replica the ranks that compute it together, of which this is rank 0; none where this process
             is alone.
     """
-    tokenizer = _tokenizer(plan)
+    assert plan.pipeline_config.max_length is not None
+    tokenizer = build_tokenizer(plan.files, plan.architecture, max_length=plan.pipeline_config.max_length)
     parts = of_each_replica(plan.devices, plan.pipeline_config.data_parallel_degree)
     their_groups: Sequence[TensorParallelGroup | None] = groups or [None] * len(parts)
     models = [open_model(plan, devices, group) for devices, group in zip(parts, their_groups, strict=True)]
@@ -62,21 +57,3 @@ def open_model(
     )
     release_freed_memory()
     return model
-
-
-def _tokenizer(plan: LoadPlan) -> TextTokenizer:
-    files = plan.files
-    further_ends: frozenset[int] = frozenset()
-    if files.gguf is not None:
-        delegate = tokenizer_from_gguf(files.gguf.metadata)
-        further_ends = gguf_end_tokens(files.gguf.metadata)
-    else:
-        delegate = load_tokenizer(files.source.path, plan.architecture.tokenizer)
-    assert plan.pipeline_config.max_length is not None
-    return TextTokenizer(
-        delegate,
-        max_length=plan.pipeline_config.max_length,
-        sampling_params=files.sampling_params,
-        eos_token_ids=eos_token_ids(delegate, files.huggingface_config, files.generation_config) | further_ends,
-        vocab_size=files.huggingface_config.get_text_config().vocab_size,
-    )

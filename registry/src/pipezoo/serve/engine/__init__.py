@@ -1,0 +1,1 @@
+"""The engine's process, and what the server's process knows of it."""

@@ -1,0 +1,264 @@
+"""The engine as the server's process knows it: it answers requests, may die, and comes back where it is to."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import itertools
+import logging
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+from pipezoo.serve.engine.child import EngineChild
+from pipezoo.serve.engine.feed import Feed
+from pipezoo.serve.engine.messages import (
+    AddAdapter,
+    Cancel,
+    Counts,
+    Done,
+    Generate,
+    Inspect,
+    Load,
+    LoadFailed,
+    Loading,
+    Ready,
+    RemoveAdapter,
+    Steps,
+    ToServer,
+)
+from pipezoo.serve.errors import EngineLostError, EngineUnavailableError, QueueFullError
+from pipezoo_core.request import RequestID, TextGenerationOutput
+from pipezoo_core.sampling_params import SamplingParams
+
+__all__ = ["EngineClient", "EngineState"]
+
+_LOGGER = logging.getLogger("pipezoo")
+
+
+class EngineState(enum.StrEnum):
+    """What the engine does."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DEAD = "dead"
+
+
+class EngineClient:
+    """Sends requests to the engine's process and hands out what it produces. Belongs to one event loop.
+
+    Args:
+        load: what the process loads.
+        max_queue: most answers that may wait beside those of a full batch.
+
+    Attributes:
+        state: what the engine does now.
+        facts: what it has loaded; None before the first time.
+        counts: what it has counted; None before the first time.
+        adapters: the names of the LoRA adapters that are loaded.
+        num_deaths: how often its process has ended unasked.
+    """
+
+    def __init__(self, load: Load, *, max_queue: int) -> None:
+        self._load = load
+        self._max_queue = max_queue
+        self._child: EngineChild | None = None
+        self._feeds: dict[RequestID, Feed] = {}
+        self._asked: dict[int, asyncio.Future[Done]] = {}
+        self._numbers = itertools.count()
+        self._num_answers = 0
+        self._is_closing = False
+        self.state = EngineState.LOADING
+        self.facts: Ready | None = None
+        self.counts: Counts | None = None
+        self.adapters: list[str] = []
+        self.num_deaths = 0
+
+    @property
+    def pid(self) -> int | None:
+        """The number of the engine's process, where there is one."""
+        return None if self._child is None else self._child.pid
+
+    @property
+    def num_answers(self) -> int:
+        """Answers that somebody waits for."""
+        return self._num_answers
+
+    async def run(
+        self, *, restarts: bool, on_ready: Callable[[], None], on_progress: Callable[[int, int], None]
+    ) -> None:
+        """Starts the engine and serves, until `close`, or for as long as there is one.
+
+        Args:
+            restarts: whether another process takes the place of one that has died.
+            on_ready: called when a model is loaded, the first time and each time after.
+            on_progress: called with how many numbers of the weights are loaded, of how many.
+
+        Raises:
+            EngineLostError: the process died, and is not to be started again, or died while it loaded.
+            Exception: what the load failed of.
+        """
+        try:
+            while not self._is_closing:
+                await self._run_once(on_ready, on_progress)
+                if not self._is_closing and not restarts:
+                    raise _lost()
+        finally:
+            self.state = EngineState.DEAD
+            self.fail_all(_lost())
+
+    async def _run_once(self, on_ready: Callable[[], None], on_progress: Callable[[int, int], None]) -> None:
+        self.state = EngineState.LOADING
+        child = self._child = await EngineChild.started(self._load)
+        failed: LoadFailed | None = None
+        try:
+            async for message in child.messages():
+                match message:
+                    case Loading(num_done, num_all):
+                        on_progress(num_done, num_all)
+                    case Ready():
+                        self.facts, self.counts, self.adapters = message, message.counts, message.adapters
+                        self.state = EngineState.READY
+                        on_ready()
+                    case LoadFailed():
+                        failed = message
+                    case _:
+                        self._take(message)
+        finally:
+            was_ready, self.state, self._child = self.state is EngineState.READY, EngineState.DEAD, None
+            self.fail_all(_lost())  # at once: what is known of the process's end comes later
+            status = await child.end()
+        if failed is not None:
+            for note in failed.notes:
+                failed.error.add_note(note)
+            raise failed.error
+        if self._is_closing:
+            return
+        self.num_deaths += 1
+        _LOGGER.error("the engine's process ended unasked, with exit status %d", status)
+        if not was_ready:
+            raise EngineLostError("the engine's process ended while it loaded", found=f"exit status {status}")
+
+    def _take(self, message: ToServer) -> None:
+        match message:
+            case Steps(outputs, counts):
+                self.counts = counts
+                for output in outputs:
+                    if (feed := self._feeds.get(output.request_id)) is not None:
+                        feed.push(output)
+            case Done():
+                self.adapters = message.adapters
+                if (future := self._asked.pop(message.number, None)) is not None and not future.done():
+                    future.set_result(message)
+
+    def check_available(self) -> None:
+        """Raises EngineUnavailableError where no request can be taken now."""
+        if self.state is not EngineState.READY:
+            raise EngineUnavailableError(
+                "the engine takes no requests", found=self.state.value, cure="Ask /ready, and try again when it is."
+            )
+
+    def check_room(self, num_answers: int) -> None:
+        """Checks that so many answers may wait.
+
+        Raises:
+            EngineUnavailableError: no request can be taken now.
+            QueueFullError: too many wait already.
+        """
+        self.check_available()
+        assert self.facts is not None, "the engine is ready"
+        most = self.facts.max_batch_size + self._max_queue
+        if self._num_answers + num_answers > most:
+            raise QueueFullError(
+                "too many requests wait",
+                found=f"{self._num_answers} answers, and {num_answers} more",
+                allowed=f"at most {most}",
+                cure="Try again later, or start the server with a larger --max-queue.",
+            )
+
+    async def answers(
+        self,
+        request_id: RequestID,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        lora: str | None,
+        arrival_time: float,
+    ) -> AsyncGenerator[list[TextGenerationOutput]]:
+        """Answers a prompt and yields what is new, as fast as it is taken. One that is closed early is cancelled.
+
+        Args:
+            request_id: no other request has it.
+            prompt: its tokens.
+            params: complete settings.
+            lora: name of the adapter; None takes the model as it is.
+            arrival_time: when the client asked, by `time.monotonic`.
+
+        Yields:
+            One output for each answer that went on; one that failed has the error.
+
+        Raises:
+            EngineUnavailableError: no request can be taken now.
+            EngineLostError: the engine's process ended meanwhile.
+        """
+        self.check_available()
+        assert self._child is not None, "the engine is ready"
+        feed = self._feeds[request_id] = Feed(params.n)
+        self._num_answers += params.n
+        settings = params.given(SamplingParams)
+        self._child.send(Generate(request_id, [*prompt], settings, lora, arrival_time))
+        try:
+            while not feed.is_over:
+                yield await feed.take()
+        finally:
+            self._feeds.pop(request_id, None)
+            self._num_answers -= params.n
+            if not feed.is_complete and self._child is not None:
+                self._child.send(Cancel(request_id))
+
+    async def add_adapter(self, name: str, path: str) -> None:
+        """Loads a LoRA adapter. Raises what `TextGenerationPipeline.load_adapter` does."""
+        await self._ask(lambda number: AddAdapter(number, f"{name}={path}"))
+
+    async def remove_adapter(self, name: str) -> None:
+        """Forgets a LoRA adapter. Raises what `TextGenerationPipeline.unload_adapter` does."""
+        await self._ask(lambda number: RemoveAdapter(number, name))
+
+    async def inspect(self) -> Counts:
+        """Checks the books of the KV cache, and returns what the engine counts after that.
+
+        Raises:
+            CacheIntegrityError: they do not balance.
+        """
+        await self._ask(Inspect)
+        assert self.counts is not None, "the engine is ready"
+        return self.counts
+
+    async def _ask(self, message: Callable[[int], AddAdapter | RemoveAdapter | Inspect]) -> None:
+        self.check_available()
+        assert self._child is not None, "the engine is ready"
+        number = next(self._numbers)
+        future = self._asked[number] = asyncio.get_running_loop().create_future()
+        self._child.send(message(number))
+        if (error := (await future).error) is not None:
+            raise error
+
+    def fail_all(self, error: Exception) -> None:
+        """Ends all that somebody waits for with an error, and has the engine forget it."""
+        for request_id, feed in self._feeds.items():
+            if not feed.is_complete:
+                feed.fail(error)
+                if self._child is not None:
+                    self._child.send(Cancel(request_id))
+        for future in self._asked.values():
+            if not future.done():
+                future.set_exception(error)
+        self._asked.clear()
+
+    async def close(self) -> None:
+        """Ends the engine's process; `run` comes to its end."""
+        self._is_closing = True
+        if self._child is not None:
+            await self._child.end()
+
+
+def _lost() -> EngineLostError:
+    return EngineLostError("the engine's process ended", cure="Send the request again.")

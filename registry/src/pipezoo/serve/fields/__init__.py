@@ -1,0 +1,1 @@
+"""What a client may send, by name and type."""

@@ -1,0 +1,50 @@
+"""The base of what a client may send: typed strictly, and with no field that is not known."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
+
+from pipezoo_core.errors import shown
+
+__all__ = ["UNKNOWN_FIELD", "Body"]
+
+UNKNOWN_FIELD = "unknown_field"
+"""The kind of pydantic's error for a field that is not known."""
+
+_MAX_COMPARED = 100  # characters of a name with which others are compared
+
+
+class Body(BaseModel):
+    """Base of all bodies, and of the objects in them. A field that is null is one that is not given."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _knows_all_fields(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            known = [field.alias or name for name, field in cls.model_fields.items()]
+            for name in values:
+                if name not in known:
+                    raise _unknown(name, known)
+        return values
+
+    def given(self) -> dict[str, Any]:
+        """Returns the fields that the client gave, those that are null left out, with what is in them as it is."""
+        found = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: value for name, value in found.items() if value is not None and name in self.model_fields_set}
+
+
+def _unknown(name: object, known: list[str]) -> PydanticCustomError:
+    near = difflib.get_close_matches(str(name)[:_MAX_COMPARED], known, n=1)
+    cure = f"Did you mean {near[0]!r}?" if near else "Leave it out."
+    return PydanticCustomError(
+        UNKNOWN_FIELD,
+        "unknown field {field} (allowed: {allowed}). {cure}",
+        {"field": shown(name), "name": str(name)[:_MAX_COMPARED], "allowed": ", ".join(sorted(known)), "cure": cure},
+    )

@@ -1,0 +1,68 @@
+"""What `/v1/completions` takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from pipezoo.serve.errors import FieldError
+from pipezoo.serve.fields.sampling import SamplingFields, checked_params
+from pipezoo.serve.fields.stream_options import StreamOptions
+from pipezoo_core.sampling_params import SamplingParams
+
+__all__ = ["CompletionBody"]
+
+_DEFAULT_MAX_TOKENS = 16
+_MAX_PROMPTS = 1024
+_NAMES = {"max_new_tokens": "max_tokens", "log_probabilities": "logprobs"}
+
+
+class CompletionBody(SamplingFields):
+    """A prompt, or several, to complete."""
+
+    model: str | None = Field(default=None, description="The served model, or an adapter; the model if not given.")
+    prompt: str | list[str] | list[int] | list[list[int]] = Field(description="Texts, or the ids of their tokens.")
+    max_tokens: int | None = Field(default=None, description="Most tokens to generate; 0 with `echo`, too.")
+    logprobs: int | None = Field(default=None, description="Most likely tokens to list for each token.")
+    echo: bool = Field(default=False, description="Whether the text begins with the prompt.")
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, each a text or its tokens.
+
+        Raises:
+            FieldError: there are none, or too many.
+        """
+        if isinstance(self.prompt, str) or (self.prompt and isinstance(self.prompt[0], int)):
+            return [self.prompt]
+        if not 1 <= len(self.prompt) <= _MAX_PROMPTS:
+            raise FieldError(
+                "prompt", "too few or too many prompts", found=len(self.prompt), allowed=f"1 to {_MAX_PROMPTS}"
+            )
+        return [*self.prompt]
+
+    @property
+    def num_tokens(self) -> int:
+        """Most tokens to generate."""
+        return _DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with the number of tokens."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def params(self, defaults: SamplingParams) -> SamplingParams:
+        """Returns how to sample. Where no token is wanted one is generated, for the prompt's log probabilities.
+
+        Raises:
+            FieldError: a field is not valid, or excludes another one.
+        """
+        settings: dict[str, Any] = {"max_new_tokens": self.num_tokens or 1, **self.settings()}
+        counts = [each for each in (self.logprobs, self.prompt_logprobs) if each is not None]
+        if counts:
+            settings["log_probabilities"] = max(counts) if min(counts) >= 0 else min(counts)
+            settings["echo"] = self.echo or self.prompt_logprobs is not None
+        return checked_params(defaults, settings, _NAMES)

@@ -1,0 +1,155 @@
+"""What went wrong, as clients of this kind of server are told: `{"error": {message, type, param, code}}`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from pipezoo.serve.errors import (
+    AuthenticationError,
+    BodyTooLargeError,
+    EngineLostError,
+    EngineUnavailableError,
+    FieldError,
+    QueueFullError,
+    ServerClosingError,
+    UnknownModelError,
+)
+from pipezoo.serve.fields.body import UNKNOWN_FIELD
+from pipezoo_core.errors import (
+    AdapterInUseError,
+    AdapterNotFoundError,
+    CheckpointError,
+    ClosedPipelineError,
+    DownloadError,
+    HubUnreachableError,
+    InsufficientPagesError,
+    InvalidRequestError,
+    InvalidSettingError,
+    MissingDependencyError,
+    ModelNotFoundError,
+    PipezooError,
+    PromptTooLongError,
+    UnsupportedTokenizerError,
+    shown,
+)
+
+__all__ = ["Failure"]
+
+_LOGGER = logging.getLogger("pipezoo")
+_INVALID, _SERVER, _BUSY = "invalid_request_error", "server_error", "server_busy_error"
+_RETRY = {"Retry-After": "1"}
+
+_KINDS: Mapping[type[Exception], tuple[int, str, str | None]] = {
+    AuthenticationError: (401, "authentication_error", "invalid_api_key"),
+    BodyTooLargeError: (413, _INVALID, "body_too_large"),
+    UnknownModelError: (404, _INVALID, "model_not_found"),
+    AdapterNotFoundError: (404, _INVALID, "model_not_found"),
+    AdapterInUseError: (409, _INVALID, "adapter_in_use"),
+    QueueFullError: (429, _BUSY, "queue_full"),
+    EngineUnavailableError: (503, _BUSY, "engine_unavailable"),
+    EngineLostError: (503, _SERVER, "engine_lost"),
+    ServerClosingError: (503, _BUSY, "server_closing"),
+    ClosedPipelineError: (503, _BUSY, "server_closing"),
+    PromptTooLongError: (400, _INVALID, "context_length_exceeded"),
+    InsufficientPagesError: (400, _INVALID, "context_length_exceeded"),
+    FieldError: (400, _INVALID, None),
+    InvalidRequestError: (400, _INVALID, None),
+    InvalidSettingError: (400, _INVALID, None),
+    MissingDependencyError: (400, _INVALID, "not_supported"),
+    UnsupportedTokenizerError: (400, _INVALID, "not_supported"),
+    ModelNotFoundError: (404, _INVALID, "adapter_not_found"),
+    HubUnreachableError: (502, _SERVER, None),
+    DownloadError: (502, _SERVER, None),
+    CheckpointError: (400, _INVALID, None),
+}
+"""A kind of error -> status, type and code; of several kinds the first counts."""
+
+_OF_STATUS = {404: "there is no such address", 405: "the address does not take this method"}
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a client is told of an error.
+
+    Attributes:
+        status: of HTTP.
+        message: for people.
+        type: for programs.
+        param: the field that is to blame, where it is one.
+        code: which error of the type it is, where that matters.
+        headers: for the response.
+    """
+
+    status: int
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """Returns what a client is told of an error. What is no client's business is logged in its place."""
+        if isinstance(error, RequestValidationError):
+            return _of_validation(error)
+        if isinstance(error, HTTPException):
+            message = _OF_STATUS.get(error.status_code, str(error.detail))
+            return cls(error.status_code, message, _INVALID, headers=dict(error.headers or {}))
+        for kind, (status, type_, code) in _KINDS.items():
+            if isinstance(error, kind):
+                param = error.param if isinstance(error, FieldError) else None
+                headers = _RETRY if type_ == _BUSY else {}
+                if status == 401:
+                    headers = {"WWW-Authenticate": "Bearer"}
+                return cls(status, str(error), type_, param, code, headers)
+        if isinstance(error, PipezooError):  # of the model or the machine: the request may be sound
+            return cls(500, str(error), _SERVER)
+        _LOGGER.error("a request failed unforeseen", exc_info=error)
+        return cls(500, "the server failed; its log says why", _SERVER)
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The body of the response, and of an event in a stream."""
+        parts = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": {name: _encodable(part) for name, part in parts.items()}}
+
+
+def _of_validation(error: RequestValidationError) -> Failure:
+    """Returns what is said of the deepest place that is not valid.
+
+    Of several types that a field may have, that is the one that was meant.
+    """
+    found = [(_place(error.body, each["loc"][1:]), each) for each in error.errors()]
+    place, first = max(found, key=lambda item: len(item[0]))
+    param = ".".join(place) or None
+    if first["type"] == UNKNOWN_FIELD:
+        return Failure(400, first["msg"], _INVALID, ".".join([*place, first["ctx"]["name"]]), "unknown_field")
+    if first["type"] == "missing":
+        name = ".".join([*place, *map(str, first["loc"][-1:])]) if first["loc"][1:] else None
+        return Failure(400, f"field {name!r} is missing" if name else "the body is missing", _INVALID, name)
+    what = f"field {param!r} is not valid" if param else "the body is not valid"
+    allowed = first["msg"].removeprefix("Input should be ")
+    return Failure(400, f"{what} (found: {shown(first.get('input'))}; allowed: {allowed})", _INVALID, param)
+
+
+def _place(body: Any, parts: Sequence[str | int]) -> list[str]:
+    """Returns the names and numbers that lead to a place in a body, without those that name a type that was tried."""
+    place: list[str] = []
+    for part in parts:
+        try:
+            body = body[part]
+        except (KeyError, IndexError, TypeError):
+            continue
+        place.append(str(part))
+    return place
+
+
+def _encodable(text: str | None) -> str | None:
+    """Returns a text that UTF-8 can encode."""
+    return None if text is None else text.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,1 @@
+"""What becomes of an output in the words of a client."""

@@ -1,0 +1,79 @@
+"""`/v1/chat/completions`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from pipezoo.serve.fields.chat import ChatBody
+from pipezoo.serve.http.json_body import JSONRoute
+from pipezoo.serve.http.watched import EventStream, JSONAnswer
+from pipezoo.serve.model import ServedModel
+from pipezoo.serve.replies.chat import ChatChunk, ChatCompletion, ChatReply
+from pipezoo.serve.replies.heading import Heading
+from pipezoo.serve.service import Served, Service
+from pipezoo_core.request import TextGenerationRequest, new_request_id
+from pipezoo_core.sampling_params import SamplingParams
+
+__all__ = ["router"]
+
+router = APIRouter(route_class=JSONRoute, tags=["generation"])
+
+
+@router.post("/v1/chat/completions", responses={200: {"model": ChatCompletion}})
+async def chat_completions(body: ChatBody, service: Served) -> Response:
+    """Answer a chat; as server-sent events with `stream`."""
+    answer = _ChatAnswer(service, body)
+    return EventStream(answer.events()) if body.stream else JSONAnswer(answer.whole)
+
+
+class _ChatAnswer:
+    """One request, from its messages to what the client gets."""
+
+    def __init__(self, service: Service, body: ChatBody) -> None:
+        self._arrival_time = time.monotonic()
+        self._service = service
+        self._body = body
+        self._model: ServedModel = service.ready_model()
+        self._params: SamplingParams = body.params(self._model.defaults)
+        self._lora = self._model.adapter_of(body.model, service.engine.adapters)
+        service.engine.check_room(self._params.n)
+
+    async def whole(self) -> ChatCompletion:
+        prompt, reply = await self._begun()
+        [outputs] = await self._service.whole_outputs(
+            [prompt], self._params, self._lora, arrival_time=self._arrival_time
+        )
+        return reply.whole(outputs)
+
+    async def events(self) -> AsyncGenerator[ChatChunk]:
+        prompt, reply = await self._begun()
+        async with aclosing(
+            self._service.outputs([prompt], self._params, self._lora, arrival_time=self._arrival_time)
+        ) as outputs:
+            async for _, output in outputs:
+                for chunk in reply.chunks(output):
+                    yield chunk
+        for chunk in reply.last_chunks():
+            yield chunk
+
+    async def _begun(self) -> tuple[list[int], ChatReply]:
+        body = self._body
+        request = TextGenerationRequest(
+            messages=[message.plain() for message in body.messages],
+            chat_template_kwargs=body.chat_template_kwargs,
+            continue_final_message=body.continue_final_message,
+        )
+        prompt = await self._model.prompt_tokens(request, self._params)
+        reply = ChatReply(
+            Heading(f"chatcmpl-{new_request_id()}", body.model or self._model.names[0]),
+            prompt,
+            num_logprobs=body.num_logprobs,
+            num_prompt_logprobs=body.prompt_logprobs,
+            wants_usage=body.wants_usage,
+        )
+        return prompt, reply

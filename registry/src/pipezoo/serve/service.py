@@ -1,0 +1,139 @@
+"""What the endpoints share: the engine, the model, and how prompts become outputs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from pipezoo.serve.engine.client import EngineClient
+from pipezoo.serve.errors import EngineUnavailableError, ServerClosingError
+from pipezoo.serve.model import ServedModel
+from pipezoo.serve.settings import ServeSettings
+from pipezoo_core.request import TextGenerationOutput, new_request_id
+from pipezoo_core.sampling_params import SamplingParams
+
+__all__ = ["Served", "Service"]
+
+
+class Service:
+    """Serves requests with one engine.
+
+    Args:
+        settings: how.
+        engine: answers.
+
+    Attributes:
+        model: None until the engine is ready for the first time.
+        is_closing: whether no further request is taken.
+    """
+
+    def __init__(self, settings: ServeSettings, engine: EngineClient) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.model: ServedModel | None = None
+        self.is_closing = False
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are taken."""
+        return self.model is not None and not self.is_closing and self.engine.state == "ready"
+
+    def ready_model(self) -> ServedModel:
+        """Returns the model.
+
+        Raises:
+            ServerClosingError: the server is about to end.
+            EngineUnavailableError: the engine takes no requests.
+        """
+        if self.is_closing:
+            raise ServerClosingError("the server is about to end", cure="Ask another one.")
+        self.engine.check_available()
+        if self.model is None:
+            raise EngineUnavailableError("the tokenizer is being loaded", cure="Ask /ready, and try again when it is.")
+        return self.model
+
+    async def outputs(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams, lora: str | None, *, arrival_time: float
+    ) -> AsyncGenerator[tuple[int, TextGenerationOutput]]:
+        """Answers prompts at the same time, and yields what is new, with the number of the prompt.
+
+        Args:
+            prompts: their tokens.
+            params: complete settings, of all of them.
+            lora: name of the adapter; None takes the model as it is.
+            arrival_time: when the client asked, by `time.monotonic`.
+
+        Raises:
+            QueueFullError: too many answers wait.
+            Exception: what one of them failed of; the others are cancelled then.
+        """
+        self.engine.check_room(len(prompts) * params.n)
+        async with aclosing(
+            _merged(
+                [
+                    self.engine.answers(new_request_id(), prompt, params, lora=lora, arrival_time=arrival_time)
+                    for prompt in prompts
+                ]
+            )
+        ) as merged:
+            async for number, outputs in merged:
+                for output in outputs:
+                    if output.error is not None:
+                        raise output.error
+                    yield number, output
+
+    async def whole_outputs(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams, lora: str | None, *, arrival_time: float
+    ) -> list[list[TextGenerationOutput]]:
+        """Returns for each prompt all its answers. Takes and raises what `outputs` does."""
+        pieces: Mapping[tuple[int, int], list[TextGenerationOutput]] = {
+            (number, index): [] for number in range(len(prompts)) for index in range(params.n)
+        }
+        async with aclosing(self.outputs(prompts, params, lora, arrival_time=arrival_time)) as outputs:
+            async for number, output in outputs:
+                pieces[number, output.index].append(output)
+        joined = {key: TextGenerationOutput.joined(of_answer) for key, of_answer in pieces.items()}
+        return [[joined[number, index] for index in range(params.n)] for number in range(len(prompts))]
+
+
+async def _merged(
+    streams: Sequence[AsyncGenerator[list[TextGenerationOutput]]],
+) -> AsyncGenerator[tuple[int, list[TextGenerationOutput]]]:
+    """Yields what each of several streams yields, with its number. None of them runs ahead of the reader."""
+    if len(streams) == 1:
+        async with aclosing(streams[0]) as only:
+            async for outputs in only:
+                yield 0, outputs
+        return
+    tasks = {number: asyncio.ensure_future(anext(stream)) for number, stream in enumerate(streams)}
+    try:
+        while tasks:
+            await asyncio.wait(tasks.values(), return_when=asyncio.FIRST_COMPLETED)
+            for number, task in [item for item in tasks.items() if item[1].done()]:
+                del tasks[number]
+                try:
+                    outputs = task.result()
+                except StopAsyncIteration:
+                    continue
+                yield number, outputs
+                tasks[number] = asyncio.ensure_future(anext(streams[number]))
+    finally:
+        for task in tasks.values():
+            task.cancel()
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
+        for stream in streams:
+            await stream.aclose()
+
+
+def _service(request: Request) -> Service:
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service
+
+
+Served = Annotated[Service, Depends(_service)]
+"""The service, as an argument of an endpoint."""
