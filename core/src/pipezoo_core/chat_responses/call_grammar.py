@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pipezoo_core.chat_responses.call_form import CallForm
 from pipezoo_core.chat_responses.tools import Function
@@ -29,6 +30,7 @@ def call_grammar(
     functions: Sequence[Function],
     *,
     has_to_call: bool,
+    content_schema: str | None,
     may_call_several: bool,
     thoughts: tuple[str, str] | None,
     is_thinking: bool,
@@ -40,6 +42,7 @@ def call_grammar(
         form: how calls are written.
         functions: what may be called.
         has_to_call: whether the answer is nothing but calls; otherwise there may be text before them, or only text.
+        content_schema: the JSON schema of an answer without calls, if it has to follow one.
         may_call_several: whether there may be more than one.
         thoughts: what is written before and behind the model's thoughts; None where it has none.
         is_thinking: whether the prompt itself has begun them.
@@ -49,7 +52,7 @@ def call_grammar(
     before, middle, behind = form.around
     calls = [
         f"call_{number}: {spelled(before + function.name + middle)} arguments_{number} {spelled(behind)}\n"
-        f"arguments_{number}: %json {_schema(function)}"
+        f"arguments_{number}: %json {_with_whitespace(function.parameters)}"
         for number, function in enumerate(functions)
     ]
     most = _MAX_CALLS - 1 if may_call_several and form.between is not None else 0
@@ -59,8 +62,12 @@ def call_grammar(
         f"call: {' | '.join(f'call_{number}' for number in range(len(functions)))}",
         *calls,
     ]
-    start = "calls" if has_to_call else "before_calls calls?"
-    if not has_to_call:
+    start = "calls"
+    if not has_to_call and content_schema is not None:
+        start = "(calls | content)"
+        rules.append(f"content: %json {_with_whitespace(json.loads(content_schema))}")
+    elif not has_to_call:
+        start = "before_calls calls?"
         rules += _without("before_calls", form.begin + before, special_tokens)
     if thoughts is not None:
         opening, closing = thoughts
@@ -100,5 +107,5 @@ class _Speller:
         return " ".join(part for part in parts if part != '""')
 
 
-def _schema(function: Function) -> str:
-    return json.dumps({**function.parameters, "x-guidance": {"whitespace_pattern": _WHITESPACE}}, ensure_ascii=False)
+def _with_whitespace(schema: Mapping[str, Any]) -> str:
+    return json.dumps({**schema, "x-guidance": {"whitespace_pattern": _WHITESPACE}}, ensure_ascii=False)

@@ -90,50 +90,55 @@ class ChatFormat:
         """Tells the model of tools."""
         return self._told
 
-    def parser(self, tools: Tools = _NO_TOOLS, *, prompt: str = "") -> ResponseParser:
+    def parser(
+        self, tools: Tools = _NO_TOOLS, *, prompt: str = "", drops_special_tokens: bool = True
+    ) -> ResponseParser:
         """Returns a parser of one answer.
 
         Args:
             tools: of the request.
             prompt: the text that the answer continues, with its special tokens; its end suffices.
+            drops_special_tokens: whether those that mark nothing are left out of the content.
         """
         return ResponseParser(
             self._template,
             prompt=prompt,
             tools=tools.given if tools.are_offered else None,
-            dropped=self._special_tokens if self._marks_are_special else (),
+            dropped=self._special_tokens if self._marks_are_special and drops_special_tokens else (),
         )
 
     def response(self, text: str, tools: Tools = _NO_TOOLS, *, prompt: str = "") -> ChatResponse:
         """Returns what a whole answer is made of; the arguments are those of `parser`."""
         return self.parser(tools, prompt=prompt).whole(text)
 
-    def grammar(self, tools: Tools, *, prompt: str = "") -> str | None:
+    def grammar(self, tools: Tools, *, prompt: str = "", content_schema: str | None = None) -> str | None:
         """Returns the grammar of an answer, for a request's `SamplingParams.grammar`; None where it may be any text.
 
-        It may not where calls have to be made, or where a function is `strict`.
+        It may not where calls have to be made, where a function is `strict`, or where what is no call follows a schema.
 
         Args:
             tools: of the request.
             prompt: the text that the answer continues, with its special tokens; its end suffices.
+            content_schema: the JSON schema of an answer that is no call; None for any text.
 
         Raises:
             InvalidRequestError: the model's calls are no JSON, so no grammar of ours can describe them.
         """
         is_strict = any(function.is_strict for function in tools.callable)
-        if not tools.are_offered or not (tools.have_to_be_called or is_strict):
+        if not tools.are_offered or not (tools.have_to_be_called or is_strict or content_schema is not None):
             return None
         if self.family.form is None:
             raise InvalidRequestError(
                 f"calls of {self.family.name} models cannot be forced",
-                found=f"tool_choice {tools.choice!r}" if tools.have_to_be_called else "a strict function",
-                allowed='tool_choice "auto" or "none", and functions that are not strict',
+                found=f"tool_choice {tools.choice!r}" if tools.have_to_be_called else "a strict function, or a schema",
+                allowed='tool_choice "auto" or "none", functions that are not strict, and no schema beside them',
             )
         is_thinking = self.parser(prompt=prompt).open_field in _REASONING
         return call_grammar(
             self.family.form,
             tools.callable,
             has_to_call=tools.have_to_be_called,
+            content_schema=content_schema,
             may_call_several=tools.may_call_several,
             thoughts=self.family.thoughts if self._thinks or is_thinking else None,
             is_thinking=is_thinking,
