@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import sys
 from typing import Any
@@ -46,7 +47,37 @@ def serve_model(model: str, load_settings: dict[str, Any], *, api_key_file: str 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING, stream=sys.stderr)
     keys = () if api_key_file is None else read_api_keys(api_key_file)
     settings = ServeSettings(api_keys=keys, **serve_settings)
-    serve(model, {name: value for name, value in load_settings.items() if value is not None}, settings, say=_say)
+    given = {name: value for name, value in load_settings.items() if value is not None}
+    if settings.enable_adapters:
+        given.setdefault("lora_paths", [])
+    if not (keys or _is_loopback(settings.host)):
+        _say(
+            f"warning: everybody who reaches {settings.host} can use this server, because it has no API keys. "
+            "Give it some with --api-key-file, or leave --host at 127.0.0.1."
+        )
+    _say(f"loading {model}")
+    progress = _Progress()
+    serve(model, given, settings, on_progress=progress.show, on_ready=lambda address: _say(f"serving at {address}"))
+
+
+class _Progress:
+    """Says how far the weights are, in a few lines."""
+
+    def __init__(self) -> None:
+        self._part = 0
+
+    def show(self, num_done: int, num_all: int) -> None:
+        part = num_done * _NUM_SHOWN // max(1, num_all)
+        if part > self._part:
+            _say(f"loaded and packed {100 * num_done // num_all} % of the weights")
+        self._part = part
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _say(line: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from pipezoo.loading.devices import of_each_replica
 from pipezoo.loading.plan import LoadPlan
 from pipezoo.loading.report import log_load
-from pipezoo.loading.tokenizer import build_tokenizer
+from pipezoo.loading.tokenizer import build_tokenizer, load_delegate
 from pipezoo_core.config import ReturnLogits
 from pipezoo_core.context import TextContext
 from pipezoo_core.distributed import TensorParallelGroup
@@ -30,7 +30,8 @@ def build_pipeline(plan: LoadPlan, groups: Sequence[TensorParallelGroup] = ()) -
             is alone.
     """
     assert plan.pipeline_config.max_length is not None
-    tokenizer = build_tokenizer(plan.files, plan.architecture, max_length=plan.pipeline_config.max_length)
+    delegate = load_delegate(plan.files, plan.architecture)
+    tokenizer = build_tokenizer(plan.files, delegate, max_length=plan.pipeline_config.max_length)
     parts = of_each_replica(plan.devices, plan.pipeline_config.data_parallel_degree)
     their_groups: Sequence[TensorParallelGroup | None] = groups or [None] * len(parts)
     models = [open_model(plan, devices, group) for devices, group in zip(parts, their_groups, strict=True)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pipezoo.files.model_files import ModelFiles
 from pipezoo_core.architecture import SupportedArchitecture
 from pipezoo_core.tokenizer import (
@@ -12,26 +14,35 @@ from pipezoo_core.tokenizer import (
     tokenizer_from_gguf,
 )
 
-__all__ = ["build_tokenizer"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["build_tokenizer", "load_delegate"]
 
 
-def build_tokenizer(files: ModelFiles, architecture: SupportedArchitecture, *, max_length: int) -> TextTokenizer:
+def load_delegate(files: ModelFiles, architecture: SupportedArchitecture) -> PreTrainedTokenizerBase:
+    """Returns the model's own tokenizer, as transformers knows it.
+
+    Raises:
+        UnsupportedTokenizerError: it is of a kind that is not known.
+    """
+    if files.gguf is not None:
+        return tokenizer_from_gguf(files.gguf.metadata)
+    return load_tokenizer(files.source.path, architecture.tokenizer)
+
+
+def build_tokenizer(files: ModelFiles, delegate: PreTrainedTokenizerBase, *, max_length: int) -> TextTokenizer:
     """Builds the tokenizer of a model.
 
     Args:
         files: of the model.
-        architecture: what the plugin runs it with.
+        delegate: its own tokenizer.
         max_length: most tokens of a request, prompt and answer together.
 
     Raises:
-        UnsupportedTokenizerError: it is of a kind that is not known, or does not work.
+        UnsupportedTokenizerError: it does not work.
     """
-    further_ends: frozenset[int] = frozenset()
-    if files.gguf is not None:
-        delegate = tokenizer_from_gguf(files.gguf.metadata)
-        further_ends = gguf_end_tokens(files.gguf.metadata)
-    else:
-        delegate = load_tokenizer(files.source.path, architecture.tokenizer)
+    further_ends = frozenset() if files.gguf is None else gguf_end_tokens(files.gguf.metadata)
     return TextTokenizer(
         delegate,
         max_length=max_length,

@@ -12,7 +12,7 @@ from pipezoo.discovery.index import PluginIndex
 from pipezoo.files.model_files import read_files
 from pipezoo.loading.find import find
 from pipezoo.loading.settings import LoadSettings
-from pipezoo.loading.tokenizer import build_tokenizer
+from pipezoo.loading.tokenizer import build_tokenizer, load_delegate
 from pipezoo.serve.engine.messages import Load
 from pipezoo.serve.server import Server
 from pipezoo.serve.settings import ServeSettings
@@ -24,14 +24,22 @@ if TYPE_CHECKING:
 __all__ = ["new_server", "serve"]
 
 
-def serve(model: str, load_settings: dict[str, Any], settings: ServeSettings, *, say: Callable[[str], None]) -> None:
+def serve(
+    model: str,
+    load_settings: dict[str, Any],
+    settings: ServeSettings,
+    *,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
+    on_ready: Callable[[str], None] = lambda _: None,
+) -> None:
     """Loads a model and serves it, until SIGTERM or SIGINT.
 
     Args:
         model: as for `registry.load`.
         load_settings: likewise.
         settings: how to serve.
-        say: shows a line to whoever has started the server.
+        on_progress: as of `Server`.
+        on_ready: likewise.
 
     Raises:
         InvalidSettingError: the address cannot be had.
@@ -39,7 +47,7 @@ def serve(model: str, load_settings: dict[str, Any], settings: ServeSettings, *,
         What `registry.load` does.
     """
     with bound(settings) as listener:
-        asyncio.run(_run(model, load_settings, settings, listener, say))
+        asyncio.run(_run(model, load_settings, settings, listener, on_progress, on_ready))
 
 
 def bound(settings: ServeSettings) -> socket.socket:
@@ -68,11 +76,11 @@ async def _run(
     load_settings: dict[str, Any],
     settings: ServeSettings,
     listener: socket.socket,
-    say: Callable[[str], None],
+    on_progress: Callable[[int, int], None],
+    on_ready: Callable[[str], None],
 ) -> None:
-    await new_server(model, load_settings, settings, on_ready=lambda address: say(f"serving at {address}")).run(
-        listener
-    )
+    server = new_server(model, load_settings, settings, on_progress=on_progress, on_ready=on_ready)
+    await server.run(listener)
 
 
 def new_server(model: str, load_settings: dict[str, Any], settings: ServeSettings, **callbacks: Any) -> Server:
@@ -91,8 +99,10 @@ def new_server(model: str, load_settings: dict[str, Any], settings: ServeSetting
     found = find(PluginIndex(), model, revision=asked.revision, plugin=asked.plugin)
     architecture = found.resolution.architecture
 
-    def new_tokenizer(max_length: int) -> TextTokenizer:
-        return build_tokenizer(read_files(found.checkpoint, architecture), architecture, max_length=max_length)
+    def read_tokenizer() -> Callable[[int], TextTokenizer]:
+        files = read_files(found.checkpoint, architecture)
+        delegate = load_delegate(files, architecture)
+        return lambda max_length: build_tokenizer(files, delegate, max_length=max_length)
 
     name = Path(model).name if Path(model).exists() else model
-    return Server(settings, Load(model, load_settings), new_tokenizer, names=(name,), **callbacks)
+    return Server(settings, Load(model, load_settings), read_tokenizer, names=(name,), **callbacks)

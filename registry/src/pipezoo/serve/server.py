@@ -42,7 +42,8 @@ class Server:
     Args:
         settings: how.
         load: what the engine loads.
-        new_tokenizer: makes the model's tokenizer for requests of at most so many tokens; called in a thread.
+        read_tokenizer: reads the model's tokenizer, and returns what makes it one for requests of at most so many
+            tokens; both are called in threads, the first while the engine loads.
         names: of the model, where the settings have none.
         on_progress: called with how many numbers of the weights are loaded, of how many.
         on_ready: called with the address when requests are taken, and again after each restart of the engine.
@@ -55,25 +56,28 @@ class Server:
         self,
         settings: ServeSettings,
         load: Load,
-        new_tokenizer: Callable[[int], TextTokenizer],
+        read_tokenizer: Callable[[], Callable[[int], TextTokenizer]],
         *,
         names: tuple[str, ...],
         on_progress: Callable[[int, int], None] = lambda *_: None,
         on_ready: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._settings = settings
-        self._new_tokenizer = new_tokenizer
+        self._read_tokenizer = read_tokenizer
         self._names = settings.served_model_names or names
         self._on_progress = on_progress
         self._on_ready = on_ready
         self._end = asyncio.Event()
-        self._model_task: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
         self.service = Service(settings, EngineClient(load, max_queue=settings.max_queue))
 
     def end(self) -> None:
-        """Tells the server to end: it takes no further requests, and gives those that run their time."""
+        """Tells the server to end: it takes no further requests, and gives those that run their time.
+
+        Being told again, it gives them none.
+        """
         self.service.is_closing = True
-        self._end.set()
+        (self._hurry if self._end.is_set() else self._end).set()
 
     async def run(self, listener: socket.socket, *, handles_signals: bool = True) -> None:
         """Serves until `end`, or SIGTERM or SIGINT.
@@ -92,36 +96,34 @@ class Server:
         with self._signals() if handles_signals else nullcontext():
             serving = asyncio.ensure_future(http.serve([listener]))
             engine = asyncio.ensure_future(self._run_engine(address))
-            ending = asyncio.ensure_future(self._end.wait())
-            await asyncio.wait({serving, engine, ending}, return_when=asyncio.FIRST_COMPLETED)
+            await _first_of(serving, engine, self._end)
             self.service.is_closing = True
             http.should_exit = True
             if not engine.done():
-                await asyncio.wait({serving, engine}, timeout=self._settings.shutdown_timeout)
+                await _first_of(serving, engine, self._hurry, timeout=self._settings.shutdown_timeout)
                 self.service.engine.fail_all(ServerClosingError("the server is about to end", cure="Ask another one."))
-            ending.cancel()
             await serving
             await self.service.engine.close()
-            if self._model_task is not None:
-                await asyncio.wait({self._model_task})
             if self.service.model is not None:
                 self.service.model.close()
             await engine
 
     async def _run_engine(self, address: str) -> None:
-        def on_ready() -> None:
-            self._model_task = asyncio.ensure_future(self._make_model(address))
+        tokenizer = asyncio.ensure_future(asyncio.to_thread(self._read_tokenizer))
+
+        async def on_ready() -> None:
+            facts = self.service.engine.facts
+            assert facts is not None, "the engine is ready"
+            if self.service.model is None:
+                model_tokenizer = await asyncio.to_thread(await tokenizer, facts.max_length)
+                self.service.model = ServedModel(self._names, model_tokenizer)
+            self._on_ready(address)
 
         restarts = self._settings.on_engine_death == "restart"
-        await self.service.engine.run(restarts=restarts, on_ready=on_ready, on_progress=self._on_progress)
-
-    async def _make_model(self, address: str) -> None:
-        facts = self.service.engine.facts
-        assert facts is not None, "the engine is ready"
-        if self.service.model is None:
-            tokenizer = await asyncio.to_thread(self._new_tokenizer, facts.max_length)
-            self.service.model = ServedModel(self._names, tokenizer)
-        self._on_ready(address)
+        try:
+            await self.service.engine.run(restarts=restarts, on_ready=on_ready, on_progress=self._on_progress)
+        finally:
+            await asyncio.wait({tokenizer})
 
     def _uvicorn_config(self) -> uvicorn.Config:
         return uvicorn.Config(
@@ -145,3 +147,12 @@ class Server:
         finally:
             for number in numbers:
                 loop.remove_signal_handler(number)
+
+
+async def _first_of(*waiting: asyncio.Task[None] | asyncio.Event, timeout: float | None = None) -> None:
+    """Waits until one of several tasks has ended, or one of several events is there."""
+    events = [asyncio.ensure_future(each.wait()) for each in waiting if isinstance(each, asyncio.Event)]
+    tasks = [each for each in waiting if isinstance(each, asyncio.Task)]
+    await asyncio.wait({*tasks, *events}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    for event in events:
+        event.cancel()

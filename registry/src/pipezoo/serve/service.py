@@ -9,8 +9,8 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from pipezoo.serve.engine.client import EngineClient
-from pipezoo.serve.errors import EngineUnavailableError, ServerClosingError
+from pipezoo.serve.engine.client import EngineClient, EngineState
+from pipezoo.serve.errors import ServerClosingError
 from pipezoo.serve.model import ServedModel
 from pipezoo.serve.settings import ServeSettings
 from pipezoo_core.request import TextGenerationOutput, new_request_id
@@ -40,7 +40,7 @@ class Service:
     @property
     def is_ready(self) -> bool:
         """Whether requests are taken."""
-        return self.model is not None and not self.is_closing and self.engine.state == "ready"
+        return not self.is_closing and self.engine.state is EngineState.READY
 
     def ready_model(self) -> ServedModel:
         """Returns the model.
@@ -52,8 +52,7 @@ class Service:
         if self.is_closing:
             raise ServerClosingError("the server is about to end", cure="Ask another one.")
         self.engine.check_available()
-        if self.model is None:
-            raise EngineUnavailableError("the tokenizer is being loaded", cure="Ask /ready, and try again when it is.")
+        assert self.model is not None, "the engine is ready"
         return self.model
 
     async def outputs(

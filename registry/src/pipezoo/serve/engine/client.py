@@ -6,7 +6,7 @@ import asyncio
 import enum
 import itertools
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
 from pipezoo.serve.engine.child import EngineChild
 from pipezoo.serve.engine.feed import Feed
@@ -83,13 +83,13 @@ class EngineClient:
         return self._num_answers
 
     async def run(
-        self, *, restarts: bool, on_ready: Callable[[], None], on_progress: Callable[[int, int], None]
+        self, *, restarts: bool, on_ready: Callable[[], Awaitable[None]], on_progress: Callable[[int, int], None]
     ) -> None:
         """Starts the engine and serves, until `close`, or for as long as there is one.
 
         Args:
             restarts: whether another process takes the place of one that has died.
-            on_ready: called when a model is loaded, the first time and each time after.
+            on_ready: called when a model is loaded, before requests are taken, the first time and each time after.
             on_progress: called with how many numbers of the weights are loaded, of how many.
 
         Raises:
@@ -105,7 +105,7 @@ class EngineClient:
             self.state = EngineState.DEAD
             self.fail_all(_lost())
 
-    async def _run_once(self, on_ready: Callable[[], None], on_progress: Callable[[int, int], None]) -> None:
+    async def _run_once(self, on_ready: Callable[[], Awaitable[None]], on_progress: Callable[[int, int], None]) -> None:
         self.state = EngineState.LOADING
         child = self._child = await EngineChild.started(self._load)
         failed: LoadFailed | None = None
@@ -116,8 +116,8 @@ class EngineClient:
                         on_progress(num_done, num_all)
                     case Ready():
                         self.facts, self.counts, self.adapters = message, message.counts, message.adapters
+                        await on_ready()  # nothing else comes before the first request
                         self.state = EngineState.READY
-                        on_ready()
                     case LoadFailed():
                         failed = message
                     case _:

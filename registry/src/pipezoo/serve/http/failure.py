@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from typing_extensions import TypedDict
 
 from pipezoo.serve.errors import (
     AuthenticationError,
@@ -39,7 +40,7 @@ from pipezoo_core.errors import (
     shown,
 )
 
-__all__ = ["Failure"]
+__all__ = ["Failure", "FailureBody"]
 
 _LOGGER = logging.getLogger("pipezoo")
 _INVALID, _SERVER, _BUSY = "invalid_request_error", "server_error", "server_busy_error"
@@ -70,7 +71,22 @@ _KINDS: Mapping[type[Exception], tuple[int, str, str | None]] = {
 }
 """A kind of error -> status, type and code; of several kinds the first counts."""
 
-_OF_STATUS = {404: "there is no such address", 405: "the address does not take this method"}
+_OF_STATUS = {404: ("there is no such address", None), 405: ("the address does not take this method", None)}
+
+
+class FailureFields(TypedDict):
+    """What went wrong: for people, for programs, which field is to blame, and which error of the type it is."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class FailureBody(TypedDict):
+    """The body of a response that tells of an error, and of an event in a stream."""
+
+    error: FailureFields
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +115,8 @@ class Failure:
         if isinstance(error, RequestValidationError):
             return _of_validation(error)
         if isinstance(error, HTTPException):
-            message = _OF_STATUS.get(error.status_code, str(error.detail))
-            return cls(error.status_code, message, _INVALID, headers=dict(error.headers or {}))
+            message, code = _OF_STATUS.get(error.status_code, (str(error.detail), None))
+            return cls(error.status_code, message, _INVALID, code=code, headers=dict(error.headers or {}))
         for kind, (status, type_, code) in _KINDS.items():
             if isinstance(error, kind):
                 param = error.param if isinstance(error, FieldError) else None
@@ -114,10 +130,10 @@ class Failure:
         return cls(500, "the server failed; its log says why", _SERVER)
 
     @property
-    def body(self) -> dict[str, Any]:
+    def body(self) -> FailureBody:
         """The body of the response, and of an event in a stream."""
-        parts = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
-        return {"error": {name: _encodable(part) for name, part in parts.items()}}
+        param = None if self.param is None else _encodable(self.param)
+        return {"error": {"message": _encodable(self.message), "type": self.type, "param": param, "code": self.code}}
 
 
 def _of_validation(error: RequestValidationError) -> Failure:
@@ -150,6 +166,6 @@ def _place(body: Any, parts: Sequence[str | int]) -> list[str]:
     return place
 
 
-def _encodable(text: str | None) -> str | None:
+def _encodable(text: str) -> str:
     """Returns a text that UTF-8 can encode."""
-    return None if text is None else text.encode("utf-8", "backslashreplace").decode()
+    return text.encode("utf-8", "backslashreplace").decode()

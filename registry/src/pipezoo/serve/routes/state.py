@@ -40,9 +40,7 @@ async def health(service: Served) -> Response:
 async def ready(service: Served) -> Response:
     """Say whether requests are taken: 503 while the model is being loaded, and where the server is about to end."""
     status = "closing" if service.is_closing else service.engine.state
-    if service.is_ready:
-        return json_response({"status": status})
-    return json_response({"status": "loading" if status == "ready" else status}, 503)
+    return json_response({"status": status}, 200 if service.is_ready else 503)
 
 
 @router.get("/version")

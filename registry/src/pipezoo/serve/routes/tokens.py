@@ -1,0 +1,78 @@
+"""`/tokenize` and `/detokenize`."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from typing_extensions import TypedDict
+
+from pipezoo.serve.fields.tokens import DetokenizeBody, TokenizeBody
+from pipezoo.serve.http.json_body import JSONRoute
+from pipezoo.serve.service import Served
+from pipezoo_core.tokenizer import TextTokenizer
+
+__all__ = ["router"]
+
+router = APIRouter(route_class=JSONRoute, tags=["tokens"])
+
+
+class Tokens(TypedDict):
+    """The tokens of a text or a chat."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class Text(TypedDict):
+    """The text of tokens."""
+
+    prompt: str
+
+
+@router.post("/tokenize")
+async def tokenize(body: TokenizeBody, service: Served) -> Tokens:
+    """Make tokens of a text, or of a chat by the model's template. They may be more than the model takes."""
+    body.check()
+    model = service.ready_model()
+    model.adapter_of(body.model, service.engine.adapters)
+
+    def work() -> Tokens:
+        tokens = _tokens(model.tokenizer, body)
+        texts = [model.tokenizer.text_of(token) for token in tokens] if body.return_token_strs else None
+        return {
+            "count": len(tokens),
+            "max_model_len": model.tokenizer.max_length,
+            "tokens": tokens,
+            "token_strs": texts,
+        }
+
+    return await model.in_thread(work)
+
+
+@router.post("/detokenize")
+async def detokenize(body: DetokenizeBody, service: Served) -> Text:
+    """Make a text of tokens, special ones included."""
+    model = service.ready_model()
+    model.adapter_of(body.model, service.engine.adapters)
+
+    def work() -> Text:
+        tokens = model.tokenizer.encode(body.tokens).tolist()  # checks them
+        return {"prompt": model.tokenizer.decode(tokens, skip_special_tokens=False)}
+
+    return await model.in_thread(work)
+
+
+def _tokens(tokenizer: TextTokenizer, body: TokenizeBody) -> list[int]:
+    if body.messages is None:
+        assert body.prompt is not None, "there is one of them"
+        tokens: list[int] = tokenizer.encode(body.prompt, body.add_special_tokens).tolist()
+        return tokens
+    text = tokenizer.apply_chat_template(
+        [message.plain() for message in body.messages],
+        chat_template_kwargs=body.chat_template_kwargs,
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=body.continue_final_message,
+    )
+    of_chat: list[int] = tokenizer.encode(text, add_special_tokens=False).tolist()
+    return of_chat
