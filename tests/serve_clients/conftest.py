@@ -56,7 +56,7 @@ def running(folder, **settings) -> Iterator[str]:
 
         asyncio.run(main())
 
-    serve_settings = ServeSettings(port=0, served_model_names=("tiny",), **settings)
+    serve_settings = ServeSettings(port=0, served_model_names=("tiny",), **{"shutdown_timeout": 2, **settings})
     with bound(serve_settings) as listener:
         thread = threading.Thread(target=run)
         thread.start()

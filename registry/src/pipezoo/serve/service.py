@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 
 from pipezoo.serve.engine.client import EngineClient, EngineState
 from pipezoo.serve.errors import ServerClosingError
+from pipezoo.serve.metrics.metrics import Metrics
 from pipezoo.serve.model import ServedModel
 from pipezoo.serve.settings import ServeSettings
 from pipezoo_core.request import TextGenerationOutput, new_request_id
@@ -25,15 +26,19 @@ class Service:
     Args:
         settings: how.
         engine: answers.
+        model_name: the label of the model in metrics.
 
     Attributes:
+        metrics: of all requests.
         model: None until the engine is ready for the first time.
         is_closing: whether no further request is taken.
     """
 
-    def __init__(self, settings: ServeSettings, engine: EngineClient) -> None:
+    def __init__(self, settings: ServeSettings, engine: EngineClient, *, model_name: str = "") -> None:
         self.settings = settings
         self.engine = engine
+        self.metrics = Metrics(engine, model_name=model_name, prefix=settings.metrics_prefix)
+        engine.observers.append(self.metrics)
         self.model: ServedModel | None = None
         self.is_closing = False
 
