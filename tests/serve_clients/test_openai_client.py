@@ -148,3 +148,79 @@ def test_tools_that_are_not_sound_are_refused_by_name(client, fields, param):
         client.chat.completions.create(model="tiny", messages=MESSAGES, **fields)
 
     assert caught.value.param == param
+
+
+RESPONSE_TOOLS = [{"type": "function", **tool["function"]} for tool in TOOLS]
+
+
+def test_a_response_and_its_events_are_the_same(client):
+    arguments = {"model": "tiny", "input": "Is it warm?", "instructions": "Be kind.", "max_output_tokens": 12}
+    arguments |= {"metadata": {"a": "b"}, "extra_body": {"seed": 1}}
+
+    whole = client.responses.create(**arguments)
+    events = list(client.responses.create(**arguments, stream=True))
+
+    last = events[-1].response
+    assert last.output_text == whole.output_text != ""
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == whole.output_text
+    assert last.usage == whole.usage
+    assert (whole.metadata, whole.instructions, whole.status) == ({"a": "b"}, "Be kind.", last.status)
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert [event.type for event in events][:4] == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+    ]
+
+
+def test_the_librarys_own_stream_of_a_response_with_a_call(client):
+    arguments = {"model": "tiny", "input": "Is it warm?", "tools": RESPONSE_TOOLS, "tool_choice": "required"}
+    arguments |= {"parallel_tool_calls": False, "max_output_tokens": 200, "extra_body": {"seed": 3}}
+
+    whole = client.responses.create(**arguments)
+    with client.responses.stream(**arguments) as stream:
+        kinds = {event.type for event in stream}
+        streamed = stream.get_final_response()
+
+    [call] = whole.output
+    jsonschema.validate(json.loads(call.arguments), PARAMETERS)
+    assert (streamed.output[0].name, streamed.output[0].arguments) == (call.name, call.arguments)
+    assert {"response.function_call_arguments.delta", "response.function_call_arguments.done"} <= kinds
+
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "31 degrees"}
+    second = client.responses.create(
+        model="tiny",
+        input=[{"role": "user", "content": "Is it warm?"}, call, result],
+        tools=RESPONSE_TOOLS,
+        max_output_tokens=4,
+    )
+    assert second.usage.input_tokens > whole.usage.input_tokens + whole.usage.output_tokens
+
+
+def test_a_response_follows_a_schema(client):
+    class Answer(pydantic.BaseModel):
+        warm: bool
+
+    parsed = client.responses.parse(model="tiny", input="Is it?", text_format=Answer, max_output_tokens=60)
+
+    assert isinstance(parsed.output_parsed, Answer)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"store": True}, "store"),
+        ({"background": True}, "background"),
+        ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
+        ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://x"}]}]}, None),
+        ({"conversation": "c"}, "conversation"),
+    ],
+)
+def test_what_a_response_cannot_have_is_refused_by_name(client, fields, param):
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.responses.create(**{"model": "tiny", "input": "Is it?", **fields})
+
+    assert param is None or caught.value.param == param
