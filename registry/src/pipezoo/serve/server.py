@@ -106,6 +106,7 @@ class Server:
             await self.service.engine.close()
             if self.service.model is not None:
                 self.service.model.close()
+            await asyncio.to_thread(self.service.close)
             await engine
 
     async def _run_engine(self, address: str) -> None:

@@ -14,6 +14,7 @@ from pipezoo.serve.errors import ServerClosingError
 from pipezoo.serve.metrics.metrics import Metrics
 from pipezoo.serve.model import ServedModel
 from pipezoo.serve.settings import ServeSettings
+from pipezoo.serve.traces import Traces, exporting_provider
 from pipezoo_core.request import TextGenerationOutput, new_request_id
 from pipezoo_core.sampling_params import SamplingParams
 
@@ -28,6 +29,9 @@ class Service:
         engine: answers.
         model_name: the label of the model in metrics.
 
+    Raises:
+        MissingDependencyError: traces are wanted, and OpenTelemetry's packages are not installed.
+
     Attributes:
         metrics: of all requests.
         model: None until the engine is ready for the first time.
@@ -39,8 +43,17 @@ class Service:
         self.engine = engine
         self.metrics = Metrics(engine, model_name=model_name, prefix=settings.metrics_prefix)
         engine.observers.append(self.metrics)
+        self._traces: Traces | None = None
+        if settings.otlp_traces_endpoint is not None:
+            self._traces = Traces(exporting_provider(settings.otlp_traces_endpoint), model_name=model_name)
+            engine.observers.append(self._traces)
         self.model: ServedModel | None = None
         self.is_closing = False
+
+    def close(self) -> None:
+        """Sends the traces that are left, which may take a while."""
+        if self._traces is not None:
+            self._traces.close()
 
     @property
     def is_ready(self) -> bool:
