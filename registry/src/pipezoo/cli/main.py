@@ -256,6 +256,9 @@ def serve(
     enable_adapters: options.EnableAdapters = False,
     on_engine_death: options.OnEngineDeath = "restart",
     shutdown_timeout: options.ShutdownTimeout = 30.0,
+    metrics_prefix: options.MetricsPrefix = "vllm:",
+    otlp_traces_endpoint: options.OTLPTracesEndpoint = None,
+    log_format: options.LogFormat = "text",
 ) -> None:
     """Serve a model over HTTP, as OpenAI's clients know it. Needs pip install 'pipezoo[serve]'."""
     from pipezoo.cli.serving import serve_model
@@ -278,4 +281,7 @@ def serve(
             enable_adapters=enable_adapters,
             on_engine_death=on_engine_death,
             shutdown_timeout=shutdown_timeout,
+            metrics_prefix=metrics_prefix,
+            otlp_traces_endpoint=otlp_traces_endpoint,
+            log_format=log_format,
         )

@@ -22,13 +22,16 @@ __all__ = [
     "KVCacheMemory",
     "LoRA",
     "LoRAs",
+    "LogFormat",
     "MaxBatchSize",
     "MaxLength",
     "MaxNewTokens",
     "MaxQueue",
+    "MetricsPrefix",
     "MinP",
     "Model",
     "ModelOrServed",
+    "OTLPTracesEndpoint",
     "OnEngineDeath",
     "Plugin",
     "Port",
@@ -93,6 +96,11 @@ APIKeyFile = Annotated[str | None, typer.Option(help="File with the keys that cl
 CORSOrigin = Annotated[list[str] | None, typer.Option(help="Web page that may ask, or *; again for another.")]
 EnableAdapters = Annotated[bool, typer.Option("--enable-adapters", help="Let clients load and unload LoRA adapters.")]
 OnEngineDeath = Annotated[str, typer.Option(help="restart the engine when its process dies, or exit.")]
+MetricsPrefix = Annotated[str, typer.Option(help="What the names at /metrics begin with.")]
+OTLPTracesEndpoint = Annotated[
+    str | None, typer.Option(help="Where traces go, as http://localhost:4318/v1/traces. Needs pipezoo[otel].")
+]
+LogFormat = Annotated[str, typer.Option(help="text for warnings, or json for a line for each request, too.")]
 ShutdownTimeout = Annotated[float, typer.Option(help="Seconds that answers get to end when the server is to.")]
 
 

@@ -25,7 +25,7 @@ __all__ = ["new_server", "serve"]
 
 
 def serve(
-    model: str,
+    model: str | Path,
     load_settings: dict[str, Any],
     settings: ServeSettings,
     *,
@@ -72,7 +72,7 @@ def bound(settings: ServeSettings) -> socket.socket:
 
 
 async def _run(
-    model: str,
+    model: str | Path,
     load_settings: dict[str, Any],
     settings: ServeSettings,
     listener: socket.socket,
@@ -83,7 +83,7 @@ async def _run(
     await server.run(listener)
 
 
-def new_server(model: str, load_settings: dict[str, Any], settings: ServeSettings, **callbacks: Any) -> Server:
+def new_server(model: str | Path, load_settings: dict[str, Any], settings: ServeSettings, **callbacks: Any) -> Server:
     """Returns a server of a model, which is found, and downloaded where need be, but not loaded yet.
 
     Args:
@@ -104,5 +104,5 @@ def new_server(model: str, load_settings: dict[str, Any], settings: ServeSetting
         delegate = load_delegate(files, architecture)
         return lambda max_length: build_tokenizer(files, delegate, max_length=max_length)
 
-    name = Path(model).name if Path(model).exists() else model
-    return Server(settings, Load(model, load_settings), read_tokenizer, names=(name,), **callbacks)
+    name = Path(model).name if Path(model).exists() else str(model)
+    return Server(settings, Load(str(model), load_settings), read_tokenizer, names=(name,), **callbacks)

@@ -1,7 +1,7 @@
 """The page's Markdown, in the browser: what is built of a model's text, and that no text does harm or takes long."""
 
 import pytest
-from serve.fake_server import FakeServer, running
+from serve_page.fake_server import FakeServer, running
 
 RENDER = """async (text) => {
     const { MarkdownView } = await import(new URL('page/markdown.js', document.baseURI));

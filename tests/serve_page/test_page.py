@@ -6,7 +6,7 @@ import time
 import pytest
 from fastapi import FastAPI
 from playwright.sync_api import expect
-from serve.fake_server import running
+from serve_page.fake_server import running
 
 expect.set_options(timeout=30_000)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
-from serve.fake_server import running
+from serve_page.fake_server import running
 
 import pipezoo.serve.page
 from pipezoo.serve.http.api_keys import APIKeys

@@ -1,0 +1,1 @@
+"""What Prometheus reads of a server, under the names of vLLM, so that boards and gateways for that work with it."""

@@ -1,0 +1,167 @@
+"""Whatever a client sends has a bound, and what is beyond is refused by name, with a status of the client's."""
+
+import pytest
+
+CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+IMAGE = {"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/x.png"}}
+PROMPT = {"prompt": "hi", "max_tokens": 1}
+
+
+def refused(client, path, body, status=400, **raw):
+    response = client.post(path, **(raw or {"json": body}))
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert {*error} == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    return error
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"n": 10**6, "temperature": 1}, "n"),
+        ({"n": 0}, "n"),
+        ({"logprobs": 129}, "logprobs"),
+        ({"logprobs": -1}, "logprobs"),
+        ({"prompt_logprobs": 10**9}, "logprobs"),
+        ({"temperature": -1}, "temperature"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"top_k": -2}, "top_k"),
+        ({"min_p": 2}, "min_p"),
+        ({"repetition_penalty": 1e9}, "repetition_penalty"),
+        ({"frequency_penalty": 99}, "frequency_penalty"),
+        ({"presence_penalty": -99}, "presence_penalty"),
+        ({"seed": 2**64}, "seed"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": 2**40}, "max_tokens"),
+        ({"min_tokens": 5}, "min_tokens"),
+        ({"stop": ["x"] * 129}, "stop"),
+        ({"stop": "x" * 1025}, "stop"),
+        ({"stop": [""]}, "stop"),
+        ({"stop_token_ids": [0] * 5000}, "stop_token_ids"),
+        ({"stop_token_ids": [10**6]}, None),
+        ({"allowed_token_ids": [-1]}, None),
+        ({"bad_words": ["x"] * 129}, "bad_words"),
+        ({"logit_bias": {"1000000": 1}}, None),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {str(i): 1 for i in range(5000)}}, "logit_bias"),
+        ({"logit_bias": {"1": 1e9}}, "logit_bias"),
+        ({"cache_salt": "x" * 1025}, "cache_salt"),
+        ({"priority": 2**31}, "priority"),
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+        ({"structured_outputs": {"regex": "("}}, None),
+        ({"structured_outputs": {"regex": "(" * 200_000}}, None),
+        ({"structured_outputs": {"grammar": "start: " + "a" * 200_000}}, None),
+        ({"structured_outputs": {"choice": ["x"] * 1025}}, "choice"),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, None),
+        ({"structured_outputs": {"regx": "a"}}, "structured_outputs.regx"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}}, "structured_outputs"),
+        ({"prompt": ["x"] * 1025}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ""}, None),
+        ({"prompt": [[]]}, None),
+        ({"prompt": [10**9]}, None),
+        ({"prompt": [-1]}, None),
+        ({"prompt": [1] * 300}, None),
+        ({"prompt": [1] * 256}, None),
+        ({"prompt": "word " * 100_000}, None),
+        ({"prompt": None}, "prompt"),
+        ({"stream_options": {"include": True}}, "stream_options.include"),
+        ({"n": "two"}, "n"),
+        ({"n": True}, "n"),
+        ({"best_of": 3}, "best_of"),
+        ({"chat_template": "{{ x }}"}, "chat_template"),
+        ({"x" * 5000: 1}, None),
+    ],
+)  # fmt: skip
+def test_completions(client, fields, param):
+    error = refused(client, "/v1/completions", {**PROMPT, **fields})
+    if param is not None:
+        assert error["param"] == param
+    assert len(error["message"]) < 2000
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"messages": []}, None),
+        ({"messages": [{"role": "user"}]}, None),
+        ({"messages": [{"content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "user", "content": "x", "contents": "y"}]}, "messages.0.contents"),
+        ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages.0.content.0.image_url"),
+        ({"messages": [{"role": "user", "content": "x" * 20_000}]}, None),
+        ({"messages": [{"role": "user", "content": "x"}] * 70_000}, None),
+        ({"chat_template": "{{ x }}"}, "chat_template"),
+        ({"chat_template_kwargs": {"messages": []}}, None),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 1000}, "top_logprobs"),
+        ({"logprobs": 3}, "logprobs"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
+    ],
+)  # fmt: skip
+def test_chats(client, fields, param):
+    error = refused(client, "/v1/chat/completions", {**CHAT, **fields})
+    if param is not None:
+        assert error["param"] == param
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"nonsense",
+        b"\xff\xfe",
+        b'{"prompt": "\\ud800"}',
+        b'{"prompt": NaN}',
+        b'{"prompt": "hi", "temperature": Infinity}',
+        b'{"prompt": "hi", "seed": ' + b"9" * 5000 + b"}",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b"[]",
+        b"null",
+        b"1",
+        b'"text"',
+    ],
+)
+def test_bodies_that_are_none(client, content):
+    for path in ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"):
+        refused(client, path, None, content=content, headers={"content-type": "application/json"})
+    refused(client, "/v1/completions", None, content=content)
+
+
+def test_a_body_that_is_too_large(client):
+    assert refused(client, "/v1/completions", {"prompt": "x" * 2**24}, 413)["code"] == "body_too_large"
+    pieces = (b"x" * 2**20 for _ in range(17))
+    refused(client, "/v1/completions", None, 413, content=pieces, headers={"content-type": "application/json"})
+
+
+def test_addresses_methods_and_models(client):
+    refused(client, "/v1/nothing", {}, 404)
+    refused(client, "/v1/load_lora_adapter", {"lora_name": "a", "lora_path": "b"}, 404)
+    assert client.get("/v1/completions").status_code == 405
+    assert "error" in client.get("/v1/completions").json()
+    assert refused(client, "/v1/completions", {**PROMPT, "model": "another"}, 404)["code"] == "model_not_found"
+    assert client.get("/v1/models/another").status_code == 404
+
+
+def test_what_is_too_long_for_the_model_has_a_code(client):
+    assert refused(client, "/v1/completions", {**PROMPT, "prompt": [1] * 256})["code"] == "context_length_exceeded"
+    assert refused(client, "/v1/completions", {**PROMPT, "prompt": [1] * 999})["code"] == "context_length_exceeded"
+
+
+def test_what_fails_before_the_first_event_of_a_stream_has_its_status(client):
+    refused(client, "/v1/completions", {**PROMPT, "prompt": [1] * 256, "stream": True})
+    refused(client, "/v1/completions", {**PROMPT, "structured_outputs": {"regex": "("}, "stream": True})
+
+
+def test_more_answers_than_may_wait(server, client):
+    most = server.engine.facts.max_batch_size + server.settings.max_queue
+    response = client.post("/v1/completions", json={"prompt": ["x"] * 1024, "n": 2, "max_tokens": 1, "temperature": 1})
+    assert most < 2048
+    assert response.status_code == 429
+    assert response.json()["error"]["code"] == "queue_full"
+    assert "retry-after" in response.headers

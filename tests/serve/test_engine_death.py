@@ -1,0 +1,90 @@
+"""The engine's process dies, or cannot load: requests end with an error at once, and the server says what is so."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+from serve.running_server import RunningServer
+from serve.test_disconnects import LONG, until
+
+from pipezoo.serve.errors import EngineLostError
+from pipezoo_core.errors import InvalidSettingError, ModelNotFoundError
+
+pytestmark = pytest.mark.slow
+
+
+def kill(server):
+    os.kill(server.engine.pid, signal.SIGKILL)
+
+
+def stream_in_thread(server):
+    """Begins to read a stream; returns its lines, when each of them came, and the thread."""
+    lines = []
+
+    def read():
+        with server.client.stream("POST", "/v1/completions", json=LONG | {"prompt": ["a"] * 30}) as response:
+            lines.extend((time.monotonic(), line) for line in response.iter_lines() if line)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    return lines, thread
+
+
+def test_another_engine_takes_its_place(tiny_gguf):
+    server = RunningServer(tiny_gguf).wait()
+    try:
+        asked = {"prompt": "he", "max_tokens": 5, "temperature": 0}
+        before = server.client.post("/v1/completions", json=asked).json()["choices"]
+        lines, thread = stream_in_thread(server)
+        until(lambda: server.engine.counts.num_running)
+        wait = server.await_restart()
+        killed = time.monotonic()
+        kill(server)
+        thread.join(10)
+        moment, event = lines[-2]
+        assert moment - killed < 1
+        assert json.loads(event[6:])["error"]["code"] == "engine_lost"
+        assert lines[-1][1] == "data: [DONE]"
+        until(lambda: server.client.get("/health").json() == {"status": "loading"})
+        assert server.client.get("/ready").status_code == 503
+        refused = server.client.post("/v1/completions", json=asked)
+        assert refused.status_code == 503
+        assert "retry-after" in refused.headers
+        wait()
+        assert server.client.get("/ready").status_code == 200
+        assert server.client.post("/v1/completions", json=asked).json()["choices"] == before
+        assert server.engine.num_deaths == 1
+        server.assert_all_free()
+    finally:
+        server.close()
+    assert server.error is None
+
+
+def test_the_server_ends_where_it_is_to(tiny_gguf):
+    server = RunningServer(tiny_gguf, on_engine_death="exit").wait()
+    lines, thread = stream_in_thread(server)
+    until(lambda: server.engine.counts.num_running)
+    kill(server)
+    thread.join(10)
+    assert json.loads(lines[-2][1][6:])["error"]["code"] == "engine_lost"
+    server.join(20)
+    assert isinstance(server.error, EngineLostError)
+    server.close()
+
+
+def test_a_model_that_cannot_be_loaded(tiny_gguf):
+    server = RunningServer(tiny_gguf, {"kv_cache_memory": "1KiB"})
+    with pytest.raises(Exception, match="KV cache") as caught:
+        server.wait()
+    assert not isinstance(caught.value, EngineLostError), "it is what the load failed of"
+    server.close()
+
+
+def test_what_is_wrong_before_anything_is_loaded(tiny_gguf):
+    with pytest.raises(InvalidSettingError, match="Did you mean 'max_length'"):
+        RunningServer(tiny_gguf, {"max_lenght": 3}).wait()
+    with pytest.raises(ModelNotFoundError):
+        RunningServer("/nowhere/at/all").wait()
