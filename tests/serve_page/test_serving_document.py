@@ -108,6 +108,14 @@ def test_the_page_with_a_model(shell, visit):
     here.page.get_by_role("alert").get_by_text("stop").wait_for()
 
 
+@pytest.mark.slow
+def test_metrics_that_are_named(shell):
+    there = shell(f"curl -s {ADDRESS}/metrics")
+    named = re.findall(r"`(vllm:\w+)`", PAGE)
+    assert len(named) >= 3
+    assert [name for name in named if f"# TYPE {name} " not in there] == []
+
+
 @pytest.fixture(scope="module")
 def schema():
     client = EngineClient(Load("model", {}), max_queue=1)
@@ -138,6 +146,8 @@ def test_every_field_is_listed(schema):
         own = {name for names, _ in rows(f"Fields of `{path}`") for name in names}
         assert own | shared == fields(schema, path)
         assert not own & shared
+    of_responses = {name for names, _ in rows("Fields of `/v1/responses`") for name in names}
+    assert of_responses == fields(schema, "/v1/responses")
     for (path,), listed in rows("Fields of the others"):
         assert set(re.findall(r"`(\w+)`", listed)) == fields(schema, path)
 
