@@ -163,6 +163,18 @@ def test_thoughts_come_before_calls():
     assert not model.accepts(_tools("required"), f"<think>so{written}")
 
 
+def test_special_tokens_outside_of_the_vocabulary_keep_their_ids():
+    model = _model("Qwen and Hermes")
+
+    matcher = GrammarCompiler(model.delegate, end_token_ids=[]).matcher(
+        SamplingParams(grammar='start: <tool_call> "a" <think>')
+    )
+
+    for text in ("<tool_call>", "a", "<think>"):
+        matcher.consume(model.delegate.convert_tokens_to_ids(text))
+    assert (matcher.error, matcher.is_complete) == (None, True)
+
+
 def test_calls_that_are_no_json_cannot_be_forced():
     with pytest.raises(InvalidRequestError, match="Qwen3-Coder models cannot be forced"):
         FAMILY_CHATS["Qwen3-Coder"].format.grammar(_tools("required"))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ChatFormat"]
 
+_MAX_PROMPT = 1 << 16  # characters, of an answer that a prompt has begun
 _NO_TOOLS = Tools(given=(), functions=(), choice="none", may_call_several=False)
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 
@@ -102,7 +103,7 @@ class ChatFormat:
         """
         return ResponseParser(
             self._template,
-            prompt=prompt,
+            prompt=prompt[-_MAX_PROMPT:],
             tools=tools.given if tools.are_offered else None,
             dropped=self._special_tokens if self._marks_are_special and drops_special_tokens else (),
         )

@@ -2,7 +2,8 @@ r"""How the models of known families mark reasoning and calls, where the checkpo
 
 A family is known by marks in its chat template, not by its architecture: a model that was distilled into Llama's
 weights writes as its teacher does. Each `response` is a `response_template` in transformers' form, so that its own
-parser is the oracle of ours. The facts are from the models' chat templates and cards.
+parser is the oracle of ours. The facts are from the models' chat templates and cards. What an expression repeats has a
+bound, so that text which may become a mark is not held back, and looked at again, for long.
 """
 
 from __future__ import annotations
@@ -63,20 +64,20 @@ FAMILIES = (
             "start_anchor": "<|start|>assistant",
             "fields": {
                 "reasoning_content": {
-                    "open_pattern": r"<\|channel\|>analysis[^<]*<\|message\|>",
+                    "open_pattern": r"<\|channel\|>analysis[^<]{0,64}<\|message\|>",
                     "close": "<|end|>",
                     "repeats": True,
                     "join": "\n",
                 },
                 "tool_calls": _calls(
-                    open_pattern=r"(?:<\|channel\|>(?:commentary|analysis)\s+to=functions\.(?P<name>[\w-]+)"
-                    r"|\s+to=functions\.(?P<name>[\w-]+)<\|channel\|>(?:commentary|analysis))"
-                    r"[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>",
+                    open_pattern=r"(?:<\|channel\|>(?:commentary|analysis)\s+to=functions\.(?P<name>[\w-]{1,128})"
+                    r"|\s+to=functions\.(?P<name>[\w-]{1,128})<\|channel\|>(?:commentary|analysis))"
+                    r"[^<]{0,64}(?:<\|constrain\|>[^<]{0,64})?<\|message\|>",
                     close=["<|call|>", "<|end|>"],
                     transform=_NAMED,
                 ),
                 "content": {
-                    "open_pattern": r"<\|channel\|>(?:final|commentary)\s*(?:<\|constrain\|>[^<]*)?<\|message\|>",
+                    "open_pattern": r"<\|channel\|>(?:final|commentary)\s*(?:<\|constrain\|>[^<]{0,64})?<\|message\|>",
                     "close": ["<|end|>", "<|return|>"],
                     "repeats": True,
                     "join": "\n",
@@ -97,7 +98,7 @@ FAMILIES = (
                 "reasoning_content": _THINK,
                 "tool_calls": _calls(
                     open_pattern=r"\s{0,8}(?:<｜tool▁calls▁begin｜>)?\s{0,8}<｜tool▁call▁begin｜>function<｜tool▁sep｜>"
-                    r"(?P<name>[^\n]+)\n```json\n",
+                    r"(?P<name>[^\n]{1,128})\n```json\n",
                     close_pattern=r"\s{0,8}```<｜tool▁call▁end｜>\s{0,8}(?:<｜tool▁calls▁end｜>)?",
                     transform=_NAMED,
                 ),
@@ -120,7 +121,7 @@ FAMILIES = (
             "fields": {
                 "reasoning_content": _THINK,
                 "tool_calls": _calls(
-                    open_pattern=r"\s{0,8}(?:<｜tool▁calls▁begin｜>)?<｜tool▁call▁begin｜>(?P<name>[^<]+)<｜tool▁sep｜>",
+                    open_pattern=r"\s{0,8}(?:<｜tool▁calls▁begin｜>)?<｜tool▁call▁begin｜>(?P<name>[^<]{1,128})<｜tool▁sep｜>",
                     close_pattern=r"<｜tool▁call▁end｜>(?:<｜tool▁calls▁end｜>)?",
                     transform=_NAMED,
                 ),
@@ -143,7 +144,7 @@ FAMILIES = (
             "fields": {
                 "reasoning_content": {"open": "[THINK]", "close_pattern": r"\[/THINK\]\s{0,8}"},
                 "tool_calls": _calls(
-                    open_pattern=r"\[TOOL_CALLS\](?P<name>[^\[\]{}]+)(?:\[CALL_ID\]\w+)?\[ARGS\]",
+                    open_pattern=r"\[TOOL_CALLS\](?P<name>[^\[\]{}]{1,128})(?:\[CALL_ID\]\w{1,64})?\[ARGS\]",
                     close_pattern=r"(?=\[TOOL_CALLS\])",
                     transform=_NAMED,
                 ),
@@ -192,7 +193,7 @@ FAMILIES = (
             "start_anchor": ["<start_of_turn>model\n", "<end_function_response>"],
             "fields": {
                 "tool_calls": _calls(
-                    open_pattern=r"<start_function_call>call:(?P<name>\w+)",
+                    open_pattern=r"<start_function_call>call:(?P<name>\w{1,128})",
                     close="<end_function_call>",
                     content_args={"unquoted_keys": True, "string_delims": [["<escape>", "<escape>"]]},
                     transform=_NAMED,
@@ -210,7 +211,7 @@ FAMILIES = (
             "fields": {
                 "reasoning_content": _THINK,
                 "tool_calls": _calls(
-                    open_pattern=r"\s{0,8}<tool_call>\s{0,8}<function=(?P<name>[^>\n]+)>",
+                    open_pattern=r"\s{0,8}<tool_call>\s{0,8}<function=(?P<name>[^>\n]{1,128})>",
                     close_pattern=r"</function>\s{0,8}</tool_call>",
                     content="xml-inline",
                     content_args={

@@ -11,8 +11,8 @@ By a template with `<think>`, `</think>` and `<tool_call>`, for which tools are 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeVar
 
 from pipezoo_core.chat_responses.calls import CallReader, new_reader
 from pipezoo_core.chat_responses.response import ChatResponse, ResponseDelta, ToolCallDelta
@@ -24,6 +24,8 @@ __all__ = ["ResponseParser"]
 _CALLS = "tool_calls"
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _KEPT = 4096
+
+Result = TypeVar("Result")
 
 
 class _Text:
@@ -90,7 +92,7 @@ class ResponseParser:
         self._zero_width_at = -1
         self._fresh()
         if prompt:
-            self.feed(template.behind_start(prompt))
+            self.feed(_guarded(lambda: template.behind_start(prompt)))
             self._fresh()
 
     def _fresh(self) -> None:
@@ -125,14 +127,14 @@ class ResponseParser:
         return ChatResponse.joined([self.feed(text), self.finish()])
 
     def _advance(self, *, is_whole: bool) -> ResponseDelta:
-        try:
-            while self._step(is_whole):
-                pass
-        except TimeoutError as error:
-            raise UnsupportedTokenizerError("an expression of the response_template takes too long") from error
+        _guarded(lambda: self._steps(is_whole))
         delta = ResponseDelta("".join(self._reasoning), "".join(self._content), tuple(self._calls))
         self._reasoning, self._content, self._calls = [], [], []
         return delta
+
+    def _steps(self, is_whole: bool) -> None:
+        while self._step(is_whole):
+            pass
 
     def _step(self, is_whole: bool) -> bool:
         """Goes on to the next mark, or to the end of what is certain; returns whether there may be more to do."""
@@ -239,6 +241,13 @@ class ResponseParser:
         if field.name not in self._texts:
             self._texts[field.name] = _Text(field)
         return self._texts[field.name]
+
+
+def _guarded(work: Callable[[], Result]) -> Result:
+    try:
+        return work()
+    except TimeoutError as error:
+        raise UnsupportedTokenizerError("an expression of the response_template takes too long") from error
 
 
 def _properties(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
