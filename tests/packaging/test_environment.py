@@ -61,7 +61,7 @@ def test_the_demo_needs_less_than_the_tests(update):
 
 PACKAGES = [
     "core[structured]",
-    "registry",
+    "registry[serve]",
     "plugins/deepseek",
     "plugins/gemma",
     "plugins/gpt",

@@ -160,3 +160,4 @@ def test_wheels_carry_their_types_and_no_tests(wheels):
         assert f"{name}/py.typed" in files
         meant = ("pipezoo_core/testing", "pipezoo/authoring/templates")
         assert not any("test" in file for file in files if not file.startswith(meant))
+        assert ("pipezoo/serve/page/static/index.html" in files) == (name == "pipezoo")

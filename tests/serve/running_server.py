@@ -9,6 +9,7 @@ from pipezoo.serve.run import bound, new_server
 from pipezoo.serve.settings import ServeSettings
 
 TINY = {"dtype": "float32", "device": "cpu", "page_size": 8, "kv_cache_memory": "4MiB"}
+_SECONDS_TO_START = 300  # on a machine that does much else
 
 
 class RunningServer:
@@ -23,7 +24,7 @@ class RunningServer:
         self.progress = []
         self._thread = threading.Thread(target=self._run, args=(model, {**TINY, **(load_settings or {})}), daemon=True)
         self._thread.start()
-        assert self._created.wait(60)
+        assert self._created.wait(_SECONDS_TO_START)
         self.client = httpx.Client(base_url=self.url, timeout=60)
 
     def _run(self, model, load_settings):
@@ -53,7 +54,7 @@ class RunningServer:
 
     def wait(self):
         """Waits until requests are taken, or never will be."""
-        assert self._ready.wait(120)
+        assert self._ready.wait(_SECONDS_TO_START)
         if self.error is not None:
             raise self.error
         return self

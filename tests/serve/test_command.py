@@ -1,13 +1,13 @@
 """`pipezoo serve` as a user types it: it begins, says what it does, and ends as it is told."""
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -30,7 +30,7 @@ class Command:
         self.thread.start()
 
     def await_address(self):
-        until(lambda: self.process.poll() is not None or re.search("serving at", self.text), seconds=120)
+        until(lambda: self.process.poll() is not None or re.search("serving at", self.text), seconds=300)
         return re.search(r"serving at (http://\S+)", self.text)[1]
 
     @property
@@ -68,7 +68,7 @@ def test_it_serves_and_drains(tiny_gguf, tmp_path):
     for thread in threads:
         thread.start()
     time.sleep(0.3)
-    assert command.end() == 0
+    assert command.end(signal.SIGINT) == 0
     for thread in threads:
         thread.join()
     for answer in answers:
@@ -80,15 +80,14 @@ def test_it_serves_and_drains(tiny_gguf, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_cancels_what_takes_too_long(tiny_gguf, number):
+def test_it_cancels_what_takes_too_long(tiny_gguf):
     command = Command(tiny_gguf, *SMALL, "--shutdown-timeout", "0", "--host", "0.0.0.0")
     url = command.await_address().replace("0.0.0.0", "127.0.0.1")
     assert "warning: everybody who reaches 0.0.0.0 can use this server" in command.text
     with httpx.stream("POST", f"{url}/v1/completions", json={**LONG, "prompt": ["a"] * 200}, timeout=60) as response:
         lines = response.iter_lines()
         next(lines)
-        command.process.send_signal(number)
+        command.process.send_signal(signal.SIGTERM)
         *_, error, end = [line for line in lines if line]
     assert json.loads(error[6:])["error"]["code"] == "server_closing"
     assert end == "data: [DONE]"
@@ -114,13 +113,9 @@ def test_no_engine_outlives_its_server(tiny_gguf):
 
     def is_gone(pid):
         try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        except FileNotFoundError:
             return True
-        return (
-            os.path.exists(f"/proc/{pid}/stat")
-            and open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] == "Z"
-        )
 
     until(lambda: all(map(is_gone, pids)))
 

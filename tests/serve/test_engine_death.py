@@ -21,7 +21,7 @@ def kill(server):
 
 
 def stream_in_thread(server):
-    """Begins to read a stream; returns its lines, when each of them came, and the thread."""
+    """Reads a stream, which has begun; returns its lines, when each of them came, and the thread."""
     lines = []
 
     def read():
@@ -30,6 +30,7 @@ def stream_in_thread(server):
 
     thread = threading.Thread(target=read)
     thread.start()
+    until(lambda: lines)
     return lines, thread
 
 
@@ -39,7 +40,6 @@ def test_another_engine_takes_its_place(tiny_gguf):
         asked = {"prompt": "he", "max_tokens": 5, "temperature": 0}
         before = server.client.post("/v1/completions", json=asked).json()["choices"]
         lines, thread = stream_in_thread(server)
-        until(lambda: server.engine.counts.num_running)
         wait = server.await_restart()
         killed = time.monotonic()
         kill(server)
@@ -66,7 +66,6 @@ def test_another_engine_takes_its_place(tiny_gguf):
 def test_the_server_ends_where_it_is_to(tiny_gguf):
     server = RunningServer(tiny_gguf, on_engine_death="exit").wait()
     lines, thread = stream_in_thread(server)
-    until(lambda: server.engine.counts.num_running)
     kill(server)
     thread.join(10)
     assert json.loads(lines[-2][1][6:])["error"]["code"] == "engine_lost"

@@ -43,6 +43,9 @@ __all__ = [
     "PluginNotFoundError",
     "PromptTooLongError",
     "RankLostError",
+    "ServerFailedError",
+    "ServerRefusedError",
+    "ServerUnreachableError",
     "TensorMismatchError",
     "UnreadableFileError",
     "UnsafeCheckpointError",
@@ -324,6 +327,18 @@ class ClosedPipelineError(PipezooError, RuntimeError):
 
 class RankLostError(PipezooError, RuntimeError):
     """One of the processes that compute a model together is gone; its pipeline cannot go on."""
+
+
+class ServerUnreachableError(PipezooError, ConnectionError):
+    """Nobody answers at a server's address, or the server went away in the middle of an answer."""
+
+
+class ServerRefusedError(PipezooError, PermissionError):
+    """A server wants an API key, or another one."""
+
+
+class ServerFailedError(PipezooError, RuntimeError):
+    """A server said that it has failed or has too much to do, or what no server of models says."""
 
 
 class TensorMismatchError(PipezooError, ValueError):

@@ -281,10 +281,12 @@ def _with_end(tokenizer_json: str) -> tuple[str, int]:
     if end - len(ids) > _MAX_UNUSED:
         raise ValueError(f"{end - len(ids)} ids up to {end} have no token")
     added = {i: f"<|pipezoo unused {i}|>" for i in range(end) if i not in ids} | {end: _END_OF_ANSWER}
-    for token, text in added.items():
-        if isinstance(settings["model"]["vocab"], dict):  # of a list, which has no gaps, the next one is the end
-            settings["model"]["vocab"][text] = token
-        settings["added_tokens"].append({"id": token, "content": text, "special": True, **_AS_IT_IS})
+    settings["added_tokens"] += [
+        {"id": token, "content": text, "special": True, **_AS_IT_IS} for token, text in added.items()
+    ]
+    if isinstance(vocabulary := settings["model"]["vocab"], dict):  # of a list, which has no gaps, ids are the order
+        for entry in settings["added_tokens"]:  # those that are not in it would be counted from its size on
+            vocabulary.setdefault(entry["content"], entry["id"])
     return json.dumps(settings), end
 
 

@@ -16,7 +16,7 @@ from pipezoo_core.errors import InvalidRequestError, PipezooError
 from pipezoo_core.request import ChatMessage
 
 if TYPE_CHECKING:
-    from pipezoo_core.pipeline import TextGenerationPipeline
+    from pipezoo.cli.chat_model import ChatModel
 
 __all__ = ["ChatSession"]
 
@@ -25,8 +25,7 @@ class ChatSession:
     """Reads messages and answers them. Answers go to standard output, all else to standard error.
 
     Args:
-        llm: answers.
-        lora: name of the loaded adapter that it answers with, if any.
+        model: answers.
         system: what it is told before the chat, if anything.
         sampling: settings of its answers.
         is_verbose: say after each answer how fast it was.
@@ -34,17 +33,15 @@ class ChatSession:
 
     def __init__(
         self,
-        llm: TextGenerationPipeline,
+        model: ChatModel,
         *,
-        lora: str | None,
         system: str | None,
         sampling: dict[str, Any],
         is_verbose: bool,
     ) -> None:
-        self._llm = llm
-        self._lora = lora
+        self._model = model
         self._is_verbose = is_verbose
-        self._state = ChatState(llm.sampling_params, system=system, sampling=sampling)
+        self._state = ChatState(model.sampling_params, system=system, sampling=sampling)
         self._commands = ChatCommands(self._state)
 
     def run(self, lines: LineInput) -> bool:
@@ -82,7 +79,7 @@ class ChatSession:
         """Streams the answer; what there is of it stays in the chat when the user stops it."""
         answer = Answer()
         try:
-            answer.stream(self._llm, messages, show_piece, lora=self._lora, **self._state.sampling)
+            self._model.answer(answer, messages, show_piece, **self._state.sampling)
         except KeyboardInterrupt:
             if not is_terminal:
                 raise
@@ -91,7 +88,7 @@ class ChatSession:
             error.add_note("/reset begins anew.")
             raise
         finally:
-            if answer.num_tokens:
+            if answer.num_tokens or answer.text:
                 typer.echo()
         if answer.text:
             self._state.messages = [*messages, {"role": "assistant", "content": answer.text}]

@@ -24,7 +24,7 @@ class ChatState:
     """What commands change of a chat.
 
     Args:
-        defaults: the model's sampling settings.
+        defaults: the model's sampling settings; None where a server has them.
         system: what the model is told before the chat, if anything.
         sampling: settings that differ from the defaults.
 
@@ -33,7 +33,7 @@ class ChatState:
         sampling: settings that differ from the defaults.
     """
 
-    def __init__(self, defaults: SamplingParams, *, system: str | None, sampling: dict[str, Any]) -> None:
+    def __init__(self, defaults: SamplingParams | None, *, system: str | None, sampling: dict[str, Any]) -> None:
         self._defaults = defaults
         self.messages: list[ChatMessage] = []
         self.sampling = sampling
@@ -45,9 +45,16 @@ class ChatState:
         return next((str(message["content"]) for message in self.messages[:1] if message["role"] == "system"), "")
 
     @property
-    def in_force(self) -> SamplingParams:
-        """All sampling settings."""
-        return self._defaults.updated(**self.sampling)
+    def is_remote(self) -> bool:
+        """Whether a server has the settings that were not set here."""
+        return self._defaults is None
+
+    @property
+    def in_force(self) -> dict[str, object]:
+        """All sampling settings; where a server has the others, those that were set here."""
+        if self._defaults is not None:
+            return dict(self._defaults.updated(**self.sampling))
+        return {name: value for name, value in SamplingParams(**self.sampling) if name in self.sampling}
 
     def tell(self, system: str) -> None:
         """Tells the model something else before the chat, which goes on; nothing, where the text is empty."""
@@ -67,7 +74,10 @@ class ChatState:
             MissingDependencyError: one of these is set, and llguidance is not installed. Likewise.
         """
         changed = {**self.sampling, name: value}
-        check_constraint(self._defaults.updated(**changed))
+        if self._defaults is None:
+            SamplingParams(**changed)  # the server checks what an answer is held to
+        else:
+            check_constraint(self._defaults.updated(**changed))
         self.sampling = changed
 
 
@@ -139,9 +149,11 @@ class ChatCommands:
             raise InvalidRequestError(f"/set {name} lacks a value", allowed=f"/set {name} VALUE, or /set alone")
         if name:
             self._state.set(name, _parsed(name, value.strip()))
-        for known, current in self._state.in_force:
+        for known, current in self._state.in_force.items():
             if name in ("", known):
                 typer.echo(f"  {known} = {current}", err=True)
+        if not name and self._state.is_remote:
+            typer.echo("  The others are as the server has them.", err=True)
 
     def _save(self, name: str) -> None:
         path = write_messages(_file_name("/save", name), self._state.messages)

@@ -174,7 +174,7 @@ def generate(
 
 @app.command()
 def chat(
-    model: options.Model,
+    model: options.ModelOrServed = None,
     revision: options.Revision = None,
     plugin: options.Plugin = None,
     device: options.Device = "auto",
@@ -193,15 +193,19 @@ def chat(
     seed: options.Seed = None,
     system: options.System = None,
     verbose: options.Verbose = False,
+    url: options.URL = None,
 ) -> None:
     """Talk to a model. /help lists what else it understands; Ctrl-C stops an answer, Ctrl-D ends.
 
-    Where standard input or output is no terminal, each line is a message, and only the answers are printed.
+    Where standard input or output is no terminal, each line is a message, and only the answers are printed. With --url
+    a running server answers, and nothing is loaded; its API key, if it wants one, is read from PIPEZOO_API_KEY.
     """
     from pipezoo.cli.chat import ChatSession
+    from pipezoo.cli.chat_source import loaded_model, served_model
     from pipezoo.cli.line_input import line_input
-    from pipezoo.cli.loading import load_model
 
+    if model is None and url is None:
+        raise typer.BadParameter("there is no model to talk to. Name one, or give --url.", param_hint="MODEL")
     settings = model_settings(max_length=max_length, kv_cache_memory=kv_cache_memory, lora=lora, devices=devices)
     with errors_as_text():
         sampling = sampling_settings(
@@ -214,8 +218,9 @@ def chat(
             stop=stop,
             seed=seed,
         )
-        llm = load_model(model, revision=revision, plugin=plugin, device=device, dtype=dtype, **settings)
-        session = ChatSession(llm, lora=lora and LORA_NAME, system=system, sampling=sampling, is_verbose=verbose)
+        choice = {"revision": revision, "plugin": plugin, "device": device, "dtype": dtype, **settings}
+        answering = served_model(url, model, choice) if url is not None else loaded_model(model, choice)
+        session = ChatSession(answering, system=system, sampling=sampling, is_verbose=verbose)
         if not session.run(line_input()):
             raise typer.Exit(1)
 
@@ -244,8 +249,11 @@ def serve(
     enable_adapters: options.EnableAdapters = False,
     on_engine_death: options.OnEngineDeath = "restart",
     shutdown_timeout: options.ShutdownTimeout = 30.0,
+    metrics_prefix: options.MetricsPrefix = "vllm:",
+    otlp_traces_endpoint: options.OTLPTracesEndpoint = None,
+    log_format: options.LogFormat = "text",
 ) -> None:
-    """Serve a model over HTTP, as OpenAI's clients know it. Needs pip install 'pipezoo\\[serve]'."""
+    """Serve a model over HTTP, as OpenAI's clients know it; needs the extra `serve` of pipezoo."""
     from pipezoo.cli.serving import serve_model
 
     settings = model_settings(max_length=max_length, kv_cache_memory=kv_cache_memory, lora=None, devices=devices)
@@ -266,4 +274,7 @@ def serve(
             enable_adapters=enable_adapters,
             on_engine_death=on_engine_death,
             shutdown_timeout=shutdown_timeout,
+            metrics_prefix=metrics_prefix,
+            otlp_traces_endpoint=otlp_traces_endpoint,
+            log_format=log_format,
         )

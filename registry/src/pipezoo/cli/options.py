@@ -9,6 +9,7 @@ import typer
 __all__ = [
     "JSON",
     "LORA_NAME",
+    "URL",
     "APIKeyFile",
     "CORSOrigin",
     "Device",
@@ -21,12 +22,16 @@ __all__ = [
     "KVCacheMemory",
     "LoRA",
     "LoRAs",
+    "LogFormat",
     "MaxBatchSize",
     "MaxLength",
     "MaxNewTokens",
     "MaxQueue",
+    "MetricsPrefix",
     "MinP",
     "Model",
+    "ModelOrServed",
+    "OTLPTracesEndpoint",
     "OnEngineDeath",
     "Plugin",
     "Port",
@@ -49,7 +54,12 @@ __all__ = [
 LORA_NAME = "lora"
 """What the adapter of `--lora` is called in requests."""
 
-Model = Annotated[str, typer.Argument(help="A Hub id, a folder, a .gguf file, or pkg:NAME.", show_default=False)]
+_MODEL = "A Hub id, a folder, a .gguf file, or pkg:NAME."
+Model = Annotated[str, typer.Argument(help=_MODEL, show_default=False)]
+ModelOrServed = Annotated[
+    str | None, typer.Argument(help=f"{_MODEL} With --url, a name that the server has.", show_default=False)
+]
+URL = Annotated[str | None, typer.Option("--url", help="Talk to a running server, such as http://127.0.0.1:8000.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
 Plugin = Annotated[str | None, typer.Option(help="Distribution to take where several serve the model.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, or a GPU such as cuda:0.")]
@@ -86,6 +96,11 @@ APIKeyFile = Annotated[str | None, typer.Option(help="File with the keys that cl
 CORSOrigin = Annotated[list[str] | None, typer.Option(help="Web page that may ask, or *; again for another.")]
 EnableAdapters = Annotated[bool, typer.Option("--enable-adapters", help="Let clients load and unload LoRA adapters.")]
 OnEngineDeath = Annotated[str, typer.Option(help="restart the engine when its process dies, or exit.")]
+MetricsPrefix = Annotated[str, typer.Option(help="What the names at /metrics begin with.")]
+OTLPTracesEndpoint = Annotated[
+    str | None, typer.Option(help="Where traces go, as http://localhost:4318/v1/traces. Needs pipezoo[otel].")
+]
+LogFormat = Annotated[str, typer.Option(help="text for warnings, or json for a line for each request, too.")]
 ShutdownTimeout = Annotated[float, typer.Option(help="Seconds that answers get to end when the server is to.")]
 
 

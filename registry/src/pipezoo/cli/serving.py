@@ -9,20 +9,23 @@ from typing import Any
 
 import typer
 
-from pipezoo_core.errors import MissingDependencyError
+from pipezoo_core.errors import InvalidSettingError, MissingDependencyError
 
 __all__ = ["serve_model"]
 
 _NUM_SHOWN = 5  # of the lines that say how far the weights are
 
 
-def serve_model(model: str, load_settings: dict[str, Any], *, api_key_file: str | None, **serve_settings: Any) -> None:
+def serve_model(
+    model: str, load_settings: dict[str, Any], *, api_key_file: str | None, log_format: str, **serve_settings: Any
+) -> None:
     """Serves a model until it is told to end.
 
     Args:
         model: as for `registry.load`.
         load_settings: likewise; None is for what was not given.
         api_key_file: a file with keys, one a line.
+        log_format: `text` for warnings, `json` for a line of JSON for each request, too.
         **serve_settings: of `ServeSettings`.
 
     Raises:
@@ -44,7 +47,7 @@ def serve_model(model: str, load_settings: dict[str, Any], *, api_key_file: str 
             cure="Try: pip install 'pipezoo[serve]'",
         ) from error
 
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING, stream=sys.stderr)
+    _begin_log(log_format)
     keys = () if api_key_file is None else read_api_keys(api_key_file)
     settings = ServeSettings(api_keys=keys, **serve_settings)
     given = {name: value for name, value in load_settings.items() if value is not None}
@@ -58,6 +61,18 @@ def serve_model(model: str, load_settings: dict[str, Any], *, api_key_file: str 
     _say(f"loading {model}")
     progress = _Progress()
     serve(model, given, settings, on_progress=progress.show, on_ready=lambda address: _say(f"serving at {address}"))
+
+
+def _begin_log(log_format: str) -> None:
+    from pipezoo.serve.log_lines import JSONLines
+
+    if log_format not in ("text", "json"):
+        raise InvalidSettingError("the format of the log is not known", found=log_format, allowed="text, json")
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING, stream=sys.stderr)
+    if log_format == "json":
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(JSONLines())
+        logging.getLogger("pipezoo.serve").setLevel(logging.INFO)
 
 
 class _Progress:

@@ -16,14 +16,24 @@ from pipezoo.serve.http.body_limits import BodyLimits
 from pipezoo.serve.http.failure import FailureBody
 from pipezoo.serve.http.request_ids import RequestIDs
 from pipezoo.serve.http.watched import failure_response
-from pipezoo.serve.routes import adapters, chat, completions, models, state, tokens
+from pipezoo.serve.page import page_router
+from pipezoo.serve.routes import adapters, chat, completions, metrics, models, responses, state, tokens
 from pipezoo.serve.service import Service
 from pipezoo.serve.settings import ServeSettings
 from pipezoo_core.errors import PipezooError
 
 __all__ = ["build_app"]
 
-_ROUTERS = (state.router, models.router, completions.router, chat.router, tokens.router)
+_ROUTERS = (
+    state.router,
+    models.router,
+    completions.router,
+    chat.router,
+    tokens.router,
+    metrics.router,
+    responses.router,
+    page_router(),
+)
 _FAILURES: dict[int | str, dict[str, Any]] = {"4XX": {"model": FailureBody}, "5XX": {"model": FailureBody}}
 
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from pipezoo.serve.errors import UnknownModelError
+from pipezoo_core.chat_responses import ChatFormat
 from pipezoo_core.errors import shown
 from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.sampling_params import SamplingParams
@@ -31,12 +32,14 @@ class ServedModel:
         tokenizer: of the same files as the engine's.
 
     Attributes:
+        chat_format: how its chats are written and read.
         created: when it was made, in seconds of the epoch.
     """
 
     def __init__(self, names: Sequence[str], tokenizer: TextTokenizer) -> None:
         self.names = tuple(names)
         self.tokenizer = tokenizer
+        self.chat_format = ChatFormat.of(tokenizer.delegate, tokenizer.special_texts)
         self.created = int(time.time())
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="pipezoo-prompts")
 

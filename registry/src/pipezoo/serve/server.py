@@ -69,7 +69,7 @@ class Server:
         self._on_ready = on_ready
         self._end = asyncio.Event()
         self._hurry = asyncio.Event()
-        self.service = Service(settings, EngineClient(load, max_queue=settings.max_queue))
+        self.service = Service(settings, EngineClient(load, max_queue=settings.max_queue), model_name=self._names[0])
 
     def end(self) -> None:
         """Tells the server to end: it takes no further requests, and gives those that run their time.
@@ -106,6 +106,7 @@ class Server:
             await self.service.engine.close()
             if self.service.model is not None:
                 self.service.model.close()
+            await asyncio.to_thread(self.service.close)
             await engine
 
     async def _run_engine(self, address: str) -> None:

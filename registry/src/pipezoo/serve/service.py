@@ -11,8 +11,10 @@ from fastapi import Depends, Request
 
 from pipezoo.serve.engine.client import EngineClient, EngineState
 from pipezoo.serve.errors import ServerClosingError
+from pipezoo.serve.metrics.metrics import Metrics
 from pipezoo.serve.model import ServedModel
 from pipezoo.serve.settings import ServeSettings
+from pipezoo.serve.traces import Traces, exporting_provider
 from pipezoo_core.request import TextGenerationOutput, new_request_id
 from pipezoo_core.sampling_params import SamplingParams
 
@@ -25,17 +27,33 @@ class Service:
     Args:
         settings: how.
         engine: answers.
+        model_name: the label of the model in metrics.
+
+    Raises:
+        MissingDependencyError: traces are wanted, and OpenTelemetry's packages are not installed.
 
     Attributes:
+        metrics: of all requests.
         model: None until the engine is ready for the first time.
         is_closing: whether no further request is taken.
     """
 
-    def __init__(self, settings: ServeSettings, engine: EngineClient) -> None:
+    def __init__(self, settings: ServeSettings, engine: EngineClient, *, model_name: str = "") -> None:
         self.settings = settings
         self.engine = engine
+        self.metrics = Metrics(engine, model_name=model_name, prefix=settings.metrics_prefix)
+        engine.observers.append(self.metrics)
+        self._traces: Traces | None = None
+        if settings.otlp_traces_endpoint is not None:
+            self._traces = Traces(exporting_provider(settings.otlp_traces_endpoint), model_name=model_name)
+            engine.observers.append(self._traces)
         self.model: ServedModel | None = None
         self.is_closing = False
+
+    def close(self) -> None:
+        """Sends the traces that are left, which may take a while."""
+        if self._traces is not None:
+            self._traces.close()
 
     @property
     def is_ready(self) -> bool:

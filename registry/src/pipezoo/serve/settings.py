@@ -28,6 +28,8 @@ class ServeSettings(Settings):
         on_engine_death: whether another engine takes the place of one that died, or the server ends.
         enable_adapters: whether clients may load and unload LoRA adapters.
         max_body_size: most bytes of a request's body.
+        metrics_prefix: what the names at `/metrics` begin with.
+        otlp_traces_endpoint: where spans are sent, by OTLP over HTTP; none are made without one.
     """
 
     elsewhere: ClassVar[dict[str, str]] = {"served_model_name": "`served_model_names`"}
@@ -42,3 +44,5 @@ class ServeSettings(Settings):
     on_engine_death: Literal["restart", "exit"] = "restart"
     enable_adapters: bool = False
     max_body_size: Annotated[int, Field(ge=1, le=2**30)] = 2**24
+    metrics_prefix: Annotated[str, Field(pattern=r"^[a-zA-Z_:][a-zA-Z0-9_:]{0,63}$")] = "vllm:"
+    otlp_traces_endpoint: Annotated[str | None, Field(pattern=r"^https?://")] = None

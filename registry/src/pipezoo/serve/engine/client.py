@@ -25,6 +25,7 @@ from pipezoo.serve.engine.messages import (
     Steps,
     ToServer,
 )
+from pipezoo.serve.engine.observer import RequestObserver
 from pipezoo.serve.errors import EngineLostError, EngineUnavailableError, QueueFullError
 from pipezoo_core.request import RequestID, TextGenerationOutput
 from pipezoo_core.sampling_params import SamplingParams
@@ -55,6 +56,7 @@ class EngineClient:
         counts: what it has counted; None before the first time.
         adapters: the names of the LoRA adapters that are loaded.
         num_deaths: how often its process has ended unasked.
+        observers: those who are told of all requests.
     """
 
     def __init__(self, load: Load, *, max_queue: int) -> None:
@@ -71,6 +73,7 @@ class EngineClient:
         self.counts: Counts | None = None
         self.adapters: list[str] = []
         self.num_deaths = 0
+        self.observers: list[RequestObserver] = []
 
     @property
     def pid(self) -> int | None:
@@ -142,6 +145,8 @@ class EngineClient:
             case Steps(outputs, counts):
                 self.counts = counts
                 for output in outputs:
+                    for observer in self.observers:
+                        observer.on_output(output)
                     if (feed := self._feeds.get(output.request_id)) is not None:
                         feed.push(output)
             case Done():
@@ -203,6 +208,10 @@ class EngineClient:
         assert self._child is not None, "the engine is ready"
         feed = self._feeds[request_id] = Feed(params.n)
         self._num_answers += params.n
+        for observer in self.observers:
+            observer.on_begin(
+                request_id, num_prompt_tokens=len(prompt), params=params, lora=lora, arrival_time=arrival_time
+            )
         settings = params.given(SamplingParams)
         self._child.send(Generate(request_id, [*prompt], settings, lora, arrival_time))
         try:
@@ -211,6 +220,8 @@ class EngineClient:
         finally:
             self._feeds.pop(request_id, None)
             self._num_answers -= params.n
+            for observer in self.observers:
+                observer.on_end(request_id)
             if not feed.is_complete and self._child is not None:
                 self._child.send(Cancel(request_id))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,8 @@ from pipezoo.serve.errors import FieldError
 from pipezoo.serve.fields.message import Message
 from pipezoo.serve.fields.sampling import SamplingFields, checked_params
 from pipezoo.serve.fields.stream_options import StreamOptions
+from pipezoo.serve.fields.tools import FunctionTool, NamedTool, read_tools
+from pipezoo_core.chat_responses import Tools
 from pipezoo_core.sampling_params import SamplingParams
 
 __all__ = ["ChatBody"]
@@ -28,6 +30,11 @@ class ChatBody(SamplingFields):
     top_logprobs: int | None = Field(default=None, description="Most likely tokens to list for each token.")
     chat_template_kwargs: dict[str, Any] | None = Field(default=None, description="Variables of the chat template.")
     continue_final_message: bool = Field(default=False, description="Whether the answer continues the last message.")
+    tools: list[FunctionTool] | None = Field(default=None, description="What the model may call.")
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = Field(
+        default=None, description="Whether it has to, or which function; `auto` if not given."
+    )
+    parallel_tool_calls: bool = Field(default=True, description="Whether an answer may have several calls.")
     stream: bool = False
     stream_options: StreamOptions | None = None
 
@@ -40,6 +47,16 @@ class ChatBody(SamplingFields):
     def num_logprobs(self) -> int | None:
         """How many of the most likely tokens to list for each token; None where no log probabilities are wanted."""
         return (self.top_logprobs or 0) if self.logprobs else None
+
+    def tools_read(self) -> Tools:
+        """Returns what may be called.
+
+        Raises:
+            FieldError: the tools are not sound, too many or too large, or the choice is none of them.
+        """
+        tools = [tool.plain() for tool in self.tools or ()]
+        choice = self.tool_choice.model_dump() if isinstance(self.tool_choice, NamedTool) else self.tool_choice
+        return read_tools(tools, choice, may_call_several=self.parallel_tool_calls)
 
     def params(self, defaults: SamplingParams) -> SamplingParams:
         """Returns how to sample.

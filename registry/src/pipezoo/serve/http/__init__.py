@@ -1,1 +1,3 @@
 """What every request and answer goes through, whatever it asks."""
+
+__all__: list[str] = []

@@ -1,4 +1,4 @@
-"""Who may ask: one gate in front of all routes but `/health`."""
+"""Who may ask: one gate in front of all routes but `/health` and the files of the chat page, which asks for the key."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipezoo.serve.errors import AuthenticationError
 from pipezoo.serve.http.watched import failure_response
+from pipezoo.serve.page import PAGE_PATHS
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.local_file import readable
 
 __all__ = ["APIKeys", "read_api_keys"]
 
-_OPEN = "/health"
+_OPEN = PAGE_PATHS | {"/health"}
 _MIN_LENGTH, _MAX_LENGTH, _MAX_KEYS = 8, 1024, 10_000
 
 
@@ -37,7 +38,7 @@ class APIKeys:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on, or refuses it."""
-        if scope["type"] != "http" or scope["path"] == _OPEN or self._is_known(Headers(scope=scope)):
+        if scope["type"] != "http" or scope["path"] in _OPEN or self._is_known(Headers(scope=scope)):
             await self._app(scope, receive, send)
             return
         error = AuthenticationError(

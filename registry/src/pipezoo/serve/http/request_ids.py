@@ -9,12 +9,14 @@ import time
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pipezoo.serve.http.current_request import CurrentRequest, current_request
 from pipezoo_core.request import new_request_id
 
 __all__ = ["RequestIDs"]
 
 _LOGGER = logging.getLogger("pipezoo.serve")
 _HEADER = "x-request-id"
+_TRACED = ("traceparent", "tracestate")
 _VALID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -35,9 +37,12 @@ class RequestIDs:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get(_HEADER, "")
+        headers = Headers(scope=scope)
+        given = headers.get(_HEADER, "")
         request_id = given if _VALID.fullmatch(given) else new_request_id()
         scope.setdefault("state", {})["request_id"] = request_id
+        traced = {name: headers[name] for name in _TRACED if name in headers}
+        current_request.set(CurrentRequest(request_id, _plain(scope["path"]), traced))
         status, begin = 0, time.monotonic()
 
         async def send_named(message: Message) -> None:
@@ -51,7 +56,17 @@ class RequestIDs:
             await self._app(scope, receive, send_named)
         finally:
             seconds = time.monotonic() - begin
-            _LOGGER.info("%s %s %s %d %.3f s", request_id, scope["method"], _plain(scope["path"]), status, seconds)
+            path = _plain(scope["path"])
+            fields = {
+                "request_id": request_id,
+                "method": scope["method"],
+                "path": path,
+                "status": status,
+                "seconds": round(seconds, 6),
+            }
+            _LOGGER.info(
+                "%s %s %s %d %.3f s", request_id, scope["method"], path, status, seconds, extra={"fields": fields}
+            )
 
 
 def _plain(path: str) -> str:

@@ -84,11 +84,13 @@ class EventStream(_Watched):
 
     Args:
         events: the objects; it is closed when the client goes away.
+        is_typed: whether the events are named by their `type`, an error among them, and there is no `[DONE]`.
     """
 
-    def __init__(self, events: AsyncGenerator[Any]) -> None:
+    def __init__(self, events: AsyncGenerator[Any], *, is_typed: bool = False) -> None:
         super().__init__()
         self._events = events
+        self._is_typed = is_typed
 
     async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
         has_begun = False
@@ -106,13 +108,18 @@ class EventStream(_Watched):
         try:
             async with aclosing(self._events), aclosing(_with_silences(self._events)) as events:
                 async for event in events:
-                    await send_body(_SILENCE if event is None else _as_event(event))
+                    await send_body(_SILENCE if event is None else self._as_event(event))
         except Exception as error:
             if not has_begun:
                 await failure_response(error)(scope, receive, send)
                 return
-            await send_body(_as_event(Failure.of(error).body))
-        await send_body(_END, more=False)
+            body = Failure.of(error).body
+            await send_body(self._as_event({**body["error"], "type": "error"} if self._is_typed else body))
+        await send_body(b"" if self._is_typed else _END, more=False)
+
+    def _as_event(self, content: Any) -> bytes:
+        name = f"event: {content['type']}\n".encode() if self._is_typed else b""
+        return name + b"data: " + msgspec.json.encode(content) + b"\n\n"
 
 
 async def _with_silences(events: AsyncGenerator[Any]) -> AsyncGenerator[Any]:
@@ -129,10 +136,6 @@ async def _with_silences(events: AsyncGenerator[Any]) -> AsyncGenerator[Any]:
         if (event := step.result()) is _END:
             return
         yield event
-
-
-def _as_event(content: object) -> bytes:
-    return b"data: " + msgspec.json.encode(content) + b"\n\n"
 
 
 async def _gone(receive: Receive) -> None:

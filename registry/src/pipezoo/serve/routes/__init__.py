@@ -1,1 +1,3 @@
 """The endpoints."""
+
+__all__: list[str] = []

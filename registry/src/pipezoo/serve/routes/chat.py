@@ -9,6 +9,7 @@ from contextlib import aclosing
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from pipezoo.serve.chat_request import ChatRequest, PreparedChat
 from pipezoo.serve.fields.chat import ChatBody
 from pipezoo.serve.http.json_body import JSONRoute
 from pipezoo.serve.http.watched import EventStream, JSONAnswer
@@ -16,8 +17,7 @@ from pipezoo.serve.model import ServedModel
 from pipezoo.serve.replies.chat import ChatChunk, ChatCompletion, ChatReply
 from pipezoo.serve.replies.heading import Heading
 from pipezoo.serve.service import Served, Service
-from pipezoo_core.request import TextGenerationRequest, new_request_id
-from pipezoo_core.sampling_params import SamplingParams
+from pipezoo_core.request import new_request_id
 
 __all__ = ["router"]
 
@@ -39,21 +39,27 @@ class _ChatAnswer:
         self._service = service
         self._body = body
         self._model: ServedModel = service.ready_model()
-        self._params: SamplingParams = body.params(self._model.defaults)
+        self._chat = ChatRequest(
+            messages=[message.plain() for message in body.messages],
+            tools=body.tools_read(),
+            params=body.params(self._model.defaults),
+            chat_template_kwargs=body.chat_template_kwargs,
+            continue_final_message=body.continue_final_message,
+        )
         self._lora = self._model.adapter_of(body.model, service.engine.adapters)
-        service.engine.check_room(self._params.n)
+        service.engine.check_room(self._chat.params.n)
 
     async def whole(self) -> ChatCompletion:
-        prompt, reply = await self._begun()
+        chat, reply = await self._begun()
         [outputs] = await self._service.whole_outputs(
-            [prompt], self._params, self._lora, arrival_time=self._arrival_time
+            [chat.prompt], chat.params, self._lora, arrival_time=self._arrival_time
         )
         return reply.whole(outputs)
 
     async def events(self) -> AsyncGenerator[ChatChunk]:
-        prompt, reply = await self._begun()
+        chat, reply = await self._begun()
         async with aclosing(
-            self._service.outputs([prompt], self._params, self._lora, arrival_time=self._arrival_time)
+            self._service.outputs([chat.prompt], chat.params, self._lora, arrival_time=self._arrival_time)
         ) as outputs:
             async for _, output in outputs:
                 for chunk in reply.chunks(output):
@@ -61,19 +67,15 @@ class _ChatAnswer:
         for chunk in reply.last_chunks():
             yield chunk
 
-    async def _begun(self) -> tuple[list[int], ChatReply]:
+    async def _begun(self) -> tuple[PreparedChat, ChatReply]:
         body = self._body
-        request = TextGenerationRequest(
-            messages=[message.plain() for message in body.messages],
-            chat_template_kwargs=body.chat_template_kwargs,
-            continue_final_message=body.continue_final_message,
-        )
-        prompt = await self._model.prompt_tokens(request, self._params)
+        chat = await self._chat.prepared(self._model)
         reply = ChatReply(
             Heading(f"chatcmpl-{new_request_id()}", body.model or self._model.names[0]),
-            prompt,
+            chat.prompt,
+            new_parser=chat.parser,
             num_logprobs=body.num_logprobs,
             num_prompt_logprobs=body.prompt_logprobs,
             wants_usage=body.wants_usage,
         )
-        return prompt, reply
+        return chat, reply
