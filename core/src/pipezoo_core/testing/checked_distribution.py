@@ -122,7 +122,7 @@ def _model_types(plugin: PluginUnderTest) -> list[str]:
 
 
 def _config_class(plugin: PluginUnderTest, model_type: str, reference: Callable[[Any], nn.Module] | None) -> Any:
-    """Returns the class whose fields the tiny configs have: None for transformers', else the reference's or the plugin's."""
+    """Returns whose fields tiny configs have: the reference's class, or the plugin's; None for transformers'."""
     if reference is None:
         return None
     named = getattr(reference, "config_class", None)
