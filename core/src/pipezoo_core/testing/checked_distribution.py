@@ -122,10 +122,8 @@ def _model_types(plugin: PluginUnderTest) -> list[str]:
 
 
 def _config_class(plugin: PluginUnderTest, model_type: str, reference: Callable[[Any], nn.Module] | None) -> Any:
-    """Returns the class whose fields the tiny configs have: the plugin's own where transformers knows no such type."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    if reference is None and model_type in CONFIG_MAPPING:
+    """Returns whose fields tiny configs have: the reference's class, or the plugin's; None for transformers'."""
+    if reference is None:
         return None
     named = getattr(reference, "config_class", None)
     makes = plugin.architecture({"model_type": model_type}).huggingface_config

@@ -76,7 +76,9 @@ def tiny_configs(model_type: str, config_class: type[PretrainedConfig] | None = 
     """
     known = config_class or _known_class(model_type)
     if known is None:
-        raise LookupError(f"transformers has no config class of model_type {model_type!r}: give the plugin's own")
+        raise LookupError(
+            f"transformers has no config class of model_type {model_type!r}: name a reference, or a class"
+        )
     if "text_config" in known.sub_configs:
         of_part = type(known().text_config)
         return {
