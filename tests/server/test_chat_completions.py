@@ -2,7 +2,7 @@
 
 import openai
 import pytest
-from serve.test_completions import events, flat
+from server.test_completions import events, flat
 
 CHAT = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
 

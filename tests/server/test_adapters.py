@@ -2,7 +2,7 @@
 
 import pytest
 from lora.peft_adapters import save_adapter
-from serve.running_server import TINY, RunningServer
+from server.running_server import TINY, RunningServer
 
 from pipezoo import registry
 

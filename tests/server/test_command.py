@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from serve.test_disconnects import LONG, until
+from server.test_disconnects import LONG, until
 from typer.testing import CliRunner
 
 from pipezoo.cli.main import app

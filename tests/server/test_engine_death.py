@@ -7,8 +7,8 @@ import threading
 import time
 
 import pytest
-from serve.running_server import RunningServer
-from serve.test_disconnects import LONG, until
+from server.running_server import RunningServer
+from server.test_disconnects import LONG, until
 
 from pipezoo.serve.errors import EngineLostError
 from pipezoo_core.errors import InvalidSettingError, ModelNotFoundError

@@ -1,5 +1,5 @@
 import pytest
-from serve.running_server import TINY, RunningServer
+from server.running_server import TINY, RunningServer
 
 from pipezoo import registry
 
