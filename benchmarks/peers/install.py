@@ -2,16 +2,19 @@
 
     python benchmarks/peers/install.py llamacpp openvino
 
-llama.cpp is compiled for this machine's processor, which takes ten minutes on two cores and needs cmake and a C++
-compiler. A peer that fails is reported, and does not keep the others from being installed.
+llama.cpp and its server are compiled for this machine's processor, which takes half an hour on two cores and needs
+cmake and a C++ compiler. A peer that fails is reported, and does not keep the others from being installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
+import tempfile
 import venv
 from pathlib import Path
 
@@ -39,6 +42,44 @@ def install(name: str) -> None:
     pip("install", REQUIREMENTS[name])
     if name in UNWANTED:
         pip("uninstall", "--yes", *UNWANTED[name])
+    if name == "llamacpp":
+        build_llama_server(folder)
+
+
+def build_llama_server(folder: Path) -> None:
+    """Builds llama.cpp's own server from the source that its Python binding carries; the binding has none.
+
+    Raises:
+        subprocess.CalledProcessError: where pip or cmake fails.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        download = [
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--no-binary",
+            ":all:",
+            "--dest",
+            work,
+            REQUIREMENTS["llamacpp"],
+        ]
+        subprocess.run([folder / "bin/python", "-m", "pip", *download], check=True)
+        [archive] = work.glob("*.tar.gz")
+        with tarfile.open(archive) as files:
+            files.extractall(work, filter="data")
+        [source] = work.glob("*/vendor/llama.cpp")
+        options = {"CMAKE_BUILD_TYPE": "Release", "GGML_NATIVE": "ON", "BUILD_SHARED_LIBS": "OFF"}
+        options |= {"LLAMA_BUILD_TESTS": "OFF", "LLAMA_BUILD_EXAMPLES": "OFF", "LLAMA_BUILD_APP": "OFF"}
+        options |= {"LLAMA_CURL": "OFF", "LLAMA_OPENSSL": "OFF"}
+        build = work / "build"
+        subprocess.run(
+            ["cmake", "-S", source, "-B", build, *(f"-D{key}={value}" for key, value in options.items())], check=True
+        )
+        subprocess.run(
+            ["cmake", "--build", build, "--target", "llama-server", "--parallel", str(os.cpu_count())], check=True
+        )
+        shutil.copy2(build / "bin/llama-server", folder / "bin")
 
 
 def main() -> None:

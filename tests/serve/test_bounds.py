@@ -1,5 +1,9 @@
 """Whatever a client sends has a bound, and what is beyond is refused by name, with a status of the client's."""
 
+import time
+from contextlib import suppress
+
+import httpx
 import pytest
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
@@ -165,3 +169,28 @@ def test_more_answers_than_may_wait(server, client):
     assert response.status_code == 429
     assert response.json()["error"]["code"] == "queue_full"
     assert "retry-after" in response.headers
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("completions", b'{"prompt": [' + b"1," * 2**20 + b'"a"]}'),
+        ("completions", b'{"prompt": [' + b"[1]," * 2**20 + b"[1]]}"),
+        ("completions", b'{"prompt": "a", "stop": [' + b"1," * 2**20 + b"1]}"),
+        ("completions", b'{"prompt": "a", "logit_bias": {' + b",".join(b'"%d":""' % i for i in range(2**18)) + b"}}"),
+        ("chat/completions", b'{"messages": [' + b"1," * 2**20 + b"1]}"),
+        ("chat/completions", b'{"messages": [' + b'{"role":"u","content":"x"},' * 2**18 + b"1]}"),
+        ("chat/completions", b'{"messages": [{"role": "u", "content": [' + b"1," * 2**20 + b"1]}]}"),
+    ],
+)
+def test_a_million_mistakes_cost_no_more_than_one(client, path, content):
+    """Each would have an error of its own, a kilobyte and tens of microseconds."""
+    begin = time.process_time()
+    refused(client, f"/v1/{path}", None, content=content, headers={"content-type": "application/json"})
+    assert time.process_time() - begin < 2
+
+
+def test_headers_that_are_too_large(client):
+    with suppress(httpx.TransportError):  # the connection may be closed before all of it is sent
+        assert client.get("/health", headers={"X-Long": "x" * 2**20}).status_code == 400
+    assert client.get("/health").status_code == 200

@@ -129,6 +129,7 @@ class Server:
     def _uvicorn_config(self) -> uvicorn.Config:
         return uvicorn.Config(
             build_app(self.service),
+            http="h11",  # which bounds the headers of a request
             log_config=None,
             access_log=False,
             lifespan="off",

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, model_validator
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from pipezoo_core.errors import shown
 
-__all__ = ["UNKNOWN_FIELD", "Body"]
+__all__ = ["UNKNOWN_FIELD", "Body", "Listed", "check_size"]
 
 UNKNOWN_FIELD = "unknown_field"
 """The kind of pydantic's error for a field that is not known."""
 
 _MAX_COMPARED = 100  # characters of a name with which others are compared
+
+Item = TypeVar("Item")
+
+
+class _GivenUpEarly:
+    """Pydantic's `FailFast`, which has no hash and so cannot be one of several types of a field."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema: Any = handler(source)
+        assert schema["type"] == "list"
+        return schema | {"fail_fast": True}
+
+
+Listed = Annotated[list[Item], _GivenUpEarly()]
+"""A list that is given up at its first bad item: of a million of them, each would have an error of its own."""
 
 
 class Body(BaseModel):
@@ -38,6 +53,17 @@ class Body(BaseModel):
         """Returns the fields that the client gave, those that are null left out, with what is in them as it is."""
         found = {name: getattr(self, name) for name in type(self).model_fields}
         return {name: value for name, value in found.items() if value is not None and name in self.model_fields_set}
+
+
+def check_size(value: Any, most: int) -> Any:
+    """Returns a value that comes from a client, where it has no more than so many entries; none of them is looked at.
+
+    Raises:
+        PydanticCustomError: it has more.
+    """
+    if isinstance(value, list | dict) and len(value) > most:
+        raise PydanticCustomError("too_many", "at most {most} entries", {"most": most})
+    return value
 
 
 def _unknown(name: object, known: list[str]) -> PydanticCustomError:

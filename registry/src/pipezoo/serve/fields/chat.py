@@ -7,7 +7,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pipezoo.serve.errors import FieldError
-from pipezoo.serve.fields.message import Message
+from pipezoo.serve.fields.body import Listed
+from pipezoo.serve.fields.message import MAX_MESSAGES, Message
 from pipezoo.serve.fields.sampling import SamplingFields, checked_params
 from pipezoo.serve.fields.stream_options import StreamOptions
 from pipezoo.serve.fields.tools import FunctionTool, NamedTool, read_tools
@@ -23,7 +24,7 @@ class ChatBody(SamplingFields):
     """A chat to answer."""
 
     model: str | None = Field(default=None, description="The served model, or an adapter; the model if not given.")
-    messages: list[Message]
+    messages: Listed[Message] = Field(max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(default=None, description="Most tokens to generate.")
     max_tokens: int | None = Field(default=None, description="The older name of `max_completion_tokens`.")
     logprobs: bool | None = Field(default=None, description="Whether to give the tokens' log probabilities.")

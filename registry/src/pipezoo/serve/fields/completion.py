@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from pipezoo.serve.errors import FieldError
+from pipezoo.serve.fields.body import Listed, check_size
 from pipezoo.serve.fields.sampling import SamplingFields, checked_params
 from pipezoo.serve.fields.stream_options import StreamOptions
 from pipezoo_core.sampling_params import SamplingParams
@@ -18,11 +19,18 @@ _MAX_PROMPTS = 1024
 _NAMES = {"max_new_tokens": "max_tokens", "log_probabilities": "logprobs"}
 
 
+def _few_prompts(value: object) -> object:
+    is_one = isinstance(value, list) and bool(value) and isinstance(value[0], int)
+    return value if is_one else check_size(value, _MAX_PROMPTS)
+
+
 class CompletionBody(SamplingFields):
     """A prompt, or several, to complete."""
 
     model: str | None = Field(default=None, description="The served model, or an adapter; the model if not given.")
-    prompt: str | list[str] | list[int] | list[list[int]] = Field(description="Texts, or the ids of their tokens.")
+    prompt: Annotated[str | Listed[str] | Listed[int] | Listed[Listed[int]], BeforeValidator(_few_prompts)] = Field(
+        description="Texts, or the ids of their tokens."
+    )
     max_tokens: int | None = Field(default=None, description="Most tokens to generate; 0 with `echo`, too.")
     logprobs: int | None = Field(default=None, description="Most likely tokens to list for each token.")
     echo: bool = Field(default=False, description="Whether the text begins with the prompt.")
@@ -34,14 +42,12 @@ class CompletionBody(SamplingFields):
         """The prompts, each a text or its tokens.
 
         Raises:
-            FieldError: there are none, or too many.
+            FieldError: there are none.
         """
         if isinstance(self.prompt, str) or (self.prompt and isinstance(self.prompt[0], int)):
             return [self.prompt]
-        if not 1 <= len(self.prompt) <= _MAX_PROMPTS:
-            raise FieldError(
-                "prompt", "too few or too many prompts", found=len(self.prompt), allowed=f"1 to {_MAX_PROMPTS}"
-            )
+        if not self.prompt:
+            raise FieldError("prompt", "there is no prompt", allowed=f"1 to {_MAX_PROMPTS}")
         return [*self.prompt]
 
     @property

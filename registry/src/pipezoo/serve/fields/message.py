@@ -6,9 +6,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from pipezoo.serve.fields.body import Body
+from pipezoo.serve.fields.body import Body, Listed
 
-__all__ = ["FunctionCall", "Message", "TextPart", "ToolCall"]
+__all__ = ["MAX_MESSAGES", "FunctionCall", "Message", "TextPart", "ToolCall"]
+
+MAX_MESSAGES = 8192
+"""Most messages of a chat."""
 
 
 class TextPart(Body):
@@ -38,9 +41,9 @@ class Message(Body):
     """A message of a chat, as clients send it, and as they got it from the server."""
 
     role: str
-    content: str | list[TextPart] | None = None
+    content: str | Listed[TextPart] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Listed[ToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from pipezoo.serve.errors import FieldError
-from pipezoo.serve.fields.body import Body
+from pipezoo.serve.fields.body import Body, Listed, check_size
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.sampling_params import SamplingParams
 
 __all__ = ["JSONSchemaFormat", "ResponseFormat", "SamplingFields", "StructuredOutputs", "checked_params"]
 
 _RENAMED = {"min_tokens": "min_new_tokens"}
+_MAX_BIASES = 4096  # before each of them is looked at
 _ANY_OBJECT = '{"type": "object"}'
+
+
+def _few_biases(value: object) -> object:
+    return check_size(value, _MAX_BIASES)
 
 
 class JSONSchemaFormat(Body):
@@ -55,7 +60,7 @@ class StructuredOutputs(Body):
 
     json_: str | dict[str, Any] | None = Field(default=None, alias="json", description="A JSON schema.")
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: Listed[str] | None = None
     grammar: str | None = Field(default=None, description="In Lark's notation.")
     json_object: bool | None = Field(default=None, description="Any JSON object.")
 
@@ -79,16 +84,18 @@ class SamplingFields(Body):
     repetition_penalty: float | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = Field(default=None, description="Token id -> value added to its logit.")
+    logit_bias: Annotated[dict[str, float] | None, BeforeValidator(_few_biases)] = Field(
+        default=None, description="Token id -> value added to its logit."
+    )
     n: int | None = Field(default=None, description="How many answers to give.")
     seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: str | Listed[str] | None = None
+    stop_token_ids: Listed[int] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = None
-    bad_words: list[str] | None = None
-    allowed_token_ids: list[int] | None = None
+    bad_words: Listed[str] | None = None
+    allowed_token_ids: Listed[int] | None = None
     skip_special_tokens: bool | None = None
     truncate_prompt_tokens: int | None = None
     prompt_logprobs: int | None = Field(default=None, description="Most likely tokens to list for each prompt token.")

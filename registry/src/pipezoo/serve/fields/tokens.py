@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import Field
 
 from pipezoo.serve.errors import FieldError
-from pipezoo.serve.fields.body import Body
-from pipezoo.serve.fields.message import Message
+from pipezoo.serve.fields.body import Body, Listed
+from pipezoo.serve.fields.message import MAX_MESSAGES, Message
 
 __all__ = ["DetokenizeBody", "TokenizeBody"]
 
@@ -18,7 +18,7 @@ class TokenizeBody(Body):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[Message] | None = None
+    messages: Listed[Message] | None = Field(default=None, max_length=MAX_MESSAGES)
     add_special_tokens: bool = Field(default=True, description="Of a text, whether those around it are added.")
     add_generation_prompt: bool = Field(default=True, description="Of a chat, whether it ends where an answer begins.")
     continue_final_message: bool = False
@@ -44,4 +44,4 @@ class DetokenizeBody(Body):
     """Tokens to make a text of."""
 
     model: str | None = None
-    tokens: list[int]
+    tokens: Listed[int]

@@ -1,0 +1,1 @@
+"""Servers under load: what is sent to them, what is measured, and how each one is started."""
