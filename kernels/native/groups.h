@@ -105,14 +105,17 @@ PIPEZOO_INLINE void multiply_half(Vector (&sum)[MR][2], const Group& a, const fl
     }
 }
 
+// sum += a tile of MR rows x a panel. Fetches early what it reads, and at the panel's end what the next one begins with.
 template <int MR, int bits>
-PIPEZOO_INLINE void multiply_groups(Vector (&sum)[MR][2], const Group* a, const std::uint8_t* b, std::int64_t groups) {
+PIPEZOO_INLINE void multiply_groups(Vector (&sum)[MR][2], const Group* a, const std::uint8_t* b, std::int64_t groups,
+                                    const std::uint8_t* next) {
     const float* head = reinterpret_cast<const float*>(b);
     b += kHeadBytes<bits>;
     constexpr int kAhead = 64 / bits;  // groups to prefetch, about 8 KiB
     for (std::int64_t g = 0; g < groups; ++g, ++a, b += kGroupBytes<bits>) {
-        for (int line = 0; line < kGroupBytes<bits>; line += 64)
-            _mm_prefetch(b + kAhead * kGroupBytes<bits> + line, _MM_HINT_T0);
+        const std::uint8_t* ahead = b + kAhead * kGroupBytes<bits>;
+        if (g + kAhead >= groups) ahead = next, next += kGroupBytes<bits>;
+        for (int line = 0; line < kGroupBytes<bits>; line += 64) _mm_prefetch(ahead + line, _MM_HINT_T0);
         multiply_half<MR, bits, 0>(sum, *a, head, b);
         asm volatile("" ::: "memory");  // weights are better loaded again than kept in registers that sums need
         multiply_half<MR, bits, 1>(sum, *a, head, b);

@@ -33,9 +33,8 @@ struct Tile {
 // Block by block: prepares each tile of rows, then computes each panel with each tile. `prepared_size` is what a
 // tile takes when it is prepared; 0 if nothing is to be done.
 //
-// What a thread has written, another waits long for. Of few tiles therefore each thread prepares its own copy. It
-// begins with panels that are its own; of the last quarter it takes the next when it is done with one, because
-// threads are not equally fast on a busy machine.
+// What a thread has written, another waits long for. Of few tiles therefore each thread prepares its own copy.
+// `compute(panel, next, tile, prepared)` is also told the panel that the thread computes next, or `panels`.
 template <typename Prepared, typename Prepare, typename Compute>
 void for_panels(std::int64_t rows, int tile_rows, std::int64_t prepared_size, std::int64_t panels, Prepare&& prepare,
                 Compute&& compute) {
@@ -58,12 +57,9 @@ void for_panels(std::int64_t rows, int tile_rows, std::int64_t prepared_size, st
                 team.each(tiles, prepare_tile);
                 team.barrier();
             }
-            const auto compute_panel = [&](std::int64_t panel) {
-                for (std::int64_t i = 0; i < tiles; ++i) compute(panel, tile(i), prepared + i * prepared_size);
-            };
-            const std::int64_t own = panels - panels / 4;
-            team.each(own, compute_panel);
-            for (std::int64_t panel; (panel = own + team.take()) < panels;) compute_panel(panel);
+            team.each_in_turn(panels, [&](std::int64_t panel, std::int64_t next) {
+                for (std::int64_t i = 0; i < tiles; ++i) compute(panel, next, tile(i), prepared + i * prepared_size);
+            });
         });
     }
 }
@@ -71,6 +67,27 @@ void for_panels(std::int64_t rows, int tile_rows, std::int64_t prepared_size, st
 // Steps to prefetch, which the hardware does not: of one row's product, which waits for the memory alone, into the first
 // cache; of several rows' into the second, which has room for more that is on its way.
 constexpr int kAheadOfOne = 64, kAheadOfMore = 128;
+
+// sum += a tile of MR rows x a panel of so many steps; a row's step lies `kPerStep<T>` numbers behind that of the row before.
+//
+// What it fetches meanwhile is what it reads next: the panel's own numbers, and at its end those that the next one begins
+// with. Of `tiles` that are multiplied by one panel, after the first the panel is in the caches: each of them fetches a part
+// of the next one, so that the memory has as much to do in all of them.
+template <int MR, typename T>
+PIPEZOO_INLINE void multiply_panel(Vector (&sum)[MR][2], const Left<T>* a, std::ptrdiff_t step_stride, const T* panel,
+                                   std::int64_t steps, const T* next, std::int64_t tile, std::int64_t tiles) {
+    constexpr bool is_one = MR == 1;
+    constexpr _mm_hint hint = is_one ? _MM_HINT_T0 : _MM_HINT_T1;
+    constexpr std::ptrdiff_t stride = kPanel * kPerStep<T>;
+    constexpr std::int64_t ahead = is_one ? kAheadOfOne : kAheadOfMore;
+    if (tiles > 1)
+        return multiply<hint>(sum, a, kPerStep<T>, step_stride, panel, stride, steps, next + steps * stride * tile / tiles,
+                              stride / tiles);
+    const std::int64_t most = std::max<std::int64_t>(0, steps - ahead);
+    multiply<hint>(sum, a, kPerStep<T>, step_stride, panel, stride, most, panel + ahead * stride, stride);
+    multiply<hint>(sum, a + most * step_stride, kPerStep<T>, step_stride, panel + most * stride, stride, steps - most,
+                   next, stride);
+}
 
 // Interleaves rows for a tile: [in / per_step, kTileRows, per_step]. `row(i)` is where row i lies.
 template <typename T, typename Row>
