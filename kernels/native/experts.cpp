@@ -27,8 +27,7 @@ struct Whole {
     template <int MR>
     PIPEZOO_INLINE static void multiply(Vector (&sum)[MR][2], const Prepared* a, const std::uint8_t* panel, std::int64_t in,
                                         const std::uint8_t* next, std::int64_t tile, std::int64_t tiles) {
-        constexpr std::ptrdiff_t step_stride = (MR == 1 && kOneAsItLies ? 1 : kTileRows) * kPerStep<T>;
-        multiply_panel<MR, T>(sum, a, step_stride, reinterpret_cast<const T*>(panel), in / kPerStep<T>,
+        multiply_panel<MR, T>(sum, a, reinterpret_cast<const T*>(panel), in / kPerStep<T>,
                               reinterpret_cast<const T*>(next), tile, tiles);
     }
 };

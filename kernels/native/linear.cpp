@@ -7,10 +7,10 @@ namespace {
 
 // sum[p] += one row of A x panel p of two. As `multiply`, with twice as many sums that do not wait for each other.
 template <typename T>
-PIPEZOO_INLINE void multiply_row(Vector (&sum)[2][2], const Left<T>* a, std::ptrdiff_t step_stride, const T* b,
-                                 std::ptrdiff_t panel_stride, std::int64_t steps, const T* ahead) {
+PIPEZOO_INLINE void multiply_row(Vector (&sum)[2][2], const Left<T>* a, const T* b, std::ptrdiff_t panel_stride,
+                                 std::int64_t steps, const T* ahead) {
     constexpr int vector = kLanes * kPerStep<T>;
-    for (std::int64_t s = 0; s < steps; ++s, a += step_stride, b += 2 * vector, ahead += 2 * vector) {
+    for (std::int64_t s = 0; s < steps; ++s, a += kPerStep<T>, b += 2 * vector, ahead += 2 * vector) {
 #pragma GCC unroll 2
         for (int p = 0; p < 2; ++p) {
             const T* panel = b + p * panel_stride;
@@ -49,9 +49,8 @@ template <typename T>
 void linear(const T* x, const T* packed, const T* bias, void* y, std::int64_t rows, std::int64_t in, std::int64_t out,
             Form form, Activation activation) {
     const std::int64_t panels = (out + kPanel - 1) / kPanel, steps = in / kPerStep<T>;
-    const Left<T>* as_it_lies = nullptr;  // one row is interleaved
+    const Left<T>* as_it_lies = nullptr;  // one row is interleaved; with AVX2 it is widened
     if constexpr (std::is_same_v<T, Left<T>>) as_it_lies = rows == 1 ? x : nullptr;
-    const std::ptrdiff_t step_stride = as_it_lies ? kPerStep<T> : kTileRows * kPerStep<T>;
     const bool in_pairs = kRowInPairs && rows == 1;
     const std::int64_t tiles = (rows + kTileRows - 1) / kTileRows;
     for_panels<Left<T>>(
@@ -72,10 +71,9 @@ void linear(const T* x, const T* packed, const T* bias, void* y, std::int64_t ro
                     read_panel(bias ? bias + at : nullptr, out - at, sum[p][0], sum[p][1]);
                 }
                 constexpr std::ptrdiff_t stride = kPanel * kPerStep<T>;
-                const std::int64_t most = std::max<std::int64_t>(0, steps - kAheadOfOne);
-                multiply_row<T>(sum, a, step_stride, b, kPanel * in, most, b + kAheadOfOne * stride);
-                multiply_row<T>(sum, a + most * step_stride, step_stride, b + most * stride, kPanel * in, steps - most,
-                                next);
+                const std::int64_t most = std::max<std::int64_t>(0, steps - kAheadOfFew);
+                multiply_row<T>(sum, a, b, kPanel * in, most, b + kAheadOfFew * stride);
+                multiply_row<T>(sum, a + most * kPerStep<T>, b + most * stride, kPanel * in, steps - most, next);
                 for (int p = 0; p < 2; ++p)
                     write_product<T>(y, 0, panel + p, out, form, activation, sum[p][0], sum[p][1]);
                 return;
@@ -87,7 +85,7 @@ void linear(const T* x, const T* packed, const T* bias, void* y, std::int64_t ro
                 Vector sum[MR][2];
 #pragma GCC unroll 12
                 for (int i = 0; i < MR; ++i) sum[i][0] = first, sum[i][1] = second;
-                multiply_panel<MR, T>(sum, a, step_stride, b, steps, next, tile.first_row / kTileRows, tiles);
+                multiply_panel<MR, T>(sum, a, b, steps, next, tile.first_row / kTileRows, tiles);
 #pragma GCC unroll 12
                 for (int i = 0; i < MR; ++i)
                     write_product<T>(y, tile.first_row + i, panel, out, form, activation, sum[i][0], sum[i][1]);

@@ -64,32 +64,30 @@ void for_panels(std::int64_t rows, int tile_rows, std::int64_t prepared_size, st
     }
 }
 
-// Steps to prefetch, which the hardware does not: of one row's product, which waits for the memory alone, into the first
-// cache; of several rows' into the second, which has room for more that is on its way.
-constexpr int kAheadOfOne = 64, kAheadOfMore = 128;
+// Steps to prefetch, which the hardware does not: of few rows' product, which waits for the memory alone, into the first
+// cache; of more rows' into the second, which has room for more that is on its way.
+constexpr int kFew = 4, kAheadOfFew = 64, kAheadOfMore = 128;
 
-// sum += a tile of MR rows x a panel of so many steps; a row's step lies `kPerStep<T>` numbers behind that of the row before.
+// sum += a tile of MR rows, interleaved, x a panel of so many steps.
 //
 // What it fetches meanwhile is what it reads next: the panel's own numbers, and at its end those that the next one begins
 // with. Of `tiles` that are multiplied by one panel, after the first the panel is in the caches: each of them fetches a part
 // of the next one, so that the memory has as much to do in all of them.
 template <int MR, typename T>
-PIPEZOO_INLINE void multiply_panel(Vector (&sum)[MR][2], const Left<T>* a, std::ptrdiff_t step_stride, const T* panel,
-                                   std::int64_t steps, const T* next, std::int64_t tile, std::int64_t tiles) {
-    constexpr bool is_one = MR == 1;
-    constexpr _mm_hint hint = is_one ? _MM_HINT_T0 : _MM_HINT_T1;
-    constexpr std::ptrdiff_t stride = kPanel * kPerStep<T>;
-    constexpr std::int64_t ahead = is_one ? kAheadOfOne : kAheadOfMore;
+PIPEZOO_INLINE void multiply_panel(Vector (&sum)[MR][2], const Left<T>* a, const T* panel, std::int64_t steps,
+                                   const T* next, std::int64_t tile, std::int64_t tiles) {
+    constexpr _mm_hint hint = MR <= kFew ? _MM_HINT_T0 : _MM_HINT_T1;
+    constexpr std::ptrdiff_t ps = kPerStep<T>, stride = kPanel * ps;
+    constexpr std::int64_t ahead = MR <= kFew ? kAheadOfFew : kAheadOfMore;
     if (tiles > 1)
-        return multiply<hint>(sum, a, kPerStep<T>, step_stride, panel, stride, steps, next + steps * stride * tile / tiles,
+        return multiply<hint>(sum, a, ps, MR * ps, panel, stride, steps, next + steps * stride * tile / tiles,
                               stride / tiles);
     const std::int64_t most = std::max<std::int64_t>(0, steps - ahead);
-    multiply<hint>(sum, a, kPerStep<T>, step_stride, panel, stride, most, panel + ahead * stride, stride);
-    multiply<hint>(sum, a + most * step_stride, kPerStep<T>, step_stride, panel + most * stride, stride, steps - most,
-                   next, stride);
+    multiply<hint>(sum, a, ps, MR * ps, panel, stride, most, panel + ahead * stride, stride);
+    multiply<hint>(sum, a + most * MR * ps, ps, MR * ps, panel + most * stride, stride, steps - most, next, stride);
 }
 
-// Interleaves rows for a tile: [in / per_step, kTileRows, per_step]. `row(i)` is where row i lies.
+// Interleaves a tile's rows: [in / per_step, rows, per_step]. `row(i)` is where row i lies.
 template <typename T, typename Row>
 void interleave_tile(const Row& row, std::int64_t in, int rows, Left<T>* to) {
     const std::int64_t steps = in / kPerStep<T>;
@@ -102,7 +100,7 @@ void interleave_tile(const Row& row, std::int64_t in, int rows, Left<T>* to) {
         transpose(block);
 #pragma GCC unroll 16
         for (int j = 0; j < kLanes; ++j)
-            if (s + j < steps) store_tile_rows(to + (s + j) * kTileRows * kPerStep<T>, block[j]);
+            if (s + j < steps) store_words(to + (s + j) * rows * kPerStep<T>, block[j], first_lanes(rows));
     }
 }
 
