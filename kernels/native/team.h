@@ -172,7 +172,7 @@ class Team {
         for (std::int64_t i = first_of(rank_, count), end = first_of(rank_ + 1, count); i < end; ++i) work(i);
     }
 
-    // Does units 0 to count - 1, each in one thread: `work(unit, next)`, where the next one is the same thread's, or `count`.
+    // Does units 0 to count - 1, each in one thread: `work(unit, next)`. The next one is the same thread's; `count` is none.
     //
     // A thread begins with units that are its own, one after the other; of the last quarter it takes the next when it is
     // done with one, because threads are not equally fast on a busy machine.
