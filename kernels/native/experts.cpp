@@ -13,23 +13,21 @@ template <typename T>
 struct Whole {
     using Prepared = Left<T>;
     static constexpr int kMost = kTileRows;
+    static constexpr bool kOneAsItLies = std::is_same_v<T, Prepared>;  // a tile of one row is read where that is
 
     static std::int64_t prepared_size(std::int64_t in) { return kTileRows * in; }
+    static std::int64_t panel_bytes(std::int64_t in) { return kPanel * in * std::int64_t(sizeof(T)); }
 
     template <typename Row>
     static void prepare(const Row& row, std::int64_t in, int rows, Prepared* to) {
-        interleave_tile<T>(row, in, rows, to);
+        if (!kOneAsItLies || rows > 1) interleave_tile<T>(row, in, rows, to);
     }
 
     template <int MR>
-    PIPEZOO_INLINE static void multiply(Vector (&sum)[MR][2], const Prepared* a, const void* packed, std::int64_t panel,
-                                        std::int64_t in) {
-        constexpr bool is_one = MR == 1;
-        constexpr std::ptrdiff_t stride = kPanel * kPerStep<T>;
-        const T* b = static_cast<const T*>(packed) + panel * kPanel * in;
-        const T* ahead = b + (is_one ? kAheadOfOne : kAheadOfMore) * stride;
-        pipezoo::multiply<is_one ? _MM_HINT_T0 : _MM_HINT_T1>(sum, a, kPerStep<T>, kTileRows * kPerStep<T>, b, stride,
-                                                              in / kPerStep<T>, ahead, stride);
+    PIPEZOO_INLINE static void multiply(Vector (&sum)[MR][2], const Prepared* a, const std::uint8_t* panel, std::int64_t in,
+                                        const std::uint8_t* next, std::int64_t tile, std::int64_t tiles) {
+        multiply_panel<MR, T>(sum, a, reinterpret_cast<const T*>(panel), in / kPerStep<T>,
+                              reinterpret_cast<const T*>(next), tile, tiles);
     }
 };
 
@@ -38,8 +36,10 @@ template <typename T, Packing packing>
 struct Few {
     using Prepared = Group;
     static constexpr int kMost = kRows;
+    static constexpr bool kOneAsItLies = false;
 
     static std::int64_t prepared_size(std::int64_t in) { return in / kGroup; }
+    static std::int64_t panel_bytes(std::int64_t in) { return pipezoo::panel_bytes<packing>(in / kGroup); }
 
     template <typename Row>
     static void prepare(const Row& row, std::int64_t in, int rows, Prepared* to) {
@@ -47,11 +47,9 @@ struct Few {
     }
 
     template <int MR>
-    PIPEZOO_INLINE static void multiply(Vector (&sum)[MR][2], const Prepared* a, const void* packed, std::int64_t panel,
-                                        std::int64_t in) {
-        const std::int64_t groups = in / kGroup;
-        const auto* panels = static_cast<const std::uint8_t*>(packed);
-        multiply_groups<MR, packing>(sum, a, panels + panel * panel_bytes<packing>(groups), groups);
+    PIPEZOO_INLINE static void multiply(Vector (&sum)[MR][2], const Prepared* a, const std::uint8_t* panel, std::int64_t in,
+                                        const std::uint8_t* next, std::int64_t, std::int64_t) {
+        multiply_groups<MR, packing>(sum, a, panel, in / kGroup, next);
     }
 };
 
@@ -112,22 +110,29 @@ void multiply_experts(const SortedPairs& sorted, std::int64_t in, std::int64_t o
                 Format::prepare([&](int r) { return row(tiles[i].first + r); }, in, tiles[i].rows, prepared + i * size);
             });
             team.barrier();
-            for (std::int64_t unit; (unit = team.take()) < num_runs * panels;) {
-                const std::int64_t run = unit / panels, panel = unit % panels, column = panel * kPanel;
-                const std::int64_t expert = tiles[sorted.runs[run]].expert;
+            const auto panel_of = [&](std::int64_t unit) {
+                const void* weight = weights[tiles[sorted.runs[unit / panels]].expert];
+                return static_cast<const std::uint8_t*>(weight) + unit % panels * Format::panel_bytes(in);
+            };
+            team.each_in_turn(num_runs * panels, [&](std::int64_t unit, std::int64_t next_unit) {
+                const std::int64_t panel = unit % panels, column = panel * kPanel;
+                const std::int64_t begin = sorted.runs[unit / panels], end = sorted.runs[unit / panels + 1];
+                const std::uint8_t *b = panel_of(unit), *next = next_unit < num_runs * panels ? panel_of(next_unit) : b;
                 Vector first, second;
-                read_panel(biases ? biases + expert * out + column : nullptr, out - column, first, second);
-                for (std::int64_t i = sorted.runs[run]; i < sorted.runs[run + 1]; ++i)
+                read_panel(biases ? biases + tiles[begin].expert * out + column : nullptr, out - column, first, second);
+                for (std::int64_t i = begin; i < end; ++i)
                     with_rows<Format::kMost>(tiles[i].rows, [&](auto count) {
                         constexpr int MR = decltype(count)::value;
+                        const Prepared* a = prepared + i * size;
+                        if constexpr (MR == 1 && Format::kOneAsItLies) a = row(tiles[i].first);
                         Vector sum[MR][2];
 #pragma GCC unroll 12
                         for (int r = 0; r < MR; ++r) sum[r][0] = first, sum[r][1] = second;
-                        Format::template multiply<MR>(sum, prepared + i * size, weights[expert], panel, in);
+                        Format::template multiply<MR>(sum, a, b, in, next, i - begin, end - begin);
 #pragma GCC unroll 12
                         for (int r = 0; r < MR; ++r) write(tiles[i].first + r, panel, sum[r][0], sum[r][1]);
                     });
-            }
+            });
         });
     }
 }

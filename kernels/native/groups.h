@@ -88,17 +88,21 @@ PIPEZOO_INLINE void multiply_half(Vector (&sum)[MR][2], const Group& a, const st
     if constexpr (kParts<packing> > 1) multiply_part<MR, packing, half, 1>(sum, a, head, steps, b);
 }
 
+// sum += a tile of MR rows x a panel. Fetches early what it reads, and at the panel's end what the next one begins with.
 template <int MR, Packing packing>
-PIPEZOO_INLINE void multiply_groups(Vector (&sum)[MR][2], const Group* a, const std::uint8_t* b, std::int64_t groups) {
+PIPEZOO_INLINE void multiply_groups(Vector (&sum)[MR][2], const Group* a, const std::uint8_t* b, std::int64_t groups,
+                                    const std::uint8_t* next) {
     const std::uint8_t* head = b;
+    const std::uint8_t* const end = b + panel_bytes<packing>(groups);
     b += kHeadBytes<packing>;
     for (std::int64_t block = 0; block < groups; block += kBlockGroups<packing>) {
         const std::uint8_t* steps = b;
         b += kStepBytes<packing>;
 #pragma GCC unroll 1
         for (int g = 0; g < kBlockGroups<packing>; ++g, ++a, b += kGroupBytes<packing>) {
-            for (int line = 0; line < kGroupBytes<packing>; line += 64)
-                _mm_prefetch(b + kFetchedAhead + line, _MM_HINT_T0);
+            const std::uint8_t* ahead = b + kFetchedAhead;
+            if (ahead >= end) ahead = next, next += kGroupBytes<packing>;
+            for (int line = 0; line < kGroupBytes<packing>; line += 64) _mm_prefetch(ahead + line, _MM_HINT_T0);
             multiply_half<MR, packing, 0>(sum, *a, head, steps, b);
             asm volatile("" ::: "memory");  // weights are better loaded again than kept in registers that sums need
             multiply_half<MR, packing, 1>(sum, *a, head, steps, b);

@@ -26,12 +26,9 @@ void multiply_heads(const T* x, std::int64_t row_stride, std::int64_t head_strid
                 for (std::int64_t panel = begin; panel < end; ++panel)
                     with_rows(count, [&](auto number) {
                         constexpr int MR = decltype(number)::value;
-                        constexpr _mm_hint hint = MR == 1 ? _MM_HINT_T0 : _MM_HINT_T1;
-                        constexpr std::ptrdiff_t b_stride = kPanel * ps;
                         const T* b = packed + (head * panels + panel) * kPanel * in;
-                        const T* ahead = b + (MR == 1 ? kAheadOfOne : kAheadOfMore) * b_stride;
                         Vector sum[MR][2] = {};
-                        multiply<hint>(sum, tile, ps, kTileRows * ps, b, b_stride, in / ps, ahead, b_stride);
+                        multiply_panel<MR, T>(sum, tile, b, in / ps, b + kPanel * in, 0, 1);
                         T* to = y + (row * heads + head) * out + panel * kPanel;
 #pragma GCC unroll 12
                         for (int i = 0; i < MR; ++i) {

@@ -7,14 +7,14 @@ namespace {
 
 // sum[p] += one row of A x panel p of two. As `multiply`, with twice as many sums that do not wait for each other.
 template <typename T>
-PIPEZOO_INLINE void multiply_row(Vector (&sum)[2][2], const Left<T>* a, std::ptrdiff_t step_stride, const T* b,
-                                 std::ptrdiff_t panel_stride, std::int64_t steps) {
+PIPEZOO_INLINE void multiply_row(Vector (&sum)[2][2], const Left<T>* a, const T* b, std::ptrdiff_t panel_stride,
+                                 std::int64_t steps, const T* ahead) {
     constexpr int vector = kLanes * kPerStep<T>;
-    for (std::int64_t s = 0; s < steps; ++s, a += step_stride, b += 2 * vector) {
+    for (std::int64_t s = 0; s < steps; ++s, a += kPerStep<T>, b += 2 * vector, ahead += 2 * vector) {
 #pragma GCC unroll 2
         for (int p = 0; p < 2; ++p) {
             const T* panel = b + p * panel_stride;
-            _mm_prefetch(reinterpret_cast<const char*>(panel + kAheadOfOne * 2 * vector), _MM_HINT_T0);
+            _mm_prefetch(reinterpret_cast<const char*>(ahead + p * panel_stride), _MM_HINT_T0);
             sum[p][0] = step(sum[p][0], load_right(panel), a);
             sum[p][1] = step(sum[p][1], load_right(panel + vector), a);
         }
@@ -49,9 +49,8 @@ template <typename T>
 void linear(const T* x, const T* packed, const T* bias, void* y, std::int64_t rows, std::int64_t in, std::int64_t out,
             Form form, Activation activation) {
     const std::int64_t panels = (out + kPanel - 1) / kPanel, steps = in / kPerStep<T>;
-    const Left<T>* as_it_lies = nullptr;  // one row is interleaved
+    const Left<T>* as_it_lies = nullptr;  // one row is interleaved; with AVX2 it is widened
     if constexpr (std::is_same_v<T, Left<T>>) as_it_lies = rows == 1 ? x : nullptr;
-    const std::ptrdiff_t step_stride = as_it_lies ? kPerStep<T> : kTileRows * kPerStep<T>;
     const bool in_pairs = kRowInPairs && rows == 1;
     const std::int64_t tiles = (rows + kTileRows - 1) / kTileRows;
     for_panels<Left<T>>(
@@ -60,16 +59,21 @@ void linear(const T* x, const T* packed, const T* bias, void* y, std::int64_t ro
             const T* first = x + tile.first_row * in;
             if (!as_it_lies) interleave_tile<T>([=](int row) { return first + row * in; }, in, tile.rows, interleaved);
         },
-        [&](std::int64_t unit, Tile tile, const Left<T>* interleaved) {
+        [&](std::int64_t unit, std::int64_t next_unit, Tile tile, const Left<T>* interleaved) {
             const Left<T>* a = as_it_lies ? as_it_lies : interleaved;
             const std::int64_t panel = in_pairs ? 2 * unit : unit, column = panel * kPanel;
+            const std::int64_t next_panel = in_pairs ? 2 * next_unit : next_unit;
+            const T *b = packed + column * in, *next = next_panel < panels ? packed + next_panel * kPanel * in : b;
             if (in_pairs && panel + 1 < panels) {
                 Vector sum[2][2];
                 for (int p = 0; p < 2; ++p) {
                     const std::int64_t at = column + p * kPanel;
                     read_panel(bias ? bias + at : nullptr, out - at, sum[p][0], sum[p][1]);
                 }
-                multiply_row<T>(sum, a, step_stride, packed + column * in, kPanel * in, steps);
+                constexpr std::ptrdiff_t stride = kPanel * kPerStep<T>;
+                const std::int64_t most = std::max<std::int64_t>(0, steps - kAheadOfFew);
+                multiply_row<T>(sum, a, b, kPanel * in, most, b + kAheadOfFew * stride);
+                multiply_row<T>(sum, a + most * kPerStep<T>, b + most * stride, kPanel * in, steps - most, next);
                 for (int p = 0; p < 2; ++p)
                     write_product<T>(y, 0, panel + p, out, form, activation, sum[p][0], sum[p][1]);
                 return;
@@ -81,14 +85,7 @@ void linear(const T* x, const T* packed, const T* bias, void* y, std::int64_t ro
                 Vector sum[MR][2];
 #pragma GCC unroll 12
                 for (int i = 0; i < MR; ++i) sum[i][0] = first, sum[i][1] = second;
-                constexpr bool is_one = MR == 1;
-                const T* b = packed + panel * kPanel * in;
-                const std::ptrdiff_t b_stride = kPanel * kPerStep<T>;
-                // Each of several tiles fetches its part of the next panel: the memory has as much to do in all of them.
-                const T* ahead = tiles == 1 ? b + (is_one ? kAheadOfOne : kAheadOfMore) * b_stride
-                                            : b + kPanel * in * (tiles + tile.first_row / kTileRows) / tiles;
-                multiply<is_one ? _MM_HINT_T0 : _MM_HINT_T1>(sum, a, kPerStep<T>, step_stride, b, b_stride, steps, ahead,
-                                                             b_stride / tiles);
+                multiply_panel<MR, T>(sum, a, b, steps, next, tile.first_row / kTileRows, tiles);
 #pragma GCC unroll 12
                 for (int i = 0; i < MR; ++i)
                     write_product<T>(y, tile.first_row + i, panel, out, form, activation, sum[i][0], sum[i][1]);

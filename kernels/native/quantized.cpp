@@ -177,8 +177,10 @@ void linear_quantized(const T* x, const std::uint8_t* packed, const T* bias, voi
             const T* first = x + tile.first_row * in;
             round_rows<packing>([=](int row) { return first + row * in; }, in, tile.rows, rounded);
         },
-        [&](std::int64_t panel, Tile tile, const Group* rounded) {
+        [&](std::int64_t panel, std::int64_t next_panel, Tile tile, const Group* rounded) {
             const std::int64_t column = panel * kPanel;
+            const std::uint8_t* b = packed + panel * panel_bytes<packing>(groups);
+            const std::uint8_t* next = next_panel < panels ? packed + next_panel * panel_bytes<packing>(groups) : b;
             Vector first, second;
             read_panel(bias ? bias + column : nullptr, out - column, first, second);
             with_rows<kRows>(tile.rows, [&](auto count) {
@@ -186,7 +188,7 @@ void linear_quantized(const T* x, const std::uint8_t* packed, const T* bias, voi
                 Vector sum[MR][2];
 #pragma GCC unroll 8
                 for (int i = 0; i < MR; ++i) sum[i][0] = first, sum[i][1] = second;
-                multiply_groups<MR, packing>(sum, rounded, packed + panel * panel_bytes<packing>(groups), groups);
+                multiply_groups<MR, packing>(sum, rounded, b, groups, next);
 #pragma GCC unroll 8
                 for (int i = 0; i < MR; ++i)
                     write_product<T>(y, tile.first_row + i, panel, out, form, activation, sum[i][0], sum[i][1]);

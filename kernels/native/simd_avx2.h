@@ -184,10 +184,8 @@ PIPEZOO_INLINE void load_keys(const T* from, Words* words) {
     words[0] = _mm256_castps_si256(load(from));
 }
 
-// The first `kTileRows` words.
-PIPEZOO_INLINE void store_tile_rows(float* to, Words words) {
-    store(to, _mm256_castsi256_ps(words), first_lanes(kTileRows));
-}
+// The mask is one of `first_lanes`.
+PIPEZOO_INLINE void store_words(float* to, Words words, Mask lanes) { store(to, _mm256_castsi256_ps(words), lanes); }
 
 // Turns as many vectors over as they have words: to[j][i] = from[i][j].
 PIPEZOO_INLINE void transpose(Words (&rows)[kLanes]) {

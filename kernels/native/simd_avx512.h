@@ -128,10 +128,10 @@ PIPEZOO_INLINE void load_keys(const bfloat16* from, Words* words) {
     words[1] = _mm512_permutex2var_epi16(some, _mm512_add_epi32(pairs, _mm512_set1_epi32(0x00030001)), others);
 }
 
-// The first `kTileRows` words.
+// The mask is one of `first_lanes`.
 template <typename T>
-PIPEZOO_INLINE void store_tile_rows(T* to, Words words) {
-    _mm512_mask_storeu_epi32(to, 0x0FFF, words);
+PIPEZOO_INLINE void store_words(T* to, Words words, Mask lanes) {
+    _mm512_mask_storeu_epi32(to, lanes, words);
 }
 
 // Turns as many vectors over as they have words: to[j][i] = from[i][j].

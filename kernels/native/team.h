@@ -169,8 +169,22 @@ class Team {
     // Does this thread's part of 0 to count - 1. The first threads have more where it does not divide.
     template <typename Work>
     void each(std::int64_t count, Work&& work) const {
-        const auto begin = [&](int rank) { return (count * rank + size_ - 1) / size_; };
-        for (std::int64_t i = begin(rank_), end = begin(rank_ + 1); i < end; ++i) work(i);
+        for (std::int64_t i = first_of(rank_, count), end = first_of(rank_ + 1, count); i < end; ++i) work(i);
+    }
+
+    // Does units 0 to count - 1, each in one thread: `work(unit, next)`. The next one is the same thread's; `count` is none.
+    //
+    // A thread begins with units that are its own, one after the other; of the last quarter it takes the next when it is
+    // done with one, because threads are not equally fast on a busy machine.
+    template <typename Work>
+    void each_in_turn(std::int64_t count, Work&& work) {
+        const std::int64_t own = count - count / 4;
+        const std::int64_t begin = first_of(rank_, own), end = first_of(rank_ + 1, own);
+        const auto taken = [&] { return std::min(count, own + take()); };
+        for (std::int64_t unit = begin < end ? begin : taken(), next; unit < count; unit = next) {
+            next = unit + 1 < end ? unit + 1 : taken();
+            work(unit, next);
+        }
     }
 
     // Returns what `memory` returned to the first thread, which alone calls it.
@@ -182,6 +196,9 @@ class Team {
     }
 
   private:
+    // Where a thread's part of 0 to count - 1 begins.
+    std::int64_t first_of(int rank, std::int64_t count) const { return (count * rank + size_ - 1) / size_; }
+
     // Goes on waiting. Late is who takes more than twice as long as this thread has, and a time slice is about to be lost.
     void wait_long() {
         constexpr std::int64_t kTolerated = 300'000;  // more than the parts of a piece of work differ

@@ -33,9 +33,8 @@ struct Tile {
 // Block by block: prepares each tile of rows, then computes each panel with each tile. `prepared_size` is what a
 // tile takes when it is prepared; 0 if nothing is to be done.
 //
-// What a thread has written, another waits long for. Of few tiles therefore each thread prepares its own copy. It
-// begins with panels that are its own; of the last quarter it takes the next when it is done with one, because
-// threads are not equally fast on a busy machine.
+// What a thread has written, another waits long for. Of few tiles therefore each thread prepares its own copy.
+// `compute(panel, next, tile, prepared)` is also told the panel that the thread computes next, or `panels`.
 template <typename Prepared, typename Prepare, typename Compute>
 void for_panels(std::int64_t rows, int tile_rows, std::int64_t prepared_size, std::int64_t panels, Prepare&& prepare,
                 Compute&& compute) {
@@ -58,21 +57,37 @@ void for_panels(std::int64_t rows, int tile_rows, std::int64_t prepared_size, st
                 team.each(tiles, prepare_tile);
                 team.barrier();
             }
-            const auto compute_panel = [&](std::int64_t panel) {
-                for (std::int64_t i = 0; i < tiles; ++i) compute(panel, tile(i), prepared + i * prepared_size);
-            };
-            const std::int64_t own = panels - panels / 4;
-            team.each(own, compute_panel);
-            for (std::int64_t panel; (panel = own + team.take()) < panels;) compute_panel(panel);
+            team.each_in_turn(panels, [&](std::int64_t panel, std::int64_t next) {
+                for (std::int64_t i = 0; i < tiles; ++i) compute(panel, next, tile(i), prepared + i * prepared_size);
+            });
         });
     }
 }
 
-// Steps to prefetch, which the hardware does not: of one row's product, which waits for the memory alone, into the first
-// cache; of several rows' into the second, which has room for more that is on its way.
-constexpr int kAheadOfOne = 64, kAheadOfMore = 128;
+// Steps to prefetch, which the hardware does not: of few rows' product, which waits for the memory alone, into the first
+// cache; of more rows' into the second, which has room for more that is on its way.
+constexpr int kFew = 4, kAheadOfFew = 64, kAheadOfMore = 128;
 
-// Interleaves rows for a tile: [in / per_step, kTileRows, per_step]. `row(i)` is where row i lies.
+// sum += a tile of MR rows, interleaved, x a panel of so many steps.
+//
+// What it fetches meanwhile is what it reads next: the panel's own numbers, and at its end those that the next one begins
+// with. Of `tiles` that are multiplied by one panel, after the first the panel is in the caches: each of them fetches a part
+// of the next one, so that the memory has as much to do in all of them.
+template <int MR, typename T>
+PIPEZOO_INLINE void multiply_panel(Vector (&sum)[MR][2], const Left<T>* a, const T* panel, std::int64_t steps,
+                                   const T* next, std::int64_t tile, std::int64_t tiles) {
+    constexpr _mm_hint hint = MR <= kFew ? _MM_HINT_T0 : _MM_HINT_T1;
+    constexpr std::ptrdiff_t ps = kPerStep<T>, stride = kPanel * ps;
+    constexpr std::int64_t ahead = MR <= kFew ? kAheadOfFew : kAheadOfMore;
+    if (tiles > 1)
+        return multiply<hint>(sum, a, ps, MR * ps, panel, stride, steps, next + steps * stride * tile / tiles,
+                              stride / tiles);
+    const std::int64_t most = std::max<std::int64_t>(0, steps - ahead);
+    multiply<hint>(sum, a, ps, MR * ps, panel, stride, most, panel + ahead * stride, stride);
+    multiply<hint>(sum, a + most * MR * ps, ps, MR * ps, panel + most * stride, stride, steps - most, next, stride);
+}
+
+// Interleaves a tile's rows: [in / per_step, rows, per_step]. `row(i)` is where row i lies.
 template <typename T, typename Row>
 void interleave_tile(const Row& row, std::int64_t in, int rows, Left<T>* to) {
     const std::int64_t steps = in / kPerStep<T>;
@@ -85,7 +100,7 @@ void interleave_tile(const Row& row, std::int64_t in, int rows, Left<T>* to) {
         transpose(block);
 #pragma GCC unroll 16
         for (int j = 0; j < kLanes; ++j)
-            if (s + j < steps) store_tile_rows(to + (s + j) * kTileRows * kPerStep<T>, block[j]);
+            if (s + j < steps) store_words(to + (s + j) * rows * kPerStep<T>, block[j], first_lanes(rows));
     }
 }
 

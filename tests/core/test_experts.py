@@ -179,7 +179,30 @@ def test_other_rows_change_nothing(dtype, num_experts):
         assert torch.equal(experts(x[row], indices[row], weights[row]), together[row])
 
 
-@pytest.mark.parametrize("inner", [64, 36])
+@pytest.mark.parametrize("encoding", ["float32", "bfloat16", "int8", "int4"])
+@torch.inference_mode()
+def test_the_number_of_threads_changes_nothing(encoding):
+    """Which has which part of an expert, and what it takes next, is another thing each time."""
+    dtype = torch.float32 if encoding == "float32" else torch.bfloat16
+    experts = random_experts(288, 320, 6, 3).to(dtype)
+    skip_without_kernels()
+    use_linear_backend(LinearName.native, experts, CPU, SupportedEncoding(encoding), NativeKernels(CPU, dtype))
+    join_experts(experts)
+    x, (indices, weights) = rows_and_choices(9, 288, 6, 3)
+    before, answers = torch.get_num_threads(), []
+    try:
+        for num_threads in (1, 2, 3, 5):
+            torch.set_num_threads(1)
+            experts(-2 * x.to(dtype), indices, weights)  # or the answer would lie in memory already
+            torch.set_num_threads(num_threads)
+            answers += [experts(x[:rows].to(dtype), indices[:rows], weights[:rows]) for rows in (9, 1)]
+    finally:
+        torch.set_num_threads(before)
+    for answer in answers:
+        assert torch.equal(answer, answers[0][: len(answer)])
+
+
+@pytest.mark.parametrize("inner", [64, 36, 320])
 @pytest.mark.parametrize("rows", [1, 5, 200])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
