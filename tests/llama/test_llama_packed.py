@@ -21,6 +21,8 @@ from pipezoo_core.native import HUGE_PAGE, NativeKernels
 from pipezoo_core.weights import open_gguf
 from pipezoo_llama.plugin import pipezoo_architectures
 
+pytestmark = pytest.mark.matrix
+
 PACKED = SupportedEncoding.packed
 SETTINGS = {"device": "cpu", "page_size": 32, "kv_cache_memory": "8MiB"}
 PROMPTS = ["hello there", "he", "a longer prompt than the others, with a few more bytes", "hhh"]

@@ -95,6 +95,7 @@ def modules():
                 yield info.name
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 def test_public_names_are_listed_sorted_and_there():
     for name in modules():
         module = importlib.import_module(name)

@@ -6,6 +6,8 @@ from contextlib import suppress
 import httpx
 import pytest
 
+pytestmark = pytest.mark.matrix
+
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
 IMAGE = {"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/x.png"}}
 PROMPT = {"prompt": "hi", "max_tokens": 1}

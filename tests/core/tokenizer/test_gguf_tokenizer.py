@@ -107,7 +107,11 @@ def test_smollm2_is_built_fast(smollm2_metadata):
     assert time.perf_counter() - begin < 2  # 0.2 s alone on one core
 
 
-@given(text=st.text() | st.text("helo w'sS12aé😀\n\r\t.,$/A"))
+def names_no_special_token(text):
+    return not any(token in text for token in ("<bos>", "<eos>", "<eot>"))
+
+
+@given(text=(st.text() | st.text("helo w'sS12aé😀\n\r\t.,$/A")).filter(names_no_special_token))
 @pytest.mark.parametrize("pre", sorted(KNOWN_PRE_TOKENIZERS))
 def test_byte_level_tokens_are_those_of_plain_bpe(byte_level_of, byte_level_metadata, byte_spelling, pre, text):
     expected = plain_byte_level(byte_level_metadata, byte_spelling, KNOWN_PRE_TOKENIZERS[pre].splits, text)

@@ -58,7 +58,7 @@ class Attempt:
         scores = torch.einsum("tnd,snd->nts", q_TND, k_TMD[:, owner]) * spec.scale
         if spec.softcap is not None:
             scores = spec.softcap * torch.tanh(scores / spec.softcap)
-        positions = torch.arange(num_rows)
+        positions = torch.arange(num_rows, dtype=torch.int64, device="cpu")
         bias = spec.bias(positions, positions).double()
         scores = scores + bias if self.is_causal else scores
         if sinks is not None:
@@ -68,7 +68,7 @@ class Attempt:
 
     def _key_value_heads(self) -> Tensor:
         """Returns for each query head the key/value head that it reads."""
-        heads = torch.arange(self.spec.num_heads)
+        heads = torch.arange(self.spec.num_heads, dtype=torch.int64, device="cpu")
         if self.order == "every n-th":
             return heads % self.spec.num_kv_heads
         in_a_row = heads // self.spec.num_groups
@@ -185,7 +185,7 @@ def _other_rotations(trace: Trace, ours: Attempt, config: Mapping[str, Any]) -> 
 
 
 def _rotations(trace: Trace, ours: Attempt, config: Mapping[str, Any]) -> Iterator[tuple[float, Tensor, Tensor]]:
-    positions = torch.arange(len(trace.tokens))
+    positions = torch.arange(len(trace.tokens), dtype=torch.int64, device="cpu")
     lengths = torch.full_like(positions, len(trace.tokens))
     length = trace.subject.max_length
     rope = config.get("rope_parameters") or {}

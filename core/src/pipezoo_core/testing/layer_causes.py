@@ -46,7 +46,7 @@ def _norms(trace: Trace, layer: torch.nn.Module, x: Tensor) -> Iterator[tuple[st
     config = trace.subject.raw_config
     weight = getattr(layer, "weight", None)
     bias = getattr(layer, "bias", None)
-    scale = torch.ones(_size(layer)).double() if weight is None else weight.detach().double()
+    scale = torch.ones(_size(layer), dtype=torch.float64, device="cpu") if weight is None else weight.detach().double()
     shift = 0.0 if bias is None else bias.detach().double()
     mine = getattr(layer, "eps", None)
     named = {value: name for name, value in config.items() if name.endswith(("eps", "epsilon"))}

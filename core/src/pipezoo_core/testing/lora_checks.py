@@ -100,8 +100,8 @@ def _write_adapter(model: nn.Module, names: Sequence[str], folder: Path) -> None
         assert isinstance(weight, Tensor)
         is_turned = not isinstance(layer, nn.Linear)
         num_out, num_in = weight.T.shape if is_turned else weight.shape
-        a = _SPREAD * torch.randn(_RANK, num_in, generator=generator)
-        b = _SPREAD * torch.randn(num_out, _RANK, generator=generator)
+        a = _SPREAD * torch.randn(_RANK, num_in, generator=generator, dtype=torch.float32, device="cpu")
+        b = _SPREAD * torch.randn(num_out, _RANK, generator=generator, dtype=torch.float32, device="cpu")
         change = b @ a * (_ALPHA / _RANK)
         weight += change.T if is_turned else change
         tensors[f"base_model.model.{name}.lora_A.weight"] = a

@@ -96,9 +96,12 @@ def check_echo(plugin: PluginUnderTest, subjects: Sequence[Subject]) -> None:
         for prompt, output in zip(prompts, outputs, strict=True):
             tokens = [*prompt, *output.tokens]
             logits = subject.expected(tokens)[:-1]
-            expected = logits.log_softmax(-1).gather(-1, torch.tensor(tokens[1:]).unsqueeze(-1))[:, 0]
+            next_tokens = torch.tensor(tokens[1:], dtype=torch.int64, device="cpu")
+            expected = logits.log_softmax(-1).gather(-1, next_tokens.unsqueeze(-1))[:, 0]
             told = [value for step in output.log_probabilities or () for value in step.token_log_probabilities]
-            most = (torch.tensor(told) - expected).abs().max().item() if len(told) == len(expected) else float("inf")
+            most = float("inf")
+            if len(told) == len(expected):
+                most = (torch.tensor(told, dtype=torch.float32, device="cpu") - expected).abs().max().item()
             if not most <= tolerance(logits):
                 raise ConformanceError(
                     f"config {subject.name!r}: the pipeline tells other log probabilities than the reference's",

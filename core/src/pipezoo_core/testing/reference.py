@@ -77,7 +77,7 @@ def _randomize(model: nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         center = parameter.flatten()[0].item() if parameter.dim() == 1 and parameter.unique().numel() == 1 else 0.0
-        noise = torch.randn(parameter.shape, generator=generator)
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32, device="cpu")
         parameter.copy_(center + _SPREAD * noise)
 
 
@@ -85,7 +85,7 @@ def _randomize(model: nn.Module) -> None:
 def weights_of_text(model: nn.Module, tokens: list[int]) -> set[int]:
     """Returns the addresses of the parameters that logits of text depend on: a part that sees images has others."""
     with _quietly():
-        output = model(torch.tensor([tokens]))
+        output = model(torch.tensor([tokens], dtype=torch.int64, device="cpu"))
     getattr(output, "logits", output).sum().backward()
     used = {parameter.data_ptr() for parameter in model.parameters() if parameter.grad is not None}
     model.zero_grad(set_to_none=True)
@@ -96,7 +96,7 @@ def weights_of_text(model: nn.Module, tokens: list[int]) -> set[int]:
 def reference_logits(model: nn.Module, tokens: list[int]) -> Tensor:
     """Returns the logits [S, V] of a request's tokens, in float32."""
     with _quietly():
-        output = model(torch.tensor([tokens]))
+        output = model(torch.tensor([tokens], dtype=torch.int64, device="cpu"))
     logits: Tensor = getattr(output, "logits", output)
     return logits[0].float()
 
