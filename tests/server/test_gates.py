@@ -32,14 +32,14 @@ def ask(app, method, path, **options):
     return asyncio.run(run())
 
 
-def test_every_route_but_health_needs_a_key():
+def test_every_route_but_those_of_probes_needs_a_key():
     app = app_of(api_keys=KEYS, enable_adapters=True)
     routes = [(method, path) for path, methods in app.openapi()["paths"].items() for method in methods]
     assert len(routes) > 10
     for method, path in [*routes, ("get", "/openapi.json"), ("get", "/nothing"), ("options", "/v1/models")]:
         response = ask(app, method, path.replace("{name}", "x"))
-        if path == "/health":
-            assert response.status_code == 200
+        if path in ("/health", "/ready"):
+            assert response.status_code == (200 if path == "/health" else 503)
         else:
             assert response.status_code == 401, path
             assert response.headers["www-authenticate"] == "Bearer"

@@ -1,4 +1,8 @@
-"""Who may ask: one gate in front of all routes but `/health` and the files of the chat page, which asks for the key."""
+"""Who may ask: one gate in front of all routes but those that a probe asks, and the files of the chat page.
+
+A probe of Kubernetes has no secrets, and `/health` and `/ready` tell it the same word. The page asks for the key
+itself.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ from pipezoo_core.local_file import readable
 
 __all__ = ["APIKeys", "read_api_keys"]
 
-_OPEN = PAGE_PATHS | {"/health"}
+_OPEN = PAGE_PATHS | {"/health", "/ready"}
 _MIN_LENGTH, _MAX_LENGTH, _MAX_KEYS = 8, 1024, 10_000
 
 

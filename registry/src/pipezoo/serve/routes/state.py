@@ -31,7 +31,7 @@ class Version(TypedDict):
 
 @router.get("/health", responses={200: {"model": State}, 503: {"model": State}})
 async def health(service: Served) -> Response:
-    """Say whether the server works: 503 where its engine is dead. Needs no API key."""
+    """Say whether the server works: 503 where its engine is dead. Needs no API key, as `/ready`."""
     status = service.engine.state
     return json_response({"status": status}, 503 if status is EngineState.DEAD else 200)
 
