@@ -33,7 +33,8 @@ sys.exit(pytest.main(sys.argv[1:]))
 @pytest.mark.skipif(variants.VARIANT == "avx2", reason="they are this CPU's, and all tests are theirs")
 @pytest.mark.skipif(NativeKernels(torch.device("cpu"), torch.float32).obstacle is not None, reason="no kernels here")
 def test_their_own_tests():
-    command = [sys.executable, "-c", WITHOUT_AVX512, "-q", "-p", "no:cacheprovider", *map(str, TESTS)]
+    options = ["-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    command = [sys.executable, "-c", WITHOUT_AVX512, *options, *map(str, TESTS)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=540)
     assert done.returncode == 0, done.stdout
     assert "passed" in done.stdout

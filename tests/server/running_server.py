@@ -56,6 +56,7 @@ class RunningServer:
         """Waits until requests are taken, or never will be."""
         assert self._ready.wait(_SECONDS_TO_START)
         if self.error is not None:
+            self.close()
             raise self.error
         return self
 
