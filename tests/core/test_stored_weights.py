@@ -8,11 +8,15 @@ from gguf import GGMLQuantizationType as Type
 from gguf.quants import dequantize
 from gguf_blocks import K_TYPES, as_quantized, quantized
 
+from pipezoo_core.config import LinearName, SupportedEncoding
+from pipezoo_core.layers import GatedMLP, use_linear_backend
 from pipezoo_core.layers.native_product import NativeProduct
 from pipezoo_core.layers.quantized import GROUP
 from pipezoo_core.layers.stored import StoredType, StoredWeight
 from pipezoo_core.layers.stored_product import StoredProduct
 from pipezoo_core.native import Form, NativeKernels
+from pipezoo_core.native import kernels as native_kernels
+from pipezoo_core.testing.tensors_alive import PeakOfTensors
 
 CPU = torch.device("cpu")
 TYPES = (Type.Q4_0, Type.Q4_1, Type.Q8_0, *K_TYPES)
@@ -137,6 +141,24 @@ def test_without_kernels(type_):
     product = StoredProduct(weight, bias, torch.float32)
     torch.testing.assert_close(product(x), x @ dequantized(weight).T + bias, atol=1e-3, rtol=1e-4)
     assert torch.equal(product.rows(torch.tensor([5, 0])), dequantized(weight)[[5, 0]])
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "mish"])
+@pytest.mark.parametrize("linear", [LinearName.torch, LinearName.native])
+@torch.inference_mode()
+def test_what_is_alive_where_gate_and_up_are_of_different_types(activation, linear, monkeypatch):
+    """Never more than the plan counts, but for what plain torch dequantizes at once."""
+    monkeypatch.setattr(native_kernels, "_POOLED", 2**60)  # torch makes all tensors, and they are seen
+    mlp, rows, hidden, inner = GatedMLP(256, 512, activation), 2048, 256, 512
+    mlp.down_proj.keep([random_weight(Type.Q4_K, hidden, inner)])
+    mlp.gate_up_proj.merged.keep([random_weight(type_, inner, hidden) for type_ in (Type.Q4_K, Type.Q6_K)])
+    is_native = linear is LinearName.native
+    counted = sum(mlp.alive(is_native=is_native, fuse=True, fuse_experts=True)) * rows * 4
+    use_linear_backend(linear, mlp, CPU, SupportedEncoding.packed, kernels())
+    x = random(rows, hidden)
+    with PeakOfTensors() as alive:
+        mlp(x)
+    assert 0.7 * counted <= alive.peak <= counted + (0 if is_native else 2 * inner * hidden * 4)
 
 
 @pytest.mark.parametrize("type_", K_TYPES)

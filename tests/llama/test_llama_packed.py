@@ -108,6 +108,17 @@ def test_the_plan_counts_what_is_packed(path):
     assert planned < 1.1 * stored + HUGE_PAGE + 2**16
 
 
+def test_the_plan_knows_a_gate_of_another_type(path, tmp_path):
+    """Gate and up are then two products: what the plan says of memory and of replayed steps is of those."""
+    odd = write(tmp_path / "m.gguf", make(), lambda name: Type.Q6_K if "ffn_up" in name else as_q4_k_m(name))
+    of_even, of_odd = (registry.plan(file, max_batch_tokens=1024, **SETTINGS) for file in (path, odd))
+    assert of_odd.memory.activations >= of_even.memory.activations + 2 * 512 * 1024 * 2
+    told = of_odd.architecture.pipeline_model.step_outlook(of_odd.pipeline_config, of_odd.files.huggingface_config)
+    with registry.load(odd, **SETTINGS) as pipeline:
+        tokens_of(pipeline, ["hello there"])
+        assert told.operations == pipeline.model._forward.operations != ()
+
+
 def test_without_kernels_auto_dequantizes(path):
     plan = registry.plan(path, linear="torch", **SETTINGS)
     assert plan.pipeline_config.encoding in (SupportedEncoding.bfloat16, SupportedEncoding.float32)

@@ -40,13 +40,20 @@ def kept_layers(module: nn.Module, types: Mapping[str, StoredType]) -> dict[Line
     return kept
 
 
-def keep_outline(module: nn.Module, types: Mapping[str, StoredType]) -> None:
-    """Gives an outline's layers what `load_module` will give them of a file, without numbers."""
+def keep_outline(module: nn.Module, types: Mapping[str, StoredType], memory: MemoryPool | None = None) -> None:
+    """Gives an outline's layers what `load_module` will give them of a file, without numbers.
+
+    Args:
+        module: on the meta device.
+        types: see `kept_layers`.
+        memory: see `stored_runs`.
+    """
     outlines: dict[int, Sequence[StoredWeight]] = {}
     for layer, names in kept_layers(module, types).items():
         identity = id(layer.weight)
         if identity not in outlines:
-            outlines[identity] = stored_runs([types[name] for name in names], _sizes(layer), layer.weight.shape[1])
+            kinds = [types[name] for name in names]
+            outlines[identity] = stored_runs(kinds, _sizes(layer), layer.weight.shape[1], memory)
         layer.keep(outlines[identity])
 
 
