@@ -158,13 +158,15 @@ def test_info_names_what_becomes_of_each_type(tmp_path):
     reference = make()
     num_layers = reference.config.num_hidden_layers
     path = write(tmp_path / "m.gguf", reference, lambda name: Type.Q5_0 if "attn_k" in name else Type.Q4_K)
-    beside = "dequantized to bfloat16: a layer has parts of a type without a packed form, or takes a part of a block"
+    packed, beside = "kept packed, 4.625 bits per number", "dequantized to bfloat16: no layer computes it packed"
     assert shown(path) == {
-        f"Q4_K, {4 * num_layers + 2} tensors": "kept packed, 4.625 bits per number",
+        f"Q4_K, {6 * num_layers + 2} tensors": f"{packed}; some {beside}",
         f"Q5_0, {num_layers} tensors": "dequantized to bfloat16: there is no packed form of this type",
-        f"Q4_K, {2 * num_layers} tensors": beside,
     }
     assert set(shown(path, dtype="float32").values()) == {"dequantized: dtype is float32"}
+    assert set(shown(path, dtype="int8").values()) == {
+        "dequantized: dtype is int8, to which the numbers are rounded again"
+    }
 
 
 def test_adapters_add_to_packed_products(tmp_path):
