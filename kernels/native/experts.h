@@ -14,7 +14,7 @@ struct ExpertsLayer {
     const void* const* downs;     // of each expert, packed: [hidden, inner]
     const void* gate_up_biases;   // [count, 2 · inner] in the order of the packed columns, as all biases T; or null
     const void* down_biases;      // [count, hidden], or null
-    std::int64_t hidden, inner;   // inner is a multiple of `kLanes`; with few bits both are multiples of 32
+    std::int64_t hidden, inner;   // inner is a multiple of `kLanes`; with few bits both are of 32, with q4_k to q6_k of 256
     std::int64_t first, count;    // the experts that are here; others are left to other ranks
     std::int64_t top_k;           // experts of a row
     Activation activation;        // of the gate

@@ -174,8 +174,8 @@ class Team {
 
     // Does units 0 to count - 1, each in one thread: `work(unit, next)`. The next one is the same thread's; `count` is none.
     //
-    // A thread begins with units that are its own, one after the other; of the last quarter it takes the next when it is
-    // done with one, because threads are not equally fast on a busy machine.
+    // A thread begins with units that are its own, one after the other; of the last quarter it takes one unit at a time,
+    // before it begins the one that it has: `work` can fetch it early. Threads are not equally fast on a busy machine.
     template <typename Work>
     void each_in_turn(std::int64_t count, Work&& work) {
         const std::int64_t own = count - count / 4;

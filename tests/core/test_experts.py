@@ -25,7 +25,7 @@ from pipezoo_core.layers import (
 )
 from pipezoo_core.layers import weights_memory as memory_of
 from pipezoo_core.layers.quantized import QuantizedProduct
-from pipezoo_core.native import NativeKernels
+from pipezoo_core.native import NativeKernels, kernels
 from pipezoo_core.testing.tensors_alive import PeakOfTensors
 
 CPU = torch.device("cpu")
@@ -218,6 +218,20 @@ def test_native_experts_equal_float64(inner, rows, dtype):
     expected = (torch.stack(chosen).view(rows, 3, 66) * weights.unsqueeze(-1)).sum(1)
     tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype is torch.float32 else {"atol": 2e-2, "rtol": 2e-2}
     torch.testing.assert_close(found.double(), expected, **tolerance)
+
+
+@pytest.mark.parametrize(("num_rows", "is_long"), [(1, False), (2, True), (500, True)])
+@torch.inference_mode()
+def test_who_reads_much_lets_go_of_the_interpreters_lock(num_rows, is_long, monkeypatch):
+    """A row reads three of the six experts, and two rows all of them, if no two have chosen the same."""
+    experts = random_experts(64, 96, 6, 3, "silu")
+    use_native(experts, torch.float32)
+    monkeypatch.setattr(kernels, "_LONG_READ", 4 * 3 * 64 * 96 * 4)
+    called = []
+    monkeypatch.setattr(NativeKernels, "replay", lambda *call: called.append(call))
+    x, (indices, weights) = rows_and_choices(num_rows, 64, 6, 3)
+    experts(x, indices, weights)
+    assert bool(called) is is_long
 
 
 @pytest.mark.parametrize("linear", [LinearName.torch, LinearName.native])

@@ -44,6 +44,8 @@ def mistakes(dtype):
     experts = NativeExperts([gated] * 4, [NativeProduct(k, torch.ones(64, 32), None)] * 4, first=0, top_k=2)
     rows, indices, weights = torch.ones(3, 64, dtype=dtype), torch.zeros(3, 2, dtype=torch.int64), torch.ones(3, 2)
 
+    stored = torch.zeros(32, 2 * 176, dtype=torch.uint8)
+
     def x(*shape, dtype=dtype, device=CPU):
         return torch.ones(shape, dtype=dtype, device=device)
 
@@ -83,6 +85,11 @@ def mistakes(dtype):
         "pack: no groups": (lambda w: k.pack(w, 8), x(32, 48)),
         "pack: dtype": (k.pack, x(32, 64, dtype=other(dtype))),
         "pack: float16": (lambda w: k.pack(w, 4), x(32, 64, dtype=torch.float16)),
+        "pack: a row of half the blocks": (lambda rows: k.pack_stored("Q4_K", rows), stored[:, :72]),
+        "pack: a row of more than blocks": (lambda rows: k.pack_stored("Q4_0", rows), stored),
+        "pack: rows in three dimensions": (lambda rows: k.pack_stored("Q4_K", rows), stored[None]),
+        "pack: no bytes": (lambda rows: k.pack_stored("Q4_K", rows), stored.to(torch.int8)),
+        "pack: no whole gates of blocks": (lambda rows: k.pack_stored("Q4_K", rows, Form.gated), stored[:24]),
         "pack: no whole gates": (lambda w: k.pack(w, None, Form.gated), x(40, 64)),
     }
     return calls

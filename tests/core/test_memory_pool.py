@@ -1,5 +1,6 @@
 """Memory that serves again, and never while a tensor has it."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +24,12 @@ def test_memory_serves_again_when_nobody_has_it():
     del view
     third = pool.empty((10, 50), torch.bfloat16)
     assert third.data_ptr() == address
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.int8])
+def test_tensors_have_the_shape_that_was_asked_for(dtype):
+    tensor = MemoryPool().empty((3, 5, 7), dtype)
+    assert (tensor.shape, tensor.dtype) == ((3, 5, 7), dtype)
 
 
 def test_the_smallest_that_is_large_enough_serves_and_the_largest_gives_way():

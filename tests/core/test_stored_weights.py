@@ -8,11 +8,18 @@ from gguf import GGMLQuantizationType as Type
 from gguf.quants import dequantize
 from gguf_blocks import K_TYPES, as_quantized, quantized
 
+from pipezoo_core.config import LinearName, SupportedEncoding, WeightsFormat
+from pipezoo_core.errors import InvalidSettingError
+from pipezoo_core.layers import ColumnParallelLinear, GatedMLP, use_linear_backend
 from pipezoo_core.layers.native_product import NativeProduct
 from pipezoo_core.layers.quantized import GROUP
 from pipezoo_core.layers.stored import StoredType, StoredWeight
 from pipezoo_core.layers.stored_product import StoredProduct
 from pipezoo_core.native import Form, NativeKernels
+from pipezoo_core.native import kernels as native_kernels
+from pipezoo_core.testing.tensors_alive import PeakOfTensors
+from pipezoo_core.weights import LazyTensor, Weights, keep_outline, load_module, resolve_encoding
+from pipezoo_core.weights.base import StoredTensor
 
 CPU = torch.device("cpu")
 TYPES = (Type.Q4_0, Type.Q4_1, Type.Q8_0, *K_TYPES)
@@ -47,6 +54,12 @@ def of_bytes(rows, type_):
         type_.name, *GGML_QUANT_SIZES[type_], lambda blocks: torch.from_numpy(dequantize(blocks.numpy(), type_))
     )
     return StoredWeight(numbers, torch.from_numpy(rows))
+
+
+def lazy(weight):
+    """A tensor of a file."""
+    stored = StoredTensor(weight.type, LazyTensor(weight.rows.shape, torch.uint8, weight.rows.__getitem__))
+    return LazyTensor(weight.shape, torch.float32, lambda rows: dequantized(weight)[rows], stored=stored)
 
 
 def dequantized(weight):
@@ -137,6 +150,51 @@ def test_without_kernels(type_):
     product = StoredProduct(weight, bias, torch.float32)
     torch.testing.assert_close(product(x), x @ dequantized(weight).T + bias, atol=1e-3, rtol=1e-4)
     assert torch.equal(product.rows(torch.tensor([5, 0])), dequantized(weight)[[5, 0]])
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "mish"])
+@pytest.mark.parametrize("linear", [LinearName.torch, LinearName.native])
+@torch.inference_mode()
+def test_what_is_alive_where_gate_and_up_are_of_different_types(activation, linear, monkeypatch):
+    """Never more than the plan counts, but for what plain torch dequantizes at once."""
+    monkeypatch.setattr(native_kernels, "_POOLED", 2**60)  # torch makes all tensors, and they are seen
+    mlp, rows, hidden, inner = GatedMLP(256, 512, activation), 2048, 256, 512
+    mlp.down_proj.keep([random_weight(Type.Q4_K, hidden, inner)])
+    mlp.gate_up_proj.merged.keep([random_weight(type_, inner, hidden) for type_ in (Type.Q4_K, Type.Q6_K)])
+    is_native = linear is LinearName.native
+    counted = sum(mlp.alive(is_native=is_native, fuse=True, fuse_experts=True)) * rows * 4
+    use_linear_backend(linear, mlp, CPU, SupportedEncoding.packed, kernels())
+    x = random(rows, hidden)
+    with PeakOfTensors() as alive:
+        mlp(x)
+    assert 0.7 * counted <= alive.peak <= counted + (0 if is_native else 2 * inner * hidden * 4)
+
+
+def test_one_tensor_of_a_layer_in_parts():
+    with torch.device("meta"):
+        outline, layer = (torch.nn.Sequential(ColumnParallelLinear(64, [64, 32, 32])) for _ in range(2))
+    weight = random_weight(Type.Q4_0, 128, 64)
+    keep_outline(outline, {"0.weight": weight.type})
+    load_module(layer, {"0.weight": lazy(weight)}, CPU, torch.float32, keep_stored=True)
+    assert [each.shape for each in outline[0].stored] == [(128, 64)]
+    assert torch.equal(layer[0].stored[0].rows, weight.rows)
+
+
+def encoding(requested, *supported, device=CPU):
+    weights = Weights(WeightsFormat.gguf, {"a": lazy(random_weight(Type.Q4_0, 32, 64))}, is_quantized=True)
+    return resolve_encoding(requested, weights, device, supported, by_kernels=True, packs=True)
+
+
+def test_packed_is_for_plugins_that_support_it():
+    kernels(torch.bfloat16)
+    bfloat16, float32, packed = SupportedEncoding.bfloat16, SupportedEncoding.float32, SupportedEncoding.packed
+    assert encoding("auto", bfloat16, float32) is bfloat16
+    assert encoding("auto", packed, float32) is encoding("packed", packed, float32) is packed
+    assert encoding("auto", packed, float32, device=torch.device("cuda")) is float32
+    with pytest.raises(InvalidSettingError, match=r"the dtype is not supported.*found: packed.*auto, bfloat16"):
+        encoding("packed", bfloat16, float32)
+    with pytest.raises(InvalidSettingError, match="no weight can stay as it is"):
+        encoding("packed", bfloat16, packed, device=torch.device("cuda"))
 
 
 @pytest.mark.parametrize("type_", K_TYPES)

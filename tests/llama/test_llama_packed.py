@@ -108,6 +108,17 @@ def test_the_plan_counts_what_is_packed(path):
     assert planned < 1.1 * stored + HUGE_PAGE + 2**16
 
 
+def test_the_plan_knows_a_gate_of_another_type(path, tmp_path):
+    """Gate and up are then two products: what the plan says of memory and of replayed steps is of those."""
+    odd = write(tmp_path / "m.gguf", make(), lambda name: Type.Q6_K if "ffn_up" in name else as_q4_k_m(name))
+    of_even, of_odd = (registry.plan(file, max_batch_tokens=1024, **SETTINGS) for file in (path, odd))
+    assert of_odd.memory.activations >= of_even.memory.activations + 2 * 512 * 1024 * 2
+    told = of_odd.architecture.pipeline_model.step_outlook(of_odd.pipeline_config, of_odd.files.huggingface_config)
+    with registry.load(odd, **SETTINGS) as pipeline:
+        tokens_of(pipeline, ["hello there"])
+        assert told.operations == pipeline.model._forward.operations != ()
+
+
 def test_without_kernels_auto_dequantizes(path):
     plan = registry.plan(path, linear="torch", **SETTINGS)
     assert plan.pipeline_config.encoding in (SupportedEncoding.bfloat16, SupportedEncoding.float32)
@@ -147,13 +158,15 @@ def test_info_names_what_becomes_of_each_type(tmp_path):
     reference = make()
     num_layers = reference.config.num_hidden_layers
     path = write(tmp_path / "m.gguf", reference, lambda name: Type.Q5_0 if "attn_k" in name else Type.Q4_K)
-    beside = "dequantized to bfloat16: a layer has parts of a type without a packed form, or takes a part of a block"
+    packed, beside = "kept packed, 4.625 bits per number", "dequantized to bfloat16: no layer computes it packed"
     assert shown(path) == {
-        f"Q4_K, {4 * num_layers + 2} tensors": "kept packed, 4.625 bits per number",
+        f"Q4_K, {6 * num_layers + 2} tensors": f"{packed}; some {beside}",
         f"Q5_0, {num_layers} tensors": "dequantized to bfloat16: there is no packed form of this type",
-        f"Q4_K, {2 * num_layers} tensors": beside,
     }
     assert set(shown(path, dtype="float32").values()) == {"dequantized: dtype is float32"}
+    assert set(shown(path, dtype="int8").values()) == {
+        "dequantized: dtype is int8, to which the numbers are rounded again"
+    }
 
 
 def test_adapters_add_to_packed_products(tmp_path):

@@ -110,15 +110,14 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, PipelineModel[TextContext],
         """Returns the bytes of the weights in the form that they are computed from, padding and scales included."""
         device, encoding = torch.device(pipeline_config.device), pipeline_config.encoding
         kernels = NativeKernels(device, torch_dtype(encoding))
-        outline = cls._outline(pipeline_config, pipeline_config.huggingface_config)
-        keep_outline(outline, pipeline_config.stored_types)
+        outline = cls._kept_outline(pipeline_config, pipeline_config.huggingface_config)
         return weights_memory(pipeline_config.linear, outline, device, encoding, kernels)
 
     @classmethod
     def estimate_activation_memory(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> int:
         """Returns the bytes of a full step's layer, and of a full batch's logits and sampling."""
         config = cls.config_class.from_huggingface(huggingface_config)
-        return activation_memory(config, cls._outline(pipeline_config, huggingface_config), pipeline_config)
+        return activation_memory(config, cls._kept_outline(pipeline_config, huggingface_config), pipeline_config)
 
     @classmethod
     def estimate_lora_memory(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> int:
@@ -142,6 +141,13 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, PipelineModel[TextContext],
     @classmethod
     def _outline(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> nn.Module:
         return outline_of(cls.module_class, cls.config_class.from_huggingface(huggingface_config), pipeline_config)
+
+    @classmethod
+    def _kept_outline(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> nn.Module:
+        """Returns an outline with what stays as it is in the file in place of weights."""
+        outline = cls._outline(pipeline_config, huggingface_config)
+        keep_outline(outline, pipeline_config.stored_types)
+        return outline
 
     def __init__(
         self,

@@ -14,8 +14,8 @@ from pipezoo_core.decoder.outlook import StepOutlook
 from pipezoo_core.decoder.recorded_module import RecordedModule
 from pipezoo_core.kv_cache import KVCacheInputs, KVCacheStorage, RaggedBatch
 from pipezoo_core.layers import join_experts, set_dtype, use_linear_backend
-from pipezoo_core.native import NativeKernels, Recording
-from pipezoo_core.weights import torch_dtype
+from pipezoo_core.native import MemoryPool, NativeKernels, Recording
+from pipezoo_core.weights import keep_outline, torch_dtype
 
 __all__ = ["step_outlook", "why_not_recorded"]
 
@@ -73,6 +73,7 @@ def _without_numbers(
     with torch.device("meta"):
         module: nn.Module = module_class(config, backends)
     set_dtype(module, kernels.dtype)
+    keep_outline(module, pipeline_config.stored_types, MemoryPool())
     module.to_empty(device=pipeline_config.device).eval()
     with Recording(kernels):  # in which nothing is packed
         use_linear_backend(

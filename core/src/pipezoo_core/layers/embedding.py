@@ -187,11 +187,6 @@ class LMHead(Linear):
         """The embedding that has the same weight, if there is one."""
         return self._shared
 
-    @property
-    def is_shared(self) -> bool:
-        """Whether an embedding has the same weight."""
-        return bool(self._shared)
-
     def compute_with(self, product: Product) -> None:
         """As in `Linear`; an embedding that shares the weight looks its rows up in the product's form of it."""
         super().compute_with(product)

@@ -29,11 +29,6 @@ class Product(Protocol):
 
     rows: Callable[[Tensor], Tensor] | None
 
-    @staticmethod
-    def size_of(weight: Tensor, bits: int | None) -> int:
-        """Returns the bytes of a weight, which may be on the meta device, in this form, of so many bits a number."""
-        ...
-
     def __call__(self, x: Tensor) -> Tensor:
         """Maps [..., in_features] to [..., out_features]."""
         ...
@@ -51,11 +46,6 @@ class JoinedProduct(Product):
 
     def __init__(self, products: Sequence[Product], sizes: Sequence[Sequence[int]]) -> None:
         self._products, self._sizes = products, sizes
-
-    @staticmethod
-    def size_of(weight: Tensor, bits: int | None) -> int:
-        """Is not known of a whole weight."""
-        raise NotImplementedError
 
     def __call__(self, x: Tensor) -> Tensor:
         """Maps [..., in_features] to [..., out_features]."""

@@ -186,7 +186,7 @@ def weights_memory(
             packed += size
         else:
             others += size
-        if kind.rows is not None or not (isinstance(layer, LMHead) and layer.is_shared):
+        if kind.rows is not None or not (isinstance(layer, LMHead) and layer.shared):
             del plain[layer.weight]  # else the embedding keeps it
     return -(-packed // HUGE_PAGE) * HUGE_PAGE + others + sum(plain.values())
 
@@ -209,7 +209,9 @@ def choose_linear(
     return name
 
 
-def _kind(name: LinearName, layer: Linear, encoding: SupportedEncoding) -> type[Product] | None:
+def _kind(
+    name: LinearName, layer: Linear, encoding: SupportedEncoding
+) -> type[NativeProduct | OneDNNProduct | QuantizedProduct] | None:
     """Returns how a layer is computed; None for as it is."""
     if name is LinearName.native and layer.in_features % 2 == 0:  # bfloat16 products take two numbers at a time
         return NativeProduct

@@ -96,7 +96,7 @@ class GatedMLP(nn.Module):
         if self._gated is not None:
             return self.down_proj(self._gated(x_TH))
         if self._kernels is None or self.native_activation is None:
-            gate, up = self.gate_up_proj.merged(x_TH).chunk(2, dim=-1)
+            gate, up = self.gate_up_proj(x_TH)
             return self.down_proj(self._let_through(gate, up))
         return self.down_proj(self._kernels.gated(self.gate_up_proj.merged(x_TH), self.native_activation))
 
@@ -107,9 +107,12 @@ class GatedMLP(nn.Module):
         """See `Estimable`."""
         del fuse_experts
         hidden, inner = self.down_proj.out_features, self.down_proj.in_features
+        gate_up = [2 * inner] if len(self.gate_up_proj.merged.stored) < 2 else [inner, inner]
         if not is_native or self.native_activation is None:
-            return [2 * inner, *([inner] * (3 if isinstance(self.activation, ClampedGate) else 2))]
-        return [inner, hidden] if fuse and self.can_be_gated else [2 * inner, inner]
+            return [*gate_up, *([inner] * (3 if isinstance(self.activation, ClampedGate) else 2))]
+        if fuse and self.can_be_gated:
+            return [inner, hidden]
+        return [2 * inner, inner] if len(gate_up) == 1 else [2 * inner, *gate_up]  # which are put side by side
 
     @property
     def products(self) -> tuple[Callable[[Tensor], Tensor] | None, Callable[[Tensor], Tensor] | None]:

@@ -31,6 +31,7 @@ class NativeExperts:
         gate_up, down = gate_ups[0], downs[0]
         hidden, inner = down.shape
         self._sizes = (hidden, inner, top_k)
+        self._packed = (len(downs), gate_up.packed.nbytes + down.packed.nbytes)
         self._kernels = down.kernels
         self._addresses = np.array([product.packed.data_ptr() for product in self._products], dtype=np.int64)
         self._biases = [_stacked(gate_ups), _stacked(downs)]
@@ -55,7 +56,7 @@ class NativeExperts:
     def __call__(self, x_TH: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """Maps [T, H] to [T, H], see `Experts.forward`."""
         description = self._description.ctypes.data
-        return self._kernels.experts(x_TH, indices_TK, weights_TK, description, self._sizes)
+        return self._kernels.experts(x_TH, indices_TK, weights_TK, description, self._sizes, self._packed)
 
 
 def _stacked(products: Sequence[NativeProduct]) -> Tensor | None:

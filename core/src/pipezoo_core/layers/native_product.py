@@ -51,7 +51,7 @@ class NativeProduct(Product):
         if isinstance(weight, StoredWeight):
             assert weight.type.packing is not None
             self.packing = weight.type.packing
-            self.packed = kernels.pack_stored(weight.type.name, weight.rows, weight.shape, form)
+            self.packed = kernels.pack_stored(weight.type.name, weight.rows, form)
         else:
             self.packing = Packing.of_bits(bits)
             self.packed = kernels.pack(weight.detach() if bits else weight.detach().to(kernels.dtype), bits, form)

@@ -21,12 +21,6 @@ class StoredProduct(Product):
         dtype: of what it computes.
     """
 
-    @staticmethod
-    def size_of(weight: Tensor, bits: int | None) -> int:
-        """Returns the bytes of a file's rows."""
-        del bits
-        return weight.nbytes
-
     def __init__(self, weight: StoredWeight, bias: Tensor | None, dtype: torch.dtype) -> None:
         self._weight, self._dtype = weight, dtype
         self._bias = None if bias is None else bias.detach().to(dtype)

@@ -19,7 +19,7 @@ from torch import Tensor
 from pipezoo_core.errors import InsufficientMemoryError, TensorMismatchError
 from pipezoo_core.native.activation import Activation
 from pipezoo_core.native.memory_pool import MemoryPool, aligned, aligned_bytes
-from pipezoo_core.native.packing import GROUP, Form, Packing, packed_bytes, packed_size
+from pipezoo_core.native.packing import GROUP, Form, Packing, packed_bytes, packed_size, stored_blocks
 from pipezoo_core.native.variants import DTYPES, MODULE, PANEL, obstacle_to
 
 __all__ = ["CallObserver", "NativeKernels", "address_of", "as_integer", "bits"]
@@ -100,19 +100,21 @@ class NativeKernels:
             _call(pack, weight.data_ptr(), packed.data_ptr(), *weight.shape, form)
         return packed
 
-    def pack_stored(self, type_name: str, rows: Tensor, shape: tuple[int, int], form: Form = Form.plain) -> Tensor:
+    def pack_stored(self, type_name: str, rows: Tensor, form: Form = Form.plain) -> Tensor:
         """Returns a weight whose rows a file has quantized, in the order that `linear` reads, with the same numbers.
 
         Args:
             type_name: of GGUF's types one that `Packing.of_type` knows.
-            rows: uint8 [out_features, bytes], as in the file.
-            shape: of the weight: out_features, in_features.
+            rows: uint8 [out_features, bytes], as in the file: whole blocks.
             form: that it will be used in.
         """
-        packing = Packing.of_type(type_name)
-        assert packing is not None
-        if rows.dtype is not torch.uint8 or not rows.is_cpu or (form is Form.gated and shape[0] % PANEL):
-            raise _mismatch("the packing of a file's rows", rows, "torch.uint8 on the CPU, gated whole panels")
+        packing, block, size = stored_blocks(type_name)
+        is_gated = form is Form.gated
+        is_known = rows.dtype is torch.uint8 and rows.is_cpu and rows.dim() == 2
+        if not is_known or rows.shape[1] % size or (is_gated and rows.shape[0] % PANEL):
+            sizes = f"[{f'a multiple of {PANEL}' if is_gated else 'any'}, a multiple of {size}]"
+            raise _mismatch(f"the packing of a file's rows of {type_name}", rows, f"torch.uint8 {sizes} on the CPU")
+        shape = (rows.shape[0], rows.shape[1] // size * block)
         rows, packed = rows.contiguous(), self._allocate(packed_bytes(shape, packing))
         if self.observer is None:
             pack = getattr(self._native, f"pack_{type_name.lower()}")
@@ -312,7 +314,15 @@ class NativeKernels:
         self._run("route", *(part.data_ptr() for part in (x, logits, indices, weights)), rows, layer)
         return indices, weights
 
-    def experts(self, x: Tensor, indices: Tensor, weights: Tensor, layer: int, sizes: tuple[int, int, int]) -> Tensor:
+    def experts(
+        self,
+        x: Tensor,
+        indices: Tensor,
+        weights: Tensor,
+        layer: int,
+        sizes: tuple[int, int, int],
+        packed: tuple[int, int],
+    ) -> Tensor:
         """Returns the weighted sums of what their experts make of rows; see `layers.native_experts`.
 
         Args:
@@ -321,6 +331,7 @@ class NativeKernels:
             weights: of these, float32 [T, top_k].
             layer: the address of its description.
             sizes: hidden, numbers per row inside an expert, top_k.
+            packed: how many experts the layer has here, and the bytes of one's weights.
         """
         hidden, inner, top_k = sizes
         self._check("experts", x, hidden)
@@ -332,7 +343,9 @@ class NativeKernels:
         gated, products = (self._empty((rows * top_k, size), x.dtype) for size in (inner, hidden))
         y = self._empty((rows, hidden), x.dtype)
         addresses = (part.data_ptr() for part in (x, indices, weights, gated, products, y))
-        is_long = rows * top_k * 3 * hidden * inner > _LONG_PRODUCT
+        count, num_bytes = packed
+        read = min(rows * top_k, count) * num_bytes  # at most: rows may have chosen the same experts
+        is_long = max(rows * top_k * 3 * hidden * inner / _LONG_PRODUCT, read / _LONG_READ) > 1
         self._run("experts", *addresses, rows, layer, is_long=is_long)
         return y
 

@@ -55,7 +55,7 @@ class MemoryPool:
         lent = piece[:size].view(np.float32).reshape(shape) if dtype is torch.float32 else piece[:size]
         self._pieces.append((piece, weakref.ref(lent)))  # alive as long as any tensor has its memory
         tensor = torch.from_numpy(lent)
-        return tensor if tensor.dtype is dtype else tensor.view(dtype).view(shape)
+        return tensor if dtype is torch.float32 else tensor.view(dtype).view(shape)
 
     def let_go(self) -> None:
         """Gives free pieces back to the system."""

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
 from pipezoo_core.native.variants import PANEL
 
-__all__ = ["GROUP", "Form", "Packing", "bits_per_number", "packed_bytes", "packed_size"]
+__all__ = [
+    "GROUP",
+    "Form",
+    "Packing",
+    "StoredBlocks",
+    "bits_per_number",
+    "packed_bytes",
+    "packed_size",
+    "stored_blocks",
+]
 
 GROUP = 32
 """Numbers of a quantized weight that share a scale."""
@@ -57,17 +67,37 @@ class Packing(enum.IntEnum):
     @classmethod
     def of_type(cls, name: str) -> Packing | None:
         """Returns what a tensor becomes that is of a type of GGUF, e.g. `Q4_K`; None where it cannot be packed."""
-        return _OF_TYPES.get(name)
+        return _OF_TYPES[name].packing if name in _OF_TYPES else None
+
+
+class StoredBlocks(NamedTuple):
+    """The blocks of a type of GGUF, as files have them, and what they become.
+
+    Attributes:
+        packing: of the packed weight.
+        block: numbers of one.
+        block_bytes: of one.
+    """
+
+    packing: Packing
+    block: int
+    block_bytes: int
 
 
 _OF_TYPES = {
-    "Q8_0": Packing.int8,
-    "Q4_0": Packing.q4_0,
-    "Q4_1": Packing.q4_1,
-    "Q4_K": Packing.q4_k,
-    "Q5_K": Packing.q5_k,
-    "Q6_K": Packing.q6_k,
+    "Q8_0": StoredBlocks(Packing.int8, 32, 34),
+    "Q4_0": StoredBlocks(Packing.q4_0, 32, 18),
+    "Q4_1": StoredBlocks(Packing.q4_1, 32, 20),
+    "Q4_K": StoredBlocks(Packing.q4_k, 256, 144),
+    "Q5_K": StoredBlocks(Packing.q5_k, 256, 176),
+    "Q6_K": StoredBlocks(Packing.q6_k, 256, 210),
 }
+
+
+def stored_blocks(type_name: str) -> StoredBlocks:
+    """Returns what the kernels know of a type that `Packing.of_type` knows."""
+    return _OF_TYPES[type_name]
+
 
 _BLOCK = 8 * GROUP
 _BLOCK_BYTES = {

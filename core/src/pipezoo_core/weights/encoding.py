@@ -32,9 +32,8 @@ def resolve_encoding(
     """Returns the encoding the user named, or for `auto` the one that fits checkpoint and device.
 
     `auto` takes the precision of most of the checkpoint's numbers. A quantized file runs `packed` where the kernels
-    compute it, and else in bfloat16. On a CPU
-    float16 gives way to float32, as does bfloat16 where the CPU has no instructions for it and the native kernels do
-    not compute either.
+    compute it, and else in bfloat16. On a CPU float16 gives way to float32, as does bfloat16 where the CPU has no
+    instructions for it and the native kernels do not compute either.
 
     Args:
         requested: what the user named.
@@ -48,22 +47,24 @@ def resolve_encoding(
     Raises:
         InvalidSettingError: there is no such encoding, or the model or the checkpoint does not support it.
     """
-    can_pack = SupportedEncoding.bfloat16 in supported and device.type == "cpu" and _has_packed_form(weights)
+    may_pack = SupportedEncoding.packed in supported
+    can_pack = may_pack and device.type == "cpu" and _has_packed_form(weights)
+    allowed = [encoding for encoding in supported if encoding is not SupportedEncoding.packed or can_pack]
     if requested == "auto":
         if can_pack and packs and NativeKernels(device, torch.bfloat16).obstacle is None:
             return SupportedEncoding.packed
         chosen = _fitting(weights, device, by_kernels)
-        return chosen if chosen in supported else next(iter(supported))
-    if requested == SupportedEncoding.packed and not can_pack:
+        return chosen if chosen in allowed else next(iter(allowed), chosen)
+    if requested == SupportedEncoding.packed and may_pack and not can_pack:
         raise InvalidSettingError(
             "no weight can stay as it is in the file",
             found=f"dtype 'packed' for {weights.format} on {device}",
             allowed="a GGUF file on a CPU with tensors of Q4_0, Q4_1, Q4_K, Q5_K, Q6_K or Q8_0",
             cure="Leave dtype at auto.",
         )
-    allowed = [str(encoding) for encoding in supported if encoding is not SupportedEncoding.packed or can_pack]
-    if requested not in (*allowed, SupportedEncoding.packed):
-        raise InvalidSettingError("the dtype is not supported", found=requested, allowed=["auto", *allowed])
+    if requested not in allowed:
+        names = ["auto", *map(str, allowed)]
+        raise InvalidSettingError("the dtype is not supported", found=requested, allowed=names)
     return SupportedEncoding(requested)
 
 

@@ -1,4 +1,4 @@
-"""Which layers keep what a file has quantized, and which are dequantized, with the reason."""
+"""Which layers keep what a file has quantized, and the memory for it; the others are dequantized."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipezoo_core.layers.embedding import Embedding
-from pipezoo_core.layers.linear import Linear, MergedLinear
+from pipezoo_core.layers.linear import ColumnParallelLinear, Linear, MergedLinear
 from pipezoo_core.layers.stored import StoredType, StoredWeight
 from pipezoo_core.native import MemoryPool
 
@@ -40,13 +40,20 @@ def kept_layers(module: nn.Module, types: Mapping[str, StoredType]) -> dict[Line
     return kept
 
 
-def keep_outline(module: nn.Module, types: Mapping[str, StoredType]) -> None:
-    """Gives an outline's layers what `load_module` will give them of a file, without numbers."""
+def keep_outline(module: nn.Module, types: Mapping[str, StoredType], memory: MemoryPool | None = None) -> None:
+    """Gives an outline's layers what `load_module` will give them of a file, without numbers.
+
+    Args:
+        module: on the meta device.
+        types: see `kept_layers`.
+        memory: see `stored_runs`.
+    """
     outlines: dict[int, Sequence[StoredWeight]] = {}
     for layer, names in kept_layers(module, types).items():
         identity = id(layer.weight)
         if identity not in outlines:
-            outlines[identity] = stored_runs([types[name] for name in names], _sizes(layer), layer.weight.shape[1])
+            kinds = [types[name] for name in names]
+            outlines[identity] = stored_runs(kinds, _sizes(layer, names), layer.weight.shape[1], memory)
         layer.keep(outlines[identity])
 
 
@@ -74,7 +81,7 @@ def stored_runs(
         if memory is None:
             rows = torch.empty(shape, dtype=torch.uint8, device="meta")
         else:
-            rows = memory.empty(shape, torch.uint8).view(shape)
+            rows = memory.empty(shape, torch.uint8)
         found.append(StoredWeight(type_, rows))
     return found
 
@@ -92,8 +99,12 @@ def places_of_parts(stored: Sequence[StoredWeight], sizes: Sequence[int]) -> lis
     return places
 
 
-def _sizes(layer: Linear | Embedding) -> Sequence[int]:
-    return getattr(layer, "sizes", None) or [len(layer.weight)]
+def _sizes(layer: Linear | Embedding, names: Sequence[str]) -> Sequence[int]:
+    """Returns the rows of each tensor that a layer's weight is made of; one may hold all parts of a layer."""
+    if len(names) == 1:
+        return [len(layer.weight)]
+    assert isinstance(layer, ColumnParallelLinear)
+    return layer.sizes
 
 
 def _names_of_weights(module: nn.Module) -> dict[Linear | Embedding, list[str]]:

@@ -129,7 +129,7 @@ def _log_dequantized(types: Mapping[str, StoredType], kept: Kept) -> None:
     others = Counter(types[name].name for name in types.keys() - {name for names in kept.values() for name in names})
     if others:
         counts = ", ".join(f"{count} of {name}" for name, count in sorted(others.items()))
-        _LOGGER.info("tensors that are dequantized because no packed form fits them: %s", counts)
+        _LOGGER.info("tensors that are dequantized because no layer computes them packed: %s", counts)
 
 
 def _floats(slots: Mapping[str, Tensor], tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:

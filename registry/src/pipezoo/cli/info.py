@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from pipezoo_core.config import SupportedEncoding
 from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.native import NativeKernels, bits_per_number
 from pipezoo_core.weights import torch_dtype
@@ -67,25 +68,28 @@ def tables(resolution: Resolution, plan: LoadPlan) -> Iterator[Table]:
 
 def _quantized(plan: LoadPlan) -> Iterator[tuple[str, str]]:
     """Yields the types of a file's quantized tensors, and what becomes of those of each, with the reason."""
+    stored = [tensor.stored.type for tensor in plan.files.weights.values() if tensor.stored]
+    types, counts = {type_.name: type_ for type_ in stored}, Counter(type_.name for type_ in stored)
+    for name, count in sorted(counts.items()):
+        yield f"{name}, {count} tensor{'s' if count > 1 else ''}", _fate(plan, types[name])
+
+
+def _fate(plan: LoadPlan, type_: StoredType) -> str:
     config, model = plan.pipeline_config, plan.architecture.pipeline_model
-    types = config.stored_types
-    kept: set[str] = set()
-    if types and issubclass(model, DecoderPipelineModel):
-        kept = model.kept_tensors(config, plan.files.huggingface_config)
-    counts = Counter((type_.name, _fate(type_, is_kept=name in kept)) for name, type_ in types.items())
-    if not types:  # it does not run packed
-        stored = (tensor.stored for tensor in plan.files.weights.values())
-        counts = Counter((each.type.name, f"dequantized: dtype is {config.encoding}") for each in stored if each)
-    for (name, fate), count in sorted(counts.items()):
-        yield f"{name}, {count} tensor{'s' if count > 1 else ''}", fate
-
-
-def _fate(type_: StoredType, *, is_kept: bool) -> str:
-    if is_kept and type_.packing is not None:
-        return f"kept packed, {bits_per_number(type_.packing):.4g} bits per number"
+    if config.encoding is not SupportedEncoding.packed:
+        again = ", to which the numbers are rounded again" if config.encoding.rounds_weights else ""
+        return f"dequantized: dtype is {config.encoding}{again}"
     if type_.packing is None:
         return "dequantized to bfloat16: there is no packed form of this type"
-    return "dequantized to bfloat16: a layer has parts of a type without a packed form, or takes a part of a block"
+    kept: set[str] = set()
+    if issubclass(model, DecoderPipelineModel):
+        kept = model.kept_tensors(config, plan.files.huggingface_config)
+    of_type = {name for name, each in config.stored_types.items() if each.name == type_.name}
+    dequantized = "dequantized to bfloat16: no layer computes it packed"
+    if not of_type & kept:
+        return dequantized
+    packed = f"kept packed, {bits_per_number(type_.packing):.4g} bits per number"
+    return packed if of_type <= kept else f"{packed}; some {dequantized}"
 
 
 def _steps(plan: LoadPlan) -> list[tuple[str, str]]:
