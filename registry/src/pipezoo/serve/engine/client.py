@@ -27,6 +27,7 @@ from pipezoo.serve.engine.messages import (
 )
 from pipezoo.serve.engine.observer import RequestObserver
 from pipezoo.serve.errors import EngineLostError, EngineUnavailableError, QueueFullError
+from pipezoo_core.errors import InvalidRequestError
 from pipezoo_core.request import RequestID, TextGenerationOutput
 from pipezoo_core.sampling_params import SamplingParams
 
@@ -150,7 +151,7 @@ class EngineClient:
                     if (feed := self._feeds.get(output.request_id)) is not None:
                         feed.push(output)
             case Done():
-                self.adapters = message.adapters
+                self.adapters, self.counts = message.adapters, message.counts
                 if (future := self._asked.pop(message.number, None)) is not None and not future.done():
                     future.set_result(message)
 
@@ -166,11 +167,19 @@ class EngineClient:
 
         Raises:
             EngineUnavailableError: no request can be taken now.
+            InvalidRequestError: they are more than may ever wait.
             QueueFullError: too many wait already.
         """
         self.check_available()
         assert self.facts is not None, "the engine is ready"
         most = self.facts.max_batch_size + self._max_queue
+        if num_answers > most:
+            raise InvalidRequestError(
+                "the request asks for more answers than may wait",
+                found=num_answers,
+                allowed=f"at most {most}",
+                cure="Ask for fewer at a time, or start the server with a larger --max-queue.",
+            )
         if self._num_answers + num_answers > most:
             raise QueueFullError(
                 "too many requests wait",
@@ -206,15 +215,15 @@ class EngineClient:
         """
         self.check_available()
         assert self._child is not None, "the engine is ready"
+        settings = params.given(SamplingParams)
+        self._child.send(Generate(request_id, [*prompt], settings, lora, arrival_time))  # if it fails, nothing is left
         feed = self._feeds[request_id] = Feed(params.n)
         self._num_answers += params.n
-        for observer in self.observers:
-            observer.on_begin(
-                request_id, num_prompt_tokens=len(prompt), params=params, lora=lora, arrival_time=arrival_time
-            )
-        settings = params.given(SamplingParams)
-        self._child.send(Generate(request_id, [*prompt], settings, lora, arrival_time))
         try:
+            for observer in self.observers:
+                observer.on_begin(
+                    request_id, num_prompt_tokens=len(prompt), params=params, lora=lora, arrival_time=arrival_time
+                )
             while not feed.is_over:
                 yield await feed.take()
         finally:

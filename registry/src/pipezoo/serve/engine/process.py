@@ -78,9 +78,7 @@ def _ready(pipeline: TextGenerationPipeline) -> Ready:
         max_length=pipeline.tokenizer.max_length,
         max_batch_size=config.max_batch_size * len(pipeline.models),
         page_size=config.kv_cache.page_size,
-        description=repr(pipeline),
         adapters=pipeline.adapters,
-        has_room_for_adapters=pipeline.model.lora_manager is not None,
         counts=counts_of(pipeline),
     )
 

@@ -15,6 +15,7 @@ from pipezoo_core.sampling_params import SamplingParams
 __all__ = ["JSONSchemaFormat", "ResponseFormat", "SamplingFields", "StructuredOutputs", "checked_params"]
 
 _RENAMED = {"min_tokens": "min_new_tokens"}
+_TokenID = Annotated[int, Field(ge=0, lt=2**31)]
 _MAX_BIASES = 4096  # before each of them is looked at
 _ANY_OBJECT = '{"type": "object"}'
 
@@ -90,12 +91,12 @@ class SamplingFields(Body):
     n: int | None = Field(default=None, description="How many answers to give.")
     seed: int | None = None
     stop: str | Listed[str] | None = None
-    stop_token_ids: Listed[int] | None = None
+    stop_token_ids: Listed[_TokenID] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = None
     bad_words: Listed[str] | None = None
-    allowed_token_ids: Listed[int] | None = None
+    allowed_token_ids: Listed[_TokenID] | None = None
     skip_special_tokens: bool | None = None
     truncate_prompt_tokens: int | None = None
     prompt_logprobs: int | None = Field(default=None, description="Most likely tokens to list for each prompt token.")
