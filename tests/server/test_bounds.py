@@ -80,6 +80,7 @@ def refused(client, path, body, status=400, **raw):
         ({"prompt": "word " * 100_000}, None),
         ({"prompt": None}, "prompt"),
         ({"stream_options": {"include": True}}, "stream_options.include"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"n": "two"}, "n"),
         ({"n": True}, "n"),
         ({"best_of": 3}, "best_of"),
@@ -106,6 +107,7 @@ def test_completions(client, fields, param):
         ({"messages": [{"role": "user", "content": "x"}] * 70_000}, None),
         ({"chat_template": "{{ x }}"}, "chat_template"),
         ({"chat_template_kwargs": {"messages": []}}, None),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 1000}, "top_logprobs"),
         ({"logprobs": 3}, "logprobs"),
@@ -147,7 +149,8 @@ def test_bodies_that_are_none(client, content):
 def test_a_body_that_is_too_large(client):
     assert refused(client, "/v1/completions", {"prompt": "x" * 2**24}, 413)["code"] == "body_too_large"
     pieces = (b"x" * 2**20 for _ in range(17))
-    refused(client, "/v1/completions", None, 413, content=pieces, headers={"content-type": "application/json"})
+    error = refused(client, "/v1/completions", None, 413, content=pieces, headers={"content-type": "application/json"})
+    assert error["code"] == "body_too_large"
 
 
 def test_addresses_methods_and_models(client):
@@ -186,6 +189,7 @@ def test_more_answers_than_may_wait(server, client):
         ("completions", b'{"prompt": "a", "stop": [' + b"1," * 2**20 + b"1]}"),
         ("completions", b'{"prompt": "a", "logit_bias": {' + b",".join(b'"%d":""' % i for i in range(2**18)) + b"}}"),
         ("chat/completions", b'{"messages": [' + b"1," * 2**20 + b"1]}"),
+        ("chat/completions", b'{"messages": [{"role":"u","content":"x"}], "tools": [' + b"1," * 2**20 + b"1]}"),
         ("chat/completions", b'{"messages": [' + b'{"role":"u","content":"x"},' * 2**18 + b"1]}"),
         ("chat/completions", b'{"messages": [{"role": "u", "content": [' + b"1," * 2**20 + b"1]}]}"),
     ],

@@ -3,9 +3,13 @@
 from queue import SimpleQueue
 
 import pytest
+import torch
 
+from pipezoo.serve.engine import process
 from pipezoo.serve.engine.loop import EngineLoop
 from pipezoo.serve.engine.messages import Cancel, Generate, Inspect, decode_to_server
+from pipezoo_core.errors import RankLostError
+from pipezoo_core.request import TextGenerationOutput
 
 
 class Channel:
@@ -58,3 +62,26 @@ def test_the_answer_to_an_inspection_has_the_counts_of_its_moment(loop):
     assert (during.number, during.error, during.counts.num_running) == (7, None, 1)
     assert (after.number, after.error, after.counts.num_running) == (8, None, 0)
     assert after.counts.num_free_pages == after.counts.num_pages > during.counts.num_free_pages
+
+
+@pytest.mark.parametrize("error", [RankLostError("rank 1 is gone"), torch.AcceleratorError("an illegal access")])
+def test_an_engine_that_can_compute_nothing_more_ends_after_it_has_said_so(loop, monkeypatch, error):
+    steps = iter(
+        [[TextGenerationOutput.failed("a", ValueError("of this one"))], [], [TextGenerationOutput.failed("b", error)]]
+    )
+    monkeypatch.setattr(loop._driver, "step", lambda: next(steps))
+    for request_id in "abc":
+        loop._inbox.put(Cancel(request_id))  # something to look at, for each step
+    monkeypatch.setattr(loop, "_messages", lambda: iter([loop._inbox.get_nowait()]))
+    with pytest.raises(type(error)):
+        loop.run()
+    assert [output.request_id for each in loop._channel.sent for output in each.outputs] == ["a", "b"]
+
+
+def test_an_error_ends_the_process_whatever_its_threads_do(monkeypatch, capfd):
+    ended = []
+    monkeypatch.setattr(process, "_serve", lambda: 1 // 0)
+    monkeypatch.setattr(process.os, "_exit", ended.append)
+    process.main()
+    assert ended == [1]
+    assert "ZeroDivisionError" in capfd.readouterr().err

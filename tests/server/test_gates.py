@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import traceback
 
 import httpx
 import pytest
@@ -9,8 +10,10 @@ import pytest
 from pipezoo.serve.app import build_app
 from pipezoo.serve.engine.client import EngineClient
 from pipezoo.serve.engine.messages import Load
+from pipezoo.serve.errors import EngineLostError
 from pipezoo.serve.http.api_keys import read_api_keys
 from pipezoo.serve.http.body_limits import BodyLimits
+from pipezoo.serve.http.watched import failure_response
 from pipezoo.serve.service import Service
 from pipezoo.serve.settings import ServeSettings
 from pipezoo_core.errors import InvalidSettingError, PipezooError
@@ -77,6 +80,17 @@ def test_a_file_of_keys(tmp_path):
     with pytest.raises(PipezooError):
         read_api_keys(str(tmp_path / "none"))
     assert "secret" not in repr(ServeSettings(api_keys=KEYS))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [("",), ("ok-secret-key", ""), ("secret",), ("secret key of words",), ("secretsécret",), ("secret-secret\n",),
+     ("secret-" * 200,), "secret-secret", (b"secret-secret",), ("secret-secret", 12345678)],
+)  # fmt: skip
+def test_keys_that_open_nothing(keys):
+    with pytest.raises(InvalidSettingError, match="'api_keys' is not valid") as caught:
+        ServeSettings(api_keys=keys)
+    assert "secret" not in "".join(traceback.format_exception(caught.value)).split("ServeSettings(api_keys=keys)")[-1]
 
 
 @pytest.mark.parametrize(
@@ -150,3 +164,8 @@ def test_settings_name_what_is_wrong():
         ServeSettings(max_que=3)
     with pytest.raises(InvalidSettingError, match="'on_engine_death'"):
         ServeSettings(on_engine_death="panic")
+
+
+def test_what_is_lost_may_be_asked_for_again():
+    for error, has_moment in ((EngineLostError("the engine's process ended"), True), (RuntimeError("x"), False)):
+        assert ("retry-after" in failure_response(error).headers) == has_moment

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeAlias
 
+import torch
+
 from pipezoo.serve.engine.channel import Channel
 from pipezoo.serve.engine.messages import (
     AddAdapter,
@@ -22,6 +24,7 @@ from pipezoo.serve.engine.messages import (
     ToEngine,
     encode,
 )
+from pipezoo_core.errors import RankLostError
 from pipezoo_core.request import RequestID, TextGenerationOutput, TextGenerationRequest
 from pipezoo_core.sampling_params import SamplingParams
 
@@ -77,6 +80,8 @@ class EngineLoop:
 
         Raises:
             OSError: the server's process is gone.
+            RankLostError: another process of the model's is gone, so that no further step can be computed.
+            torch.AcceleratorError: likewise of a device, which its driver has given up.
         """
         while True:
             for message in self._messages():
@@ -84,6 +89,9 @@ class EngineLoop:
             outputs = [*self._failed, *self._driver.step()]
             self._failed.clear()
             self._channel.send(encode(Steps(outputs, counts_of(self._pipeline))))
+            for output in outputs:
+                if isinstance(output.error, RankLostError | torch.AcceleratorError):
+                    raise output.error
 
     def _messages(self) -> Iterator[ToEngine | _Prepared | _Finished]:
         """Yields what has come; where there is nothing else to do, it waits for the first."""

@@ -29,7 +29,15 @@ _NUM_REPORTS = 100  # of a load
 
 
 def main() -> None:
-    """Loads the model that the first message names, and serves."""
+    """Loads the model that the first message names, and serves. An error ends the process, whatever threads it has."""
+    try:
+        _serve()
+    except Exception:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def _serve() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # not ignored, which the processes of other ranks would inherit
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))

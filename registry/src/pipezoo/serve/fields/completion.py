@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 from pipezoo.serve.errors import FieldError
 from pipezoo.serve.fields.body import Listed, check_size
 from pipezoo.serve.fields.sampling import SamplingFields, checked_params
-from pipezoo.serve.fields.stream_options import StreamOptions
+from pipezoo.serve.fields.stream_options import StreamOptions, check_stream_options
 from pipezoo_core.sampling_params import SamplingParams
 
 __all__ = ["CompletionBody"]
@@ -66,6 +66,7 @@ class CompletionBody(SamplingFields):
         Raises:
             FieldError: a field is not valid, or excludes another one.
         """
+        check_stream_options(self.stream_options, stream=self.stream)
         settings: dict[str, Any] = {"max_new_tokens": self.num_tokens or 1, **self.settings()}
         counts = [each for each in (self.logprobs, self.prompt_logprobs) if each is not None]
         if counts:

@@ -115,12 +115,14 @@ class Failure:
         if isinstance(error, RequestValidationError):
             return _of_validation(error)
         if isinstance(error, HTTPException):
+            if isinstance(error.__cause__, PipezooError):  # which could not pass through the framework by itself
+                return cls.of(error.__cause__)
             message, code = _OF_STATUS.get(error.status_code, (str(error.detail), None))
             return cls(error.status_code, message, _INVALID, code=code, headers=dict(error.headers or {}))
         for kind, (status, type_, code) in _KINDS.items():
             if isinstance(error, kind):
                 param = error.param if isinstance(error, FieldError) else None
-                headers = _RETRY if type_ == _BUSY else {}
+                headers = _RETRY if status in (429, 503) else {}
                 if status == 401:
                     headers = {"WWW-Authenticate": "Bearer"}
                 return cls(status, str(error), type_, param, code, headers)
