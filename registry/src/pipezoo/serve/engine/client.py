@@ -26,7 +26,7 @@ from pipezoo.serve.engine.messages import (
     ToServer,
 )
 from pipezoo.serve.engine.observer import RequestObserver
-from pipezoo.serve.errors import EngineLostError, EngineUnavailableError, QueueFullError
+from pipezoo.serve.errors import EngineLostError, EngineUnavailableError, QueueFullError, ServerClosingError
 from pipezoo_core.errors import InvalidRequestError
 from pipezoo_core.request import RequestID, TextGenerationOutput
 from pipezoo_core.sampling_params import SamplingParams
@@ -87,12 +87,16 @@ class EngineClient:
         return self._num_answers
 
     async def run(
-        self, *, restarts: bool, on_ready: Callable[[], Awaitable[None]], on_progress: Callable[[int, int], None]
+        self,
+        *,
+        restarts: Callable[[], bool],
+        on_ready: Callable[[], Awaitable[None]],
+        on_progress: Callable[[int, int], None],
     ) -> None:
         """Starts the engine and serves, until `close`, or for as long as there is one.
 
         Args:
-            restarts: whether another process takes the place of one that has died.
+            restarts: asked whether another process takes the place of one that has died.
             on_ready: called when a model is loaded, before requests are taken, the first time and each time after.
             on_progress: called with how many numbers of the weights are loaded, of how many.
 
@@ -103,7 +107,7 @@ class EngineClient:
         try:
             while not self._is_closing:
                 await self._run_once(on_ready, on_progress)
-                if not self._is_closing and not restarts:
+                if not self._is_closing and not restarts():
                     raise _lost()
         finally:
             self.state = EngineState.DEAD
@@ -112,6 +116,8 @@ class EngineClient:
     async def _run_once(self, on_ready: Callable[[], Awaitable[None]], on_progress: Callable[[int, int], None]) -> None:
         self.state = EngineState.LOADING
         child = self._child = await EngineChild.started(self._load)
+        if self._is_closing:  # meanwhile: the process ends before it says anything
+            await child.end()
         failed: LoadFailed | None = None
         try:
             async for message in child.messages():
@@ -156,7 +162,14 @@ class EngineClient:
                     future.set_result(message)
 
     def check_available(self) -> None:
-        """Raises EngineUnavailableError where no request can be taken now."""
+        """Checks that requests are taken.
+
+        Raises:
+            ServerClosingError: none will be any more.
+            EngineUnavailableError: none can be now.
+        """
+        if self._is_closing:
+            raise ServerClosingError("the server is about to end", cure="Ask another one.")
         if self.state is not EngineState.READY:
             raise EngineUnavailableError(
                 "the engine takes no requests", found=self.state.value, cure="Ask /ready, and try again when it is."
@@ -210,7 +223,8 @@ class EngineClient:
             One output for each answer that went on; one that failed has the error.
 
         Raises:
-            EngineUnavailableError: no request can be taken now.
+            ServerClosingError: no request is taken any more.
+            EngineUnavailableError: none can be taken now.
             EngineLostError: the engine's process ended meanwhile.
         """
         self.check_available()
@@ -274,7 +288,7 @@ class EngineClient:
         self._asked.clear()
 
     async def close(self) -> None:
-        """Ends the engine's process; `run` comes to its end."""
+        """Ends the engine's process and takes no further requests; `run` comes to its end."""
         self._is_closing = True
         if self._child is not None:
             await self._child.end()

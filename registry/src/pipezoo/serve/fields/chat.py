@@ -17,8 +17,6 @@ from pipezoo_core.sampling_params import SamplingParams
 
 __all__ = ["ChatBody"]
 
-_NAMES = {"log_probabilities": "top_logprobs"}
-
 
 class ChatBody(SamplingFields):
     """A chat to answer."""
@@ -80,4 +78,6 @@ class ChatBody(SamplingFields):
             settings["log_probabilities"] = max(counts) if min(counts) >= 0 else min(counts)
             settings["echo"] = self.prompt_logprobs is not None
         limit = "max_completion_tokens" if "max_completion_tokens" in given else "max_tokens"
-        return checked_params(defaults, settings, {"max_new_tokens": limit, **_NAMES})
+        return checked_params(
+            defaults, settings, {"max_new_tokens": limit, **self.names({"top_logprobs": self.num_logprobs})}
+        )

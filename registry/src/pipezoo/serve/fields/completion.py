@@ -16,7 +16,7 @@ __all__ = ["CompletionBody"]
 
 _DEFAULT_MAX_TOKENS = 16
 _MAX_PROMPTS = 1024
-_NAMES = {"max_new_tokens": "max_tokens", "log_probabilities": "logprobs"}
+_NAMES = {"max_new_tokens": "max_tokens"}
 
 
 def _few_prompts(value: object) -> object:
@@ -72,4 +72,4 @@ class CompletionBody(SamplingFields):
         if counts:
             settings["log_probabilities"] = max(counts) if min(counts) >= 0 else min(counts)
             settings["echo"] = self.echo or self.prompt_logprobs is not None
-        return checked_params(defaults, settings, _NAMES)
+        return checked_params(defaults, settings, {**_NAMES, **self.names({"logprobs": self.logprobs})})

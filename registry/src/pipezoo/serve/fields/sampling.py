@@ -122,6 +122,25 @@ class SamplingFields(Body):
             raise FieldError("structured_outputs", "an answer has one form", found=[*map(str, constraints)])
         return found | {name: value for each in constraints for name, value in each.items()}
 
+    def names(self, counts: Mapping[str, int | None]) -> dict[str, str]:
+        """Returns a setting's name -> the field's that it was given by, where there are several of them.
+
+        Args:
+            counts: by field how many log probabilities are asked for, those of the prompt's tokens apart.
+        """
+        asked = {**counts, "prompt_logprobs": self.prompt_logprobs}
+        numbers = {name: count for name, count in asked.items() if count is not None}
+        found: dict[str, str] = {}
+        if numbers:  # a bad one is below all others, or above
+            least = min(numbers, key=numbers.__getitem__)
+            found["log_probabilities"] = least if numbers[least] < 0 else max(numbers, key=numbers.__getitem__)
+        if self.response_format is not None:
+            found["json_schema"] = "response_format.json_schema.schema"
+        if self.structured_outputs is not None:
+            parts = self.structured_outputs.constraint()
+            found |= {name: f"structured_outputs.{name.removesuffix('_schema')}" for name in parts}
+        return found
+
 
 def checked_params(defaults: SamplingParams, settings: Mapping[str, Any], names: Mapping[str, str]) -> SamplingParams:
     """Returns complete settings.
