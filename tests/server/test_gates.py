@@ -28,7 +28,7 @@ def app_of(**settings):
 def ask(app, method, path, **options):
     async def run():
         async with httpx.AsyncClient(
-            transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://x"
+            transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://127.0.0.1"
         ) as client:
             return await client.request(method, path, **options)
 
@@ -123,6 +123,35 @@ def test_before_the_engine_is_ready():
     assert response.json()["error"]["code"] == "engine_unavailable"
     assert ask(app, "GET", "/v1/models").status_code == 503
     assert "pipezoo" not in ask(app, "GET", "/version").headers.get("server", "")
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:8000", 200),
+        ("localhost", 200),
+        ("LOCALHOST:1", 200),
+        ("[::1]:8000", 200),
+        ("evil.example:8000", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("localhost.evil.example", 421),
+        ("[2001:db8::1]:80", 421),
+        ("10.0.0.1", 421),
+        ("", 421),
+    ],
+)
+def test_a_server_of_its_own_machine_has_no_other_name(host, status):
+    response = ask(app_of(), "GET", "/version", headers={"Host": host})
+    assert response.status_code == status
+    assert "x-request-id" in response.headers
+    if status == 421:
+        assert response.json()["error"]["code"] == "unknown_host"
+
+
+@pytest.mark.parametrize("settings", [{"host": "0.0.0.0"}, {"api_keys": KEYS}])
+def test_one_that_others_reach_or_that_has_keys_may_have_any_name(settings):
+    headers = {"Host": "llm.example", "Authorization": f"Bearer {KEYS[0]}"}
+    assert ask(app_of(**settings), "GET", "/version", headers=headers).status_code == 200
 
 
 def test_a_body_that_does_not_go_on():

@@ -19,6 +19,7 @@ from pipezoo.serve.errors import (
     FieldError,
     QueueFullError,
     ServerClosingError,
+    UnknownHostError,
     UnknownModelError,
 )
 from pipezoo.serve.fields.body import UNKNOWN_FIELD
@@ -48,6 +49,7 @@ _RETRY = {"Retry-After": "1"}
 
 _KINDS: Mapping[type[Exception], tuple[int, str, str | None]] = {
     AuthenticationError: (401, "authentication_error", "invalid_api_key"),
+    UnknownHostError: (421, _INVALID, "unknown_host"),
     BodyTooLargeError: (413, _INVALID, "body_too_large"),
     UnknownModelError: (404, _INVALID, "model_not_found"),
     AdapterNotFoundError: (404, _INVALID, "model_not_found"),
