@@ -214,3 +214,18 @@ def test_json_by_schema(client):
     ):
         [choice] = complete(client, prompt=PROMPT, max_tokens=60, seed=1, **fields)["choices"]
         assert [*json.loads(choice["text"])] == ["a"]
+
+
+def test_the_echo_of_a_prompt_that_was_cut_is_what_is_left_of_it(client):
+    asked = {"max_tokens": 2, "temperature": 0, "echo": True, "truncate_prompt_tokens": 3}
+    [cut] = complete(client, prompt=PROMPT, **asked, logprobs=1)["choices"]
+    tokens = client.post("/tokenize", json={"prompt": PROMPT}).json()["tokens"]
+    kept = client.post("/detokenize", json={"tokens": tokens[-3:]}).json()["prompt"]
+    assert len(tokens) > 3
+    assert cut["text"].startswith(kept)
+    assert "".join(cut["logprobs"]["tokens"]) == cut["text"]
+    assert cut["logprobs"]["text_offset"][3] == len(kept)
+    [alone] = complete(client, prompt=PROMPT, **asked)["choices"]
+    assert alone["text"] == cut["text"]
+    [whole] = complete(client, prompt=PROMPT, **asked | {"truncate_prompt_tokens": 99})["choices"]
+    assert whole["text"].startswith(PROMPT)

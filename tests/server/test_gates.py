@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import traceback
 
 import httpx
 import pytest
@@ -9,8 +10,10 @@ import pytest
 from pipezoo.serve.app import build_app
 from pipezoo.serve.engine.client import EngineClient
 from pipezoo.serve.engine.messages import Load
+from pipezoo.serve.errors import EngineLostError
 from pipezoo.serve.http.api_keys import read_api_keys
 from pipezoo.serve.http.body_limits import BodyLimits
+from pipezoo.serve.http.watched import failure_response
 from pipezoo.serve.service import Service
 from pipezoo.serve.settings import ServeSettings
 from pipezoo_core.errors import InvalidSettingError, PipezooError
@@ -25,7 +28,7 @@ def app_of(**settings):
 def ask(app, method, path, **options):
     async def run():
         async with httpx.AsyncClient(
-            transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://x"
+            transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://127.0.0.1"
         ) as client:
             return await client.request(method, path, **options)
 
@@ -80,6 +83,17 @@ def test_a_file_of_keys(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "keys",
+    [("",), ("ok-secret-key", ""), ("secret",), ("secret key of words",), ("secretsécret",), ("secret-secret\n",),
+     ("secret-" * 200,), "secret-secret", (b"secret-secret",), ("secret-secret", 12345678)],
+)  # fmt: skip
+def test_keys_that_open_nothing(keys):
+    with pytest.raises(InvalidSettingError, match="'api_keys' is not valid") as caught:
+        ServeSettings(api_keys=keys)
+    assert "secret" not in "".join(traceback.format_exception(caught.value)).split("ServeSettings(api_keys=keys)")[-1]
+
+
+@pytest.mark.parametrize(
     ("given", "is_kept"),
     [("abc-1.2_3", True), ("x" * 128, True), ("x" * 129, False), ("a b", False), ("<script>", False), ("", False)],
 )
@@ -109,6 +123,35 @@ def test_before_the_engine_is_ready():
     assert response.json()["error"]["code"] == "engine_unavailable"
     assert ask(app, "GET", "/v1/models").status_code == 503
     assert "pipezoo" not in ask(app, "GET", "/version").headers.get("server", "")
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:8000", 200),
+        ("localhost", 200),
+        ("LOCALHOST:1", 200),
+        ("[::1]:8000", 200),
+        ("evil.example:8000", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("localhost.evil.example", 421),
+        ("[2001:db8::1]:80", 421),
+        ("10.0.0.1", 421),
+        ("", 421),
+    ],
+)
+def test_a_server_of_its_own_machine_has_no_other_name(host, status):
+    response = ask(app_of(), "GET", "/version", headers={"Host": host})
+    assert response.status_code == status
+    assert "x-request-id" in response.headers
+    if status == 421:
+        assert response.json()["error"]["code"] == "unknown_host"
+
+
+@pytest.mark.parametrize("settings", [{"host": "0.0.0.0"}, {"api_keys": KEYS}])
+def test_one_that_others_reach_or_that_has_keys_may_have_any_name(settings):
+    headers = {"Host": "llm.example", "Authorization": f"Bearer {KEYS[0]}"}
+    assert ask(app_of(**settings), "GET", "/version", headers=headers).status_code == 200
 
 
 def test_a_body_that_does_not_go_on():
@@ -150,3 +193,8 @@ def test_settings_name_what_is_wrong():
         ServeSettings(max_que=3)
     with pytest.raises(InvalidSettingError, match="'on_engine_death'"):
         ServeSettings(on_engine_death="panic")
+
+
+def test_what_is_lost_may_be_asked_for_again():
+    for error, has_moment in ((EngineLostError("the engine's process ended"), True), (RuntimeError("x"), False)):
+        assert ("retry-after" in failure_response(error).headers) == has_moment

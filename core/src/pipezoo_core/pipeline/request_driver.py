@@ -57,11 +57,6 @@ class RequestDriver:
         """Whether a step would find nothing to do."""
         return not self._running and not self._failed
 
-    @property
-    def num_requests(self) -> int:
-        """Requests that were begun and are not done."""
-        return len(self._running)
-
     def prepare(self, request: TextGenerationRequest, arrival_time: float | None = None) -> PreparedRequest:
         """Makes the contexts of a request with complete settings. Any thread may do so.
 

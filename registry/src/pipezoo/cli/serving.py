@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import sys
 from typing import Any
@@ -36,6 +35,7 @@ def serve_model(
     """
     try:
         from pipezoo.serve.http.api_keys import read_api_keys
+        from pipezoo.serve.http.hosts import is_loopback
         from pipezoo.serve.run import serve
         from pipezoo.serve.settings import ServeSettings
     except ImportError as error:
@@ -53,7 +53,7 @@ def serve_model(
     given = {name: value for name, value in load_settings.items() if value is not None}
     if settings.enable_adapters:
         given.setdefault("lora_paths", [])
-    if not (keys or _is_loopback(settings.host)):
+    if not (keys or is_loopback(settings.host)):
         _say(
             f"warning: everybody who reaches {settings.host} can use this server, because it has no API keys. "
             "Give it some with --api-key-file, or leave --host at 127.0.0.1."
@@ -86,13 +86,6 @@ class _Progress:
         if part > self._part:
             _say(f"loaded and packed {100 * num_done // num_all} % of the weights")
         self._part = part
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _say(line: str) -> None:

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from pipezoo.serve.http.api_keys import APIKeys
 from pipezoo.serve.http.body_limits import BodyLimits
 from pipezoo.serve.http.failure import FailureBody
+from pipezoo.serve.http.hosts import LocalHosts, is_loopback
 from pipezoo.serve.http.request_ids import RequestIDs
 from pipezoo.serve.http.watched import failure_response
 from pipezoo.serve.page import page_router
@@ -65,6 +66,8 @@ def _add_gates(app: FastAPI, settings: ServeSettings) -> None:
     app.add_middleware(BodyLimits, max_size=settings.max_body_size)
     if settings.api_keys:
         app.add_middleware(APIKeys, keys=settings.api_keys)
+    elif is_loopback(settings.host):
+        app.add_middleware(LocalHosts)
     app.add_middleware(RequestIDs)
     if settings.cors_origins:  # before the keys: a browser asks whether it may ask without one
         app.add_middleware(

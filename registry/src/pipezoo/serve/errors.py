@@ -12,6 +12,7 @@ __all__ = [
     "FieldError",
     "QueueFullError",
     "ServerClosingError",
+    "UnknownHostError",
     "UnknownModelError",
 ]
 
@@ -37,6 +38,10 @@ class AuthenticationError(PipezooError, PermissionError):
 
 class BodyTooLargeError(PipezooError, ValueError):
     """A request's body is larger than the server reads."""
+
+
+class UnknownHostError(PipezooError, PermissionError):
+    """A request calls the server by a name that is not its own."""
 
 
 class UnknownModelError(PipezooError, LookupError):

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import httpx
 from fastapi import Request
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from ray import serve
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
@@ -26,7 +26,7 @@ from pipezoo.serve.errors import BodyTooLargeError, EngineLostError
 from pipezoo.serve.http.watched import failure_response
 from pipezoo.serve.prompt_prefix import prefix_of
 from pipezoo.serve.run import bound, new_server
-from pipezoo.serve.settings import ServeSettings
+from pipezoo.serve.settings import APIKeyTuple, ServeSettings
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.settings import Settings
 
@@ -53,10 +53,12 @@ class RaySettings(Settings):
         gpus_per_replica: likewise.
     """
 
+    model_config = ConfigDict(hide_input_in_errors=True)  # of pydantic's, which would show keys
+
     model: str
     load_settings: dict[str, Any] = Field(default_factory=dict)
     served_model_names: tuple[str, ...] = ()
-    api_keys: Annotated[tuple[str, ...], Field(repr=False)] = ()
+    api_keys: APIKeyTuple = ()
     min_replicas: Annotated[int, Field(ge=1)] = 1
     max_replicas: Annotated[int, Field(ge=1)] = 1
     requests_per_replica: Annotated[int, Field(ge=1)] = 32

@@ -102,8 +102,8 @@ class Server:
             if not engine.done():
                 await _first_of(serving, engine, self._hurry, timeout=self._settings.shutdown_timeout)
                 self.service.engine.fail_all(ServerClosingError("the server is about to end", cure="Ask another one."))
+            await self.service.engine.close()  # so that no request begins that is made ready only now
             await serving
-            await self.service.engine.close()
             if self.service.model is not None:
                 self.service.model.close()
             await asyncio.to_thread(self.service.close)
@@ -120,7 +120,9 @@ class Server:
                 self.service.model = ServedModel(self._names, model_tokenizer)
             self._on_ready(address)
 
-        restarts = self._settings.on_engine_death == "restart"
+        def restarts() -> bool:
+            return self._settings.on_engine_death == "restart" and not self.service.is_closing
+
         try:
             await self.service.engine.run(restarts=restarts, on_ready=on_ready, on_progress=self._on_progress)
         finally:

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
+from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.settings import Settings
 
-__all__ = ["ServeSettings"]
+__all__ = ["APIKeyTuple", "ServeSettings"]
 
 _Name = Annotated[str, Field(min_length=1, max_length=256)]
+_KEY = re.compile(r"[!-~]{8,1024}")
+
+
+def _checked_keys(keys: object) -> tuple[str, ...]:
+    found: list[object] = [*keys] if isinstance(keys, list | tuple) else [None]
+    texts = tuple(key for key in found if isinstance(key, str) and _KEY.fullmatch(key))
+    if len(texts) < len(found):
+        raise InvalidSettingError(
+            "setting 'api_keys' is not valid",
+            found=f"{len(found) - len(texts)} that may not be a key",
+            allowed="a list of texts, each 8 to 1024 characters of ASCII without spaces",
+            cure="`openssl rand -hex 32` makes one.",
+        )
+    return texts
+
+
+APIKeyTuple = Annotated[tuple[str, ...], BeforeValidator(_checked_keys), Field(repr=False)]
+"""What clients have to have one of. No error shows a key."""
 
 
 class ServeSettings(Settings):
@@ -32,13 +52,15 @@ class ServeSettings(Settings):
         otlp_traces_endpoint: where spans are sent, by OTLP over HTTP; none are made without one.
     """
 
+    model_config = ConfigDict(hide_input_in_errors=True)  # of pydantic's, which would show keys
+
     elsewhere: ClassVar[dict[str, str]] = {"served_model_name": "`served_model_names`"}
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     served_model_names: tuple[_Name, ...] = ()
     max_queue: Annotated[int, Field(ge=0, le=2**20)] = 1024
-    api_keys: Annotated[tuple[str, ...], Field(repr=False)] = ()
+    api_keys: APIKeyTuple = ()
     cors_origins: tuple[str, ...] = ()
     shutdown_timeout: Annotated[float, Field(ge=0, le=86400)] = 30.0
     on_engine_death: Literal["restart", "exit"] = "restart"

@@ -26,7 +26,8 @@ from pipezoo.serve.engine.messages import (
     ToServer,
 )
 from pipezoo.serve.engine.observer import RequestObserver
-from pipezoo.serve.errors import EngineLostError, EngineUnavailableError, QueueFullError
+from pipezoo.serve.errors import EngineLostError, EngineUnavailableError, QueueFullError, ServerClosingError
+from pipezoo_core.errors import InvalidRequestError
 from pipezoo_core.request import RequestID, TextGenerationOutput
 from pipezoo_core.sampling_params import SamplingParams
 
@@ -86,12 +87,16 @@ class EngineClient:
         return self._num_answers
 
     async def run(
-        self, *, restarts: bool, on_ready: Callable[[], Awaitable[None]], on_progress: Callable[[int, int], None]
+        self,
+        *,
+        restarts: Callable[[], bool],
+        on_ready: Callable[[], Awaitable[None]],
+        on_progress: Callable[[int, int], None],
     ) -> None:
         """Starts the engine and serves, until `close`, or for as long as there is one.
 
         Args:
-            restarts: whether another process takes the place of one that has died.
+            restarts: asked whether another process takes the place of one that has died.
             on_ready: called when a model is loaded, before requests are taken, the first time and each time after.
             on_progress: called with how many numbers of the weights are loaded, of how many.
 
@@ -102,7 +107,7 @@ class EngineClient:
         try:
             while not self._is_closing:
                 await self._run_once(on_ready, on_progress)
-                if not self._is_closing and not restarts:
+                if not self._is_closing and not restarts():
                     raise _lost()
         finally:
             self.state = EngineState.DEAD
@@ -111,6 +116,8 @@ class EngineClient:
     async def _run_once(self, on_ready: Callable[[], Awaitable[None]], on_progress: Callable[[int, int], None]) -> None:
         self.state = EngineState.LOADING
         child = self._child = await EngineChild.started(self._load)
+        if self._is_closing:  # meanwhile: the process ends before it says anything
+            await child.end()
         failed: LoadFailed | None = None
         try:
             async for message in child.messages():
@@ -150,12 +157,19 @@ class EngineClient:
                     if (feed := self._feeds.get(output.request_id)) is not None:
                         feed.push(output)
             case Done():
-                self.adapters = message.adapters
+                self.adapters, self.counts = message.adapters, message.counts
                 if (future := self._asked.pop(message.number, None)) is not None and not future.done():
                     future.set_result(message)
 
     def check_available(self) -> None:
-        """Raises EngineUnavailableError where no request can be taken now."""
+        """Checks that requests are taken.
+
+        Raises:
+            ServerClosingError: none will be any more.
+            EngineUnavailableError: none can be now.
+        """
+        if self._is_closing:
+            raise ServerClosingError("the server is about to end", cure="Ask another one.")
         if self.state is not EngineState.READY:
             raise EngineUnavailableError(
                 "the engine takes no requests", found=self.state.value, cure="Ask /ready, and try again when it is."
@@ -166,11 +180,19 @@ class EngineClient:
 
         Raises:
             EngineUnavailableError: no request can be taken now.
+            InvalidRequestError: they are more than may ever wait.
             QueueFullError: too many wait already.
         """
         self.check_available()
         assert self.facts is not None, "the engine is ready"
         most = self.facts.max_batch_size + self._max_queue
+        if num_answers > most:
+            raise InvalidRequestError(
+                "the request asks for more answers than may wait",
+                found=num_answers,
+                allowed=f"at most {most}",
+                cure="Ask for fewer at a time, or start the server with a larger --max-queue.",
+            )
         if self._num_answers + num_answers > most:
             raise QueueFullError(
                 "too many requests wait",
@@ -201,20 +223,21 @@ class EngineClient:
             One output for each answer that went on; one that failed has the error.
 
         Raises:
-            EngineUnavailableError: no request can be taken now.
+            ServerClosingError: no request is taken any more.
+            EngineUnavailableError: none can be taken now.
             EngineLostError: the engine's process ended meanwhile.
         """
         self.check_available()
         assert self._child is not None, "the engine is ready"
+        settings = params.given(SamplingParams)
+        self._child.send(Generate(request_id, [*prompt], settings, lora, arrival_time))  # if it fails, nothing is left
         feed = self._feeds[request_id] = Feed(params.n)
         self._num_answers += params.n
-        for observer in self.observers:
-            observer.on_begin(
-                request_id, num_prompt_tokens=len(prompt), params=params, lora=lora, arrival_time=arrival_time
-            )
-        settings = params.given(SamplingParams)
-        self._child.send(Generate(request_id, [*prompt], settings, lora, arrival_time))
         try:
+            for observer in self.observers:
+                observer.on_begin(
+                    request_id, num_prompt_tokens=len(prompt), params=params, lora=lora, arrival_time=arrival_time
+                )
             while not feed.is_over:
                 yield await feed.take()
         finally:
@@ -265,7 +288,7 @@ class EngineClient:
         self._asked.clear()
 
     async def close(self) -> None:
-        """Ends the engine's process; `run` comes to its end."""
+        """Ends the engine's process and takes no further requests; `run` comes to its end."""
         self._is_closing = True
         if self._child is not None:
             await self._child.end()

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeAlias
 
+import torch
+
 from pipezoo.serve.engine.channel import Channel
 from pipezoo.serve.engine.messages import (
     AddAdapter,
@@ -22,6 +24,7 @@ from pipezoo.serve.engine.messages import (
     ToEngine,
     encode,
 )
+from pipezoo_core.errors import RankLostError
 from pipezoo_core.request import RequestID, TextGenerationOutput, TextGenerationRequest
 from pipezoo_core.sampling_params import SamplingParams
 
@@ -42,7 +45,15 @@ class _Prepared:
     prepared: PreparedRequest
 
 
-Inbox: TypeAlias = "SimpleQueue[ToEngine | _Prepared | Done]"
+@dataclass(frozen=True, slots=True)
+class _Finished:
+    """What came of work in another thread for the message with this number."""
+
+    number: int
+    error: Exception | None
+
+
+Inbox: TypeAlias = "SimpleQueue[ToEngine | _Prepared | _Finished]"
 """What the loop is to look at before its next step."""
 
 
@@ -69,6 +80,8 @@ class EngineLoop:
 
         Raises:
             OSError: the server's process is gone.
+            RankLostError: another process of the model's is gone, so that no further step can be computed.
+            torch.AcceleratorError: likewise of a device, which its driver has given up.
         """
         while True:
             for message in self._messages():
@@ -76,8 +89,11 @@ class EngineLoop:
             outputs = [*self._failed, *self._driver.step()]
             self._failed.clear()
             self._channel.send(encode(Steps(outputs, counts_of(self._pipeline))))
+            for output in outputs:
+                if isinstance(output.error, RankLostError | torch.AcceleratorError):
+                    raise output.error
 
-    def _messages(self) -> Iterator[ToEngine | _Prepared | Done]:
+    def _messages(self) -> Iterator[ToEngine | _Prepared | _Finished]:
         """Yields what has come; where there is nothing else to do, it waits for the first."""
         if self._driver.is_idle and not self._failed:
             yield self._inbox.get()
@@ -87,7 +103,7 @@ class EngineLoop:
             except Empty:
                 return
 
-    def _take(self, message: ToEngine | _Prepared | Done) -> None:
+    def _take(self, message: ToEngine | _Prepared | _Finished) -> None:
         match message:
             case Generate():
                 self._begin(message)
@@ -103,9 +119,9 @@ class EngineLoop:
             case RemoveAdapter(number, name):
                 self._later(number, lambda: self._pipeline.unload_adapter(name))
             case Inspect(number):
-                self._reply(number, self._check_integrity)
-            case Done():
-                self._channel.send(encode(message))
+                self._reply(_finished(number, self._check_integrity))
+            case _Finished():
+                self._reply(message)
             case Load():
                 raise AssertionError("a model is loaded once")
 
@@ -124,6 +140,8 @@ class EngineLoop:
         self._preparing.add(message.request_id)
 
         def prepare() -> None:
+            if message.request_id not in self._preparing:  # cancelled before its turn came
+                return
             prepared = self._driver.prepare(request, message.arrival_time)
             self._inbox.put(_Prepared(message.request_id, prepared))
 
@@ -135,18 +153,19 @@ class EngineLoop:
 
     def _later(self, number: int, work: Callable[[], None]) -> None:
         """Does in another thread what takes long; the answer goes through the loop, because one thread sends."""
-        self._threads.submit(lambda: self._inbox.put(self._done(number, work)))
+        self._threads.submit(lambda: self._inbox.put(_finished(number, work)))
 
-    def _reply(self, number: int, work: Callable[[], None]) -> None:
-        self._channel.send(encode(self._done(number, work)))
+    def _reply(self, finished: _Finished) -> None:
+        counts = counts_of(self._pipeline)
+        self._channel.send(encode(Done(finished.number, self._pipeline.adapters, counts, finished.error)))
 
-    def _done(self, number: int, work: Callable[[], None]) -> Done:
-        error: Exception | None = None
-        try:
-            work()
-        except Exception as failure:
-            error = failure
-        return Done(number, self._pipeline.adapters, error)
+
+def _finished(number: int, work: Callable[[], None]) -> _Finished:
+    try:
+        work()
+    except Exception as error:
+        return _Finished(number, error)
+    return _Finished(number, None)
 
 
 def counts_of(pipeline: TextGenerationPipeline) -> Counts:

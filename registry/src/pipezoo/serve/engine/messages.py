@@ -136,18 +136,14 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
         max_length: most tokens of a request, prompt and answer together.
         max_batch_size: most requests that run at the same time, in all replicas.
         page_size: tokens of a page.
-        description: the pipeline, in a line.
         adapters: the names of those that are loaded.
-        has_room_for_adapters: whether others can be.
         counts: before the first request.
     """
 
     max_length: int
     max_batch_size: int
     page_size: int
-    description: str
     adapters: list[str]
-    has_room_for_adapters: bool
     counts: Counts
 
 
@@ -169,11 +165,13 @@ class Done(msgspec.Struct, frozen=True, tag=True):
     Attributes:
         number: the message's.
         adapters: the names of those that are loaded now.
+        counts: after it.
         error: why it was not done; None where it was.
     """
 
     number: int
     adapters: list[str]
+    counts: Counts
     error: Exception | None = None
 
 

@@ -29,7 +29,15 @@ _NUM_REPORTS = 100  # of a load
 
 
 def main() -> None:
-    """Loads the model that the first message names, and serves."""
+    """Loads the model that the first message names, and serves. An error ends the process, whatever threads it has."""
+    try:
+        _serve()
+    except Exception:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def _serve() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # not ignored, which the processes of other ranks would inherit
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
@@ -78,9 +86,7 @@ def _ready(pipeline: TextGenerationPipeline) -> Ready:
         max_length=pipeline.tokenizer.max_length,
         max_batch_size=config.max_batch_size * len(pipeline.models),
         page_size=config.kv_cache.page_size,
-        description=repr(pipeline),
         adapters=pipeline.adapters,
-        has_room_for_adapters=pipeline.model.lora_manager is not None,
         counts=counts_of(pipeline),
     )
 

@@ -10,14 +10,12 @@ from pipezoo.serve.errors import FieldError
 from pipezoo.serve.fields.body import Listed
 from pipezoo.serve.fields.message import MAX_MESSAGES, Message
 from pipezoo.serve.fields.sampling import SamplingFields, checked_params
-from pipezoo.serve.fields.stream_options import StreamOptions
+from pipezoo.serve.fields.stream_options import StreamOptions, check_stream_options
 from pipezoo.serve.fields.tools import FunctionTool, NamedTool, read_tools
 from pipezoo_core.chat_responses import Tools
 from pipezoo_core.sampling_params import SamplingParams
 
 __all__ = ["ChatBody"]
-
-_NAMES = {"log_probabilities": "top_logprobs"}
 
 
 class ChatBody(SamplingFields):
@@ -31,7 +29,7 @@ class ChatBody(SamplingFields):
     top_logprobs: int | None = Field(default=None, description="Most likely tokens to list for each token.")
     chat_template_kwargs: dict[str, Any] | None = Field(default=None, description="Variables of the chat template.")
     continue_final_message: bool = Field(default=False, description="Whether the answer continues the last message.")
-    tools: list[FunctionTool] | None = Field(default=None, description="What the model may call.")
+    tools: Listed[FunctionTool] | None = Field(default=None, description="What the model may call.")
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = Field(
         default=None, description="Whether it has to, or which function; `auto` if not given."
     )
@@ -65,6 +63,7 @@ class ChatBody(SamplingFields):
         Raises:
             FieldError: a field is not valid, or excludes another one.
         """
+        check_stream_options(self.stream_options, stream=self.stream)
         settings = self.settings()
         given = self.given()
         limits = [given[name] for name in ("max_completion_tokens", "max_tokens") if name in given]
@@ -79,4 +78,6 @@ class ChatBody(SamplingFields):
             settings["log_probabilities"] = max(counts) if min(counts) >= 0 else min(counts)
             settings["echo"] = self.prompt_logprobs is not None
         limit = "max_completion_tokens" if "max_completion_tokens" in given else "max_tokens"
-        return checked_params(defaults, settings, {"max_new_tokens": limit, **_NAMES})
+        return checked_params(
+            defaults, settings, {"max_new_tokens": limit, **self.names({"top_logprobs": self.num_logprobs})}
+        )

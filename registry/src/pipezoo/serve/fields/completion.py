@@ -9,14 +9,14 @@ from pydantic import BeforeValidator, Field
 from pipezoo.serve.errors import FieldError
 from pipezoo.serve.fields.body import Listed, check_size
 from pipezoo.serve.fields.sampling import SamplingFields, checked_params
-from pipezoo.serve.fields.stream_options import StreamOptions
+from pipezoo.serve.fields.stream_options import StreamOptions, check_stream_options
 from pipezoo_core.sampling_params import SamplingParams
 
 __all__ = ["CompletionBody"]
 
 _DEFAULT_MAX_TOKENS = 16
 _MAX_PROMPTS = 1024
-_NAMES = {"max_new_tokens": "max_tokens", "log_probabilities": "logprobs"}
+_NAMES = {"max_new_tokens": "max_tokens"}
 
 
 def _few_prompts(value: object) -> object:
@@ -66,9 +66,10 @@ class CompletionBody(SamplingFields):
         Raises:
             FieldError: a field is not valid, or excludes another one.
         """
+        check_stream_options(self.stream_options, stream=self.stream)
         settings: dict[str, Any] = {"max_new_tokens": self.num_tokens or 1, **self.settings()}
         counts = [each for each in (self.logprobs, self.prompt_logprobs) if each is not None]
         if counts:
             settings["log_probabilities"] = max(counts) if min(counts) >= 0 else min(counts)
             settings["echo"] = self.echo or self.prompt_logprobs is not None
-        return checked_params(defaults, settings, _NAMES)
+        return checked_params(defaults, settings, {**_NAMES, **self.names({"logprobs": self.logprobs})})

@@ -15,6 +15,7 @@ from pipezoo_core.sampling_params import SamplingParams
 __all__ = ["JSONSchemaFormat", "ResponseFormat", "SamplingFields", "StructuredOutputs", "checked_params"]
 
 _RENAMED = {"min_tokens": "min_new_tokens"}
+_TokenID = Annotated[int, Field(ge=0, lt=2**31)]
 _MAX_BIASES = 4096  # before each of them is looked at
 _ANY_OBJECT = '{"type": "object"}'
 
@@ -90,12 +91,12 @@ class SamplingFields(Body):
     n: int | None = Field(default=None, description="How many answers to give.")
     seed: int | None = None
     stop: str | Listed[str] | None = None
-    stop_token_ids: Listed[int] | None = None
+    stop_token_ids: Listed[_TokenID] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = None
     bad_words: Listed[str] | None = None
-    allowed_token_ids: Listed[int] | None = None
+    allowed_token_ids: Listed[_TokenID] | None = None
     skip_special_tokens: bool | None = None
     truncate_prompt_tokens: int | None = None
     prompt_logprobs: int | None = Field(default=None, description="Most likely tokens to list for each prompt token.")
@@ -120,6 +121,25 @@ class SamplingFields(Body):
         if sum(map(len, constraints)) > 1:
             raise FieldError("structured_outputs", "an answer has one form", found=[*map(str, constraints)])
         return found | {name: value for each in constraints for name, value in each.items()}
+
+    def names(self, counts: Mapping[str, int | None]) -> dict[str, str]:
+        """Returns a setting's name -> the field's that it was given by, where there are several of them.
+
+        Args:
+            counts: by field how many log probabilities are asked for, those of the prompt's tokens apart.
+        """
+        asked = {**counts, "prompt_logprobs": self.prompt_logprobs}
+        numbers = {name: count for name, count in asked.items() if count is not None}
+        found: dict[str, str] = {}
+        if numbers:  # a bad one is below all others, or above
+            least = min(numbers, key=numbers.__getitem__)
+            found["log_probabilities"] = least if numbers[least] < 0 else max(numbers, key=numbers.__getitem__)
+        if self.response_format is not None:
+            found["json_schema"] = "response_format.json_schema.schema"
+        if self.structured_outputs is not None:
+            parts = self.structured_outputs.constraint()
+            found |= {name: f"structured_outputs.{name.removesuffix('_schema')}" for name in parts}
+        return found
 
 
 def checked_params(defaults: SamplingParams, settings: Mapping[str, Any], names: Mapping[str, str]) -> SamplingParams:

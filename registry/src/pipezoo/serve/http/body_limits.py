@@ -52,7 +52,7 @@ class BodyLimits:
             size += len(message.get("body", b""))
             is_complete = not message.get("more_body", False)
             if size > self._max_size:
-                raise HTTPException(413, str(self._too_large(size)))
+                raise HTTPException(413) from self._too_large(size)
             return message
 
         await self._app(scope, receive_limited, send)

@@ -19,6 +19,7 @@ from pipezoo.serve.errors import (
     FieldError,
     QueueFullError,
     ServerClosingError,
+    UnknownHostError,
     UnknownModelError,
 )
 from pipezoo.serve.fields.body import UNKNOWN_FIELD
@@ -48,6 +49,7 @@ _RETRY = {"Retry-After": "1"}
 
 _KINDS: Mapping[type[Exception], tuple[int, str, str | None]] = {
     AuthenticationError: (401, "authentication_error", "invalid_api_key"),
+    UnknownHostError: (421, _INVALID, "unknown_host"),
     BodyTooLargeError: (413, _INVALID, "body_too_large"),
     UnknownModelError: (404, _INVALID, "model_not_found"),
     AdapterNotFoundError: (404, _INVALID, "model_not_found"),
@@ -115,12 +117,14 @@ class Failure:
         if isinstance(error, RequestValidationError):
             return _of_validation(error)
         if isinstance(error, HTTPException):
+            if isinstance(error.__cause__, PipezooError):  # which could not pass through the framework by itself
+                return cls.of(error.__cause__)
             message, code = _OF_STATUS.get(error.status_code, (str(error.detail), None))
             return cls(error.status_code, message, _INVALID, code=code, headers=dict(error.headers or {}))
         for kind, (status, type_, code) in _KINDS.items():
             if isinstance(error, kind):
                 param = error.param if isinstance(error, FieldError) else None
-                headers = _RETRY if type_ == _BUSY else {}
+                headers = _RETRY if status in (429, 503) else {}
                 if status == 401:
                     headers = {"WWW-Authenticate": "Bearer"}
                 return cls(status, str(error), type_, param, code, headers)

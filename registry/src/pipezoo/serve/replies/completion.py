@@ -55,10 +55,17 @@ class Completion(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class GivenPrompt:
-    """A prompt as the client gave it, and its tokens."""
+    """A prompt as the client gave it, and its tokens.
+
+    Attributes:
+        given: what the client gave.
+        tokens: its tokens, without those that were cut.
+        may_be_cut: whether some may have been, so that its text is that of its tokens.
+    """
 
     given: str | Sequence[int]
     tokens: Sequence[int]
+    may_be_cut: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +192,8 @@ class _ChoiceWriter:
         return choice
 
     def _prompt_text(self) -> str:
-        given = self._prompt.given
-        return given if isinstance(given, str) else self._decode(given)
+        given, tokens = self._prompt.given, self._prompt.tokens
+        return given if isinstance(given, str) and not self._prompt.may_be_cut else self._decode(tokens)
 
     def _log_prompt(self, logs: CompletionLogprobs, positions: Sequence[Position]) -> None:
         first, *_ = self._prompt.tokens

@@ -74,9 +74,10 @@ class _CompletionAnswer:
             skip_special_tokens=self._params.skip_special_tokens,
             usage=body.wants_usage,
         )
+        may_be_cut = self._params.truncate_prompt_tokens is not None
         reply = CompletionReply(
             Heading(f"cmpl-{new_request_id()}", body.model or self._model.names[0]),
-            [GivenPrompt(given, tokens) for given, tokens in zip(self._given, prompts, strict=True)],
+            [GivenPrompt(given, tokens, may_be_cut) for given, tokens in zip(self._given, prompts, strict=True)],
             wishes,
             self._model.tokenizer,
         )
