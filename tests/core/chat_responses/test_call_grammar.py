@@ -49,7 +49,7 @@ def _named(name):
 class _Model:
     """A family's tokenizer over bytes, and a model that writes anything that a grammar allows."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, begun: str = "") -> None:
         chat = FAMILY_CHATS[name]
         tokenizer = Tokenizer(models.BPE(dict(VOCABULARY), [tuple(merge.split()) for merge in MERGES]))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -58,8 +58,8 @@ class _Model:
         tokenizer.add_tokens(["<tool_call>", "</tool_call>", "<think>", "</think>"])
         self.delegate = PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=chat.template)
         self.format = ChatFormat.of(self.delegate, special_texts(self.delegate))
-        self.prompt = chat.prompt
-        self.is_thinking = chat.format.parser(prompt=chat.prompt).open_field == "reasoning_content"
+        self.prompt = chat.prompt + begun
+        self.is_thinking = chat.format.parser(prompt=self.prompt).open_field == "reasoning_content"
         self._end = self.delegate.convert_tokens_to_ids("<eos>")
 
     def matcher(self, tools: Tools):
@@ -161,6 +161,12 @@ def test_thoughts_come_before_calls():
     assert model.accepts(_tools("required"), f"<think>so < it</think>{written}")
     assert model.accepts(_tools("required"), f"<think>so</think>\n\n{written}")
     assert not model.accepts(_tools("required"), f"<think>so{written}")
+
+
+def test_a_prompt_that_has_closed_its_thoughts_is_followed_by_calls_at_once():
+    model = _model("Qwen and Hermes", "<think>\n\n</think>\n\n")
+
+    assert model.accepts(_tools("required"), model.format.family.form.written([ROME]))
 
 
 def test_special_tokens_outside_of_the_vocabulary_keep_their_ids():

@@ -171,6 +171,47 @@ def test_without_tools_a_call_is_content():
     assert chat.format.response(chat.answer, off).content == chat.answer
 
 
+@pytest.mark.parametrize(
+    ("begun", "field"),
+    [
+        ("", "content"),
+        ("<think>", "reasoning_content"),
+        ("<think>\n", "reasoning_content"),
+        ("<think>\n\n</think>", "content"),
+        ("<think>\n\n</think>\n\n", "content"),
+        ("Well.\n", "content"),
+    ],
+)
+def test_a_prompt_says_which_field_an_answer_begins_in(begun, field):
+    chat = FAMILY_CHATS["Qwen and Hermes"]
+
+    assert chat.format.parser(TOOLS, prompt=chat.prompt + begun).open_field == field
+
+
+@pytest.mark.parametrize(
+    ("begun", "answer", "response"),
+    [
+        ("Hello\n", "World", ChatResponse("World")),
+        ("Hello <", "World", ChatResponse("World")),
+        ("Hello <thi", "nk>so</think>World", ChatResponse("World", "so")),
+        ('<tool_call>{"name": "time_in", "arguments": {}}</tool_call>', " Well.", ChatResponse(" Well.")),
+        ('<tool_call>{"name": "time_in", "arguments": {', "}}", ChatResponse("}}")),
+        (
+            '<tool_call>{"name": "time_in", "arguments": {}}</tool_call>',
+            f'<tool_call>{{"name": "weather", "arguments": {ROME.arguments}}}</tool_call>',
+            ChatResponse("", "", (ROME,)),
+        ),
+    ],
+)
+def test_an_answer_is_what_comes_behind_its_prompt(begun, answer, response):
+    chat = FAMILY_CHATS["Qwen and Hermes"]
+    prompt = chat.prompt + begun
+
+    assert chat.format.response(answer, TOOLS, prompt=prompt) == response
+    parser = chat.format.parser(TOOLS, prompt=prompt)
+    assert ChatResponse.joined([*map(parser.feed, answer), parser.finish()]) == response
+
+
 def test_plain_content_is_left_as_it_is():
     text = "  two\n\n spaces  \n"
 
