@@ -163,6 +163,54 @@ def test_what_is_no_call_is_content_and_nothing_is_lost(text, calls, content):
     assert response == ChatResponse(content, "", tuple(ToolCall(*call) for call in calls))
 
 
+def _coder(city):
+    return f"<tool_call>\n<function=f>\n<parameter=city>\n{city}\n</parameter>\n</function>\n</tool_call>"
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments"),
+    [
+        (_coder('{"a": "\\ud800"}'), {"city": {"a": "\ud800"}}),
+        (_coder('{"a": "\\u00e9"}'), {"city": {"a": "é"}}),
+    ],
+)
+def test_half_a_pair_in_an_argument_stays_as_the_model_escaped_it(text, arguments):
+    tool = {"name": "f", "parameters": {"type": "object", "properties": {"city": {"type": "object"}}}}
+    tools = Tools.read([{"type": "function", "function": tool}])
+
+    (call,) = FAMILY_CHATS["Qwen3-Coder"].format.response(text, tools).tool_calls
+
+    assert json.loads(call.arguments.encode()) == arguments
+
+
+def test_half_a_pair_in_functiongemmas_argument_stays_as_it_is_escaped():
+    text = '<start_function_call>call:weather{city:"\\ud800"}<end_function_call>'
+
+    (call,) = FAMILY_CHATS["FunctionGemma"].format.response(text, TOOLS).tool_calls
+
+    assert json.loads(call.arguments.encode()) == {"city": "\ud800"}
+
+
+@pytest.mark.parametrize("name", ["5", "null", '["f"]', '"\\ud800"'])
+def test_a_name_that_is_no_text_is_no_call(name):
+    own = {
+        "start_anchor": "A:",
+        "fields": {
+            "tool_calls": {
+                "open": "!",
+                "close": "!",
+                "content": "json",
+                "content_args": {"unquoted_keys": True},
+                "transform": {"type": "function", "function": {"name": "{content.name}", "arguments": {}}},
+            },
+            "content": {},
+        },
+    }
+    text = f'!{{"name": {name}}}!'
+
+    assert ChatFormat("", response_template=own).response(text, TOOLS) == ChatResponse(text)
+
+
 def test_without_tools_a_call_is_content():
     chat = FAMILY_CHATS["SmolLM2"]
     off = Tools.read(TOOLS.given, "none")
