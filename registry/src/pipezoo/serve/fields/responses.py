@@ -119,6 +119,12 @@ class ResponsesBody(Body):
         if self.max_output_tokens is not None:
             settings["max_new_tokens"] = self.max_output_tokens
         form = None if self.text is None else self.text.format
+        if form is not None and form.type != "json_schema" and form.schema_ is not None:
+            raise FieldError(
+                "text.format.schema",
+                "'schema' goes with the type 'json_schema', and with no other",
+                found=f"the type {form.type!r}",
+            )
         if form is not None and form.type == "json_object":
             settings["json_schema"] = _ANY_OBJECT
         elif form is not None and form.type == "json_schema":
