@@ -279,6 +279,7 @@ def test_special_tokens_that_mark_nothing_are_dropped():
 def test_a_checkpoints_own_template_wins():
     own = {
         "start_anchor": "A:",
+        "defaults": {"role": "assistant", "content": ""},
         "fields": {
             "thinking": {"open": "(", "close": ")"},
             "tool_calls": {
@@ -309,6 +310,8 @@ def test_a_checkpoints_own_template_wins():
         {"start_anchor": "A", "fields": {"content": {"open": ""}}},
         {"start_anchor": "A", "fields": {"content": {}, "thinking": {}}},
         {"start_anchor": "A", "fields": {"tool_calls": {"open": "x", "content": "json"}}},
+        {"start_anchor": "A", "fields": {"content": {}}, "defaults": []},
+        {"start_anchor": "A", "fields": {"content": {}}, "defaults": {"content": "Well."}},
         [],
     ],
 )
