@@ -57,7 +57,8 @@ class _Model:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         tokenizer.add_special_tokens([*chat.special, "<eos>"])
-        tokenizer.add_tokens(["<tool_call>", "</tool_call>", "<think>", "</think>"])
+        if name != "SmolLM2":  # which has no tokens for its marks
+            tokenizer.add_tokens(["<tool_call>", "</tool_call>", "<think>", "</think>"])
         self.delegate = PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=chat.template)
         self.format = ChatFormat.of(self.delegate, special_texts(self.delegate))
         self.prompt = chat.prompt + begun
@@ -154,6 +155,25 @@ def test_a_strict_function_leaves_text_free_and_binds_calls(name):
     assert not model.accepts(tools, form.written([ToolCall("weather", '{"town": "Rome"}')]))
     assert model.format.grammar(_tools("auto")) is None
     assert model.format.grammar(_tools("none", strict=True)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("Llama 3", '{"name":"weather", "parameters": {"town": 1}}'),
+        ("Llama 3", ' {\n"name" : "weather", "parameters": {"town": 1}}'),
+        ("Llama 3", '{"type": "function", "name": "weather", "parameters": {"town": 1}}'),
+        ("SmolLM2", '<tool_call> [{"name": "weather", "arguments": {"town": 1}}]</tool_call>'),
+        ("SmolLM2", 'Well. <tool_call>\n[{"name":"weather", "arguments": {"town": 1}}]</tool_call>'),
+        ("Qwen and Hermes", 'Well.<tool_call>{"name":"weather", "arguments": {"town": 1}}</tool_call>'),
+    ],
+)
+def test_no_way_to_write_a_call_that_is_read_goes_around_a_strict_function(name, call):
+    model, tools = _model(name), _tools("auto", strict=True)
+
+    assert [found.name for found in model.format.response(call, tools, prompt=model.prompt).tool_calls] == ["weather"]
+    assert not model.accepts(tools, call)
+    assert model.accepts(tools, 'Well, {"a": 1}.')
 
 
 def test_thoughts_come_before_calls():

@@ -75,7 +75,11 @@ def call_grammar(
         rules += _content(content_schema, content_begin, special_tokens)
     elif not has_to_call:
         start = "before_calls calls?"
-        rules += _without("before_calls", form.begin + before, special_tokens)
+        rules += (
+            _unlike("before_calls", form.sign)
+            if form.sign
+            else _without("before_calls", form.begin + before, special_tokens)
+        )
     return _behind_thoughts(start, rules, thoughts, is_thinking=is_thinking, special_tokens=special_tokens)
 
 
@@ -133,7 +137,12 @@ def _without(rule: str, mark: str, special_tokens: Mapping[str, int]) -> list[st
     mark = mark.splitlines()[0] if mark else mark
     if not mark or any(mark.startswith(text) for text in special_tokens):
         return [f"{rule}: {rule.upper()}", f"{rule.upper()}: {_ANY}"]
-    return [f"{rule}: {rule.upper()}", f"{rule.upper()}: {_ANY} & ~/(?s:.*){_escaped(mark)}(?s:.*)/"]
+    return _unlike(rule, f"(?s:.*){_escaped(mark)}")
+
+
+def _unlike(rule: str, beginning: str) -> list[str]:
+    """Returns a rule for any text that does not begin like an expression; special tokens are in none."""
+    return [f"{rule}: {rule.upper()}", f"{rule.upper()}: {_ANY} & ~/{beginning}(?s:.*)/"]
 
 
 def _escaped(text: str) -> str:

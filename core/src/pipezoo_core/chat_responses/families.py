@@ -257,7 +257,7 @@ FAMILIES = (
                 "content": _CONTENT,
             },
         },
-        form=CallForm(call='{"name": "NAME", "parameters": ARGUMENTS}'),
+        form=CallForm(call='{"name": "NAME", "parameters": ARGUMENTS}', sign=r'\s{0,8}\{\s{0,8}"(name|type)"'),
     ),
     Family(
         name="SmolLM2",
@@ -268,6 +268,7 @@ FAMILIES = (
             call='{"name": "NAME", "arguments": ARGUMENTS}',
             between=", ",
             end="]</tool_call>",
+            sign=r"(?s:.*)<tool_call>\s*\[",
         ),
     ),
     Family(
