@@ -157,6 +157,7 @@ def test_a_strict_function_leaves_text_free_and_binds_calls(name):
     assert model.format.grammar(_tools("none", strict=True)) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "call"),
     [
@@ -220,6 +221,7 @@ def test_a_schema_is_refused_where_what_comes_before_an_answer_is_unknown():
         ChatFormat("", response_template=own).grammar(_NO_TOOLS, prompt="A:", content_schema=_SCHEMA)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schema", [None, _SCHEMA])
 def test_content_beside_calls_begins_as_the_model_begins_it(schema):
     model = _model("gpt-oss")
