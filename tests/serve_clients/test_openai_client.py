@@ -217,6 +217,10 @@ def test_a_response_follows_a_schema(client):
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://x"}]}]}, None),
         ({"conversation": "c"}, "conversation"),
+        ({"text": {"format": {"type": "text", "schema": {"type": "object"}}}}, "text.format.schema"),
+        ({"text": {"format": {"type": "json_object", "schema": {}}}}, "text.format.schema"),
+        ({"text": {"format": {"type": "json_schema", "name": "a", "schema": {"type": "x"}}}}, None),
+        ({"text": {"format": {"type": "json_schema", "name": "a", "schema": {"type": "x"}}}, "stream": True}, None),
     ],
 )
 def test_what_a_response_cannot_have_is_refused_by_name(client, fields, param):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["GrammarCompiler", "TokenMatcher", "check_constraint"]
+__all__ = ["GrammarCompiler", "TokenMatcher", "check_constraint", "check_min_properties"]
 
 # Between two tokens of JSON: nothing, a space, or a line break with an indent. Without a bound, a small model that has
 # begun to write spaces may never stop.
@@ -205,7 +205,7 @@ def _grammar(params: SamplingParams) -> str:
         )
     try:
         if params.json_schema is not None:
-            _check_min_properties(json.loads(params.json_schema))
+            check_min_properties(json.loads(params.json_schema))
             return LLMatcher.grammar_from_json_schema(
                 params.json_schema, defaults={"whitespace_pattern": _JSON_WHITESPACE}
             )
@@ -226,8 +226,12 @@ def _lark_text(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _check_min_properties(schema: object) -> None:
-    """Refuses a number of keys that llguidance cannot hold, because it lets a key that has no name repeat."""
+def check_min_properties(schema: object) -> None:
+    """Refuses a number of keys that llguidance cannot hold, because it lets a key that has no name repeat.
+
+    Raises:
+        ValueError: there has to be such a number of them.
+    """
     parts = [schema]
     while parts:
         part = parts.pop()

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from pipezoo_core.chat_responses import ChatFormat, ToolCall, Tools
-from pipezoo_core.errors import InvalidRequestError
+from pipezoo_core.errors import InvalidGrammarError, InvalidRequestError
 from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.structured_output import GrammarCompiler
 from pipezoo_core.tokenizer.special_tokens import special_texts
@@ -29,6 +29,8 @@ _PARAMETERS = {
     "required": ["city"],
     "additionalProperties": False,
 }
+_SCHEMA = json.dumps(_PARAMETERS)
+_NO_TOOLS = Tools.read(None)
 _FORCED = [name for name, chat in FAMILY_CHATS.items() if chat.format.family.form is not None]
 
 
@@ -49,27 +51,28 @@ def _named(name):
 class _Model:
     """A family's tokenizer over bytes, and a model that writes anything that a grammar allows."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, begun: str = "") -> None:
         chat = FAMILY_CHATS[name]
         tokenizer = Tokenizer(models.BPE(dict(VOCABULARY), [tuple(merge.split()) for merge in MERGES]))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         tokenizer.add_special_tokens([*chat.special, "<eos>"])
-        tokenizer.add_tokens(["<tool_call>", "</tool_call>", "<think>", "</think>"])
+        if name != "SmolLM2":  # which has no tokens for its marks
+            tokenizer.add_tokens(["<tool_call>", "</tool_call>", "<think>", "</think>"])
         self.delegate = PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=chat.template)
         self.format = ChatFormat.of(self.delegate, special_texts(self.delegate))
-        self.prompt = chat.prompt
-        self.is_thinking = chat.format.parser(prompt=chat.prompt).open_field == "reasoning_content"
+        self.prompt = chat.prompt + begun
+        self.is_thinking = chat.format.parser(prompt=self.prompt).open_field == "reasoning_content"
         self._end = self.delegate.convert_tokens_to_ids("<eos>")
 
-    def matcher(self, tools: Tools):
-        grammar = self.format.grammar(tools, prompt=self.prompt)
+    def matcher(self, tools: Tools, schema: str | None = None):
+        grammar = self.format.grammar(tools, prompt=self.prompt, content_schema=schema)
         matcher = GrammarCompiler(self.delegate, end_token_ids=[self._end]).matcher(SamplingParams(grammar=grammar))
         assert matcher is not None
         return matcher
 
-    def accepts(self, tools: Tools, text: str) -> bool:
-        matcher = self.matcher(tools)
+    def accepts(self, tools: Tools, text: str, schema: str | None = None) -> bool:
+        matcher = self.matcher(tools, schema)
         tokens = self.delegate.encode(text, add_special_tokens=False)
         for number, token in enumerate(tokens):
             allowed = self._allowed(matcher)
@@ -154,6 +157,26 @@ def test_a_strict_function_leaves_text_free_and_binds_calls(name):
     assert model.format.grammar(_tools("none", strict=True)) is None
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("Llama 3", '{"name":"weather", "parameters": {"town": 1}}'),
+        ("Llama 3", ' {\n"name" : "weather", "parameters": {"town": 1}}'),
+        ("Llama 3", '{"type": "function", "name": "weather", "parameters": {"town": 1}}'),
+        ("SmolLM2", '<tool_call> [{"name": "weather", "arguments": {"town": 1}}]</tool_call>'),
+        ("SmolLM2", 'Well. <tool_call>\n[{"name":"weather", "arguments": {"town": 1}}]</tool_call>'),
+        ("Qwen and Hermes", 'Well.<tool_call>{"name":"weather", "arguments": {"town": 1}}</tool_call>'),
+    ],
+)
+def test_no_way_to_write_a_call_that_is_read_goes_around_a_strict_function(name, call):
+    model, tools = _model(name), _tools("auto", strict=True)
+
+    assert [found.name for found in model.format.response(call, tools, prompt=model.prompt).tool_calls] == ["weather"]
+    assert not model.accepts(tools, call)
+    assert model.accepts(tools, 'Well, {"a": 1}.')
+
+
 def test_thoughts_come_before_calls():
     model = _model("Qwen and Hermes")
     written = model.format.family.form.written([ROME])
@@ -161,6 +184,64 @@ def test_thoughts_come_before_calls():
     assert model.accepts(_tools("required"), f"<think>so < it</think>{written}")
     assert model.accepts(_tools("required"), f"<think>so</think>\n\n{written}")
     assert not model.accepts(_tools("required"), f"<think>so{written}")
+
+
+def test_a_prompt_that_has_closed_its_thoughts_is_followed_by_calls_at_once():
+    model = _model("Qwen and Hermes", "<think>\n\n</think>\n\n")
+
+    assert model.accepts(_tools("required"), model.format.family.form.written([ROME]))
+
+
+@pytest.mark.parametrize(
+    ("name", "before"),
+    [
+        ("DeepSeek R1", "so</think>\n\n"),
+        ("any other", "so</think>"),
+        ("gpt-oss", "<|channel|>final<|message|>"),
+    ],
+)
+def test_a_schema_without_tools_is_followed_where_the_answer_begins(name, before):
+    model = _model(name)
+    answer = before + ROME.arguments
+
+    assert model.accepts(_NO_TOOLS, answer, _SCHEMA)
+    assert not model.accepts(_NO_TOOLS, ROME.arguments, _SCHEMA)
+    assert not model.accepts(_NO_TOOLS, before + '{"town": 1}', _SCHEMA)
+    assert model.format.response(answer, prompt=model.prompt).content == ROME.arguments
+
+
+def test_a_schema_is_all_of_a_grammar_where_the_prompt_leads_to_content():
+    assert _model("Qwen and Hermes").format.grammar(_NO_TOOLS, prompt="", content_schema=_SCHEMA) is None
+
+
+def test_a_schema_is_refused_where_what_comes_before_an_answer_is_unknown():
+    own = {"start_anchor": "A:", "fields": {"content": {"open": "(", "close": ")"}}}
+
+    with pytest.raises(InvalidRequestError, match="cannot follow a schema"):
+        ChatFormat("", response_template=own).grammar(_NO_TOOLS, prompt="A:", content_schema=_SCHEMA)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schema", [None, _SCHEMA])
+def test_content_beside_calls_begins_as_the_model_begins_it(schema):
+    model = _model("gpt-oss")
+    tools, text = _tools("auto", strict=True), "Well." if schema is None else ROME.arguments
+
+    assert model.accepts(tools, f"<|channel|>final<|message|>{text}", schema)
+    assert model.accepts(tools, model.format.family.form.written([ROME]), schema)
+    assert not model.accepts(tools, text, schema)
+    assert model.format.response(f"<|channel|>final<|message|>{text}", tools, prompt=model.prompt).content == text
+
+
+@pytest.mark.parametrize("place", ["a function", "the content", "content without calls"])
+def test_numbers_of_keys_that_a_grammar_cannot_hold_are_refused(place):
+    many = {"type": "object", "minProperties": 3}
+    tool = {"name": "f", "parameters": many if place == "a function" else {"type": "object"}, "strict": True}
+    tools = Tools.read([{"type": "function", "function": tool}] if place != "content without calls" else None)
+    schema = None if place == "a function" else json.dumps(many)
+
+    with pytest.raises(InvalidGrammarError, match="minProperties 3"):
+        _model("DeepSeek R1").matcher(tools, schema)
 
 
 def test_special_tokens_outside_of_the_vocabulary_keep_their_ids():

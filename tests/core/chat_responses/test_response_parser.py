@@ -163,12 +163,101 @@ def test_what_is_no_call_is_content_and_nothing_is_lost(text, calls, content):
     assert response == ChatResponse(content, "", tuple(ToolCall(*call) for call in calls))
 
 
+def _coder(city):
+    return f"<tool_call>\n<function=f>\n<parameter=city>\n{city}\n</parameter>\n</function>\n</tool_call>"
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments"),
+    [
+        (_coder('{"a": "\\ud800"}'), {"city": {"a": "\ud800"}}),
+        (_coder('{"a": "\\u00e9"}'), {"city": {"a": "é"}}),
+    ],
+)
+def test_half_a_pair_in_an_argument_stays_as_the_model_escaped_it(text, arguments):
+    tool = {"name": "f", "parameters": {"type": "object", "properties": {"city": {"type": "object"}}}}
+    tools = Tools.read([{"type": "function", "function": tool}])
+
+    (call,) = FAMILY_CHATS["Qwen3-Coder"].format.response(text, tools).tool_calls
+
+    assert json.loads(call.arguments.encode()) == arguments
+
+
+def test_half_a_pair_in_functiongemmas_argument_stays_as_it_is_escaped():
+    text = '<start_function_call>call:weather{city:"\\ud800"}<end_function_call>'
+
+    (call,) = FAMILY_CHATS["FunctionGemma"].format.response(text, TOOLS).tool_calls
+
+    assert json.loads(call.arguments.encode()) == {"city": "\ud800"}
+
+
+@pytest.mark.parametrize("name", ["5", "null", '["f"]', '"\\ud800"'])
+def test_a_name_that_is_no_text_is_no_call(name):
+    own = {
+        "start_anchor": "A:",
+        "fields": {
+            "tool_calls": {
+                "open": "!",
+                "close": "!",
+                "content": "json",
+                "content_args": {"unquoted_keys": True},
+                "transform": {"type": "function", "function": {"name": "{content.name}", "arguments": {}}},
+            },
+            "content": {},
+        },
+    }
+    text = f'!{{"name": {name}}}!'
+
+    assert ChatFormat("", response_template=own).response(text, TOOLS) == ChatResponse(text)
+
+
 def test_without_tools_a_call_is_content():
     chat = FAMILY_CHATS["SmolLM2"]
     off = Tools.read(TOOLS.given, "none")
 
     assert chat.format.response(chat.answer).content == chat.answer
     assert chat.format.response(chat.answer, off).content == chat.answer
+
+
+@pytest.mark.parametrize(
+    ("begun", "field"),
+    [
+        ("", "content"),
+        ("<think>", "reasoning_content"),
+        ("<think>\n", "reasoning_content"),
+        ("<think>\n\n</think>", "content"),
+        ("<think>\n\n</think>\n\n", "content"),
+        ("Well.\n", "content"),
+    ],
+)
+def test_a_prompt_says_which_field_an_answer_begins_in(begun, field):
+    chat = FAMILY_CHATS["Qwen and Hermes"]
+
+    assert chat.format.parser(TOOLS, prompt=chat.prompt + begun).open_field == field
+
+
+@pytest.mark.parametrize(
+    ("begun", "answer", "response"),
+    [
+        ("Hello\n", "World", ChatResponse("World")),
+        ("Hello <", "World", ChatResponse("World")),
+        ("Hello <thi", "nk>so</think>World", ChatResponse("World", "so")),
+        ('<tool_call>{"name": "time_in", "arguments": {}}</tool_call>', " Well.", ChatResponse(" Well.")),
+        ('<tool_call>{"name": "time_in", "arguments": {', "}}", ChatResponse("}}")),
+        (
+            '<tool_call>{"name": "time_in", "arguments": {}}</tool_call>',
+            f'<tool_call>{{"name": "weather", "arguments": {ROME.arguments}}}</tool_call>',
+            ChatResponse("", "", (ROME,)),
+        ),
+    ],
+)
+def test_an_answer_is_what_comes_behind_its_prompt(begun, answer, response):
+    chat = FAMILY_CHATS["Qwen and Hermes"]
+    prompt = chat.prompt + begun
+
+    assert chat.format.response(answer, TOOLS, prompt=prompt) == response
+    parser = chat.format.parser(TOOLS, prompt=prompt)
+    assert ChatResponse.joined([*map(parser.feed, answer), parser.finish()]) == response
 
 
 def test_plain_content_is_left_as_it_is():
@@ -190,6 +279,7 @@ def test_special_tokens_that_mark_nothing_are_dropped():
 def test_a_checkpoints_own_template_wins():
     own = {
         "start_anchor": "A:",
+        "defaults": {"role": "assistant", "content": ""},
         "fields": {
             "thinking": {"open": "(", "close": ")"},
             "tool_calls": {
@@ -220,6 +310,8 @@ def test_a_checkpoints_own_template_wins():
         {"start_anchor": "A", "fields": {"content": {"open": ""}}},
         {"start_anchor": "A", "fields": {"content": {}, "thinking": {}}},
         {"start_anchor": "A", "fields": {"tool_calls": {"open": "x", "content": "json"}}},
+        {"start_anchor": "A", "fields": {"content": {}}, "defaults": []},
+        {"start_anchor": "A", "fields": {"content": {}}, "defaults": {"content": "Well."}},
         [],
     ],
 )

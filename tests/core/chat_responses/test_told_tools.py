@@ -152,6 +152,15 @@ def test_tools_have_bounds(tools, choice, message):
         Tools.read(tools, choice)
 
 
+def test_tools_are_refused_where_neither_template_nor_form_can_tell_of_them():
+    told = ChatFormat("{{ messages }}<tool_call><function=f><parameter=a>").told
+    messages = [{"role": "user", "content": "hi"}]
+
+    with pytest.raises(InvalidRequestError, match=r"cannot be told of tools.*Qwen3-Coder"):
+        told.chat(messages, TOOLS)
+    assert told.chat(messages, Tools.read(TOOLS.given, "none")) == (messages, None)
+
+
 def test_a_message_whose_calls_are_not_sound_is_refused():
     for calls in ["f", [1], [{"function": {"name": 1}}]]:
         with pytest.raises(InvalidRequestError, match="not sound"):

@@ -13,9 +13,10 @@ from pipezoo_core.chat_responses.chat_format import ChatFormat
 from pipezoo_core.chat_responses.parser import ResponseParser
 from pipezoo_core.chat_responses.response import ChatResponse, ResponseDelta, ToolCall, ToolCallDelta, new_call_id
 from pipezoo_core.chat_responses.template import ResponseTemplate
-from pipezoo_core.chat_responses.tools import Function, Tools
+from pipezoo_core.chat_responses.tools import MAX_TOOLS, Function, Tools
 
 __all__ = [
+    "MAX_TOOLS",
     "ChatFormat",
     "ChatResponse",
     "Function",

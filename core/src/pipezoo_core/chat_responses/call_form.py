@@ -29,12 +29,15 @@ class CallForm:
         call: one of them, with `NAME` and `ARGUMENTS` in it, in this order.
         between: two of them; None where an answer has one call at most.
         end: after the last one.
+        sign: a regular expression of text with which a call has begun, of all ways to begin one that are read; "" where
+            that is the first line before a call's name.
     """
 
     begin: str = ""
     call: str
     between: str | None = None
     end: str = ""
+    sign: str = ""
 
     @property
     def around(self) -> tuple[str, str, str]:

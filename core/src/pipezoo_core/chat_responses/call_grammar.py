@@ -16,8 +16,10 @@ from typing import Any
 
 from pipezoo_core.chat_responses.call_form import CallForm
 from pipezoo_core.chat_responses.tools import Function
+from pipezoo_core.errors import InvalidGrammarError
+from pipezoo_core.structured_output import check_min_properties
 
-__all__ = ["call_grammar"]
+__all__ = ["call_grammar", "content_grammar"]
 
 _MAX_CALLS = 8
 _WHITESPACE = r"\x20|\n[\x20\t]{0,32}"
@@ -31,28 +33,33 @@ def call_grammar(
     *,
     has_to_call: bool,
     content_schema: str | None,
+    content_begin: str,
     may_call_several: bool,
     thoughts: tuple[str, str] | None,
     is_thinking: bool,
     special_tokens: Mapping[str, int],
 ) -> str:
-    """Returns the grammar.
+    """Returns the grammar of an answer that may have calls.
 
     Args:
         form: how calls are written.
         functions: what may be called.
         has_to_call: whether the answer is nothing but calls; otherwise there may be text before them, or only text.
         content_schema: the JSON schema of an answer without calls, if it has to follow one.
+        content_begin: what is written before that answer.
         may_call_several: whether there may be more than one.
         thoughts: what is written before and behind the model's thoughts; None where it has none.
         is_thinking: whether the prompt itself has begun them.
         special_tokens: text -> id.
+
+    Raises:
+        InvalidGrammarError: llguidance cannot hold what a schema says.
     """
     spelled = _Speller(special_tokens).spelled
     before, middle, behind = form.around
     calls = [
         f"call_{number}: {spelled(before + function.name + middle)} arguments_{number} {spelled(behind)}\n"
-        f"arguments_{number}: %json {_with_whitespace(function.parameters)}"
+        f"arguments_{number}: %json {_schema(function.parameters, f'function {function.name}')}"
         for number, function in enumerate(functions)
     ]
     most = _MAX_CALLS - 1 if may_call_several and form.between is not None else 0
@@ -63,15 +70,62 @@ def call_grammar(
         *calls,
     ]
     start = "calls"
-    if not has_to_call and content_schema is not None:
+    if not has_to_call and (content_schema is not None or content_begin):
         start = "(calls | content)"
-        rules.append(f"content: %json {_with_whitespace(json.loads(content_schema))}")
+        rules += _content(content_schema, content_begin, special_tokens)
     elif not has_to_call:
         start = "before_calls calls?"
-        rules += _without("before_calls", form.begin + before, special_tokens)
+        rules += (
+            _unlike("before_calls", form.sign)
+            if form.sign
+            else _without("before_calls", form.begin + before, special_tokens)
+        )
+    return _behind_thoughts(start, rules, thoughts, is_thinking=is_thinking, special_tokens=special_tokens)
+
+
+def content_grammar(
+    schema: str,
+    *,
+    begin: str,
+    thoughts: tuple[str, str] | None,
+    is_thinking: bool,
+    special_tokens: Mapping[str, int],
+) -> str:
+    """Returns the grammar of an answer that follows a schema behind the model's thoughts.
+
+    Args:
+        schema: the JSON schema.
+        begin: what is written before the answer.
+        thoughts: what is written before and behind the model's thoughts; None where it has none.
+        is_thinking: whether the prompt itself has begun them.
+        special_tokens: text -> id.
+
+    Raises:
+        InvalidGrammarError: llguidance cannot hold what the schema says.
+    """
+    rules = _content(schema, begin, special_tokens)
+    return _behind_thoughts("content", rules, thoughts, is_thinking=is_thinking, special_tokens=special_tokens)
+
+
+def _content(schema: str | None, begin: str, special_tokens: Mapping[str, int]) -> list[str]:
+    spelled = _Speller(special_tokens).spelled(begin)
+    if schema is None:
+        return [f"content: {spelled} TEXT", f"TEXT: {_ANY}"]
+    return [f"content: {spelled} %json {_schema(json.loads(schema), 'answer')}"]
+
+
+def _behind_thoughts(
+    start: str,
+    rules: list[str],
+    thoughts: tuple[str, str] | None,
+    *,
+    is_thinking: bool,
+    special_tokens: Mapping[str, int],
+) -> str:
+    spelled = _Speller(special_tokens).spelled
     if thoughts is not None:
         opening, closing = thoughts
-        rules += _without("thought", closing, special_tokens)
+        rules = [*rules, *_without("thought", closing, special_tokens)]
         thinking = f"thought {spelled(closing)} {_LINES}"
         start = f"{thinking} {start}" if is_thinking else f"({spelled(opening)} {thinking})? {start}"
     return "\n".join([f"start: {start}", *rules])
@@ -83,7 +137,12 @@ def _without(rule: str, mark: str, special_tokens: Mapping[str, int]) -> list[st
     mark = mark.splitlines()[0] if mark else mark
     if not mark or any(mark.startswith(text) for text in special_tokens):
         return [f"{rule}: {rule.upper()}", f"{rule.upper()}: {_ANY}"]
-    return [f"{rule}: {rule.upper()}", f"{rule.upper()}: {_ANY} & ~/(?s:.*){_escaped(mark)}(?s:.*)/"]
+    return _unlike(rule, f"(?s:.*){_escaped(mark)}")
+
+
+def _unlike(rule: str, beginning: str) -> list[str]:
+    """Returns a rule for any text that does not begin like an expression; special tokens are in none."""
+    return [f"{rule}: {rule.upper()}", f"{rule.upper()}: {_ANY} & ~/{beginning}(?s:.*)/"]
 
 
 def _escaped(text: str) -> str:
@@ -107,5 +166,9 @@ class _Speller:
         return " ".join(part for part in parts if part != '""')
 
 
-def _with_whitespace(schema: Mapping[str, Any]) -> str:
+def _schema(schema: Mapping[str, Any], whose: str) -> str:
+    try:
+        check_min_properties(schema)
+    except ValueError as error:
+        raise InvalidGrammarError(f"the schema of the {whose} cannot be used", found=error) from error
     return json.dumps({**schema, "x-guidance": {"whitespace_pattern": _WHITESPACE}}, ensure_ascii=False)

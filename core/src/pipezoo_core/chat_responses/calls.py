@@ -244,18 +244,31 @@ class CollectedCalls:
 
     def _call(self, shape: Mapping[str, Any]) -> tuple[str, str]:
         function = shape["function"]
-        name, arguments = function["name"].strip(), function.get("arguments")
-        if isinstance(arguments, str):
+        name, arguments = function["name"], function.get("arguments")
+        if not isinstance(name, str) or not _is_unicode(name):
+            raise ValueError("a name that is no text")
+        name = name.strip()
+        if isinstance(arguments, str) and _is_unicode(arguments):
             return name, arguments
         if isinstance(arguments, Mapping):
             arguments = of_schema(arguments, self._properties.get(name, {}))
-        return name, json.dumps({} if arguments is None else arguments, ensure_ascii=False)
+        text = json.dumps({} if arguments is None else arguments, ensure_ascii=False)
+        return name, text if _is_unicode(text) else json.dumps(arguments)
+
+
+def _is_unicode(text: str) -> bool:
+    r"""Whether a text has no half of a pair, such as JSON's `"\ud800"`, which no encoding knows."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _decoded_name(text: str) -> str | None:
     try:
         name = json.loads(text)
-        return name if isinstance(name, str) and name.encode() else None
+        return name if isinstance(name, str) and _is_unicode(name) and name else None
     except ValueError:
         return None
 
@@ -264,9 +277,5 @@ def _as_arguments(text: str) -> str:
     """Returns arguments that are no object: null are none, and a text is what is in it."""
     value = json.loads(text)
     if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return text
-        return value
+        return value if _is_unicode(value) else text
     return "{}" if value is None else text

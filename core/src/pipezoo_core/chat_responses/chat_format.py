@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipezoo_core.chat_responses.call_grammar import call_grammar
+from pipezoo_core.chat_responses.call_grammar import call_grammar, content_grammar
 from pipezoo_core.chat_responses.families import FAMILIES, Family
 from pipezoo_core.chat_responses.parser import ResponseParser
 from pipezoo_core.chat_responses.response import ChatResponse
@@ -116,6 +116,7 @@ class ChatFormat:
         """Returns the grammar of an answer, for a request's `SamplingParams.grammar`; None where it may be any text.
 
         It may not where calls have to be made, where a function is `strict`, or where what is no call follows a schema.
+        Without tools, None stands for the schema alone, too: an answer that begins with what is meant to be read.
 
         Args:
             tools: of the request.
@@ -123,8 +124,28 @@ class ChatFormat:
             content_schema: the JSON schema of an answer that is no call; None for any text.
 
         Raises:
-            InvalidRequestError: the model's calls are no JSON, so no grammar of ours can describe them.
+            InvalidRequestError: the model's calls are no JSON, so no grammar of ours can describe them; or what it
+                writes between its thoughts and its answer is unknown.
+            InvalidGrammarError: llguidance cannot hold what a schema says.
         """
+        open_field = self.parser(prompt=prompt).open_field
+        is_thinking = open_field in _REASONING
+        content_begin = "" if open_field == "content" else self.family.content_begin
+        thoughts = self.family.thoughts if self._thinks or is_thinking else None
+        if not tools.are_offered and content_schema is not None and open_field != "content":
+            if not content_begin and (thoughts is None or not is_thinking):
+                raise InvalidRequestError(
+                    "the model's answers cannot follow a schema",
+                    found=f"a prompt behind which {open_field or 'nothing'} is read",
+                    allowed="models whose answers begin with what is meant to be read, or with known thoughts",
+                )
+            return content_grammar(
+                content_schema,
+                begin=content_begin,
+                thoughts=thoughts,
+                is_thinking=is_thinking,
+                special_tokens=self._added_tokens,
+            )
         is_strict = any(function.is_strict for function in tools.callable)
         if not tools.are_offered or not (tools.have_to_be_called or is_strict or content_schema is not None):
             return None
@@ -134,14 +155,14 @@ class ChatFormat:
                 found=f"tool_choice {tools.choice!r}" if tools.have_to_be_called else "a strict function, or a schema",
                 allowed='tool_choice "auto" or "none", functions that are not strict, and no schema beside them',
             )
-        is_thinking = self.parser(prompt=prompt).open_field in _REASONING
         return call_grammar(
             self.family.form,
             tools.callable,
             has_to_call=tools.have_to_be_called,
             content_schema=content_schema,
+            content_begin=content_begin,
             may_call_several=tools.may_call_several,
-            thoughts=self.family.thoughts if self._thinks or is_thinking else None,
+            thoughts=thoughts,
             is_thinking=is_thinking,
             special_tokens=self._added_tokens,
         )

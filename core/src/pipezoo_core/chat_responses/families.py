@@ -46,6 +46,7 @@ class Family:
         form: how its calls are written; None where they are no JSON.
         thoughts: what its models write before and behind their thoughts, where they have any.
         tools_in_system: the template looks for the tools, as JSON text, in the system's message.
+        content_begin: what its models write before what is meant to be read.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Family:
     form: CallForm | None
     thoughts: tuple[str, str] | None = None
     tools_in_system: bool = False
+    content_begin: str = ""
 
 
 FAMILIES = (
@@ -88,6 +90,7 @@ FAMILIES = (
             call="<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>ARGUMENTS",
         ),
         thoughts=("<|channel|>analysis<|message|>", "<|end|><|start|>assistant"),
+        content_begin="<|channel|>final<|message|>",
     ),
     Family(
         name="DeepSeek R1",
@@ -254,7 +257,7 @@ FAMILIES = (
                 "content": _CONTENT,
             },
         },
-        form=CallForm(call='{"name": "NAME", "parameters": ARGUMENTS}'),
+        form=CallForm(call='{"name": "NAME", "parameters": ARGUMENTS}', sign=r'\s{0,8}\{\s{0,8}"(name|type)"'),
     ),
     Family(
         name="SmolLM2",
@@ -265,6 +268,7 @@ FAMILIES = (
             call='{"name": "NAME", "arguments": ARGUMENTS}',
             between=", ",
             end="]</tool_call>",
+            sign=r"(?s:.*)<tool_call>\s*\[",
         ),
     ),
     Family(

@@ -79,11 +79,12 @@ class ResponseParser:
         dropped: Collection[str] = (),
     ) -> None:
         self._template = template
-        self._fields = [field for field in template.fields if tools is not None or field.name != _CALLS]
+        self._fields = [field for field in template.fields if field.name != _CALLS]
         self._dropped = Anchor(literals=[*dropped]) if dropped else None
         self._properties = _properties(tools or ())
         self._text = ""
         self._place = 0
+        self._begin = 0  # of the answer, behind what the prompt has of it
         self._field = template.implicit
         self._is_explicit = False
         self._reader: CallReader | None = None
@@ -93,7 +94,10 @@ class ResponseParser:
         self._fresh()
         if prompt:
             self.feed(_guarded(lambda: template.behind_start(prompt)))
+            self._begin = len(self._text)
             self._fresh()
+        if tools is not None:  # calls in the prompt have been made before
+            self._fields = [*template.fields]
 
     def _fresh(self) -> None:
         self._texts: dict[str, _Text] = {}
@@ -104,7 +108,13 @@ class ResponseParser:
     @property
     def open_field(self) -> str | None:
         """The name of the field that what comes next belongs to; None where it would be dropped."""
-        return None if self._field is None else self._field.name
+        field = self._field
+        if self._reader is None:  # a mark at the end of the text may grow, and marks the same then
+            found, _ = _guarded(lambda: self._next_mark(is_whole=True))
+            if found is not None:
+                kind, opened, _ = found
+                field = {"close": self._template.implicit, "open": opened}.get(kind, field)
+        return None if field is None else field.name
 
     def feed(self, text: str) -> ResponseDelta:
         """Returns what the next piece of the text makes certain.
@@ -113,7 +123,8 @@ class ResponseParser:
             UnsupportedTokenizerError: an expression of the template takes too long.
         """
         if self._place > _KEPT:
-            self._text, self._place = self._text[self._place - 1 :], 1  # the one before: `\A` matches behind it no more
+            num_past = self._place - 1  # without the one before: `\A` matches behind it no more
+            self._text, self._place, self._begin = self._text[num_past:], 1, max(0, self._begin - num_past)
             self._zero_width_at = -1
         self._text += text
         return self._advance(is_whole=False)
@@ -148,11 +159,11 @@ class ResponseParser:
             found, certain = self._next_mark(is_whole)
             if found is not None:
                 kind, field, match = found
-                self._accept(self._text[self._place : match.start()])
+                self._accept(match.start())
                 self._place = match.end()
                 self._pass(kind, field, match)
                 return True
-            self._accept(self._text[self._place : certain])
+            self._accept(certain)
             self._place = certain
         if is_whole:
             self._close("")
@@ -218,7 +229,8 @@ class ResponseParser:
             self._raw = ""
         self._field, self._is_explicit = self._template.implicit, False
 
-    def _accept(self, text: str) -> None:
+    def _accept(self, end: int) -> None:
+        text = self._text[max(self._place, self._begin) : end]
         if not text or self._field is None:
             return
         if self._reader is not None:

@@ -174,6 +174,11 @@ class ResponseTemplate:
             raise ValueError(shown(spec))
         if not isinstance(spec.get("fields"), Mapping) or not spec["fields"]:
             raise ValueError("no fields")
+        defaults = spec.get(
+            "defaults", {}
+        )  # of transformers' message, such as its role, which an answer has no place for
+        if not isinstance(defaults, Mapping) or any(defaults.get(name) for name in spec["fields"]):
+            raise ValueError(f"defaults {shown(defaults)}, which may not be texts or calls that the model never wrote")
         fields = [Field.from_dict(name, entry) for name, entry in spec["fields"].items()]
         implicit = [entry for entry in fields if entry.open is None]
         if len(implicit) > 1:

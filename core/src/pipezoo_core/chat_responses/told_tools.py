@@ -51,7 +51,8 @@ class ToldTools:
             tools: of the request.
 
         Raises:
-            InvalidRequestError: a message has a call that is not sound, and the template cannot show calls.
+            InvalidRequestError: a message has a call that is not sound, and the template cannot show calls; or the
+                template cannot show tools, and there is no form in which the model could be told to write calls.
         """
         told: list[ChatMessage] = [self._told(message) for message in messages]
         if not tools.are_offered:
@@ -81,7 +82,12 @@ class ToldTools:
 
     def _instructions(self, tools: Tools) -> str:
         form = self._family.form
-        assert form is not None
+        if form is None:
+            raise InvalidRequestError(
+                "the model cannot be told of tools",
+                found=f"a chat template without tools, and calls as {self._family.name} models write them",
+                cure="Take a chat template that shows tools, or send none.",
+            )
         names = [function.name for function in tools.callable[:1]]
         example = form.written([ToolCall(name, '{"argument": "value"}') for name in names])
         listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools.given)

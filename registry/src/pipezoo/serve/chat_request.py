@@ -106,4 +106,14 @@ class ChatRequest:
                 found=params.constraint,
                 allowed="a JSON schema, or tool_choice 'none'",
             )
+        if (
+            params.constraint in ("regex", "choice")
+            and model.chat_format.parser(prompt=prompt_end).open_field != "content"
+        ):
+            raise FieldError(
+                "structured_outputs",
+                "this model's answers begin with thoughts, and have another form behind them only by a JSON schema",
+                found=params.constraint,
+                allowed="a JSON schema, or a grammar that has the thoughts in it, too",
+            )
         return params if grammar is None else params.updated(json_schema=None, grammar=grammar)

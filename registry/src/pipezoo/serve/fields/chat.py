@@ -12,7 +12,7 @@ from pipezoo.serve.fields.message import MAX_MESSAGES, Message
 from pipezoo.serve.fields.sampling import SamplingFields, checked_params
 from pipezoo.serve.fields.stream_options import StreamOptions, check_stream_options
 from pipezoo.serve.fields.tools import FunctionTool, NamedTool, read_tools
-from pipezoo_core.chat_responses import Tools
+from pipezoo_core.chat_responses import MAX_TOOLS, Tools
 from pipezoo_core.sampling_params import SamplingParams
 
 __all__ = ["ChatBody"]
@@ -29,7 +29,9 @@ class ChatBody(SamplingFields):
     top_logprobs: int | None = Field(default=None, description="Most likely tokens to list for each token.")
     chat_template_kwargs: dict[str, Any] | None = Field(default=None, description="Variables of the chat template.")
     continue_final_message: bool = Field(default=False, description="Whether the answer continues the last message.")
-    tools: Listed[FunctionTool] | None = Field(default=None, description="What the model may call.")
+    tools: Listed[FunctionTool] | None = Field(
+        default=None, max_length=MAX_TOOLS, description="What the model may call."
+    )
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = Field(
         default=None, description="Whether it has to, or which function; `auto` if not given."
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Discriminator, Tag
 
-from pipezoo.serve.fields.body import Body
+from pipezoo.serve.fields.body import Body, Listed
 
 __all__ = ["InputItem", "messages_of"]
 
@@ -26,7 +26,7 @@ class MessageItem(Body):
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[ContentPart]
+    content: str | Listed[ContentPart]
     id: str | None = None
     status: str | None = None
 
@@ -47,7 +47,7 @@ class FunctionCallOutputItem(Body):
 
     type: Literal["function_call_output"]
     call_id: str
-    output: str | list[ContentPart]
+    output: str | Listed[ContentPart]
     id: str | None = None
     status: str | None = None
 
@@ -64,8 +64,8 @@ class ReasoningItem(Body):
 
     type: Literal["reasoning"]
     id: str | None = None
-    summary: list[ReasoningPart] | None = None
-    content: list[ReasoningPart] | None = None
+    summary: Listed[ReasoningPart] | None = None
+    content: Listed[ReasoningPart] | None = None
     encrypted_content: None = None
     status: str | None = None
 
@@ -91,7 +91,7 @@ def messages_of(items: Sequence[InputItem]) -> list[dict[str, Any]]:
     for item in items:
         match item:
             case MessageItem(role="assistant"):
-                _assistant(messages)["content"] += _text(item.content)
+                _assistant(messages)["content"].append(_text(item.content))
             case MessageItem():
                 role = "system" if item.role == "developer" else item.role
                 messages.append({"role": role, "content": _text(item.content)})
@@ -102,17 +102,24 @@ def messages_of(items: Sequence[InputItem]) -> list[dict[str, Any]]:
             case FunctionCallOutputItem():
                 messages.append({"role": "tool", "tool_call_id": item.call_id, "content": _text(item.output)})
             case ReasoningItem():
-                text = "".join(part.text for part in item.content or ())
-                message = _assistant(messages)
-                message["reasoning_content"] = message.get("reasoning_content", "") + text
-    return messages
+                parts = _assistant(messages).setdefault("reasoning_content", [])
+                parts += [part.text for part in item.content or ()]
+    return [_joined(message) for message in messages]
 
 
 def _assistant(messages: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the assistant's message that the last items belong to, a new one where there is none."""
+    """Returns the assistant's message that the last items belong to, a new one where there is none.
+
+    Its texts are lists of their parts.
+    """
     if not messages or messages[-1]["role"] != "assistant":
-        messages.append({"role": "assistant", "content": ""})
+        messages.append({"role": "assistant", "content": []})
     return messages[-1]
+
+
+def _joined(message: dict[str, Any]) -> dict[str, Any]:
+    texts = {name: message[name] for name in ("content", "reasoning_content") if name in message}
+    return {**message, **{name: "".join(parts) for name, parts in texts.items()}}
 
 
 def _text(content: str | Sequence[ContentPart]) -> str:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from pipezoo.serve.errors import FieldError
-from pipezoo.serve.fields.body import Body
+from pipezoo.serve.fields.body import Body, Listed
+from pipezoo.serve.fields.message import MAX_MESSAGES
 from pipezoo.serve.fields.response_items import InputItem, messages_of
 from pipezoo.serve.fields.sampling import checked_params
 from pipezoo.serve.fields.tools import read_tools
-from pipezoo_core.chat_responses import Tools
+from pipezoo_core.chat_responses import MAX_TOOLS, Tools
 from pipezoo_core.sampling_params import SamplingParams
 
 __all__ = ["ResponsesBody"]
@@ -62,7 +63,7 @@ class ResponsesBody(Body):
     """An answer to a conversation. Nothing of it is stored, so each request has all of its conversation."""
 
     model: str | None = Field(default=None, description="The served model, or an adapter; the model if not given.")
-    input: str | list[InputItem]
+    input: str | Annotated[Listed[InputItem], Field(max_length=MAX_MESSAGES)]
     instructions: str | None = None
     max_output_tokens: int | None = None
     temperature: float | None = None
@@ -71,7 +72,7 @@ class ResponsesBody(Body):
     min_p: float | None = None
     seed: int | None = None
     cache_salt: str | None = Field(default=None, description="Prompts are shared with requests of the same salt alone.")
-    tools: list[ResponseTool] | None = None
+    tools: Listed[ResponseTool] | None = Field(default=None, max_length=MAX_TOOLS)
     tool_choice: Literal["none", "auto", "required"] | ResponseToolChoice | None = None
     parallel_tool_calls: bool = True
     text: ResponseText | None = None
@@ -118,6 +119,12 @@ class ResponsesBody(Body):
         if self.max_output_tokens is not None:
             settings["max_new_tokens"] = self.max_output_tokens
         form = None if self.text is None else self.text.format
+        if form is not None and form.type != "json_schema" and form.schema_ is not None:
+            raise FieldError(
+                "text.format.schema",
+                "'schema' goes with the type 'json_schema', and with no other",
+                found=f"the type {form.type!r}",
+            )
         if form is not None and form.type == "json_object":
             settings["json_schema"] = _ANY_OBJECT
         elif form is not None and form.type == "json_schema":

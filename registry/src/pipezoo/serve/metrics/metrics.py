@@ -50,6 +50,7 @@ class _Running:
     lora: str | None
     last: dict[int, float] = field(default_factory=dict)  # answer -> when its last token came
     num_ended: int = 0
+    most_tokens: int = 0  # of its answers that have ended
 
 
 class Metrics:
@@ -165,6 +166,9 @@ class Metrics:
             return
         self._total.observe(timing.total)
         self._answer_sizes.observe(usage.num_generated_tokens)
+        running.most_tokens = max(running.most_tokens, usage.num_generated_tokens)
+        if running.num_ended == running.params.n:
+            self._most_tokens.observe(running.most_tokens)
         if timing.queue is not None:
             self._queue.observe(timing.queue)
             self._inference.observe(timing.total - timing.queue)
@@ -176,7 +180,6 @@ class Metrics:
                 self._mean_per_token.observe(between)
         if output.index == 0:
             self._prompt_sizes.observe(usage.num_prompt_tokens)
-            self._most_tokens.observe(usage.num_generated_tokens)
             self._numbers.observe(running.params.n)
             if running.params.max_new_tokens is not None:
                 self._max_tokens.observe(running.params.max_new_tokens)

@@ -14,7 +14,11 @@ __all__ = ["ResponsesReply"]
 
 
 class ResponsesReply:
-    """Makes the events of a response, and the response of the same, so that both say the same.
+    """Makes the events of a response, and the response of the same.
+
+    Items are in the order in which they become certain. What one output makes certain at once has the rest of a call
+    first, and then reasoning, text and calls; so a whole answer, which is one output, has its text before its calls,
+    where a stream may have some of it behind them.
 
     Args:
         heading: id, model and time.
@@ -67,6 +71,9 @@ class ResponsesReply:
         return response
 
     def _grown(self, delta: ResponseDelta) -> Iterator[Event]:
+        pieces = list(delta.tool_calls)
+        while pieces and pieces[0].name is None:  # the rest of a call that is open, which what follows would end
+            yield from self._items[-1].grow(pieces.pop(0).arguments)
         if delta.reasoning:
             if not isinstance(self._open, ReasoningItem):
                 yield from self._new(ReasoningItem(len(self._items)))
@@ -75,7 +82,7 @@ class ResponsesReply:
             if not isinstance(self._open, MessageItem):
                 yield from self._new(MessageItem(len(self._items)))
             yield from self._items[-1].grow(delta.content)
-        for piece in delta.tool_calls:
+        for piece in pieces:
             if piece.name is not None:
                 yield from self._new(CallItem(len(self._items), piece.name))
             if piece.arguments:

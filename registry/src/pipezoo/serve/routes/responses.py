@@ -57,12 +57,15 @@ class _Answer:
 
     async def events(self) -> AsyncGenerator[Event]:
         chat, reply = await self._begun()
-        for event in reply.begin():
-            yield event
+        has_begun = False
         async with aclosing(
             self._service.outputs([chat.prompt], chat.params, self._lora, arrival_time=self._arrival_time)
         ) as outputs:
             async for _, output in outputs:
+                if not has_begun:  # not before: what the engine refuses is a response with a status of its own
+                    has_begun = True
+                    for event in reply.begin():
+                        yield event
                 for event in reply.events(output):
                     yield event
 

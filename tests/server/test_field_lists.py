@@ -1,0 +1,72 @@
+"""Lists of a client's: bounded, given up at the first bad item, and conversations of items as messages."""
+
+import pytest
+from pydantic import ValidationError
+
+from pipezoo.serve.fields.chat import ChatBody
+from pipezoo.serve.fields.message import MAX_MESSAGES
+from pipezoo.serve.fields.responses import ResponsesBody
+from pipezoo_core.chat_responses import MAX_TOOLS
+
+MESSAGE = {"role": "user", "content": "hi"}
+TOOL = {"type": "function", "name": "f"}
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        (ResponsesBody, {"input": [{"role": "nobody"}] * 100}),
+        (ResponsesBody, {"input": [{**MESSAGE, "content": [{"type": "image"}] * 100}]}),
+        (ResponsesBody, {"input": [{"type": "reasoning", "summary": [{"type": "image"}] * 100}]}),
+        (ResponsesBody, {"input": "hi", "tools": [{"type": "web_search"}] * 100}),
+        (ChatBody, {"messages": [MESSAGE], "tools": [{"type": "web_search"}] * 100}),
+    ],
+)
+def test_many_bad_items_cost_no_more_than_one(body, fields):
+    with pytest.raises(ValidationError) as caught:
+        body.model_validate(fields)
+
+    assert caught.value.error_count() < 10
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        (ResponsesBody, {"input": [MESSAGE] * (MAX_MESSAGES + 1)}),
+        (ResponsesBody, {"input": "hi", "tools": [TOOL] * (MAX_TOOLS + 1)}),
+        (
+            ChatBody,
+            {"messages": [MESSAGE], "tools": [{"type": "function", "function": {"name": "f"}}] * (MAX_TOOLS + 1)},
+        ),
+    ],
+)
+def test_lists_have_a_bound(body, fields):
+    with pytest.raises(ValidationError, match="too_long"):
+        body.model_validate(fields)
+
+
+def test_what_an_assistant_wrote_in_several_items_is_one_message():
+    items = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "input_text", "text": "a"}, {"type": "input_text", "text": "b"}]},
+        {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "so"}]},
+        {"type": "reasoning", "summary": []},
+        {"role": "assistant", "content": "Well"},
+        {"role": "assistant", "content": "."},
+        {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "1", "output": "2"},
+        {"role": "assistant", "content": "2"},
+    ]
+
+    assert ResponsesBody.model_validate({"input": items}).messages() == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "a\nb"},
+        {
+            "role": "assistant",
+            "content": "Well.",
+            "reasoning_content": "so",
+            "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+        },
+        {"role": "tool", "tool_call_id": "1", "content": "2"},
+        {"role": "assistant", "content": "2"},
+    ]
