@@ -101,7 +101,7 @@ class Environment:
         obstacle = kernels_obstacle()
         attempt = wanted + str(compiler())
         if obstacle is None and self.installed.get("kernels_failed") != attempt:
-            say("building the kernels for this CPU (half a minute)")
+            say("building the kernels (a few minutes)")
             if self.try_pip("-e", os.path.join(ROOT, "kernels")):
                 self.write_state("install_kernels", wanted)
                 return

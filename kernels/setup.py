@@ -1,8 +1,10 @@
 """Builds an extension module for each kind of CPU, from the same sources; everything else is in pyproject.toml."""
 
+import copy
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 NATIVE = "native"
 ROOT = Path(__file__).parent
@@ -12,7 +14,20 @@ INSTRUCTIONS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
 }
 
+
+class BuildVariants(build_ext):
+    """Builds extension modules of the same sources side by side: each has a folder of its own for its object files."""
+
+    def build_extension(self, ext):
+        """Builds one of them."""
+        variant = copy.copy(self)
+        variant.build_temp = str(Path(self.build_temp) / ext.name)
+        super(BuildVariants, variant).build_extension(ext)
+
+
 setup(
+    cmdclass={"build_ext": BuildVariants},
+    options={"build_ext": {"parallel": len(INSTRUCTIONS)}},
     ext_modules=[
         Extension(
             f"pipezoo_kernels._{name}",

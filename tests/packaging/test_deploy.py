@@ -11,6 +11,8 @@ import yaml
 from typer.main import get_command
 
 from pipezoo.cli.main import app
+from pipezoo.serve.http.api_keys import read_api_keys
+from pipezoo_core.errors import InvalidSettingError
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -66,6 +68,25 @@ def test_requests_get_more_time_from_outside_than_from_the_server():
     unit = re.search(r"^TimeoutStopSec=(\d+)$", (DEPLOY / "pipezoo.service").read_text(), re.MULTILINE)[1]
     assert int(unit) > default
     assert container()[0]["terminationGracePeriodSeconds"] > default
+
+
+def test_the_manifests_bring_no_key_that_everybody_knows(tmp_path):
+    manifests = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())
+    [secret] = [one["stringData"] for one in manifests if one["kind"] == "Secret"]
+    (tmp_path / "keys").write_text(secret["keys"])
+    with pytest.raises(InvalidSettingError, match="none, or too many"):
+        read_api_keys(str(tmp_path / "keys"))
+
+
+def test_the_image_gets_our_packages_from_its_own_wheels(tmp_path):
+    """And none of them by its name, from where anybody may have taken that."""
+    wheels = {tmp_path / f"{name}-0.1.0-py3-none-any.whl" for name in ("pipezoo", "pipezoo_core", "pipezoo_llama")}
+    for wheel in wheels:
+        wheel.touch()
+    [install] = re.findall(r"pip install (.*?)^USER", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE | re.DOTALL)
+    words = passes("sh", "-c", f"printf '%s\\n' {install}".replace("/wheels", str(tmp_path))).splitlines()
+    named = [word for word in words if re.search(r"pipezoo[\w-]*", word.replace(str(tmp_path), "/wheels"))]
+    assert sorted(word.rpartition("file://")[2] for word in named) == sorted(map(str, wheels))
 
 
 def test_the_image_has_every_package():

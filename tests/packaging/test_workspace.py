@@ -84,7 +84,12 @@ def test_constraints_pin_what_the_packages_require():
     required = {
         re.split(r"[<>=]", requirement)[0] for member in MEMBERS for requirement in project(member)["dependencies"]
     }
-    assert required - {"pipezoo-core"} <= pinned
+    extras = project("registry")["optional-dependencies"]
+    dev = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for listed in (*extras.values(), *dev.values()):
+        required |= {re.split(r"[\[<>=]", requirement)[0] for requirement in listed}
+    ours = {"pipezoo", "pipezoo-core", "pipezoo-workspace"}
+    assert required - ours <= pinned
 
 
 def modules():

@@ -30,6 +30,8 @@ class FakeServer:
         answers: text to answer with, by the text of the last message; others are answered with what they say.
         usage: of each answer; None for nothing.
         models: what `/v1/models` lists.
+        is_loading: whether there is no model yet to list; a request that names none is answered.
+        is_held: whether answers to what begins with `held` wait.
     """
 
     def __init__(self):
@@ -42,6 +44,8 @@ class FakeServer:
         self.num_gone = 0
         self.answers = {}
         self.models = MODELS
+        self.is_loading = False
+        self.is_held = False
 
     @property
     def url(self):
@@ -51,7 +55,7 @@ class FakeServer:
         app = FastAPI()
         app.include_router(page_router())
         app.middleware("http")(self.check_key)
-        app.get("/v1/models")(lambda: {"object": "list", "data": self.models})
+        app.get("/v1/models")(self.list_models)
         app.post("/v1/chat/completions")(self.chat)
         return app
 
@@ -64,9 +68,16 @@ class FakeServer:
             return refusal(401, "the API key is missing or not one of the server's")
         return await call_next(request)
 
+    async def list_models(self):
+        if self.is_loading:
+            return refusal(503, "the model is being loaded")
+        return {"object": "list", "data": self.models}
+
     async def chat(self, request: Request):
         body = await request.json()
         self.requests.append(body)
+        if "model" in body and body["model"] not in [model["id"] for model in self.models]:
+            return refusal(404, f"there is no model {body['model']!r}")
         said = body["messages"][-1]["content"]
         if said == "refuse":
             return refusal(400, "'temperature' is not valid (found: 9; allowed: 0 to 2)")
@@ -77,6 +88,8 @@ class FakeServer:
     async def events(self, said, body):
         if said == "silent":
             await asyncio.sleep(0.5)
+        while self.is_held and said.startswith("held"):
+            await asyncio.sleep(0.01)
         try:
             yield ": keep-alive\n\n"
             yield event(delta={"role": "assistant", "content": ""})

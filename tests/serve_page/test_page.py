@@ -112,6 +112,129 @@ def test_edit_sends_again_and_drops_what_followed(visit, fake):
 
 
 @pytest.mark.slow
+def test_an_editor_stays_open_while_an_answer_comes_and_another_tab_saves(visit, fake):
+    here = visit()
+    here.ask("one")
+    fake.is_held = True
+    here.send("held")
+    here.page.get_by_label("Edit and send again").first.click()
+    here.page.keyboard.type(" more")
+    fake.is_held = False
+    here.is_over()
+    there = here.page.context.new_page()
+    there.goto(fake.url)
+    there.locator("#text").fill("two")
+    there.keyboard.press("Enter")
+    expect(here.page.locator(".conversation")).to_have_count(2)
+    assert here.focused() == "Edit the message"
+    here.page.keyboard.type("!")
+    assert here.page.get_by_label("Edit the message").input_value() == "one more!"
+    here.page.locator("#text").press("ArrowUp")
+    expect(here.page.get_by_label("Edit the message")).to_have_count(2)
+    here.page.locator("#text").press("ArrowUp")
+    here.page.keyboard.press("Escape")
+    expect(here.page.get_by_label("Edit the message")).to_have_count(1)
+
+
+@pytest.mark.slow
+def test_a_new_name_is_not_taken_before_its_end(visit, fake):
+    here = visit()
+    here.ask("one")
+    fake.is_held = True
+    here.send("held")
+    here.page.get_by_label("Rename").click()
+    here.page.keyboard.type("mi")
+    fake.is_held = False
+    here.is_over()
+    assert here.focused() == "New name"
+    here.page.keyboard.type("ne")
+    here.page.keyboard.press("Enter")
+    expect(here.page.locator(".conversation .open")).to_have_text(["mine"])
+    here.page.get_by_label("Rename").click()
+    here.page.keyboard.type("yours")
+    here.page.keyboard.press("Alt+N")
+    expect(here.page.locator(".conversation .open")).to_have_text(["yours"])
+
+
+@pytest.mark.slow
+def test_an_edited_question_does_not_get_the_old_answer(visit, fake):
+    here = visit()
+    here.ask("held")
+    fake.is_held = True
+    here.page.keyboard.press("Alt+R")
+    wait_for(lambda: len(fake.requests) == 2)
+    here.page.get_by_label("Edit and send again").click()
+    here.page.get_by_label("Edit the message").fill("held too")
+    here.page.keyboard.press("Enter")
+    wait_for(lambda: len(fake.requests) == 3)
+    fake.is_held = False
+    here.is_over()
+    assert here.messages() == ["held too", "You said: held too"]
+
+
+@pytest.mark.slow
+def test_a_page_that_was_opened_too_early_finds_the_model_later(visit, fake):
+    fake.is_loading = True
+    here = visit()
+    expect(here.page.get_by_role("alert")).to_contain_text("The model is being loaded.")
+    fake.is_loading = False
+    assert here.ask("hello") == "You said: hello"
+    assert "model" not in fake.requests[0]
+    expect(here.page.locator(LOADED)).to_be_attached()
+    here.ask("hello")
+    assert fake.requests[1]["model"] == "tiny-llama"
+
+
+@pytest.mark.slow
+def test_a_key_that_cannot_be_sent_is_not_taken(visit, fake):
+    fake.key = "sesame"
+    here = visit()
+    field = here.page.locator("#key-dialog [name=key]")
+    field.fill("sésame")
+    field.press("Enter")
+    assert here.page.locator("#key-dialog :invalid").count() > 0
+    field.fill(" sesame ")  # as it is copied
+    field.press("Enter")
+    expect(here.page.locator(LOADED)).to_be_attached()
+    here.page.keyboard.press("Alt+S")
+    here.page.locator("#settings [name=key]").fill("sésame")
+    here.page.get_by_label("Remember it in this browser").first.check()
+    here.page.keyboard.press("Escape")
+    assert here.ask("hello") == "You said: hello"
+
+
+SEND_KEY = """([selector, options]) => document.querySelector(selector).dispatchEvent(
+    new KeyboardEvent("keydown", { bubbles: true, cancelable: true, ...options }))"""
+
+
+@pytest.mark.slow
+def test_enter_that_ends_an_input_method_sends_nothing(visit, fake):
+    here = visit()
+    here.ask("one")
+    enter = {"key": "Enter", "keyCode": 229}  # in Safari, composition is over by then
+    here.page.locator("#text").fill("two")
+    assert here.page.evaluate(SEND_KEY, ["#text", enter])
+    here.page.get_by_label("Edit and send again").click()
+    assert here.page.evaluate(SEND_KEY, [".message textarea", enter])
+    here.page.get_by_label("Rename").click()
+    assert here.page.evaluate(SEND_KEY, [".conversation input", enter])
+    assert len(fake.requests) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["ß", "Dead"])
+def test_what_option_types_on_a_mac_is_typed(visit, key):
+    here = visit()
+    pressed = {"key": key, "code": "KeyS", "altKey": True}
+    here.page.add_init_script("Object.defineProperty(navigator, 'platform', { get: () => 'MacIntel' })")
+    here.page.reload()
+    assert here.page.evaluate(SEND_KEY, ["#text", pressed])
+    expect(here.page.locator("#settings")).to_be_hidden()
+    assert not here.page.evaluate(SEND_KEY, ["body", pressed])
+    expect(here.page.locator("#settings")).to_be_visible()
+
+
+@pytest.mark.slow
 def test_settings_reach_the_request_and_new_conversations(visit, fake):
     here = visit()
     here.page.get_by_role("button", name="Settings", exact=True).click()
@@ -491,6 +614,16 @@ def test_what_the_storage_has_of_others_is_left_alone(visit, fake):
 def test_a_full_storage_is_said_and_the_chat_goes_on(visit):
     here = visit()
     here.page.evaluate("localStorage.x = 'x'.repeat(5 * 1024 * 1024 - 1000)")
+    lost = here.page.locator("#unstored")
+    expect(lost).to_be_hidden()
     assert here.ask("hello " * 200) != ""
+    expect(lost).to_be_visible()
     assert here.ask("hello") == "You said: hello"
     expect(here.page.locator(".conversation")).to_have_count(1)
+    here.page.get_by_role("button", name="New conversation").click()
+    expect(lost).to_be_hidden()
+    here.page.get_by_role("button", name="hello hello").click()
+    expect(lost).to_be_visible()
+    here.page.evaluate("localStorage.removeItem('x')")
+    here.ask("hello")
+    expect(lost).to_be_hidden()

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/serving.md").read_text()
 README = (ROOT / "README.md").read_text().partition("## A server\n")[2].partition("\n## ")[0]
 ADDRESS = "http://127.0.0.1:8000"
-STARTS = re.compile(r"pip install|pipezoo serve")
+STARTS = re.compile(r"(\.venv/bin/)?pip install|pipezoo serve")
 
 
 def commands_of(text):

@@ -74,7 +74,7 @@ class GenerateMixin(Protocol[ContextT_co, RequestT_co]):
     def generate(self, prompts: Any) -> list[TextGenerationOutput]:
         """Answers prompts, in their order.
 
-        A prompt by itself raises what it fails of. In a list each one has its output: one that failed has an `error`,
+        A single prompt that fails raises its error. In a list each one has its output: one that failed has an `error`,
         and the others are answered.
 
         Args:

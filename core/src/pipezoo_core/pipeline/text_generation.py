@@ -183,7 +183,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
     ) -> list[TextGenerationOutput]:
         """Answers prompts, in their order.
 
-        A prompt by itself raises what it fails of. In a list each one has its output: one that failed has the status
+        A single prompt that fails raises its error. In a list each one has its output: one that failed has the status
         `ERROR` and an `error`, and the others are answered.
 
         Args:
@@ -203,7 +203,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             InsufficientPagesError: no request can begin, because those that were given to `execute` hold the pages.
             ForkedProcessError: the model was loaded in another process, of which this is a forked child.
 
-        These a prompt by itself raises, and in a list they are in its output:
+        These a single prompt raises, and in a list they are in its output:
             InvalidRequestError: it is empty or too long, has a token that is not in the vocabulary, or its id is that
                 of another request that is not done.
             InsufficientPagesError: the KV cache is too small for it, even when it is alone there.

@@ -180,7 +180,7 @@ def _copier() -> ModuleType:
         import copier
     except ImportError as error:
         raise MissingDependencyError(
-            "writing a plugin's package needs copier", cure="Try: pip install 'pipezoo[author]'"
+            "writing a plugin's package needs copier", cure="Try, in a clone: pip install './registry[author]'"
         ) from error
     return copier
 

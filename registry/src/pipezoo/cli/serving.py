@@ -44,7 +44,7 @@ def serve_model(
         raise MissingDependencyError(
             "the server needs packages that are not installed",
             found=error.name,
-            cure="Try: pip install 'pipezoo[serve]'",
+            cure="Try, in a clone: pip install './registry[serve]'",
         ) from error
 
     _begin_log(log_format)

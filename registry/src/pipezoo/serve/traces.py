@@ -51,7 +51,9 @@ def exporting_provider(endpoint: str) -> TracerProvider:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise MissingDependencyError(
-            "traces need packages that are not installed", found=error.name, cure="Try: pip install 'pipezoo[otel]'"
+            "traces need packages that are not installed",
+            found=error.name,
+            cure="Try, in a clone: pip install './registry[otel]'",
         ) from error
     provider = TracerProvider(resource=Resource.create({"service.name": "pipezoo"}), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint)))

@@ -22,7 +22,7 @@ class BodyLimits:
     Args:
         app: what is behind.
         max_size: most bytes.
-        seconds: after which a body that does not go on is given up.
+        seconds: after which a body that stopped arriving is given up.
     """
 
     def __init__(self, app: ASGIApp, max_size: int, *, seconds: float = _SECONDS_OF_SILENCE) -> None:
@@ -48,7 +48,7 @@ class BodyLimits:
             try:
                 message = await asyncio.wait_for(receive(), self._seconds)
             except TimeoutError:
-                raise HTTPException(408, "the body of the request does not go on") from None
+                raise HTTPException(408, "the body of the request stopped arriving") from None
             size += len(message.get("body", b""))
             is_complete = not message.get("more_body", False)
             if size > self._max_size:

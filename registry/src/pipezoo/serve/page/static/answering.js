@@ -9,7 +9,7 @@ const MIN_SECONDS = 0.05; // what came at once was not measured
 export class Answering {
   /**
    * @param {object} conversation - gets the answer as its last message, with the first piece of it.
-   * @param {string} model - answers.
+   * @param {string} model - answers; the server chooses where it is empty.
    * @param {string} key - the API key, or nothing.
    * @param {() => void} onChange - called with each piece.
    */
@@ -26,7 +26,9 @@ export class Answering {
     const begin = performance.now();
     const times = { first: 0, last: 0 };
     try {
-      for await (const event of answer(this.request(), this.key, this.abort.signal)) this.take(event, times);
+      for await (const event of answer(this.request(), this.key, this.abort.signal)) {
+        if (!this.abort.signal.aborted) this.take(event, times); // what had come already may be there still
+      }
       this.message.end ||= "stop";
     } catch (error) {
       this.message.end = this.abort.signal.aborted ? "stopped" : "failed";
@@ -43,7 +45,7 @@ export class Answering {
   request() {
     const { system, messages, sampling } = this.conversation;
     const told = system ? [{ role: "system", content: system }] : [];
-    return { model: this.message.model, messages: [...told, ...messages.map(({ role, content }) => ({ role, content }))], ...sampling };
+    return { model: this.message.model || undefined, messages: [...told, ...messages.map(({ role, content }) => ({ role, content }))], ...sampling };
   }
 
   take(event, times) {

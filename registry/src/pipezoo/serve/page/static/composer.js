@@ -1,6 +1,6 @@
 // The field that messages are written in.
 
-import { byId } from "./dom.js";
+import { byId, isEnter } from "./dom.js";
 
 /** Sends what is written, and has the button that stops an answer. */
 export class Composer {
@@ -37,7 +37,7 @@ export class Composer {
   }
 
   press(event) {
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) this.send();
+    if (isEnter(event) && !event.shiftKey) this.send();
     else if (event.key === "ArrowUp" && !this.field.value) this.actions.editLast();
     else return;
     event.preventDefault();

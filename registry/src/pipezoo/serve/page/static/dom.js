@@ -29,5 +29,17 @@ export function iconButton(name, label, run) {
   return element("button", { type: "button", class: "icon-button", "aria-label": label, title: label, onclick: run }, icon(name));
 }
 
+/** Gives an element these children, in this order. Those that stay are not touched, so that focus and text in them stay, too. */
+export function arrange(parent, nodes) {
+  const wanted = new Set(nodes);
+  for (const node of [...parent.children]) if (!wanted.has(node)) node.remove();
+  nodes.forEach((node, index) => {
+    if (parent.children[index] !== node) parent.insertBefore(node, parent.children[index] ?? null);
+  });
+}
+
+/** Whether a press of Enter is meant, and not the end of an input method's text: Safari tells that by the code alone. */
+export const isEnter = (event) => event.key === "Enter" && !event.isComposing && event.keyCode !== 229;
+
 /** Returns the element with an id. */
 export const byId = (id) => document.getElementById(id);

@@ -90,7 +90,7 @@ class Scanner {
 
   code() {
     const length = lengthOfRun(this.text, this.at);
-    const ends = this.ticks.get(length);
+    const ends = this.ticks.get(length) ?? []; // a run that an escape has shortened may be the only one
     while (ends.length && ends[0] <= this.at) ends.shift();
     if (!ends.length) {
       this.add("`".repeat(length));

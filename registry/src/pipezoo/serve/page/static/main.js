@@ -91,9 +91,15 @@ class Page {
     byId("in-force").textContent = differing(current);
     document.title = current.title ? `${current.title} · pipezoo` : "pipezoo";
     this.composer.show(Boolean(answering));
+    this.showUnstored();
     this.showList();
     this.showFailure();
     this.scroll.follow();
+  }
+
+  /** Says so where the conversation in view could not be stored. */
+  showUnstored() {
+    byId("unstored").hidden = !this.conversations.isUnstored(this.current.id);
   }
 
   showList() {
@@ -128,9 +134,10 @@ class Page {
 
   rename(id, title) {
     const conversation = id === this.current.id ? this.current : this.conversations.get(id);
+    if (!conversation) return this.show(); // another tab has deleted it
     conversation.title = title;
     this.save(conversation);
-    this.show();
+    return this.show();
   }
 
   /** Writes a file that `/load` of `pipezoo chat` reads, too. */
@@ -170,8 +177,8 @@ class Page {
   }
 
   save(conversation) {
-    if (this.conversations.save(conversation)) return;
-    this.say("The browser's storage is full or switched off: this conversation is lost when the page is left.");
+    this.conversations.save(conversation);
+    this.showUnstored();
   }
 
   send(text) {
@@ -200,6 +207,7 @@ class Page {
 
   /** Answers the conversation in view; where nothing comes, `previous` stays its answer. */
   async answer(previous = null) {
+    if (!this.served) this.load();
     const conversation = this.current;
     const { model, adapter } = this.choice.show(conversation);
     const answering = new Answering(conversation, adapter || model, apiKey.get(), () => this.piece(conversation, answering));
@@ -214,8 +222,9 @@ class Page {
       await answering.run();
     } catch (error) {
       this.fail(conversation.id, error, () => this.again(conversation));
+    } finally {
+      this.end(answering, previous);
     }
-    this.end(answering, previous);
   }
 
   again(conversation) {
@@ -224,9 +233,10 @@ class Page {
 
   end(answering, previous) {
     const { conversation, message } = answering;
-    if (this.answerings.get(conversation.id) === answering) this.answerings.delete(conversation.id);
+    const isLatest = this.answerings.get(conversation.id) === answering; // and not one to a question that was changed since
+    if (isLatest) this.answerings.delete(conversation.id);
     const isEmpty = !conversation.messages.includes(message);
-    if (isEmpty && previous && conversation.messages.at(-1)?.role === "user") conversation.messages.push(previous);
+    if (isLatest && isEmpty && previous) conversation.messages.push(previous);
     if (conversation.id !== this.removed) this.save(conversation);
     if (conversation !== this.current) return this.showList();
     this.say(isEmpty && message.end === "stop" ? "The answer is empty" : `Answered: ${told(message)}`);

@@ -1,7 +1,7 @@
 // The messages of a conversation on the page.
 
 import { copy } from "./clipboard.js";
-import { element, icon, iconButton } from "./dom.js";
+import { arrange, element, icon, iconButton, isEnter } from "./dom.js";
 import { MarkdownView } from "./markdown.js";
 
 const ENDS = { length: "stopped at the most tokens", stopped: "stopped", failed: "broken off", content_filter: "stopped by a filter" };
@@ -16,19 +16,23 @@ export class MessageList {
     this.target = target;
     this.actions = actions;
     this.views = [];
+    this.known = new WeakMap(); // the views of messages, which keep what is open in them
   }
 
   /** Shows messages; `isWaiting` adds a sign that an answer is on its way. */
   show(messages, { isAnswering = false, isWaiting = false } = {}) {
-    this.views = messages.map((message, index) => this.view(message, index, messages.length));
+    this.views = messages.map((message, index) => this.view(message, index));
     const waiting = isWaiting ? element("li", { class: "message assistant" }, element("span", { class: "waiting" })) : null;
-    this.target.replaceChildren(...this.views.map(({ node }) => node), ...(waiting ? [waiting] : []));
-    if (this.views.length) this.update(messages.at(-1), isAnswering && !isWaiting);
+    arrange(this.target, [...this.views.map(({ node }) => node), ...(waiting ? [waiting] : [])]);
+    messages.forEach((message, index) => {
+      const isLast = index === messages.length - 1;
+      this.views[index].show(message, { isLast, isAnswering: isLast && isAnswering && !isWaiting });
+    });
   }
 
   /** Shows the last message as it is now. */
   update(message, isAnswering) {
-    this.views.at(-1)?.show(message, isAnswering);
+    this.views.at(-1)?.show(message, { isLast: true, isAnswering });
   }
 
   /** Opens the user's last message for editing. */
@@ -36,11 +40,11 @@ export class MessageList {
     this.views.findLast(({ edit }) => edit)?.edit();
   }
 
-  view(message, index, count) {
-    const view =
-      message.role === "user" ? this.userView(message, index) : this.answerView(message, index === count - 1);
-    view.show(message, false);
-    return view;
+  view(message, index) {
+    if (!this.known.has(message)) {
+      this.known.set(message, message.role === "user" ? this.userView(message, index) : this.answerView(message));
+    }
+    return this.known.get(message);
   }
 
   userView(message, index) {
@@ -51,26 +55,30 @@ export class MessageList {
     return { node, edit, show: () => {} };
   }
 
-  answerView(message, isLast) {
+  answerView(message) {
     const thoughts = element("div");
     const details = element("details", { class: "thoughts", hidden: true }, element("summary", {}, "Thoughts"), thoughts);
     const body = element("div", { class: "body" });
     const about = element("span", { class: "note" });
-    const under = element("div", { class: "under" }, about, copyButton(() => message.content),
-      isLast ? iconButton("again", "Answer again", () => this.actions.regenerate()) : null);
+    const copying = copyButton(() => message.content);
+    const again = iconButton("again", "Answer again", () => this.actions.regenerate());
+    const under = element("div", { class: "under" }, about, copying, again);
     const node = element("li", { class: "message assistant" }, element("span", { class: "unseen" }, "Answer"), details, body, under);
     const markdown = new MarkdownView(body);
-    const show = (now, isAnswering) => {
+    const show = (now, { isLast, isAnswering }) => {
       markdown.show(now.content);
       details.hidden = !now.reasoning;
       thoughts.textContent = now.reasoning ?? "";
       about.textContent = isAnswering ? "" : told(now);
-      for (const button of under.querySelectorAll("button")) button.hidden = isAnswering;
+      copying.hidden = isAnswering;
+      again.hidden = isAnswering || !isLast;
     };
     return { node, show };
   }
 
   openEditor(node, message, index) {
+    const open = node.querySelector("textarea");
+    if (open) return open.focus();
     const field = element("textarea", { rows: Math.min(12, message.content.split("\n").length + 1), "aria-label": "Edit the message" });
     field.value = message.content;
     const close = () => {
@@ -86,14 +94,14 @@ export class MessageList {
       element("button", { type: "submit", class: "strong" }, "Send")));
     form.addEventListener("keydown", (event) => {
       if (event.key === "Escape") close();
-      else if (event.key === "Enter" && event.target === field && !event.shiftKey && !event.isComposing) send(event);
+      else if (isEnter(event) && event.target === field && !event.shiftKey) send(event);
       else return;
       event.preventDefault();
       event.stopPropagation();
     });
     const hidden = [...node.children];
     node.replaceChildren(form);
-    field.focus();
+    return field.focus();
   }
 }
 

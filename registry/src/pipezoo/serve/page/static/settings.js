@@ -38,6 +38,7 @@ export class Settings {
   take(field) {
     if (!field.validity.valid) return; // the browser says why
     if (field.name === "key" || field.name === "remember") {
+      if (!this.form.elements.key.validity.valid) return;
       apiKey.set(this.form.elements.key.value.trim(), this.form.elements.remember.checked);
     } else if (field.name === "system") {
       this.conversation.system = field.value.trim();

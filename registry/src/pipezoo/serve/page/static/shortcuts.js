@@ -9,6 +9,9 @@ const FIXED = [
   ["↑", "edit your last message, where the field is empty"],
 ];
 
+/** Whether Alt writes characters with all keys: there, in a text field, a key is what it writes. */
+const HAS_OPTION = /^(Mac|iP)/.test(navigator.platform);
+
 /**
  * Makes shortcuts work, and lists them in the dialog.
  *
@@ -21,7 +24,7 @@ export function bindShortcuts(shortcuts) {
   const all = [...shortcuts, { key: "K", meaning: "show these shortcuts", run: open }];
   document.addEventListener("keydown", (event) => {
     if (document.querySelector("dialog[open]") || event.ctrlKey || event.metaKey) return;
-    const isAlt = event.altKey && !event.getModifierState("AltGraph");
+    const isAlt = event.altKey && !event.getModifierState("AltGraph") && !isWriting(event);
     const found = all.find(({ key }) => (key === "Escape" ? event.key === key : isAlt && event.code === `Key${key}`));
     if (!found) return;
     event.preventDefault();
@@ -34,4 +37,9 @@ export function bindShortcuts(shortcuts) {
   ]));
   byId("open-help").addEventListener("click", open);
   closesByBackdrop(dialog);
+}
+
+function isWriting({ key, code, target }) {
+  const writes = key === "Dead" || ([...key].length === 1 && `Key${key.toUpperCase()}` !== code);
+  return HAS_OPTION && writes && target.matches("input, textarea");
 }

@@ -1,6 +1,6 @@
 // The list of conversations, and the drawer that it is on a narrow screen.
 
-import { byId, element, iconButton } from "./dom.js";
+import { arrange, byId, element, iconButton, isEnter } from "./dom.js";
 
 /** Shows conversations, and lets the user open, rename, export and delete them. */
 export class Sidebar {
@@ -8,6 +8,7 @@ export class Sidebar {
   constructor(actions) {
     this.actions = actions;
     this.list = byId("conversations");
+    this.renaming = null; // the conversation that gets a name just now, and its row, which stays meanwhile
     byId("open-list").addEventListener("click", () => this.toggle(true));
     byId("close-list").addEventListener("click", () => this.toggle(false));
     byId("main").addEventListener("click", (event) => {
@@ -38,8 +39,8 @@ export class Sidebar {
 
   show(conversations, currentId, answeringIds) {
     const focused = this.list.contains(document.activeElement) ? document.activeElement.dataset : null;
-    const rows = conversations.map((conversation) => this.row(conversation, conversation.id === currentId, answeringIds));
-    this.list.replaceChildren(...rows);
+    arrange(this.list, conversations.map((conversation) =>
+      conversation.id === this.renaming?.id ? this.renaming.row : this.row(conversation, conversation.id === currentId, answeringIds)));
     if (focused?.id) this.list.querySelector(`[data-id="${CSS.escape(focused.id)}"]`)?.focus();
   }
 
@@ -68,17 +69,19 @@ export class Sidebar {
     const end = (title) => {
       if (isOver) return;
       isOver = true;
+      this.renaming = null;
       this.actions.rename(id, title.trim() || name);
       this.list.querySelector(".current .open")?.focus();
     };
     field.value = name;
     field.addEventListener("blur", () => end(field.value));
     field.addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" && event.key !== "Escape") return;
+      if (!isEnter(event) && event.key !== "Escape") return;
       event.preventDefault();
       event.stopPropagation();
-      end(event.key === "Enter" ? field.value : name);
+      end(event.key === "Escape" ? name : field.value);
     });
+    this.renaming = { id, row };
     row.replaceChildren(field);
     field.select();
   }

@@ -31,13 +31,17 @@ export class Conversations {
     return this.unstored.get(id) ?? read(PREFIX + id);
   }
 
-  /** Stores one, and returns whether it will be there when the page is opened again. */
+  /** Stores one; where that fails, it is `isUnstored`. */
   save(conversation) {
     conversation.title ||= titleOf(conversation);
     const isStored = write(PREFIX + conversation.id, conversation);
     if (isStored) this.unstored.delete(conversation.id);
     else this.unstored.set(conversation.id, conversation);
-    return isStored;
+  }
+
+  /** Whether one will be lost when the page is left. */
+  isUnstored(id) {
+    return this.unstored.has(id);
   }
 
   remove(id) {
