@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from pipezoo_core.testing.failures import UnknownModelTypeError
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
@@ -72,11 +74,11 @@ def tiny_configs(model_type: str, config_class: type[PretrainedConfig] | None = 
         config_class: whose fields and defaults they are; None for transformers' class.
 
     Raises:
-        LookupError: transformers has no class of this type.
+        UnknownModelTypeError: transformers has no class of this type.
     """
     known = config_class or _known_class(model_type)
     if known is None:
-        raise LookupError(
+        raise UnknownModelTypeError(
             f"transformers has no config class of model_type {model_type!r}: name a reference, or a class"
         )
     if "text_config" in known.sub_configs:
