@@ -73,3 +73,30 @@ def test_a_hook_that_raises_is_named(site):
         code, output = check(distribution, "--only", "spec")
     assert code == 1
     assert "does not answer (found: RuntimeError: no such thing" in output.replace("\n", " ")
+
+
+def test_weights_that_do_not_fit_fail_one_check(site):
+    wrong = "bias=not config.attention_bias)\n        self.attention ="
+    right = "bias=config.attention_bias)\n        self.attention ="
+    names = ("weights", "log_probabilities", "echo", "lora", "two_ranks", "memory_plan")
+    with planted(site, "model.py", right, wrong) as distribution:
+        code, output = check(distribution, "--json", *(part for name in names for part in ("--only", name)))
+    assert code == 1
+    found = {name: (answer, message) for _, name, answer, message in outcomes(output)}
+    assert found.pop("weights")[0] == "failed"
+    assert found == dict.fromkeys(found, ("skipped", "the weights do not fit: see the check weights"))
+    assert len(found) == len(names) - 1
+
+
+@pytest.mark.parametrize("module", ["raise OSError('no such thing')", "import nobodys", "def broken("])
+def test_a_reference_whose_module_fails_is_named(site, module):
+    (site / "a_reference_that_fails.py").write_text(module)
+    code, output = check("pipezoo-llama", "--reference", "a_reference_that_fails:Model")
+    assert code == 1
+    assert "there is no such reference implementation" in output
+
+
+def test_a_reference_beside_no_package_is_named():
+    code, output = check("pipezoo-llama", "--reference", ".reference:Model")
+    assert code == 1
+    assert "there is no such reference implementation" in output

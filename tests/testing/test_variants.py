@@ -1,10 +1,13 @@
 """Which configs are tried, and that a mistake in what one alone has is found beside those that have it not."""
 
 import pytest
+import torch
 from testing.planting import Bug, forget, plant
 
 from pipezoo_core.config import KVCacheConfig
 from pipezoo_core.testing import ConformanceError, tiny_configs
+from pipezoo_core.testing.agreement import check_same_logits
+from pipezoo_core.testing.attention_causes import _numbers
 from pipezoo_core.testing.bench import Bench
 from pipezoo_core.testing.claims import one_of_each_kind, those_claiming
 from pipezoo_core.testing.reference import make_reference
@@ -76,3 +79,16 @@ def test_prompts_that_the_tiny_cache_has_no_room_for(tmp_path):
     model = subject.load(kv_cache=KVCacheConfig(page_size=8, kv_cache_memory=2**17))
     with pytest.raises(ConformanceError, match="no room for the prompts"):
         logits_of(model, subject.prompts)
+
+
+def test_logits_of_another_shape():
+    with pytest.raises(
+        ConformanceError, match=r"other: prompt 2 of 2, by their shape \(found: .*3.*99.*allowed: .*3.*100"
+    ):
+        check_same_logits(
+            [torch.zeros(1, 5), torch.zeros(3, 99)], [torch.zeros(1, 5), torch.zeros(3, 100)], "other: {}", "why"
+        )
+
+
+def test_switches_are_no_numbers_of_a_config():
+    assert _numbers({"sliding_window": 8, "use_sliding_window": True}, "window") == [8]

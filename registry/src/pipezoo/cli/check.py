@@ -76,10 +76,10 @@ def _named(reference: str) -> Any:
         sys.path.insert(0, "")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # the author's module may fail in any way
         raise InvalidSettingError(
             "there is no such reference implementation",
-            found=f"{reference} ({error})",
+            found=f"{reference} ({type(error).__name__}: {error})",
             allowed="module:Class",
             cure="For instance --reference my_package.reference:MyModelForCausalLM",
         ) from error
