@@ -16,7 +16,7 @@ from trove_classifiers import classifiers
 from typer.testing import CliRunner
 
 from pipezoo.authoring import template_repository as repository
-from pipezoo.authoring.new_plugin import LICENSES, NewPlugin, update_plugin
+from pipezoo.authoring.new_plugin import LICENSES, NewPlugin, _facts, update_plugin
 from pipezoo.authoring.reference import reference_of
 from pipezoo.cli.main import app
 from pipezoo_core.errors import InvalidSettingError, MissingDependencyError, UnreadableFileError, UnsupportedModelError
@@ -306,3 +306,28 @@ def test_ctrl_c_at_a_question_writes_nothing(home):
     assert terminal.exitstatus == 130
     assert "Traceback" not in said
     assert not (home / "pipezoo-x").exists()
+
+
+def test_a_type_with_a_dot(home):
+    new_plugin("phi.5")
+    read = tomllib.loads((home / "pipezoo-phi-5/pyproject.toml").read_text())
+    assert read["project"]["entry-points"]["pipezoo.plugins"] == {"phi.5": "pipezoo_phi_5.plugin"}
+    check_style(home / "pipezoo-phi-5")
+
+
+def test_a_word_of_python_is_no_package():
+    assert NewPlugin(model_type="anything", distribution="class").package == "pipezoo_class"
+
+
+def test_the_requirement_of_a_release_candidate_allows_it(monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.3.0rc1")
+    requirement = Requirement(_facts()["core_requirement"])
+    assert requirement.specifier.contains("0.3.0rc1", prereleases=True)
+    assert requirement.specifier.contains("0.3.0")
+    assert not requirement.specifier.contains("0.4.0")
+
+
+def test_head_dim_is_read_where_config_json_says_it(home):
+    assert reference_of("starcoder2")["sizes"]["head_dim"] == (
+        'getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads'
+    )

@@ -23,7 +23,7 @@ from pipezoo_core.testing import (
 from pipezoo_core.testing.bench import Bench
 from pipezoo_core.testing.discovery_checks import check_discovery
 from pipezoo_core.testing.lora_checks import check_lora
-from pipezoo_core.testing.model_checks import check_log_probabilities, check_weights
+from pipezoo_core.testing.model_checks import check_log_probabilities, check_saved_in_shards, check_weights
 from pipezoo_core.testing.running_checks import check_int8
 from pipezoo_core.testing.tiny_configs import sharpened
 from pipezoo_llama.plugin import pipezoo_architectures
@@ -92,6 +92,9 @@ def test_a_reference_of_the_authors_own(tmp_path):
     subjects = bench.subjects(PLAIN)
     check_weights(bench.plugin(PLAIN), subjects)
     check_log_probabilities(bench.plugin(PLAIN), subjects)
+    check_lora(bench.plugin(PLAIN), subjects)
+    with pytest.raises(NotCheckedError, match="saved in one file"):
+        check_saved_in_shards(bench.plugin(PLAIN), subjects)
 
 
 @pytest.mark.slow

@@ -84,8 +84,8 @@ class PagedAttention(AttentionBackend):
 
         Those are the bias, copies of queries, keys and values, and in float32 all scores and their exponentials, where
         torch's fused attention does not do without: it wants values as wide as keys, and no bias for each head.
-        Requests are answered one by one, but the queries and keys of all are rotated before, and where a prompt has a
-        bias from its first token on, all prompts of a step have theirs until it ends.
+        Requests are answered one by one, but the queries and keys of all are rotated before, and prompts with a past or
+        a window have a bias each until the step ends.
         """
         spec, num_heads = self.spec, self.spec.num_heads
         rows, rounded = min(num_rows, max_length), itemsize if itemsize < _FLOAT_BYTES else 0
@@ -96,8 +96,7 @@ class PagedAttention(AttentionBackend):
         scores, has_slopes = num_heads * cells, spec.alibi_slopes is not None
         of_others = num_rows - rows
         size += itemsize * of_others * (num_heads + spec.num_kv_heads) * spec.head_dim
-        if has_slopes or spec.sliding_window is not None or spec.chunk is not None:
-            size += _FLOAT_BYTES * of_others * max_length * (num_heads if has_slopes else 1)
+        size += _FLOAT_BYTES * of_others * max_length * (num_heads if has_slopes else 1)
         size += scores * _FLOAT_BYTES * has_slopes
         if self._needs_formula:
             return size + scores * (2 * _FLOAT_BYTES + rounded)

@@ -36,6 +36,14 @@ def check_same_logits(found: Sequence[Tensor], expected: Sequence[Tensor], what:
         cause: what the author most likely got wrong.
     """
     for number, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+        if ours.shape != theirs.shape:
+            raise ConformanceError(
+                what.format(f"prompt {number + 1} of {len(found)}, by their shape"),
+                found=list(ours.shape),
+                allowed=list(theirs.shape),
+                cure="There is a row for each token, with a number for each of the vocabulary: compare vocab_size, and "
+                "what compute_logits returns.",
+            )
         if difference(ours, theirs) <= tolerance(theirs):
             continue
         is_off = ~((ours - theirs).abs().amax(-1) <= tolerance(theirs))

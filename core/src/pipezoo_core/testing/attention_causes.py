@@ -209,10 +209,10 @@ def _other_scales(ours: Attempt, config: Mapping[str, Any]) -> Iterator[tuple[st
         f"1/{dim}": 1 / dim,
     }
     for name in ("query_pre_attn_scalar", "hidden_size", "qk_nope_head_dim"):
-        if isinstance(config.get(name), int | float):
+        if _is_number(config.get(name)):
             scales[f"1/√{config[name]}, of {name}"] = config[name] ** -0.5
     for name in ("attention_multiplier", "attn_scale", "scaling"):
-        if isinstance(config.get(name), int | float):
+        if _is_number(config.get(name)):
             scales[f"{config[name]}, {name}"] = float(config[name])
     for said, scale in scales.items():
         yield (
@@ -245,4 +245,8 @@ def _other_windows(trace: Trace, ours: Attempt, config: Mapping[str, Any]) -> It
 
 
 def _numbers(config: Mapping[str, Any], part: str) -> list[float]:
-    return [value for name, value in config.items() if part in name and isinstance(value, int | float) and value > 0]
+    return [value for name, value in config.items() if part in name and _is_number(value) and value > 0]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -51,13 +51,17 @@ class Bench:
         """
         if self._distribution is not None:
             return PluginUnderTest.of_distribution(self._distribution)
-        for name, config in configs.items():
-            if "model_type" not in config:
-                raise ConformanceError(
-                    f"config {name!r} says no model_type", cure="Each config is what a config.json says."
-                )
-            return PluginUnderTest.serving(config["model_type"])
-        raise ConformanceError("there are no configs to check", cure="Return one at least from the fixture `configs`.")
+        first = next(iter(configs.items()), None)
+        if first is None:
+            raise ConformanceError(
+                "there are no configs to check", cure="Return one at least from the fixture `configs`."
+            )
+        name, config = first
+        if "model_type" not in config:
+            raise ConformanceError(
+                f"config {name!r} says no model_type", cure="Each config is what a config.json says."
+            )
+        return PluginUnderTest.serving(config["model_type"])
 
     def subjects(self, configs: Configs) -> Sequence[Subject]:
         """Returns what the checks look at, one for each config.

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from pipezoo_core.errors import CheckpointMismatchError
+from pipezoo_core.testing.failures import NotCheckedError
 
 __all__ = ["CHECKS", "Check"]
 
@@ -39,11 +42,26 @@ class Check:
 
         Raises:
             ConformanceError: the answer is no.
-            NotCheckedError: the plugin does not claim it.
+            NotCheckedError: the plugin does not claim it, or its weights do not fit, which is what another check says.
         """
         module, _, function = self.where.partition(":")
         ask: Callable[..., None] = getattr(importlib.import_module(f"{_PACKAGE}.{module}"), function)
-        ask(*arguments)
+        try:
+            ask(*arguments)
+        except CheckpointMismatchError as error:
+            if _weights_fit(*arguments):
+                raise
+            raise NotCheckedError("the weights do not fit: see the check weights") from error
+
+
+def _weights_fit(plugin: Any, subjects: Sequence[Any]) -> bool:
+    del plugin
+    try:
+        for subject in subjects:
+            subject.load()
+    except CheckpointMismatchError:
+        return False
+    return True
 
 
 CHECKS = tuple(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipezoo_core.errors import PipezooError, PluginError
 from pipezoo_core.testing.bench import Bench
 from pipezoo_core.testing.catalogue import CHECKS, Check
-from pipezoo_core.testing.failures import ConformanceError, NotCheckedError
+from pipezoo_core.testing.failures import ConformanceError, NotCheckedError, UnknownModelTypeError
 from pipezoo_core.testing.plugin_under_test import PluginUnderTest
 from pipezoo_core.testing.subject import Subject
 from pipezoo_core.testing.tiny_configs import tiny_configs
@@ -66,31 +66,37 @@ def check_distribution(
         only: names of checks; none for all.
 
     Raises:
-        ConformanceError: the distribution is not installed, or serves nothing.
+        ConformanceError: the distribution is not installed, serves nothing, or does not say what it serves.
     """
     plugin = PluginUnderTest.of_distribution(distribution)
     checks = [check for check in CHECKS if not only or check.name in only]
     for number, model_type in enumerate(_model_types(plugin)):
         bench = Bench(folder / str(number), distribution, reference)
         subjects: list[Subject] = []
+        for check in checks:
+            if not check.is_of_models:
+                yield _outcome(check, model_type, plugin, subjects)
         try:
             for name, config in tiny_configs(model_type, _config_class(plugin, model_type, reference)).items():
                 try:
                     (subject,) = bench.subjects({name: config})
                     _ = subject.layers  # which reads the config
                     subjects.append(subject)
-                except (PluginError, ConformanceError, ValueError) as error:
+                except Exception as error:  # a plugin's own code may fail in any way
                     if name == _PLAIN:
                         raise
-                    yield Outcome(model_type, "configs", Answer.skipped, f"{name}: {error}")
-        except LookupError as error:
+                    is_refused = isinstance(error, PluginError | ConformanceError)
+                    answer = Answer.skipped if is_refused else Answer.failed
+                    yield Outcome(model_type, "configs", answer, f"{name}: {_said(error)}")
+        except UnknownModelTypeError as error:
             yield Outcome(model_type, "configs", Answer.skipped, str(error))
             continue
         except Exception as error:  # a plugin's own code may fail in any way
             yield Outcome(model_type, "configs", Answer.failed, _said(error))
             continue
         for check in checks:
-            yield _outcome(check, model_type, plugin, subjects)
+            if check.is_of_models:
+                yield _outcome(check, model_type, plugin, subjects)
 
 
 def _outcome(check: Check, model_type: str, plugin: PluginUnderTest, subjects: list[Subject]) -> Outcome:

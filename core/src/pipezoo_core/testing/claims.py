@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pipezoo_core.config import Capability, SupportedEncoding, WeightsFormat
 from pipezoo_core.testing.failures import NotCheckedError
@@ -12,7 +12,7 @@ __all__ = ["one_of_each_kind", "those_claiming", "those_reading_gguf", "those_ru
 
 
 def those_claiming(capability: Capability, subjects: Sequence[Subject]) -> list[Subject]:
-    """Returns one subject for each kind of attention whose architecture claims a capability.
+    """Returns one subject for each kind of module whose architecture claims a capability.
 
     Raises:
         NotCheckedError: none does; the reasons are the plugin's.
@@ -25,11 +25,11 @@ def those_claiming(capability: Capability, subjects: Sequence[Subject]) -> list[
     found = [subject for subject in subjects if capability not in subject.architecture.not_claimed]
     if not found:
         raise NotCheckedError(f"{capability} is not claimed: {'; '.join(reasons)}")
-    return one_of_each_kind(found)
+    return _one_of_each_module(found)
 
 
 def those_running_in(encoding: SupportedEncoding, subjects: Sequence[Subject]) -> list[Subject]:
-    """Returns one subject for each kind of attention whose architecture supports an encoding.
+    """Returns one subject for each kind of module whose architecture supports an encoding.
 
     Raises:
         NotCheckedError: none does.
@@ -37,7 +37,7 @@ def those_running_in(encoding: SupportedEncoding, subjects: Sequence[Subject]) -
     found = [subject for subject in subjects if encoding in subject.architecture.supported_encodings]
     if not found:
         raise NotCheckedError(f"{encoding} is not claimed: supported_encodings leave it out")
-    return one_of_each_kind(found)
+    return _one_of_each_module(found)
 
 
 def those_reading_gguf(subjects: Sequence[Subject]) -> list[Subject]:
@@ -56,4 +56,24 @@ def those_reading_gguf(subjects: Sequence[Subject]) -> list[Subject]:
 
 def one_of_each_kind(subjects: Sequence[Subject]) -> list[Subject]:
     """Returns the first subject of each architecture and kind of attention: what others do in pages is the same."""
-    return list({(subject.architecture.name, subject.layers): subject for subject in reversed(subjects)}.values())[::-1]
+    return _first_of_each(subjects, lambda each: (each.architecture.name, each.layers))
+
+
+def _one_of_each_module(subjects: Sequence[Subject]) -> list[Subject]:
+    """Returns the first subject of each architecture, kind of attention, and set of parameters.
+
+    What divides, quantizes or adapts weights may be wrong of a bias or a tied head alone.
+    """
+
+    def kind(subject: Subject) -> tuple[object, ...]:
+        names = tuple(name for name, _ in subject.outline.named_parameters())
+        return subject.architecture.name, subject.layers, names
+
+    return _first_of_each(subjects, kind)
+
+
+def _first_of_each(subjects: Sequence[Subject], kind: Callable[[Subject], object]) -> list[Subject]:
+    found: dict[object, Subject] = {}
+    for subject in subjects:
+        found.setdefault(kind(subject), subject)
+    return list(found.values())

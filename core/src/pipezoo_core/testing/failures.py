@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipezoo_core.errors import PipezooError
 
-__all__ = ["ConformanceError", "NotCheckedError"]
+__all__ = ["ConformanceError", "NotCheckedError", "UnknownModelTypeError"]
 
 
 class ConformanceError(PipezooError, AssertionError):
@@ -13,3 +13,7 @@ class ConformanceError(PipezooError, AssertionError):
 
 class NotCheckedError(Exception):
     """A check does not apply, or checks what the plugin does not claim; the message is the reason."""
+
+
+class UnknownModelTypeError(NotCheckedError, LookupError):
+    """Nobody knows what a config of this type says: transformers has no class, and the author names none."""

@@ -31,7 +31,7 @@ _SPREAD = 0.2
 def check_lora(plugin: PluginUnderTest, subjects: Sequence[Subject]) -> None:
     """A batch in which some requests use an adapter computes what the merged reference does, and the plain one.
 
-    The adapter changes every linear layer but the head and routers.
+    The adapter changes every linear layer that logits of text depend on, but the head and routers.
     """
     del plugin
     for subject in those_claiming(Capability.lora, subjects):
@@ -42,6 +42,7 @@ def check_lora(plugin: PluginUnderTest, subjects: Sequence[Subject]) -> None:
         try:
             model = subject.load(lora=LoRAConfig(lora_paths=(f"a={folder}",)))
         except PipezooError as error:
+            subject.load()  # where the weights do not fit without an adapter either, that is the error
             raise ConformanceError(
                 f"config {subject.name!r}: an adapter of all linear layers cannot be loaded",
                 found=error,
@@ -64,26 +65,35 @@ def check_lora(plugin: PluginUnderTest, subjects: Sequence[Subject]) -> None:
 
 
 def _adaptable(subject: Subject) -> list[str]:
-    """Returns the reference's linear layers whose weights a layer of the plugin's module has that takes adapters."""
-    routers = {
-        source for name, sources in weight_map(subject).items() for source in sources if _is_router(subject, name)
-    }
-    head = getattr(subject.reference, "get_output_embeddings", lambda: None)()
+    """Returns the reference's linear layers that text goes through, without those that take no adapters in the plugin.
+
+    These are the head, which may be the embedding, and routers.
+    """
+    weights = subject.weights
+    fixed = [
+        weights[source].load()
+        for name, sources in weight_map(subject).items()
+        if _takes_none(subject, name)
+        for source in sources
+    ]
     return [
         name
         for name, layer in subject.reference.named_modules()
         if _is_linear(layer)
-        and layer is not head
-        and f"{name}.weight" not in routers
         and layer.get_parameter("weight").data_ptr() in subject.of_text
+        and not any(_is_same(layer.get_parameter("weight"), weight) for weight in fixed)
     ]
 
 
-def _is_router(subject: Subject, name: str) -> bool:
-    from pipezoo_core.layers import Router
+def _takes_none(subject: Subject, name: str) -> bool:
+    from pipezoo_core.layers import LMHead, Router, VocabParallelEmbedding
 
-    path = name.rpartition(".")[0]
-    return any(known == path and isinstance(layer, Router) for known, layer in subject.outline.named_modules())
+    path, layers = name.rpartition(".")[0], dict(subject.outline.named_modules(remove_duplicate=False))
+    return isinstance(layers.get(path), LMHead | Router | VocabParallelEmbedding)
+
+
+def _is_same(weight: Tensor, other: Tensor) -> bool:
+    return weight.shape == other.shape and torch.equal(weight, other)
 
 
 def _is_linear(layer: nn.Module) -> bool:

@@ -8,7 +8,7 @@ from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.errors import CheckpointMismatchError, PipezooError
 from pipezoo_core.testing.agreement import check_same_logits, difference, tolerance
 from pipezoo_core.testing.diagnosis import diagnose
-from pipezoo_core.testing.failures import ConformanceError
+from pipezoo_core.testing.failures import ConformanceError, NotCheckedError
 from pipezoo_core.testing.plugin_under_test import PluginUnderTest
 from pipezoo_core.testing.reference import save_reference
 from pipezoo_core.testing.steps import logits_of
@@ -84,6 +84,8 @@ def check_saved_in_shards(plugin: PluginUnderTest, subjects: Sequence[Subject]) 
         folder = subject.folder / "shards"
         folder.mkdir(exist_ok=True)
         save_reference(subject.reference, subject.config, folder, max_shard_size=_MOST_IN_A_SHARD)
+        if not (folder / "model.safetensors.index.json").is_file():
+            raise NotCheckedError("the reference is saved in one file: it is too small, or none of transformers'")
         check_same_logits(
             logits_of(subject.load(checkpoint=folder), subject.prompts),
             logits_of(subject.load(), subject.prompts),

@@ -98,7 +98,14 @@ class PluginUnderTest:
                 f"{self.claims[name]} has no function pipezoo_architectures",
                 cure="Define it there, marked with @hookimpl of pipezoo_core.hookspecs.",
             )
-        found = hook()
+        try:
+            found = hook()
+        except Exception as error:
+            raise ConformanceError(
+                f"pipezoo_architectures() of {self.claims[name]} does not answer",
+                found=f"{type(error).__name__}: {error}",
+                cure="It describes what the plugin serves, and asks for nothing but the plugin's own modules.",
+            ) from error
         is_list = isinstance(found, list) and found
         if not is_list or not all(isinstance(each, SupportedArchitecture) for each in found):
             raise ConformanceError(

@@ -73,12 +73,22 @@ def _of_class(config: Mapping[str, Any], model_class: Callable[[Any], nn.Module]
 
 @torch.no_grad()
 def _randomize(model: nn.Module) -> None:
-    """Gives every parameter noise around what it is set to where that is the same for all: 1 for most norms."""
+    """Gives every parameter noise around what it is set to where that is the same for all: 1 for most norms.
+
+    So it does with vectors of a checkpoint that are no parameters, such as what a router adds to the scores of experts.
+    """
     generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        center = parameter.flatten()[0].item() if parameter.dim() == 1 and parameter.unique().numel() == 1 else 0.0
-        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32, device="cpu")
-        parameter.copy_(center + _SPREAD * noise)
+    parameters = {parameter.data_ptr(): parameter for parameter in model.parameters()}
+    stored = [tensor for tensor in model.state_dict().values() if tensor.data_ptr() not in parameters]
+    buffers = [tensor for tensor in stored if tensor.is_floating_point() and tensor.numel() > 1 and _is_uniform(tensor)]
+    for tensor in (*parameters.values(), *buffers):
+        center = tensor[0].item() if _is_uniform(tensor) else 0.0
+        noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32, device="cpu")
+        tensor.copy_(center + _SPREAD * noise)
+
+
+def _is_uniform(tensor: Tensor) -> bool:
+    return tensor.dim() == 1 and tensor.unique().numel() == 1
 
 
 @torch.enable_grad()

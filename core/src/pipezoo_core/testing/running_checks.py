@@ -24,6 +24,7 @@ __all__ = ["check_int4", "check_int8", "check_memory_plan", "check_replay", "che
 
 _MOST_OFF = {SupportedEncoding.int8: 0.4, SupportedEncoding.int4: 1.0}
 _PAGES_OF_KERNELS = KVCacheConfig(page_size=32, kv_cache_memory=2**23)
+_PAGES_OF_LONG_STEPS = KVCacheConfig(page_size=8, kv_cache_memory=2**26)
 _NUM_TOKENS = 1024
 _SLACK = 2
 _DIVIDED = (
@@ -128,7 +129,11 @@ def check_memory_plan(plugin: PluginUnderTest, subjects: Sequence[Subject]) -> N
     here, where these are counted.
     """
     del plugin
-    settings: dict[str, Any] = {"attention": AttentionName.paged, "linear": LinearName.torch}
+    settings: dict[str, Any] = {
+        "attention": AttentionName.paged,
+        "linear": LinearName.torch,
+        "kv_cache": _PAGES_OF_LONG_STEPS,
+    }
     for subject in subjects[:1]:
         model = subject.architecture.pipeline_model
         if not issubclass(model, DecoderPipelineModel):

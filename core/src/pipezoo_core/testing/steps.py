@@ -13,6 +13,7 @@ from pipezoo_core.context import TextContext
 from pipezoo_core.interfaces import PipelineModel
 from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.scheduling import hold_adapter
+from pipezoo_core.testing.failures import ConformanceError
 
 __all__ = ["inputs_of_prompts", "logits_of", "logits_of_several_steps"]
 
@@ -45,7 +46,8 @@ def logits_of(
     while batch := [context for context in contexts if not context.status.is_done]:
         for context in batch:
             context.set_chunk(min(chunk or context.num_pending, context.num_pending))
-        assert all(model.kv_manager.maybe_reserve(context) for context in batch)
+        for context in batch:
+            _reserve(model, context)
         outputs = model.execute(model.prepare_initial_token_inputs(batch, model.kv_manager.fetch(batch)))
         assert outputs.logit_offsets is not None
         offsets = outputs.logit_offsets.tolist()
@@ -69,7 +71,7 @@ def logits_of_several_steps(model: PipelineModel[Any], prompts: Sequence[list[in
     for context in contexts:
         model.kv_manager.external_claim(context)
         context.set_chunk(context.num_pending)
-        assert model.kv_manager.maybe_reserve(context, num_steps + 1)
+        _reserve(model, context, num_steps + 1)
     inputs: Any = model.prepare_initial_token_inputs(contexts, model.kv_manager.fetch(contexts, num_steps + 1))
     steps: list[Tensor] = []
     for number in range(num_steps + 1):
@@ -96,7 +98,7 @@ def inputs_of_prompts(model: PipelineModel[Any], prompts: Sequence[list[int]]) -
     for context in contexts:
         model.kv_manager.external_claim(context)
         context.set_chunk(context.num_pending)
-        assert model.kv_manager.maybe_reserve(context)
+        _reserve(model, context)
     yield model.prepare_initial_token_inputs(contexts, model.kv_manager.fetch(contexts))
     _release(model, contexts)
 
@@ -109,6 +111,15 @@ def _context(number: int, prompt: list[int], adapter: str | None, max_new_tokens
         sampling_params=SamplingParams(max_new_tokens=max_new_tokens),
         lora=adapter,
     )
+
+
+def _reserve(model: PipelineModel[Any], context: TextContext, num_steps: int = 1) -> None:
+    if not model.kv_manager.maybe_reserve(context, num_steps):
+        raise ConformanceError(
+            "the tiny cache has no room for the prompts",
+            found=f"{model.kv_manager.total_num_pages} pages",
+            cure="Give the config fewer layers, or fewer and smaller heads.",
+        )
 
 
 def _release(model: PipelineModel[Any], contexts: Sequence[TextContext]) -> None:

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from pipezoo_core.testing.failures import UnknownModelTypeError
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
@@ -46,12 +48,13 @@ _SIZES = {
 }
 """By transformers' names. Heads are no parts of the hidden size, so that who confuses the two sees it."""
 
+_SIZES_OF_IMAGES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
 _HIDDEN_WITHOUT_HEAD_DIM = 128  # heads of 32 numbers there, too: the kernels want a multiple of that
 _WITHOUT_EFFECT = {
     "use_cache", "is_decoder", "is_encoder_decoder", "add_cross_attention", "scale_attn_by_inverse_layer_idx",
     "reorder_and_upcast_attn", "output_router_logits", "use_bidirectional_attention",
     "apply_residual_connection_post_layernorm",
-    "slow_but_exact", "summary_use_proj", "summary_proj_to_labels",
+    "no_bias", "slow_but_exact", "summary_use_proj", "summary_proj_to_labels",
 }  # fmt: skip
 """Those that change nothing of what is computed, or make another kind of model of it: they are not tried."""
 
@@ -72,17 +75,19 @@ def tiny_configs(model_type: str, config_class: type[PretrainedConfig] | None = 
         config_class: whose fields and defaults they are; None for transformers' class.
 
     Raises:
-        LookupError: transformers has no class of this type.
+        UnknownModelTypeError: transformers has no class of this type.
     """
     known = config_class or _known_class(model_type)
     if known is None:
-        raise LookupError(
+        raise UnknownModelTypeError(
             f"transformers has no config class of model_type {model_type!r}: name a reference, or a class"
         )
     if "text_config" in known.sub_configs:
-        of_part = type(known().text_config)
+        whole = known()
+        of_part = type(whole.text_config)
+        others = {"vision_config": _of_images(whole.vision_config)} if "vision_config" in known.sub_configs else {}
         return {
-            name: {"model_type": model_type, "text_config": {"model_type": of_part.model_type, **values}}
+            name: {"model_type": model_type, "text_config": {"model_type": of_part.model_type, **values}, **others}
             for name, values in _variants(of_part)
         }
     return {name: {"model_type": model_type, **values} for name, values in _variants(known)}
@@ -94,12 +99,21 @@ def _variants(config_class: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     plain = {name: size for name, size in names.items() if name in defaults}
     if "head_dim" not in defaults:
         plain[config_class.attribute_map.get("hidden_size", "hidden_size")] = _HIDDEN_WITHOUT_HEAD_DIM
+    if "kv_lora_rank" in defaults:  # a latent has keys for every query head
+        plain["num_key_value_heads"] = _SIZES["num_attention_heads"]
     yield "plain", plain
     for switch in _switches(config_class):
         yield switch, {**plain, switch: not defaults[switch]}
     if {"layer_types", "sliding_window"} <= defaults.keys():
         uses = {"use_sliding_window": True} if "use_sliding_window" in defaults else {}
         yield "layer_types", {**plain, **uses, "layer_types": _MIXED}
+
+
+def _of_images(made: PretrainedConfig) -> dict[str, Any]:
+    """Returns a small config of the part that sees images, which nothing is asked of: it only has to be made."""
+    fields = {field.name for field in dataclasses.fields(made)}
+    sizes = {made.attribute_map.get(name, name): size for name, size in _SIZES_OF_IMAGES.items()}
+    return {"model_type": made.model_type, **{name: size for name, size in sizes.items() if name in fields}}
 
 
 def _switches(config_class: Any) -> list[str]:
@@ -123,8 +137,10 @@ def sharpened(config: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         config: what a config.json says. It is not changed.
     """
+    if "text_config" in config:
+        return {**config, "text_config": sharpened(config["text_config"])}
     config_class = _known_class(config.get("model_type"))
-    if config_class is None or "text_config" in config:
+    if config_class is None:
         return dict(config)
     made = config_class.from_dict(dict(config))
     values = dict(config)

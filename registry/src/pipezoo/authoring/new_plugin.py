@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import keyword
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,7 +92,7 @@ class NewPlugin:
     def package(self) -> str:
         """What Python calls it."""
         name = canonicalize_name(self.name).replace("-", "_")
-        return name if name.isidentifier() else f"pipezoo_{name}"
+        return name if name.isidentifier() and not keyword.iskeyword(name) else f"pipezoo_{name}"
 
     @property
     def prefix(self) -> str:
@@ -172,7 +173,7 @@ def _facts() -> dict[str, Any]:
     """Returns what the template has to know of the core that is installed."""
     found = Version(importlib.metadata.version("pipezoo-core"))
     bound = f"{found.major}.{found.minor + 1}" if found.major == 0 else f"{found.major + 1}"
-    return {"core_requirement": f"pipezoo-core>={found.base_version},<{bound}", "api_version": API_VERSION}
+    return {"core_requirement": f"pipezoo-core>={found.public},<{bound}", "api_version": API_VERSION}
 
 
 def _copier() -> ModuleType:

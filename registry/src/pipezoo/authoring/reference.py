@@ -29,6 +29,7 @@ _KNOWN = {*_SIZES, *_INNER, *(name for names in _ROLES.values() for name in name
 _TRAINING = re.compile(r"dropout|pdrop|^summary_|_token_id$|^use_cache$|initializer|aux_loss|^output_|pretraining_tp")
 _LAYER = re.compile(r"\.\d+\.")
 _NORM_BIAS = re.compile(r"(norm|ln)[^.]*\.bias$")
+_COMPUTED_HEAD_DIM = 'getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads'
 _PLAIN = (bool, int, float, str)
 
 
@@ -108,7 +109,7 @@ def _sizes(config: Any) -> dict[str, str]:
         "num_layers": "config.num_hidden_layers",
         "num_heads": "config.num_attention_heads",
         "num_kv_heads": "config.num_key_value_heads" if has_kv_heads else "config.num_attention_heads",
-        "head_dim": "config.head_dim" if has_head_dim else "config.hidden_size // config.num_attention_heads",
+        "head_dim": "config.head_dim" if has_head_dim else _COMPUTED_HEAD_DIM,
     }
 
 

@@ -35,11 +35,11 @@ def check_plugin(distribution: str, *, reference: str | None, only: Sequence[str
         as_json: for programs.
 
     Returns:
-        Whether none failed.
+        Whether none failed, and one passed at least: a plugin of which nothing could be checked is not right.
 
     Raises:
         InvalidSettingError: there is no such check, or no such class.
-        ConformanceError: the distribution is not installed, or serves nothing.
+        ConformanceError: the distribution is not installed, serves nothing, or does not say what it serves.
     """
     names = [check.name for check in CHECKS]
     unknown = [name for name in only if name not in names]
@@ -57,7 +57,7 @@ def check_plugin(distribution: str, *, reference: str | None, only: Sequence[str
                 console.print(_line(outcome))
     if not as_json:
         typer.echo(", ".join(f"{count} {answer}" for answer, count in counts.items()))
-    return not counts[Answer.failed]
+    return counts[Answer.passed] > 0 and not counts[Answer.failed]
 
 
 def _line(outcome: Outcome) -> Text:
@@ -76,10 +76,10 @@ def _named(reference: str) -> Any:
         sys.path.insert(0, "")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # the author's module may fail in any way
         raise InvalidSettingError(
             "there is no such reference implementation",
-            found=f"{reference} ({error})",
+            found=f"{reference} ({type(error).__name__}: {error})",
             allowed="module:Class",
             cure="For instance --reference my_package.reference:MyModelForCausalLM",
         ) from error
