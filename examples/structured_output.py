@@ -14,7 +14,7 @@ city = {
     "required": ["city", "country", "continent"],
     "additionalProperties": False,
 }
-question = [{"role": "user", "content": "Describe the city of Paris as JSON."}]
+question = [{"role": "user", "content": "Describe the city of Berlin as JSON."}]
 print(llm.chat(question, json_schema=city, temperature=0.0).text)
 print(llm.generate("World War II ended in the year ", regex="[0-9]{4}", temperature=0.0)[0].text)
 country = 'start: " France" | " Italy" | " Japan"'

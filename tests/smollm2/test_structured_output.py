@@ -88,5 +88,5 @@ def test_the_example():
     code = (ROOT / "examples/structured_output.py").read_text()
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     answer, regex, grammar = result.stdout.rstrip().rsplit("\n", 2)
-    assert json.loads(answer) == {"city": "Paris", "country": "France", "continent": "Europe"}
+    assert json.loads(answer) == {"city": "Berlin", "country": "Germany", "continent": "Europe"}
     assert (regex, grammar) == ("1945", " Japan")
