@@ -183,7 +183,7 @@ def test_without_copier_or_git_it_says_what_to_install(home, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(builtins, "__import__", without)
-        with pytest.raises(MissingDependencyError, match=r"pip install 'pipezoo\[author\]'"):
+        with pytest.raises(MissingDependencyError, match=r"pip install './registry\[author\]'"):
             NewPlugin(model_type="x").write(home / "x", is_asked=False)
     monkeypatch.setattr(repository.shutil, "which", lambda _: None)
     with pytest.raises(MissingDependencyError, match="Install git"):

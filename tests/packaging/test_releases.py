@@ -65,7 +65,7 @@ def test_a_release_builds_every_package():
     assert "for package in core registry plugins/*; do" in steps
     assert "cibuildwheel --output-dir dist kernels" in steps
     assert {*PACKAGES} == {ROOT / "core", ROOT / "registry", ROOT / "kernels", *(ROOT / "plugins").iterdir()}
-    assert jobs["publish"]["needs"] == ["packages", "kernels"]
+    assert jobs["publish"]["needs"] == ["tests", "packages", "kernels"]
     assert jobs["publish"]["permissions"] == {"id-token": "write"}
     assert not [line for line in steps.splitlines() if "password" in line or "TOKEN" in line]
 

@@ -23,7 +23,12 @@ def open_stream(server, **fields):
     """Sends a request, and returns the connection."""
     body = json.dumps({**LONG, **fields}).encode()
     connection = socket.create_connection(server.url.removeprefix("http://").split(":"))
-    lines = "POST /v1/completions HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(body)}"
+    lines = (
+        "POST /v1/completions HTTP/1.1",
+        "Host: localhost",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+    )
     connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
     return connection
 

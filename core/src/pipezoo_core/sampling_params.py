@@ -142,7 +142,7 @@ class SamplingParams(Settings):
     elsewhere: ClassVar[Mapping[str, str]] = _ELSEWHERE
 
     temperature: Annotated[float, Field(ge=0.0)] = 1.0
-    top_k: Annotated[int, Field(ge=-1, le=_MAX_NUM_TOKENS)] = 0
+    top_k: Annotated[int, Field(ge=-1)] = 0
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     min_p: _Probability = 0.0
     repetition_penalty: Annotated[float, Field(gt=0.0, le=1e3)] = 1.0

@@ -1,5 +1,6 @@
 """Tokenizers out of GGUF metadata, against transformers' conversion and against the algorithms written plainly."""
 
+import re
 import time
 from itertools import pairwise
 
@@ -108,7 +109,7 @@ def test_smollm2_is_built_fast(smollm2_metadata):
 
 
 def names_no_special_token(text):
-    return not any(token in text for token in ("<bos>", "<eos>", "<eot>"))
+    return re.search("<.*>", text, re.DOTALL) is None
 
 
 @given(text=(st.text() | st.text("helo w'sS12aé😀\n\r\t.,$/A")).filter(names_no_special_token))
