@@ -13,6 +13,7 @@ from pipezoo_core.errors import InvalidRequestError, shown
 __all__ = ["MAX_TOOLS", "Function", "Tools"]
 
 MAX_TOOLS = 128
+"""Most tools that a request may have."""
 _MAX_SIZE = 1 << 16  # characters of all descriptions and schemas
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _ALLOWED_NAMES = "at most 64 letters, digits, underscores and dashes"
