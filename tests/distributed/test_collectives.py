@@ -8,12 +8,13 @@ from itertools import product
 
 import pytest
 import torch
-from distributed.ranks import CPU, join, joined
+from distributed.ranks import CPU
 from torch._C._distributed_c10d import FileStore
 
 from pipezoo_core.distributed import DistributedGroup, Message, collectives, meeting
 from pipezoo_core.distributed.signals import SIGNAL_BUFFER_BYTES, Signals, can_signal
 from pipezoo_core.errors import InvalidSettingError, RankLostError
+from pipezoo_core.testing.ranks import join, joined
 
 pytestmark = pytest.mark.slow
 

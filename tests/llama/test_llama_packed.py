@@ -4,7 +4,6 @@ import logging
 
 import pytest
 import torch
-from distributed.ranks import joined
 from families import PROMPTS as IDS
 from families import expected_logits, load_gguf
 from gguf import GGMLQuantizationType as Type
@@ -18,6 +17,7 @@ from pipezoo.cli.info import tables
 from pipezoo_core.config import LinearName, LoRAConfig, SupportedEncoding
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.native import HUGE_PAGE, NativeKernels
+from pipezoo_core.testing.ranks import joined
 from pipezoo_core.weights import open_gguf
 from pipezoo_llama.plugin import pipezoo_architectures
 

@@ -12,7 +12,7 @@ import pluggy
 if TYPE_CHECKING:
     from pipezoo_core.architecture import SupportedArchitecture
 
-__all__ = ["API_VERSION", "ENTRY_POINT_GROUP", "PROJECT_NAME", "hookimpl", "hookspec"]
+__all__ = ["ACCEPTED_API_VERSIONS", "API_VERSION", "ENTRY_POINT_GROUP", "PROJECT_NAME", "hookimpl", "hookspec"]
 
 PROJECT_NAME = "pipezoo"
 """The name under which pluggy tells our hooks from those of other projects."""
@@ -21,8 +21,10 @@ ENTRY_POINT_GROUP = "pipezoo.plugins"
 """The group of entry points that the registry reads: `model_type` to the plugin's module."""
 
 API_VERSION = 2
-"""Version of the plugin contract. A plugin module states the one it was written for in its own `API_VERSION`;
-the current and the previous one are accepted."""
+"""Version of the plugin contract. A plugin module states the one it was written for in its own `API_VERSION`."""
+
+ACCEPTED_API_VERSIONS = (API_VERSION, API_VERSION - 1)
+"""Versions for which a plugin may have been written: the current and the previous one."""
 
 hookspec = pluggy.HookspecMarker(PROJECT_NAME)
 """Marks what is a hook: `pipezoo_architectures`."""

@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["GrammarCompiler", "TokenMatcher", "check_constraint", "check_min_properties"]
+__all__ = ["JSON_WHITESPACE", "GrammarCompiler", "TokenMatcher", "check_constraint", "check_min_properties"]
 
-# Between two tokens of JSON: nothing, a space, or a line break with an indent. Without a bound, a small model that has
-# begun to write spaces may never stop.
-_JSON_WHITESPACE = r"\x20|\n[\x20\t]{0,32}"
+JSON_WHITESPACE = r"\x20|\n[\x20\t]{0,32}"
+"""What may stand between two tokens of JSON: nothing, a space, or a line break with an indent. Without a bound, a small
+model that has begun to write spaces may never stop."""
+
 _MAX_SIZE = 1 << 17  # characters: a schema of thousands of names has fewer
 _END_OF_ANSWER = "<|pipezoo end of answer|>"
 _AS_IT_IS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
@@ -207,7 +208,7 @@ def _grammar(params: SamplingParams) -> str:
         if params.json_schema is not None:
             check_min_properties(json.loads(params.json_schema))
             return LLMatcher.grammar_from_json_schema(
-                params.json_schema, defaults={"whitespace_pattern": _JSON_WHITESPACE}
+                params.json_schema, defaults={"whitespace_pattern": JSON_WHITESPACE}
             )
         if params.regex is not None:
             if (len(params.regex) - len(params.regex.rstrip("\\"))) % 2:  # llguidance would drop it

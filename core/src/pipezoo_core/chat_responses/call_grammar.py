@@ -17,12 +17,11 @@ from typing import Any
 from pipezoo_core.chat_responses.call_form import CallForm
 from pipezoo_core.chat_responses.tools import Function
 from pipezoo_core.errors import InvalidGrammarError
-from pipezoo_core.structured_output import check_min_properties
+from pipezoo_core.structured_output import JSON_WHITESPACE, check_min_properties
 
 __all__ = ["call_grammar", "content_grammar"]
 
 _MAX_CALLS = 8
-_WHITESPACE = r"\x20|\n[\x20\t]{0,32}"
 _ANY = "/(?s:.*)/"
 _LINES = r"/\n{0,2}/"
 
@@ -171,4 +170,4 @@ def _schema(schema: Mapping[str, Any], whose: str) -> str:
         check_min_properties(schema)
     except ValueError as error:
         raise InvalidGrammarError(f"the schema of the {whose} cannot be used", found=error) from error
-    return json.dumps({**schema, "x-guidance": {"whitespace_pattern": _WHITESPACE}}, ensure_ascii=False)
+    return json.dumps({**schema, "x-guidance": {"whitespace_pattern": JSON_WHITESPACE}}, ensure_ascii=False)

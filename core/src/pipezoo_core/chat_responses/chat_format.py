@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipezoo_core.chat_responses.call_grammar import call_grammar, content_grammar
 from pipezoo_core.chat_responses.families import FAMILIES, Family
-from pipezoo_core.chat_responses.parser import ResponseParser
+from pipezoo_core.chat_responses.parser import REASONING_FIELDS, ResponseParser
 from pipezoo_core.chat_responses.response import ChatResponse
 from pipezoo_core.chat_responses.template import ResponseTemplate
 from pipezoo_core.chat_responses.told_tools import ToldTools
@@ -22,7 +22,6 @@ __all__ = ["ChatFormat"]
 
 _MAX_PROMPT = 1 << 16  # characters, of an answer that a prompt has begun
 _NO_TOOLS = Tools(given=(), functions=(), choice="none", may_call_several=False)
-_REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
 class ChatFormat:
@@ -129,7 +128,7 @@ class ChatFormat:
             InvalidGrammarError: llguidance cannot hold what a schema says.
         """
         open_field = self.parser(prompt=prompt).open_field
-        is_thinking = open_field in _REASONING
+        is_thinking = open_field in REASONING_FIELDS
         content_begin = "" if open_field == "content" else self.family.content_begin
         thoughts = self.family.thoughts if self._thinks or is_thinking else None
         if not tools.are_offered and content_schema is not None and open_field != "content":

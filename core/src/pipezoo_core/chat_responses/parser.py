@@ -19,10 +19,11 @@ from pipezoo_core.chat_responses.response import ChatResponse, ResponseDelta, To
 from pipezoo_core.chat_responses.template import Anchor, Field, ResponseTemplate
 from pipezoo_core.errors import UnsupportedTokenizerError
 
-__all__ = ["ResponseParser"]
+__all__ = ["REASONING_FIELDS", "ResponseParser"]
+
+REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")  # the names that templates have for thoughts
 
 _CALLS = "tool_calls"
-_REASONING = ("reasoning_content", "reasoning", "thinking")
 _KEPT = 4096
 
 Result = TypeVar("Result")
@@ -246,7 +247,7 @@ class ResponseParser:
     def _give_text(self, name: str, text: str) -> None:
         if name == "content":
             self._content.append(text)
-        elif name in _REASONING:
+        elif name in REASONING_FIELDS:
             self._reasoning.append(text)
 
     def _texts_of(self, field: Field) -> _Text:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pipezoo_core.hookspecs import API_VERSION, ENTRY_POINT_GROUP
+from pipezoo_core.hookspecs import ACCEPTED_API_VERSIONS, API_VERSION, ENTRY_POINT_GROUP
 from pipezoo_core.testing.failures import ConformanceError
 from pipezoo_core.testing.plugin_under_test import PluginUnderTest
 from pipezoo_core.testing.subject import Subject
@@ -63,11 +63,11 @@ def check_discovery(plugin: PluginUnderTest, subjects: Sequence[Subject]) -> Non
         )
     for name in plugin.claims:
         version = getattr(plugin.module(name), "API_VERSION", None)
-        if version not in (API_VERSION, API_VERSION - 1):
+        if version not in ACCEPTED_API_VERSIONS:
             raise ConformanceError(
                 f"{plugin.claims[name]} was not written for this version of pipezoo-core",
                 found="no API_VERSION" if version is None else f"API_VERSION = {version!r}",
-                allowed=(API_VERSION, API_VERSION - 1),
+                allowed=ACCEPTED_API_VERSIONS,
                 cure=f"Write API_VERSION = {API_VERSION} into that module.",
             )
 

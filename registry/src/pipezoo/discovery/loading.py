@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["load_architectures"]
 
-_ACCEPTED_API_VERSIONS = tuple(version for version in (hookspecs.API_VERSION, hookspecs.API_VERSION - 1) if version > 0)
-
 
 def load_architectures(distribution: str, module_name: str) -> tuple[SupportedArchitecture, ...]:
     """Returns what the plugin serves, at least one architecture.
@@ -58,11 +56,11 @@ def load_architectures(distribution: str, module_name: str) -> tuple[SupportedAr
 
 def _check_api_version(distribution: str, module: ModuleType) -> None:
     found = getattr(module, "API_VERSION", None)
-    if found not in _ACCEPTED_API_VERSIONS:
+    if found not in hookspecs.ACCEPTED_API_VERSIONS:
         raise IncompatiblePluginError(
             f"plugin {distribution!r} was not made for this version of pipezoo-core",
             found=f"no API_VERSION in {module.__name__}" if found is None else f"API_VERSION = {found!r}",
-            allowed=_ACCEPTED_API_VERSIONS,
+            allowed=hookspecs.ACCEPTED_API_VERSIONS,
             cure=how_to_mend(distribution),
         )
 

@@ -11,7 +11,7 @@ from pipezoo.serve.errors import FieldError
 from pipezoo.serve.fields.body import Body, Listed
 from pipezoo.serve.fields.message import MAX_MESSAGES
 from pipezoo.serve.fields.response_items import InputItem, messages_of
-from pipezoo.serve.fields.sampling import checked_params
+from pipezoo.serve.fields.sampling import ANY_OBJECT, checked_params
 from pipezoo.serve.fields.tools import read_tools
 from pipezoo_core.chat_responses import MAX_TOOLS, Tools
 from pipezoo_core.sampling_params import SamplingParams
@@ -19,7 +19,6 @@ from pipezoo_core.sampling_params import SamplingParams
 __all__ = ["ResponsesBody"]
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed", "cache_salt")
-_ANY_OBJECT = '{"type": "object"}'
 
 
 class ResponseTool(Body):
@@ -126,7 +125,7 @@ class ResponsesBody(Body):
                 found=f"the type {form.type!r}",
             )
         if form is not None and form.type == "json_object":
-            settings["json_schema"] = _ANY_OBJECT
+            settings["json_schema"] = ANY_OBJECT
         elif form is not None and form.type == "json_schema":
             if form.schema_ is None:
                 raise FieldError("text.format.schema", "the schema is not given")

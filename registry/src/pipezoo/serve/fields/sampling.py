@@ -12,12 +12,12 @@ from pipezoo.serve.fields.body import Body, Listed, check_size
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.sampling_params import SamplingParams
 
-__all__ = ["JSONSchemaFormat", "ResponseFormat", "SamplingFields", "StructuredOutputs", "checked_params"]
+__all__ = ["ANY_OBJECT", "JSONSchemaFormat", "ResponseFormat", "SamplingFields", "StructuredOutputs", "checked_params"]
 
 _RENAMED = {"min_tokens": "min_new_tokens"}
 _TokenID = Annotated[int, Field(ge=0, lt=2**31)]
 _MAX_BIASES = 4096  # before each of them is looked at
-_ANY_OBJECT = '{"type": "object"}'
+ANY_OBJECT = '{"type": "object"}'
 
 
 def _few_biases(value: object) -> object:
@@ -50,7 +50,7 @@ class ResponseFormat(Body):
                 "response_format", "'json_schema' goes with the type 'json_schema', and with no other", found=self.type
             )
         if self.json_schema is None:
-            return {"json_schema": _ANY_OBJECT} if self.type == "json_object" else {}
+            return {"json_schema": ANY_OBJECT} if self.type == "json_object" else {}
         if self.json_schema.schema_ is None:
             raise FieldError("response_format.json_schema.schema", "the schema is not given")
         return {"json_schema": self.json_schema.schema_}
@@ -71,7 +71,7 @@ class StructuredOutputs(Body):
         if "json_" in found:
             found["json_schema"] = found.pop("json_")
         if found.pop("json_object", False):
-            found["json_schema"] = found.get("json_schema", _ANY_OBJECT)
+            found["json_schema"] = found.get("json_schema", ANY_OBJECT)
         return found
 
 
