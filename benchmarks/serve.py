@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import signal
 import sys
@@ -72,12 +73,10 @@ def over_http(model: str) -> float:
     with servers.running("pipezoo", model) as port:
         asyncio.run(client.ask(port, workload.at_once(4, seed=-1)))
         requests = workload.at_once(servers.STREAMS, seed=0)
-        start = time.perf_counter()
         answers = asyncio.run(client.ask(port, requests))
-        seconds = time.perf_counter() - start - 0.1  # which `ask` waits before it begins
     if failures := {answer.error for answer in answers if answer.error}:
         raise compare.UnavailableError(min(failures))
-    return sum(answer.num_tokens for answer in answers) / seconds
+    return figures_of(requests, answers, first=math.inf, after=math.inf)["tok/s"]
 
 
 def in_process(model: str) -> float:

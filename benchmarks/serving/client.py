@@ -50,18 +50,18 @@ class Answer:
         return [later - earlier for earlier, later in itertools.pairwise(self.pieces)]
 
 
-async def ask(port: int, requests: list[Request], model: str = "model") -> list[Answer]:
+async def ask(port: int, requests: list[Request]) -> list[Answer]:
     """Sends each request when it is due, over a connection of its own."""
     begin = time.perf_counter() + 0.1
-    return await asyncio.gather(*(_ask(port, request, model, begin + request.start) for request in requests))
+    return await asyncio.gather(*(_ask(port, request, begin + request.start) for request in requests))
 
 
-async def _ask(port: int, request: Request, model: str, due: float) -> Answer:
+async def _ask(port: int, request: Request, due: float) -> Answer:
     await asyncio.sleep(due - time.perf_counter())
     answer = Answer()
     try:
         async with asyncio.timeout(SECONDS):
-            await _read(port, request, model, due, answer)
+            await _read(port, request, due, answer)
     except (OSError, TimeoutError, ValueError) as error:
         answer.error = f"{type(error).__name__}: {error}"
     answer.end = time.perf_counter() - due
@@ -70,10 +70,10 @@ async def _ask(port: int, request: Request, model: str, due: float) -> Answer:
     return answer
 
 
-async def _read(port: int, request: Request, model: str, due: float, answer: Answer) -> None:
+async def _read(port: int, request: Request, due: float, answer: Answer) -> None:
     body = json.dumps(
         {
-            "model": model,
+            "model": "model",
             "prompt": request.prompt,
             "max_tokens": request.num_tokens,
             "temperature": 0.0,

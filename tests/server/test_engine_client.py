@@ -11,7 +11,7 @@ from pipezoo.serve.errors import EngineLostError, QueueFullError, ServerClosingE
 from pipezoo_core.errors import InvalidRequestError
 from pipezoo_core.sampling_params import SamplingParams
 
-COUNTS = Counts(*[0] * 8)
+COUNTS = Counts(*[0] * 7)
 
 
 class Child:

@@ -233,6 +233,8 @@ class TextGenerationOutput:
     @classmethod
     def joined(cls, pieces: Sequence[TextGenerationOutput]) -> TextGenerationOutput:
         """Joins the pieces of one request, at least one, in their order."""
+        if len(pieces) == 1:
+            return pieces[0]
         logged = [piece.log_probabilities for piece in pieces if piece.log_probabilities is not None]
         return replace(
             pieces[-1],

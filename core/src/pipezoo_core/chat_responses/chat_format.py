@@ -9,7 +9,7 @@ from pipezoo_core.chat_responses.call_grammar import call_grammar, content_gramm
 from pipezoo_core.chat_responses.families import FAMILIES, Family
 from pipezoo_core.chat_responses.parser import REASONING_FIELDS, ResponseParser
 from pipezoo_core.chat_responses.response import ChatResponse
-from pipezoo_core.chat_responses.template import ResponseTemplate
+from pipezoo_core.chat_responses.template import Anchor, ResponseTemplate
 from pipezoo_core.chat_responses.told_tools import ToldTools
 from pipezoo_core.chat_responses.tools import Tools
 from pipezoo_core.errors import InvalidRequestError
@@ -53,10 +53,11 @@ class ChatFormat:
         self._template = ResponseTemplate.from_dict(own)
         self._told = ToldTools(chat_template, self.family)
         self._thinks = self.family.thoughts is not None and self.family.thoughts[0] in chat_template
-        self._special_tokens = special_tokens or {}
-        self._added_tokens = self._special_tokens if added_tokens is None else added_tokens
+        special = special_tokens or {}
+        self._added_tokens = special if added_tokens is None else added_tokens
         marks = _texts(own)
-        self._marks_are_special = any(token in text for token in self._special_tokens for text in marks)
+        marks_are_special = any(token in text for token in special for text in marks)
+        self._dropped = Anchor(literals=[*special]) if marks_are_special else None
 
     @classmethod
     def of(cls, delegate: PreTrainedTokenizerBase, special_texts: Mapping[int, str]) -> ChatFormat:
@@ -83,7 +84,7 @@ class ChatFormat:
     @property
     def needs_special_tokens(self) -> bool:
         """Whether an answer has to be decoded with its special tokens, because its parts are marked by some."""
-        return self._marks_are_special
+        return self._dropped is not None
 
     @property
     def told(self) -> ToldTools:
@@ -104,7 +105,7 @@ class ChatFormat:
             self._template,
             prompt=prompt[-_MAX_PROMPT:],
             tools=tools.given if tools.are_offered else None,
-            dropped=self._special_tokens if self._marks_are_special and drops_special_tokens else (),
+            dropped=self._dropped if drops_special_tokens else None,
         )
 
     def response(self, text: str, tools: Tools = _NO_TOOLS, *, prompt: str = "") -> ChatResponse:

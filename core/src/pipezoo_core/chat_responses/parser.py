@@ -11,7 +11,7 @@ By a template with `<think>`, `</think>` and `<tool_call>`, for which tools are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pipezoo_core.chat_responses.calls import CallReader, new_reader
@@ -68,7 +68,7 @@ class ResponseParser:
         template: how the model marks the parts of its answers.
         prompt: the text that the answer continues. It may have opened a field, such as the reasoning.
         tools: what the model may call, a function's schema each; None leaves calls in the content.
-        dropped: texts of special tokens, which are no content; those that are marks still are marks.
+        dropped: the special tokens, which are no content; those that are marks still are marks. None keeps them.
     """
 
     def __init__(
@@ -77,11 +77,11 @@ class ResponseParser:
         *,
         prompt: str = "",
         tools: Sequence[Mapping[str, Any]] | None = None,
-        dropped: Collection[str] = (),
+        dropped: Anchor | None = None,
     ) -> None:
         self._template = template
         self._fields = [field for field in template.fields if field.name != _CALLS]
-        self._dropped = Anchor(literals=[*dropped]) if dropped else None
+        self._dropped = dropped
         self._properties = _properties(tools or ())
         self._text = ""
         self._place = 0

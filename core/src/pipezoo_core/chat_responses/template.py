@@ -6,7 +6,7 @@ is read. Checkpoints bring theirs in tokenizer_config.json; `families` has ours 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -49,11 +49,6 @@ class Anchor:
             self._regex = regex.compile(pattern, regex.DOTALL)
         except regex.error as error:
             raise ValueError(f"{pattern!r} is no expression: {error}") from error
-
-    @property
-    def names(self) -> Collection[str]:
-        """The named groups of the expression."""
-        return self._regex.groupindex.keys()
 
     def find(self, text: str, start: int, *, is_whole: bool) -> Any | None:
         """Returns the first match from a place on, or None.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -22,7 +21,7 @@ from pipezoo_core.layers.norm import LayerNorm, RMSNorm
 from pipezoo_core.layers.quantized import GROUP, QuantizedProduct
 from pipezoo_core.layers.rotary import RotaryEmbedding
 from pipezoo_core.layers.router import Router
-from pipezoo_core.layers.stored import StoredWeight
+from pipezoo_core.layers.stored import StoredWeight, runs_of_parts
 from pipezoo_core.layers.stored_product import StoredProduct
 from pipezoo_core.native import HUGE_PAGE, Form, NativeKernels
 
@@ -122,12 +121,7 @@ def _joined(name: LinearName, layer: Linear, form: Form, kernels: NativeKernels)
     if len(products) == 1:
         return products[0]
     assert isinstance(layer, ColumnParallelLinear)
-    ends, sizes = list(accumulate(counts)), list(zip(accumulate(layer.sizes), layer.sizes, strict=True))
-    in_runs = [
-        [size for end, size in sizes if run_end - count < end <= run_end]
-        for run_end, count in zip(ends, counts, strict=True)
-    ]
-    return JoinedProduct(products, in_runs)
+    return JoinedProduct(products, runs_of_parts(layer.stored, layer.sizes))
 
 
 def _of_stored(

@@ -96,8 +96,8 @@ class GatedMLP(nn.Module):
         if self._gated is not None:
             return self.down_proj(self._gated(x_TH))
         if self._kernels is None or self.native_activation is None:
-            is_apart = len(self.gate_up_proj.merged.stored) > 1  # the fallback's is one part, of a fused weight
-            gate, up = self.gate_up_proj(x_TH) if is_apart else self.gate_up_proj.merged(x_TH).chunk(2, dim=-1)
+            parts = self.gate_up_proj(x_TH)
+            gate, up = parts if len(parts) == 2 else parts[0].chunk(2, dim=-1)  # one in the fallback, of a fused weight
             return self.down_proj(self._let_through(gate, up))
         return self.down_proj(self._kernels.gated(self.gate_up_proj.merged(x_TH), self.native_activation))
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from pipezoo_core.native import Packing, packed_bytes
 
-__all__ = ["StoredType", "StoredWeight"]
+__all__ = ["StoredType", "StoredWeight", "runs_of_parts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +57,19 @@ class StoredWeight:
         """The bytes of the weight when it is packed; its rows may be on the meta device."""
         assert self.type.packing is not None
         return packed_bytes(self.shape, self.type.packing)
+
+
+def runs_of_parts(stored: Sequence[StoredWeight], sizes: Sequence[int]) -> list[list[int]]:
+    """Returns for each run of rows the sizes of the parts that it holds.
+
+    Args:
+        stored: runs that follow each other.
+        sizes: rows of each part, in the same order; no part lies in two runs.
+    """
+    rest, found = iter(sizes), []
+    for weight in stored:
+        parts: list[int] = []
+        while sum(parts) < len(weight.rows):
+            parts.append(next(rest))
+        found.append(parts)
+    return found

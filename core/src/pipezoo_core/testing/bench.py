@@ -42,13 +42,19 @@ class Bench:
         self._reference = reference
         self._write_gguf = write_gguf
         self._subjects: dict[str, Subject] = {}
+        self._plugin: PluginUnderTest | None = None
 
     def plugin(self, configs: Configs) -> PluginUnderTest:
-        """Returns the plugin that is checked.
+        """Returns the plugin that is checked, the same for all configs.
 
         Raises:
             ConformanceError: none or several serve the configs, or there are no configs.
         """
+        if self._plugin is None:
+            self._plugin = self._found(configs)
+        return self._plugin
+
+    def _found(self, configs: Configs) -> PluginUnderTest:
         if self._distribution is not None:
             return PluginUnderTest.of_distribution(self._distribution)
         first = next(iter(configs.items()), None)

@@ -20,7 +20,7 @@ from pipezoo_core.testing.plugin_under_test import PluginUnderTest
 from pipezoo_core.testing.reference import reference_logits
 from pipezoo_core.testing.steps import logits_of
 from pipezoo_core.testing.subject import Subject
-from pipezoo_core.testing.weight_map import weight_map
+from pipezoo_core.testing.weight_map import is_among, weight_map
 
 __all__ = ["check_lora"]
 
@@ -81,7 +81,7 @@ def _adaptable(subject: Subject) -> list[str]:
         for name, layer in subject.reference.named_modules()
         if _is_linear(layer)
         and layer.get_parameter("weight").data_ptr() in subject.of_text
-        and not any(_is_same(layer.get_parameter("weight"), weight) for weight in fixed)
+        and not is_among(layer.get_parameter("weight"), fixed)
     ]
 
 
@@ -90,10 +90,6 @@ def _takes_none(subject: Subject, name: str) -> bool:
 
     path, layers = name.rpartition(".")[0], dict(subject.outline.named_modules(remove_duplicate=False))
     return isinstance(layers.get(path), LMHead | Router | VocabParallelEmbedding)
-
-
-def _is_same(weight: Tensor, other: Tensor) -> bool:
-    return weight.shape == other.shape and torch.equal(weight, other)
 
 
 def _is_linear(layer: nn.Module) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pipezoo_core.testing.failures import ConformanceError
 
-__all__ = ["make_reference", "reference_logits", "save_reference", "weights_of_text"]
+__all__ = ["make_reference", "quietly", "reference_logits", "save_reference", "weights_of_text"]
 
 _SPREAD = 0.2  # of weights: large enough that every one shows in the logits
 
@@ -94,7 +94,7 @@ def _is_uniform(tensor: Tensor) -> bool:
 @torch.enable_grad()
 def weights_of_text(model: nn.Module, tokens: list[int]) -> set[int]:
     """Returns the addresses of the parameters that logits of text depend on: a part that sees images has others."""
-    with _quietly():
+    with quietly():
         output = model(torch.tensor([tokens], dtype=torch.int64, device="cpu"))
     getattr(output, "logits", output).sum().backward()
     used = {parameter.data_ptr() for parameter in model.parameters() if parameter.grad is not None}
@@ -105,14 +105,14 @@ def weights_of_text(model: nn.Module, tokens: list[int]) -> set[int]:
 @torch.no_grad()
 def reference_logits(model: nn.Module, tokens: list[int]) -> Tensor:
     """Returns the logits [S, V] of a request's tokens, in float32."""
-    with _quietly():
+    with quietly():
         output = model(torch.tensor([tokens], dtype=torch.int64, device="cpu"))
     logits: Tensor = getattr(output, "logits", output)
     return logits[0].float()
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Keeps to itself what transformers says while it works: of the reference, which nobody asked about."""
     from transformers.utils import logging
 
@@ -139,7 +139,7 @@ def save_reference(model: nn.Module, config: Mapping[str, Any], folder: Path, **
         settings: of transformers' `save_pretrained`.
     """
     if hasattr(model, "save_pretrained"):
-        with _quietly():
+        with quietly():
             save: Any = model.save_pretrained
             save(folder, **settings)
         return

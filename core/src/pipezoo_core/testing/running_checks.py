@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipezoo_core.config import AttentionName, Capability, KVCacheConfig, LinearName, SupportedEncoding
 from pipezoo_core.decoder import DecoderPipelineModel
@@ -142,7 +142,7 @@ def check_memory_plan(plugin: PluginUnderTest, subjects: Sequence[Subject]) -> N
         assert isinstance(loaded, DecoderPipelineModel)
         assert isinstance(loaded.module, nn.Module)
         planned = model.estimate_weights_size(subject.planned(**settings))
-        taken = _size_of({parameter.data_ptr(): parameter for parameter in loaded.module.parameters()}.values())
+        taken = sum({parameter.data_ptr(): parameter.nbytes for parameter in loaded.module.parameters()}.values())
         if planned < taken:
             raise ConformanceError(
                 f"config {subject.name!r}: the memory plan counts too few weights",
@@ -167,8 +167,3 @@ def check_memory_plan(plugin: PluginUnderTest, subjects: Sequence[Subject]) -> N
                 cure="A layer that makes more tensors than those of core says so: see Estimable in "
                 "pipezoo_core/layers/alive.py.",
             )
-
-
-def _size_of(tensors: object) -> int:
-    assert hasattr(tensors, "__iter__")
-    return sum(tensor.numel() * tensor.itemsize for tensor in tensors if isinstance(tensor, Tensor))

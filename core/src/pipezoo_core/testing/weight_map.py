@@ -12,7 +12,7 @@ from pipezoo_core.config import WeightsFormat
 from pipezoo_core.testing.subject import Subject
 from pipezoo_core.weights import LazyTensor
 
-__all__ = ["unread_tensors", "weight_map"]
+__all__ = ["is_among", "unread_tensors", "weight_map"]
 
 
 def weight_map(subject: Subject) -> dict[str, set[str]]:
@@ -44,11 +44,12 @@ def unread_tensors(subject: Subject, sources: Mapping[str, set[str]]) -> list[st
     return [
         name
         for name in sorted(weights.keys() - read)
-        if weights[name].dtype.is_floating_point and not _is_among(weights[name].load(), copies)
+        if weights[name].dtype.is_floating_point and not is_among(weights[name].load(), copies)
     ]
 
 
-def _is_among(tensor: Tensor, others: list[Tensor]) -> bool:
+def is_among(tensor: Tensor, others: list[Tensor]) -> bool:
+    """Whether one of several tensors has the same shape and numbers."""
     return any(other.shape == tensor.shape and torch.equal(other, tensor) for other in others)
 
 

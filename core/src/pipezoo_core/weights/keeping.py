@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipezoo_core.layers.embedding import Embedding
 from pipezoo_core.layers.linear import ColumnParallelLinear, Linear, MergedLinear
 from pipezoo_core.layers.stored import StoredType, StoredWeight
 from pipezoo_core.native import MemoryPool
 
-__all__ = ["Kept", "keep_outline", "kept_layers", "places_of_parts", "stored_runs"]
+__all__ = ["Kept", "keep_outline", "kept_layers", "stored_runs"]
 
 Kept = Mapping["Linear | Embedding", Sequence[str]]
 """Layers that have a file's rows in place of a weight, with the names of the tensors that these are, in their order."""
@@ -84,19 +84,6 @@ def stored_runs(
             rows = memory.empty(shape, torch.uint8)
         found.append(StoredWeight(type_, rows))
     return found
-
-
-def places_of_parts(stored: Sequence[StoredWeight], sizes: Sequence[int]) -> list[Tensor]:
-    """Returns where each part's rows belong in such memory."""
-    places: list[Tensor] = []
-    rest = list(sizes)
-    for weight in stored:
-        at = 0
-        while at < len(weight.rows):
-            size = rest.pop(0)
-            places.append(weight.rows[at : at + size])
-            at += size
-    return places
 
 
 def _sizes(layer: Linear | Embedding, names: Sequence[str]) -> Sequence[int]:

@@ -17,10 +17,10 @@ from pipezoo_core.layers.embedding import Embedding, LMHead
 from pipezoo_core.layers.linear import Linear, MergedLinear
 from pipezoo_core.layers.precision import float32_parameters, set_dtype
 from pipezoo_core.layers.split import Shard, Shardable, shard_module
-from pipezoo_core.layers.stored import StoredType
+from pipezoo_core.layers.stored import StoredType, runs_of_parts
 from pipezoo_core.native import MemoryPool
 from pipezoo_core.weights.base import LazyTensor
-from pipezoo_core.weights.keeping import Kept, kept_layers, places_of_parts, stored_runs
+from pipezoo_core.weights.keeping import Kept, kept_layers, stored_runs
 from pipezoo_core.weights.progress import report_weights
 
 __all__ = ["load_module"]
@@ -116,7 +116,8 @@ def _keep(
         sizes = [source.shape[0] for source in sources]
         runs = stored_runs(types, sizes, layer.weight.shape[1], memory)
         layer.keep(runs)
-        places += zip(sources, places_of_parts(runs, sizes), strict=True)
+        of_runs = zip(runs, runs_of_parts(runs, sizes), strict=True)
+        places += zip(sources, [rows for run, parts in of_runs for rows in run.rows.split(parts)], strict=True)
     return places
 
 

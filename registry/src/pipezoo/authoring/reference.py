@@ -10,7 +10,6 @@ import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 from pipezoo_core.errors import InvalidSettingError, PipezooError, UnsupportedModelError, shown
@@ -56,7 +55,9 @@ def reference_of(model_type: str) -> dict[str, Any]:
             found=model_type,
             cure=f"Did you mean {near[0]!r}?" if near else "Leave it out to start from a config class of your own.",
         )
-    with _quiet():
+    from pipezoo_core.testing.reference import quietly
+
+    with quietly():
         try:
             return _described(MODELS[model_type], CONFIG_MAPPING[model_type])
         except PipezooError:
@@ -155,16 +156,3 @@ def _weights(architecture: str, config: Any) -> tuple[dict[str, str], str | None
     except Exception as error:  # a model's own code, with a config that nobody may ever have made a model of
         return {}, shown(f"{type(error).__name__}: {error}").replace("\\", "/")
     return {_LAYER.sub(".*.", name): str(list(value.shape)) for name, value in model.named_parameters()}, None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps transformers from warning of its own defaults."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)

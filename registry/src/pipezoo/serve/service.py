@@ -74,7 +74,13 @@ class Service:
         return self.model
 
     async def outputs(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams, lora: str | None, *, arrival_time: float
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        lora: str | None,
+        *,
+        arrival_time: float,
+        is_whole: bool = False,
     ) -> AsyncGenerator[tuple[int, TextGenerationOutput]]:
         """Answers prompts at the same time, and yields what is new, with the number of the prompt.
 
@@ -83,6 +89,7 @@ class Service:
             params: complete settings, of all of them.
             lora: name of the adapter; None takes the model as it is.
             arrival_time: when the client asked, by `time.monotonic`.
+            is_whole: whether nothing is wanted of a prompt before all its answers have ended.
 
         Raises:
             QueueFullError: too many answers wait.
@@ -92,7 +99,9 @@ class Service:
         async with aclosing(
             _merged(
                 [
-                    self.engine.answers(new_request_id(), prompt, params, lora=lora, arrival_time=arrival_time)
+                    self.engine.answers(
+                        new_request_id(), prompt, params, lora=lora, arrival_time=arrival_time, is_whole=is_whole
+                    )
                     for prompt in prompts
                 ]
             )
@@ -106,11 +115,11 @@ class Service:
     async def whole_outputs(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams, lora: str | None, *, arrival_time: float
     ) -> list[list[TextGenerationOutput]]:
-        """Returns for each prompt all its answers. Takes and raises what `outputs` does."""
+        """Returns for each prompt all its answers. Takes what `outputs` does, but `is_whole`, and raises the same."""
         pieces: Mapping[tuple[int, int], list[TextGenerationOutput]] = {
             (number, index): [] for number in range(len(prompts)) for index in range(params.n)
         }
-        async with aclosing(self.outputs(prompts, params, lora, arrival_time=arrival_time)) as outputs:
+        async with aclosing(self.outputs(prompts, params, lora, arrival_time=arrival_time, is_whole=True)) as outputs:
             async for number, output in outputs:
                 pieces[number, output.index].append(output)
         joined = {key: TextGenerationOutput.joined(of_answer) for key, of_answer in pieces.items()}

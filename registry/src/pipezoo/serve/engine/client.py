@@ -209,6 +209,7 @@ class EngineClient:
         *,
         lora: str | None,
         arrival_time: float,
+        is_whole: bool = False,
     ) -> AsyncGenerator[list[TextGenerationOutput]]:
         """Answers a prompt and yields what is new, as fast as it is taken. One that is closed early is cancelled.
 
@@ -218,6 +219,7 @@ class EngineClient:
             params: complete settings.
             lora: name of the adapter; None takes the model as it is.
             arrival_time: when the client asked, by `time.monotonic`.
+            is_whole: see `Feed`.
 
         Yields:
             One output for each answer that went on; one that failed has the error.
@@ -231,7 +233,7 @@ class EngineClient:
         assert self._child is not None, "the engine is ready"
         settings = params.given(SamplingParams)
         self._child.send(Generate(request_id, [*prompt], settings, lora, arrival_time))  # if it fails, nothing is left
-        feed = self._feeds[request_id] = Feed(params.n)
+        feed = self._feeds[request_id] = Feed(params.n, is_whole=is_whole)
         self._num_answers += params.n
         try:
             for observer in self.observers:

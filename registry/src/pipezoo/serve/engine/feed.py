@@ -18,10 +18,12 @@ class Feed:
 
     Args:
         num_answers: how many answers the request has.
+        is_whole: whether its reader wants nothing before all of them have ended, or one has failed.
     """
 
-    def __init__(self, num_answers: int) -> None:
+    def __init__(self, num_answers: int, *, is_whole: bool = False) -> None:
         self._num_left = num_answers
+        self._is_whole = is_whole
         self._pieces: dict[int, list[TextGenerationOutput]] = {}
         self._error: Exception | None = None
         self._is_news = asyncio.Event()
@@ -43,7 +45,8 @@ class Feed:
         if len(pieces) > _MAX_PIECES:
             pieces[:] = [TextGenerationOutput.joined(pieces)]
         self._num_left -= output.is_done
-        self._is_news.set()
+        if not self._is_whole or self._num_left == 0 or output.error is not None:
+            self._is_news.set()
 
     def fail(self, error: Exception) -> None:
         """Ends the request; its reader gets the error behind what was there before."""

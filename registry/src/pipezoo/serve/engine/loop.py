@@ -180,5 +180,4 @@ def counts_of(pipeline: TextGenerationPipeline) -> Counts:
         num_preemptions=scheduler.num_preemptions,
         num_prefix_queries=sum(each.prompt_tokens for each in metrics),
         num_prefix_hits=sum(each.prefix_hit_tokens for each in metrics),
-        num_evicted_pages=sum(each.evicted_pages for each in metrics),
     )

@@ -97,7 +97,6 @@ class Counts(msgspec.Struct, frozen=True):
         num_preemptions: since the load.
         num_prefix_queries: tokens of prompts that were looked for in the prefix cache, since the load.
         num_prefix_hits: those that were there.
-        num_evicted_pages: idle pages whose contents were given up, since the load.
     """
 
     num_running: int
@@ -107,7 +106,6 @@ class Counts(msgspec.Struct, frozen=True):
     num_preemptions: int
     num_prefix_queries: int
     num_prefix_hits: int
-    num_evicted_pages: int
 
 
 class Loading(msgspec.Struct, frozen=True, tag=True):

@@ -23,7 +23,7 @@ _VALID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 class RequestIDs:
     """Gives each request the name that it brings, if that is short and plain, or a new one, and logs how it ended.
 
-    `request.state.request_id` has it. Nothing of a request's body is logged.
+    `current_request` has it. Nothing of a request's body is logged.
 
     Args:
         app: what is behind.
@@ -40,9 +40,9 @@ class RequestIDs:
         headers = Headers(scope=scope)
         given = headers.get(_HEADER, "")
         request_id = given if _VALID.fullmatch(given) else new_request_id()
-        scope.setdefault("state", {})["request_id"] = request_id
+        path = _plain(scope["path"])
         traced = {name: headers[name] for name in _TRACED if name in headers}
-        current_request.set(CurrentRequest(request_id, _plain(scope["path"]), traced))
+        current_request.set(CurrentRequest(request_id, path, traced))
         status, begin = 0, time.monotonic()
 
         async def send_named(message: Message) -> None:
@@ -56,7 +56,6 @@ class RequestIDs:
             await self._app(scope, receive, send_named)
         finally:
             seconds = time.monotonic() - begin
-            path = _plain(scope["path"])
             fields = {
                 "request_id": request_id,
                 "method": scope["method"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import NotRequired
 
 from typing_extensions import TypedDict
@@ -166,24 +166,29 @@ class _ChoiceWriter:
         self._wishes = wishes
         self._tokenizer = tokenizer
         self._decode = partial(tokenizer.decode, skip_special_tokens=wishes.skip_special_tokens)
-        self._push = Detokenizer(self._decode, prompt_tokens=prompt.tokens).push
         self._length = 0
         self._has_begun = False
+
+    @cached_property
+    def _push(self) -> Callable[[int], str]:
+        return Detokenizer(self._decode, prompt_tokens=self._prompt.tokens).push
 
     def choice(self, output: TextGenerationOutput) -> CompletionChoice:
         before, own = positions_of(output, self._prompt.tokens)
         logs = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
         is_first, self._has_begun = not self._has_begun, True
+        has_logs = self._wishes.num_logprobs is not None
         text = output.text
         if is_first and self._wishes.echo:
             text = self._prompt_text() + text
-            self._log_prompt(logs, before)
-        if self._wishes.num_tokens:
+            if has_logs:
+                self._log_prompt(logs, before)
+        if has_logs and self._wishes.num_tokens:
             self._log(logs, own, self._push)
         choice = CompletionChoice(
             index=self._index,
             text=text,
-            logprobs=logs if self._wishes.num_logprobs is not None and logs["tokens"] else None,
+            logprobs=logs if logs["tokens"] else None,
             finish_reason=output.finish_reason,
             stop_reason=output.stop_reason,
         )
@@ -207,8 +212,7 @@ class _ChoiceWriter:
 
     def _log(self, logs: CompletionLogprobs, positions: Sequence[Position], push: Callable[[int], str]) -> None:
         count = self._wishes.num_logprobs
-        if count is None:
-            return
+        assert count is not None, "log probabilities are wanted"
         for position in positions:
             logs["tokens"].append(position.text)
             logs["token_logprobs"].append(position.logprob)

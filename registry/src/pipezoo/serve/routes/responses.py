@@ -82,7 +82,7 @@ class _Answer:
 
 
 def _echoed(body: ResponsesBody, chat: PreparedChat) -> dict[str, Any]:
-    given = body.model_dump(by_alias=True, exclude_none=True)
+    given = body.model_dump(by_alias=True, exclude_none=True, include={"text", "tool_choice", "tools"})
     return {
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
