@@ -217,7 +217,7 @@ class CollectedCalls:
         """The close is looked for in all of the text."""
         return False
 
-    def feed(self, text: str) -> tuple[int, list[ToolCallDelta]]:  # noqa: ARG002
+    def feed(self, text: str) -> tuple[int, list[ToolCallDelta]]:  # noqa: ARG002 - other readers take it
         """Takes nothing."""
         return 0, []
 

@@ -94,7 +94,7 @@ class RequestDriver:
         if not outputs and self._running:
             try:
                 self._engine.advance(next(iter(self._running.values())).call)
-            except Exception as error:
+            except Exception as error:  # whatever a step failed of, its requests have to end
                 outputs = self._all_failed(error)
             outputs += self._taken()
         return outputs

@@ -79,7 +79,7 @@ class PluginUnderTest:
             )
         try:
             return importlib.import_module(self.claims[name])
-        except Exception as error:
+        except Exception as error:  # the plugin's own code may fail in any way
             raise ConformanceError(
                 f"the module {self.claims[name]} of {self.distribution} cannot be imported",
                 found=f"{type(error).__name__}: {error}",
@@ -100,7 +100,7 @@ class PluginUnderTest:
             )
         try:
             found = hook()
-        except Exception as error:
+        except Exception as error:  # likewise
             raise ConformanceError(
                 f"pipezoo_architectures() of {self.claims[name]} does not answer",
                 found=f"{type(error).__name__}: {error}",

@@ -36,7 +36,7 @@ def make_reference(config: Mapping[str, Any], model_class: Callable[[Any], nn.Mo
         model = _of_transformers(config) if model_class is None else _of_class(config, model_class)
     except ConformanceError:
         raise
-    except Exception as error:
+    except Exception as error:  # the author's own class, or transformers' with sizes that do not go together
         raise ConformanceError(
             "the reference implementation cannot be made of a config",
             found=f"{type(error).__name__}: {error}",

@@ -131,7 +131,7 @@ class EngineLoop:
             request = TextGenerationRequest(
                 prompt=message.prompt, sampling_params=params, lora=message.lora, request_id=message.request_id
             )
-        except Exception as error:
+        except Exception as error:  # is the request's, and no other's
             self._failed.append(TextGenerationOutput.failed(message.request_id, error))
             return
         if params.constraint is None and not params.bad_words:
@@ -163,7 +163,7 @@ class EngineLoop:
 def _finished(number: int, work: Callable[[], None]) -> _Finished:
     try:
         work()
-    except Exception as error:
+    except Exception as error:  # is told to who asked for it
         return _Finished(number, error)
     return _Finished(number, None)
 

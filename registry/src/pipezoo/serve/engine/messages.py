@@ -180,13 +180,13 @@ ToServer: TypeAlias = Loading | LoadFailed | Ready | Steps | Done
 def _encode_other(value: object) -> dict[str, Any]:
     if isinstance(value, BaseException):
         return encode_error(value)
-    raise NotImplementedError(type(value).__name__)
+    raise NotImplementedError(type(value).__name__)  # what msgspec wants of a hook
 
 
 def _decode_other(kind: type, value: Any) -> object:
     if issubclass(kind, BaseException):
         return decode_error(value)
-    raise NotImplementedError(kind.__name__)
+    raise NotImplementedError(kind.__name__)  # likewise
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_encode_other)

@@ -32,7 +32,7 @@ def main() -> None:
     """Loads the model that the first message names, and serves. An error ends the process, whatever threads it has."""
     try:
         _serve()
-    except Exception:
+    except Exception:  # threads that still work would keep the process, and its socket, alive
         traceback.print_exc()
         os._exit(1)
 
@@ -73,7 +73,7 @@ def _load(message: Load, channel: Channel) -> TextGenerationPipeline:
     try:
         with observed_weights(report):
             return registry.load(message.model, **message.settings)
-    except Exception as error:
+    except Exception as error:  # is told to the server's process, which says it
         if not isinstance(error, PipezooError):
             traceback.print_exc()
         channel.send(encode(LoadFailed(error, list(getattr(error, "__notes__", [])))))

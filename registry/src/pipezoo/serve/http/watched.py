@@ -71,7 +71,7 @@ class JSONAnswer(_Watched):
     async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             response = json_response(await self._content())
-        except Exception as error:
+        except Exception as error:  # becomes the response
             response = failure_response(error)
         await response(scope, receive, send)
 
@@ -109,7 +109,7 @@ class EventStream(_Watched):
             async with aclosing(self._events), aclosing(_with_silences(self._events)) as events:
                 async for event in events:
                     await send_body(_SILENCE if event is None else self._as_event(event))
-        except Exception as error:
+        except Exception as error:  # becomes the response, or the last event of one that has begun
             if not has_begun:
                 await failure_response(error)(scope, receive, send)
                 return
