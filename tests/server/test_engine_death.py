@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import threading
-import time
 
 import pytest
 from server.running_server import RunningServer
@@ -21,12 +20,12 @@ def kill(server):
 
 
 def stream_in_thread(server):
-    """Reads a stream, which has begun; returns its lines, when each of them came, and the thread."""
+    """Reads a stream, which has begun; returns its lines and the thread."""
     lines = []
 
     def read():
         with server.client.stream("POST", "/v1/completions", json=LONG | {"prompt": ["a"] * 30}) as response:
-            lines.extend((time.monotonic(), line) for line in response.iter_lines() if line)
+            lines.extend(line for line in response.iter_lines() if line)
 
     thread = threading.Thread(target=read)
     thread.start()
@@ -41,13 +40,11 @@ def test_another_engine_takes_its_place(tiny_gguf):
         before = server.client.post("/v1/completions", json=asked).json()["choices"]
         lines, thread = stream_in_thread(server)
         wait = server.await_restart()
-        killed = time.monotonic()
         kill(server)
         thread.join(10)
-        moment, event = lines[-2]
-        assert moment - killed < 1
-        assert json.loads(event[6:])["error"]["code"] == "engine_lost"
-        assert lines[-1][1] == "data: [DONE]"
+        assert not thread.is_alive()
+        assert json.loads(lines[-2][6:])["error"]["code"] == "engine_lost"
+        assert lines[-1] == "data: [DONE]"
         until(lambda: server.client.get("/health").json() == {"status": "loading"})
         assert server.client.get("/ready").status_code == 503
         refused = server.client.post("/v1/completions", json=asked)
@@ -68,7 +65,7 @@ def test_the_server_ends_where_it_is_to(tiny_gguf):
     lines, thread = stream_in_thread(server)
     kill(server)
     thread.join(10)
-    assert json.loads(lines[-2][1][6:])["error"]["code"] == "engine_lost"
+    assert json.loads(lines[-2][6:])["error"]["code"] == "engine_lost"
     server.join(20)
     assert isinstance(server.error, EngineLostError)
     server.close()
