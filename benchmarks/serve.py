@@ -59,7 +59,7 @@ def under_load(port: int, rates: list[float], count: int, first: float, after: f
     asyncio.run(client.ask(port, warm))
     found = {}
     for rate in rates:
-        requests = workload.arriving(rate, count, seed=count)
+        requests = workload.arriving(rate, count, seed=f"{rate:g}/s")  # of one seed, they would be in the prefix cache
         answers = asyncio.run(client.ask(port, requests))
         if failures := {answer.error for answer in answers if answer.error}:
             print(*sorted(failures)[:3], sep="\n", file=sys.stderr)

@@ -36,7 +36,8 @@ def _pipezoo(model: str, port: int) -> tuple[list[str], dict[str, str]]:
 
 def _vllm(model: str, port: int) -> tuple[list[str], dict[str, str]]:
     folder = models.safetensors_folder(model)
-    command = [str(ENVIRONMENTS / "vllm/bin/vllm"), "serve", str(folder), "--port", str(port)]
+    module = "vllm.entrypoints.openai.api_server"  # the command `vllm` looks for a distribution of the GPU's name
+    command = [str(ENVIRONMENTS / "vllm/bin/python"), "-m", module, "--model", str(folder), "--port", str(port)]
     settings = ["--dtype", "bfloat16", "--max-model-len", str(MAX_LENGTH), "--max-num-seqs", str(STREAMS)]
     environment = {"VLLM_CPU_KVCACHE_SPACE": "4", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
     return [*command, "--served-model-name", "model", *settings], environment

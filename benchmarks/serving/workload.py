@@ -30,7 +30,7 @@ class Request:
     num_tokens: int
 
 
-def arriving(rate: float, count: int, seed: int) -> list[Request]:
+def arriving(rate: float, count: int, seed: str) -> list[Request]:
     """Returns `count` requests, `rate` of them in a second on average."""
     rng = random.Random(seed)
     start = 0.0
