@@ -32,7 +32,7 @@ import peers
 import workloads
 from peers.install import ENVIRONMENTS, REQUIREMENTS
 
-DTYPES = ("float32", "bfloat16", "int8", "int4")
+DTYPES = ("float32", "bfloat16", "int8", "int4", *peers.FILE_TYPES)
 WORKER_SECONDS = 1800
 
 Figures = dict[str, float]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import shapes
+from peers.install import ENVIRONMENTS
 
 FOLDER = Path(__file__).parent / ".models"
 
@@ -121,6 +123,8 @@ SHAPES = {
     ),
 }
 NAMES = ("135m", *SHAPES, *shapes.TYPES)
+MIXTURES = {"q4_k_m": "Q4_K_M", "q5_k_m": "Q5_K_M", "q6_k": "Q6_K"}
+"""Files of several types, and what llama.cpp calls them."""
 
 
 def safetensors_folder(model: str) -> Path:
@@ -129,12 +133,27 @@ def safetensors_folder(model: str) -> Path:
 
 
 def gguf_file(model: str, type_name: str) -> Path:
-    """Returns a GGUF file with the weights of `safetensors_folder`, its matrices of a type such as bf16 or q4_0."""
+    """Returns a GGUF file with the weights of `safetensors_folder`, its matrices of a type, as bf16, q4_0 or q4_k_m."""
+    if type_name in MIXTURES:
+        source = gguf_file(model, "bf16")
+        return _made(FOLDER / model / f"{type_name}.gguf", lambda path: _quantize(source, type_name, path))
     source = safetensors_folder(model)
     architecture = "llama" if model == "135m" else SHAPES[model].architecture
     return _made(
         FOLDER / model / f"{type_name}.gguf", lambda path: _write_gguf(source, architecture, type_name.upper(), path)
     )
+
+
+def _quantize(source: Path, type_name: str, path: Path) -> None:
+    """Writes what llama.cpp makes of a file; it has the only writer of these types."""
+    program = (
+        "import sys, llama_cpp as cpp\n"
+        "settings = cpp.llama_model_quantize_default_params()\n"
+        "settings.ftype = getattr(cpp, 'LLAMA_FTYPE_MOSTLY_' + sys.argv[3])\n"
+        "sys.exit(cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), settings))"
+    )
+    python = ENVIRONMENTS / "llamacpp/bin/python"
+    subprocess.run([python, "-c", program, source, path, MIXTURES[type_name]], check=True)
 
 
 def _made(path: Path, make: Callable[[Path], None]) -> Path:

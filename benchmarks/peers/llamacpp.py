@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from peers import NUM_THREADS, Prompts
+from peers import FILE_TYPES, NUM_THREADS, Prompts
 
-WEIGHTS = {"float32": "f32", "bfloat16": "bf16", "int8": "q8_0", "int4": "q4_0"}
+WEIGHTS = {"float32": "f32", "bfloat16": "bf16", "int8": "q8_0", "int4": "q4_0", **FILE_TYPES}
 CONTEXT, BATCH, MAX_SEQUENCES = 8192, 2048, 32
 
 

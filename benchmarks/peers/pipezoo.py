@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from peers import Prompts
+from peers import FILE_TYPES, Prompts
 
-WEIGHTS = dict.fromkeys(("float32", "bfloat16", "int8", "int4"), "safetensors")
+WEIGHTS = {**dict.fromkeys(("float32", "bfloat16", "int8", "int4"), "safetensors"), **FILE_TYPES}
 
 
 class Engine:
     def __init__(self, path: Path, dtype: str, **settings: str) -> None:
         from pipezoo import registry
 
-        self.llm = registry.load(path, dtype=dtype, device="cpu", **settings)
+        self.llm = registry.load(path, dtype="auto" if dtype in FILE_TYPES else dtype, device="cpu", **settings)
 
     def generate(self, prompts: Prompts, num_tokens: int) -> list[list[int]]:
         from pipezoo_core.request import TextGenerationRequest
