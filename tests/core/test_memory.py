@@ -210,6 +210,7 @@ def weights_of(module):
     return {id(t) if t.is_mkldnn else t.data_ptr(): t for t in [*tensors, *module.parameters()]}.values()
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(("dtype", "linear"), FORMS)
 @pytest.mark.parametrize("tied", [False, True])
 def test_weights_and_pages_take_what_the_plan_says(tmp_path, tiny_gguf, dtype, linear, tied, monkeypatch):

@@ -214,6 +214,7 @@ def test_another_tensor_of_the_step(folder):
     assert model._forward._program is not None
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("obstacle", READ_ON_THE_HOST)
 def test_what_is_read_on_the_host_is_never_stale(folder, obstacle, caplog):
     model_class = reading(READ_ON_THE_HOST[obstacle])
@@ -382,6 +383,7 @@ WITHOUT_A_KERNEL = {
 }
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", WITHOUT_A_KERNEL)
 def test_what_no_kernel_computes_is_left_to_torch(folder, name):
     def look(self, hidden, tokens, kv):

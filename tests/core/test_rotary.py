@@ -117,6 +117,7 @@ def test_dynamic_scaling_of_a_head_with_one_frequency_is_refused():
         RotaryEmbedding(of_type("dynamic"), 2, TRAINED)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("rope_type", ROPE_TYPES)
 @given(data=st.data())
 def test_numbers_of_any_size_are_computed_with_or_refused(rope_type, data):

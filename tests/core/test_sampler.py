@@ -68,6 +68,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("seed", range(3))
 def test_distribution_equals_transformers(name, seed):

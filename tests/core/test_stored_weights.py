@@ -84,6 +84,7 @@ def test_rows_are_those_of_the_file_bit_for_bit(type_, size):
     assert product.packed.nbytes == weight.packed_size
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("type_", TYPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [(33, 256), (64, 768)])
