@@ -22,12 +22,8 @@ class Affine:
 
     @property
     def values(self):
-        """The weight, float32 [out, in], one number after the other."""
-        found = np.zeros(self.q.shape, dtype=np.float32)
-        for (row, column), q in np.ndenumerate(self.q):
-            group = self.groups[column]
-            found[row, column] = np.float32(int(q) - int(self.zero[row, group])) * self.scale[row, group]
-        return found
+        """The weight, float32 [out, in]."""
+        return (self.q - self.zero[:, self.groups]).astype(np.float32) * self.scale[:, self.groups]
 
 
 def affine(values, bits=4, group=32, *, symmetric=False, act_order=False, dtype=torch.float16, seed=0):

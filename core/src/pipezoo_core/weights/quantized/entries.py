@@ -60,7 +60,8 @@ def not_read(what: str, found: object, allowed: Collection[object]) -> Unsupport
 def entry_naming(module: str, entries: Iterable[str]) -> str | None:
     """Returns the first of some entries that names a module; None where none does.
 
-    An entry is a part of names between dots, `lm_head` or `mlp.gate`, or `re:` and a pattern of their beginning. A part within a word is none: `gate` does not name `gate_proj`.
+    An entry is a part of names between dots, as `lm_head` or `mlp.gate`, or `re:` and a pattern that they begin with.
+    A part within a word is none: `gate` does not name `gate_proj`.
     """
     return next((entry for entry in entries if _names(entry, module)), None)
 

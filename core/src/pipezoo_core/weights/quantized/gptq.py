@@ -1,7 +1,7 @@
 """Checkpoints quantized by GPTQ (Frantar et al., 2022), as AutoGPTQ and GPTQModel store them.
 
 A layer has, with 4 bits and 8 numbers in an int32, `qweight` int32 [in / 8, out], `qzeros` int32 [groups, out / 8],
-`scales` [groups, out] and `g_idx` int32 [in], the group of each column. With `desc_act` these are in any order. A number
+`scales` [groups, out] and `g_idx` int32 [in], the group of each column. With `desc_act` they are in any order. A number
 is `(q - zero) · scale`; of zeros the format `gptq` stores one less, modulo 2^bits, and `gptq_v2` themselves.
 """
 
