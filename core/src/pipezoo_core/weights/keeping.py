@@ -34,7 +34,7 @@ def kept_layers(module: nn.Module, types: Mapping[str, StoredType]) -> dict[Line
     for layer, names in _names_of_weights(module).items():
         found = [types[name] for name in names if name in types]
         is_ours = all(isinstance(owner, Linear | Embedding) for owner in owners[id(layer.weight)])
-        fits = all(each.packing is not None and layer.weight.shape[1] % each.block == 0 for each in found)
+        fits = all(each.packing is not None and each.fits(layer.weight.shape[1]) for each in found)
         if is_ours and fits and len(found) == len(names):
             kept[layer] = names
     return kept
@@ -63,7 +63,7 @@ def stored_runs(
     in_features: int,
     memory: MemoryPool | None = None,
 ) -> list[StoredWeight]:
-    """Returns memory for parts of a weight, one piece for parts that follow each other and are of one type.
+    """Returns memory for parts of a weight, one piece for parts that follow each other and are of one layout.
 
     Q, K and V of types Q4_K, Q4_K and Q6_K are two pieces.
 
@@ -74,7 +74,7 @@ def stored_runs(
         memory: where it comes from; None for the meta device.
     """
     found = []
-    for _, run in groupby(zip(types, sizes, strict=True), key=lambda part: part[0].name):
+    for _, run in groupby(zip(types, sizes, strict=True), key=lambda part: part[0].layout):
         parts = list(run)
         type_, num_rows = parts[0][0], sum(size for _, size in parts)
         shape = (num_rows, in_features // type_.block * type_.block_bytes)
