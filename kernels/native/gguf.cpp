@@ -12,12 +12,13 @@ constexpr int kSuper = 256;  // numbers of a block of the types with steps
 
 // A block of a file, taken apart: numbers, and scales and minima as the packed form has them.
 //
-// Of types with blocks of 8 groups the scales are 8 bits, and the steps float16; of others the scales are float16.
+// Of types with blocks of 8 groups the scales are 8 bits, and the steps float16; of mxfp4 they are 8 bits; of others the
+// scales are float16.
 template <Packing packing>
 struct Block {
     static constexpr int kNumbers = kHasBlocks<packing> ? kSuper : kGroup;
 
-    std::uint8_t numbers[kNumbers];  // with kOffset added
+    std::uint8_t numbers[kNumbers];  // with kOffset added, or codes
     std::uint8_t scales[kNumbers / kGroup * kParts<packing>], minima[kNumbers / kGroup];
     std::uint16_t scale, minimum;  // of one group, or steps
 };
@@ -98,6 +99,13 @@ const std::uint8_t* take(const std::uint8_t* from, Block<Packing::q6_k>& block) 
     return from + 210;
 }
 
+// Exponent, halves.
+const std::uint8_t* take(const std::uint8_t* from, Block<Packing::mxfp4>& block) {
+    block.scales[0] = from[0];
+    take_halves(from + 1, 16, block.numbers);
+    return from + 17;
+}
+
 // Puts 4 numbers of a column where `load_step` finds them.
 template <Packing packing>
 void put_step(std::uint8_t* group, int step, int column, std::uint32_t four) {
@@ -128,7 +136,7 @@ void put_block(const Block<packing>& block, std::uint8_t* steps, int column) {
     }
     std::uint8_t* group = steps + kStepBytes<packing>;
     for (int g = 0; g < kBlockGroups<packing>; ++g, group += kGroupBytes<packing>) {
-        if constexpr (kHasBlocks<packing>) {
+        if constexpr (kHasBlocks<packing> || packing == Packing::mxfp4) {
             for (int part = 0; part < parts; ++part) group[part * kPanel + column] = block.scales[g * parts + part];
             if constexpr (kHasMinima<packing>) group[kPanel + column] = block.minima[g];
         } else {
@@ -174,5 +182,6 @@ PIPEZOO_INSTANTIATE(Packing::q4_1)
 PIPEZOO_INSTANTIATE(Packing::q4_k)
 PIPEZOO_INSTANTIATE(Packing::q5_k)
 PIPEZOO_INSTANTIATE(Packing::q6_k)
+PIPEZOO_INSTANTIATE(Packing::mxfp4)
 
 }  // namespace pipezoo

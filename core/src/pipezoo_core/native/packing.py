@@ -12,6 +12,7 @@ from pipezoo_core.native.variants import PANEL
 
 __all__ = [
     "GROUP",
+    "SPAN",
     "Form",
     "Packing",
     "StoredBlocks",
@@ -23,6 +24,9 @@ __all__ = [
 
 GROUP = 32
 """Numbers of a quantized weight that share a scale."""
+
+SPAN = 128
+"""Floats of 8 bits that share a scale."""
 
 
 class Form(enum.IntEnum):
@@ -48,6 +52,8 @@ class Packing(enum.IntEnum):
         int8: rounded to 8 bits, as in GGUF's Q8_0, or the numbers of such a tensor.
         int4: rounded to 4 bits.
         q4_0: the numbers, scales and minima of a tensor of GGUF's type Q4_0, and so on.
+        mxfp4: the numbers and scales of MXFP4, in a GGUF file or in safetensors.
+        e4m3: floats of 8 bits, with a scale for each `SPAN` of a row.
     """
 
     none = 0
@@ -58,6 +64,8 @@ class Packing(enum.IntEnum):
     q4_k = 5
     q5_k = 6
     q6_k = 7
+    mxfp4 = 8
+    e4m3 = 9
 
     @classmethod
     def of_bits(cls, bits: int | None) -> Packing:
@@ -91,6 +99,10 @@ _OF_TYPES = {
     "Q4_K": StoredBlocks(Packing.q4_k, 256, 144),
     "Q5_K": StoredBlocks(Packing.q5_k, 256, 176),
     "Q6_K": StoredBlocks(Packing.q6_k, 256, 210),
+    "MXFP4": StoredBlocks(Packing.mxfp4, 32, 17),
+    "e4m3_128": StoredBlocks(Packing.e4m3, 128, 4 + 128),
+    "e4m3_64": StoredBlocks(Packing.e4m3, 64, 4 + 64),
+    "e4m3_32": StoredBlocks(Packing.e4m3, 32, 4 + 32),
 }
 
 
@@ -108,6 +120,8 @@ _BLOCK_BYTES = {
     Packing.q4_k: 4 + 8 * (GROUP // 2 + 2),
     Packing.q5_k: 4 + 8 * (GROUP * 5 // 8 + 2),
     Packing.q6_k: 2 + 8 * (GROUP * 6 // 8 + 2),
+    Packing.mxfp4: 8 * (GROUP // 2 + 1),
+    Packing.e4m3: 2 * (SPAN + 4),
 }
 _ROW_BYTES = {Packing.int4: 8}  # besides
 
@@ -122,6 +136,8 @@ def packed_size(weight: Tensor, packing: Packing) -> int:
 def packed_bytes(shape: Sequence[int], packing: Packing) -> int:
     """Returns the bytes of a packed weight of this shape and of few bits."""
     num_rows, size = shape
+    if packing is Packing.e4m3:
+        return _padded(num_rows) * (size + 4 * -(-size // SPAN))
     return _padded(num_rows) * (_ROW_BYTES.get(packing, 0) + size * _BLOCK_BYTES[packing] // _BLOCK)
 
 
