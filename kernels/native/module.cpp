@@ -14,12 +14,12 @@
 #include "attention.h"
 #include "e4m3.h"
 #include "experts.h"
-#include "gguf.h"
 #include "heads.h"
 #include "layers.h"
 #include "linear.h"
 #include "quantized.h"
 #include "routing.h"
+#include "stored.h"
 #include "team.h"
 
 namespace {
@@ -151,8 +151,8 @@ void packed_rows_quantized(const void* tokens, const void* packed, void* y, std:
 }
 
 template <Packing packing>
-void pack_gguf(const void* rows, void* packed, std::int64_t out, std::int64_t in, std::int64_t form) {
-    pipezoo::pack_gguf<packing>(static_cast<const std::uint8_t*>(rows), static_cast<std::uint8_t*>(packed), out, in,
+void pack_stored(const void* rows, void* packed, std::int64_t out, std::int64_t in, std::int64_t form) {
+    pipezoo::pack_stored<packing>(static_cast<const std::uint8_t*>(rows), static_cast<std::uint8_t*>(packed), out, in,
                                 pipezoo::Form(form));
 }
 
@@ -193,6 +193,11 @@ PIPEZOO_OF_PACKING(q4_1)
 PIPEZOO_OF_PACKING(q4_k)
 PIPEZOO_OF_PACKING(q5_k)
 PIPEZOO_OF_PACKING(q6_k)
+PIPEZOO_OF_PACKING(affine4_32)
+PIPEZOO_OF_PACKING(affine4_64)
+PIPEZOO_OF_PACKING(affine4_128)
+PIPEZOO_OF_PACKING(affine8_32)
+PIPEZOO_OF_PACKING(affine8_64)
 PIPEZOO_OF_PACKING(mxfp4)
 
 template <typename T>
@@ -293,9 +298,13 @@ void replay(const void* program, std::int64_t num_calls) {
 #define PIPEZOO_PACKERS(apply) apply(pack) apply(pack_int8) apply(pack_int4)
 #define PIPEZOO_KERNELS(apply)                                                                            \
     apply(linear) apply(linear_int8) apply(linear_int4) apply(linear_q4_0) apply(linear_q4_1)             \
-        apply(linear_q4_k) apply(linear_q5_k) apply(linear_q6_k) apply(multiply_heads)                    \
+        apply(linear_q4_k) apply(linear_q5_k) apply(linear_q6_k) apply(linear_affine4_32)                 \
+        apply(linear_affine4_64) apply(linear_affine4_128) apply(linear_affine8_32)                       \
+        apply(linear_affine8_64) apply(multiply_heads)                                                    \
         apply(packed_rows) apply(packed_rows_int8) apply(packed_rows_int4) apply(packed_rows_q4_0)        \
         apply(packed_rows_q4_1) apply(packed_rows_q4_k) apply(packed_rows_q5_k) apply(packed_rows_q6_k)   \
+        apply(packed_rows_affine4_32) apply(packed_rows_affine4_64) apply(packed_rows_affine4_128)        \
+        apply(packed_rows_affine8_32) apply(packed_rows_affine8_64)                                       \
         apply(linear_mxfp4) apply(packed_rows_mxfp4) apply(linear_e4m3) apply(packed_rows_e4m3)           \
         apply(experts) apply(route)                                                                       \
         apply(rms_norm) apply(layer_norm) apply(gated) apply(activate)                                    \
@@ -314,7 +323,7 @@ PyCFunction python_function() {
 #define PIPEZOO_LONG(name) PIPEZOO_METHODS(name, false)
 
 #define PIPEZOO_OF_FILE(name, packing) \
-    {name, python_function<&pack_gguf<Packing::packing>, false>(), METH_FASTCALL, nullptr},
+    {name, python_function<&pack_stored<Packing::packing>, false>(), METH_FASTCALL, nullptr},
 
 #define PIPEZOO_OF_E4M3(name, block) {name, python_function<&pack_e4m3<block>, false>(), METH_FASTCALL, nullptr},
 
@@ -322,6 +331,9 @@ PyMethodDef methods[] = {
     PIPEZOO_PACKERS(PIPEZOO_LONG) PIPEZOO_KERNELS(PIPEZOO_SHORT)
     PIPEZOO_OF_FILE("pack_q8_0", int8) PIPEZOO_OF_FILE("pack_q4_0", q4_0) PIPEZOO_OF_FILE("pack_q4_1", q4_1)
     PIPEZOO_OF_FILE("pack_q4_k", q4_k) PIPEZOO_OF_FILE("pack_q5_k", q5_k) PIPEZOO_OF_FILE("pack_q6_k", q6_k)
+    PIPEZOO_OF_FILE("pack_affine4_32", affine4_32) PIPEZOO_OF_FILE("pack_affine4_64", affine4_64)
+    PIPEZOO_OF_FILE("pack_affine4_128", affine4_128) PIPEZOO_OF_FILE("pack_affine8_32", affine8_32)
+    PIPEZOO_OF_FILE("pack_affine8_64", affine8_64)
     PIPEZOO_OF_FILE("pack_mxfp4", mxfp4)
     PIPEZOO_OF_E4M3("pack_e4m3_128", 128) PIPEZOO_OF_E4M3("pack_e4m3_64", 64) PIPEZOO_OF_E4M3("pack_e4m3_32", 32)
     {"replay", python_function<&replay, false>(), METH_FASTCALL, nullptr},

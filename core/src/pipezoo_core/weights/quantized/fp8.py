@@ -1,4 +1,4 @@
-"""Checkpoints of 8-bit floats with `quant_method: fp8`, as DeepSeek, Qwen and Mistral publish them.
+"""Checkpoints of 8-bit floats with `quant_method: fp8`, as DeepSeek, Qwen and Mistral publish them, or `fbgemm_fp8`.
 
 A layer has `weight`, e4m3 [out, in], and `weight_scale_inv`, or `weight_scale`: of a block of rows and columns each one
 number, where `weight_block_size` names the block's sizes; else one number, or one of each row. It is what numbers are
@@ -12,20 +12,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from pydantic import AliasChoices, Field
 
 from pipezoo_core.weights.base import LazyTensor
 from pipezoo_core.weights.quantized.e4m3 import E4M3, E4M3Weight
 from pipezoo_core.weights.quantized.entries import Entries, entry_naming, not_read, parsed
 from pipezoo_core.weights.quantized.format import QuantizedFormat, checked_part, suffix_of
-from pipezoo_core.weights.quantized.row_scales import row_scales
+from pipezoo_core.weights.quantized.scales import block_scales, row_scales
 
 __all__ = ["FP8"]
 
 _SCALES = ("weight_scale_inv", "weight_scale")
 _PARTS = ("weight", *_SCALES, "input_scale", "activation_scale")
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class _Entries(Entries):
@@ -65,14 +63,7 @@ class FP8(QuantizedFormat):
         """See `QuantizedFormat`."""
         numbers = checked_part(name, parts, "weight", (E4M3,), (None, None))
         named = next((part for part in _SCALES if part in parts), _SCALES[0])
-        if self._entries.weight_block_size is None:
+        block = self._entries.weight_block_size
+        if block is None:
             return E4M3Weight(numbers=numbers, scales=row_scales(name, parts, named), span=numbers.shape[1]).tensor()
-        height, width = self._entries.weight_block_size
-        shape = (-(-numbers.shape[0] // height), -(-numbers.shape[1] // width))
-        scales = checked_part(name, parts, named, _FLOATS, shape)
-
-        def of_rows(rows: slice) -> torch.Tensor:
-            found = scales.read(slice(rows.start // height, -(-rows.stop // height))).float()
-            return found[torch.arange(rows.start, rows.stop) // height - rows.start // height]
-
-        return E4M3Weight(numbers=numbers, scales=of_rows, span=width).tensor()
+        return E4M3Weight(numbers=numbers, scales=block_scales(name, parts, named, block), span=block[1]).tensor()
