@@ -65,7 +65,7 @@ def load_module(
         UnsupportedCheckpointError: weights are integers, or integers are there in their place.
         InvalidSettingError: the module cannot be divided among so many.
     """
-    tensors = _floats(_slots(module), tensors)
+    tensors = _without_empty_biases(_slots(module), _floats(_slots(module), tensors))
     names = _check(_slots(module), tensors)
     quantized = _stored_types(tensors)
     if group is not None and group.size > 1:
@@ -148,6 +148,18 @@ def _floats(slots: Mapping[str, Tensor], tensors: Mapping[str, LazyTensor]) -> d
             cure="No quantization_config says how they are quantized; take the unquantized checkpoint or a GGUF file.",
         )
     return found
+
+
+def _without_empty_biases(slots: Mapping[str, Tensor], tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Returns the tensors without biases of zeros of quantized layers without one: old writers of GPTQ made some."""
+
+    def is_empty(name: str) -> bool:
+        layer, _, parameter = name.rpartition(".")
+        weight = tensors.get(f"{layer}.weight")
+        is_ours = parameter == "bias" and name not in slots and weight is not None and weight.stored is not None
+        return is_ours and not tensors[name].load().any()
+
+    return {name: tensor for name, tensor in tensors.items() if not is_empty(name)}
 
 
 def _check(slots: Mapping[str, Tensor], tensors: Mapping[str, LazyTensor]) -> set[str]:
