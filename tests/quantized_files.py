@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-
 _LINEAR = re.compile(r".*(_proj|\.w[123])\.weight")
 
 

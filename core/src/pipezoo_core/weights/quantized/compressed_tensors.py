@@ -8,9 +8,9 @@ is `(q - zero) · scale`.
 `int-quantized` and `float-quantized`: a layer has `weight`, int8 or e4m3 [out, in], and `weight_scale`, one, or one for
 each row, or one for each block; the former perhaps `weight_zero_point`. `naive-quantized` is either of them.
 
-Layers may ask for rows of x that are rounded, too, by scales of the file (`input_scale`) or found at run time. Here rows
-keep their type where weights are floats, and have a scale for each 32 numbers where they are integers: both are nearer to
-the model before quantization, and what a file says of it is passed over.
+Layers may ask for rows of x that are rounded, too, by scales of the file (`input_scale`) or found at run time. Here
+rows keep their type where weights are floats, and have a scale for each 32 numbers where they are integers: both are
+nearer to the model before quantization, and what a file says of it is passed over.
 """
 
 from __future__ import annotations

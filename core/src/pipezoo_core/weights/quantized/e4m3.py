@@ -1,6 +1,7 @@
 """Weights of 8-bit floats, e4m3, with a scale for all of a tensor, for each row, or for so many columns of a row.
 
-Here they become rows of blocks, which ranks can divide and the kernels pack. A block is a scale in float32, and its numbers.
+Here they become rows of blocks, which ranks can divide and the kernels pack. A block is a scale in float32, and its
+numbers.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ _BLOCKS = (SPAN, 64, 32)  # numbers that a block may have
 def e4m3_type(in_features: int, span: int) -> StoredType | None:
     """Returns the type of blocks for a weight; None where there is none.
 
-    The kernels have a scale for `SPAN` columns of a row. So all blocks within these have one: they are smaller only where
-    a row has one scale.
+    The kernels have a scale for `SPAN` columns of a row. So all blocks within these have one: they are smaller only
+    where a row has one scale.
 
     Args:
         in_features: of the weight.

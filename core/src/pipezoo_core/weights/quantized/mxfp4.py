@@ -1,10 +1,10 @@
 """Checkpoints whose experts are in MXFP4 (Open Compute Project, 2023), as transformers has them of gpt-oss.
 
-A layer's matrices have `…_blocks` uint8 [experts, out, groups, 16], with two numbers of E2M1 in a byte, the first in the lower
-half, and `…_scales` uint8 [experts, out, groups], exponents of 2 with 127 added. A group is 32 numbers of a row.
+A layer's matrices have `…_blocks` uint8 [experts, out, groups, 16], with two numbers of E2M1 in a byte, the first in the
+lower half, and `…_scales` uint8 [experts, out, groups], exponents of 2 with 127 added. A group is 32 numbers of a row.
 
-What they become keeps the name of the blocks, [experts, out, in]: matrices that are not quantized lie the other way around,
-under the name without `_blocks`.
+What they become keeps the name of the blocks, [experts, out, in]: matrices that are not quantized lie the other way
+around, under the name without `_blocks`.
 """
 
 from __future__ import annotations
