@@ -101,4 +101,5 @@ def mxfp4(values):
     scale = np.exp2(exponents)[..., None]
     codes = np.abs(groups[..., None] / scale[..., None] - E2M1).argmin(-1).astype(np.uint8)
     blocks, scales = codes[..., ::2] | codes[..., 1::2] << 4, (exponents + 127).astype(np.uint8)
-    return torch.from_numpy(blocks), torch.from_numpy(scales), (E2M1[codes] * scale).reshape(values.shape)
+    blocks, scales = (torch.from_numpy(np.ascontiguousarray(part)) for part in (blocks, scales))
+    return blocks, scales, (E2M1[codes] * scale).reshape(values.shape)
