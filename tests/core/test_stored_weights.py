@@ -127,7 +127,7 @@ def check_extremes(weight):
 
 
 def test_mxfp4_has_every_number_and_every_scale():
-    """But those whose numbers are too large for float32, and that of NaN, which the `gguf` package takes for a number."""
+    """But those whose numbers are too large for float32, and that of NaN."""
     scales, codes = np.arange(253, dtype=np.uint8), np.tile(np.arange(16, dtype=np.uint8) * 17, (253, 1))
     weight = of_bytes(np.concatenate([scales[:, None], codes], axis=1), Type.MXFP4)
     assert torch.equal(NativeProduct(kernels(), weight, None).rows(torch.arange(253)), dequantized(weight))

@@ -121,15 +121,17 @@ def _packed(name: str, parts: Mapping[str, LazyTensor], arguments: _Arguments) -
     size = -1 if arguments.strategy == "channel" else arguments.group_size or -1
     group, num_groups = group_sizes(name, num_columns, size)
     scales = checked_part(name, parts, "weight_scale", _FLOATS, (num_rows, num_groups))
-    zeros = None
+    zeros: Callable[[slice], Tensor] | None = None
     if not arguments.symmetric:
         zero_shape = (-(-num_rows // per_word), num_groups)
         points = checked_part(name, parts, "weight_zero_point", (torch.int32,), zero_shape)
 
-        def zeros(rows: slice) -> Tensor:
+        def of_rows(rows: slice) -> Tensor:
             first, end = rows.start // per_word, -(-rows.stop // per_word)
             found = unpacked(points.read(slice(first, end)).T, bits).T
             return found[rows.start - first * per_word : rows.stop - first * per_word]
+
+        zeros = of_rows
 
     return AffineWeight(
         method="compressed-tensors",
@@ -169,29 +171,26 @@ def _integers(name: str, parts: Mapping[str, LazyTensor], arguments: _Arguments)
         raise not_read(f"{name} has scales in a way", arguments.strategy, ["tensor", "channel"])
     numbers = checked_part(name, parts, "weight", (torch.int8,), (None, None))
     num_rows, num_columns = numbers.shape
-    scales, zeros = row_scales(name, parts, "weight_scale"), None
+    points = None
     if not arguments.symmetric:
         points = checked_part(name, parts, "weight_zero_point", (torch.int8,), (num_rows, 1))
-
-        def zeros(rows: slice) -> Tensor:
-            return _unsigned(points.read(rows))
 
     return AffineWeight(
         method="compressed-tensors",
         bits=8,
         shape=(num_rows, num_columns),
-        numbers=lambda rows: _unsigned(numbers.read(rows)),
-        scales=scales,
-        zeros=zeros,
+        numbers=_unsigned_rows(numbers),
+        scales=row_scales(name, parts, "weight_scale"),
+        zeros=None if points is None else _unsigned_rows(points),
         scale_dtype=parts["weight_scale"].dtype,
         groups=torch.zeros(num_columns, dtype=torch.int64, device="cpu"),
         group=num_columns,
     ).tensor()
 
 
-def _unsigned(numbers: Tensor) -> Tensor:
-    """Returns int8 with 128 added, as uint8."""
-    return numbers.view(torch.uint8) ^ 128
+def _unsigned_rows(numbers: LazyTensor) -> Callable[[slice], Tensor]:
+    """Returns what reads rows of int8 with 128 added, as uint8."""
+    return lambda rows: numbers.read(rows).view(torch.uint8) ^ 128
 
 
 _FORMATS: Mapping[str, Callable[[str, Mapping[str, LazyTensor], _Arguments], LazyTensor]] = {

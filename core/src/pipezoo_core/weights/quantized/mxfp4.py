@@ -1,7 +1,8 @@
 """Checkpoints whose experts are in MXFP4 (Open Compute Project, 2023), as transformers has them of gpt-oss.
 
-A layer's matrices have `…_blocks` uint8 [experts, out, groups, 16], with two numbers of E2M1 in a byte, the first in the
-lower half, and `…_scales` uint8 [experts, out, groups], exponents of 2 with 127 added. A group is 32 numbers of a row.
+A layer's matrices have `…_blocks` uint8 [experts, out, groups, 16], with two numbers of E2M1 in a byte, the first in
+the lower half, and `…_scales` uint8 [experts, out, groups], exponents of 2 with 127 added. A group is 32 numbers of a
+row.
 
 What they become keeps the name of the blocks, [experts, out, in]: matrices that are not quantized lie the other way
 around, under the name without `_blocks`.
@@ -95,7 +96,7 @@ def _dequantized(rows: Tensor) -> Tensor:
     """Returns the numbers of rows of blocks: uint8 [..., bytes] to float32 [..., in_features]."""
     blocks = rows.unflatten(-1, (-1, 1 + _BYTES))
     codes, exponents = blocks[..., 1:], blocks[..., :1].int()
-    numbers = torch.tensor([*_NUMBERS, *(-number for number in _NUMBERS)])
+    numbers = torch.tensor([*_NUMBERS, *(-number for number in _NUMBERS)], device="cpu")
     found = numbers[torch.cat([codes & 15, codes >> 4], dim=-1).int()]
     scaled = torch.ldexp(found, exponents - 127)
     return torch.where(exponents == _NAN, torch.nan, scaled).flatten(-2)

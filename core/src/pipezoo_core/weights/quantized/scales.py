@@ -29,7 +29,7 @@ def row_scales(name: str, parts: Mapping[str, LazyTensor], part: str) -> Callabl
     """
     num_rows, found = parts["weight"].shape[0], parts.get(part)
     is_single = found is not None and math.prod(found.shape) == 1
-    shape = found.shape if found is not None and is_single else (num_rows, 1)
+    shape: tuple[int, ...] = found.shape if found is not None and is_single else (num_rows, 1)
     if found is not None and len(found.shape) == 1 and not is_single:
         shape = (num_rows,)
     scales = checked_part(name, parts, part, _FLOATS, shape)
@@ -59,6 +59,6 @@ def block_scales(
     def read(rows: slice) -> Tensor:
         first = rows.start // height
         found = scales.read(slice(first, -(-rows.stop // height))).float()
-        return found[torch.arange(rows.start, rows.stop) // height - first]
+        return found[torch.arange(rows.start, rows.stop, device="cpu") // height - first]
 
     return read
