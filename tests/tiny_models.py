@@ -4,9 +4,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipezoo_core.config import KVCacheConfig, PipelineConfig, ReturnLogits
+from pipezoo_core.json_file import read_json_object
 from pipezoo_core.session import InferenceSession
 from pipezoo_core.testing.steps import logits_of
-from pipezoo_core.weights import find_safetensors, open_safetensors
+from pipezoo_core.weights import find_safetensors, open_safetensors, with_quantized
 
 __all__ = ["TINY_LLAMA", "cache_memory", "load_model", "logits_of", "make_llama", "randomize"]
 
@@ -58,7 +59,7 @@ def load_model(
         encoding=encoding,
         devices=session.devices,
         kv_cache_config=config.kv_cache,
-        weights=open_safetensors(paths),
+        weights=with_quantized(open_safetensors(paths), read_json_object(folder / "config.json")),
         adapter=adapter,
         return_logits=return_logits,
     )

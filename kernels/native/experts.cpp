@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "spans.h"
 #include "groups.h"
 #include "tiles.h"
 
@@ -28,6 +29,18 @@ struct Whole {
                                         const std::uint8_t* next, std::int64_t tile, std::int64_t tiles) {
         multiply_panel<MR, T>(sum, a, reinterpret_cast<const T*>(panel), in / kPerStep<T>,
                               reinterpret_cast<const T*>(next), tile, tiles);
+    }
+};
+
+// Weights of 8-bit floats.
+template <typename T>
+struct OfE4M3 : Whole<T> {
+    static std::int64_t panel_bytes(std::int64_t in) { return panel_bytes_e4m3(in); }
+
+    template <int MR>
+    PIPEZOO_INLINE static void multiply(Vector (&sum)[MR][2], const Left<T>* a, const std::uint8_t* panel, std::int64_t in,
+                                        const std::uint8_t* next, std::int64_t, std::int64_t) {
+        multiply_e4m3<MR, T>(sum, a, panel, in, next);
     }
 };
 
@@ -154,6 +167,8 @@ void with_format(Packing packing, Work&& work) {
         case Packing::affine4_128: return work(Few<T, Packing::affine4_128>{});
         case Packing::affine8_32: return work(Few<T, Packing::affine8_32>{});
         case Packing::affine8_64: return work(Few<T, Packing::affine8_64>{});
+        case Packing::mxfp4: return work(Few<T, Packing::mxfp4>{});
+        case Packing::e4m3: return work(OfE4M3<T>{});
     }
 }
 

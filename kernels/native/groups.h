@@ -75,7 +75,7 @@ PIPEZOO_INLINE void multiply_part(Vector (&sum)[MR][2], const Group& a, const st
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i) {
         const Words product =
-            multiply_bytes<kBits<packing>>(weights, a.values[first][i], kRows * kPerInt, a.offset[part][i]);
+            multiply_bytes<kProductBits<packing>, kOffset<packing> != 0>(weights, a.values[first][i], kRows * kPerInt, a.offset[part][i]);
         sum[i][half] = add_product(sum[i][half], to_floats(product), scales * all(a.scale[i]));
         if constexpr (kHasMinima<packing>) sum[i][half] = add_product(sum[i][half], minima, all(a.total[i]));
     }

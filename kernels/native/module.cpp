@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "attention.h"
+#include "e4m3.h"
 #include "experts.h"
 #include "heads.h"
 #include "layers.h"
@@ -155,6 +156,26 @@ void pack_stored(const void* rows, void* packed, std::int64_t out, std::int64_t 
                                 pipezoo::Form(form));
 }
 
+template <std::int64_t block>
+void pack_e4m3(const void* rows, void* packed, std::int64_t out, std::int64_t in, std::int64_t form) {
+    pipezoo::pack_e4m3<block>(static_cast<const std::uint8_t*>(rows), static_cast<std::uint8_t*>(packed), out, in,
+                              pipezoo::Form(form));
+}
+
+template <typename T>
+void linear_e4m3(const void* x, const void* packed, const void* bias, void* y, std::int64_t rows, std::int64_t in,
+                 std::int64_t out, std::int64_t form, std::int64_t activation) {
+    pipezoo::linear_e4m3(static_cast<const T*>(x), static_cast<const std::uint8_t*>(packed), static_cast<const T*>(bias), y,
+                         rows, in, out, pipezoo::Form(form), pipezoo::Activation(activation));
+}
+
+template <typename T>
+void packed_rows_e4m3(const void* tokens, const void* packed, void* y, std::int64_t rows, std::int64_t in,
+                      std::int64_t out) {
+    pipezoo::packed_rows_e4m3(static_cast<const std::int64_t*>(tokens), static_cast<const std::uint8_t*>(packed),
+                              static_cast<T*>(y), rows, in, out);
+}
+
 template <typename T>
 constexpr auto pack_int8 = pack_quantized<T, Packing::int8>;
 template <typename T>
@@ -177,6 +198,7 @@ PIPEZOO_OF_PACKING(affine4_64)
 PIPEZOO_OF_PACKING(affine4_128)
 PIPEZOO_OF_PACKING(affine8_32)
 PIPEZOO_OF_PACKING(affine8_64)
+PIPEZOO_OF_PACKING(mxfp4)
 
 template <typename T>
 void experts(const void* x, const void* indices, const void* weights, void* gated, void* products, void* y,
@@ -283,6 +305,7 @@ void replay(const void* program, std::int64_t num_calls) {
         apply(packed_rows_q4_1) apply(packed_rows_q4_k) apply(packed_rows_q5_k) apply(packed_rows_q6_k)   \
         apply(packed_rows_affine4_32) apply(packed_rows_affine4_64) apply(packed_rows_affine4_128)        \
         apply(packed_rows_affine8_32) apply(packed_rows_affine8_64)                                       \
+        apply(linear_mxfp4) apply(packed_rows_mxfp4) apply(linear_e4m3) apply(packed_rows_e4m3)           \
         apply(experts) apply(route)                                                                       \
         apply(rms_norm) apply(layer_norm) apply(gated) apply(activate)                                    \
         apply(add) apply(multiply) apply(scale) apply(clamp)                                              \
@@ -302,6 +325,8 @@ PyCFunction python_function() {
 #define PIPEZOO_OF_FILE(name, packing) \
     {name, python_function<&pack_stored<Packing::packing>, false>(), METH_FASTCALL, nullptr},
 
+#define PIPEZOO_OF_E4M3(name, block) {name, python_function<&pack_e4m3<block>, false>(), METH_FASTCALL, nullptr},
+
 PyMethodDef methods[] = {
     PIPEZOO_PACKERS(PIPEZOO_LONG) PIPEZOO_KERNELS(PIPEZOO_SHORT)
     PIPEZOO_OF_FILE("pack_q8_0", int8) PIPEZOO_OF_FILE("pack_q4_0", q4_0) PIPEZOO_OF_FILE("pack_q4_1", q4_1)
@@ -309,6 +334,8 @@ PyMethodDef methods[] = {
     PIPEZOO_OF_FILE("pack_affine4_32", affine4_32) PIPEZOO_OF_FILE("pack_affine4_64", affine4_64)
     PIPEZOO_OF_FILE("pack_affine4_128", affine4_128) PIPEZOO_OF_FILE("pack_affine8_32", affine8_32)
     PIPEZOO_OF_FILE("pack_affine8_64", affine8_64)
+    PIPEZOO_OF_FILE("pack_mxfp4", mxfp4)
+    PIPEZOO_OF_E4M3("pack_e4m3_128", 128) PIPEZOO_OF_E4M3("pack_e4m3_64", 64) PIPEZOO_OF_E4M3("pack_e4m3_32", 32)
     {"replay", python_function<&replay, false>(), METH_FASTCALL, nullptr},
     {nullptr, nullptr, 0, nullptr}};
 

@@ -14,9 +14,11 @@
 //     q6_k   -32 to 31    of 16 numbers 8 bits · the block's step  none
 //     affine4_*  0 to 15      of the block 19 bits                 -zero · scale, zero of 5 bits
 //     affine8_*  -128 to 127  of the block float32                 (128 - zero) · scale, zero of 8 bits
+//     mxfp4       0, ±1, ±2, ±3, ±4, ±6, ±8, ±12    2^(8 bits - 128)  none
 //
 // A block is 8 groups; its steps are float16. A column's are float32. Steps of minima are negative, or 0. Of affine ones a
 // block has the numbers of one scale. 19 bits are the upper ones of a float32: all float16 and bfloat16 numbers are such.
+// Those of mxfp4 are E2M1, doubled so that they are whole, and the scale is half the file's.
 //
 // Packed: for each panel of P = kPanel output columns, with int4 first the column's steps of scales [P] and of minima [P].
 // Then, for each block, with q4_k and q5_k its steps of scales [P] and of minima [P], with q6_k those of scales [P]; with
@@ -24,8 +26,8 @@
 // zeros [P]. Then, for each group
 //     its scales [P], with q6_k [2, P], and its minima [P]; with affine ones none
 //     8 bits: 8 steps of 4 numbers per column, [8, P, 4] of q + kAdded
-//     others: the lower 4 bits of q, q6_k's with 32 added: [8, P / 2, 4], the first columns in the low halves, the others
-//             in the high ones; then q's upper bits, see `load_step`
+//     others: the lower 4 bits of q, q6_k's with 32 added, mxfp4's as the file's codes: [8, P / 2, 4], the first columns in
+//             the low halves, the others in the high ones; then q's upper bits, see `load_step`
 #pragma once
 
 #include <cstdint>
@@ -34,13 +36,18 @@
 
 namespace pipezoo {
 
-// `none` are weights in the type of x. The numbers are those of pipezoo_core's `native/packing.py`.
+// `none` are weights in the type of x, `e4m3` are floats: see spans.h. The numbers are those of pipezoo_core's
+// `native/packing.py`.
 enum class Packing : std::int64_t { none, int8, int4, q4_0, q4_1, q4_k, q5_k, q6_k,
-    affine4_32, affine4_64, affine4_128, affine8_32, affine8_64 };
+    affine4_32, affine4_64, affine4_128, affine8_32, affine8_64, mxfp4, e4m3 };
 
 constexpr int kGroup = 32;                // numbers that share a scale
 constexpr int kPerInt = 4;                // numbers of 8 bits in a lane of 32
 constexpr int kSteps = kGroup / kPerInt;  // per group
+
+// What the codes of E2M1 stand for, doubled, with `kCodesZero` added: a sign, 2 bits of exponent and one of mantissa.
+constexpr int kCodesZero = 12;
+alignas(16) constexpr std::int8_t kCodes[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
 
 template <Packing packing>
 constexpr bool kIsAffine8 = packing == Packing::affine8_32 || packing == Packing::affine8_64;
@@ -55,8 +62,12 @@ constexpr bool kIsAffine = kIsAffine4<packing> || kIsAffine8<packing>;
 template <Packing packing>
 constexpr int kBits = packing == Packing::int8 || kIsAffine8<packing> ? 8 : packing == Packing::q5_k ? 5 : packing == Packing::q6_k ? 6 : 4;
 
+// Bits of the numbers that are multiplied. Those of mxfp4 are looked up, from 0 to 24.
 template <Packing packing>
-constexpr bool kHasMinima = packing != Packing::int8 && packing != Packing::q6_k;
+constexpr int kProductBits = packing == Packing::mxfp4 ? 5 : kBits<packing>;
+
+template <Packing packing>
+constexpr bool kHasMinima = packing != Packing::int8 && packing != Packing::q6_k && packing != Packing::mxfp4;
 
 template <Packing packing>
 constexpr bool kHasBlocks = packing == Packing::q4_k || packing == Packing::q5_k || packing == Packing::q6_k;
@@ -66,7 +77,8 @@ constexpr int kParts = packing == Packing::q6_k ? 2 : 1;  // of a group, each wi
 
 // What is added to numbers where they are stored, because the product of bytes wants them unsigned.
 template <Packing packing>
-constexpr int kOffset = kBits<packing> == 8 ? kAdded : packing == Packing::q6_k ? 32 : 0;
+constexpr int kOffset =
+    kBits<packing> == 8 ? kAdded : packing == Packing::q6_k ? 32 : packing == Packing::mxfp4 ? kCodesZero : 0;
 
 template <Packing packing>
 constexpr std::int64_t kBlockGroups = kHasBlocks<packing>                                              ? 8
@@ -85,7 +97,8 @@ constexpr std::int64_t kStepBytes = kPanel * (kIsAffine4<packing>   ? 3  // of a
                                                                      : 2);
 
 template <Packing packing>
-constexpr std::int64_t kScaleBytes = kPanel * (kIsAffine<packing> ? 0 : packing == Packing::q4_1 ? 4 : 2);  // of a group, minima included
+constexpr std::int64_t kScaleBytes =  // of a group, minima included
+    kPanel * (kIsAffine<packing> ? 0 : packing == Packing::q4_1 ? 4 : packing == Packing::mxfp4 ? 1 : 2);
 
 template <Packing packing>
 constexpr std::int64_t kGroupBytes = kScaleBytes<packing> + kPanel * kGroup * kBits<packing> / 8;
@@ -117,6 +130,8 @@ PIPEZOO_INLINE void load_scales(const std::uint8_t* head, const std::uint8_t* st
         minima = scales * (all(128.0f) - load_uint8(steps + kPanel * 4 + column));
     } else if constexpr (packing == Packing::q6_k) {
         scales = load_int8(group + part * kPanel + column) * load_float16(steps + column * 2);
+    } else if constexpr (packing == Packing::mxfp4) {
+        scales = load_exponents(group + column) * all(0.5f);
     } else if constexpr (kHasBlocks<packing>) {
         scales = load_uint8(group + column) * load_float16(steps + column * 2);
         minima = load_uint8(group + kPanel + column) * load_float16(steps + (kPanel + column) * 2);
@@ -141,7 +156,7 @@ PIPEZOO_INLINE Words load_step(const std::uint8_t* from) {
         const Words upper = load_bytes(from + kSteps * vector + place / 8 * vector);
         return join_bits(low, bits_to_fifth<place % 8, width>(upper));
     }
-    return low;
+    return packing == Packing::mxfp4 ? look_up(kCodes, low) : low;
 }
 
 // Calls `work` with each step of a part of a group as a compile-time number, from 0 on.

@@ -229,7 +229,7 @@ void packed_rows_quantized(const std::int64_t* tokens, const std::uint8_t* packe
     PIPEZOO_COMPUTE(T, Packing::q4_k) PIPEZOO_COMPUTE(T, Packing::q5_k) PIPEZOO_COMPUTE(T, Packing::q6_k)  \
     PIPEZOO_COMPUTE(T, Packing::affine4_32) PIPEZOO_COMPUTE(T, Packing::affine4_64)                  \
     PIPEZOO_COMPUTE(T, Packing::affine4_128) PIPEZOO_COMPUTE(T, Packing::affine8_32)                 \
-    PIPEZOO_COMPUTE(T, Packing::affine8_64)
+    PIPEZOO_COMPUTE(T, Packing::affine8_64) PIPEZOO_COMPUTE(T, Packing::mxfp4)
 PIPEZOO_INSTANTIATE(float)
 PIPEZOO_INSTANTIATE(bfloat16)
 

@@ -252,6 +252,18 @@ PIPEZOO_INLINE void load_scales_and_zeros(const std::uint8_t* upper, const std::
     zeros = _mm256_cvtepi32_ps(_mm256_and_si256(low, _mm256_set1_epi32(0x1F)));
 }
 
+// 2^(e - 127) of e from 0 to 254; of 255 infinity.
+PIPEZOO_INLINE Vector load_exponents(const std::uint8_t* from) {
+    const Words bits = _mm256_slli_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))), 23);
+    return _mm256_castsi256_ps(_mm256_max_epi32(bits, _mm256_set1_epi32(1 << 22)));  // 2^-127 has no exponent
+}
+
+// table[i] of each byte i, which is below 16.
+PIPEZOO_INLINE Words look_up(const std::int8_t* table, Words bytes) {
+    const __m128i entries = _mm_load_si128(reinterpret_cast<const __m128i*>(table));
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(entries), bytes);
+}
+
 PIPEZOO_INLINE Words load_bytes(const std::uint8_t* from) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
 }
@@ -278,17 +290,17 @@ PIPEZOO_INLINE Words bits_to_fifth(Words bytes) {
 
 // Per lane the sum of products of `steps` times four bytes, of columns, and of the numbers of a row.
 //
-// Those lie at numbers + s * stride. `offset` is what they sum up to, times what is added to stored columns, negative. The
-// instruction wants one factor unsigned and adds two products in 16 bits. Numbers of up to 6 bits are unsigned; of 4 bits
+// Those lie at numbers + s * stride. `offset` is what they sum up to, times what is added to stored columns, negative; 0
+// where nothing is. The instruction wants one factor unsigned and adds two products in 16 bits. Numbers of up to 6 bits are unsigned; of 4 bits
 // 8 steps fit into 16 bits, of 5 bits 4, of 6 bits 2: 2 · 2 · 63 · 127 < 2^15. Of 8 bits both are signed, the row's at most
 // 127: the columns' are made unsigned, and the row's take their signs.
-template <int bits, int steps>
+template <int bits, bool has_offset, int steps>
 PIPEZOO_INLINE Words multiply_bytes(const Words (&columns)[steps], const std::int8_t* numbers, std::ptrdiff_t stride,
                                     std::int32_t offset) {
     constexpr int fitting = bits == 4 ? 8 : bits == 5 ? 4 : bits == 6 ? 2 : 1;
     static_assert(steps % fitting == 0 && (bits == 8 || fitting * 2 * ((1 << bits) - 1) * 127 < 1 << 15));
     const Words ones = _mm256_set1_epi16(1);
-    Words product = bits == 6 ? _mm256_set1_epi32(offset) : _mm256_setzero_si256();
+    Words product = has_offset ? _mm256_set1_epi32(offset) : _mm256_setzero_si256();
 #pragma GCC unroll 8
     for (int first = 0; first < steps; first += fitting) {
         Words pairs = _mm256_setzero_si256();
@@ -305,6 +317,21 @@ PIPEZOO_INLINE Words multiply_bytes(const Words (&columns)[steps], const std::in
         product = _mm256_add_epi32(product, _mm256_madd_epi16(pairs, ones));
     }
     return product;
+}
+
+// Floats of 8 bits: e4m3.
+
+constexpr int kPerCodes = 1;             // numbers of a column that lie side by side
+constexpr float kScaleOfE4M3 = 256.0f;  // what a number has to be multiplied with when it is loaded
+
+// A byte as `load_e4m3` reads it.
+PIPEZOO_INLINE std::uint8_t stored_e4m3(std::uint8_t number) { return number; }
+
+// A number of each lane's column, as a float16: its exponent counts from 15, and not from 7.
+PIPEZOO_INLINE void load_e4m3(const std::uint8_t* from, Vector (&steps)[1], const void*) {
+    const __m128i numbers = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+    const __m128i sign_and_rest = _mm_set1_epi16(std::int16_t(0xBF80));
+    steps[0] = _mm256_cvtph_ps(_mm_and_si128(_mm_slli_epi16(numbers, 7), sign_and_rest));
 }
 
 }  // namespace pipezoo

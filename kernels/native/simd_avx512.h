@@ -199,6 +199,18 @@ PIPEZOO_INLINE void load_scales_and_zeros(const std::uint8_t* upper, const std::
     zeros = _mm512_cvtepi32_ps(_mm512_and_si512(low, _mm512_set1_epi32(0x1F)));
 }
 
+// 2^(e - 127) of e from 0 to 254; of 255 infinity.
+PIPEZOO_INLINE Vector load_exponents(const std::uint8_t* from) {
+    const Words bits = _mm512_slli_epi32(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))), 23);
+    return _mm512_castsi512_ps(_mm512_max_epi32(bits, _mm512_set1_epi32(1 << 22)));  // 2^-127 has no exponent
+}
+
+// table[i] of each byte i, which is below 16.
+PIPEZOO_INLINE Words look_up(const std::int8_t* table, Words bytes) {
+    const __m128i entries = _mm_load_si128(reinterpret_cast<const __m128i*>(table));
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(entries), bytes);
+}
+
 PIPEZOO_INLINE Words load_bytes(const std::uint8_t* from) { return _mm512_loadu_si512(from); }
 PIPEZOO_INLINE void store_bytes(std::uint8_t* to, Words bytes) { _mm512_storeu_si512(to, bytes); }
 PIPEZOO_INLINE Words low_nibbles(Words bytes) { return _mm512_and_si512(bytes, _mm512_set1_epi8(0x0F)); }
@@ -219,11 +231,12 @@ PIPEZOO_INLINE Words bits_to_fifth(Words bytes) {
 
 // Per lane the sum of products of `steps` times four bytes: of columns, and of the numbers of a row.
 //
-// Those lie at numbers + s * stride. `offset` is what they sum up to, times what is added to stored columns, negative.
-template <int bits, int steps>
+// Those lie at numbers + s * stride. `offset` is what they sum up to, times what is added to stored columns, negative; 0
+// where nothing is.
+template <int bits, bool has_offset, int steps>
 PIPEZOO_INLINE Words multiply_bytes(const Words (&columns)[steps], const std::int8_t* numbers, std::ptrdiff_t stride,
                                     std::int32_t offset) {
-    Words product = bits == 8 || bits == 6 ? _mm512_set1_epi32(offset) : _mm512_setzero_si512();
+    Words product = has_offset ? _mm512_set1_epi32(offset) : _mm512_setzero_si512();
 #pragma GCC unroll 8
     for (int s = 0; s < steps; ++s) {
         std::int32_t four;
@@ -231,6 +244,47 @@ PIPEZOO_INLINE Words multiply_bytes(const Words (&columns)[steps], const std::in
         product = _mm512_dpbusd_epi32(product, columns[s], _mm512_set1_epi32(four));
     }
     return product;
+}
+
+// Floats of 8 bits: e4m3.
+
+constexpr int kPerCodes = 2;           // numbers of a column that lie side by side
+constexpr float kScaleOfE4M3 = 1.0f;  // what a number has to be multiplied with when it is loaded
+
+// A byte as `load_e4m3` reads it: of the exponent 3 bits, the sign, the exponent's last bit, the mantissa.
+PIPEZOO_INLINE std::uint8_t stored_e4m3(std::uint8_t number) {
+    return std::uint8_t((number & 0x70) << 1 | number >> 7 << 4 | (number & 0x0F));
+}
+
+// Two numbers per lane in bfloat16.
+//
+// The exponent's last bit and the mantissa are the upper half of bfloat16's lower byte, where its exponent's last bit and its
+// mantissa are; the upper byte is looked up. Numbers below 2^-5 are looked up whole, as most of them have another form.
+PIPEZOO_INLINE Words bfloat16_of_e4m3(const std::uint8_t* from) {
+    alignas(16) static constexpr std::uint8_t upper[16] = {
+        0x3C, 0xBC, 0x3D, 0xBD, 0x3E, 0xBE, 0x3F, 0xBF, 0x40, 0xC0, 0x41, 0xC1, 0x42, 0xC2, 0x43, 0xC3};
+    alignas(64) static constexpr std::uint16_t small[32] = {
+        0x0000, 0x3B00, 0x3B80, 0x3BC0, 0x3C00, 0x3C20, 0x3C40, 0x3C60,
+        0x3C80, 0x3C90, 0x3CA0, 0x3CB0, 0x3CC0, 0x3CD0, 0x3CE0, 0x3CF0,
+        0x8000, 0xBB00, 0xBB80, 0xBBC0, 0xBC00, 0xBC20, 0xBC40, 0xBC60,
+        0xBC80, 0xBC90, 0xBCA0, 0xBCB0, 0xBCC0, 0xBCD0, 0xBCE0, 0xBCF0};
+    const Words codes = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    const Words bytes = _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(upper)));
+    const Words shifted = _mm512_slli_epi16(codes, 4);
+    const Words numbers = _mm512_mask_shuffle_epi8(shifted, 0xAAAAAAAAAAAAAAAA, bytes, shifted);
+    const __mmask32 are_small = _mm512_testn_epi16_mask(codes, _mm512_set1_epi16(0xE0));
+    return _mm512_mask_permutexvar_epi16(numbers, are_small, codes, _mm512_load_si512(small));
+}
+
+// Numbers of each lane's column, one step of a product after the other.
+PIPEZOO_INLINE void load_e4m3(const std::uint8_t* from, Vector (&steps)[1], const bfloat16*) {
+    steps[0] = _mm512_castsi512_ps(bfloat16_of_e4m3(from));
+}
+
+PIPEZOO_INLINE void load_e4m3(const std::uint8_t* from, Vector (&steps)[2], const float*) {
+    const Words pairs = bfloat16_of_e4m3(from);
+    steps[0] = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+    steps[1] = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(0xFFFF0000)));
 }
 
 }  // namespace pipezoo

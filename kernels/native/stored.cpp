@@ -12,13 +12,13 @@ constexpr int kSuper = 256;  // numbers of a block of the types with steps
 
 // A block of a file, taken apart: numbers, and scales and minima as the packed form has them.
 //
-// Of types with blocks of 8 groups the scales are 8 bits, and the steps float16; of others the scales are float16. Affine
-// ones have a scale and a zero.
+// Of types with blocks of 8 groups the scales are 8 bits, and the steps float16; of mxfp4 they are 8 bits; of others the
+// scales are float16. Affine ones have a scale and a zero.
 template <Packing packing>
 struct Block {
     static constexpr int kNumbers = kGroup * kBlockGroups<packing>;
 
-    std::uint8_t numbers[kNumbers];  // with kOffset added
+    std::uint8_t numbers[kNumbers];  // with kOffset added, or codes
     std::uint8_t scales[kNumbers / kGroup * kParts<packing>], minima[kNumbers / kGroup];
     std::uint16_t scale, minimum;  // of one group, or steps
     std::uint32_t affine_scale;    // the bits of a float32
@@ -115,6 +115,13 @@ const std::uint8_t* take(const std::uint8_t* from, Block<packing>& block) {
     return from + count * kBits<packing> / 8;
 }
 
+// Exponent, halves.
+const std::uint8_t* take(const std::uint8_t* from, Block<Packing::mxfp4>& block) {
+    block.scales[0] = from[0];
+    take_halves(from + 1, 16, block.numbers);
+    return from + 17;
+}
+
 // Puts 4 numbers of a column where `load_step` finds them.
 template <Packing packing>
 void put_step(std::uint8_t* group, int step, int column, std::uint32_t four) {
@@ -154,7 +161,7 @@ void put_block(const Block<packing>& block, std::uint8_t* steps, int column) {
     }
     std::uint8_t* group = steps + kStepBytes<packing>;
     for (int g = 0; g < kBlockGroups<packing>; ++g, group += kGroupBytes<packing>) {
-        if constexpr (kHasBlocks<packing>) {
+        if constexpr (kHasBlocks<packing> || packing == Packing::mxfp4) {
             for (int part = 0; part < parts; ++part) group[part * kPanel + column] = block.scales[g * parts + part];
             if constexpr (kHasMinima<packing>) group[kPanel + column] = block.minima[g];
         } else if constexpr (!kIsAffine<packing>) {
@@ -205,5 +212,6 @@ PIPEZOO_INSTANTIATE(Packing::affine4_64)
 PIPEZOO_INSTANTIATE(Packing::affine4_128)
 PIPEZOO_INSTANTIATE(Packing::affine8_32)
 PIPEZOO_INSTANTIATE(Packing::affine8_64)
+PIPEZOO_INSTANTIATE(Packing::mxfp4)
 
 }  // namespace pipezoo

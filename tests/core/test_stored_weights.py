@@ -22,9 +22,9 @@ from pipezoo_core.weights import LazyTensor, Weights, keep_outline, load_module,
 from pipezoo_core.weights.base import StoredTensor
 
 CPU = torch.device("cpu")
-TYPES = (Type.Q4_0, Type.Q4_1, Type.Q8_0, *K_TYPES)
+TYPES = (Type.Q4_0, Type.Q4_1, Type.Q8_0, Type.MXFP4, *K_TYPES)
 HALVES = {Type.Q4_1: (0, 2), Type.Q4_K: (0, 2), Type.Q5_K: (0, 2), Type.Q6_K: (208,)}
-"""Where the float16 numbers of a block begin; in other types at 0."""
+"""Where the float16 numbers of a block begin; in other types but MXFP4 at 0."""
 
 
 def kernels(dtype=torch.float32):
@@ -43,6 +43,9 @@ def random_weight(type_, num_rows, size, seed=0):
     block, num_bytes = GGML_QUANT_SIZES[type_]
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, 256, (num_rows, size // block, num_bytes), dtype=np.uint8)
+    if type_ is Type.MXFP4:
+        blocks[..., 0] = rng.integers(115, 123, blocks.shape[:2])
+        return of_bytes(blocks.reshape(num_rows, -1), type_)
     for at in HALVES.get(type_, (0,)):
         scales = rng.uniform(-0.02, 0.02, (*blocks.shape[:2], 1)).astype(np.float16)
         blocks[..., at : at + 2] = scales.view(np.uint8)
@@ -108,12 +111,34 @@ def test_the_extremes_of_every_number_are_multiplied_rightly(type_):
         weight = random_weight(type_, 32, 256)
         keep = weight.rows.clone().view(32, -1, num_bytes)
         keep[:] = fill
+        if type_ is Type.MXFP4:
+            keep[..., 0] = 127  # 1, and the numbers' greatest is 6
+            keep[..., 1:] = {0: 0x77, 255: 0xFF, 128: 0x7F}[fill]
+            check_extremes(of_bytes(keep.view(32, -1).numpy(), type_))
+            continue
         for at in HALVES.get(type_, (0,)):
             keep[..., at : at + 2] = torch.tensor([0, 60], dtype=torch.uint8)  # 1 in float16
-        weight = of_bytes(keep.view(32, -1).numpy(), type_)
-        x = torch.ones(3, 256) * torch.tensor([[1.0], [-1.0], [0.5]])
-        expected = rounded_rows(x) @ dequantized(weight).double().T
-        torch.testing.assert_close(NativeProduct(kernels(), weight, None)(x).double(), expected, atol=1e-2, rtol=1e-5)
+        check_extremes(of_bytes(keep.view(32, -1).numpy(), type_))
+
+
+def check_extremes(weight):
+    x = torch.ones(3, 256) * torch.tensor([[1.0], [-1.0], [0.5]])
+    expected = rounded_rows(x) @ dequantized(weight).double().T
+    torch.testing.assert_close(NativeProduct(kernels(), weight, None)(x).double(), expected, atol=1e-2, rtol=1e-5)
+
+
+def test_mxfp4_has_every_number_and_every_scale():
+    """But those whose numbers are too large for float32, and that of NaN."""
+    scales, codes = np.arange(253, dtype=np.uint8), np.tile(np.arange(16, dtype=np.uint8) * 17, (253, 1))
+    weight = of_bytes(np.concatenate([scales[:, None], codes], axis=1), Type.MXFP4)
+    assert torch.equal(NativeProduct(kernels(), weight, None).rows(torch.arange(253)), dequantized(weight))
+
+
+def test_a_block_of_mxfp4_that_is_no_number_shows():
+    rows = np.full((32, 17), 0x22, dtype=np.uint8)
+    rows[5, 0] = 255
+    found = NativeProduct(kernels(), of_bytes(rows, Type.MXFP4), None)(random(2, 32))
+    assert (~found.isfinite()).any(0).nonzero().flatten().tolist() == [5]
 
 
 @pytest.mark.parametrize("type_", TYPES)

@@ -17,7 +17,6 @@ from gpt_oss.tiny_gpt_oss import YARN, make, saved
 from tiny_models import load_model
 
 from pipezoo import registry
-from pipezoo_core.errors import UnsupportedCheckpointError
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.request import TextGenerationRequest
 
@@ -134,15 +133,3 @@ def test_it_answers(dtype, tiny_folder, tmp_path):
 def test_steps_are_replayed(dtype, tmp_path):
     make(**KERNELS).save_pretrained(tmp_path)
     assert why_not_replayed(tmp_path, dtype=dtype) is None
-
-
-def test_mxfp4_is_refused(tmp_path):
-    model_class, folder, config, adapt = saved(make(), tmp_path)
-
-    def packed(tensors, config):
-        name = "model.layers.0.mlp.experts.down_proj"
-        others = {key: tensor for key, tensor in tensors.items() if key != name}
-        return adapt({**others, f"{name}_blocks": tensors[name], f"{name}_scales": tensors[name]}, config)
-
-    with pytest.raises(UnsupportedCheckpointError, match="experts are in MXFP4"):
-        load_model(model_class, folder, config, packed)

@@ -1,4 +1,4 @@
-"""Checkpoints of AWQ, GPTQ and compressed-tensors that run as they lie: what is computed is of the files' numbers."""
+"""Checkpoints of AWQ, GPTQ, compressed-tensors and FP8 that run as they lie, with the files' numbers."""
 
 import json
 import logging
@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from eights_files import floats, fp8_config, fp8_parts, row_floats, row_integers, row_parts, rows_config
 from families import PROMPTS as IDS
 from families import expected_logits, greedy_tokens
 from gguf_files import TOKENS
@@ -52,6 +53,10 @@ KINDS = {
         lambda weight: packed_parts(weight, 8),
         {"bits": 8, "group": -1, "dtype": torch.bfloat16},
     ),
+    "fp8 of blocks": (fp8_config([128, 128]), fp8_parts, {"by": floats, "block": (128, 128)}),
+    "fp8": (fp8_config(), fp8_parts, {"by": floats}),
+    "w8a8 of floats": (rows_config("float"), row_parts, {"by": row_floats}),
+    "w8a8": (rows_config("int"), row_parts, {"by": row_integers}),
 }
 
 
@@ -69,13 +74,15 @@ def make(**changes):
 def write(folder, kind, tokenizer, plain=(), **changes):
     """Writes a quantized checkpoint; returns the model that has its numbers, and its folder."""
     config, parts_of, settings = KINDS[kind]
+    by = settings.get("by", affine)
+    settings = {key: setting for key, setting in settings.items() if key != "by"}
     reference = make(**changes)
     reference.save_pretrained(folder)
     for path in tokenizer.glob("tokenizer*"):
         shutil.copy(path, folder)
 
     def affine_of(name, values):
-        return None if name in plain else affine(values, **settings)
+        return None if name in plain else by(values, **settings)
 
     numbers = write_quantized(folder, config, parts_of, affine_of)
     with torch.no_grad():
@@ -114,17 +121,41 @@ def tokens_of(pipeline, prompts):
     return [answer.tokens for answer in answers]
 
 
-def assert_near(reference, model):
+def assert_near(reference, model, limit=0.15):
     """As near as rows rounded to bfloat16 and to 8 bits come; other weights are ten times farther away."""
     for prompt, found in zip(IDS, logits_of(model, IDS), strict=True):
         expected = expected_logits(reference, prompt)
-        assert (found - expected).norm() < 0.15 * expected.norm()
+        assert (found - expected).norm() < limit * expected.norm()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_are_those_of_the_dequantized_numbers(kind, tmp_path, tiny_folder):
     reference, folder = write(tmp_path, kind, tiny_folder, attention_bias=True)
-    assert_near(reference, load(folder))
+    assert_near(reference, load(folder), 0.05 if "fp8" in kind or "floats" in kind else 0.15)
+
+
+@pytest.mark.parametrize("kind", ["fp8", "w8a8"])
+def test_scales_of_keys_and_values_are_passed_over(kind, tmp_path, tiny_folder, caplog):
+    reference, folder = write(tmp_path, kind, tiny_folder)
+    path = folder / "model.safetensors"
+    scales = {f"model.layers.0.self_attn.{part}_scale": torch.tensor(0.01) for part in "kv"}
+    save_file(load_file(path) | scales, path, metadata={"format": "pt"})
+    with caplog.at_level(logging.INFO, "pipezoo"):
+        assert_near(reference, load(folder))
+    assert "scales of keys and values are passed over" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["fp8 of blocks", "w8a8"])
+def test_every_number_is_the_file_s(kind, tmp_path, tiny_folder):
+    reference, folder = write(tmp_path, kind, tiny_folder)
+    weights = with_quantized(
+        open_safetensors(find_safetensors(folder)), json.loads((folder / "config.json").read_text())
+    )
+    for name in ("model.layers.0.mlp.down_proj.weight", "model.layers.1.self_attn.k_proj.weight"):
+        expected, found = reference.get_parameter(name), weights[name]
+        assert torch.equal(found.load(), expected)
+        assert torch.equal(found.stored.type.dequantize(found.stored.bytes.load()), expected)
+        assert torch.equal(found.columns(slice(0, 128)).load(), expected[:, :128])
 
 
 @pytest.mark.parametrize("kind", ["gptq act-order", "awq"])
@@ -133,7 +164,7 @@ def test_logits_by_plain_torch(kind, tmp_path, tiny_folder):
     assert_near(reference, load(folder, linear=LinearName.torch))
 
 
-@pytest.fixture(scope="module", params=["awq", "gptq act-order"])
+@pytest.fixture(scope="module", params=["awq", "gptq act-order", "fp8 of blocks"])
 def written(request, tmp_path_factory, tiny_folder):
     return write(tmp_path_factory.mktemp("quantized"), request.param, tiny_folder)
 
@@ -195,7 +226,7 @@ def test_a_layer_with_one_plain_part_is_dequantized(tmp_path, tiny_folder, caplo
 
 
 def test_two_ranks_divide_blocks_or_dequantize(tmp_path, tiny_folder):
-    for kind in ("awq", "gptq act-order"):
+    for kind in ("awq", "gptq act-order", "fp8 of blocks", "w8a8 of floats"):
         reference, folder = write(tmp_path / kind, kind, tiny_folder)
         with joined(tmp_path / kind, 2, lambda group, folder=folder: load(folder, group).serve()) as group:
             assert_near(reference, load(folder, group))

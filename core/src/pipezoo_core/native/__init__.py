@@ -4,7 +4,7 @@ from pipezoo_core.native.activation import Activation
 from pipezoo_core.native.foreign_calls import UnforeseenShapeError
 from pipezoo_core.native.kernels import NativeKernels, address_of, bits
 from pipezoo_core.native.memory_pool import HUGE_PAGE, MemoryPool
-from pipezoo_core.native.packing import GROUP, Form, Packing, bits_per_number, packed_bytes, packed_size
+from pipezoo_core.native.packing import GROUP, SPAN, Form, Packing, bits_per_number, packed_bytes, packed_size
 from pipezoo_core.native.program import Notes, Program
 from pipezoo_core.native.recording import Recording
 from pipezoo_core.native.variants import GATE, PANEL
@@ -14,6 +14,7 @@ __all__ = [
     "GROUP",
     "HUGE_PAGE",
     "PANEL",
+    "SPAN",
     "Activation",
     "Form",
     "MemoryPool",

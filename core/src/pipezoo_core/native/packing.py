@@ -12,6 +12,7 @@ from pipezoo_core.native.variants import PANEL
 
 __all__ = [
     "GROUP",
+    "SPAN",
     "Form",
     "Packing",
     "StoredBlocks",
@@ -23,6 +24,9 @@ __all__ = [
 
 GROUP = 32
 """Numbers of a quantized weight that share a scale."""
+
+SPAN = 128
+"""Floats of 8 bits that share a scale."""
 
 
 class Form(enum.IntEnum):
@@ -49,6 +53,8 @@ class Packing(enum.IntEnum):
         int4: rounded to 4 bits.
         q4_0: the numbers, scales and minima of a tensor of GGUF's type Q4_0, and so on.
         affine4_32: the numbers of 4 bits, zeros and scales of groups of 32 columns, and so on.
+        mxfp4: the numbers and scales of MXFP4, in a GGUF file or in safetensors.
+        e4m3: floats of 8 bits, with a scale for each `SPAN` of a row.
     """
 
     none = 0
@@ -64,6 +70,8 @@ class Packing(enum.IntEnum):
     affine4_128 = 10
     affine8_32 = 11
     affine8_64 = 12
+    mxfp4 = 13
+    e4m3 = 14
 
     @classmethod
     def of_bits(cls, bits: int | None) -> Packing:
@@ -102,6 +110,10 @@ _OF_TYPES = {
     "affine4_128": StoredBlocks(Packing.affine4_128, 128, 5 + 64),
     "affine8_32": StoredBlocks(Packing.affine8_32, 32, 5 + 32),
     "affine8_64": StoredBlocks(Packing.affine8_64, 64, 5 + 64),
+    "MXFP4": StoredBlocks(Packing.mxfp4, 32, 17),
+    "e4m3_128": StoredBlocks(Packing.e4m3, 128, 4 + 128),
+    "e4m3_64": StoredBlocks(Packing.e4m3, 64, 4 + 64),
+    "e4m3_32": StoredBlocks(Packing.e4m3, 32, 4 + 32),
 }
 
 
@@ -124,6 +136,8 @@ _BLOCK_BYTES = {
     Packing.affine4_128: 2 * (64 + 3),
     Packing.affine8_32: 8 * (32 + 5),
     Packing.affine8_64: 4 * (64 + 5),
+    Packing.mxfp4: 8 * (GROUP // 2 + 1),
+    Packing.e4m3: 2 * (SPAN + 4),
 }
 _ROW_BYTES = {Packing.int4: 8}  # besides
 
@@ -138,6 +152,8 @@ def packed_size(weight: Tensor, packing: Packing) -> int:
 def packed_bytes(shape: Sequence[int], packing: Packing) -> int:
     """Returns the bytes of a packed weight of this shape and of few bits."""
     num_rows, size = shape
+    if packing is Packing.e4m3:
+        return _padded(num_rows) * (size + 4 * -(-size // SPAN))
     return _padded(num_rows) * (_ROW_BYTES.get(packing, 0) + size * _BLOCK_BYTES[packing] // _BLOCK)
 
 

@@ -59,7 +59,7 @@ def resolve_encoding(
         raise InvalidSettingError(
             "no weight can stay as it is in the file",
             found=f"dtype 'packed' for {weights.format} on {device}",
-            allowed="on a CPU a GGUF file with tensors of Q4_0, Q4_1, Q4_K, Q5_K, Q6_K or Q8_0, "
+            allowed="on a CPU a GGUF file with tensors of Q4_0, Q4_1, Q4_K, Q5_K, Q6_K, Q8_0 or MXFP4, "
             "or a checkpoint that is quantized to 4 or 8 bits",
             cure="Leave dtype at auto.",
         )

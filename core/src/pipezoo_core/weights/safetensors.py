@@ -30,6 +30,7 @@ __all__ = ["find_safetensors", "open_safetensors", "safetensors_names"]
 _MAX_HEADER_BYTES = 32 << 20  # of a header or an index; an index of 150,000 tensors takes half of it
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from pipezoo_core.errors import UnsupportedCheckpointError
 from pipezoo_core.weights import LazyTensor, renamed_from_gguf, without_redundant
 
 __all__ = ["adapt_gguf", "adapt_safetensors"]
 
-_STACKED = re.compile(r"(.*\.mlp\.experts)\.(gate_up_proj|down_proj)(_bias)?")
+_STACKED = re.compile(r"(.*\.mlp\.experts)\.(gate_up_proj|down_proj)(_bias|_blocks)?")
 _FUSED = re.compile(r"(.*\.mlp\.experts\.\d+)\.gate_up_proj\.weight")  # of an adapter, an expert's B
-_MXFP4 = re.compile(r".*\.mlp\.experts\.\w+_(?:blocks|scales)")
 _SINKS = ".self_attn.sinks"
 _GGUF_NAMES = {
     "attn_sinks": "self_attn.sinks",
@@ -26,30 +24,21 @@ _GGUF_NAMES = {
 
 
 def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
-    """Experts lie in one tensor, their matrices transposed, gate and up in turn; sinks are a tensor without a layer.
+    """Experts lie in one tensor, gate and up in turn; sinks are a tensor without a layer.
 
-    Raises:
-        UnsupportedCheckpointError: the experts are in MXFP4.
+    The experts' matrices are transposed, but those in MXFP4.
     """
-    packed = sorted(name for name in tensors if _MXFP4.fullmatch(name))
-    if packed:
-        raise UnsupportedCheckpointError(
-            "the checkpoint's experts are in MXFP4, which is not read from safetensors",
-            found=packed[:2],
-            allowed="experts in bfloat16, float16 or float32",
-            cure="Take a checkpoint in bfloat16, or a GGUF file.",
-        )
     found: dict[str, LazyTensor] = {}
     for name, tensor in _with_experts_divided(tensors).items():
         stacked = _STACKED.fullmatch(name)
         if stacked is None:
             found[f"{name}.weight" if name.endswith(_SINKS) else name] = tensor
             continue
-        experts, kind, bias = stacked.groups()
+        experts, kind, form = stacked.groups()
         for number, expert in enumerate(tensor.unstacked()):
-            for part, numbers in _parts(kind, expert):
-                whole = numbers if bias else numbers.transposed()
-                found[f"{experts}.{number}.{part}.{'bias' if bias else 'weight'}"] = whole
+            for part, numbers in _parts(kind, expert, in_rows=form is not None):
+                whole = numbers if form else numbers.transposed()
+                found[f"{experts}.{number}.{part}.{'bias' if form == '_bias' else 'weight'}"] = whole
     return without_redundant(found, config)
 
 
@@ -68,30 +57,36 @@ def _with_experts_divided(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTe
             found[name] = tensor
             continue
         for first, part in enumerate(("gate_proj", "up_proj")):
-            shape = (tensor.shape[0] // 2, *tensor.shape[1:])
-            found[f"{fused[1]}.{part}.weight"] = replace(
-                tensor, shape=shape, read=_rows_in_turn(tensor, first), read_vectors=None
-            )
+            found[f"{fused[1]}.{part}.weight"] = _every_other_row(tensor, first)
     return found
 
 
-def _rows_in_turn(tensor: LazyTensor, first: int) -> Callable[[slice], Tensor]:
-    return lambda wanted: tensor.read(slice(2 * wanted.start, 2 * wanted.stop))[first::2]
-
-
-def _parts(kind: str, expert: LazyTensor) -> Iterator[tuple[str, LazyTensor]]:
-    """Yields the layers of an expert whose numbers lie along the last dimension of a tensor."""
+def _parts(kind: str, expert: LazyTensor, *, in_rows: bool) -> Iterator[tuple[str, LazyTensor]]:
+    """Yields the layers of an expert, whose outputs are rows of a tensor or lie along its last dimension."""
     if kind == "down_proj":
         yield kind, expert
         return
-    yield "gate_proj", _every_other(expert, 0)
-    yield "up_proj", _every_other(expert, 1)
+    every_other = _every_other_row if in_rows else _every_other_column
+    yield "gate_proj", every_other(expert, 0)
+    yield "up_proj", every_other(expert, 1)
 
 
-def _every_other(tensor: LazyTensor, first: int) -> LazyTensor:
-    *rows, size = tensor.shape
+def _every_other_row(tensor: LazyTensor, first: int) -> LazyTensor:
+    """Returns rows of a tensor, or of its blocks where it is quantized."""
 
     def read(wanted: slice) -> Tensor:
-        return tensor.read(wanted)[:, first::2] if rows else _rows_in_turn(tensor, first)(wanted)
+        return tensor.read(slice(2 * wanted.start, 2 * wanted.stop))[first::2]
 
-    return replace(tensor, shape=(*rows, size // 2), read=read, read_vectors=None)
+    shape, stored = (tensor.shape[0] // 2, *tensor.shape[1:]), tensor.stored
+    if stored is not None:
+        stored = replace(stored, bytes=_every_other_row(stored.bytes, first))
+    return replace(tensor, shape=shape, read=read, read_vectors=None, stored=stored)
+
+
+def _every_other_column(tensor: LazyTensor, first: int) -> LazyTensor:
+    num_rows, size = tensor.shape
+
+    def read(wanted: slice) -> Tensor:
+        return tensor.read(wanted)[:, first::2]
+
+    return replace(tensor, shape=(num_rows, size // 2), read=read, read_vectors=None)

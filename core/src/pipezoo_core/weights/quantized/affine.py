@@ -21,7 +21,7 @@ __all__ = ["AffineWeight", "unpacked"]
 
 _HEAD = 5  # bytes of a block before its numbers
 _BLOCKS = {4: (128, 64, 32), 8: (64, 32)}  # by bits: the numbers that a block may have
-_EXACT_SCALES = (torch.float16, torch.bfloat16)  # whose products with a number are exact in float32
+_EXACT_SCALES = (torch.float16, torch.bfloat16)  # whose products with a number and with a zero are exact in float32
 _NUMBERS_AT_ONCE = 2**20
 
 
@@ -41,7 +41,7 @@ class AffineWeight:
         shape: out_features, in_features.
         numbers: uint8 [R, in_features] of a range of rows.
         scales: float [R, groups] of a range of rows.
-        zeros: uint8 [R, groups] of a range of rows.
+        zeros: uint8 [R, groups] of a range of rows; None for the middle of all numbers.
         scale_dtype: of the scales.
         groups: which group each column belongs to, int64 [in_features]; each has `group` of them, but the last may have
             fewer.
@@ -54,7 +54,7 @@ class AffineWeight:
     shape: tuple[int, int]
     numbers: Callable[[slice], Tensor]
     scales: Callable[[slice], Tensor]
-    zeros: Callable[[slice], Tensor]
+    zeros: Callable[[slice], Tensor] | None
     scale_dtype: torch.dtype
     groups: Tensor
     group: int
@@ -65,7 +65,8 @@ class AffineWeight:
         whole = LazyTensor(self.shape, torch.float32, self._dequantized, numbers_at_once=self.numbers_at_once)
         fitting = [size for size in _BLOCKS[self.bits] if self.group % size == 0]
         has_whole_groups = bool((torch.bincount(self.groups) == self.group).all())
-        if not (fitting and has_whole_groups and self.scale_dtype in _EXACT_SCALES):
+        is_exact = self.scale_dtype in _EXACT_SCALES or (self.bits == 8 and self.zeros is None)
+        if not (fitting and has_whole_groups and is_exact):
             return whole
         order = self.groups.argsort(stable=True)
         is_moved = not torch.equal(order, torch.arange(len(order)))
@@ -91,15 +92,22 @@ class AffineWeight:
         )
 
     def _dequantized(self, rows: slice) -> Tensor:
-        scales, zeros = self.scales(rows).float(), self.zeros(rows).float()
+        scales, zeros = self.scales(rows).float(), self._zeros(rows).float()
         return (self.numbers(rows).float() - zeros[:, self.groups]) * scales[:, self.groups]
+
+    def _zeros(self, rows: slice) -> Tensor:
+        if self.zeros is not None:
+            return self.zeros(rows)
+        num_groups = int(self.groups.max()) + 1
+        shape = (rows.stop - rows.start, num_groups)
+        return torch.full(shape, 2 ** (self.bits - 1), dtype=torch.uint8, device="cpu")
 
     def _blocks(self, rows: slice, block: int, order: Tensor | None) -> Tensor:
         numbers = self.numbers(rows)
         numbers = (numbers if order is None else numbers[:, order]).unflatten(-1, (-1, block))
         scales, zeros = (
             part.repeat_interleave(self.group // block, dim=1).unsqueeze(-1)
-            for part in (self.scales(rows).float(), self.zeros(rows))
+            for part in (self.scales(rows).float(), self._zeros(rows))
         )
         if self.bits == 4:
             numbers = numbers[..., ::2] | numbers[..., 1::2] << 4

@@ -1,9 +1,16 @@
-"""Checkpoints in the format of compressed-tensors, which llm-compressor writes; of weights alone.
+"""Checkpoints in the format of compressed-tensors, which llm-compressor writes.
 
 `pack-quantized`: a layer has, with 4 bits and 8 numbers in an int32, `weight_packed` int32 [out, in / 8],
 `weight_scale` [out, groups], `weight_shape`, and perhaps `weight_zero_point`, int32 [out / 8, groups], and
 `weight_g_idx` [in]. Numbers and zero points have a sign; 2^(bits - 1) is added to both where they are packed. A number
 is `(q - zero) · scale`.
+
+`int-quantized` and `float-quantized`: a layer has `weight`, int8 or e4m3 [out, in], and `weight_scale`, one, or one for
+each row, or one for each block; the former perhaps `weight_zero_point`. `naive-quantized` is either of them.
+
+Layers may ask for rows of x that are rounded, too, by scales of the file (`input_scale`) or found at run time. Here
+rows keep their type where weights are floats, and have a scale for each 32 numbers where they are integers: both are
+nearer to the model before quantization, and what a file says of it is passed over.
 """
 
 from __future__ import annotations
@@ -17,13 +24,16 @@ from torch import Tensor
 from pipezoo_core.errors import CorruptCheckpointError
 from pipezoo_core.weights.base import LazyTensor
 from pipezoo_core.weights.quantized.affine import AffineWeight, unpacked
+from pipezoo_core.weights.quantized.e4m3 import E4M3, E4M3Weight
 from pipezoo_core.weights.quantized.entries import Entries, entry_naming, not_read, parsed
 from pipezoo_core.weights.quantized.format import QuantizedFormat, checked_part, suffix_of
 from pipezoo_core.weights.quantized.grouping import column_groups, group_sizes
+from pipezoo_core.weights.quantized.scales import block_scales, row_scales
 
 __all__ = ["CompressedTensors"]
 
 _PARTS = ("weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx")
+_OF_ROWS = tuple(f"{what}_{number}" for what in ("input", "output") for number in ("scale", "zero_point"))
 _BITS = (4, 8)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -34,13 +44,12 @@ class _Arguments(Entries):
     symmetric: bool = True
     strategy: str | None = None
     group_size: int | None = None
+    block_structure: tuple[int, int] | None = None
 
 
 class _Group(Entries):
     targets: list[str]
     weights: _Arguments | None = None
-    input_activations: dict[str, Any] | None = None
-    output_activations: dict[str, Any] | None = None
     format: str | None = None
 
 
@@ -48,7 +57,6 @@ class _Entries(Entries):
     config_groups: dict[str, _Group]
     format: str = "dense"
     ignore: list[str] | None = None
-    kv_cache_scheme: dict[str, Any] | None = None
     sparsity_config: dict[str, Any] | None = None
     transform_config: dict[str, Any] | None = None
 
@@ -60,18 +68,18 @@ class CompressedTensors(QuantizedFormat):
         config: the `quantization_config`.
 
     Raises:
-        UnsupportedCheckpointError: more than weights is quantized, or they are changed in other ways besides.
+        UnsupportedCheckpointError: weights are changed in other ways besides.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._entries = parsed(_Entries, config)
-        for entry in ("kv_cache_scheme", "sparsity_config", "transform_config"):
+        for entry in ("sparsity_config", "transform_config"):
             if getattr(self._entries, entry):
                 raise not_read("the checkpoint has an entry of compressed-tensors", entry, ["config_groups"])
 
     def part_of(self, name: str) -> tuple[str, str] | None:
         """See `QuantizedFormat`."""
-        return suffix_of(name, _PARTS)
+        return suffix_of(name, (*_PARTS, *_OF_ROWS))
 
     def leaves_out(self, module: str) -> str | None:
         """See `QuantizedFormat`."""
@@ -85,8 +93,6 @@ class CompressedTensors(QuantizedFormat):
             raise not_read(f"{name} is of a format of compressed-tensors", kind, sorted(_FORMATS))
         if group.weights is None:
             raise CorruptCheckpointError(f"config.json says nothing of the numbers of {name}", found=sorted(parts))
-        if group.input_activations or group.output_activations:
-            raise not_read(f"{name} is of a layer with quantized activations, a kind", kind, ["weights alone"])
         return _FORMATS[kind](name, parts, group.weights)
 
     def _group_of(self, module: str) -> _Group:
@@ -115,20 +121,17 @@ def _packed(name: str, parts: Mapping[str, LazyTensor], arguments: _Arguments) -
     size = -1 if arguments.strategy == "channel" else arguments.group_size or -1
     group, num_groups = group_sizes(name, num_columns, size)
     scales = checked_part(name, parts, "weight_scale", _FLOATS, (num_rows, num_groups))
-    middle = 2 ** (bits - 1)
-
-    def constant(rows: slice) -> Tensor:
-        return torch.full((rows.stop - rows.start, num_groups), middle, dtype=torch.uint8, device="cpu")
-
-    zeros = constant
+    zeros: Callable[[slice], Tensor] | None = None
     if not arguments.symmetric:
         zero_shape = (-(-num_rows // per_word), num_groups)
         points = checked_part(name, parts, "weight_zero_point", (torch.int32,), zero_shape)
 
-        def zeros(rows: slice) -> Tensor:
+        def of_rows(rows: slice) -> Tensor:
             first, end = rows.start // per_word, -(-rows.stop // per_word)
             found = unpacked(points.read(slice(first, end)).T, bits).T
             return found[rows.start - first * per_word : rows.stop - first * per_word]
+
+        zeros = of_rows
 
     return AffineWeight(
         method="compressed-tensors",
@@ -143,7 +146,57 @@ def _packed(name: str, parts: Mapping[str, LazyTensor], arguments: _Arguments) -
     ).tensor()
 
 
+def _eights(name: str, parts: Mapping[str, LazyTensor], arguments: _Arguments) -> LazyTensor:
+    kind = (arguments.type, arguments.num_bits)
+    if kind == ("float", 8):
+        return _floats(name, parts, arguments)
+    if kind == ("int", 8):
+        return _integers(name, parts, arguments)
+    raise not_read(f"{name} has numbers of a kind", f"{kind[0]} of {kind[1]} bits", ["int or float of 8 bits"])
+
+
+def _floats(name: str, parts: Mapping[str, LazyTensor], arguments: _Arguments) -> LazyTensor:
+    numbers, block = checked_part(name, parts, "weight", (E4M3,), (None, None)), arguments.block_structure
+    if arguments.strategy == "block" and block is not None and min(block) > 0:
+        scales = block_scales(name, parts, "weight_scale", block)
+        return E4M3Weight(numbers=numbers, scales=scales, span=block[1]).tensor()
+    if arguments.strategy not in (None, "tensor", "channel"):
+        raise not_read(f"{name} has scales in a way", arguments.strategy, ["tensor", "channel", "block"])
+    scales = row_scales(name, parts, "weight_scale")
+    return E4M3Weight(numbers=numbers, scales=scales, span=numbers.shape[1]).tensor()
+
+
+def _integers(name: str, parts: Mapping[str, LazyTensor], arguments: _Arguments) -> LazyTensor:
+    if arguments.strategy not in (None, "tensor", "channel"):
+        raise not_read(f"{name} has scales in a way", arguments.strategy, ["tensor", "channel"])
+    numbers = checked_part(name, parts, "weight", (torch.int8,), (None, None))
+    num_rows, num_columns = numbers.shape
+    points = None
+    if not arguments.symmetric:
+        points = checked_part(name, parts, "weight_zero_point", (torch.int8,), (num_rows, 1))
+
+    return AffineWeight(
+        method="compressed-tensors",
+        bits=8,
+        shape=(num_rows, num_columns),
+        numbers=_unsigned_rows(numbers),
+        scales=row_scales(name, parts, "weight_scale"),
+        zeros=None if points is None else _unsigned_rows(points),
+        scale_dtype=parts["weight_scale"].dtype,
+        groups=torch.zeros(num_columns, dtype=torch.int64, device="cpu"),
+        group=num_columns,
+    ).tensor()
+
+
+def _unsigned_rows(numbers: LazyTensor) -> Callable[[slice], Tensor]:
+    """Returns what reads rows of int8 with 128 added, as uint8."""
+    return lambda rows: numbers.read(rows).view(torch.uint8) ^ 128
+
+
 _FORMATS: Mapping[str, Callable[[str, Mapping[str, LazyTensor], _Arguments], LazyTensor]] = {
     "pack-quantized": _packed,
+    "int-quantized": _eights,
+    "float-quantized": _eights,
+    "naive-quantized": _eights,
 }
 """By the name of a format: each makes a weight of its parts."""

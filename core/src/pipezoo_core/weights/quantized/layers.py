@@ -5,6 +5,8 @@ What the tensors say wins: a layer with a plain weight is not quantized, whateve
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,7 +18,9 @@ from pipezoo_core.weights.quantized.awq import AWQ
 from pipezoo_core.weights.quantized.compressed_tensors import CompressedTensors
 from pipezoo_core.weights.quantized.entries import not_read
 from pipezoo_core.weights.quantized.format import QuantizedFormat
+from pipezoo_core.weights.quantized.fp8 import FP8
 from pipezoo_core.weights.quantized.gptq import GPTQ
+from pipezoo_core.weights.quantized.mxfp4 import MXFP4
 
 __all__ = ["with_quantized"]
 
@@ -24,8 +28,16 @@ _FORMATS: Mapping[str, Callable[[Mapping[str, Any]], QuantizedFormat]] = {
     "awq": AWQ,
     "gptq": GPTQ,
     "compressed-tensors": CompressedTensors,
+    "fp8": FP8,
+    "fbgemm_fp8": FP8,
+    "mxfp4": MXFP4,
 }
 """By `quant_method`: each makes a format of a `quantization_config`."""
+
+_LOGGER = logging.getLogger("pipezoo")
+
+_OF_CACHE = re.compile(r".*\.(?:[qkv]|kv)_(?:scale|zero_point)")
+"""Scales of keys and values, and of queries, for a KV cache of 8 bits."""
 
 _BUFFERS = (torch.int64, torch.bool)  # of another implementation: positions, masks
 
@@ -50,7 +62,12 @@ def with_quantized(weights: Weights, config: Mapping[str, Any]) -> Weights:
     quantized = _FORMATS[method](raw)
     tensors: dict[str, LazyTensor] = {}
     layers: dict[str, dict[str, LazyTensor]] = {}
+    of_cache = {name for name in weights if _OF_CACHE.fullmatch(name)}
+    if of_cache:
+        _LOGGER.info("scales of keys and values are passed over, as these are not quantized here: %d", len(of_cache))
     for name, tensor in weights.items():
+        if name in of_cache:
+            continue
         if (found := quantized.part_of(name)) is None:
             tensors[name] = tensor
         else:
