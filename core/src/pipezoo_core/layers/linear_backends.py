@@ -25,7 +25,7 @@ from pipezoo_core.layers.stored import StoredWeight, runs_of_parts
 from pipezoo_core.layers.stored_product import StoredProduct
 from pipezoo_core.native import HUGE_PAGE, Form, NativeKernels
 
-__all__ = ["OneDNNProduct", "choose_linear", "join_experts", "use_linear_backend", "weights_memory"]
+__all__ = ["OneDNNProduct", "choose_linear", "join_experts", "packed_weights", "use_linear_backend", "weights_memory"]
 
 # What the native kernels compute besides:
 _NATIVE = (GatedMLP, LatentHeads, LayerNorm, MLP, RMSNorm, RotaryEmbedding, Router)
@@ -146,6 +146,21 @@ def join_experts(module: nn.Module) -> None:
             experts.compute_with(NativeExperts(gate_ups, downs, first=experts.first, top_k=experts.top_k))
 
 
+def packed_weights(module: nn.Module) -> set[nn.Parameter]:
+    """Returns the weights that the native kernels pack whole, and that nothing else of a module reads."""
+    owners: dict[nn.Parameter, list[nn.Module]] = {}
+    for layer in module.modules():
+        for parameter in layer._parameters.values():
+            if parameter is not None:
+                owners.setdefault(parameter, []).append(layer)
+    weights = {layer.weight for layer in module.modules() if isinstance(layer, Linear) and _is_even(layer)}
+    return {weight for weight in weights if all(_reads_packed(layer) for layer in owners[weight])}
+
+
+def _reads_packed(layer: nn.Module) -> bool:
+    return isinstance(layer, Linear) or (isinstance(layer, Embedding) and layer.has_head)
+
+
 def weights_memory(
     name: LinearName, module: nn.Module, device: torch.device, encoding: SupportedEncoding, kernels: NativeKernels
 ) -> int:
@@ -207,11 +222,15 @@ def _kind(
     name: LinearName, layer: Linear, encoding: SupportedEncoding
 ) -> type[NativeProduct | OneDNNProduct | QuantizedProduct] | None:
     """Returns how a layer is computed; None for as it is."""
-    if name is LinearName.native and layer.in_features % 2 == 0:  # bfloat16 products take two numbers at a time
+    if name is LinearName.native and _is_even(layer):
         return NativeProduct
     if name is LinearName.onednn:
         return OneDNNProduct
     return None if _bits(layer, encoding) is None else QuantizedProduct
+
+
+def _is_even(layer: Linear) -> bool:
+    return layer.in_features % 2 == 0  # bfloat16 products take two numbers at a time
 
 
 def _fuse(gates: Sequence[GatedMLP], encoding: SupportedEncoding, kernels: NativeKernels) -> None:

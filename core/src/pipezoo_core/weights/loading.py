@@ -15,6 +15,7 @@ from pipezoo_core.distributed import TensorParallelGroup
 from pipezoo_core.errors import CheckpointMismatchError, UnsupportedCheckpointError
 from pipezoo_core.layers.embedding import Embedding, LMHead
 from pipezoo_core.layers.linear import Linear, MergedLinear
+from pipezoo_core.layers.linear_backends import packed_weights
 from pipezoo_core.layers.precision import float32_parameters, set_dtype
 from pipezoo_core.layers.split import Shard, Shardable, shard_module
 from pipezoo_core.layers.stored import StoredType, runs_of_parts
@@ -40,6 +41,7 @@ def load_module(
     *,
     in_full: bool = False,
     keep_stored: bool = False,
+    are_packed: bool = False,
     group: TensorParallelGroup | None = None,
 ) -> None:
     """Gives a module that was built on the meta device real parameters, filled from a checkpoint.
@@ -56,6 +58,8 @@ def load_module(
         in_full: `convert` gets the weights of linear layers in float32; what it leaves of them is in `dtype` then.
         keep_stored: `convert` gets layers with a file's quantized rows in place of a weight, where the kernels have a
             form for these.
+        are_packed: `convert` has what the native kernels pack, from an earlier load: no weight is read that only they
+            read.
         group: the ranks that divide the module, where there are several; only this rank's part of the tensors is kept,
             and of rows read.
 
@@ -78,16 +82,17 @@ def load_module(
     if keep_stored:
         _log_dequantized(quantized, kept)
     real: weakref.WeakValueDictionary[int, nn.Parameter] = weakref.WeakValueDictionary()
+    unread = packed_weights(module) if are_packed else set()
     memory = MemoryPool(exact=True)  # new memory costs as much time as reading: a part has that of the one before
     parts = sorted(_parts(module), key=lambda part: _matrices(part[1]), reverse=True)
     sizes = [_size(part) for _, part in parts]  # which `convert` changes
     report_weights(0, sum(sizes))
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         for number, (prefix, part) in enumerate(parts, start=1):
-            places = _keep(part, kept, tensors, memory)
-            _materialize(part, device, dtype, real, wide, memory)
+            places = _keep(part, kept, tensors, None if are_packed else memory)
+            _materialize(part, device, dtype, real, wide, memory, unread)
             memory.let_go()
-            slots = {name: slot for name, slot in _slots(part, prefix).items() if name in names}
+            slots = {name: slot for name, slot in _slots(part, prefix).items() if name in names and not slot.is_meta}
             _fill([(tensors[name], slot) for name, slot in slots.items()] + places, pool)
             del slots, places  # `convert` can let go of the memory
             if convert is not None:
@@ -102,9 +107,12 @@ def _fill(places: Sequence[tuple[LazyTensor, Tensor]], pool: ThreadPoolExecutor)
 
 
 def _keep(
-    part: nn.Module, kept: Kept, tensors: Mapping[str, LazyTensor], memory: MemoryPool
+    part: nn.Module, kept: Kept, tensors: Mapping[str, LazyTensor], memory: MemoryPool | None
 ) -> list[tuple[LazyTensor, Tensor]]:
-    """Gives layers memory for a file's rows in place of their weights; returns what is to be read to where."""
+    """Gives layers memory for a file's rows in place of their weights; returns what is to be read to where.
+
+    Without memory they have the shapes of the rows alone, and nothing is to be read.
+    """
     places: list[tuple[LazyTensor, Tensor]] = []
     for layer in [layer for layer in part.modules() if isinstance(layer, Linear | Embedding) and layer in kept]:
         shared = [other for other in layer.shared if other.stored] if isinstance(layer, LMHead) else []
@@ -118,7 +126,7 @@ def _keep(
         layer.keep(runs)
         of_runs = zip(runs, runs_of_parts(runs, sizes), strict=True)
         places += zip(sources, [rows for run, parts in of_runs for rows in run.rows.split(parts)], strict=True)
-    return places
+    return places if memory is not None else []
 
 
 def _stored_types(tensors: Mapping[str, LazyTensor]) -> dict[str, StoredType]:
@@ -188,6 +196,7 @@ def _materialize(
     real: weakref.WeakValueDictionary[int, nn.Parameter],
     in_full: Set[nn.Parameter],
     memory: MemoryPool,
+    unread: Set[nn.Parameter],
 ) -> None:
     """Gives a part empty parameters in place of those without memory, and moves its buffers.
 
@@ -198,10 +207,11 @@ def _materialize(
         real: the parameters made so far, by the identity of those that they stand for.
         in_full: those that are float32 whatever the dtype.
         memory: what they get on a CPU.
+        unread: those that stay without memory.
     """
     for child in part.modules():
         for name, parameter in child._parameters.items():
-            if parameter is None or not parameter.is_meta:
+            if parameter is None or not parameter.is_meta or parameter in unread:
                 continue
             made = real.get(id(parameter))
             if made is None:

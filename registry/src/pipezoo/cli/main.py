@@ -128,6 +128,7 @@ def generate(
     dtype: options.Dtype = "auto",
     max_length: options.MaxLength = None,
     kv_cache_memory: options.KVCacheMemory = None,
+    load_cache: options.LoadCache = False,
     lora: options.LoRA = None,
     max_new_tokens: options.MaxNewTokens = None,
     temperature: options.Temperature = None,
@@ -149,7 +150,13 @@ def generate(
     from pipezoo.cli.text_input import prompt_text
     from pipezoo_core.local_file import text_or_file
 
-    settings = model_settings(max_length=max_length, kv_cache_memory=kv_cache_memory, lora=lora, devices=devices)
+    settings = model_settings(
+        max_length=max_length,
+        kv_cache_memory=kv_cache_memory,
+        lora=lora,
+        devices=devices,
+        load_cache=load_cache,
+    )
     with errors_as_text():
         sampling = sampling_settings(
             max_new_tokens=max_new_tokens,
@@ -182,6 +189,7 @@ def chat(
     dtype: options.Dtype = "auto",
     max_length: options.MaxLength = None,
     kv_cache_memory: options.KVCacheMemory = None,
+    load_cache: options.LoadCache = False,
     lora: options.LoRA = None,
     max_new_tokens: options.MaxNewTokens = None,
     temperature: options.Temperature = None,
@@ -206,7 +214,13 @@ def chat(
 
     if model is None and url is None:
         raise typer.BadParameter("there is no model to talk to. Name one, or give --url.", param_hint="MODEL")
-    settings = model_settings(max_length=max_length, kv_cache_memory=kv_cache_memory, lora=lora, devices=devices)
+    settings = model_settings(
+        max_length=max_length,
+        kv_cache_memory=kv_cache_memory,
+        lora=lora,
+        devices=devices,
+        load_cache=load_cache,
+    )
     with errors_as_text():
         sampling = sampling_settings(
             max_new_tokens=max_new_tokens,
@@ -238,6 +252,7 @@ def serve(
     dtype: options.Dtype = "auto",
     max_length: options.MaxLength = None,
     kv_cache_memory: options.KVCacheMemory = None,
+    load_cache: options.LoadCache = False,
     lora: options.LoRAs = None,
     host: options.Host = "127.0.0.1",
     port: options.Port = 8000,
@@ -256,7 +271,13 @@ def serve(
     """Serve a model over HTTP, as OpenAI's clients know it; needs the extra `serve` of pipezoo."""
     from pipezoo.cli.serving import serve_model
 
-    settings = model_settings(max_length=max_length, kv_cache_memory=kv_cache_memory, lora=None, devices=devices)
+    settings = model_settings(
+        max_length=max_length,
+        kv_cache_memory=kv_cache_memory,
+        lora=None,
+        devices=devices,
+        load_cache=load_cache,
+    )
     if max_batch_size is not None:
         settings["max_batch_size"] = max_batch_size
     if lora:
