@@ -149,6 +149,11 @@ void with_format(Packing packing, Work&& work) {
         case Packing::q4_k: return work(Few<T, Packing::q4_k>{});
         case Packing::q5_k: return work(Few<T, Packing::q5_k>{});
         case Packing::q6_k: return work(Few<T, Packing::q6_k>{});
+        case Packing::affine4_32: return work(Few<T, Packing::affine4_32>{});
+        case Packing::affine4_64: return work(Few<T, Packing::affine4_64>{});
+        case Packing::affine4_128: return work(Few<T, Packing::affine4_128>{});
+        case Packing::affine8_32: return work(Few<T, Packing::affine8_32>{});
+        case Packing::affine8_64: return work(Few<T, Packing::affine8_64>{});
     }
 }
 

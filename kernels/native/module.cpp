@@ -13,12 +13,12 @@
 
 #include "attention.h"
 #include "experts.h"
-#include "gguf.h"
 #include "heads.h"
 #include "layers.h"
 #include "linear.h"
 #include "quantized.h"
 #include "routing.h"
+#include "stored.h"
 #include "team.h"
 
 namespace {
@@ -29,7 +29,7 @@ using pipezoo::Packing;
 // What pipezoo_core has to know of these functions: their arguments, the fields of `Step`, `Layer`, `Item`,
 // `ExpertsLayer` and `RouterLayer`, the layout of packed weights. Another number for every change; pipezoo_core uses no
 // kernels of another number than its own.
-constexpr long kInterface = 6;
+constexpr long kInterface = 7;
 
 template <typename T>
 T from_python(PyObject* value) {
@@ -150,8 +150,8 @@ void packed_rows_quantized(const void* tokens, const void* packed, void* y, std:
 }
 
 template <Packing packing>
-void pack_gguf(const void* rows, void* packed, std::int64_t out, std::int64_t in, std::int64_t form) {
-    pipezoo::pack_gguf<packing>(static_cast<const std::uint8_t*>(rows), static_cast<std::uint8_t*>(packed), out, in,
+void pack_stored(const void* rows, void* packed, std::int64_t out, std::int64_t in, std::int64_t form) {
+    pipezoo::pack_stored<packing>(static_cast<const std::uint8_t*>(rows), static_cast<std::uint8_t*>(packed), out, in,
                                 pipezoo::Form(form));
 }
 
@@ -172,6 +172,11 @@ PIPEZOO_OF_PACKING(q4_1)
 PIPEZOO_OF_PACKING(q4_k)
 PIPEZOO_OF_PACKING(q5_k)
 PIPEZOO_OF_PACKING(q6_k)
+PIPEZOO_OF_PACKING(affine4_32)
+PIPEZOO_OF_PACKING(affine4_64)
+PIPEZOO_OF_PACKING(affine4_128)
+PIPEZOO_OF_PACKING(affine8_32)
+PIPEZOO_OF_PACKING(affine8_64)
 
 template <typename T>
 void experts(const void* x, const void* indices, const void* weights, void* gated, void* products, void* y,
@@ -271,9 +276,13 @@ void replay(const void* program, std::int64_t num_calls) {
 #define PIPEZOO_PACKERS(apply) apply(pack) apply(pack_int8) apply(pack_int4)
 #define PIPEZOO_KERNELS(apply)                                                                            \
     apply(linear) apply(linear_int8) apply(linear_int4) apply(linear_q4_0) apply(linear_q4_1)             \
-        apply(linear_q4_k) apply(linear_q5_k) apply(linear_q6_k) apply(multiply_heads)                    \
+        apply(linear_q4_k) apply(linear_q5_k) apply(linear_q6_k) apply(linear_affine4_32)                 \
+        apply(linear_affine4_64) apply(linear_affine4_128) apply(linear_affine8_32)                       \
+        apply(linear_affine8_64) apply(multiply_heads)                                                    \
         apply(packed_rows) apply(packed_rows_int8) apply(packed_rows_int4) apply(packed_rows_q4_0)        \
         apply(packed_rows_q4_1) apply(packed_rows_q4_k) apply(packed_rows_q5_k) apply(packed_rows_q6_k)   \
+        apply(packed_rows_affine4_32) apply(packed_rows_affine4_64) apply(packed_rows_affine4_128)        \
+        apply(packed_rows_affine8_32) apply(packed_rows_affine8_64)                                       \
         apply(experts) apply(route)                                                                       \
         apply(rms_norm) apply(layer_norm) apply(gated) apply(activate)                                    \
         apply(add) apply(multiply) apply(scale) apply(clamp)                                              \
@@ -291,12 +300,15 @@ PyCFunction python_function() {
 #define PIPEZOO_LONG(name) PIPEZOO_METHODS(name, false)
 
 #define PIPEZOO_OF_FILE(name, packing) \
-    {name, python_function<&pack_gguf<Packing::packing>, false>(), METH_FASTCALL, nullptr},
+    {name, python_function<&pack_stored<Packing::packing>, false>(), METH_FASTCALL, nullptr},
 
 PyMethodDef methods[] = {
     PIPEZOO_PACKERS(PIPEZOO_LONG) PIPEZOO_KERNELS(PIPEZOO_SHORT)
     PIPEZOO_OF_FILE("pack_q8_0", int8) PIPEZOO_OF_FILE("pack_q4_0", q4_0) PIPEZOO_OF_FILE("pack_q4_1", q4_1)
     PIPEZOO_OF_FILE("pack_q4_k", q4_k) PIPEZOO_OF_FILE("pack_q5_k", q5_k) PIPEZOO_OF_FILE("pack_q6_k", q6_k)
+    PIPEZOO_OF_FILE("pack_affine4_32", affine4_32) PIPEZOO_OF_FILE("pack_affine4_64", affine4_64)
+    PIPEZOO_OF_FILE("pack_affine4_128", affine4_128) PIPEZOO_OF_FILE("pack_affine8_32", affine8_32)
+    PIPEZOO_OF_FILE("pack_affine8_64", affine8_64)
     {"replay", python_function<&replay, false>(), METH_FASTCALL, nullptr},
     {nullptr, nullptr, 0, nullptr}};
 

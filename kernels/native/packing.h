@@ -1,7 +1,8 @@
 // How weights of few bits lie in memory, in groups of 32 numbers along the inner dimension.
 //
 // All are affine: a number is scale · q + minimum, with q of so many bits. int8 and int4 are what we round to. The others
-// are GGUF's types with the numbers, scales and minima that a file has; its Q8_0 is int8.
+// have the numbers, scales and minima of a file: GGUF's types, of which Q8_0 is int8, and affine4 and affine8 of AWQ, GPTQ
+// and compressed-tensors, with a scale and a zero for each 32, 64 or 128 numbers.
 //
 //            q            scale, of a group                      minimum
 //     int8   -128 to 127  float16                                none
@@ -11,13 +12,17 @@
 //     q4_k   0 to 15      8 bits · the block's step              8 bits · the block's step
 //     q5_k   0 to 31      likewise                               likewise
 //     q6_k   -32 to 31    of 16 numbers 8 bits · the block's step  none
+//     affine4_*  0 to 15      of the block 19 bits                 -zero · scale, zero of 5 bits
+//     affine8_*  -128 to 127  of the block float32                 (128 - zero) · scale, zero of 8 bits
 //
-// A block is 8 groups; its steps are float16. A column's are float32. Steps of minima are negative, or 0.
+// A block is 8 groups; its steps are float16. A column's are float32. Steps of minima are negative, or 0. Of affine ones a
+// block has the numbers of one scale. 19 bits are the upper ones of a float32: all float16 and bfloat16 numbers are such.
 //
 // Packed: for each panel of P = kPanel output columns, with int4 first the column's steps of scales [P] and of minima [P].
-// Then, for each block, with q4_k and q5_k its steps of scales [P] and of minima [P], with q6_k those of scales [P]. Then,
-// for each group
-//     its scales [P], with q6_k [2, P], and its minima [P]
+// Then, for each block, with q4_k and q5_k its steps of scales [P] and of minima [P], with q6_k those of scales [P]; with
+// affine4 the upper 16 bits of its scales [P], and [P] bytes with 3 more above the zero; with affine8 its scales [P] and its
+// zeros [P]. Then, for each group
+//     its scales [P], with q6_k [2, P], and its minima [P]; with affine ones none
 //     8 bits: 8 steps of 4 numbers per column, [8, P, 4] of q + kAdded
 //     others: the lower 4 bits of q, q6_k's with 32 added: [8, P / 2, 4], the first columns in the low halves, the others
 //             in the high ones; then q's upper bits, see `load_step`
@@ -30,14 +35,25 @@
 namespace pipezoo {
 
 // `none` are weights in the type of x. The numbers are those of pipezoo_core's `native/packing.py`.
-enum class Packing : std::int64_t { none, int8, int4, q4_0, q4_1, q4_k, q5_k, q6_k };
+enum class Packing : std::int64_t { none, int8, int4, q4_0, q4_1, q4_k, q5_k, q6_k,
+    affine4_32, affine4_64, affine4_128, affine8_32, affine8_64 };
 
 constexpr int kGroup = 32;                // numbers that share a scale
 constexpr int kPerInt = 4;                // numbers of 8 bits in a lane of 32
 constexpr int kSteps = kGroup / kPerInt;  // per group
 
 template <Packing packing>
-constexpr int kBits = packing == Packing::int8 ? 8 : packing == Packing::q5_k ? 5 : packing == Packing::q6_k ? 6 : 4;
+constexpr bool kIsAffine8 = packing == Packing::affine8_32 || packing == Packing::affine8_64;
+
+template <Packing packing>
+constexpr bool kIsAffine4 =
+    packing == Packing::affine4_32 || packing == Packing::affine4_64 || packing == Packing::affine4_128;
+
+template <Packing packing>
+constexpr bool kIsAffine = kIsAffine4<packing> || kIsAffine8<packing>;
+
+template <Packing packing>
+constexpr int kBits = packing == Packing::int8 || kIsAffine8<packing> ? 8 : packing == Packing::q5_k ? 5 : packing == Packing::q6_k ? 6 : 4;
 
 template <Packing packing>
 constexpr bool kHasMinima = packing != Packing::int8 && packing != Packing::q6_k;
@@ -50,19 +66,26 @@ constexpr int kParts = packing == Packing::q6_k ? 2 : 1;  // of a group, each wi
 
 // What is added to numbers where they are stored, because the product of bytes wants them unsigned.
 template <Packing packing>
-constexpr int kOffset = packing == Packing::int8 ? kAdded : packing == Packing::q6_k ? 32 : 0;
+constexpr int kOffset = kBits<packing> == 8 ? kAdded : packing == Packing::q6_k ? 32 : 0;
 
 template <Packing packing>
-constexpr std::int64_t kBlockGroups = kHasBlocks<packing> ? 8 : 1;
+constexpr std::int64_t kBlockGroups = kHasBlocks<packing>                                              ? 8
+                                      : packing == Packing::affine4_128                                ? 4
+                                      : packing == Packing::affine4_64 || packing == Packing::affine8_64 ? 2
+                                                                                                       : 1;
 
 template <Packing packing>
 constexpr std::int64_t kHeadBytes = packing == Packing::int4 ? 2 * kPanel * sizeof(float) : 0;
 
 template <Packing packing>
-constexpr std::int64_t kStepBytes = kHasBlocks<packing> ? kPanel * (kHasMinima<packing> ? 4 : 2) : 0;  // of a block
+constexpr std::int64_t kStepBytes = kPanel * (kIsAffine4<packing>   ? 3  // of a block
+                                              : kIsAffine8<packing> ? 5
+                                              : !kHasBlocks<packing> ? 0
+                                              : kHasMinima<packing>  ? 4
+                                                                     : 2);
 
 template <Packing packing>
-constexpr std::int64_t kScaleBytes = kPanel * (packing == Packing::q4_1 ? 4 : 2);  // of a group, minima included
+constexpr std::int64_t kScaleBytes = kPanel * (kIsAffine<packing> ? 0 : packing == Packing::q4_1 ? 4 : 2);  // of a group, minima included
 
 template <Packing packing>
 constexpr std::int64_t kGroupBytes = kScaleBytes<packing> + kPanel * kGroup * kBits<packing> / 8;
@@ -85,6 +108,13 @@ PIPEZOO_INLINE void load_scales(const std::uint8_t* head, const std::uint8_t* st
         const float* of_columns = reinterpret_cast<const float*>(head);
         scales = load_uint8(group + column) * load(of_columns + column);
         minima = load_uint8(group + kPanel + column) * load(of_columns + kPanel + column);
+    } else if constexpr (kIsAffine4<packing>) {
+        Vector zeros;
+        load_scales_and_zeros(steps + column * 2, steps + kPanel * 2 + column, scales, zeros);
+        minima = scales * zeros * all(-1.0f);
+    } else if constexpr (kIsAffine8<packing>) {
+        scales = load(reinterpret_cast<const float*>(steps) + column);
+        minima = scales * (all(128.0f) - load_uint8(steps + kPanel * 4 + column));
     } else if constexpr (packing == Packing::q6_k) {
         scales = load_int8(group + part * kPanel + column) * load_float16(steps + column * 2);
     } else if constexpr (kHasBlocks<packing>) {

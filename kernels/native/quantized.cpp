@@ -226,7 +226,10 @@ void packed_rows_quantized(const std::int64_t* tokens, const std::uint8_t* packe
     PIPEZOO_PACK(T, Packing::int8) PIPEZOO_PACK(T, Packing::int4)                                    \
     PIPEZOO_COMPUTE(T, Packing::int8) PIPEZOO_COMPUTE(T, Packing::int4)                              \
     PIPEZOO_COMPUTE(T, Packing::q4_0) PIPEZOO_COMPUTE(T, Packing::q4_1)                              \
-    PIPEZOO_COMPUTE(T, Packing::q4_k) PIPEZOO_COMPUTE(T, Packing::q5_k) PIPEZOO_COMPUTE(T, Packing::q6_k)
+    PIPEZOO_COMPUTE(T, Packing::q4_k) PIPEZOO_COMPUTE(T, Packing::q5_k) PIPEZOO_COMPUTE(T, Packing::q6_k)  \
+    PIPEZOO_COMPUTE(T, Packing::affine4_32) PIPEZOO_COMPUTE(T, Packing::affine4_64)                  \
+    PIPEZOO_COMPUTE(T, Packing::affine4_128) PIPEZOO_COMPUTE(T, Packing::affine8_32)                 \
+    PIPEZOO_COMPUTE(T, Packing::affine8_64)
 PIPEZOO_INSTANTIATE(float)
 PIPEZOO_INSTANTIATE(bfloat16)
 

@@ -18,7 +18,7 @@ template <typename T, Packing packing>
 void pack_quantized(const T* weight, std::uint8_t* packed, std::int64_t out, std::int64_t in, Form form);
 
 // x [rows, in] and y [rows, out], both contiguous; bias [out] or null; forms as in linear.h. `in` is a multiple of 32, and
-// with q4_k, q5_k and q6_k of 256.
+// of what a block holds.
 template <typename T, Packing packing>
 void linear_quantized(const T* x, const std::uint8_t* packed, const T* bias, void* y, std::int64_t rows, std::int64_t in,
                       std::int64_t out, Form form, Activation activation);

@@ -242,6 +242,16 @@ PIPEZOO_INLINE Vector load_int8(const std::uint8_t* from) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
 }
 
+// Scales of 19 bits, of which 16 lie in one place and the last 3 in the upper bits of a byte, above a zero of 5 bits.
+PIPEZOO_INLINE void load_scales_and_zeros(const std::uint8_t* upper, const std::uint8_t* lower, Vector& scales,
+                                          Vector& zeros) {
+    const Words high = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(upper)));
+    const Words low = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(lower)));
+    const Words last = _mm256_slli_epi32(_mm256_and_si256(low, _mm256_set1_epi32(0xE0)), 8);
+    scales = _mm256_castsi256_ps(_mm256_or_si256(_mm256_slli_epi32(high, 16), last));
+    zeros = _mm256_cvtepi32_ps(_mm256_and_si256(low, _mm256_set1_epi32(0x1F)));
+}
+
 PIPEZOO_INLINE Words load_bytes(const std::uint8_t* from) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
 }

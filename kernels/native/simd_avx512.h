@@ -189,6 +189,16 @@ PIPEZOO_INLINE Vector load_int8(const std::uint8_t* from) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 }
 
+// Scales of 19 bits, of which 16 lie in one place and the last 3 in the upper bits of a byte, above a zero of 5 bits.
+PIPEZOO_INLINE void load_scales_and_zeros(const std::uint8_t* upper, const std::uint8_t* lower, Vector& scales,
+                                          Vector& zeros) {
+    const Words high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(upper)));
+    const Words low = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(lower)));
+    const Words last = _mm512_slli_epi32(_mm512_and_si512(low, _mm512_set1_epi32(0xE0)), 8);
+    scales = _mm512_castsi512_ps(_mm512_or_si512(_mm512_slli_epi32(high, 16), last));
+    zeros = _mm512_cvtepi32_ps(_mm512_and_si512(low, _mm512_set1_epi32(0x1F)));
+}
+
 PIPEZOO_INLINE Words load_bytes(const std::uint8_t* from) { return _mm512_loadu_si512(from); }
 PIPEZOO_INLINE void store_bytes(std::uint8_t* to, Words bytes) { _mm512_storeu_si512(to, bytes); }
 PIPEZOO_INLINE Words low_nibbles(Words bytes) { return _mm512_and_si512(bytes, _mm512_set1_epi8(0x0F)); }

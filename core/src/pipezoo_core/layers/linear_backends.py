@@ -141,7 +141,7 @@ def join_experts(module: nn.Module) -> None:
         pairs = [expert.products for expert in experts.experts]
         gate_ups = [product for product, _ in pairs if isinstance(product, NativeProduct)]
         downs = [product for _, product in pairs if isinstance(product, NativeProduct)]
-        is_complete = len(gate_ups) == len(downs) == len(pairs)
+        is_complete = len(gate_ups) == len(downs) == len(pairs) and all(p.keeps_order for p in (*gate_ups, *downs))
         if is_complete and all(len({p.packing for p in products}) == 1 for products in (gate_ups, downs)):
             experts.compute_with(NativeExperts(gate_ups, downs, first=experts.first, top_k=experts.top_k))
 

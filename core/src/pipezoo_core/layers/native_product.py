@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from pipezoo_core.layers.linear import Product
@@ -51,9 +52,10 @@ class NativeProduct(Product):
         if isinstance(weight, StoredWeight):
             assert weight.type.packing is not None
             self.packing = weight.type.packing
-            self.packed = kernels.pack_stored(weight.type.name, weight.rows, form)
+            self.packed = kernels.pack_stored(weight.type.layout[0], weight.rows, form)
+            self._order = None if weight.type.order is None else _columns(weight.type.order)
         else:
-            self.packing = Packing.of_bits(bits)
+            self.packing, self._order = Packing.of_bits(bits), None
             self.packed = kernels.pack(weight.detach() if bits else weight.detach().to(kernels.dtype), bits, form)
         self.bias = None if bias is None else bias.detach().to(kernels.dtype)
         self.shape = (weight.shape[0], weight.shape[1])
@@ -66,7 +68,7 @@ class NativeProduct(Product):
     def __call__(self, x: Tensor) -> Tensor:
         """Maps [..., in_features] to [..., out_features]."""
         return self.kernels.linear(
-            x,
+            x if self._order is None else x.index_select(-1, self._order),
             self.packed,
             self.bias,
             self.shape,
@@ -77,4 +79,14 @@ class NativeProduct(Product):
 
     def rows(self, indices: Tensor) -> Tensor:
         """Maps int64 [T] to these rows of W."""
-        return self.kernels.packed_rows(indices, self.packed, self.shape, self.packing)
+        rows = self.kernels.packed_rows(indices, self.packed, self.shape, self.packing)
+        return rows if self._order is None else rows.index_select(-1, self._order.argsort())
+
+    @property
+    def keeps_order(self) -> bool:
+        """Whether the weight's columns are packed in their own order, so that `packed` alone is enough."""
+        return self._order is None
+
+
+def _columns(order: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(order), dtype=torch.int32).long()

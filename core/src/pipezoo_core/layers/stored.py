@@ -21,17 +21,26 @@ class StoredType:
         block: numbers of a row that lie in one block.
         block_bytes: of such a block.
         dequantize: makes float32 [R, numbers] of uint8 [R, bytes].
+        blocks: how its blocks lie, by the name that the kernels have for it; of GGUF's types that is their own.
+        order: the columns in the order in which the blocks have them, the bytes of int32; None where it is their own.
     """
 
     name: str
     block: int
     block_bytes: int
     dequantize: Callable[[Tensor], Tensor]
+    blocks: str = ""
+    order: bytes | None = None
+
+    @property
+    def layout(self) -> tuple[str, bytes | None]:
+        """What types have in common whose rows can lie one after the other in one weight."""
+        return self.blocks or self.name, self.order
 
     @property
     def packing(self) -> Packing | None:
         """What the kernels make of it; None where they have no form for it."""
-        return Packing.of_type(self.name)
+        return Packing.of_type(self.blocks or self.name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,7 @@ class Packing(enum.IntEnum):
         int8: rounded to 8 bits, as in GGUF's Q8_0, or the numbers of such a tensor.
         int4: rounded to 4 bits.
         q4_0: the numbers, scales and minima of a tensor of GGUF's type Q4_0, and so on.
+        affine4_32: the numbers of 4 bits, zeros and scales of groups of 32 columns, and so on.
     """
 
     none = 0
@@ -58,6 +59,11 @@ class Packing(enum.IntEnum):
     q4_k = 5
     q5_k = 6
     q6_k = 7
+    affine4_32 = 8
+    affine4_64 = 9
+    affine4_128 = 10
+    affine8_32 = 11
+    affine8_64 = 12
 
     @classmethod
     def of_bits(cls, bits: int | None) -> Packing:
@@ -66,12 +72,12 @@ class Packing(enum.IntEnum):
 
     @classmethod
     def of_type(cls, name: str) -> Packing | None:
-        """Returns what a tensor becomes that is of a type of GGUF, e.g. `Q4_K`; None where it cannot be packed."""
+        """Returns what a tensor becomes that has such blocks, e.g. `Q4_K`; None where it cannot be packed."""
         return _OF_TYPES[name].packing if name in _OF_TYPES else None
 
 
 class StoredBlocks(NamedTuple):
-    """The blocks of a type of GGUF, as files have them, and what they become.
+    """A kind of blocks and what they become: a type of GGUF, or affine ones, see `weights.quantized.affine`.
 
     Attributes:
         packing: of the packed weight.
@@ -91,6 +97,11 @@ _OF_TYPES = {
     "Q4_K": StoredBlocks(Packing.q4_k, 256, 144),
     "Q5_K": StoredBlocks(Packing.q5_k, 256, 176),
     "Q6_K": StoredBlocks(Packing.q6_k, 256, 210),
+    "affine4_32": StoredBlocks(Packing.affine4_32, 32, 5 + 16),
+    "affine4_64": StoredBlocks(Packing.affine4_64, 64, 5 + 32),
+    "affine4_128": StoredBlocks(Packing.affine4_128, 128, 5 + 64),
+    "affine8_32": StoredBlocks(Packing.affine8_32, 32, 5 + 32),
+    "affine8_64": StoredBlocks(Packing.affine8_64, 64, 5 + 64),
 }
 
 
@@ -108,6 +119,11 @@ _BLOCK_BYTES = {
     Packing.q4_k: 4 + 8 * (GROUP // 2 + 2),
     Packing.q5_k: 4 + 8 * (GROUP * 5 // 8 + 2),
     Packing.q6_k: 2 + 8 * (GROUP * 6 // 8 + 2),
+    Packing.affine4_32: 8 * (16 + 3),
+    Packing.affine4_64: 4 * (32 + 3),
+    Packing.affine4_128: 2 * (64 + 3),
+    Packing.affine8_32: 8 * (32 + 5),
+    Packing.affine8_64: 4 * (64 + 5),
 }
 _ROW_BYTES = {Packing.int4: 8}  # besides
 

@@ -10,6 +10,7 @@ from pipezoo_core.weights.gguf_names import in_halves, renamed_from_gguf
 from pipezoo_core.weights.keeping import keep_outline, kept_layers
 from pipezoo_core.weights.loading import load_module
 from pipezoo_core.weights.progress import observed_weights
+from pipezoo_core.weights.quantized import with_quantized
 from pipezoo_core.weights.redundant import HEAD, without_redundant
 from pipezoo_core.weights.safetensors import find_safetensors, open_safetensors, safetensors_names
 from pipezoo_core.weights.text_part import of_text_part
@@ -39,5 +40,6 @@ __all__ = [
     "safetensors_names",
     "torch_dtype",
     "with_experts_divided",
+    "with_quantized",
     "without_redundant",
 ]

@@ -120,7 +120,7 @@ class LazyTensor:
     def columns(self, *ranges: slice) -> LazyTensor:
         """Returns some ranges of the second dimension, one after the other.
 
-        Quantized ones stay so where no range divides a block.
+        Quantized ones stay so where no range divides a block, and blocks have the columns in their own order.
         """
 
         def read(rows: slice) -> Tensor:
@@ -129,7 +129,9 @@ class LazyTensor:
 
         found = self._with((self.shape[0], sum(part.stop - part.start for part in ranges), *self.shape[2:]), read)
         stored, block = self.stored, 0 if self.stored is None else self.stored.type.block
-        if stored is None or len(self.shape) > 2 or any(part.start % block or part.stop % block for part in ranges):
+        if stored is None or stored.type.order is not None or len(self.shape) > 2:
+            return found
+        if any(part.start % block or part.stop % block for part in ranges):
             return found
         size = stored.type.block_bytes
         blocks = [slice(part.start // block * size, part.stop // block * size) for part in ranges]
@@ -202,7 +204,7 @@ def concatenated(tensors: Sequence[LazyTensor]) -> LazyTensor:
     at_once = max(tensor.numbers_at_once for tensor in tensors)
     whole = LazyTensor((starts[-1], *first.shape[1:]), first.dtype, read, numbers_at_once=at_once)
     stored = [tensor.stored for tensor in tensors if tensor.stored is not None]
-    if len(stored) < len(tensors) or len({each.type.name for each in stored}) > 1:
+    if len(stored) < len(tensors) or len({each.type.layout for each in stored}) > 1:
         return whole
     return replace(whole, stored=StoredTensor(stored[0].type, concatenated([each.bytes for each in stored])))
 

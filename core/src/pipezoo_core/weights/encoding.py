@@ -31,7 +31,7 @@ def resolve_encoding(
 ) -> SupportedEncoding:
     """Returns the encoding the user named, or for `auto` the one that fits checkpoint and device.
 
-    `auto` takes the precision of most of the checkpoint's numbers. A quantized file runs `packed` where the kernels
+    `auto` takes the precision of most of the checkpoint's numbers. A quantized checkpoint runs `packed` where the kernels
     compute it, and else in bfloat16. On a CPU float16 gives way to float32, as does bfloat16 where the CPU has no
     instructions for it and the native kernels do not compute either.
 
@@ -59,7 +59,8 @@ def resolve_encoding(
         raise InvalidSettingError(
             "no weight can stay as it is in the file",
             found=f"dtype 'packed' for {weights.format} on {device}",
-            allowed="a GGUF file on a CPU with tensors of Q4_0, Q4_1, Q4_K, Q5_K, Q6_K or Q8_0",
+            allowed="on a CPU a GGUF file with tensors of Q4_0, Q4_1, Q4_K, Q5_K, Q6_K or Q8_0, "
+            "or a checkpoint that is quantized to 4 or 8 bits",
             cure="Leave dtype at auto.",
         )
     if requested not in allowed:

@@ -63,7 +63,7 @@ def stored_runs(
     in_features: int,
     memory: MemoryPool | None = None,
 ) -> list[StoredWeight]:
-    """Returns memory for parts of a weight, one piece for parts that follow each other and are of one type.
+    """Returns memory for parts of a weight, one piece for parts that follow each other and are of one layout.
 
     Q, K and V of types Q4_K, Q4_K and Q6_K are two pieces.
 
@@ -74,7 +74,7 @@ def stored_runs(
         memory: where it comes from; None for the meta device.
     """
     found = []
-    for _, run in groupby(zip(types, sizes, strict=True), key=lambda part: part[0].name):
+    for _, run in groupby(zip(types, sizes, strict=True), key=lambda part: part[0].layout):
         parts = list(run)
         type_, num_rows = parts[0][0], sum(size for _, size in parts)
         shape = (num_rows, in_features // type_.block * type_.block_bytes)

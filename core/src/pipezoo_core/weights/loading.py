@@ -153,7 +153,7 @@ def _floats(slots: Mapping[str, Tensor], tensors: Mapping[str, LazyTensor]) -> d
                 for name in sorted(integers, key=lambda name: (name not in slots, name))
             ],
             allowed="floating-point numbers",
-            cure="Quantized safetensors are not read; take the unquantized checkpoint or a GGUF file.",
+            cure="No quantization_config says how they are quantized; take the unquantized checkpoint or a GGUF file.",
         )
     return found
 

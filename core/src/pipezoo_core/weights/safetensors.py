@@ -193,7 +193,7 @@ def _dtype_and_shape(path: Path, name: str, entry: Mapping[str, Any]) -> tuple[t
             f"{path}: tensor {name!r} has an unsupported dtype",
             found=found,
             allowed=sorted(_DTYPES),
-            cure="Quantized safetensors are not read; take the unquantized checkpoint or a GGUF file.",
+            cure="Safetensors of this kind are not read; take the unquantized checkpoint or a GGUF file.",
         )
     return _DTYPES[found], tuple(shape)
 

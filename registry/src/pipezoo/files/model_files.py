@@ -22,7 +22,7 @@ from pipezoo_core.file_names import GENERATION_CONFIG
 from pipezoo_core.json_file import read_json_object
 from pipezoo_core.local_file import readable
 from pipezoo_core.sampling_params import SamplingParams
-from pipezoo_core.weights import HEAD, GGUFFile, Weights, find_safetensors, open_safetensors
+from pipezoo_core.weights import HEAD, GGUFFile, Weights, find_safetensors, open_safetensors, with_quantized
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -87,7 +87,7 @@ def _open_weights(
             raise UnsupportedCheckpointError(f"{architecture.name} does not read GGUF", found=path, allowed=readable)
         return architecture.config_from_gguf(checkpoint.gguf), (path,), checkpoint.gguf.weights
     paths = find_safetensors(path)
-    return dict(checkpoint.config), paths, open_safetensors(paths)
+    return dict(checkpoint.config), paths, with_quantized(open_safetensors(paths), checkpoint.config)
 
 
 def _huggingface_config(

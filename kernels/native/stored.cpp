@@ -1,4 +1,4 @@
-#include "gguf.h"
+#include "stored.h"
 
 #include <algorithm>
 #include <cstring>
@@ -12,14 +12,17 @@ constexpr int kSuper = 256;  // numbers of a block of the types with steps
 
 // A block of a file, taken apart: numbers, and scales and minima as the packed form has them.
 //
-// Of types with blocks of 8 groups the scales are 8 bits, and the steps float16; of others the scales are float16.
+// Of types with blocks of 8 groups the scales are 8 bits, and the steps float16; of others the scales are float16. Affine
+// ones have a scale and a zero.
 template <Packing packing>
 struct Block {
-    static constexpr int kNumbers = kHasBlocks<packing> ? kSuper : kGroup;
+    static constexpr int kNumbers = kGroup * kBlockGroups<packing>;
 
     std::uint8_t numbers[kNumbers];  // with kOffset added
     std::uint8_t scales[kNumbers / kGroup * kParts<packing>], minima[kNumbers / kGroup];
     std::uint16_t scale, minimum;  // of one group, or steps
+    std::uint32_t affine_scale;    // the bits of a float32
+    std::uint8_t zero;
 };
 
 std::uint16_t half_at(const std::uint8_t* from) {
@@ -98,6 +101,20 @@ const std::uint8_t* take(const std::uint8_t* from, Block<Packing::q6_k>& block) 
     return from + 210;
 }
 
+// float32 scale, the zero's byte, numbers: of 4 bits two in a byte.
+template <Packing packing>
+    requires kIsAffine<packing>
+const std::uint8_t* take(const std::uint8_t* from, Block<packing>& block) {
+    constexpr int count = Block<packing>::kNumbers;
+    std::memcpy(&block.affine_scale, from, sizeof block.affine_scale);
+    block.zero = from[4], from += 5;
+    if constexpr (kIsAffine8<packing>)
+        for (int k = 0; k < count; ++k) block.numbers[k] = std::uint8_t(from[k] - 128 + kAdded);
+    else
+        for (int k = 0; k < count; ++k) block.numbers[k] = from[k / 2] >> k % 2 * 4 & 15;
+    return from + count * kBits<packing> / 8;
+}
+
 // Puts 4 numbers of a column where `load_step` finds them.
 template <Packing packing>
 void put_step(std::uint8_t* group, int step, int column, std::uint32_t four) {
@@ -126,12 +143,21 @@ void put_block(const Block<packing>& block, std::uint8_t* steps, int column) {
         std::memcpy(steps + column * 2, &block.scale, 2);
         if constexpr (kHasMinima<packing>) std::memcpy(steps + (kPanel + column) * 2, &block.minimum, 2);
     }
+    if constexpr (kIsAffine4<packing>) {
+        const std::uint16_t upper = std::uint16_t(block.affine_scale >> 16);
+        std::memcpy(steps + column * 2, &upper, 2);
+        steps[kPanel * 2 + column] = std::uint8_t((block.affine_scale >> 8 & 0xE0) | block.zero);
+    }
+    if constexpr (kIsAffine8<packing>) {
+        std::memcpy(steps + column * 4, &block.affine_scale, 4);
+        steps[kPanel * 4 + column] = block.zero;
+    }
     std::uint8_t* group = steps + kStepBytes<packing>;
     for (int g = 0; g < kBlockGroups<packing>; ++g, group += kGroupBytes<packing>) {
         if constexpr (kHasBlocks<packing>) {
             for (int part = 0; part < parts; ++part) group[part * kPanel + column] = block.scales[g * parts + part];
             if constexpr (kHasMinima<packing>) group[kPanel + column] = block.minima[g];
-        } else {
+        } else if constexpr (!kIsAffine<packing>) {
             std::memcpy(group + column * 2, &block.scale, 2);
             if constexpr (packing == Packing::q4_1) std::memcpy(group + (kPanel + column) * 2, &block.minimum, 2);
         }
@@ -146,7 +172,7 @@ void put_block(const Block<packing>& block, std::uint8_t* steps, int column) {
 }  // namespace
 
 template <Packing packing>
-void pack_gguf(const std::uint8_t* rows, std::uint8_t* packed, std::int64_t out, std::int64_t in, Form form) {
+void pack_stored(const std::uint8_t* rows, std::uint8_t* packed, std::int64_t out, std::int64_t in, Form form) {
     const std::int64_t panels = (out + kPanel - 1) / kPanel, blocks = in / Block<packing>::kNumbers;
     Block<packing> measured;
     const std::int64_t block_bytes = take(rows, measured) - rows, row_bytes = blocks * block_bytes;
@@ -167,12 +193,17 @@ void pack_gguf(const std::uint8_t* rows, std::uint8_t* packed, std::int64_t out,
 }
 
 #define PIPEZOO_INSTANTIATE(packing) \
-    template void pack_gguf<packing>(const std::uint8_t*, std::uint8_t*, std::int64_t, std::int64_t, Form);
+    template void pack_stored<packing>(const std::uint8_t*, std::uint8_t*, std::int64_t, std::int64_t, Form);
 PIPEZOO_INSTANTIATE(Packing::int8)
 PIPEZOO_INSTANTIATE(Packing::q4_0)
 PIPEZOO_INSTANTIATE(Packing::q4_1)
 PIPEZOO_INSTANTIATE(Packing::q4_k)
 PIPEZOO_INSTANTIATE(Packing::q5_k)
 PIPEZOO_INSTANTIATE(Packing::q6_k)
+PIPEZOO_INSTANTIATE(Packing::affine4_32)
+PIPEZOO_INSTANTIATE(Packing::affine4_64)
+PIPEZOO_INSTANTIATE(Packing::affine4_128)
+PIPEZOO_INSTANTIATE(Packing::affine8_32)
+PIPEZOO_INSTANTIATE(Packing::affine8_64)
 
 }  // namespace pipezoo

@@ -1,0 +1,116 @@
+"""Weights of 4 or 8 bits whose number is `(q - zero) · scale`, with a scale and a zero for a group of columns.
+
+AWQ, GPTQ and compressed-tensors differ in how they lay these out. Here they become rows of blocks, which ranks can
+divide and the kernels pack. A block is one scale in float32, one zero of a byte, and its numbers: of 8 bits a byte
+each, of 4 bits two in a byte, the first in the lower half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from pipezoo_core.layers.stored import StoredType
+from pipezoo_core.weights.base import LazyTensor, StoredTensor
+
+__all__ = ["AffineWeight", "unpacked"]
+
+_HEAD = 5  # bytes of a block before its numbers
+_BLOCKS = {4: (128, 64, 32), 8: (64, 32)}  # by bits: the numbers that a block may have
+_EXACT_SCALES = (torch.float16, torch.bfloat16)  # whose products with a number are exact in float32
+_NUMBERS_AT_ONCE = 2**20
+
+
+def unpacked(words: Tensor, bits: int) -> Tensor:
+    """Returns the numbers of int32 [..., W], the lowest bits first: uint8 [..., W · 32 / bits]."""
+    of_bytes = words.contiguous().view(torch.uint8)
+    return of_bytes if bits == 8 else torch.stack([of_bytes & 15, of_bytes >> 4], dim=-1).flatten(-2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AffineWeight:
+    """A quantized weight, taken apart.
+
+    Attributes:
+        method: what has quantized it, for people.
+        bits: of a number, 4 or 8.
+        shape: out_features, in_features.
+        numbers: uint8 [R, in_features] of a range of rows.
+        scales: float [R, groups] of a range of rows.
+        zeros: uint8 [R, groups] of a range of rows.
+        scale_dtype: of the scales.
+        groups: which group each column belongs to, int64 [in_features]; each has `group` of them, but the last may have
+            fewer.
+        group: columns of a group.
+        numbers_at_once: how many to read at a time.
+    """
+
+    method: str
+    bits: int
+    shape: tuple[int, int]
+    numbers: Callable[[slice], Tensor]
+    scales: Callable[[slice], Tensor]
+    zeros: Callable[[slice], Tensor]
+    scale_dtype: torch.dtype
+    groups: Tensor
+    group: int
+    numbers_at_once: int = _NUMBERS_AT_ONCE
+
+    def tensor(self) -> LazyTensor:
+        """Returns it as a tensor of float32, with the blocks that it can stay in."""
+        whole = LazyTensor(self.shape, torch.float32, self._dequantized, numbers_at_once=self.numbers_at_once)
+        fitting = [size for size in _BLOCKS[self.bits] if self.group % size == 0]
+        has_whole_groups = bool((torch.bincount(self.groups) == self.group).all())
+        if not (fitting and has_whole_groups and self.scale_dtype in _EXACT_SCALES):
+            return whole
+        order = self.groups.argsort(stable=True)
+        is_moved = not torch.equal(order, torch.arange(len(order)))
+        block = fitting[0]
+        stored = StoredType(
+            f"{self.method} with {self.bits} bits in groups of {self.group}"
+            + (", columns reordered" if is_moved else ""),
+            block,
+            _HEAD + block * self.bits // 8,
+            partial(_of_blocks, bits=self.bits, block=block, places=order.argsort() if is_moved else None),
+            blocks=f"affine{self.bits}_{block}",
+            order=order.to(torch.int32).numpy().tobytes() if is_moved else None,
+        )
+        shape = (self.shape[0], self.shape[1] // block * stored.block_bytes)
+        read = partial(self._blocks, block=block, order=order if is_moved else None)
+        as_bytes = LazyTensor(shape, torch.uint8, read, numbers_at_once=self.numbers_at_once)
+        return LazyTensor(
+            whole.shape,
+            whole.dtype,
+            whole.read,
+            numbers_at_once=whole.numbers_at_once,
+            stored=StoredTensor(stored, as_bytes),
+        )
+
+    def _dequantized(self, rows: slice) -> Tensor:
+        scales, zeros = self.scales(rows).float(), self.zeros(rows).float()
+        return (self.numbers(rows).float() - zeros[:, self.groups]) * scales[:, self.groups]
+
+    def _blocks(self, rows: slice, block: int, order: Tensor | None) -> Tensor:
+        numbers = self.numbers(rows)
+        numbers = (numbers if order is None else numbers[:, order]).unflatten(-1, (-1, block))
+        scales, zeros = (
+            part.repeat_interleave(self.group // block, dim=1).unsqueeze(-1)
+            for part in (self.scales(rows).float(), self.zeros(rows))
+        )
+        if self.bits == 4:
+            numbers = numbers[..., ::2] | numbers[..., 1::2] << 4
+        return torch.cat([scales.contiguous().view(torch.uint8), zeros, numbers], dim=-1).flatten(-2)
+
+
+def _of_blocks(rows: Tensor, bits: int, block: int, places: Tensor | None) -> Tensor:
+    blocks = rows.unflatten(-1, (-1, _HEAD + block * bits // 8))
+    scales = blocks[..., :4].contiguous().view(torch.float32)
+    numbers = blocks[..., _HEAD:]
+    if bits == 4:
+        numbers = torch.stack([numbers & 15, numbers >> 4], dim=-1).flatten(-2)
+    found = ((numbers.float() - blocks[..., 4:_HEAD].float()) * scales).flatten(-2)
+    return found if places is None else found[:, places]

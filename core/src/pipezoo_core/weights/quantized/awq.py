@@ -1,0 +1,95 @@
+"""Checkpoints quantized by AWQ (Lin et al., 2023) in the layout of AutoAWQ's `gemm` kernels.
+
+A layer has `qweight` int32 [in, out / 8], `qzeros` int32 [groups, out / 8] and `scales` [groups, out]. From the lowest
+bits on, an int32 holds columns 0, 2, 4, 6, 1, 3, 5 and 7 of eight. A number is `(q - zero) · scale`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import AliasChoices, Field
+from torch import Tensor
+
+from pipezoo_core.weights.base import LazyTensor
+from pipezoo_core.weights.quantized.affine import AffineWeight, unpacked
+from pipezoo_core.weights.quantized.entries import Entries, entry_naming, not_read, parsed
+from pipezoo_core.weights.quantized.format import QuantizedFormat, checked_part, suffix_of
+from pipezoo_core.weights.quantized.grouping import group_sizes
+
+__all__ = ["AWQ"]
+
+_PARTS = ("weight", "qweight", "qzeros", "scales")
+_BITS, _PER_WORD = 4, 8
+_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # where in an int32 each of eight columns lies
+_NUMBERS_AT_ONCE = 2**24  # each piece reads all of the file's tensor
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+
+
+class _Entries(Entries):
+    bits: int = Field(default=_BITS, validation_alias=AliasChoices("bits", "w_bit"))
+    group_size: int = Field(default=128, validation_alias=AliasChoices("group_size", "q_group_size"))
+    version: str = "gemm"
+    zero_point: bool = True
+    modules_to_not_convert: list[str] | None = None
+
+
+class AWQ(QuantizedFormat):
+    """How AutoAWQ stores a checkpoint.
+
+    Args:
+        config: the `quantization_config`.
+
+    Raises:
+        UnsupportedCheckpointError: it is of another version, or of other bits.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        entries = parsed(_Entries, config)
+        if entries.version.lower() != "gemm":
+            raise not_read("the checkpoint is of a version of AWQ", entries.version, ["gemm"])
+        if entries.bits != _BITS:
+            raise not_read("the checkpoint has a number of bits of AWQ", entries.bits, [_BITS])
+        if not entries.zero_point:
+            raise not_read("the checkpoint is of AWQ without zero points, a kind", "zero_point: false", ["true"])
+        self._group_size = entries.group_size
+        self._left_out = entries.modules_to_not_convert or ()
+
+    def part_of(self, name: str) -> tuple[str, str] | None:
+        """See `QuantizedFormat`."""
+        return suffix_of(name, _PARTS)
+
+    def leaves_out(self, module: str) -> str | None:
+        """See `QuantizedFormat`."""
+        return entry_naming(module, self._left_out)
+
+    def weight(self, name: str, parts: Mapping[str, LazyTensor]) -> LazyTensor:
+        """See `QuantizedFormat`."""
+        qweight = checked_part(name, parts, "qweight", (torch.int32,), (None, None))
+        num_columns, num_words = qweight.shape
+        num_rows = num_words * _PER_WORD
+        group, num_groups = group_sizes(name, num_columns, self._group_size)
+        qzeros = checked_part(name, parts, "qzeros", (torch.int32,), (num_groups, num_words))
+        scales = checked_part(name, parts, "scales", _FLOATS, (num_groups, num_rows))
+        return AffineWeight(
+            method="AWQ",
+            bits=_BITS,
+            shape=(num_rows, num_columns),
+            numbers=lambda rows: _rows(qweight, rows),
+            scales=lambda rows: scales.read(slice(0, num_groups))[:, rows].T,
+            zeros=lambda rows: _rows(qzeros, rows),
+            scale_dtype=scales.dtype,
+            groups=torch.arange(num_columns) // group,
+            group=group,
+            numbers_at_once=_NUMBERS_AT_ONCE,
+        ).tensor()
+
+
+def _rows(words: LazyTensor, rows: slice) -> Tensor:
+    """Returns a range of the columns of [I, W] words as rows: uint8 [R, I]."""
+    first, end = rows.start // _PER_WORD, -(-rows.stop // _PER_WORD)
+    found = unpacked(words.read(slice(0, words.shape[0]))[:, first:end], _BITS)
+    ordered = found.unflatten(-1, (-1, _PER_WORD))[..., _PLACES].flatten(-2)
+    return ordered[:, rows.start - first * _PER_WORD : rows.stop - first * _PER_WORD].T.contiguous()

@@ -1,0 +1,263 @@
+"""Safetensors that are quantized: what their tensors become, against arithmetic one number at a time."""
+
+import numpy as np
+import pytest
+import torch
+from quantized_files import (
+    affine,
+    awq_config,
+    awq_parts,
+    gptq_config,
+    gptq_parts,
+    packed_config,
+    packed_parts,
+)
+
+from pipezoo_core.config import WeightsFormat
+from pipezoo_core.errors import CorruptCheckpointError, UnsupportedCheckpointError
+from pipezoo_core.layers.native_product import NativeProduct
+from pipezoo_core.layers.quantized import GROUP
+from pipezoo_core.layers.stored import StoredWeight
+from pipezoo_core.layers.stored_product import StoredProduct
+from pipezoo_core.native import Form, NativeKernels
+from pipezoo_core.weights import LazyTensor, Weights, concatenated, with_quantized
+
+CPU = torch.device("cpu")
+
+
+def kernels(dtype=torch.float32):
+    kernels = NativeKernels(CPU, dtype)
+    if kernels.obstacle:
+        pytest.skip(kernels.obstacle)
+    return kernels
+
+
+def random(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def lazy(tensor):
+    return LazyTensor(tuple(tensor.shape), tensor.dtype, tensor.__getitem__)
+
+
+def opened(parts, config, module="model.layers.0.mlp.up_proj", **others):
+    tensors = {f"{module}.{part}": lazy(tensor.contiguous()) for part, tensor in parts.items()}
+    tensors |= {name: lazy(tensor) for name, tensor in others.items()}
+    return with_quantized(Weights(WeightsFormat.safetensors, tensors), {"quantization_config": config})
+
+
+def weight_of(parts, config):
+    (tensor,) = opened(parts, config).values()
+    return tensor
+
+
+def made(kind, bits=4, group=32, shape=(40, 256), seed=0):
+    """A weight in a kind of file: what it stands for, and the tensor that is read of it."""
+    values = random(*shape, seed=seed).numpy()
+    act_order = "act-order" in kind
+    symmetric = "symmetric" in kind
+    bfloat16 = torch.bfloat16 if "bfloat16" in kind or kind.startswith("packed") else torch.float16
+    weight = affine(values, bits, group, symmetric=symmetric, act_order=act_order, dtype=bfloat16, seed=7)
+    if kind.startswith("awq"):
+        return weight, weight_of(awq_parts(weight, bfloat16), awq_config(group))
+    if kind.startswith("gptq"):
+        version = 2 if "v2" in kind else 1
+        config = gptq_config(bits, group, checkpoint_format="gptq_v2" if version == 2 else "gptq")
+        return weight, weight_of(gptq_parts(weight, bits, bfloat16, version=version), config)
+    parts = packed_parts(weight, bits, symmetric=symmetric, act_order=act_order)
+    return weight, weight_of(parts, packed_config(bits, group, symmetric=symmetric))
+
+
+FOUR = [
+    "awq", "awq bfloat16", "gptq", "gptq symmetric", "gptq v2", "gptq act-order", "gptq v2 bfloat16 act-order",
+    "packed", "packed symmetric", "packed act-order",
+]  # fmt: skip
+CASES = [(kind, 4, group) for kind in FOUR for group in (32, 64, 128, -1)]
+CASES += [(kind, 8, group) for kind in ("gptq", "gptq v2 act-order", "packed symmetric") for group in (32, 64, 128, -1)]
+
+
+def stored(tensor):
+    return StoredWeight(tensor.stored.type, tensor.stored.bytes.load())
+
+
+@pytest.mark.parametrize(("kind", "bits", "group"), CASES)
+def test_numbers_are_those_of_the_file_bit_for_bit(kind, bits, group):
+    """Read whole, in part, dequantized from blocks, and looked up in packed ones."""
+    weight, tensor = made(kind, bits, group)
+    expected = torch.from_numpy(weight.values)
+    assert torch.equal(tensor.load(), expected)
+    assert torch.equal(tensor.rows(slice(3, 13), slice(21, 40)).load(), torch.cat([expected[3:13], expected[21:]]))
+    blocks = stored(tensor)
+    assert torch.equal(blocks.type.dequantize(blocks.rows), expected)
+    product = NativeProduct(kernels(), blocks, None)
+    indices = torch.arange(40).flip(0)
+    assert torch.equal(product.rows(indices), expected[indices])
+    assert product.packed.nbytes == blocks.packed_size
+
+
+def rounded_rows(x):
+    """A row's numbers in 8 bits per group, as the kernels round them: in float32, so that ties fall the same way."""
+    groups = x.float().unflatten(-1, (-1, GROUP))
+    scale = groups.abs().amax(-1, keepdim=True) / 127
+    values = (groups * torch.where(scale > 0, 1 / scale, 0)).round()
+    return (values.double() * scale).flatten(-2)
+
+
+@pytest.mark.parametrize(("kind", "bits", "group"), CASES[:4] + CASES[20:24] + CASES[40:48])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 9, 41])
+def test_native_product(kind, bits, group, dtype, rows):
+    weight, tensor = made(kind, bits, group)
+    blocks, bias = stored(tensor), random(40, seed=2).to(dtype)
+    x = random(rows, 256, seed=1).to(dtype)
+    order = torch.from_numpy(np.argsort(weight.groups, kind="stable"))  # in which the kernels round rows in groups
+    expected = rounded_rows(x[:, order]) @ torch.from_numpy(weight.values)[:, order].double().T + bias.double()
+    found = NativeProduct(kernels(dtype), blocks, bias)(x)
+    scale = expected.abs().max().item()
+    step = 2**-8 if dtype is torch.bfloat16 else 1e-5
+    torch.testing.assert_close(found.double(), expected, atol=1e-5 * scale, rtol=step)
+    one = NativeProduct(kernels(dtype), blocks, bias)(x[:1])
+    assert torch.equal(one, found[:1])
+    without = StoredProduct(blocks, bias, dtype)(x)
+    plain = x.double() @ torch.from_numpy(weight.values).double().T + bias.double()
+    torch.testing.assert_close(without.double(), plain, atol=step * scale, rtol=2 * step)
+
+
+@pytest.mark.parametrize(("bits", "group"), [(4, 32), (4, 128), (8, 64)])
+def test_a_gated_product_is_of_both_halves(bits, group):
+    _, tensor = made("gptq act-order", bits, group, shape=(192, 256))
+    blocks, bias, x = stored(tensor), random(192), random(5, 256, seed=1)
+    gate, up = (
+        NativeProduct(kernels(), StoredWeight(blocks.type, blocks.rows[part]), bias[part], form=Form.wide)(x)
+        for part in (slice(0, 96), slice(96, 192))
+    )
+    found = NativeProduct(kernels(), blocks, bias, form=Form.gated)(x)
+    torch.testing.assert_close(found, torch.nn.functional.silu(gate) * up, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("bits", "group"), [(4, 32), (4, 64), (4, 128), (4, -1), (8, 32), (8, 64), (8, -1)])
+def test_packed_is_little_more_than_the_file(bits, group):
+    values = affine(random(64, 1024).numpy(), bits, group, symmetric=True)
+    parts = packed_parts(values, bits, symmetric=True)
+    tensor = weight_of(parts, packed_config(bits, group, symmetric=True))
+    assert stored(tensor).packed_size <= 1.1 * sum(part.nbytes for part in parts.values())
+
+
+def test_parts_are_one_weight_where_their_columns_are_in_the_same_order():
+    tensors = [made(kind)[1] for kind in ("gptq", "gptq act-order", "gptq act-order")]
+    assert concatenated(tensors[1:]).stored is not None
+    assert concatenated(tensors[:2]).stored is None
+    assert torch.equal(concatenated(tensors[1:]).stored.bytes.load()[40:], stored(tensors[2]).rows)
+
+
+def test_columns_stay_blocks_where_none_is_divided():
+    weight, tensor = made("gptq", group=64)
+    half, odd = tensor.columns(slice(64, 192)), tensor.columns(slice(32, 96))
+    assert torch.equal(half.load(), torch.from_numpy(weight.values[:, 64:192]))
+    assert torch.equal(stored(half).type.dequantize(stored(half).rows), half.load())
+    assert torch.equal(odd.load(), torch.from_numpy(weight.values[:, 32:96]))
+    assert odd.stored is None
+    assert made("gptq act-order", group=64)[1].columns(slice(64, 192)).stored is None
+
+
+@pytest.mark.parametrize("case", ["groups of 16", "a last group of fewer", "uneven groups", "float32 scales"])
+def test_what_has_no_blocks_is_dequantized(case):
+    weight = affine(random(8, 96).numpy(), 4, {"groups of 16": 16, "a last group of fewer": 64}.get(case, 32))
+    if case == "uneven groups":
+        weight.groups[:40] = 0
+    parts = gptq_parts(weight, dtype=torch.float32 if case == "float32 scales" else torch.float16)
+    group = {"groups of 16": 16, "a last group of fewer": 64}.get(case, 32)
+    tensor = weight_of(parts, gptq_config(4, group))
+    assert tensor.stored is None
+    assert torch.equal(tensor.load(), torch.from_numpy(weight.values))
+
+
+PARTS = awq_parts(affine(random(16, 64).numpy()))
+
+
+def test_a_module_with_a_plain_weight_is_not_quantized():
+    plain = random(4, 4)
+    found = opened(PARTS, awq_config(), **{"lm_head.weight": plain, "model.norm.bias": plain})
+    assert sorted(found) == ["lm_head.weight", "model.layers.0.mlp.up_proj.weight", "model.norm.bias"]
+    assert torch.equal(found["lm_head.weight"].load(), plain)
+    assert found.is_quantized
+    untouched = Weights(WeightsFormat.safetensors, {"a.weight": lazy(plain), "a.ids": lazy(torch.arange(3))})
+    for config in (None, awq_config(), {"quant_method": "bitsandbytes", "load_in_4bit": True}):
+        assert with_quantized(untouched, {"quantization_config": config}) is untouched
+
+
+REFUSED = {
+    "nf4": ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "by a method.*found: bitsandbytes.*awq"),
+    "hqq": ({"quant_method": "hqq"}, "by a method.*found: hqq"),
+    "aqlm": ({"quant_method": "aqlm"}, "by a method.*found: aqlm"),
+    "no method": ({}, "by a method.*found: no quant_method"),
+    "no object": ([], "by a method.*found: no quant_method"),
+    "3 bits": (gptq_config(3), "number of bits of GPTQ.*found: 3.*4, 8"),
+    "2 bits": (gptq_config(2), "number of bits of GPTQ.*found: 2"),
+    "marlin": (gptq_config(checkpoint_format="marlin"), "a format of GPTQ.*found: marlin.*gptq, gptq_v2"),
+    "an old marlin": (gptq_config(is_marlin_format=True), "a format of GPTQ.*found: marlin"),
+    "gemv": (awq_config(version="gemv"), "a version of AWQ.*found: gemv.*gemm"),
+    "AWQ of 8 bits": (awq_config(bits=8), "bits of AWQ.*found: 8"),
+    "dynamic": (gptq_config(dynamic={"+:.*down": {"bits": 8}}), "settings of GPTQ for some modules"),
+    "marlin 2:4": (
+        packed_config(format="marlin-24"),
+        "a format of compressed-tensors.*found: marlin-24.*pack-quantized",
+    ),
+    "scaled keys": (packed_config(kv_cache_scheme={"num_bits": 8}), "found: kv_cache_scheme"),
+    "sparse": (packed_config(sparsity_config={"format": "sparse-24-bitmask"}), "found: sparsity_config"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_other_kinds_are_refused_by_name(case):
+    config, message = REFUSED[case]
+    packed = config and config.get("quant_method") == "compressed-tensors"
+    parts = packed_parts(affine(random(16, 64).numpy())) if packed else PARTS
+    with pytest.raises(UnsupportedCheckpointError, match=message):
+        opened(parts, config)
+
+
+def test_quantized_activations_are_refused():
+    config = packed_config()
+    config["config_groups"]["group_0"]["input_activations"] = {"num_bits": 8}
+    with pytest.raises(UnsupportedCheckpointError, match="quantized activations"):
+        opened(packed_parts(affine(random(16, 64).numpy())), config)
+
+
+DAMAGED = {
+    "no scales": ({"scales": None}, awq_config(), "scales is missing"),
+    "fewer zeros": ({"qzeros": PARTS["qzeros"][:1]}, awq_config(), "qzeros does not fit"),
+    "another size of groups": ({}, awq_config(group=64), "qzeros does not fit"),
+    "no columns": ({}, awq_config(group=0), "groups without columns"),
+    "integer scales": ({"scales": PARTS["qzeros"]}, awq_config(), "scales does not fit"),
+    "a left out module": (
+        {},
+        awq_config(modules_to_not_convert=["mlp"]),
+        "up_proj is not quantized, and its weight is",
+    ),
+    "a group of text": ({}, awq_config(group="many"), "quantization_config.group_size"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_what_contradicts_itself_is_an_error(case):
+    changes, config, message = DAMAGED[case]
+    parts = {part: tensor for part, tensor in (PARTS | changes).items() if tensor is not None}
+    with pytest.raises(CorruptCheckpointError, match=message):
+        opened(parts, config)
+
+
+def test_a_column_of_no_group_is_an_error():
+    parts = gptq_parts(affine(random(16, 64).numpy()))
+    parts["g_idx"][3] = 2
+    with pytest.raises(CorruptCheckpointError, match="names a group that is not there"):
+        opened(parts, gptq_config())
+
+
+def test_names_of_left_out_modules():
+    config = packed_config(ignore=["lm_head", "mlp.gate", r"re:.*\.visual\..*"])
+    parts = packed_parts(affine(random(16, 64).numpy()))
+    assert opened(parts, config, module="model.mlp.gate_proj")
+    for module in ("lm_head", "model.mlp.gate", "model.visual.up_proj"):
+        with pytest.raises(CorruptCheckpointError, match="is not quantized, and its weight is"):
+            opened(parts, config, module=module)
