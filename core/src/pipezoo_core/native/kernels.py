@@ -122,13 +122,14 @@ class NativeKernels:
                 packed.
             form: that it will be used in.
         """
-        packing, block, size = stored_blocks(type_name)
+        packing, block, size, row_bytes = stored_blocks(type_name)
         is_gated = form is Form.gated
         is_known = rows.dtype is torch.uint8 and self._can_pack(rows) and rows.dim() == 2
-        if not is_known or rows.shape[1] % size or (is_gated and rows.shape[0] % PANEL):
-            sizes = f"[{f'a multiple of {PANEL}' if is_gated else 'any'}, a multiple of {size}]"
+        if not is_known or (rows.shape[1] - row_bytes) % size or (is_gated and rows.shape[0] % PANEL):
+            columns = f"a multiple of {size}" + (f" and {row_bytes} more" if row_bytes else "")
+            sizes = f"[{f'a multiple of {PANEL}' if is_gated else 'any'}, {columns}]"
             raise _mismatch(f"the packing of a file's rows of {type_name}", rows, f"torch.uint8 {sizes} on the CPU")
-        shape = (rows.shape[0], rows.shape[1] // size * block)
+        shape = (rows.shape[0], (rows.shape[1] - row_bytes) // size * block)
         return self._packed(f"pack_{type_name.lower()}", rows, shape, packing, form, packed_bytes(shape, packing))
 
     def _can_pack(self, weight: Tensor) -> bool:

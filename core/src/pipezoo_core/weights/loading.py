@@ -24,7 +24,7 @@ from pipezoo_core.weights.base import LazyTensor
 from pipezoo_core.weights.keeping import Kept, kept_layers, stored_runs
 from pipezoo_core.weights.progress import report_weights
 
-__all__ = ["load_module"]
+__all__ = ["checked_tensors", "load_module"]
 
 _LOGGER = logging.getLogger("pipezoo")
 
@@ -69,8 +69,8 @@ def load_module(
         UnsupportedCheckpointError: weights are integers, or integers are there in their place.
         InvalidSettingError: the module cannot be divided among so many.
     """
-    tensors = _floats(_slots(module), tensors)
-    names = _check(_slots(module), tensors)
+    slots, tensors = checked_tensors(module, tensors)
+    names = slots.keys()
     quantized = _stored_types(tensors)
     if group is not None and group.size > 1:
         shard_module(module, group)
@@ -92,13 +92,27 @@ def load_module(
             places = _keep(part, kept, tensors, None if are_packed else memory)
             _materialize(part, device, dtype, real, wide, memory, unread)
             memory.let_go()
-            slots = {name: slot for name, slot in _slots(part, prefix).items() if name in names and not slot.is_meta}
-            _fill([(tensors[name], slot) for name, slot in slots.items()] + places, pool)
-            del slots, places  # `convert` can let go of the memory
+            empty = {name: slot for name, slot in _slots(part, prefix).items() if name in names and not slot.is_meta}
+            _fill([(tensors[name], slot) for name, slot in empty.items()] + places, pool)
+            del empty, places  # `convert` can let go of the memory
             if convert is not None:
                 convert(part)
             report_weights(sum(sizes[:number]), sum(sizes))
     set_dtype(module, dtype)
+
+
+def checked_tensors(
+    module: nn.Module, tensors: Mapping[str, LazyTensor]
+) -> tuple[dict[str, Tensor], dict[str, LazyTensor]]:
+    """Returns where a module wants tensors, by their names in a checkpoint, and those that it gets.
+
+    Raises:
+        CheckpointMismatchError, UnsupportedCheckpointError: as `load_module`.
+    """
+    slots = _slots(module)
+    found = _floats(slots, tensors)
+    _check(slots, found)
+    return slots, found
 
 
 def _fill(places: Sequence[tuple[LazyTensor, Tensor]], pool: ThreadPoolExecutor) -> None:
@@ -158,7 +172,7 @@ def _floats(slots: Mapping[str, Tensor], tensors: Mapping[str, LazyTensor]) -> d
     return found
 
 
-def _check(slots: Mapping[str, Tensor], tensors: Mapping[str, LazyTensor]) -> set[str]:
+def _check(slots: Mapping[str, Tensor], tensors: Mapping[str, LazyTensor]) -> None:
     wrong_shape = [
         f"{name}: {list(tensors[name].shape)} -> {list(slot.shape)}"
         for name, slot in slots.items()
@@ -167,7 +181,6 @@ def _check(slots: Mapping[str, Tensor], tensors: Mapping[str, LazyTensor]) -> se
     missing, unexpected = slots.keys() - tensors.keys(), tensors.keys() - slots.keys()
     if missing or unexpected or wrong_shape:
         raise CheckpointMismatchError(missing=missing, unexpected=unexpected, wrong_shape=wrong_shape)
-    return set(slots)
 
 
 def _parts(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:

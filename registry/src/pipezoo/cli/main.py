@@ -15,6 +15,7 @@ from pipezoo.cli.failures import errors_as_text
 from pipezoo.cli.new_plugin import new_plugin
 from pipezoo.cli.options import LORA_NAME, model_settings, sampling_settings
 from pipezoo.cli.plugins import doctor, plugins
+from pipezoo.cli.quantize import quantize
 from pipezoo.cli.why import why
 
 __all__ = ["app"]
@@ -239,6 +240,7 @@ def chat(
             raise typer.Exit(1)
 
 
+app.command()(quantize)
 app.command("new-plugin")(new_plugin)
 
 

@@ -118,7 +118,8 @@ def _in_encoding(
 ) -> PipelineConfig:
     if encoding is not SupportedEncoding.packed:
         return config.updated(encoding=encoding)
-    tensors = architecture.weight_adapters[files.weights.format](files.weights, files.huggingface_config)
+    adapter = architecture.weight_adapters[files.weights.format]
+    tensors = files.weights.adapted(adapter, files.huggingface_config)
     types = {name: tensor.stored.type for name, tensor in tensors.items() if tensor.stored is not None}
     return config.updated(encoding=encoding, stored_types=types)
 

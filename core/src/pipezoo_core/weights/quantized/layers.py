@@ -17,6 +17,7 @@ from pipezoo_core.weights.quantized.compressed_tensors import CompressedTensors
 from pipezoo_core.weights.quantized.entries import not_read
 from pipezoo_core.weights.quantized.format import QuantizedFormat
 from pipezoo_core.weights.quantized.gptq import GPTQ
+from pipezoo_core.weights.quantized.rounded import ROUNDED, Rounded
 
 __all__ = ["with_quantized"]
 
@@ -24,6 +25,7 @@ _FORMATS: Mapping[str, Callable[[Mapping[str, Any]], QuantizedFormat]] = {
     "awq": AWQ,
     "gptq": GPTQ,
     "compressed-tensors": CompressedTensors,
+    ROUNDED: Rounded,
 }
 """By `quant_method`: each makes a format of a `quantization_config`."""
 
@@ -69,7 +71,8 @@ def with_quantized(weights: Weights, config: Mapping[str, Any]) -> Weights:
                 cure="Correct the quantization_config.",
             )
         tensors[name] = quantized.weight(name, parts)
-    return Weights(weights.format, tensors, is_quantized=True)
+    rounding = quantized.dtype if isinstance(quantized, Rounded) else None
+    return Weights(weights.format, tensors, is_quantized=True, is_adapted=rounding is not None, rounding=rounding)
 
 
 def _is_quantized(tensor: LazyTensor) -> bool:
