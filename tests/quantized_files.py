@@ -1,11 +1,14 @@
 """Writes safetensors in the layouts of AWQ, GPTQ and compressed-tensors, by NumPy and as plainly as can be."""
 
 import json
+import re
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+
+_LINEAR = re.compile(r".*(_proj|\.w[123])\.weight")
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ def write_quantized(folder, config, parts_of, affine_of):
     """
     path = folder / "model.safetensors"
     tensors, values = load_file(path), {}
-    for name in [name for name in tensors if name.endswith("proj.weight")]:
+    for name in [name for name in tensors if _LINEAR.fullmatch(name)]:
         weight = affine_of(name, tensors[name].float().numpy())
         if weight is None:
             continue

@@ -20,6 +20,7 @@ from quantized_files import (
     packed_parts,
     write_quantized,
 )
+from safetensors.torch import load_file, save_file
 from tiny_models import logits_of, make_llama
 
 from pipezoo import registry
@@ -198,6 +199,19 @@ def test_two_ranks_divide_blocks_or_dequantize(tmp_path, tiny_folder):
         reference, folder = write(tmp_path / kind, kind, tiny_folder)
         with joined(tmp_path / kind, 2, lambda group, folder=folder: load(folder, group).serve()) as group:
             assert_near(reference, load(folder, group))
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_biases_of_zeros_that_no_layer_has_are_passed_over(value, tmp_path, tiny_folder):
+    reference, folder = write(tmp_path, "gptq", tiny_folder)
+    path = folder / "model.safetensors"
+    biases = {"model.layers.1.mlp.up_proj.bias": torch.full((256,), value)}
+    save_file(load_file(path) | biases, path, metadata={"format": "pt"})
+    if value:
+        with pytest.raises(CheckpointMismatchError, match=r"mlp.up_proj.bias"):
+            load(folder)
+    else:
+        assert_near(reference, load(folder))
 
 
 def test_a_method_that_is_not_read_is_refused(tmp_path, tiny_folder):

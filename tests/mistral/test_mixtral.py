@@ -1,5 +1,6 @@
 """Mixtral against transformers on the same weights, for everything that its config can express."""
 
+import shutil
 from dataclasses import fields
 from types import SimpleNamespace
 
@@ -15,14 +16,17 @@ from families import (
     assert_equal_on_ranks,
     assert_matters,
     expected_logits,
+    greedy_tokens,
     load_gguf,
     save,
     why_not_replayed,
 )
 from gguf_blocks import as_q4_k_m, as_quantized
 from gguf_files import TOKENS, gguf_name, write_llama_gguf
+from quantized_files import affine, gptq_config, gptq_parts, write_quantized
+from safetensors.torch import load_file, save_file
 from tiny_models import TINY_LLAMA, load_model, logits_of, randomize
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from pipezoo import registry
 from pipezoo_core.config import SupportedEncoding
@@ -145,6 +149,30 @@ def test_experts_of_a_packed_file_are_one_kernel(tmp_path):
         assert (found - expected).norm(dim=-1).median() < 0.15 * expected.norm(
             dim=-1
         ).median()  # some take other experts
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+def test_experts_of_a_quantized_checkpoint(act_order, tmp_path, tiny_folder):
+    """They are one kernel where their columns lie in their own order."""
+    if NativeKernels(torch.device("cpu"), torch.bfloat16).obstacle:
+        pytest.skip("there are no kernels")
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
+    plain = save(make(**sizes, vocab_size=len(TOKENS), num_hidden_layers=1), tmp_path / "plain", tiny_folder)
+    folder = shutil.copytree(plain, tmp_path / "quantized")
+    values = write_quantized(
+        folder, gptq_config(4, 32), gptq_parts, lambda _, matrix: affine(matrix, group=32, act_order=act_order)
+    )
+    assert sum(".experts." in name for name in values) == 3 * 4
+    tensors = load_file(plain / "model.safetensors")
+    save_file(tensors | values, plain / "model.safetensors", metadata={"format": "pt"})
+    reference = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32, attn_implementation="eager").eval()
+    with registry.load(folder, device="cpu", page_size=32, kv_cache_memory="8MiB") as llm:
+        assert llm.pipeline_config.encoding is SupportedEncoding.packed
+        (experts,) = [layer for layer in llm.model.module.modules() if isinstance(layer, Experts)]
+        assert isinstance(experts._native, NativeExperts) is not act_order
+    with registry.load(folder, dtype="float32", device="cpu", page_size=8, kv_cache_memory="8MiB") as llm:
+        (found,) = llm.generate(TextGenerationRequest(prompt=PROMPTS[0]), temperature=0.0, max_new_tokens=8)
+        assert found.tokens == greedy_tokens(reference, PROMPTS[0], 8)
 
 
 def test_a_gguf_file_with_a_tensor_per_expert(tmp_path):

@@ -111,6 +111,11 @@ class Linear(nn.Module):
         self.stored = stored
         del self.weight
 
+    @property
+    def reordered(self) -> list[int]:
+        """The numbers per row of a copy of the input that a product of the kernels makes for what it has of a file."""
+        return [self.in_features] if any(weight.type.order is not None for weight in self.stored) else []
+
     def add_to_product(self, add: Callable[[Tensor, Tensor], None]) -> None:
         """Calls `add(x, y)` after every product from now on, which adds to y, [..., out_features], in place.
 

@@ -61,7 +61,7 @@ class MLP(nn.Module):
         assert isinstance(down, RowParallelLinear)
         hidden, inner = down.out_features, down.in_features
         if is_native and self._native is not None:
-            return [inner, max(inner, hidden)]
+            return [inner, max(inner, hidden), *down.reordered]
         return [inner, inner, max(inner, hidden)]  # an activation may be made of several operations
 
     def compute_with(self, kernels: NativeKernels) -> None:
@@ -112,7 +112,8 @@ class GatedMLP(nn.Module):
         if not is_native or self.native_activation is None:
             return [*gate_up, *([inner] * (3 if isinstance(self.activation, ClampedGate) else 2))]
         if fuse and self.can_be_gated:
-            return [inner, hidden]
+            copies = self.gate_up_proj.merged.reordered + self.down_proj.reordered  # one after the other
+            return [inner, hidden] + ([max(copies)] if copies else [])
         return [2 * inner, inner] if len(gate_up) == 1 else [2 * inner, *gate_up]  # which are put side by side
 
     @property

@@ -37,6 +37,10 @@ class StoredType:
         """What types have in common whose rows can lie one after the other in one weight."""
         return self.blocks or self.name, self.order
 
+    def fits(self, num_columns: int) -> bool:
+        """Whether a row of so many numbers is made of whole blocks, with all the columns that the order names."""
+        return num_columns % self.block == 0 and (self.order is None or len(self.order) == 4 * num_columns)
+
     @property
     def packing(self) -> Packing | None:
         """What the kernels make of it; None where they have no form for it."""

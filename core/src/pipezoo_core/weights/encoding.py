@@ -33,7 +33,7 @@ def resolve_encoding(
 
     A checkpoint whose weights were rounded to the encoding that the user named is run as it is, as with `auto`.
 
-    `auto` takes the precision of most of the checkpoint's numbers. A quantized checkpoint runs `packed` where the kernels
+    `auto` takes the precision of most of the checkpoint's numbers. A quantized one runs `packed` where the kernels
     compute it, and else in bfloat16. On a CPU float16 gives way to float32, as does bfloat16 where the CPU has no
     instructions for it and the native kernels do not compute either.
 

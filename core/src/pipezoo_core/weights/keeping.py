@@ -37,7 +37,7 @@ def kept_layers(module: nn.Module, types: Mapping[str, StoredType]) -> dict[Line
     for layer, names in _names_of_weights(module).items():
         found = [types[name] for name in names if name in types]
         is_ours = all(isinstance(owner, Linear | Embedding) for owner in owners[id(layer.weight)])
-        fits = all(each.packing is not None and layer.weight.shape[1] % each.block == 0 for each in found)
+        fits = all(each.packing is not None and each.fits(layer.weight.shape[1]) for each in found)
         if is_ours and fits and len(found) == len(names):
             kept[layer] = names
     return kept

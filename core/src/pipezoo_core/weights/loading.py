@@ -110,7 +110,7 @@ def checked_tensors(
         CheckpointMismatchError, UnsupportedCheckpointError: as `load_module`.
     """
     slots = _slots(module)
-    found = _floats(slots, tensors)
+    found = _without_empty_biases(slots, _floats(slots, tensors))
     _check(slots, found)
     return slots, found
 
@@ -170,6 +170,18 @@ def _floats(slots: Mapping[str, Tensor], tensors: Mapping[str, LazyTensor]) -> d
             cure="No quantization_config says how they are quantized; take the unquantized checkpoint or a GGUF file.",
         )
     return found
+
+
+def _without_empty_biases(slots: Mapping[str, Tensor], tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Returns the tensors without biases of zeros of quantized layers without one: old writers of GPTQ made some."""
+
+    def is_empty(name: str) -> bool:
+        layer, _, parameter = name.rpartition(".")
+        weight = tensors.get(f"{layer}.weight")
+        is_ours = parameter == "bias" and name not in slots and weight is not None and weight.stored is not None
+        return is_ours and not tensors[name].load().any()
+
+    return {name: tensor for name, tensor in tensors.items() if not is_empty(name)}
 
 
 def _check(slots: Mapping[str, Tensor], tensors: Mapping[str, LazyTensor]) -> None:

@@ -46,7 +46,7 @@ def with_quantized(weights: Weights, config: Mapping[str, Any]) -> Weights:
     raw = config.get("quantization_config")
     if raw is None or not any(map(_is_quantized, weights.values())):
         return weights
-    method = raw.get("quant_method") if isinstance(raw, Mapping) else None
+    method = str(raw.get("quant_method", "")) if isinstance(raw, Mapping) else ""
     if method not in _FORMATS:
         raise not_read("the checkpoint is quantized by a method", method or "no quant_method", sorted(_FORMATS))
     quantized = _FORMATS[method](raw)
