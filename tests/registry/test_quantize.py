@@ -94,6 +94,9 @@ def test_it_computes_what_a_load_with_the_dtype_computes(name, dtype, saved, tmp
     sizes = registry.quantize(source, tmp_path / "out", dtype=dtype)
     assert_same(source, tmp_path / "out", dtype)
     assert logits(tmp_path / "out", dtype=dtype)[1].encoding == "packed"  # and not rounded a second time
+    for _ in range(2):  # packed, and taken from where that was kept
+        assert_same(source, tmp_path / "out", dtype, load_cache=tmp_path / "cache")
+    assert len(list((tmp_path / "cache").glob("*.packed"))) == 2
     assert sizes.after < sizes.before
     assert not list(tmp_path.glob(".*"))
 
