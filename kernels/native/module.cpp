@@ -329,6 +329,7 @@ PyCFunction python_function() {
 
 PyMethodDef methods[] = {
     PIPEZOO_PACKERS(PIPEZOO_LONG) PIPEZOO_KERNELS(PIPEZOO_SHORT)
+    PIPEZOO_OF_FILE("pack_rounded4", int4)
     PIPEZOO_OF_FILE("pack_q8_0", int8) PIPEZOO_OF_FILE("pack_q4_0", q4_0) PIPEZOO_OF_FILE("pack_q4_1", q4_1)
     PIPEZOO_OF_FILE("pack_q4_k", q4_k) PIPEZOO_OF_FILE("pack_q5_k", q5_k) PIPEZOO_OF_FILE("pack_q6_k", q6_k)
     PIPEZOO_OF_FILE("pack_affine4_32", affine4_32) PIPEZOO_OF_FILE("pack_affine4_64", affine4_64)

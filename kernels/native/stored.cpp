@@ -122,6 +122,13 @@ const std::uint8_t* take(const std::uint8_t* from, Block<Packing::mxfp4>& block)
     return from + 17;
 }
 
+// Scale and minimum, of 8 bits each, [16] of two numbers, the first in the lower half.
+const std::uint8_t* take(const std::uint8_t* from, Block<Packing::int4>& block) {
+    block.scales[0] = from[0], block.minima[0] = from[1];
+    for (int k = 0; k < kGroup; ++k) block.numbers[k] = from[2 + k / 2] >> k % 2 * 4 & 15;
+    return from + 18;
+}
+
 // Puts 4 numbers of a column where `load_step` finds them.
 template <Packing packing>
 void put_step(std::uint8_t* group, int step, int column, std::uint32_t four) {
@@ -161,7 +168,7 @@ void put_block(const Block<packing>& block, std::uint8_t* steps, int column) {
     }
     std::uint8_t* group = steps + kStepBytes<packing>;
     for (int g = 0; g < kBlockGroups<packing>; ++g, group += kGroupBytes<packing>) {
-        if constexpr (kHasBlocks<packing> || packing == Packing::mxfp4) {
+        if constexpr (kHasBlocks<packing> || packing == Packing::mxfp4 || packing == Packing::int4) {
             for (int part = 0; part < parts; ++part) group[part * kPanel + column] = block.scales[g * parts + part];
             if constexpr (kHasMinima<packing>) group[kPanel + column] = block.minima[g];
         } else if constexpr (!kIsAffine<packing>) {
@@ -182,7 +189,9 @@ template <Packing packing>
 void pack_stored(const std::uint8_t* rows, std::uint8_t* packed, std::int64_t out, std::int64_t in, Form form) {
     const std::int64_t panels = (out + kPanel - 1) / kPanel, blocks = in / Block<packing>::kNumbers;
     Block<packing> measured;
-    const std::int64_t block_bytes = take(rows, measured) - rows, row_bytes = blocks * block_bytes;
+    const std::int64_t block_bytes = take(rows, measured) - rows;
+    constexpr std::int64_t head_bytes = kHeadBytes<packing> / kPanel;  // of a row, its steps
+    const std::int64_t row_bytes = head_bytes + blocks * block_bytes;
 #pragma omp parallel for
     for (std::int64_t panel = 0; panel < panels; ++panel) {
         std::uint8_t* to = packed + panel * panel_bytes<packing>(in / kGroup);
@@ -190,6 +199,8 @@ void pack_stored(const std::uint8_t* rows, std::uint8_t* packed, std::int64_t ou
         const std::int64_t columns = std::min<std::int64_t>(kPanel, out - panel * kPanel);
         for (std::int64_t column = 0; column < columns; ++column) {
             const std::uint8_t* from = rows + row_of(panel * kPanel + column, out, form) * row_bytes;
+            for (std::int64_t step = 0; step < head_bytes; step += sizeof(float), from += sizeof(float))
+                std::memcpy(to + step * kPanel + column * sizeof(float), from, sizeof(float));
             for (std::int64_t i = 0; i < blocks; ++i) {
                 Block<packing> block;
                 from = take(from, block);
@@ -202,6 +213,7 @@ void pack_stored(const std::uint8_t* rows, std::uint8_t* packed, std::int64_t ou
 #define PIPEZOO_INSTANTIATE(packing) \
     template void pack_stored<packing>(const std::uint8_t*, std::uint8_t*, std::int64_t, std::int64_t, Form);
 PIPEZOO_INSTANTIATE(Packing::int8)
+PIPEZOO_INSTANTIATE(Packing::int4)
 PIPEZOO_INSTANTIATE(Packing::q4_0)
 PIPEZOO_INSTANTIATE(Packing::q4_1)
 PIPEZOO_INSTANTIATE(Packing::q4_k)

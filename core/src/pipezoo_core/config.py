@@ -7,6 +7,7 @@ means are chosen where they are made.
 from __future__ import annotations
 
 import enum
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -165,6 +166,16 @@ class LoRAConfig(Settings):
     lora_experts: bool | None = None
 
 
+def _as_cache_folder(value: object) -> object:
+    """Returns the folder that a setting means: True is the one where programs of a user keep such files."""
+    if value is True:
+        base = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME")
+        value = (Path(base) if base else Path("~/.cache")) / "pipezoo" / "weights"
+    if isinstance(value, str | Path) and str(value):
+        return os.path.expanduser(value)
+    return None if value is False else value
+
+
 class RunConfig(Settings):
     """How a model's steps are run.
 
@@ -179,6 +190,8 @@ class RunConfig(Settings):
         data_parallel_degree: how many replicas of the model answer requests side by side. The other settings hold for
             each of them.
         rank_timeout: seconds after which a rank of several that shows no sign of life is given up. A long step is none.
+        load_cache: the folder in which packed weights are kept from one start to the next; None keeps none.
+        load_cache_size: most bytes of that folder.
     """
 
     max_length: int | None = Field(default=None, ge=2, le=_MAX_COUNT)
@@ -189,6 +202,12 @@ class RunConfig(Settings):
     enforce_eager: bool = False
     data_parallel_degree: int = Field(default=1, ge=1, le=_MAX_REPLICAS)
     rank_timeout: float = Field(default=60.0, ge=1, le=_MAX_TIMEOUT)
+    load_cache: Annotated[str | None, BeforeValidator(_as_cache_folder)] = Field(
+        default=None, min_length=1, description="True, a folder, or None"
+    )
+    load_cache_size: Annotated[int, BeforeValidator(parse_memory)] = Field(
+        default=32 << 30, gt=0, lt=_MAX_BYTES, description='bytes above 0, as a number or as text such as "32GiB"'
+    )
 
 
 class PipelineConfig(RunConfig):
@@ -196,6 +215,7 @@ class PipelineConfig(RunConfig):
 
     Attributes:
         model_path: what the user asked for, for messages and as the model's identity in the prefix cache.
+        plugin: the plugin that serves the model, and its version.
         weight_paths: the weight files.
         huggingface_config: what the model is, a transformers `PretrainedConfig`; None where nobody needs to know.
         device: a torch device, e.g. `"cpu"` or `"cuda:0"`.
@@ -208,6 +228,7 @@ class PipelineConfig(RunConfig):
     """
 
     model_path: str
+    plugin: str = ""
     weight_paths: tuple[Path, ...] = ()
     huggingface_config: Any = None
     device: str = "cpu"

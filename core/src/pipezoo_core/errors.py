@@ -54,6 +54,7 @@ __all__ = [
     "UnsupportedCheckpointError",
     "UnsupportedModelError",
     "UnsupportedTokenizerError",
+    "UnwritableFileError",
     "shown",
 ]
 
@@ -248,6 +249,10 @@ class CorruptCheckpointError(CheckpointError, ValueError):
 
 class UnreadableFileError(CheckpointError, OSError):
     """A file is there, and the system does not let it be read."""
+
+
+class UnwritableFileError(PipezooError, OSError):
+    """A file or folder cannot be written: permissions, a full disk, a name that is taken."""
 
 
 class MissingShardError(CheckpointError, FileNotFoundError):

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from pipezoo.loading.find import FoundModel
     from pipezoo.loading.options import LoadOptions
     from pipezoo.loading.plan import LoadPlan
+    from pipezoo.loading.quantize import QuantizedSizes
     from pipezoo.loading.settings import LoadSettings
     from pipezoo_core.pipeline import TextGenerationPipeline
 
-__all__ = ["load", "plan", "plugins", "refresh", "resolve"]
+__all__ = ["load", "plan", "plugins", "quantize", "refresh", "resolve"]
 
 _index = PluginIndex()  # what is installed does not change while a process runs; `refresh` is for notebooks
 
@@ -79,6 +80,38 @@ def plan(model: str | Path, **settings: Unpack[LoadOptions]) -> LoadPlan:
     from pipezoo.loading.plan import plan_load
 
     return plan_load(_found(model, asked), asked)
+
+
+def quantize(
+    model: str | Path,
+    folder: str | Path,
+    *,
+    dtype: str = "int4",
+    revision: str | None = None,
+    plugin: str | None = None,
+) -> QuantizedSizes:
+    """Writes a model with its weights rounded, which computes what `load` with the dtype does, and loads faster.
+
+    Args:
+        model: as for `load`.
+        folder: the new folder; it is there when it is whole.
+        dtype: `"int8"` or `"int4"`.
+        revision: as for `load`.
+        plugin: as for `load`.
+
+    Returns:
+        The sizes of the weight files, before and after.
+
+    Raises:
+        PluginError, ModelNotFoundError, GatedModelError, HubUnreachableError, CheckpointError: as `load`.
+        InvalidSettingError: the dtype is another, or the model does not support it.
+        UnwritableFileError: there is such a folder, or it cannot be written.
+    """
+    from pipezoo.loading.find import find
+    from pipezoo.loading.quantize import quantize_model
+    from pipezoo_core.local_file import local_path
+
+    return quantize_model(find(_index, model, revision=revision, plugin=plugin), local_path(folder), dtype)
 
 
 def resolve(model: str | Path, *, revision: str | None = None, plugin: str | None = None) -> Resolution:

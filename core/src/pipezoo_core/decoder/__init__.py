@@ -5,5 +5,6 @@ from pipezoo_core.decoder.inputs import DecoderInputs
 from pipezoo_core.decoder.model import DecoderPipelineModel
 from pipezoo_core.decoder.module import DecoderModule
 from pipezoo_core.decoder.outlook import StepOutlook
+from pipezoo_core.decoder.rounding import rounded_decoder
 
-__all__ = ["DecoderConfig", "DecoderInputs", "DecoderModule", "DecoderPipelineModel", "StepOutlook"]
+__all__ = ["DecoderConfig", "DecoderInputs", "DecoderModule", "DecoderPipelineModel", "StepOutlook", "rounded_decoder"]

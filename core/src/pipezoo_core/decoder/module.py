@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -11,12 +12,14 @@ from torch import Tensor, nn
 from pipezoo_core.attention import AttentionBackends
 from pipezoo_core.config import AttentionName, PipelineConfig, SupportedEncoding
 from pipezoo_core.decoder.config import DecoderConfig
+from pipezoo_core.decoder.load_cache import cache_entry
 from pipezoo_core.distributed import TensorParallelGroup
 from pipezoo_core.kv_cache import KVCacheInputs
 from pipezoo_core.layers import join_experts, set_dtype, shard_module, use_linear_backend
-from pipezoo_core.native import NativeKernels
+from pipezoo_core.native import NativeKernels, PackedStore
 from pipezoo_core.session import InferenceSession
 from pipezoo_core.weights import LazyTensor, load_module, torch_dtype
+from pipezoo_core.weights.load_cache import CacheEntry, StaleEntryError
 
 __all__ = ["DecoderModule", "load_decoder", "outline_of"]
 
@@ -79,8 +82,23 @@ def load_decoder(
     Raises:
         CheckpointError: names or shapes differ from the module's, or a file is damaged.
     """
-    with torch.device("meta"):
-        module: nn.Module = module_class(config, backends)
+
+    def loaded(*, are_packed: bool) -> nn.Module:
+        with torch.device("meta"):
+            module: nn.Module = module_class(config, backends)
+        load_module(
+            module,
+            tensors,
+            session.device,
+            torch_dtype(encoding),
+            convert,
+            in_full=encoding.rounds_weights,  # so that the numbers of a Q8_0 file stay what they are in int8
+            keep_stored=encoding is SupportedEncoding.packed,
+            are_packed=are_packed,
+            group=session.group,
+        )
+        join_experts(module)
+        return module.eval()
 
     def convert(part: nn.Module) -> None:
         use_linear_backend(
@@ -93,15 +111,31 @@ def load_decoder(
             fuse_experts=pipeline_config.fuses_experts,
         )
 
-    load_module(
-        module,
-        tensors,
-        session.device,
-        torch_dtype(encoding),
-        convert,
-        in_full=encoding.rounds_weights,  # so that the numbers of a Q8_0 file stay what they are in int8
-        keep_stored=encoding is SupportedEncoding.packed,
-        group=session.group,
-    )
-    join_experts(module)
-    return module.eval()  # type: ignore[return-value]  # nn.Module.__call__ is typed as Any
+    entry = cache_entry(pipeline_config, encoding, session, kernels)
+    return _loaded_by(kernels, entry, loaded)  # type: ignore[return-value]  # nn.Module.__call__ is typed as Any
+
+
+def _loaded_by(kernels: NativeKernels, entry: CacheEntry | None, loaded: Callable[..., nn.Module]) -> nn.Module:
+    """Returns the module, with packed weights from the load cache where it has them."""
+    if entry is None:
+        return loaded(are_packed=False)
+    found = entry.read()
+    if found is not None:
+        try:
+            with _stored_in(kernels, found):
+                module = loaded(are_packed=True)
+            found.check_end()
+            return module
+        except StaleEntryError as error:
+            entry.drop(error)
+    with entry.written() as writer, _stored_in(kernels, writer):
+        return loaded(are_packed=False)
+
+
+@contextmanager
+def _stored_in(kernels: NativeKernels, store: PackedStore | None) -> Iterator[None]:
+    kernels.store = store
+    try:
+        yield
+    finally:
+        kernels.store = None

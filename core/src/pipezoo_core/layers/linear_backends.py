@@ -25,7 +25,15 @@ from pipezoo_core.layers.stored import StoredWeight, runs_of_parts
 from pipezoo_core.layers.stored_product import StoredProduct
 from pipezoo_core.native import HUGE_PAGE, Form, NativeKernels
 
-__all__ = ["OneDNNProduct", "choose_linear", "join_experts", "use_linear_backend", "weights_memory"]
+__all__ = [
+    "OneDNNProduct",
+    "choose_linear",
+    "join_experts",
+    "packed_weights",
+    "rounded_bits",
+    "use_linear_backend",
+    "weights_memory",
+]
 
 # What the native kernels compute besides:
 _NATIVE = (GatedMLP, LatentHeads, LayerNorm, MLP, RMSNorm, RotaryEmbedding, Router)
@@ -101,7 +109,7 @@ def _product(name: LinearName, layer: Linear, encoding: SupportedEncoding, kerne
     form = Form.wide if isinstance(layer, LMHead) else Form.plain  # logits lose nothing
     if layer.stored:
         return _joined(name, layer, form, kernels)
-    bits, kind = _bits(layer, encoding), _kind(name, layer, encoding)
+    bits, kind = rounded_bits(layer, encoding), _kind(name, layer, encoding)
     if kind is NativeProduct:
         return NativeProduct(kernels, layer.weight, layer.bias, bits, form)
     if kind is OneDNNProduct:
@@ -146,6 +154,21 @@ def join_experts(module: nn.Module) -> None:
             experts.compute_with(NativeExperts(gate_ups, downs, first=experts.first, top_k=experts.top_k))
 
 
+def packed_weights(module: nn.Module) -> set[nn.Parameter]:
+    """Returns the weights that the native kernels pack whole, and that nothing else of a module reads."""
+    owners: dict[nn.Parameter, list[nn.Module]] = {}
+    for layer in module.modules():
+        for parameter in layer._parameters.values():
+            if parameter is not None:
+                owners.setdefault(parameter, []).append(layer)
+    weights = {layer.weight for layer in module.modules() if isinstance(layer, Linear) and _is_even(layer)}
+    return {weight for weight in weights if all(_reads_packed(layer) for layer in owners[weight])}
+
+
+def _reads_packed(layer: nn.Module) -> bool:
+    return isinstance(layer, Linear) or (isinstance(layer, Embedding) and layer.has_head)
+
+
 def weights_memory(
     name: LinearName, module: nn.Module, device: torch.device, encoding: SupportedEncoding, kernels: NativeKernels
 ) -> int:
@@ -175,7 +198,7 @@ def weights_memory(
         kind = _kind(name, layer, encoding)
         if kind is None:
             continue
-        size = kind.size_of(layer.weight, _bits(layer, encoding))
+        size = kind.size_of(layer.weight, rounded_bits(layer, encoding))
         if kind is NativeProduct:
             packed += size
         else:
@@ -207,11 +230,15 @@ def _kind(
     name: LinearName, layer: Linear, encoding: SupportedEncoding
 ) -> type[NativeProduct | OneDNNProduct | QuantizedProduct] | None:
     """Returns how a layer is computed; None for as it is."""
-    if name is LinearName.native and layer.in_features % 2 == 0:  # bfloat16 products take two numbers at a time
+    if name is LinearName.native and _is_even(layer):
         return NativeProduct
     if name is LinearName.onednn:
         return OneDNNProduct
-    return None if _bits(layer, encoding) is None else QuantizedProduct
+    return None if rounded_bits(layer, encoding) is None else QuantizedProduct
+
+
+def _is_even(layer: Linear) -> bool:
+    return layer.in_features % 2 == 0  # bfloat16 products take two numbers at a time
 
 
 def _fuse(gates: Sequence[GatedMLP], encoding: SupportedEncoding, kernels: NativeKernels) -> None:
@@ -219,11 +246,11 @@ def _fuse(gates: Sequence[GatedMLP], encoding: SupportedEncoding, kernels: Nativ
         if layer.can_be_gated and layer.native_activation is not None:
             merged = layer.gate_up_proj.merged
             weight = merged.stored[0] if merged.stored else merged.weight
-            form = (_bits(merged, encoding), Form.gated, layer.native_activation)
+            form = (rounded_bits(merged, encoding), Form.gated, layer.native_activation)
             layer.gate_with(NativeProduct(kernels, weight, merged.bias, *form))
 
 
-def _bits(layer: Linear, encoding: SupportedEncoding) -> Literal[8, 4] | None:
+def rounded_bits(layer: Linear, encoding: SupportedEncoding) -> Literal[8, 4] | None:
     """Returns how many bits a layer's numbers have; None where they are not quantized.
 
     A head of 4 bits costs more in quality than in memory: it is 8 bits then. What does not divide into groups is left

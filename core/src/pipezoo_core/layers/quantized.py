@@ -18,7 +18,16 @@ from torch import Tensor
 from pipezoo_core.layers.linear import Product
 from pipezoo_core.native import GROUP
 
-__all__ = ["DEQUANTIZED_AT_ONCE", "GROUP", "QuantizedProduct", "multiply_in_parts"]
+__all__ = [
+    "DEQUANTIZED_AT_ONCE",
+    "GROUP",
+    "QuantizedProduct",
+    "from_4_bits",
+    "from_8_bits",
+    "multiply_in_parts",
+    "of_4_bits",
+    "of_8_bits",
+]
 
 DEQUANTIZED_AT_ONCE = 1 << 22
 """Numbers of a quantized weight that plain torch makes floats of at a time."""
@@ -45,8 +54,8 @@ class QuantizedProduct(Product):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, bits: int, dtype: torch.dtype) -> None:
         groups = weight.detach().float().unflatten(-1, (-1, GROUP))
-        self._parts = _of_8_bits(groups) if bits == 8 else _of_4_bits(groups)
-        self._dequantize = _from_8_bits if bits == 8 else _from_4_bits
+        self._parts = of_8_bits(groups) if bits == 8 else of_4_bits(groups)
+        self._dequantize = from_8_bits if bits == 8 else from_4_bits
         self._dtype = dtype
         self._bias = None if bias is None else bias.detach().to(dtype)
 
@@ -83,18 +92,19 @@ def multiply_in_parts(x: Tensor, num_rows: int, dequantized: Callable[[slice], T
     return y_TO.unflatten(0, x.shape[:-1])
 
 
-def _of_8_bits(groups: Tensor) -> tuple[Tensor, ...]:
+def of_8_bits(groups: Tensor) -> tuple[Tensor, ...]:
     """Returns int8 [out_features, G, GROUP] and float16 scales [out_features, G, 1]."""
     scale = (groups.abs().amax(-1, keepdim=True) / 127).half()
     values = (groups * _inverse(scale.float())).round().clamp(-127, 127)
     return values.to(torch.int8), scale
 
 
-def _from_8_bits(values: Tensor, scale: Tensor) -> Tensor:
+def from_8_bits(values: Tensor, scale: Tensor) -> Tensor:
+    """Returns float32 [out_features, G, GROUP] of what `of_8_bits` returned."""
     return values * scale.float()
 
 
-def _of_4_bits(groups: Tensor) -> tuple[Tensor, ...]:
+def of_4_bits(groups: Tensor) -> tuple[Tensor, ...]:
     """Returns two numbers per byte, and scales and minima as levels and their step.
 
     That is uint8 [out_features, G, GROUP / 2], twice uint8 [out_features, G, 1] and float32 [out_features, 1, 1].
@@ -106,7 +116,8 @@ def _of_4_bits(groups: Tensor) -> tuple[Tensor, ...]:
     return values[..., ::2] | values[..., 1::2] << 4, scales, scale_step, minima, minimum_step
 
 
-def _from_4_bits(pairs: Tensor, scales: Tensor, scale_step: Tensor, minima: Tensor, minimum_step: Tensor) -> Tensor:
+def from_4_bits(pairs: Tensor, scales: Tensor, scale_step: Tensor, minima: Tensor, minimum_step: Tensor) -> Tensor:
+    """Returns float32 [out_features, G, GROUP] of what `of_4_bits` returned."""
     values = torch.stack([pairs & 15, pairs >> 4], dim=-1).flatten(-2)
     return (values * (scales * scale_step)).add_(minima * minimum_step)
 

@@ -2,17 +2,18 @@
 
 from pipezoo_core.native.activation import Activation
 from pipezoo_core.native.foreign_calls import UnforeseenShapeError
-from pipezoo_core.native.kernels import NativeKernels, address_of, bits
-from pipezoo_core.native.memory_pool import HUGE_PAGE, MemoryPool
+from pipezoo_core.native.kernels import NativeKernels, PackedStore, address_of, bits
+from pipezoo_core.native.memory_pool import HUGE_PAGE, MemoryPool, aligned, aligned_bytes
 from pipezoo_core.native.packing import GROUP, SPAN, Form, Packing, bits_per_number, packed_bytes, packed_size
 from pipezoo_core.native.program import Notes, Program
 from pipezoo_core.native.recording import Recording
-from pipezoo_core.native.variants import GATE, PANEL
+from pipezoo_core.native.variants import GATE, MODULE, PANEL
 
 __all__ = [
     "GATE",
     "GROUP",
     "HUGE_PAGE",
+    "MODULE",
     "PANEL",
     "SPAN",
     "Activation",
@@ -20,11 +21,14 @@ __all__ = [
     "MemoryPool",
     "NativeKernels",
     "Notes",
+    "PackedStore",
     "Packing",
     "Program",
     "Recording",
     "UnforeseenShapeError",
     "address_of",
+    "aligned",
+    "aligned_bytes",
     "bits",
     "bits_per_number",
     "packed_bytes",

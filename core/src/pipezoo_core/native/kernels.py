@@ -22,7 +22,7 @@ from pipezoo_core.native.memory_pool import MemoryPool, aligned, aligned_bytes
 from pipezoo_core.native.packing import GROUP, Form, Packing, packed_bytes, packed_size, stored_blocks
 from pipezoo_core.native.variants import DTYPES, MODULE, PANEL, obstacle_to
 
-__all__ = ["CallObserver", "NativeKernels", "address_of", "as_integer", "bits"]
+__all__ = ["CallObserver", "NativeKernels", "PackedStore", "address_of", "as_integer", "bits"]
 
 _CPU = torch.device("cpu")  # named wherever a tensor is made, because torch's default may be another
 
@@ -48,6 +48,18 @@ class CallObserver(Protocol):
         ...
 
 
+class PackedStore(Protocol):
+    """Has weights that were packed before, or keeps those that are packed now: see `weights.load_cache`."""
+
+    def take(self, name: str, size: int) -> Tensor | None:
+        """Returns the next weight, uint8 [size]; None where it has none, and the weight is to be packed."""
+        ...
+
+    def add(self, name: str, packed: Tensor) -> None:
+        """Is given a weight that was packed."""
+        ...
+
+
 class NativeKernels:
     """One model's kernels. A step can be recorded: see `recording`.
 
@@ -65,12 +77,14 @@ class NativeKernels:
     Attributes:
         obstacle: what stands in the way of using them; None if they can be used.
         observer: takes each call while a step is recorded; None where kernels are run.
+        store: of packed weights, while a model is loaded with one; None where all are packed and none is kept.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.obstacle = obstacle_to(device, dtype)
         self.observer: CallObserver | None = None
+        self.store: PackedStore | None = None
         self._pool = MemoryPool()
         self._piece, self._used = torch.empty(0, dtype=torch.uint8, device=_CPU), 0
         self._suffix = "" if self.obstacle else f"_{DTYPES[dtype]}"
@@ -83,42 +97,56 @@ class NativeKernels:
 
         Args:
             weight: in_features must be even, or a multiple of `GROUP` to be quantized. In the model's dtype, or to be
-                quantized also in float32.
+                quantized also in float32. On the meta device where `store` has it packed.
             bits: 8 or 4 to quantize, see `layers.quantized`; None to keep the numbers.
             form: that it will be used in.
         """
         unit = 2 if bits is None else GROUP
         is_known = weight.dtype is self.dtype or (bits is not None and weight.dtype in DTYPES)
         is_gated = form is Form.gated
-        if not (is_known and weight.is_cpu) or weight.shape[1] % unit or (is_gated and weight.shape[0] % PANEL):
+        is_whole = not (weight.shape[1] % unit or (is_gated and weight.shape[0] % PANEL))
+        if not (is_known and is_whole and self._can_pack(weight)):
             sizes = f"[{f'a multiple of {PANEL}' if is_gated else 'any'}, a multiple of {unit}]"
             raise _mismatch("the packing of a weight", weight, f"{self.dtype} {sizes} on the CPU")
         packing = Packing.of_bits(bits)
-        weight, packed = weight.contiguous(), self._allocate(packed_size(weight, packing))
-        if self.observer is None:
-            pack = getattr(self._native, f"{_of_packing('pack', packing)}_{DTYPES[weight.dtype]}")
-            _call(pack, weight.data_ptr(), packed.data_ptr(), *weight.shape, form)
-        return packed
+        kernel = f"{_of_packing('pack', packing)}_{DTYPES[weight.dtype]}"
+        rows, columns = weight.shape
+        return self._packed(kernel, weight, (rows, columns), packing, form, packed_size(weight, packing))
 
     def pack_stored(self, type_name: str, rows: Tensor, form: Form = Form.plain) -> Tensor:
         """Returns a weight whose rows a file has quantized, in the order that `linear` reads, with the same numbers.
 
         Args:
             type_name: of GGUF's types one that `Packing.of_type` knows.
-            rows: uint8 [out_features, bytes], as in the file: whole blocks.
+            rows: uint8 [out_features, bytes], as in the file: whole blocks. On the meta device where `store` has them
+                packed.
             form: that it will be used in.
         """
-        packing, block, size = stored_blocks(type_name)
+        packing, block, size, row_bytes = stored_blocks(type_name)
         is_gated = form is Form.gated
-        is_known = rows.dtype is torch.uint8 and rows.is_cpu and rows.dim() == 2
-        if not is_known or rows.shape[1] % size or (is_gated and rows.shape[0] % PANEL):
-            sizes = f"[{f'a multiple of {PANEL}' if is_gated else 'any'}, a multiple of {size}]"
+        is_known = rows.dtype is torch.uint8 and self._can_pack(rows) and rows.dim() == 2
+        if not is_known or (rows.shape[1] - row_bytes) % size or (is_gated and rows.shape[0] % PANEL):
+            columns = f"a multiple of {size}" + (f" and {row_bytes} more" if row_bytes else "")
+            sizes = f"[{f'a multiple of {PANEL}' if is_gated else 'any'}, {columns}]"
             raise _mismatch(f"the packing of a file's rows of {type_name}", rows, f"torch.uint8 {sizes} on the CPU")
-        shape = (rows.shape[0], rows.shape[1] // size * block)
-        rows, packed = rows.contiguous(), self._allocate(packed_bytes(shape, packing))
+        shape = (rows.shape[0], (rows.shape[1] - row_bytes) // size * block)
+        return self._packed(f"pack_{type_name.lower()}", rows, shape, packing, form, packed_bytes(shape, packing))
+
+    def _can_pack(self, weight: Tensor) -> bool:
+        return weight.is_cpu or (weight.is_meta and self.store is not None)
+
+    def _packed(
+        self, kernel: str, weight: Tensor, shape: tuple[int, int], packing: Packing, form: Form, size: int
+    ) -> Tensor:
+        """Returns a weight that the store has, or that a kernel packs now."""
+        name = f"{packing.name} {form.name} {shape[0]} x {shape[1]}"
+        if self.store is not None and (found := self.store.take(name, size)) is not None:
+            return found
+        weight, packed = weight.contiguous(), self._allocate(size)
         if self.observer is None:
-            pack = getattr(self._native, f"pack_{type_name.lower()}")
-            _call(pack, rows.data_ptr(), packed.data_ptr(), *shape, form)
+            _call(getattr(self._native, kernel), weight.data_ptr(), packed.data_ptr(), *shape, form)
+            if self.store is not None:
+                self.store.add(name, packed)
         return packed
 
     def _allocate(self, size: int) -> Tensor:

@@ -91,11 +91,13 @@ class StoredBlocks(NamedTuple):
         packing: of the packed weight.
         block: numbers of one.
         block_bytes: of one.
+        row_bytes: of a row, before its blocks.
     """
 
     packing: Packing
     block: int
     block_bytes: int
+    row_bytes: int = 0
 
 
 _OF_TYPES = {
@@ -105,6 +107,7 @@ _OF_TYPES = {
     "Q4_K": StoredBlocks(Packing.q4_k, 256, 144),
     "Q5_K": StoredBlocks(Packing.q5_k, 256, 176),
     "Q6_K": StoredBlocks(Packing.q6_k, 256, 210),
+    "rounded4": StoredBlocks(Packing.int4, 32, 18, 8),
     "affine4_32": StoredBlocks(Packing.affine4_32, 32, 5 + 16),
     "affine4_64": StoredBlocks(Packing.affine4_64, 64, 5 + 32),
     "affine4_128": StoredBlocks(Packing.affine4_128, 128, 5 + 64),

@@ -10,9 +10,10 @@ from pipezoo_core.weights.gguf_names import in_halves, renamed_from_gguf
 from pipezoo_core.weights.keeping import keep_outline, kept_layers
 from pipezoo_core.weights.loading import load_module
 from pipezoo_core.weights.progress import observed_weights
-from pipezoo_core.weights.quantized import with_quantized
+from pipezoo_core.weights.quantized import rounding_entries, with_quantized
 from pipezoo_core.weights.redundant import HEAD, without_redundant
 from pipezoo_core.weights.safetensors import find_safetensors, open_safetensors, safetensors_names
+from pipezoo_core.weights.safetensors_writer import WrittenTensor, write_safetensors
 from pipezoo_core.weights.text_part import of_text_part
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "LazyTensor",
     "Weights",
     "WeightsAdapter",
+    "WrittenTensor",
     "concatenated",
     "divided",
     "find_safetensors",
@@ -37,9 +39,11 @@ __all__ = [
     "open_weights",
     "renamed_from_gguf",
     "resolve_encoding",
+    "rounding_entries",
     "safetensors_names",
     "torch_dtype",
     "with_experts_divided",
     "with_quantized",
     "without_redundant",
+    "write_safetensors",
 ]

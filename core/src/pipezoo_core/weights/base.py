@@ -237,11 +237,23 @@ class Weights(Mapping[str, LazyTensor]):
         format: of the files.
         tensors: all tensors.
         is_quantized: whether the files hold fewer bits per weight than the tensors' dtype says.
+        is_adapted: whether the names are those of the model's module already.
+        rounding: the dtype that the weights were rounded to as a load with it rounds them; None for others.
     """
 
-    def __init__(self, format: WeightsFormat, tensors: Mapping[str, LazyTensor], *, is_quantized: bool = False) -> None:  # noqa: A002 - the word every reader expects
+    def __init__(
+        self,
+        format: WeightsFormat,  # noqa: A002 - the word every reader expects
+        tensors: Mapping[str, LazyTensor],
+        *,
+        is_quantized: bool = False,
+        is_adapted: bool = False,
+        rounding: str | None = None,
+    ) -> None:
         self.format = format
         self.is_quantized = is_quantized
+        self.is_adapted = is_adapted
+        self.rounding = rounding
         self._tensors = dict(tensors)
 
     def __getitem__(self, name: str) -> LazyTensor:
@@ -252,6 +264,15 @@ class Weights(Mapping[str, LazyTensor]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+    def adapted(self, adapter: WeightsAdapter | None, config: PretrainedConfig) -> dict[str, LazyTensor]:
+        """Returns the tensors by the names of the model's module.
+
+        Args:
+            adapter: of the model, for this format; None where names are the module's.
+            config: of the model.
+        """
+        return dict(self) if adapter is None or self.is_adapted else adapter(self, config)
 
 
 WeightsAdapter: TypeAlias = "Callable[[Mapping[str, LazyTensor], PretrainedConfig], dict[str, LazyTensor]]"

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from typing import Literal
 
 import torch
 from torch import nn
 
+from pipezoo_core.config import SupportedEncoding
 from pipezoo_core.layers.embedding import Embedding
 from pipezoo_core.layers.linear import ColumnParallelLinear, Linear, MergedLinear
+from pipezoo_core.layers.linear_backends import rounded_bits
 from pipezoo_core.layers.stored import StoredType, StoredWeight
 from pipezoo_core.native import MemoryPool
 
-__all__ = ["Kept", "keep_outline", "kept_layers", "stored_runs"]
+__all__ = ["Kept", "keep_outline", "kept_layers", "rounded_names", "stored_runs"]
 
 Kept = Mapping["Linear | Embedding", Sequence[str]]
 """Layers that have a file's rows in place of a weight, with the names of the tensors that these are, in their order."""
@@ -38,6 +41,20 @@ def kept_layers(module: nn.Module, types: Mapping[str, StoredType]) -> dict[Line
         if is_ours and fits and len(found) == len(names):
             kept[layer] = names
     return kept
+
+
+def rounded_names(module: nn.Module, encoding: SupportedEncoding) -> dict[str, Literal[8, 4]]:
+    """Returns to how many bits a load rounds tensors, by their names in the module; none that it leaves as they are.
+
+    Args:
+        module: on the meta device.
+        encoding: of the load.
+    """
+    found: dict[str, Literal[8, 4]] = {}
+    for layer, names in _names_of_weights(module).items():
+        if isinstance(layer, Linear) and (bits := rounded_bits(layer, encoding)) is not None:
+            found |= dict.fromkeys(names, bits)
+    return found
 
 
 def keep_outline(module: nn.Module, types: Mapping[str, StoredType], memory: MemoryPool | None = None) -> None:

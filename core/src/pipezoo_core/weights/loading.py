@@ -15,6 +15,7 @@ from pipezoo_core.distributed import TensorParallelGroup
 from pipezoo_core.errors import CheckpointMismatchError, UnsupportedCheckpointError
 from pipezoo_core.layers.embedding import Embedding, LMHead
 from pipezoo_core.layers.linear import Linear, MergedLinear
+from pipezoo_core.layers.linear_backends import packed_weights
 from pipezoo_core.layers.precision import float32_parameters, set_dtype
 from pipezoo_core.layers.split import Shard, Shardable, shard_module
 from pipezoo_core.layers.stored import StoredType, runs_of_parts
@@ -23,7 +24,7 @@ from pipezoo_core.weights.base import LazyTensor
 from pipezoo_core.weights.keeping import Kept, kept_layers, stored_runs
 from pipezoo_core.weights.progress import report_weights
 
-__all__ = ["load_module"]
+__all__ = ["checked_tensors", "load_module"]
 
 _LOGGER = logging.getLogger("pipezoo")
 
@@ -40,6 +41,7 @@ def load_module(
     *,
     in_full: bool = False,
     keep_stored: bool = False,
+    are_packed: bool = False,
     group: TensorParallelGroup | None = None,
 ) -> None:
     """Gives a module that was built on the meta device real parameters, filled from a checkpoint.
@@ -56,6 +58,8 @@ def load_module(
         in_full: `convert` gets the weights of linear layers in float32; what it leaves of them is in `dtype` then.
         keep_stored: `convert` gets layers with a file's quantized rows in place of a weight, where the kernels have a
             form for these.
+        are_packed: `convert` has what the native kernels pack, from an earlier load: no weight is read that only they
+            read.
         group: the ranks that divide the module, where there are several; only this rank's part of the tensors is kept,
             and of rows read.
 
@@ -65,8 +69,8 @@ def load_module(
         UnsupportedCheckpointError: weights are integers, or integers are there in their place.
         InvalidSettingError: the module cannot be divided among so many.
     """
-    tensors = _without_empty_biases(_slots(module), _floats(_slots(module), tensors))
-    names = _check(_slots(module), tensors)
+    slots, tensors = checked_tensors(module, tensors)
+    names = slots.keys()
     quantized = _stored_types(tensors)
     if group is not None and group.size > 1:
         shard_module(module, group)
@@ -78,22 +82,37 @@ def load_module(
     if keep_stored:
         _log_dequantized(quantized, kept)
     real: weakref.WeakValueDictionary[int, nn.Parameter] = weakref.WeakValueDictionary()
+    unread = packed_weights(module) if are_packed else set()
     memory = MemoryPool(exact=True)  # new memory costs as much time as reading: a part has that of the one before
     parts = sorted(_parts(module), key=lambda part: _matrices(part[1]), reverse=True)
     sizes = [_size(part) for _, part in parts]  # which `convert` changes
     report_weights(0, sum(sizes))
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         for number, (prefix, part) in enumerate(parts, start=1):
-            places = _keep(part, kept, tensors, memory)
-            _materialize(part, device, dtype, real, wide, memory)
+            places = _keep(part, kept, tensors, None if are_packed else memory)
+            _materialize(part, device, dtype, real, wide, memory, unread)
             memory.let_go()
-            slots = {name: slot for name, slot in _slots(part, prefix).items() if name in names}
-            _fill([(tensors[name], slot) for name, slot in slots.items()] + places, pool)
-            del slots, places  # `convert` can let go of the memory
+            empty = {name: slot for name, slot in _slots(part, prefix).items() if name in names and not slot.is_meta}
+            _fill([(tensors[name], slot) for name, slot in empty.items()] + places, pool)
+            del empty, places  # `convert` can let go of the memory
             if convert is not None:
                 convert(part)
             report_weights(sum(sizes[:number]), sum(sizes))
     set_dtype(module, dtype)
+
+
+def checked_tensors(
+    module: nn.Module, tensors: Mapping[str, LazyTensor]
+) -> tuple[dict[str, Tensor], dict[str, LazyTensor]]:
+    """Returns where a module wants tensors, by their names in a checkpoint, and those that it gets.
+
+    Raises:
+        CheckpointMismatchError, UnsupportedCheckpointError: as `load_module`.
+    """
+    slots = _slots(module)
+    found = _without_empty_biases(slots, _floats(slots, tensors))
+    _check(slots, found)
+    return slots, found
 
 
 def _fill(places: Sequence[tuple[LazyTensor, Tensor]], pool: ThreadPoolExecutor) -> None:
@@ -102,9 +121,12 @@ def _fill(places: Sequence[tuple[LazyTensor, Tensor]], pool: ThreadPoolExecutor)
 
 
 def _keep(
-    part: nn.Module, kept: Kept, tensors: Mapping[str, LazyTensor], memory: MemoryPool
+    part: nn.Module, kept: Kept, tensors: Mapping[str, LazyTensor], memory: MemoryPool | None
 ) -> list[tuple[LazyTensor, Tensor]]:
-    """Gives layers memory for a file's rows in place of their weights; returns what is to be read to where."""
+    """Gives layers memory for a file's rows in place of their weights; returns what is to be read to where.
+
+    Without memory they have the shapes of the rows alone, and nothing is to be read.
+    """
     places: list[tuple[LazyTensor, Tensor]] = []
     for layer in [layer for layer in part.modules() if isinstance(layer, Linear | Embedding) and layer in kept]:
         shared = [other for other in layer.shared if other.stored] if isinstance(layer, LMHead) else []
@@ -118,7 +140,7 @@ def _keep(
         layer.keep(runs)
         of_runs = zip(runs, runs_of_parts(runs, sizes), strict=True)
         places += zip(sources, [rows for run, parts in of_runs for rows in run.rows.split(parts)], strict=True)
-    return places
+    return places if memory is not None else []
 
 
 def _stored_types(tensors: Mapping[str, LazyTensor]) -> dict[str, StoredType]:
@@ -162,7 +184,7 @@ def _without_empty_biases(slots: Mapping[str, Tensor], tensors: Mapping[str, Laz
     return {name: tensor for name, tensor in tensors.items() if not is_empty(name)}
 
 
-def _check(slots: Mapping[str, Tensor], tensors: Mapping[str, LazyTensor]) -> set[str]:
+def _check(slots: Mapping[str, Tensor], tensors: Mapping[str, LazyTensor]) -> None:
     wrong_shape = [
         f"{name}: {list(tensors[name].shape)} -> {list(slot.shape)}"
         for name, slot in slots.items()
@@ -171,7 +193,6 @@ def _check(slots: Mapping[str, Tensor], tensors: Mapping[str, LazyTensor]) -> se
     missing, unexpected = slots.keys() - tensors.keys(), tensors.keys() - slots.keys()
     if missing or unexpected or wrong_shape:
         raise CheckpointMismatchError(missing=missing, unexpected=unexpected, wrong_shape=wrong_shape)
-    return set(slots)
 
 
 def _parts(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -200,6 +221,7 @@ def _materialize(
     real: weakref.WeakValueDictionary[int, nn.Parameter],
     in_full: Set[nn.Parameter],
     memory: MemoryPool,
+    unread: Set[nn.Parameter],
 ) -> None:
     """Gives a part empty parameters in place of those without memory, and moves its buffers.
 
@@ -210,10 +232,11 @@ def _materialize(
         real: the parameters made so far, by the identity of those that they stand for.
         in_full: those that are float32 whatever the dtype.
         memory: what they get on a CPU.
+        unread: those that stay without memory.
     """
     for child in part.modules():
         for name, parameter in child._parameters.items():
-            if parameter is None or not parameter.is_meta:
+            if parameter is None or not parameter.is_meta or parameter in unread:
                 continue
             made = real.get(id(parameter))
             if made is None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pipezoo import registry
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from pipezoo_core.pipeline import TextGenerationPipeline
 
 __all__ = ["load_model"]
@@ -22,21 +22,25 @@ def load_model(model: str, **settings: Any) -> TextGenerationPipeline:
     """
     if not sys.stderr.isatty():
         return registry.load(model, **settings)
+    with weights_bar("loading and packing weights", is_shown=True):
+        return registry.load(model, **settings)
+
+
+@contextmanager
+def weights_bar(text: str, *, is_shown: bool) -> Iterator[None]:
+    """Shows on standard error how far the weights are that are loaded or written inside."""
+    if not is_shown:
+        yield
+        return
     from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
     console = Console(stderr=True)
     with console.status("starting PyTorch"):
-        import pipezoo.loading.build  # noqa: F401  # takes seconds
-
-    return _load_with_bar(console, model, settings)
-
-
-def _load_with_bar(console: Console, model: str, settings: dict[str, Any]) -> TextGenerationPipeline:
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-
+        pass  # takes seconds
     from pipezoo_core.weights import observed_weights
 
-    columns = TextColumn("loading and packing weights"), BarColumn(), TaskProgressColumn()
+    columns = TextColumn(text), BarColumn(), TaskProgressColumn()
     bar = Progress(*columns, console=console, transient=True)
     task = bar.add_task("weights")
 
@@ -46,6 +50,6 @@ def _load_with_bar(console: Console, model: str, settings: dict[str, Any]) -> Te
 
     try:
         with observed_weights(show):
-            return registry.load(model, **settings)
+            yield
     finally:
         bar.stop()

@@ -15,6 +15,7 @@ from pipezoo.cli.failures import errors_as_text
 from pipezoo.cli.new_plugin import new_plugin
 from pipezoo.cli.options import LORA_NAME, model_settings, sampling_settings
 from pipezoo.cli.plugins import doctor, plugins
+from pipezoo.cli.quantize import quantize
 from pipezoo.cli.why import why
 
 __all__ = ["app"]
@@ -128,6 +129,7 @@ def generate(
     dtype: options.Dtype = "auto",
     max_length: options.MaxLength = None,
     kv_cache_memory: options.KVCacheMemory = None,
+    load_cache: options.LoadCache = False,
     lora: options.LoRA = None,
     max_new_tokens: options.MaxNewTokens = None,
     temperature: options.Temperature = None,
@@ -149,7 +151,13 @@ def generate(
     from pipezoo.cli.text_input import prompt_text
     from pipezoo_core.local_file import text_or_file
 
-    settings = model_settings(max_length=max_length, kv_cache_memory=kv_cache_memory, lora=lora, devices=devices)
+    settings = model_settings(
+        max_length=max_length,
+        kv_cache_memory=kv_cache_memory,
+        lora=lora,
+        devices=devices,
+        load_cache=load_cache,
+    )
     with errors_as_text():
         sampling = sampling_settings(
             max_new_tokens=max_new_tokens,
@@ -182,6 +190,7 @@ def chat(
     dtype: options.Dtype = "auto",
     max_length: options.MaxLength = None,
     kv_cache_memory: options.KVCacheMemory = None,
+    load_cache: options.LoadCache = False,
     lora: options.LoRA = None,
     max_new_tokens: options.MaxNewTokens = None,
     temperature: options.Temperature = None,
@@ -206,7 +215,13 @@ def chat(
 
     if model is None and url is None:
         raise typer.BadParameter("there is no model to talk to. Name one, or give --url.", param_hint="MODEL")
-    settings = model_settings(max_length=max_length, kv_cache_memory=kv_cache_memory, lora=lora, devices=devices)
+    settings = model_settings(
+        max_length=max_length,
+        kv_cache_memory=kv_cache_memory,
+        lora=lora,
+        devices=devices,
+        load_cache=load_cache,
+    )
     with errors_as_text():
         sampling = sampling_settings(
             max_new_tokens=max_new_tokens,
@@ -225,6 +240,7 @@ def chat(
             raise typer.Exit(1)
 
 
+app.command()(quantize)
 app.command("new-plugin")(new_plugin)
 
 
@@ -238,6 +254,7 @@ def serve(
     dtype: options.Dtype = "auto",
     max_length: options.MaxLength = None,
     kv_cache_memory: options.KVCacheMemory = None,
+    load_cache: options.LoadCache = False,
     lora: options.LoRAs = None,
     host: options.Host = "127.0.0.1",
     port: options.Port = 8000,
@@ -256,7 +273,13 @@ def serve(
     """Serve a model over HTTP, as OpenAI's clients know it; needs the extra `serve` of pipezoo."""
     from pipezoo.cli.serving import serve_model
 
-    settings = model_settings(max_length=max_length, kv_cache_memory=kv_cache_memory, lora=None, devices=devices)
+    settings = model_settings(
+        max_length=max_length,
+        kv_cache_memory=kv_cache_memory,
+        lora=None,
+        devices=devices,
+        load_cache=load_cache,
+    )
     if max_batch_size is not None:
         settings["max_batch_size"] = max_batch_size
     if lora:

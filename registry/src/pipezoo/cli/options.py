@@ -22,6 +22,7 @@ __all__ = [
     "KVCacheMemory",
     "LoRA",
     "LoRAs",
+    "LoadCache",
     "LogFormat",
     "MaxBatchSize",
     "MaxLength",
@@ -67,6 +68,7 @@ Devices = Annotated[str | None, typer.Option(help="Several that compute together
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, int8, int4 or packed.")]
 MaxLength = Annotated[int | None, typer.Option(help="Most tokens of prompt and answer together.")]
 KVCacheMemory = Annotated[str | None, typer.Option(help="Memory for the KV cache, such as 2GiB.")]
+LoadCache = Annotated[bool, typer.Option("--load-cache", help="Keep packed weights for the next start.")]
 LoRA = Annotated[str | None, typer.Option(help="Adapter to answer with: a folder that PEFT saved, or a Hub id.")]
 MaxNewTokens = Annotated[int | None, typer.Option(help="Most tokens to generate.")]
 Temperature = Annotated[float | None, typer.Option(help="0 takes the most likely token.")]
@@ -126,7 +128,12 @@ def sampling_settings(**options: Any) -> dict[str, Any]:
 
 
 def model_settings(
-    *, max_length: int | None, kv_cache_memory: str | None, lora: str | None, devices: str | None
+    *,
+    max_length: int | None,
+    kv_cache_memory: str | None,
+    lora: str | None,
+    devices: str | None,
+    load_cache: bool = False,
 ) -> dict[str, Any]:
     """Returns what these options mean as settings of `registry.load`."""
     return _given(
@@ -134,4 +141,5 @@ def model_settings(
         kv_cache_memory=kv_cache_memory,
         lora_paths=None if lora is None else [f"{LORA_NAME}={lora}"],
         devices=None if devices is None else devices.split(","),
+        load_cache=load_cache or None,
     )

@@ -112,7 +112,7 @@ def _huggingface_config(
             cure="Check the model's config.json.",
         ) from error
     if getattr(config, "tie_word_embeddings", False):
-        config.tie_word_embeddings = HEAD not in architecture.weight_adapters[weights.format](weights, config)
+        config.tie_word_embeddings = HEAD not in weights.adapted(architecture.weight_adapters[weights.format], config)
     return config
 
 

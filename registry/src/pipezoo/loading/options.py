@@ -30,6 +30,8 @@ class LoadOptions(TypedDict, total=False):
     linear: Literal["auto", "native", "onednn", "torch"]
     enforce_eager: bool
     rank_timeout: float
+    load_cache: bool | str | Path | None
+    load_cache_size: int | str
     lora_paths: str | Path | Sequence[str | Path]
     max_num_loras: int | None
     max_lora_rank: int | None

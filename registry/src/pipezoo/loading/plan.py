@@ -59,7 +59,7 @@ def plan_load(found: FoundModel, settings: LoadSettings) -> LoadPlan:
     architecture = found.resolution.architecture
     files = read_files(found.checkpoint, architecture)
     devices = place_model(settings.device_names, settings.data_parallel_degree)
-    asked = _pipeline_config(files, settings, devices)
+    asked = _pipeline_config(found.resolution, files, settings, devices)
     encoding = resolve_encoding(
         settings.dtype,
         files.weights,
@@ -92,14 +92,17 @@ def follow_plan(found: FoundModel, settings: LoadSettings, memory: MemoryPlan) -
     """
     files = read_files(found.checkpoint, found.resolution.architecture)
     devices = tuple(map(torch.device, settings.device_names))
-    asked, encoding = _pipeline_config(files, settings, devices), SupportedEncoding(settings.dtype)
+    asked, encoding = _pipeline_config(found.resolution, files, settings, devices), SupportedEncoding(settings.dtype)
     config = _in_encoding(asked, encoding, files, found.resolution.architecture)
     return LoadPlan(settings, found.resolution, files, devices, config, memory)
 
 
-def _pipeline_config(files: ModelFiles, settings: LoadSettings, devices: Sequence[torch.device]) -> PipelineConfig:
+def _pipeline_config(
+    resolution: Resolution, files: ModelFiles, settings: LoadSettings, devices: Sequence[torch.device]
+) -> PipelineConfig:
     return PipelineConfig(
         model_path=files.source.name,
+        plugin=f"{resolution.plugin.distribution} {resolution.plugin.version}",
         weight_paths=files.weight_paths,
         huggingface_config=files.huggingface_config,
         device=str(devices[0]),
@@ -115,7 +118,8 @@ def _in_encoding(
 ) -> PipelineConfig:
     if encoding is not SupportedEncoding.packed:
         return config.updated(encoding=encoding)
-    tensors = architecture.weight_adapters[files.weights.format](files.weights, files.huggingface_config)
+    adapter = architecture.weight_adapters[files.weights.format]
+    tensors = files.weights.adapted(adapter, files.huggingface_config)
     types = {name: tensor.stored.type for name, tensor in tensors.items() if tensor.stored is not None}
     return config.updated(encoding=encoding, stored_types=types)
 

@@ -21,6 +21,7 @@ from pipezoo_core.weights.quantized.format import QuantizedFormat
 from pipezoo_core.weights.quantized.fp8 import FP8
 from pipezoo_core.weights.quantized.gptq import GPTQ
 from pipezoo_core.weights.quantized.mxfp4 import MXFP4
+from pipezoo_core.weights.quantized.rounded import ROUNDED, Rounded
 
 __all__ = ["with_quantized"]
 
@@ -31,6 +32,7 @@ _FORMATS: Mapping[str, Callable[[Mapping[str, Any]], QuantizedFormat]] = {
     "fp8": FP8,
     "fbgemm_fp8": FP8,
     "mxfp4": MXFP4,
+    ROUNDED: Rounded,
 }
 """By `quant_method`: each makes a format of a `quantization_config`."""
 
@@ -86,7 +88,8 @@ def with_quantized(weights: Weights, config: Mapping[str, Any]) -> Weights:
                 cure="Correct the quantization_config.",
             )
         tensors[name] = quantized.weight(name, parts)
-    return Weights(weights.format, tensors, is_quantized=True)
+    rounding = quantized.dtype if isinstance(quantized, Rounded) else None
+    return Weights(weights.format, tensors, is_quantized=True, is_adapted=rounding is not None, rounding=rounding)
 
 
 def _is_quantized(tensor: LazyTensor) -> bool:

@@ -1,0 +1,273 @@
+"""Packed weights that are kept from one load to the next: the same numbers, and nothing that can go wrong but time."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from families import PROMPTS, load_gguf
+from gguf_blocks import as_q4_k_m
+from gguf_files import TOKENS, write_llama_gguf
+from tiny_models import load_model, logits_of, make_llama
+
+from pipezoo import registry
+from pipezoo_core.config import LoRAConfig, SupportedEncoding
+from pipezoo_core.errors import InvalidSettingError
+from pipezoo_core.native import NativeKernels
+from pipezoo_core.testing.ranks import joined
+from pipezoo_core.weights import LazyTensor
+from pipezoo_core.weights.load_cache import LoadCache, PackedFileWriter, content, content_hashes
+from pipezoo_llama.model import LlamaPipelineModel
+from pipezoo_llama.plugin import pipezoo_architectures
+from pipezoo_llama.weight_adapters import adapt_safetensors
+
+SIZES = {"vocab_size": len(TOKENS), "hidden_size": 64, "intermediate_size": 96}
+ENCODINGS = [SupportedEncoding(name) for name in ("float32", "bfloat16", "int8", "int4")]
+INT4 = SupportedEncoding.int4
+
+
+@pytest.fixture(autouse=True)
+def _kernels():
+    if obstacle := NativeKernels(torch.device("cpu"), torch.bfloat16).obstacle:
+        pytest.skip(obstacle)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A tiny llama and its folder."""
+    folder = tmp_path_factory.mktemp("model")
+    reference = make_llama(**SIZES)
+    reference.save_pretrained(folder)
+    return folder, reference.config
+
+
+def load(made, cache, encoding=INT4, **settings):
+    prompts = [[token % len(TOKENS) for token in prompt] for prompt in PROMPTS]
+    folder, config = made
+    model = load_model(
+        LlamaPipelineModel,
+        folder,
+        config,
+        adapt_safetensors,
+        encoding=encoding,
+        load_cache=cache if cache is None else str(cache),
+        **settings,
+    )
+    return torch.cat(logits_of(model, prompts))
+
+
+@pytest.fixture
+def packs_nothing(monkeypatch):
+    """Is called when no weight is to be packed any more."""
+
+    def forbid():
+        def allocate(self, size):
+            raise AssertionError("a weight is packed")
+
+        monkeypatch.setattr(NativeKernels, "_allocate", allocate)
+
+    return forbid
+
+
+def entries(cache):
+    return sorted(cache.glob("*.packed"))
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_second_load_packs_nothing_and_computes_the_same(tied, encoding, tmp_path, packs_nothing):
+    reference = make_llama(**SIZES, tie_word_embeddings=tied, attention_bias=True)
+    reference.save_pretrained(tmp_path / "model")
+    made, cache = (tmp_path / "model", reference.config), tmp_path / "cache"
+    expected = load(made, None, encoding)
+    assert torch.equal(load(made, cache, encoding), expected)
+    packs_nothing()
+    assert torch.equal(load(made, cache, encoding), expected)
+    assert len(entries(cache)) == 1
+
+
+def test_a_gguf_file_that_runs_as_it_lies(tmp_path, packs_nothing):
+    reference = make_llama(vocab_size=len(TOKENS), hidden_size=256, intermediate_size=256, num_hidden_layers=1)
+    path = write_llama_gguf(tmp_path / "m.gguf", reference, as_q4_k_m)
+
+    def logits():
+        settings = {"load_cache": str(tmp_path / "cache")}
+        model = load_gguf(*pipezoo_architectures(), path, SupportedEncoding.packed, **settings)
+        return logits_of(model, [[3, 1, 2]])[0]
+
+    expected = logits()
+    packs_nothing()
+    assert torch.equal(logits(), expected)
+
+
+def test_the_second_load_reads_no_weight_that_is_packed(made, tmp_path, monkeypatch):
+    load(made, tmp_path)
+    read, copy_to = [], LazyTensor.copy_to
+
+    def noted(self, target):
+        read.append(self.shape)
+        copy_to(self, target)
+
+    monkeypatch.setattr(LazyTensor, "copy_to", noted)
+    load(made, tmp_path)
+    assert [shape for shape in read if len(shape) > 1] == [(SIZES["vocab_size"], SIZES["hidden_size"])]  # the embedding
+
+
+@pytest.mark.parametrize("damage", ["first", "last", "index", "short", "empty", "foreign"])
+def test_a_damaged_entry_is_dropped_with_a_line_and_made_anew(damage, made, tmp_path, caplog):
+    expected = load(made, tmp_path)
+    (path,) = entries(tmp_path)
+    whole = path.read_bytes()
+    if damage == "foreign":
+        load(made, tmp_path, SupportedEncoding.int8)
+        (other,) = set(entries(tmp_path)) - {path}
+        other.replace(path)
+    else:
+        at = {"first": 0, "last": len(whole) - 1, "index": len(whole) - 100}.get(damage, 0)
+        changed = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
+        path.write_bytes({"short": whole[:-1000], "empty": b""}.get(damage, changed))
+    assert torch.equal(load(made, tmp_path), expected)
+    assert "not used, and removed" in caplog.text
+    assert path.read_bytes() == whole
+
+
+def test_an_entry_with_other_weights_than_are_wanted_is_dropped(made, tmp_path, caplog, monkeypatch):
+    take = PackedFileWriter.add
+    monkeypatch.setattr(PackedFileWriter, "add", lambda self, name, packed: take(self, f"other {name}", packed))
+    expected = load(made, tmp_path)
+    monkeypatch.undo()
+    assert torch.equal(load(made, tmp_path), expected)
+    assert "is wanted" in caplog.text
+
+
+def test_other_numbers_in_a_file_of_the_same_size_and_time_are_another_entry(tmp_path, made):
+    folder, cache = tmp_path / "model", tmp_path / "cache"
+    first, second = make_llama(**SIZES), make_llama(**SIZES, rms_norm_eps=1e-5)
+    with torch.no_grad():
+        second.model.layers[0].mlp.down_proj.weight.mul_(2)
+    first.save_pretrained(folder)
+    path = folder / "model.safetensors"
+    before, times = load((folder, first.config), cache), path.stat()
+    size = path.stat().st_size
+    second.save_pretrained(folder)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert path.stat().st_size == size
+    assert not torch.equal(load((folder, first.config), cache), before)
+    assert len(entries(cache)) == 2
+
+
+def test_a_content_is_read_once_until_something_changes(tmp_path, monkeypatch):
+    path, notes = tmp_path / "weights", tmp_path / "notes"
+    path.write_bytes(b"one")
+    (first,) = content_hashes([path], notes)
+    assert not list(notes.glob("*"))  # written just now: it could be written again at the same time
+    later = path.stat().st_ctime_ns + 10**10
+    monkeypatch.setattr(content.time, "time_ns", lambda: later)
+    assert content_hashes([path], notes) == [first]
+    with monkeypatch.context() as patch:
+        patch.setattr(content.hashlib, "file_digest", None)
+        assert content_hashes([path], notes) == [first]
+    times = path.stat()
+    path.write_bytes(b"two")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert content_hashes([path], notes) != [first]
+
+
+def test_the_hub_has_hashed_its_files(tmp_path):
+    digest = "ab" * 32
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / digest).write_bytes(b"weights")
+    (tmp_path / "snapshot").symlink_to(tmp_path / "blobs" / digest)
+    assert content_hashes([tmp_path / "snapshot"], tmp_path / "notes") == [digest]
+
+
+def test_what_was_used_last_stays_within_the_bound(tmp_path):
+    def write(name, bound=10**6):
+        with LoadCache(tmp_path, bound).entry({"name": name}).written() as writer:
+            writer.add("weight", torch.zeros(1000, dtype=torch.uint8))
+
+    for name in "abc":
+        write(name)
+    for entry, age in zip("abc", (1, 3, 2), strict=True):
+        path = LoadCache(tmp_path, 1).entry({"name": entry})._path
+        os.utime(path, ns=(10**18 - age, 10**18 - age))
+    size = entries(tmp_path)[0].stat().st_size
+    write("d", 3 * size)
+    left = [name for name in "abcd" if LoadCache(tmp_path, 1).entry({"name": name}).read() is not None]
+    assert left == ["a", "c", "d"]
+
+
+@pytest.mark.parametrize("obstacle", ["size", "folder", "disk"])
+def test_weights_that_cannot_be_kept_are_loaded_all_the_same(obstacle, made, tmp_path, caplog, monkeypatch):
+    expected, cache = load(made, None), tmp_path / "cache"
+    settings = {"load_cache_size": 5000} if obstacle == "size" else {}
+    if obstacle == "folder":
+        cache.write_text("")
+    if obstacle == "disk":
+
+        def fail(self, data):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(PackedFileWriter, "_write", fail)
+    assert torch.equal(load(made, cache, **settings), expected)
+    assert "are not kept" in caplog.text
+    assert obstacle == "folder" or not entries(cache)
+
+
+def test_a_load_that_ends_leaves_nothing_behind(made, tmp_path, monkeypatch):
+    add, names = PackedFileWriter.add, []
+
+    def interrupted(self, name, packed):
+        add(self, name, packed)
+        names.append(name)
+        if len(names) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(PackedFileWriter, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load(made, tmp_path)
+    assert not [path for path in tmp_path.iterdir() if path.suffix != ".hash"]
+
+
+def test_loads_at_the_same_time_share_one_entry(made, tmp_path):
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: load(made, tmp_path), range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(load(made, tmp_path), first)
+    assert len(entries(tmp_path)) == 1
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_what_is_packed_otherwise_is_another_entry(made, tmp_path):
+    expected = load(made, None)
+    for lora in (None, LoRAConfig(max_num_loras=1), None, LoRAConfig(max_num_loras=1)):
+        assert (load(made, tmp_path, lora=lora) - expected).abs().max() < 0.05 * expected.abs().max()
+    assert len(entries(tmp_path)) == 2
+
+
+def test_each_rank_has_its_own_entry(made, tmp_path):
+    folder, config = made
+    settings = {"encoding": SupportedEncoding.int8, "tensor_parallel_degree": 2, "load_cache": str(tmp_path / "cache")}
+
+    def model(group):
+        return load_model(LlamaPipelineModel, folder, config, adapt_safetensors, group=group, **settings)
+
+    def logits(number):
+        place = tmp_path / f"ranks{number}"
+        place.mkdir()
+        with joined(place, 2, lambda group: model(group).serve()) as group:
+            return logits_of(model(group), [[1, 2, 3]])[0]
+
+    assert torch.equal(logits(0), logits(1))
+    assert len(entries(tmp_path / "cache")) == 2
+
+
+def test_the_setting_is_a_folder_or_that_of_the_user(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    settings = {"dtype": "int8", "device": "cpu", "kv_cache_memory": "4MiB"}
+    with registry.load(tiny_folder, load_cache=True, **settings):
+        assert len(entries(tmp_path / "pipezoo" / "weights")) == 1
+    assert registry.plan(tiny_folder, load_cache=False, **settings).pipeline_config.load_cache is None
+    for wrong in ("", 3):
+        with pytest.raises(InvalidSettingError, match="True, a folder, or None"):
+            registry.plan(tiny_folder, load_cache=wrong, **settings)
