@@ -7,7 +7,7 @@ from tiny_models import cache_memory
 
 from pipezoo_core.drafting import Drafter, Guess
 from pipezoo_core.request import TextGenerationRequest
-from pipezoo_core.sampling_params import SamplingParams
+from pipezoo_core.sampling_params import NUM_ECHOED_AT_ONCE, SamplingParams
 
 RNG = random.Random(0)
 PROMPTS = [[RNG.randrange(250) for _ in range(length)] for length in (1, 3, 8, 9, 17, 30, 47, 64, 5, 71, 12, 33, 2, 25)]
@@ -94,6 +94,7 @@ def plain(load_tiny, expected, guesses):
     return said(expected)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     "settings",
     [
@@ -104,6 +105,7 @@ def plain(load_tiny, expected, guesses):
         {"attention": "reference"},
         {"data_parallel_degree": 2},
         {"linear": "torch", "attention": "paged", "page_size": 1},
+        pytest.param({"devices": ["cpu", "cpu"], "device": "auto"}, marks=pytest.mark.slow),
     ],
     ids=lambda settings: ",".join(settings),
 )
@@ -117,6 +119,72 @@ def test_nothing_is_said_otherwise(load_tiny, plain, expected, settings):
         assert llm.scheduler.num_preemptions > 0
     assert logged(outputs) == pytest.approx(logged(expected), abs=1e-4)
     assert said(llm.generate(requests())) == plain  # on a prefix hit
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("max_batch_tokens", [16, 1024])
+def test_of_each_plugin(load_tiny, of_each_plugin, guesses, max_batch_tokens):
+    """Mistral's pages expire behind its window."""
+    _, folder = of_each_plugin
+    wanted = [TextGenerationRequest(prompt=prompt) for prompt in PROMPTS[4:10]]
+    expected = [output.tokens for output in load_tiny(folder).generate(wanted, **COMMON)]
+    guesses += [request.prompt + tokens for request, tokens in zip(wanted, expected, strict=True)]
+    llm = load_tiny(folder, speculative="lookup", max_batch_tokens=max_batch_tokens)
+    outputs = llm.generate(wanted, **COMMON)
+    assert [output.tokens for output in outputs] == expected
+    assert sum(output.usage.num_accepted_tokens for output in outputs) > 20
+
+
+@pytest.mark.slow
+def test_with_adapters(load_tiny, tiny_reference, tmp_path, guesses):
+    from lora.peft_adapters import save_adapter
+
+    save_adapter(tiny_reference, tmp_path, r=4)
+
+    def answers(**settings):
+        llm = load_tiny(lora_paths=f"a={tmp_path}", **settings)
+        pairs = zip(PROMPTS[:8], ["a", None] * 4, strict=True)
+        wanted = [TextGenerationRequest(prompt=prompt, lora=name) for prompt, name in pairs]
+        return llm.generate(wanted, **COMMON)
+
+    expected = [output.tokens for output in answers()]
+    guesses += [prompt + tokens for prompt, tokens in zip(PROMPTS[:8], expected, strict=True)]
+    outputs = answers(speculative="lookup")
+    assert [output.tokens for output in outputs] == expected
+    assert sum(output.usage.num_accepted_tokens for output in outputs) > 20
+
+
+def test_an_answer_that_repeats_itself_takes_fewer_steps(load_tiny):
+    """With its own guesses, which nobody has written for the test."""
+    settings = {"max_new_tokens": 60, "temperature": 0.0, "ignore_eos": True, "logit_bias": {7: 9.0, 8: 9.0, 9: 9.0}}
+    request = TextGenerationRequest(prompt=[7, 8, 9] * 6)
+    steps, answers = [], []
+    for speculative in ("off", "lookup"):
+        llm = load_tiny(speculative=speculative)
+        schedule, count = llm.scheduler.schedule, []
+        llm.scheduler.schedule = lambda schedule=schedule, count=count: (count.append(1), schedule())[1]
+        [output] = llm.generate([request], **settings)
+        steps.append(len(count))
+        answers.append(output.tokens)
+    assert answers[0] == answers[1]
+    assert steps[0] == 60
+    assert steps[1] + output.usage.num_accepted_tokens == 60
+    assert 5 < output.usage.num_accepted_tokens <= output.usage.num_draft_tokens
+
+
+def test_a_draft_takes_no_page_that_another_needs(load_tiny, plain):
+    """Nor rows of logits beyond those that the memory plan counts."""
+    llm = load_tiny(speculative="lookup", max_batch_size=20)
+    execute, rows = llm.model.execute, []
+
+    def counting(inputs):
+        rows.append(len(inputs.logit_rows))
+        llm.kv_managers[0].check_integrity()
+        return execute(inputs)
+
+    llm.model.execute = counting
+    assert said(llm.generate(requests())) == plain
+    assert len(PROMPTS) + 5 < max(rows) <= 20 + NUM_ECHOED_AT_ONCE
 
 
 def test_streamed(load_tiny, plain):
