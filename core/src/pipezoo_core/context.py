@@ -177,7 +177,7 @@ class TextContext:
     def chunk(self) -> list[int]:
         """The tokens this step feeds to the model."""
         chunk = self.tokens[self.cache_length : self.cache_length + self.active_length]
-        return chunk + [*self.draft] if self.draft else chunk
+        return [*chunk, *self.draft] if self.draft else chunk
 
     @property
     def samples(self) -> bool:

@@ -47,8 +47,9 @@ class DecoderInputs(ModelInputs):
         """Makes inputs of the contexts' chunks.
 
         A context that echoes gets the logits of its whole chunk, the others of their last `num_logits` tokens where
-        they have so many, and of the last before a draft and all of it; None is the whole chunk. With `num_logits=1` and chunks of 1 and 3 tokens, the second of a
-        request that echoes, `logit_rows` is [0, 1, 2, 3] and `logit_offsets` [0, 1, 4].
+        they have so many, and of a draft and the token before it; None is the whole chunk. With `num_logits=1` and
+        chunks of 1 and 3 tokens, the second of a request that echoes, `logit_rows` is [0, 1, 2, 3] and `logit_offsets`
+        [0, 1, 4].
         """
         tokens: list[int] = []
         rows: list[int] = []

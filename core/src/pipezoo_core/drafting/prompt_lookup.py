@@ -30,8 +30,8 @@ class Match:
 class PromptLookup:
     """Finds the longest ending of a growing list that occurred in it before (prompt lookup, or n-gram, decoding).
 
-    The idea is Apoorv Saxena's, https://github.com/apoorvumang/prompt-lookup-decoding. There is no index: numpy compares
-    the last token with all others, and those before it with what is left of them, which takes some 10 µs.
+    The idea is Apoorv Saxena's, https://github.com/apoorvumang/prompt-lookup-decoding. There is no index: numpy
+    compares the last token with all others, and those before it with what is left of them.
 
     Args:
         tokens: the list, which its owner appends to.

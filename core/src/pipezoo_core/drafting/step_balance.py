@@ -14,9 +14,9 @@ _SINGLE_COST = 0.9
 class StepBalance:
     """What a step takes and what it is expected to yield.
 
-    A draft is worth it where a token takes less time with it. So it may be long where the step has a single row, or where
-    a prompt's chunk is the most of it, and has to be nearly certain where many requests decode. What rows cost was
-    measured, see docs/decisions/drafts.md.
+    A draft is worth it where a token takes less time with it. So it may be long where the step has a single row, or
+    where a prompt's chunk is the most of it, and has to be nearly certain where many requests decode. What rows cost
+    was measured, see docs/decisions/drafts.md.
 
     Attributes:
         num_rows: of the step.

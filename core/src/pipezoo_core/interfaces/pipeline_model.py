@@ -95,8 +95,8 @@ class PipelineModel(abc.ABC, Generic[ContextT]):
         return_logits: which rows of logits `execute` returns besides the next token's.
 
     Attributes:
-        verifies_drafts: whether a chunk may end with a draft, of which, and of the token before it, `execute` returns the
-            logits.
+        verifies_drafts: whether a chunk may end with a draft, of which, and of the token before it, `execute` returns
+            the logits.
 
     Raises:
         InvalidSettingError: there are to be drafts, and the model does not verify them.

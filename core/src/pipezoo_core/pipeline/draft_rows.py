@@ -17,9 +17,9 @@ __all__ = ["DraftRows"]
 class DraftRows:
     """Finds the logits that follow each request's last known token, as drafts come true.
 
-    Three requests of a step are fed `a`, `b p q` and `c r`, of which `p`, `q` and `r` are drafts. The logits have the rows
-    `a b p q c r`. What follows first is in the rows 0, 1 and 4. Where `p` follows `b`, and `s` follows `c`, row 2 says what
-    comes next, for the second request alone.
+    Three requests of a step are fed `a`, `b p q` and `c r`, of which `p`, `q` and `r` are drafts. The logits have the
+    rows `a b p q c r`. What follows first is in the rows 0, 1 and 4. Where `p` follows `b`, and `s` follows `c`, row 2
+    says what comes next, for the second request alone.
 
     Args:
         outputs: of the step, with the logits of each draft, and of the token before it.

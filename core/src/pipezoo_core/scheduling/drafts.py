@@ -45,7 +45,7 @@ def add_drafts(
 
 
 def _draft_for(context: TextContext, balance: StepBalance, most: int) -> list[int]:
-    """Returns the tokens that are worth a row each, up to one that ends the answer or that its grammar does not allow."""
+    """Returns the tokens that are worth a row each, up to one that ends the answer or that its grammar bars."""
     drafter = context.drafter
     if context.num_generated % _PROBED and not balance.num_worthwhile(drafter.greatest_rate, most):
         return []

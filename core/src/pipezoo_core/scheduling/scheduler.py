@@ -60,7 +60,8 @@ class Scheduler:
     at the front, to be computed again from its tokens. The oldest request is never preempted, so something always gets
     done.
 
-    With drafts, what is left of the budget then goes to what decoding requests may go on with, as far as it is worth it.
+    With drafts, what is left of the budget then goes to what decoding requests may go on with, as far as that is worth
+    it.
 
     A request whose adapter finds no slot waits like one that finds no pages, and those after it with it. Only requests
     with pages hold slots, so that those that wait keep none from each other. One that is preempted finds its adapter
