@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=2 python benchmarks/drafts.py --rounds 5
 
-Three kinds of work on SmolLM2-135M-Instruct: a chat, whose answers have little in common with what was asked; an edit of
-code, which is to be written again with one name changed; an extraction, which is to be copied from a text. Each round
-answers three of each, one at a time, and all eight at once, each of them without drafts and right afterwards with them.
+Three kinds of work on SmolLM2-135M-Instruct: a chat, whose answers have little in common with what was asked; an edit
+of code, which is to be written again with one name changed; an extraction, which is to be copied from a text. Each
+round answers three of each, one at a time, and all eight at once, without drafts and right afterwards with them.
 Nothing is found in the prefix cache. The last line is JSON. Run it alone; where that cannot be had, `--cpu-time` with
 `OMP_NUM_THREADS=1` counts the seconds that the process was computing.
 """

@@ -87,7 +87,7 @@ def test_what_was_long_ago_is_forgotten():
 
 @pytest.mark.parametrize(
     ("num_rows", "num_tokens", "rate", "expected"),
-    [(1, 1, 0.2, 0), (1, 1, 0.99, 8), (64, 64, 0.8, 0), (64, 64, 0.99, 8), (1000, 4, 0.2, 3)],
+    [(1, 1, 0.2, 0), (1, 1, 0.99, 8), (8, 8, 0.9, 4), (64, 64, 0.7, 0), (64, 64, 0.99, 8), (1000, 4, 0.2, 3)],
 )
 def test_what_a_draft_is_worth(num_rows, num_tokens, rate, expected):
     balance = StepBalance(num_rows, num_tokens)

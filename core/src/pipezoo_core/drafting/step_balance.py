@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 __all__ = ["StepBalance"]
 
-_ROW_COST = 0.1
-_SINGLE_COST = 0.9
+_FEW = 12  # rows, up to which a row costs next to nothing
+_SINGLE_COST = 0.85
 
 
 @dataclass(slots=True)
@@ -50,4 +50,6 @@ class StepBalance:
 
 def _cost(num_rows: int) -> float:
     """Returns what a step of so many rows takes, where 1 is what it takes for the weights alone."""
-    return _SINGLE_COST if num_rows == 1 else 1 + _ROW_COST * num_rows
+    if num_rows == 1:
+        return _SINGLE_COST
+    return 1 + 0.04 * num_rows if num_rows <= _FEW else 1.5 + 0.08 * num_rows
