@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pipezoo_core.config import KVCacheConfig, PipelineConfig, ReturnLogits, SupportedEncoding
+from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.interfaces import (
     AlwaysSignalBuffersMixin,
     GenerateMixin,
@@ -87,6 +88,11 @@ class CountingModel(PipelineModel):
         last = model_inputs.tokens[model_inputs.input_row_offsets[1:] - 1]
         logits = torch.nn.functional.one_hot((last + 1) % 10, 10).float()
         return ModelOutputs(logits=logits, next_token_logits=logits, logit_offsets=torch.arange(len(last) + 1))
+
+
+def test_a_model_that_verifies_no_drafts_is_loaded_without():
+    with pytest.raises(InvalidSettingError, match="CountingModel does not return the logits that verify drafts"):
+        make_model(speculative="lookup")
 
 
 class SignalCountingModel(AlwaysSignalBuffersMixin, CountingModel):

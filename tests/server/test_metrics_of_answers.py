@@ -23,7 +23,7 @@ def test_the_longest_answer_is_the_longest_of_all(sizes):
                 request_id=request_id,
                 index=index,
                 final_status=GenerationStatus.END_OF_SEQUENCE,
-                usage=Usage(2, 0, sizes[index]),
+                usage=Usage(2, 0, sizes[index], num_draft_tokens=4, num_accepted_tokens=3),
                 timing=Timing(0.0, 0.1, 0.2),
             )
         )
@@ -34,3 +34,5 @@ def test_the_longest_answer_is_the_longest_of_all(sizes):
     assert found["vllm:request_max_num_generation_tokens_sum"] == max(sizes)
     assert found["vllm:request_max_num_generation_tokens_count"] == 1
     assert found["vllm:request_generation_tokens_sum"] == sum(sizes)
+    assert found["vllm:spec_decode_num_draft_tokens_total"] == 4 * len(sizes)
+    assert found["vllm:spec_decode_num_accepted_tokens_total"] == 3 * len(sizes)

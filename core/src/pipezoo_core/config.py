@@ -26,6 +26,7 @@ __all__ = [
     "PipelineConfig",
     "ReturnLogits",
     "RunConfig",
+    "SpeculativeName",
     "SupportedEncoding",
     "WeightsFormat",
     "parse_memory",
@@ -99,6 +100,13 @@ class LinearName(enum.StrEnum):
     torch = "torch"
     onednn = "onednn"
     native = "native"
+
+
+class SpeculativeName(enum.StrEnum):
+    """Where drafts of the next tokens come from: nowhere, or from where a request's last tokens occurred before."""
+
+    off = "off"
+    lookup = "lookup"
 
 
 _MAX_BYTES = 2**63
@@ -186,6 +194,8 @@ class RunConfig(Settings):
         max_batch_tokens: most tokens that go through the model in one step; longer prompts are fed in chunks.
         attention: the attention backend.
         linear: how linear layers are computed.
+        speculative: where drafts come from that a step verifies, so that it may yield several tokens of a request. The
+            answers are the same.
         enforce_eager: run every step through Python, instead of recording and replaying them.
         data_parallel_degree: how many replicas of the model answer requests side by side. The other settings hold for
             each of them.
@@ -199,6 +209,7 @@ class RunConfig(Settings):
     max_batch_tokens: int = Field(default=1024, ge=1, le=_MAX_COUNT)
     attention: AttentionName = AttentionName.auto
     linear: LinearName = LinearName.auto
+    speculative: SpeculativeName = SpeculativeName.off
     enforce_eager: bool = False
     data_parallel_degree: int = Field(default=1, ge=1, le=_MAX_REPLICAS)
     rank_timeout: float = Field(default=60.0, ge=1, le=_MAX_TIMEOUT)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipezoo_core.drafting import Drafter
 from pipezoo_core.errors import EmptyPromptError, InsufficientPagesError, PromptTooLongError
 from pipezoo_core.request import (
     GenerationStatus,
@@ -38,6 +39,15 @@ class TextContext:
         2      a b c d e       3             2              yes -> f
         3      a b c d e f     5             1              yes -> g
 
+    A step may feed a *draft*, too: tokens that are not there, but may come. Those that come are there at once, and the
+    step's logits behind them are used. Here `h i j` is fed behind `g`, and `h i k` comes:
+
+        step   tokens                cache_length  active_length  draft  next
+        4      a b c d e f g         6             4              h i j  h
+               a b c d e f g h       7             3              i j    i
+               a b c d e f g h i     8             2              j      k
+        5      a b c d e f g h i k   9             1
+
     Args:
         request_id: unique among the requests of a pipeline.
         prompt_tokens: at least one.
@@ -57,6 +67,9 @@ class TextContext:
         generated_counts: how often each token is in the answer.
         stop_tokens: those of `stop_token_ids`, as an array.
         max_num_tokens: most tokens of this one, with what `max_new_tokens` leaves of `max_length`.
+        draft: the tokens at the end of the chunk that are not there yet.
+        num_draft_tokens: how many tokens of drafts were fed.
+        num_accepted_tokens: how many of these came.
         cache_namespace: requests share pages of the KV cache only with others of the same namespace.
         stop_reason: the stop text, or the one of `stop_token_ids`, that ended the answer.
 
@@ -102,6 +115,8 @@ class TextContext:
         self.prompt_length = len(self.tokens)
         self.cache_length = 0
         self.active_length = 0
+        self.draft: Sequence[int] = ()
+        self.num_draft_tokens = self.num_accepted_tokens = 0
         self.status = GenerationStatus.ACTIVE
         self.error: BaseException | None = None
         own = frozenset(sampling_params.stop_token_ids)
@@ -134,6 +149,14 @@ class TextContext:
         self.generated_counts = TokenCounts(self.tokens, len(self.tokens))
         self.prompt_log_probabilities = LogProbabilities([], [])
         self._random = random.Random(self.sampling_params.seed)
+        self._drafter: Drafter | None = None
+
+    @property
+    def drafter(self) -> Drafter:
+        """Guesses what comes next, from what is there."""
+        if self._drafter is None:
+            self._drafter = Drafter(self.tokens)
+        return self._drafter
 
     @property
     def generated_tokens(self) -> list[int]:
@@ -153,12 +176,18 @@ class TextContext:
     @property
     def chunk(self) -> list[int]:
         """The tokens this step feeds to the model."""
-        return self.tokens[self.cache_length : self.cache_length + self.active_length]
+        chunk = self.tokens[self.cache_length : self.cache_length + self.active_length]
+        return [*chunk, *self.draft] if self.draft else chunk
 
     @property
     def samples(self) -> bool:
         """Whether this step's chunk reaches the last token, so that a new one follows."""
-        return self.active_length == self.num_pending
+        return self.active_length >= self.num_pending
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether the step has logits for the next token still: the last one is there, and was in the draft."""
+        return self.active_length > 0 and not self.status.is_done
 
     @property
     def may_end(self) -> bool:
@@ -180,6 +209,20 @@ class TextContext:
         """Says how many pending tokens the next step feeds."""
         assert 1 <= num_tokens <= self.num_pending, (num_tokens, self.num_pending)
         self.active_length = num_tokens
+        self.draft = ()
+
+    def set_draft(self, tokens: Sequence[int]) -> None:
+        """Says which tokens the next step feeds behind a chunk that reaches the last token."""
+        assert self.active_length == self.num_pending, "a draft follows the last token"
+        self.draft = tokens
+        self.active_length += len(tokens)
+        self.num_draft_tokens += len(tokens)
+
+    def drop_draft(self) -> None:
+        """Takes the draft back, before the step."""
+        self.active_length -= len(self.draft)
+        self.num_draft_tokens -= len(self.draft)
+        self.draft = ()
 
     def skip_to(self, cache_length: int) -> None:
         """Notes that the KV cache already holds the first `cache_length` tokens (a prefix hit)."""
@@ -190,6 +233,7 @@ class TextContext:
         """Forgets what was cached (preemption): all tokens, the generated ones too, are fed anew."""
         self.cache_length = 0
         self.active_length = 0
+        self.draft = ()
         self.prompt_log_probabilities = LogProbabilities([], [])
 
     def draw(self) -> float:
@@ -197,10 +241,14 @@ class TextContext:
         return self._random.random()
 
     def advance(self, next_token: int | None) -> None:
-        """Notes that the chunk went through the model and, where it reached the end, the token that came out."""
+        """Notes that the chunk went through the model and, where it reached the end, the token that came out.
+
+        Where that is the first one of the draft, the chunk is from then on that token and the rest of the draft.
+        """
         assert self.active_length > 0
         assert not self.status.is_done
-        self.cache_length += self.active_length
+        draft, self.draft = self.draft, ()
+        self.cache_length += self.active_length - len(draft)
         self.active_length = 0
         if next_token is None:
             return
@@ -213,6 +261,9 @@ class TextContext:
             self.stop_reason = next_token if next_token in self.sampling_params.stop_token_ids else None
         elif len(self.tokens) >= self.max_num_tokens:
             self.status = GenerationStatus.MAXIMUM_LENGTH
+        if draft and next_token == draft[0]:
+            self.num_accepted_tokens += 1
+            self.draft, self.active_length = draft[1:], len(draft)
 
     def finish(self, status: GenerationStatus, error: BaseException | None = None) -> None:
         """Ends the request from outside: a stop text was met, the caller cancelled, or `error` says why it failed."""
@@ -238,7 +289,13 @@ class TextContext:
         )
 
     def _usage(self) -> Usage:
-        return Usage(self.prompt_length, self._num_cached_tokens, self.num_generated)
+        return Usage(
+            self.prompt_length,
+            self._num_cached_tokens,
+            self.num_generated,
+            self.num_draft_tokens,
+            self.num_accepted_tokens,
+        )
 
     def _timing(self) -> Timing:
         def since_arrival(moment: float | None) -> float | None:

@@ -82,11 +82,15 @@ class Usage:
         num_prompt_tokens: those of the prompt, whether they were computed or found.
         num_cached_tokens: those of the prompt that the prefix cache had when the request began.
         num_generated_tokens: those of the answer, an end or stop token included.
+        num_draft_tokens: those that were fed in drafts, before it was known whether they would come.
+        num_accepted_tokens: those of the drafts that came.
     """
 
     num_prompt_tokens: int
     num_cached_tokens: int
     num_generated_tokens: int
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ torch and no batches.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +80,10 @@ class TokenMatcher:
         self.ll_matcher.consume_token(token)
         self._check()
         self.is_complete = self.error is None and self.ll_matcher.is_stopped()
+
+    def num_allowed(self, tokens: Sequence[int]) -> int:
+        """Returns how many of these tokens the grammar allows, one after the other; it stays where it is."""
+        return self.ll_matcher.validate_tokens([*tokens])
 
     def settle(self, allowed_V: NDArray[bool_], *, stop_token_ids: Collection[int], may_end: bool) -> None:
         """Turns what the grammar allows next into what the request allows next, in place.

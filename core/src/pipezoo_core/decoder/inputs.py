@@ -47,8 +47,9 @@ class DecoderInputs(ModelInputs):
         """Makes inputs of the contexts' chunks.
 
         A context that echoes gets the logits of its whole chunk, the others of their last `num_logits` tokens where
-        they have so many; None is the whole chunk. With `num_logits=1` and chunks of 1 and 3 tokens, the second of a
-        request that echoes, `logit_rows` is [0, 1, 2, 3] and `logit_offsets` [0, 1, 4].
+        they have so many, and of a draft and the token before it; None is the whole chunk. With `num_logits=1` and
+        chunks of 1 and 3 tokens, the second of a request that echoes, `logit_rows` is [0, 1, 2, 3] and `logit_offsets`
+        [0, 1, 4].
         """
         tokens: list[int] = []
         rows: list[int] = []
@@ -57,7 +58,7 @@ class DecoderInputs(ModelInputs):
             tokens += context.chunk
             wanted = context.active_length
             if num_logits is not None and not context.wants_prompt_logits:
-                wanted = min(num_logits, wanted)
+                wanted = min(max(num_logits, 1 + len(context.draft)), wanted)
             rows += range(len(tokens) - wanted, len(tokens))
             offsets.append(len(rows))
         token_ids, logit_rows, logit_offsets = as_tensors((tokens, rows, offsets), device)

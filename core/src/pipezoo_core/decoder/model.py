@@ -63,6 +63,7 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, PipelineModel[TextContext],
 
     config_class: ClassVar[type[DecoderConfig]]
     module_class: ClassVar[Any]
+    verifies_drafts: ClassVar[bool] = True
 
     _adapted: AdaptedModule | None = None
 
@@ -222,8 +223,9 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, PipelineModel[TextContext],
     ) -> DecoderInputs:
         """Makes inputs of the contexts' chunks.
 
-        A context that echoes gets the logits of its whole chunk, the others as many as `return_logits` says: of the
-        whole chunk, of its last `return_n_logits` tokens where it has so many, or of its last token.
+        A context that echoes gets the logits of its whole chunk, one with a draft those that verify it, the others as
+        many as `return_logits` says: of the whole chunk, of its last `return_n_logits` tokens where it has so many, or
+        of its last token.
         """
         assert kv_cache_inputs is not None, "a decoder needs a KV cache"
         num_logits = {ReturnLogits.LAST_TOKEN: 1, ReturnLogits.VARIABLE: return_n_logits, ReturnLogits.ALL: None}

@@ -9,12 +9,12 @@ import abc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from pipezoo_core.config import KVCacheConfig, PipelineConfig, ReturnLogits, SupportedEncoding
+from pipezoo_core.config import KVCacheConfig, PipelineConfig, ReturnLogits, SpeculativeName, SupportedEncoding
 from pipezoo_core.context import TextContext
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.interfaces.kv_cache import KVCacheMixin
@@ -93,7 +93,16 @@ class PipelineModel(abc.ABC, Generic[ContextT]):
         weights: the checkpoint.
         adapter: renames the checkpoint's tensors; None where they have the model's own names.
         return_logits: which rows of logits `execute` returns besides the next token's.
+
+    Attributes:
+        verifies_drafts: whether a chunk may end with a draft, of which, and of the token before it, `execute` returns
+            the logits.
+
+    Raises:
+        InvalidSettingError: there are to be drafts, and the model does not verify them.
     """
+
+    verifies_drafts: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -107,6 +116,12 @@ class PipelineModel(abc.ABC, Generic[ContextT]):
         adapter: WeightsAdapter | None,
         return_logits: ReturnLogits,
     ) -> None:
+        if pipeline_config.speculative is not SpeculativeName.off and not self.verifies_drafts:
+            raise InvalidSettingError(
+                f"{type(self).__name__} does not return the logits that verify drafts",
+                found=f"speculative={str(pipeline_config.speculative)!r}",
+                cure="Load it with speculative='off'.",
+            )
         self.pipeline_config = pipeline_config
         self.session = session
         self.huggingface_config = huggingface_config
@@ -166,7 +181,7 @@ class PipelineModel(abc.ABC, Generic[ContextT]):
         kv_cache_inputs: KVCacheInputs[Any] | None = None,
         return_n_logits: int = 1,
     ) -> ModelInputs:
-        """Makes inputs of the contexts' chunks.
+        """Makes inputs of the contexts' chunks; of one with a draft, its tokens and the one before it get logits.
 
         Args:
             context_batch: each with its chunk set.

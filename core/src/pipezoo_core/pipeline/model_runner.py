@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from functools import partial
 from typing import TypeAlias
@@ -19,6 +19,7 @@ from pipezoo_core.errors import (
     NonFiniteLogitsError,
 )
 from pipezoo_core.interfaces import ModelInputs, ModelOutputs, PipelineModel
+from pipezoo_core.pipeline.draft_rows import DraftRows
 from pipezoo_core.pipeline.sampler import NO_TOKEN, sample
 from pipezoo_core.pipeline.token_masks import TokenMasker, TokenMasks
 from pipezoo_core.request import (
@@ -73,7 +74,7 @@ class ModelRunner:
         try:
             inputs = self._model.prepare_initial_token_inputs(batch, self._manager.fetch(batch))
             _, outputs = self._compute(batch, inputs)
-            return {output.request_id: output for output in outputs}
+            return outputs
         except BaseException as error:
             return error
 
@@ -102,8 +103,8 @@ class ModelRunner:
                 inputs = self._model.prepare_next_token_inputs(next_tokens, inputs)
             are_followed = all(context.samples for context in batch)
             next_tokens, outputs = self._compute(batch, inputs)
-            for output in outputs:
-                pieces.setdefault(output.request_id, []).append(output)
+            for request_id, output in outputs.items():
+                pieces.setdefault(request_id, []).append(output)
             going_on = [context for context in batch if not context.status.is_done]
             if not are_followed or len(going_on) < len(batch):
                 inputs, batch = None, going_on
@@ -140,25 +141,60 @@ class ModelRunner:
                     cure="Run fewer requests at once, or load with more kv_cache_memory.",
                 )
 
-    def _compute(self, batch: Sequence[TextContext], inputs: ModelInputs) -> tuple[Tensor, list[TextGenerationOutput]]:
+    def _compute(
+        self, batch: Sequence[TextContext], inputs: ModelInputs
+    ) -> tuple[Tensor, dict[RequestID, TextGenerationOutput]]:
         """Runs the model once and advances the contexts.
 
         Returns:
             The tokens that follow the chunks, int64 [B], and what the requests whose chunk reached their end produced.
         """
-        has_grammar = any(context.matcher is not None for context in batch)
-        masks = self._masker.start(batch) if has_grammar else None
+        masks = self._start_masks(batch)
         try:
             model_outputs = self._model.execute(inputs)
         finally:
             if masks is not None:
                 wait([masks])  # it reads the contexts, which change as soon as a step has failed
-        next_tokens = self._next_tokens(batch, model_outputs, masks.result() if masks else None)
-        logged = self._log_probabilities(batch, inputs, model_outputs, next_tokens)
-        outputs = list(self._advance(batch, next_tokens.tolist(), logged))
+        rows = DraftRows(model_outputs, batch) if any(context.draft for context in batch) else None
+        first = model_outputs if rows is None else rows.first()
+        next_tokens, found = self._choose(batch, inputs, first, masks)
+        outputs = {output.request_id: output for output in found}
+        if rows is not None:
+            self._verify(batch, inputs, rows, outputs)
         # What a failed request wrote may be unsound: nobody shall find it in the prefix cache.
         self._manager.step([context for context in batch if context.error is None])
         return next_tokens, outputs
+
+    def _verify(
+        self,
+        batch: Sequence[TextContext],
+        inputs: ModelInputs,
+        rows: DraftRows,
+        outputs: dict[RequestID, TextGenerationOutput],
+    ) -> None:
+        """Goes on, token by token, with the requests whose draft came true so far, as with a step of theirs."""
+        pieces = {request_id: [output] for request_id, output in outputs.items()}
+        while followed := [context for context in batch if context.is_followed]:
+            _, found = self._choose(followed, inputs, rows.next(followed), self._start_masks(followed))
+            for output in found:
+                pieces[output.request_id].append(output)
+        outputs |= {request_id: TextGenerationOutput.joined(of_one) for request_id, of_one in pieces.items()}
+
+    def _start_masks(self, contexts: Sequence[TextContext]) -> Future[TokenMasks] | None:
+        has_grammar = any(context.matcher is not None for context in contexts)
+        return self._masker.start(contexts) if has_grammar else None
+
+    def _choose(
+        self,
+        contexts: Sequence[TextContext],
+        inputs: ModelInputs,
+        model_outputs: ModelOutputs,
+        masks: Future[TokenMasks] | None,
+    ) -> tuple[Tensor, list[TextGenerationOutput]]:
+        """Chooses the next tokens, int64 [len(contexts)], and advances the contexts."""
+        next_tokens = self._next_tokens(contexts, model_outputs, masks.result() if masks else None)
+        logged = self._log_probabilities(contexts, inputs, model_outputs, next_tokens)
+        return next_tokens, list(self._advance(contexts, next_tokens.tolist(), logged))
 
     def _next_tokens(
         self, batch: Sequence[TextContext], model_outputs: ModelOutputs, masks: TokenMasks | None

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 from weakref import ref
 
-from pipezoo_core.config import PipelineConfig
+from pipezoo_core.config import PipelineConfig, SpeculativeName
 from pipezoo_core.context import TextContext, TextGenerationInputs
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.interfaces import GenerateMixin, PipelineModel
@@ -81,6 +81,7 @@ class TextGenerationPipeline(GenerateMixin[TextContext, TextGenerationRequest]):
             [model.lora_manager for model in models],
             max_batch_size=pipeline_config.max_batch_size,
             max_batch_tokens=pipeline_config.max_batch_tokens,
+            with_drafts=pipeline_config.speculative is SpeculativeName.lookup,
         )
         self._engine = Engine(scheduler, [ModelRunner(model, tokenizer) for model in models])
         self._step_thread = StepThread(self._engine)

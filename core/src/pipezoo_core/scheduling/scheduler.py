@@ -14,6 +14,7 @@ from pipezoo_core.errors import InvalidRequestError, shown
 from pipezoo_core.request import RequestID
 from pipezoo_core.sampling_params import NUM_ECHOED_AT_ONCE
 from pipezoo_core.scheduling.adapters import hold_adapter
+from pipezoo_core.scheduling.drafts import add_drafts
 from pipezoo_core.scheduling.router import get_or_recommend_replica
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class _Replica:
         preempted: requests that had pages, oldest first.
         batch: the step's requests so far.
         budget: the tokens that the step may still feed.
-        echo_budget: the rows of logits that it may still have besides one per request.
+        logits_budget: the rows of logits that it may still have besides one per request.
     """
 
     manager: PagedKVCacheManager
@@ -45,7 +46,7 @@ class _Replica:
     preempted: OrderedDict[RequestID, TextContext] = field(default_factory=OrderedDict)
     batch: dict[RequestID, TextContext] = field(default_factory=dict)
     budget: int = 0
-    echo_budget: int = 0
+    logits_budget: int = 0
 
 
 class Scheduler:
@@ -59,13 +60,16 @@ class Scheduler:
     at the front, to be computed again from its tokens. The oldest request is never preempted, so something always gets
     done.
 
+    With drafts, what is left of the budget then goes to what decoding requests may go on with, as far as that is worth
+    it.
+
     A request whose adapter finds no slot waits like one that finds no pages, and those after it with it. Only requests
     with pages hold slots, so that those that wait keep none from each other. One that is preempted finds its adapter
     where it was: nobody is let in before it.
 
     A prompt that is echoed has a row of logits per token, and rows are as long as the vocabulary. A step has as many as
     a full batch and `NUM_ECHOED_AT_ONCE` more, which is what the memory plan counts; chunks of such prompts share those
-    that neither running nor waiting requests may need.
+    that neither running nor waiting requests may need, and drafts those that are left.
 
     Replicas share the queue; each has its own pages, slots, budget and batch size. The first in the queue goes where
     `get_or_recommend_replica` says, or where there is no room, to the replica with the fewest
@@ -76,6 +80,7 @@ class Scheduler:
         lora_managers: give the adapters' slots, one per replica; none where there are no adapters.
         max_batch_size: most requests that run at the same time, per replica.
         max_batch_tokens: the budget, per replica.
+        with_drafts: whether decoding requests are fed drafts, too.
     """
 
     def __init__(
@@ -85,9 +90,11 @@ class Scheduler:
         *,
         max_batch_size: int,
         max_batch_tokens: int,
+        with_drafts: bool = False,
     ) -> None:
         self._max_batch_size = max_batch_size
         self._max_batch_tokens = max_batch_tokens
+        self._with_drafts = with_drafts
         self._waiting: OrderedDict[RequestID, TextContext] = OrderedDict()
         adapters = lora_managers or [None] * len(managers)
         self._replicas = [_Replica(*both) for both in zip(managers, adapters, strict=True)]
@@ -141,7 +148,7 @@ class Scheduler:
         for replica in self._replicas:
             replica.batch, replica.budget = {}, self._max_batch_tokens
             spare = self._max_batch_size - len(replica.running) - self.num_waiting
-            replica.echo_budget = max(0, spare) + NUM_ECHOED_AT_ONCE
+            replica.logits_budget = max(0, spare) + NUM_ECHOED_AT_ONCE
             self._continue(replica)
             for context in self._first_of(replica.preempted):
                 if not self._admit(context, replica.preempted, [replica] if self._has_room(replica) else []):
@@ -149,6 +156,9 @@ class Scheduler:
         for context in self._first_of(self._waiting):
             if not self._admit(context, self._waiting, self._by_preference(context)):
                 break
+        if self._with_drafts:
+            for replica in self._replicas:
+                self._add_drafts(replica)
         batches = [replica.batch for replica in self._replicas]
         return TextGenerationInputs(batches if any(batches) else [])
 
@@ -176,6 +186,15 @@ class Scheduler:
                 is_next = (context.num_pending == 1) is decodes and context.request_id in replica.running
                 if is_next and replica.budget:
                     self._grow(context, replica)
+
+    def _add_drafts(self, replica: _Replica) -> None:
+        add_drafts(
+            replica.batch.values(),
+            replica.manager,
+            num_rows=self._max_batch_tokens - replica.budget,
+            room=min(replica.budget, replica.logits_budget),
+            max_chunk=self._max_batch_tokens,
+        )
 
     def _has_room(self, replica: _Replica) -> bool:
         return replica.budget > 0 and len(replica.running) < self._max_batch_size
@@ -243,8 +262,8 @@ class Scheduler:
     def _set_chunk(self, context: TextContext, replica: _Replica) -> None:
         most = min(replica.budget, self._most(context, replica))
         if context.wants_prompt_logits:
-            most = min(most, 1 + replica.echo_budget)
-            replica.echo_budget -= most - 1
+            most = min(most, 1 + replica.logits_budget)
+            replica.logits_budget -= most - 1
         context.set_chunk(most)
 
     def _put_in_batch(self, context: TextContext, replica: _Replica) -> None:
@@ -258,7 +277,7 @@ class Scheduler:
         if replica.batch.pop(context.request_id, None) is not None:
             replica.budget += context.active_length
             if context.wants_prompt_logits:
-                replica.echo_budget += context.active_length - 1
+                replica.logits_budget += context.active_length - 1
         self._give_back(context, replica)
         del replica.running[context.request_id]
         replica.preempted[context.request_id] = context

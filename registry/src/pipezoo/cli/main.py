@@ -260,6 +260,7 @@ def serve(
     port: options.Port = 8000,
     served_model_name: options.ServedModelName = None,
     max_batch_size: options.MaxBatchSize = None,
+    speculative: options.Speculative = "off",
     max_queue: options.MaxQueue = 1024,
     api_key_file: options.APIKeyFile = None,
     cors_origin: options.CORSOrigin = None,
@@ -287,7 +288,14 @@ def serve(
     with errors_as_text():
         serve_model(
             model,
-            {"revision": revision, "plugin": plugin, "device": device, "dtype": dtype, **settings},
+            {
+                "revision": revision,
+                "plugin": plugin,
+                "device": device,
+                "dtype": dtype,
+                "speculative": speculative,
+                **settings,
+            },
             api_key_file=api_key_file,
             host=host,
             port=port,

@@ -42,6 +42,7 @@ __all__ = [
     "Seed",
     "ServedModelName",
     "ShutdownTimeout",
+    "Speculative",
     "Stop",
     "System",
     "Temperature",
@@ -93,6 +94,7 @@ Host = Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for all o
 Port = Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one.")]
 ServedModelName = Annotated[list[str] | None, typer.Option(help="What clients call the model; again for another name.")]
 MaxBatchSize = Annotated[int | None, typer.Option(help="Most answers that are worked on at the same time.")]
+Speculative = Annotated[str, typer.Option(help="lookup verifies drafts, from what is in prompt and answer; or off.")]
 MaxQueue = Annotated[int, typer.Option(help="Most answers that wait beside those; further ones are refused.")]
 APIKeyFile = Annotated[str | None, typer.Option(help="File with the keys that clients need, one a line.")]
 CORSOrigin = Annotated[list[str] | None, typer.Option(help="Web page that may ask, or *; again for another.")]

@@ -28,6 +28,7 @@ class LoadOptions(TypedDict, total=False):
     enable_prefix_caching: bool
     attention: Literal["auto", "native", "paged", "reference"]
     linear: Literal["auto", "native", "onednn", "torch"]
+    speculative: Literal["lookup", "off"]
     enforce_eager: bool
     rank_timeout: float
     load_cache: bool | str | Path | None

@@ -70,6 +70,8 @@ class Metrics:
         self._registry.register(EngineCollector(engine, prefix=prefix, label_values=self._labels))
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts.")
         self._generation_tokens = self._counter("generation_tokens", "Generated tokens.")
+        self._draft_tokens = self._counter("spec_decode_num_draft_tokens", "Tokens of drafts that were verified.")
+        self._accepted_tokens = self._counter("spec_decode_num_accepted_tokens", "Those of them that came.")
         self._success = Counter(
             f"{prefix}request_success",
             "Answers that have ended, by why.",
@@ -164,6 +166,8 @@ class Metrics:
         usage, timing = output.usage, output.timing
         if usage is None or timing is None:
             return
+        self._draft_tokens.inc(usage.num_draft_tokens)
+        self._accepted_tokens.inc(usage.num_accepted_tokens)
         self._total.observe(timing.total)
         self._answer_sizes.observe(usage.num_generated_tokens)
         running.most_tokens = max(running.most_tokens, usage.num_generated_tokens)

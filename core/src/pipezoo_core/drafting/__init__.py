@@ -1,0 +1,10 @@
+"""Drafts without a model: what an answer may go on with, found in what is there already. Knows no torch."""
+
+from __future__ import annotations
+
+from pipezoo_core.drafting.acceptance import Acceptance
+from pipezoo_core.drafting.drafter import Drafter, Guess
+from pipezoo_core.drafting.prompt_lookup import Match, PromptLookup
+from pipezoo_core.drafting.step_balance import StepBalance
+
+__all__ = ["Acceptance", "Drafter", "Guess", "Match", "PromptLookup", "StepBalance"]

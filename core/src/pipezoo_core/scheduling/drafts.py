@@ -1,0 +1,68 @@
+"""Which requests of a step are fed more tokens than they have: drafts, from what a step has to spare."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+from pipezoo_core.context import TextContext
+from pipezoo_core.drafting import StepBalance
+
+if TYPE_CHECKING:
+    from pipezoo_core.kv_cache import PagedKVCacheManager
+
+__all__ = ["add_drafts"]
+
+_PROBED = 8  # tokens: a request whose guesses are not worth it is looked at after as many
+
+
+def add_drafts(
+    batch: Collection[TextContext], manager: PagedKVCacheManager, *, num_rows: int, room: int, max_chunk: int
+) -> None:
+    """Adds drafts to the decoding requests of a step whose chunks are set and whose pages are reserved.
+
+    A draft takes no page for which another request would have to go.
+
+    Args:
+        batch: the step's requests.
+        manager: gives their pages.
+        num_rows: of the step.
+        room: how many rows more it may have.
+        max_chunk: most tokens of a step.
+    """
+    balance = StepBalance(num_rows, sum(context.samples for context in batch))
+    for context in batch:
+        if context.num_generated and context.active_length == context.num_pending == 1:
+            most = min(
+                room,
+                context.max_num_tokens - len(context.tokens) - 1,
+                manager.room_for(context, max_chunk) - 1,
+            )
+            draft = _draft_for(context, balance, most)
+            if draft and _is_set(context, draft, manager):
+                room -= len(draft)
+
+
+def _draft_for(context: TextContext, balance: StepBalance, most: int) -> list[int]:
+    """Returns the tokens that are worth a row each, up to one that ends the answer or that its grammar bars."""
+    drafter = context.drafter
+    if context.num_generated % _PROBED and not balance.num_worthwhile(drafter.greatest_rate, most):
+        return []
+    guess = drafter.guess()
+    if guess is None:
+        return []
+    count = balance.num_worthwhile(guess.rate, min(most, len(guess.tokens)))
+    draft = [*takewhile(lambda token: token not in context.stop_token_ids, guess.tokens[:count])]
+    if draft and context.matcher is not None:
+        draft = draft[: context.matcher.num_allowed(draft)]
+    balance.add(guess.rate, len(draft))
+    return draft
+
+
+def _is_set(context: TextContext, draft: list[int], manager: PagedKVCacheManager) -> bool:
+    context.set_draft(draft)
+    if manager.maybe_reserve(context):
+        return True
+    context.drop_draft()
+    return False

@@ -1,0 +1,102 @@
+"""Guesses from what is there already, and what they are worth."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipezoo_core.drafting import Acceptance, Drafter, Match, PromptLookup, StepBalance
+
+MAX_LENGTH = 16  # of a match
+TOKENS = st.lists(st.integers(0, 2), max_size=60)
+
+
+def longest_match(tokens):
+    """By trying all: the longest ending that occurred before, of those as long the latest."""
+    for length in range(min(MAX_LENGTH, len(tokens) - 1), 0, -1):
+        for end in range(len(tokens) - 1, length - 1, -1):
+            if tokens[end - length : end] == tokens[-length:]:
+                return Match(length, end)
+    return None
+
+
+def continued(tokens, match, count):
+    """By appending one token after the other."""
+    whole = list(tokens)
+    for place in range(count):
+        whole.append(whole[match.end + place])
+    return whole[len(tokens) :]
+
+
+@given(TOKENS, st.lists(TOKENS, max_size=5), st.integers(1, 9))
+def test_lookup_finds_what_trying_all_finds(tokens, further, count):
+    tokens = list(tokens)
+    lookup = PromptLookup(tokens)
+    for more in [[], *further]:
+        tokens += more
+        match = lookup.find()
+        assert match == longest_match(tokens)
+        if match is not None:
+            assert lookup.follow(match, count) == continued(tokens, match, count)
+
+
+def test_a_long_list_is_looked_through_to_its_beginning():
+    rng = random.Random(0)
+    tokens = [rng.randrange(50_000) for _ in range(3000)]
+    lookup = PromptLookup(tokens)
+    lookup.find()
+    tokens += tokens[:5]
+    assert lookup.find() == longest_match(tokens) == Match(5, 5)
+    tokens += [60_000]
+    assert lookup.find() is None
+
+
+def test_guesses_that_come_true_are_trusted_and_others_are_not():
+    rng = random.Random(0)
+    tokens = [rng.randrange(50_000) for _ in range(40)] * 2
+    drafter = Drafter(tokens)
+    rates = []
+    for _ in range(20):
+        guess = drafter.guess()
+        rates.append(guess.rate)
+        assert list(guess.tokens) == tokens[-40:][: len(guess.tokens)]
+        tokens += guess.tokens[:2]
+    assert rates == sorted(rates)
+    assert rates[-1] > 0.95 > rates[0]
+    for number in range(20):
+        tokens += [60_000 + number, tokens[3]]  # the last one was there, and something else came behind it
+        guess = drafter.guess()
+        assert guess.tokens[0] != 60_001 + number
+    assert guess.rate < 0.1
+
+
+def test_what_was_long_ago_is_forgotten():
+    acceptance = Acceptance()
+    for _ in range(100):
+        acceptance.note(5, 0, is_wrong=True)
+    low = acceptance.rate(5)
+    for _ in range(10):
+        acceptance.note(5, 4, is_wrong=False)
+    assert low < 0.15
+    assert acceptance.rate(5) > 0.7
+    assert acceptance.rate(4) == acceptance.rate(5)
+    assert acceptance.rate(2) == Acceptance().rate(2)
+    assert acceptance.greatest == max(acceptance.rate(length) for length in (1, 2, 4, 8, 16))
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_tokens", "rate", "expected"),
+    [(1, 1, 0.2, 0), (1, 1, 0.99, 8), (8, 8, 0.9, 4), (64, 64, 0.7, 0), (64, 64, 0.99, 8), (1000, 4, 0.2, 3)],
+)
+def test_what_a_draft_is_worth(num_rows, num_tokens, rate, expected):
+    balance = StepBalance(num_rows, num_tokens)
+    assert balance.num_worthwhile(rate, 8) == expected
+    assert balance.num_worthwhile(rate, 1) == min(1, expected)
+    assert balance.num_worthwhile(rate, 0) == balance.num_worthwhile(rate, -3) == 0
+
+
+def test_drafts_of_a_step_are_counted():
+    balance = StepBalance(8, 8)
+    balance.add(0.5, 2)
+    assert (balance.num_rows, balance.num_tokens) == (10, 8.75)

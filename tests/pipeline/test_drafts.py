@@ -1,0 +1,197 @@
+"""Drafts change no answer, whether they come true or not, and whatever a request asks for beside them."""
+
+import random
+
+import pytest
+from tiny_models import cache_memory
+
+from pipezoo_core.drafting import Drafter, Guess
+from pipezoo_core.request import TextGenerationRequest
+from pipezoo_core.sampling_params import NUM_ECHOED_AT_ONCE, SamplingParams
+
+RNG = random.Random(0)
+PROMPTS = [[RNG.randrange(250) for _ in range(length)] for length in (1, 3, 8, 9, 17, 30, 47, 64, 5, 71, 12, 33, 2, 25)]
+COMMON = {"max_new_tokens": 24, "temperature": 0.0, "ignore_eos": True}
+SAMPLED = {**COMMON, "temperature": 1.0}
+
+
+def avoid_the_last(tokens, logits):
+    logits[tokens[-1]] -= 3.0
+    return logits
+
+
+WISHES = [
+    COMMON,
+    {**SAMPLED, "seed": 1},
+    {**COMMON, "repetition_penalty": 1.3, "frequency_penalty": 0.5, "presence_penalty": 0.2},
+    {**SAMPLED, "seed": 2, "top_p": 0.9, "top_k": 20, "min_p": 0.01, "frequency_penalty": 0.5},
+    {**COMMON, "log_probabilities": 3},
+    {**SAMPLED, "seed": 3, "log_probabilities": 0, "echo": True},
+    {**SAMPLED, "seed": 4, "ignore_eos": False, "stop": ["e", "l"], "min_new_tokens": 5},
+    {**SAMPLED, "seed": 5, "stop_token_ids": list(range(0, 250, 9)), "min_new_tokens": 3},
+    {**COMMON, "logits_processors": [avoid_the_last]},
+    {**SAMPLED, "seed": 6, "regex": r"[0-9]{3}-(he|she)?[a-f]{2,9}"},
+    {**COMMON, "regex": r"(ab|cd)*", "log_probabilities": 2},
+    {**COMMON, "max_new_tokens": 2},
+    {**SAMPLED, "seed": 7, "logit_bias": {5: 4.0}, "bad_words": ["he"]},
+    {**SAMPLED, "seed": 8, "allowed_token_ids": [5, 6, 7, 80, 90]},
+]
+
+
+def requests():
+    pairs = zip(PROMPTS, WISHES, strict=True)
+    return [TextGenerationRequest(prompt=prompt, sampling_params=SamplingParams(**wish)) for prompt, wish in pairs]
+
+
+def said(outputs):
+    assert [output.error for output in outputs] == [None] * len(outputs)
+    return [
+        (o.tokens, o.text, o.final_status, o.stop_reason, o.usage.num_generated_tokens, told_beside(o)) for o in outputs
+    ]
+
+
+def told_beside(output):
+    entries = output.log_probabilities or []
+    return [(entry.token_ranks, entry.token_texts, [*map(list, entry.top_log_probabilities)]) for entry in entries]
+
+
+def logged(outputs):
+    entries = [entry for output in outputs for entry in output.log_probabilities or []]
+    return [value for entry in entries for value in entry.token_log_probabilities]
+
+
+@pytest.fixture
+def guesses(monkeypatch):
+    """Makes guesses of known answers, with a wrong token at a random place of most; returns their list to fill."""
+    known, rng = [], random.Random(1)
+
+    def guess(drafter):
+        tokens = drafter._tokens
+        whole = next((each for each in known if each[: len(tokens)] == tokens), [])
+        coming = whole[len(tokens) : len(tokens) + 6]
+        if wrong := rng.choice([None, *range(6)]):
+            coming = [*coming[:wrong], 7, *coming[wrong + 1 :]]
+        return Guess(coming, 0.999) if coming else None
+
+    monkeypatch.setattr(Drafter, "guess", guess)
+    monkeypatch.setattr(Drafter, "greatest_rate", 0.999)
+    return known
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return []
+
+
+@pytest.fixture
+def plain(load_tiny, expected, guesses):
+    """What is said without drafts."""
+    if not expected:
+        outputs = load_tiny(enable_prefix_caching=False).generate(requests())
+        assert sum(output.usage.num_draft_tokens for output in outputs) == 0
+        expected[:] = outputs
+    guesses += [prompt + output.tokens for prompt, output in zip(PROMPTS, expected, strict=True)]
+    return said(expected)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"max_batch_tokens": 16},
+        {"max_batch_size": 3},
+        {"kv_cache_memory": cache_memory(20), "max_length": 120},
+        {"attention": "reference"},
+        {"data_parallel_degree": 2},
+        {"linear": "torch", "attention": "paged", "page_size": 1},
+        pytest.param({"devices": ["cpu", "cpu"], "device": "auto"}, marks=pytest.mark.slow),
+    ],
+    ids=lambda settings: ",".join(settings),
+)
+def test_nothing_is_said_otherwise(load_tiny, plain, expected, settings):
+    llm = load_tiny(speculative="lookup", **settings)
+    outputs = llm.generate(requests())
+    assert said(outputs) == plain
+    usage = [output.usage for output in outputs]
+    assert sum(each.num_draft_tokens for each in usage) > sum(each.num_accepted_tokens for each in usage) > 20
+    if "kv_cache_memory" in settings:
+        assert llm.scheduler.num_preemptions > 0
+    assert logged(outputs) == pytest.approx(logged(expected), abs=1e-4)
+    assert said(llm.generate(requests())) == plain  # on a prefix hit
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("max_batch_tokens", [16, 1024])
+def test_of_each_plugin(load_tiny, of_each_plugin, guesses, max_batch_tokens):
+    """Mistral's pages expire behind its window."""
+    _, folder = of_each_plugin
+    wanted = [TextGenerationRequest(prompt=prompt) for prompt in PROMPTS[4:10]]
+    expected = [output.tokens for output in load_tiny(folder).generate(wanted, **COMMON)]
+    guesses += [request.prompt + tokens for request, tokens in zip(wanted, expected, strict=True)]
+    llm = load_tiny(folder, speculative="lookup", max_batch_tokens=max_batch_tokens)
+    outputs = llm.generate(wanted, **COMMON)
+    assert [output.tokens for output in outputs] == expected
+    assert sum(output.usage.num_accepted_tokens for output in outputs) > 20
+
+
+@pytest.mark.slow
+def test_with_adapters(load_tiny, tiny_reference, tmp_path, guesses):
+    from lora.peft_adapters import save_adapter
+
+    save_adapter(tiny_reference, tmp_path, r=4)
+
+    def answers(**settings):
+        llm = load_tiny(lora_paths=f"a={tmp_path}", **settings)
+        pairs = zip(PROMPTS[:8], ["a", None] * 4, strict=True)
+        wanted = [TextGenerationRequest(prompt=prompt, lora=name) for prompt, name in pairs]
+        return llm.generate(wanted, **COMMON)
+
+    expected = [output.tokens for output in answers()]
+    guesses += [prompt + tokens for prompt, tokens in zip(PROMPTS[:8], expected, strict=True)]
+    outputs = answers(speculative="lookup")
+    assert [output.tokens for output in outputs] == expected
+    assert sum(output.usage.num_accepted_tokens for output in outputs) > 20
+
+
+def test_an_answer_that_repeats_itself_takes_fewer_steps(load_tiny):
+    """With its own guesses, which nobody has written for the test."""
+    settings = {"max_new_tokens": 60, "temperature": 0.0, "ignore_eos": True, "logit_bias": {7: 9.0, 8: 9.0, 9: 9.0}}
+    request = TextGenerationRequest(prompt=[7, 8, 9] * 6)
+    steps, answers = [], []
+    for speculative in ("off", "lookup"):
+        llm = load_tiny(speculative=speculative)
+        schedule, count = llm.scheduler.schedule, []
+        llm.scheduler.schedule = lambda schedule=schedule, count=count: (count.append(1), schedule())[1]
+        [output] = llm.generate([request], **settings)
+        steps.append(len(count))
+        answers.append(output.tokens)
+    assert answers[0] == answers[1]
+    assert steps[0] == 60
+    assert steps[1] + output.usage.num_accepted_tokens == 60
+    assert 5 < output.usage.num_accepted_tokens <= output.usage.num_draft_tokens
+
+
+def test_a_draft_takes_no_page_that_another_needs(load_tiny, plain):
+    """Nor rows of logits beyond those that the memory plan counts."""
+    llm = load_tiny(speculative="lookup", max_batch_size=20)
+    execute, rows = llm.model.execute, []
+
+    def counting(inputs):
+        rows.append(len(inputs.logit_rows))
+        llm.kv_managers[0].check_integrity()
+        return execute(inputs)
+
+    llm.model.execute = counting
+    assert said(llm.generate(requests())) == plain
+    assert len(PROMPTS) + 5 < max(rows) <= 20 + NUM_ECHOED_AT_ONCE
+
+
+def test_streamed(load_tiny, plain):
+    llm = load_tiny(speculative="lookup")
+    for request, expected in zip(requests(), plain, strict=True):
+        if not request.sampling_params.echo:
+            stream = llm.stream(request)
+            pieces = list(stream)
+            assert "".join(pieces) == expected[1]
+            assert stream.output.tokens == expected[0]
