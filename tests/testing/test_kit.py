@@ -21,10 +21,10 @@ from pipezoo_core.testing import (
     tiny_configs,
 )
 from pipezoo_core.testing.bench import Bench
+from pipezoo_core.testing.bits_checks import check_int8
 from pipezoo_core.testing.discovery_checks import check_discovery
 from pipezoo_core.testing.lora_checks import check_lora
 from pipezoo_core.testing.model_checks import check_log_probabilities, check_saved_in_shards, check_weights
-from pipezoo_core.testing.running_checks import check_int8
 from pipezoo_core.testing.tiny_configs import sharpened
 from pipezoo_llama.plugin import pipezoo_architectures
 
