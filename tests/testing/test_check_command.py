@@ -100,3 +100,15 @@ def test_a_reference_beside_no_package_is_named():
     code, output = check("pipezoo-llama", "--reference", ".reference:Model")
     assert code == 1
     assert "there is no such reference implementation" in output
+
+
+def test_a_type_that_a_plugin_for_any_takes():
+    code, output = check("pipezoo-transformers", "--type", "cohere", "--only", "log_probabilities", "--json")
+    assert outcomes(output)[-1][:3] == ("cohere", "log_probabilities", "passed")
+    assert code == 0
+
+
+def test_a_type_that_a_plugin_does_not_claim():
+    code, output = check("pipezoo-llama", "--type", "cohere", "--only", "spec", "--json")
+    assert code == 1
+    assert "does not serve model_type 'cohere'" in outcomes(output)[0][3]

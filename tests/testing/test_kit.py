@@ -21,10 +21,11 @@ from pipezoo_core.testing import (
     tiny_configs,
 )
 from pipezoo_core.testing.bench import Bench
+from pipezoo_core.testing.bits_checks import check_int8
 from pipezoo_core.testing.discovery_checks import check_discovery
 from pipezoo_core.testing.lora_checks import check_lora
 from pipezoo_core.testing.model_checks import check_log_probabilities, check_saved_in_shards, check_weights
-from pipezoo_core.testing.running_checks import check_int8
+from pipezoo_core.testing.running_checks import check_memory_plan
 from pipezoo_core.testing.tiny_configs import sharpened
 from pipezoo_llama.plugin import pipezoo_architectures
 
@@ -107,6 +108,25 @@ def test_parts_that_see_images_are_left_out(llama):
     subject.of_text = {parameter.data_ptr() for parameter in subject.reference.parameters()}
     with pytest.raises(ConformanceError, match=r"drops weights .*vision_tower"):
         check_weights(llama.plugin(configs), [subject])
+
+
+def test_what_rounding_does_not_explain_fails(llama):
+    (subject,) = llama.subjects(PLAIN)
+    check_int8(llama.plugin(PLAIN), [subject])
+    subject.reference.lm_head.weight.data.mul_(1.3)  # behind the checkpoint's back
+    subject._expected.clear()
+    with pytest.raises(ConformanceError, match=r"in int8 the logits are not what is left .*its weights are rounded"):
+        check_int8(llama.plugin(PLAIN), [subject])
+
+
+def test_a_plan_that_is_a_quarter_short_fails(llama, monkeypatch):
+    subjects = llama.subjects(PLAIN)
+    check_memory_plan(llama.plugin(PLAIN), subjects)
+    model = subjects[0].architecture.pipeline_model
+    estimate = model.estimate_activation_memory
+    monkeypatch.setattr(model, "estimate_activation_memory", lambda *arguments: 3 * estimate(*arguments) // 4)
+    with pytest.raises(ConformanceError, match="takes more memory than is planned"):
+        check_memory_plan(llama.plugin(PLAIN), subjects)
 
 
 def test_usual_numbers_become_telling_ones():

@@ -13,7 +13,7 @@ from pipezoo_core.config import KVCacheConfig, LinearName, PipelineConfig
 from pipezoo_core.decoder.config import DecoderConfig
 from pipezoo_core.decoder.replay import why_not_recorded
 from pipezoo_core.kv_cache import KVCacheParams
-from pipezoo_core.layers import DEQUANTIZED_AT_ONCE, as_split, estimable_layers
+from pipezoo_core.layers import DEQUANTIZED_AT_ONCE, KernelUse, as_split, estimable_layers
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.sampling_params import NUM_ECHOED_AT_ONCE, NUMBERS_SAMPLED_AT_ONCE
 from pipezoo_core.weights import torch_dtype
@@ -73,9 +73,9 @@ def activation_memory(config: DecoderConfig, outline: nn.Module, pipeline_config
     is_native = kernels.obstacle is None and pipeline_config.linear in (LinearName.auto, LinearName.native)
     inner = max(as_split(config.intermediate_size).sizes(num_ranks))
     attention = [_attention(spec) for spec in {*specs}]
-    fuse, fuse_experts = pipeline_config.fuses_layers, pipeline_config.fuses_experts
+    use = KernelUse(is_native=is_native, fuse=pipeline_config.fuses_layers, fuse_experts=pipeline_config.fuses_experts)
     layers = estimable_layers(outline)
-    said = [layer.alive(is_native=is_native, fuse=fuse, fuse_experts=fuse_experts) for layer in layers]
+    said = [layer.alive(use) for layer in layers]
     num_tokens, max_length = pipeline_config.max_batch_tokens, config.longest_request(pipeline_config.max_length)
     last = _last_tensors(config, pipeline_config)
     others = _OTHERS + _THREAD * torch.get_num_threads()

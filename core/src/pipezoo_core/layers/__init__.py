@@ -2,7 +2,7 @@
 
 from pipezoo_core.layers.activations import ACTIVATIONS, ClampedGate, known_activation
 from pipezoo_core.layers.alibi import alibi_slopes
-from pipezoo_core.layers.alive import Estimable, estimable_layers
+from pipezoo_core.layers.alive import Estimable, KernelUse, estimable_layers
 from pipezoo_core.layers.embedding import Embedding, LMHead, PositionEmbedding, VocabParallelEmbedding
 from pipezoo_core.layers.experts import Experts
 from pipezoo_core.layers.latent_heads import LatentHeads
@@ -43,6 +43,7 @@ __all__ = [
     "GatedMLP",
     "Heads",
     "KeepsFloat32",
+    "KernelUse",
     "LMHead",
     "LatentHeads",
     "LayerNorm",

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from torch import nn
 
-__all__ = ["Estimable", "estimable_layers"]
+__all__ = ["Estimable", "KernelUse", "estimable_layers"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelUse:
+    """What the native kernels compute of a model.
+
+    Attributes:
+        is_native: whether they compute its layers; the others say nothing where they do not.
+        fuse: see `use_linear_backend`.
+        fuse_experts: likewise.
+    """
+
+    is_native: bool
+    fuse: bool
+    fuse_experts: bool
+
+    @property
+    def in_experts(self) -> KernelUse:
+        """What they compute in an expert, whose layers are fused by a setting of their own."""
+        return replace(self, fuse=self.fuse_experts)
 
 
 @runtime_checkable
@@ -16,16 +37,14 @@ class Estimable(Protocol):
     It speaks for all layers inside it. One that makes no more than its parts do needs to say nothing.
     """
 
-    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
+    def alive(self, kernels: KernelUse) -> list[int]:
         """Returns the tensors that are alive together at most, by their numbers per row, without the layer's input.
 
         The result is one of them where it does not fit into what is free again by then. What is alive as long as the
         layer's input is one number, so that nothing of it counts as taking the input's place.
 
         Args:
-            is_native: whether the native kernels compute it.
-            fuse: see `use_linear_backend`.
-            fuse_experts: likewise.
+            kernels: what computes it.
         """
         ...
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pipezoo_core.distributed import TensorParallelGroup
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.layers.activations import ClampedGate
+from pipezoo_core.layers.alive import KernelUse
 from pipezoo_core.layers.mlp import GatedMLP
 from pipezoo_core.layers.split import Shard
 
@@ -119,21 +120,15 @@ class Experts(nn.ModuleList):
             if start < end:
                 yield expert, order_P[start:end]
 
-    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
+    def alive(self, kernels: KernelUse) -> list[int]:
         """See `Estimable`. All tokens may choose the same expert."""
-        del fuse
         hidden, expert = self._hidden_size, self.experts[0]
         products, inner = self.top_k * hidden, expert.down_proj.in_features
-        if is_native and fuse_experts and expert.can_be_gated:
+        if kernels.is_native and kernels.fuse_experts and expert.can_be_gated:
             return [products + self.top_k * inner + hidden]  # one kernel has all of them, and its input
         indices = 3 * self.top_k * _INDEX_BYTES // 2  # chosen, their order, and a product's rows; numbers have 2 bytes
         while_summed = [products, indices, 2 * hidden, 2 * hidden]  # float32 is up to two numbers of the run's
-        while_computed = [
-            products,
-            indices,
-            hidden,
-            *expert.alive(is_native=is_native, fuse=fuse_experts, fuse_experts=fuse_experts),
-        ]
+        while_computed = [products, indices, hidden, *expert.alive(kernels.in_experts)]
         return max(while_summed, while_computed, key=sum)
 
     def shard(self, group: TensorParallelGroup) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from pipezoo_core.layers.activations import ACTIVATIONS, ClampedGate, native_activation
+from pipezoo_core.layers.alive import KernelUse
 from pipezoo_core.layers.linear import ColumnParallelLinear, MergedLinear, Product, RowParallelLinear
 from pipezoo_core.native import GATE, NativeKernels
 
@@ -54,13 +55,12 @@ class MLP(nn.Module):
         y_TH: Tensor = self.get_submodule(self._down)(x_TI)
         return y_TH
 
-    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
+    def alive(self, kernels: KernelUse) -> list[int]:
         """See `Estimable`."""
-        del fuse, fuse_experts
         down = self.get_submodule(self._down)
         assert isinstance(down, RowParallelLinear)
         hidden, inner = down.out_features, down.in_features
-        if is_native and self._native is not None:
+        if kernels.is_native and self._native is not None:
             return [inner, max(inner, hidden), *down.reordered]
         return [inner, inner, max(inner, hidden)]  # an activation may be made of several operations
 
@@ -104,14 +104,13 @@ class GatedMLP(nn.Module):
     def _let_through(self, gate: Tensor, up: Tensor) -> Tensor:
         return self.activation(gate, up) if isinstance(self.activation, ClampedGate) else self.activation(gate) * up
 
-    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
+    def alive(self, kernels: KernelUse) -> list[int]:
         """See `Estimable`."""
-        del fuse_experts
         hidden, inner = self.down_proj.out_features, self.down_proj.in_features
         gate_up = [2 * inner] if len(self.gate_up_proj.merged.stored) < 2 else [inner, inner]
-        if not is_native or self.native_activation is None:
+        if not kernels.is_native or self.native_activation is None:
             return [*gate_up, *([inner] * (3 if isinstance(self.activation, ClampedGate) else 2))]
-        if fuse and self.can_be_gated:
+        if kernels.fuse and self.can_be_gated:
             copies = self.gate_up_proj.merged.reordered + self.down_proj.reordered  # one after the other
             return [inner, hidden] + ([max(copies)] if copies else [])
         return [2 * inner, inner] if len(gate_up) == 1 else [2 * inner, *gate_up]  # which are put side by side

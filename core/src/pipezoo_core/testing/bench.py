@@ -27,7 +27,7 @@ class Bench:
         folder: an empty one.
         distribution: of the plugin; None for the only one that claims the configs' types.
         reference: the class of the reference implementation; None for transformers'.
-        write_gguf: writes the reference as a GGUF file; None where that is not checked.
+        write_gguf: writes the reference as a GGUF file; None for the kit's own writer.
     """
 
     def __init__(

@@ -56,6 +56,7 @@ def check_distribution(
     *,
     reference: Callable[[Any], nn.Module] | None = None,
     only: Collection[str] = (),
+    model_types: Collection[str] = (),
 ) -> Iterator[Outcome]:
     """Runs the checks on a plugin's model types, and yields what comes of each.
 
@@ -64,13 +65,14 @@ def check_distribution(
         folder: an empty one.
         reference: the class of the reference implementation; None for transformers'.
         only: names of checks; none for all.
+        model_types: on whose configs; none for all that the plugin claims. One that serves any has to be told.
 
     Raises:
         ConformanceError: the distribution is not installed, serves nothing, or does not say what it serves.
     """
     plugin = PluginUnderTest.of_distribution(distribution)
     checks = [check for check in CHECKS if not only or check.name in only]
-    for number, model_type in enumerate(_model_types(plugin)):
+    for number, model_type in enumerate(model_types or _model_types(plugin)):
         bench = Bench(folder / str(number), distribution, reference)
         subjects: list[Subject] = []
         for check in checks:

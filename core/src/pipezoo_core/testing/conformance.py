@@ -49,7 +49,7 @@ class PluginConformance:
         reference: the class of the reference implementation, an `nn.Module` that is made of a config and returns
             logits, or what has them as `logits`; None for transformers'.
         write_gguf: a method that writes the reference, an argument, into a GGUF file, another: as llama.cpp's converter
-            does. None where the plugin reads no such files.
+            does. None for the kit's own writer, which knows the converters of many architectures.
     """  # noqa: D415 - the first paragraph ends in an example
 
     distribution: ClassVar[str | None] = None

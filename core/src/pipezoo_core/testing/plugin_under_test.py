@@ -16,6 +16,8 @@ from pipezoo_core.testing.failures import ConformanceError
 
 __all__ = ["PluginUnderTest"]
 
+_ANY = "*"  # what a plugin claims, and its architecture serves, that takes what no other one does
+
 
 @dataclass(frozen=True, slots=True)
 class PluginUnderTest:
@@ -71,17 +73,18 @@ class PluginUnderTest:
         Raises:
             ConformanceError: the plugin does not claim it, or the module cannot be imported; the cause is chained.
         """
-        if name not in self.claims:
+        claim = name if name in self.claims else _ANY
+        if claim not in self.claims:
             raise ConformanceError(
                 f"{self.distribution} does not serve model_type {name!r}",
                 found=sorted(self.claims),
                 cure="An entry point's name is the model_type in config.json, to the letter.",
             )
         try:
-            return importlib.import_module(self.claims[name])
+            return importlib.import_module(self.claims[claim])
         except Exception as error:  # the plugin's own code may fail in any way
             raise ConformanceError(
-                f"the module {self.claims[name]} of {self.distribution} cannot be imported",
+                f"the module {self.claims[claim]} of {self.distribution} cannot be imported",
                 found=f"{type(error).__name__}: {error}",
                 cure="An entry point's value is a module of the package, without a function behind it.",
             ) from error
@@ -92,24 +95,25 @@ class PluginUnderTest:
         Raises:
             ConformanceError: as `module`, or the hook is not there or does not answer with architectures.
         """
-        hook = getattr(self.module(name), "pipezoo_architectures", None)
+        module = self.module(name)
+        hook = getattr(module, "pipezoo_architectures", None)
         if not callable(hook):
             raise ConformanceError(
-                f"{self.claims[name]} has no function pipezoo_architectures",
+                f"{module.__name__} has no function pipezoo_architectures",
                 cure="Define it there, marked with @hookimpl of pipezoo_core.hookspecs.",
             )
         try:
             found = hook()
         except Exception as error:  # likewise
             raise ConformanceError(
-                f"pipezoo_architectures() of {self.claims[name]} does not answer",
+                f"pipezoo_architectures() of {module.__name__} does not answer",
                 found=f"{type(error).__name__}: {error}",
                 cure="It describes what the plugin serves, and asks for nothing but the plugin's own modules.",
             ) from error
         is_list = isinstance(found, list) and found
         if not is_list or not all(isinstance(each, SupportedArchitecture) for each in found):
             raise ConformanceError(
-                f"pipezoo_architectures() of {self.claims[name]} does not return architectures",
+                f"pipezoo_architectures() of {module.__name__} does not return architectures",
                 found=repr(found),
                 allowed="a list of SupportedArchitecture, at least one",
             )
@@ -130,7 +134,11 @@ class PluginUnderTest:
             )
         offered = self.architectures(model_type)
         named = config.get("architectures") or []
-        serving = [each for each in offered if model_type in each.model_types and (not named or named[0] in each.names)]
+        serving = [
+            each
+            for each in offered
+            if _ANY in each.model_types or (model_type in each.model_types and (not named or named[0] in each.names))
+        ]
         if len(serving) == 1:
             return serving[0]
         raise ConformanceError(

@@ -45,7 +45,7 @@ class Subject:
         architecture: of the plugin, serving it.
         reference: with random weights.
         folder: an empty one, for the checkpoint and what checks write.
-        write_gguf: writes the reference as a GGUF file, where the plugin reads these.
+        write_gguf: writes the reference as a GGUF file; None for the kit's own writer.
 
     Attributes:
         checkpoint: the folder with config.json and safetensors.
@@ -168,20 +168,23 @@ class Subject:
 
     @cached_property
     def gguf_file(self) -> Path | None:
-        """The reference as a GGUF file; None where nobody writes it."""
+        """The reference as the author's GGUF file; None where the author writes none."""
         if self._write_gguf is None:
             return None
         path = self.folder / "model.gguf"
         self._write_gguf(self.reference, path)
         return path
 
+    def huggingface_config_of(self, path: Path) -> PretrainedConfig:
+        """Returns what the plugin makes of a GGUF file's metadata."""
+        assert self.architecture.config_from_gguf is not None
+        return self.architecture.huggingface_config(self.architecture.config_from_gguf(open_gguf(path)))
+
     def load_gguf(self, path: Path) -> PipelineModel[Any]:
         """Loads the plugin's model of a GGUF file."""
-        file = open_gguf(path)
-        assert self.architecture.config_from_gguf is not None
-        read = self.architecture.huggingface_config(self.architecture.config_from_gguf(file))
+        read = self.huggingface_config_of(path)
         config = PipelineConfig(model_path=str(path), weight_paths=(path,), huggingface_config=read, kv_cache=_CACHE)
-        return self._open(config, InferenceSession([_CPU]), ReturnLogits.ALL, file.weights)
+        return self._open(config, InferenceSession([_CPU]), ReturnLogits.ALL, open_gguf(path).weights)
 
     @cached_property
     def outline(self) -> nn.Module:

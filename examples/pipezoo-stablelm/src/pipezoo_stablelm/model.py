@@ -14,6 +14,7 @@ from pipezoo_core.distributed import TensorParallelGroup
 from pipezoo_core.kv_cache import KVCacheInputs
 from pipezoo_core.layers import (
     GatedMLP,
+    KernelUse,
     LayerNorm,
     LMHead,
     MergedLinear,
@@ -77,9 +78,9 @@ class StableLmAttention(nn.Module):
         q, k, v = self.qkv_proj(x_TH)
         return self.o_proj(self.attention(self.q_layernorm(q), self.k_layernorm(k), v, kv, rotation))
 
-    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
+    def alive(self, kernels: KernelUse) -> list[int]:
         """See `Estimable`."""
-        del is_native, fuse, fuse_experts
+        del kernels
         q, k, v = self.qkv_proj.parts.values()
         return [q + k + v, q, k, q] if self.has_norms else [q + k + v, q]
 
@@ -103,10 +104,9 @@ class StableLmDecoderLayer(nn.Module):
         x_TH += self.mlp(normalized_TH if self.is_parallel else self.post_attention_layernorm(x_TH))
         return x_TH
 
-    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
+    def alive(self, kernels: KernelUse) -> list[int]:
         """See `Estimable`. What is normalized stays until attention has it, or both have it."""
-        flags = {"is_native": is_native, "fuse": fuse, "fuse_experts": fuse_experts}
-        parts = max(self.self_attn.alive(**flags), self.mlp.alive(**flags), key=sum)
+        parts = max(self.self_attn.alive(kernels), self.mlp.alive(kernels), key=sum)
         return [self.input_layernorm.size, *parts]
 
 

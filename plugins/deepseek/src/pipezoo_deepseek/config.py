@@ -232,6 +232,8 @@ def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
         "n_group": num_groups,
         "topk_group": decoder.size("expert_group_used_count", 1),
         "topk_method": "noaux_tc" if model_type == "deepseek_v3" else _METHODS_V2[num_groups > 1],
+        "attention_bias": "blk.0.attn_output.bias" in file.weights,
+        "mlp_bias": any(f"blk.0.{layer}.bias" in file.weights for layer in ("ffn_down", "ffn_down_shexp")),
     }
 
 

@@ -20,6 +20,7 @@ from pipezoo_core.layers import (
     ColumnParallelLinear,
     Experts,
     GatedMLP,
+    KernelUse,
     LatentHeads,
     Linear,
     LMHead,
@@ -71,9 +72,9 @@ class DeepseekAttention(nn.Module):
         latents_TNL = self.kv_b_proj.queries(plain_TNQ)
         return torch.cat((latents_TNL, rotary_TNR), dim=-1).flatten(1)
 
-    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
+    def alive(self, kernels: KernelUse) -> list[int]:
         """See `Estimable`."""
-        del is_native, fuse, fuse_experts
+        del kernels
         num_heads, (latent, rotated) = self.kv_b_proj.out_features // sum(self.kv_b_proj.sizes), self._key_sizes
         queries = [num_heads * size for size in (sum(self._query_sizes), latent, latent + rotated)]
         return [latent + rotated, latent, latent + rotated, *queries]
@@ -96,13 +97,11 @@ class DeepseekMoE(nn.Module):
         y_TH += self.shared_experts(x_TH)
         return y_TH
 
-    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
+    def alive(self, kernels: KernelUse) -> list[int]:
         """See `Estimable`."""
         hidden = self.shared_experts.down_proj.out_features
-        shared = self.shared_experts.alive(is_native=is_native, fuse=fuse, fuse_experts=fuse_experts)
-        return max(
-            self.experts.alive(is_native=is_native, fuse=fuse, fuse_experts=fuse_experts), [hidden, *shared], key=sum
-        )
+        shared = self.shared_experts.alive(kernels)
+        return max(self.experts.alive(kernels), [hidden, *shared], key=sum)
 
 
 class DeepseekDecoderLayer(nn.Module):

@@ -16,6 +16,7 @@ from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.kv_cache import KVCacheInputs
 from pipezoo_core.layers import (
     GatedMLP,
+    KernelUse,
     LMHead,
     MergedLinear,
     RMSNorm,
@@ -60,9 +61,9 @@ class GemmaAttention(nn.Module):
         q, k, v = self.qkv_proj(x_TH)
         return self.o_proj(self.attention(self.q_norm(q), self.k_norm(k), v, kv, rotation))
 
-    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
+    def alive(self, kernels: KernelUse) -> list[int]:
         """See `Estimable`."""
-        del is_native, fuse, fuse_experts
+        del kernels
         q, k, v = self.qkv_proj.parts.values()
         return [q + k + v, q, k, q] if isinstance(self.q_norm, HeadNorm) else [q + k + v, q]
 

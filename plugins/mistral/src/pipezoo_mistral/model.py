@@ -18,6 +18,7 @@ from pipezoo_core.kv_cache import KVCacheInputs
 from pipezoo_core.layers import (
     Experts,
     GatedMLP,
+    KernelUse,
     LMHead,
     MergedLinear,
     RMSNorm,
@@ -75,9 +76,9 @@ class MistralAttention(nn.Module):
             q = q * scale_T1
         return self.o_proj(self.attention(q, k, v, kv, rotation))
 
-    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
+    def alive(self, kernels: KernelUse) -> list[int]:
         """See `Estimable`."""
-        del is_native, fuse, fuse_experts
+        del kernels
         q, k, v = self.qkv_proj.parts.values()
         return [q + k + v, q] if self.query_growth is None else [q + k + v, q, q]
 

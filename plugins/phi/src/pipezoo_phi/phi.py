@@ -14,6 +14,7 @@ from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.kv_cache import KVCacheInputs
 from pipezoo_core.layers import (
     MLP,
+    KernelUse,
     LayerNorm,
     LMHead,
     MergedLinear,
@@ -43,9 +44,9 @@ class PhiAttention(nn.Module):
         q, k, v = self.qkv_proj(x_TH)
         return self.dense(self.attention(self.q_layernorm(q), self.k_layernorm(k), v, kv, rotation))
 
-    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
+    def alive(self, kernels: KernelUse) -> list[int]:
         """See `Estimable`."""
-        del is_native, fuse, fuse_experts
+        del kernels
         q, k, v = self.qkv_proj.parts.values()
         return [q + k + v, q, k, q] if isinstance(self.q_layernorm, HeadNorm) else [q + k + v, q]
 
@@ -77,12 +78,9 @@ class PhiDecoderLayer(nn.Module):
         x_TH += self.mlp(normalized_TH)
         return x_TH
 
-    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
+    def alive(self, kernels: KernelUse) -> list[int]:
         """See `Estimable`."""
-        halves = [
-            layer.alive(is_native=is_native, fuse=fuse, fuse_experts=fuse_experts)
-            for layer in (self.self_attn, self.mlp)
-        ]
+        halves = [layer.alive(kernels) for layer in (self.self_attn, self.mlp)]
         return [self.input_layernorm.size, *max(halves, key=sum)]  # what is normalized stays until the second has it
 
 

@@ -173,5 +173,6 @@ def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
             "norm_topk_prob": model_type == "qwen3_moe",  # a file does not say: it is so in llama.cpp
         }
     if model_type == "qwen2_moe":
+        config["qkv_bias"] = config["attention_bias"]  # as its config.json calls it
         config["shared_expert_intermediate_size"] = decoder.size("expert_shared_feed_forward_length")
     return config

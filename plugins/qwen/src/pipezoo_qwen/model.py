@@ -18,6 +18,7 @@ from pipezoo_core.kv_cache import KVCacheInputs
 from pipezoo_core.layers import (
     Experts,
     GatedMLP,
+    KernelUse,
     Linear,
     LMHead,
     MergedLinear,
@@ -49,9 +50,9 @@ class QwenAttention(nn.Module):
         q, k, v = self.qkv_proj(x_TH)
         return self.o_proj(self.attention(self.q_norm(q), self.k_norm(k), v, kv, rotation))
 
-    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
+    def alive(self, kernels: KernelUse) -> list[int]:
         """See `Estimable`."""
-        del is_native, fuse, fuse_experts
+        del kernels
         q, k, v = self.qkv_proj.parts.values()
         return [q + k + v, q, k, q] if isinstance(self.q_norm, HeadNorm) else [q + k + v, q]
 
@@ -86,13 +87,13 @@ class QwenMixtureOfExperts(nn.Module):
             y_TH += self.shared_expert_gate(x_TH).sigmoid() * self.shared_expert(x_TH)
         return y_TH
 
-    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
+    def alive(self, kernels: KernelUse) -> list[int]:
         """See `Estimable`."""
-        experts = self.experts.alive(is_native=is_native, fuse=fuse, fuse_experts=fuse_experts)
+        experts = self.experts.alive(kernels)
         if self.shared_expert is None:
             return experts
         hidden = self.shared_expert.down_proj.out_features
-        shared = self.shared_expert.alive(is_native=is_native, fuse=fuse, fuse_experts=fuse_experts)
+        shared = self.shared_expert.alive(kernels)
         return max(
             experts, [hidden, hidden, *shared], key=sum
         )  # beside the experts' sum, and then what the gate leaves

@@ -18,6 +18,7 @@ from pipezoo_core.kv_cache import KVCacheInputs
 from pipezoo_core.layers import (
     MLP,
     ColumnParallelLinear,
+    KernelUse,
     LayerNorm,
     LMHead,
     ParallelLayerNorm,
@@ -51,9 +52,9 @@ class MptAttention(nn.Module):
         q, k, v = qkv.split(self.Wqkv.sizes, dim=-1)
         return self.out_proj(self.attention(self.q_ln(q), self.k_ln(k), v, kv))
 
-    def alive(self, *, is_native: bool, fuse: bool, fuse_experts: bool) -> list[int]:
+    def alive(self, kernels: KernelUse) -> list[int]:
         """See `Estimable`."""
-        del is_native, fuse, fuse_experts
+        del kernels
         q, k, v = self.Wqkv.sizes
         made = [q + k + v] if self.clip_qkv is None else [q + k + v, q + k + v]
         return [*made, q] if isinstance(self.q_ln, nn.Identity) else [*made, q, k, q]

@@ -25,13 +25,16 @@ _STYLES = {Answer.passed: "green", Answer.failed: "bold red", Answer.skipped: "y
 _MARKS = {Answer.passed: "ok", Answer.failed: "FAILED", Answer.skipped: "skipped"}
 
 
-def check_plugin(distribution: str, *, reference: str | None, only: Sequence[str], as_json: bool) -> bool:
+def check_plugin(
+    distribution: str, *, reference: str | None, only: Sequence[str], model_types: Sequence[str], as_json: bool
+) -> bool:
     """Runs the checks and prints each outcome as it comes; with `as_json` one object per line.
 
     Args:
         distribution: of the plugin.
         reference: `module:Class`; None for transformers' class.
         only: names of checks; none for all.
+        model_types: on whose configs; none for all that the plugin claims.
         as_json: for programs.
 
     Returns:
@@ -49,7 +52,9 @@ def check_plugin(distribution: str, *, reference: str | None, only: Sequence[str
     counts = dict.fromkeys(Answer, 0)
     with TemporaryDirectory(prefix="pipezoo-check-") as folder:
         made = None if reference is None else _named(reference)
-        for outcome in check_distribution(distribution, Path(folder), reference=made, only=only):
+        for outcome in check_distribution(
+            distribution, Path(folder), reference=made, only=only, model_types=model_types
+        ):
             counts[outcome.answer] += 1
             if as_json:
                 typer.echo(json.dumps(asdict(outcome)))

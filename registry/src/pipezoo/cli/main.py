@@ -80,13 +80,18 @@ def check(
         typer.Option(help="The reference implementation, as module:Class; by default what transformers has."),
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="A check to run; give it again for another.")] = None,
+    model_type: Annotated[
+        list[str] | None, typer.Option("--type", help="A model_type to check; by default all that the plugin claims.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per check.")] = False,
 ) -> None:
     """Check a plugin against its reference implementation, on tiny configs with random weights."""
     from pipezoo.cli.check import check_plugin
 
     with errors_as_text():
-        is_right = check_plugin(distribution, reference=reference, only=only or (), as_json=as_json)
+        is_right = check_plugin(
+            distribution, reference=reference, only=only or (), model_types=model_type or (), as_json=as_json
+        )
     if not is_right:
         raise typer.Exit(1)
 

@@ -141,4 +141,5 @@ def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
         "new_decoder_architecture": True,
         "num_kv_heads": fields["num_key_value_heads"],
         "num_ln_in_parallel_attn": 2 if _SECOND_NORM in file.weights else 1,
+        "bias": "blk.0.attn_qkv.bias" in file.weights,
     }

@@ -1,0 +1,170 @@
+"""What llama.cpp's converters write of a config.json into a GGUF file's metadata, and what they leave open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+__all__ = ["architecture_of", "granted", "metadata_of"]
+
+_ARCHITECTURES = {  # of text models that llama.cpp calls otherwise
+    "deepseek_v2": "deepseek2",
+    "deepseek_v3": "deepseek2",
+    "gemma3_text": "gemma3",
+    "gpt_neox": "gptneox",
+    "gpt_oss": "gpt-oss",
+    "ministral3": "mistral3",
+    "mistral": "llama",
+    "mixtral": "llama",
+    "olmo3": "olmo2",
+    "phi": "phi2",
+    "qwen2_moe": "qwen2moe",
+    "qwen3_moe": "qwen3moe",
+}
+_ENTRIES: Mapping[str, tuple[type, tuple[str, ...]]] = {
+    "context_length": (int, ("max_position_embeddings",)),
+    "embedding_length": (int, ("hidden_size",)),
+    "block_count": (int, ("num_hidden_layers",)),
+    "feed_forward_length": (int, ("intermediate_size", "n_inner", "ffn_hidden_size")),
+    "use_parallel_residual": (bool, ("use_parallel_residual",)),
+    "attention.head_count": (int, ("num_attention_heads",)),
+    "attention.head_count_kv": (int, ("num_key_value_heads",)),
+    "attention.layer_norm_rms_epsilon": (float, ("rms_norm_eps",)),
+    "attention.layer_norm_epsilon": (float, ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")),
+    "attention.clamp_kqv": (float, ("clip_qkv",)),
+    "attention.kv_lora_rank": (int, ("kv_lora_rank",)),
+    "attention.q_lora_rank": (int, ("q_lora_rank",)),
+    "attn_logit_softcapping": (float, ("attn_logit_softcapping",)),
+    "final_logit_softcapping": (float, ("final_logit_softcapping",)),
+    "leading_dense_block_count": (int, ("first_k_dense_replace",)),
+    "expert_count": (int, ("num_experts", "num_local_experts", "n_routed_experts")),
+    "expert_used_count": (int, ("num_experts_per_tok",)),
+    "expert_shared_count": (int, ("n_shared_experts",)),
+    "expert_feed_forward_length": (int, ("moe_intermediate_size",)),
+    "expert_shared_feed_forward_length": (int, ("shared_expert_intermediate_size",)),
+    "expert_weights_scale": (float, ("routed_scaling_factor",)),
+}
+"""By their keys below the architecture's name: their types, and how a config calls them, the first that it has."""
+
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+_WINDOWED = ("gemma2", "gemma3_text", "gpt_oss", "olmo3", "phi3")  # of others a file says no window
+_SOFTMAX, _SIGMOID = 1, 2
+_BASE_OF_WINDOWS = 10_000.0  # of Gemma 3, in every file
+_LENGTH_OF_BLOOM = 2048  # of the published ones
+_LAYERS_OF_GEMMA3 = 6  # of which the last one has no window
+
+
+def architecture_of(model_type: str) -> str:
+    """Returns what llama.cpp calls a `model_type`: the same, but for those that it has another name for."""
+    return _ARCHITECTURES.get(model_type, model_type)
+
+
+def metadata_of(config: Any) -> dict[str, Any]:
+    """Returns a file's entries, by their keys below the architecture's name.
+
+    Args:
+        config: what transformers makes of the config.json of a text model.
+    """
+    found = {key: _entry(config, kind, names) for key, (kind, names) in _ENTRIES.items()}
+    found |= _of_heads(config) | _of_positions(config)
+    if config.model_type in _WINDOWED and _SLIDING in (getattr(config, "layer_types", None) or [_SLIDING]):
+        found["attention.sliding_window"] = config.sliding_window
+    if config.model_type in _OWN:
+        found |= _OWN[config.model_type](config)
+    found["feed_forward_length"] = found["feed_forward_length"] or 4 * config.hidden_size
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def granted(config: Any) -> dict[str, Any]:
+    """Returns what a config.json has to say because a file of its `model_type` cannot say anything else.
+
+    Args:
+        config: as for `metadata_of`.
+    """
+    return _GRANTED[config.model_type](config) if config.model_type in _GRANTED else {}
+
+
+def _entry(config: Any, kind: type, names: tuple[str, ...]) -> Any:
+    value = next((each for name in names if (each := getattr(config, name, None)) is not None), None)
+    return None if value is None else kind(value)
+
+
+def _head_dim(config: Any) -> int:
+    size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return size
+
+
+def _of_heads(config: Any) -> dict[str, Any]:
+    return {"attention.key_length": _head_dim(config), "attention.value_length": _head_dim(config)}
+
+
+def _of_positions(config: Any) -> dict[str, Any]:
+    """RoPE's entries: of layers with windows and without, those of the latter."""
+    rope = getattr(config, "rope_parameters", None)
+    if not rope:
+        return {}
+    rope = rope.get(_FULL, rope)
+    found = {
+        "rope.freq_base": float(rope["rope_theta"]),
+        "rope.dimension_count": int(_head_dim(config) * rope.get("partial_rotary_factor", 1.0)),
+    }
+    if rope["rope_type"] in ("linear", "yarn"):
+        found |= {"rope.scaling.type": rope["rope_type"], "rope.scaling.factor": float(rope["factor"])}
+        found["rope.scaling.original_context_length"] = rope.get("original_max_position_embeddings")
+    return found
+
+
+def _of_deepseek(config: Any) -> dict[str, Any]:
+    """As before May 2025, with the sizes of a head and its whole matrix; only groups that are chosen are said."""
+    is_v3 = config.model_type == "deepseek_v3"
+    has_groups = is_v3 or config.topk_method == "group_limited_greedy"
+    return {
+        "attention.key_length": config.qk_nope_head_dim + config.qk_rope_head_dim,
+        "attention.value_length": config.v_head_dim,
+        "rope.dimension_count": config.qk_rope_head_dim,
+        "expert_gating_func": _SIGMOID if is_v3 else _SOFTMAX,
+        "expert_weights_norm": config.norm_topk_prob if is_v3 else None,
+        "expert_group_count": config.n_group if has_groups else None,
+        "expert_group_used_count": config.topk_group if has_groups else None,
+    }
+
+
+def _of_falcon(config: Any) -> dict[str, Any]:
+    has_groups = config.new_decoder_architecture or not config.multi_query
+    return {"attention.head_count_kv": config.num_kv_heads if has_groups else 1}
+
+
+_OWN: Mapping[str, Callable[[Any], dict[str, Any]]] = {
+    "bloom": lambda config: {"context_length": getattr(config, "seq_length", _LENGTH_OF_BLOOM)},
+    "deepseek_v2": _of_deepseek,
+    "deepseek_v3": _of_deepseek,
+    "falcon": _of_falcon,
+    "gpt_oss": lambda config: {"expert_feed_forward_length": config.intermediate_size},
+    "olmo": lambda _: {"attention.layer_norm_epsilon": 1e-5},
+    "olmo3": lambda config: {"attention.sliding_window_pattern": [kind == _SLIDING for kind in config.layer_types]},
+    "phi3": lambda config: {"rope.scaling.original_context_length": config.original_max_position_embeddings},
+}
+
+
+def _granted_of_gemma2(config: Any) -> dict[str, Any]:
+    kinds = [_FULL if number % 2 else _SLIDING for number in range(config.num_hidden_layers)]
+    return {"query_pre_attn_scalar": _head_dim(config), "layer_types": kinds}
+
+
+def _granted_of_gemma3(config: Any) -> dict[str, Any]:
+    local = {"rope_type": "default", "rope_theta": _BASE_OF_WINDOWS}
+    return {
+        "query_pre_attn_scalar": _head_dim(config),
+        "num_hidden_layers": _LAYERS_OF_GEMMA3,
+        "layer_types": [*[_SLIDING] * (_LAYERS_OF_GEMMA3 - 1), _FULL],
+        "rope_parameters": {**config.rope_parameters, _SLIDING: local},
+    }
+
+
+_GRANTED: Mapping[str, Callable[[Any], dict[str, Any]]] = {
+    "gemma2": _granted_of_gemma2,
+    "gemma3_text": _granted_of_gemma3,
+    "mixtral": lambda _: {"sliding_window": None},
+    "olmo3": lambda config: {"rope_parameters": dict.fromkeys((_SLIDING, _FULL), config.rope_parameters[_FULL])},
+    "qwen3_moe": lambda _: {"norm_topk_prob": True},
+}
