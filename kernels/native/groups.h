@@ -94,15 +94,19 @@ PIPEZOO_INLINE void multiply_groups(Vector (&sum)[MR][2], const Group* a, const 
                                     const std::uint8_t* next) {
     const std::uint8_t* head = b;
     const std::uint8_t* const end = b + panel_bytes<packing>(groups);
+    const auto fetch = [=](const std::uint8_t* from, std::int64_t size) {
+        const std::uint8_t* ahead = from + kFetchedAhead;
+        if (ahead >= end) ahead = next + (ahead - end);
+        for (std::int64_t line = 0; line < size; line += 64) _mm_prefetch(ahead + line, _MM_HINT_T0);
+    };
     b += kHeadBytes<packing>;
     for (std::int64_t block = 0; block < groups; block += kBlockGroups<packing>) {
         const std::uint8_t* steps = b;
+        if constexpr (kHasBlocks<packing>) fetch(steps, kStepBytes<packing>);
         b += kStepBytes<packing>;
 #pragma GCC unroll 1
         for (int g = 0; g < kBlockGroups<packing>; ++g, ++a, b += kGroupBytes<packing>) {
-            const std::uint8_t* ahead = b + kFetchedAhead;
-            if (ahead >= end) ahead = next, next += kGroupBytes<packing>;
-            for (int line = 0; line < kGroupBytes<packing>; line += 64) _mm_prefetch(ahead + line, _MM_HINT_T0);
+            fetch(b, kGroupBytes<packing>);
             multiply_half<MR, packing, 0>(sum, *a, head, steps, b);
             asm volatile("" ::: "memory");  // weights are better loaded again than kept in registers that sums need
             multiply_half<MR, packing, 1>(sum, *a, head, steps, b);
