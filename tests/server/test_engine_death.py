@@ -57,6 +57,9 @@ def test_another_engine_takes_its_place(tiny_gguf):
         assert server.client.get("/ready").status_code == 200
         assert server.client.post("/v1/completions", json=asked).json()["choices"] == before
         assert server.engine.num_deaths == 1
+        metrics = server.client.get("/metrics").text
+        assert 'finished_reason="error",model_name="tiny.gguf"} 30.0' in metrics
+        assert 'finished_reason="abort",model_name="tiny.gguf"} 0.0' in metrics
         server.assert_all_free()
     finally:
         server.close()
