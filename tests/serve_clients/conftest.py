@@ -26,7 +26,7 @@ _TEMPLATE = (
 )
 
 
-def _save_model(folder) -> None:
+def save_model(folder) -> None:
     tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(BYTES)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -71,7 +71,7 @@ def running(folder, **settings) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("served") / "tiny"
-    _save_model(folder)
+    save_model(folder)
     return folder
 
 

@@ -12,9 +12,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
 from serve_clients.conftest import running
 
+from pipezoo.serve.engine.asked import Asked
+from pipezoo.serve.errors import EngineLostError
 from pipezoo.serve.log_lines import JSONLines
+from pipezoo.serve.traces import Traces
+from pipezoo_core.request import RequestID
+from pipezoo_core.sampling_params import SamplingParams
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
@@ -65,7 +74,8 @@ def test_a_span_says_what_was_asked_and_answered_and_nothing_of_the_text(tiny_fo
     with _Collector() as collector:
         endpoint = f"http://127.0.0.1:{collector.server_port}/v1/traces"
         with running(tiny_folder, otlp_traces_endpoint=endpoint, shutdown_timeout=1) as address:
-            assert httpx.post(f"{address}/v1/completions", json=body, headers=headers, timeout=60).status_code == 200
+            answer = httpx.post(f"{address}/v1/completions", json=body, headers=headers, timeout=60)
+            assert answer.status_code == 200
             chat = {"messages": [{"role": "user", "content": "secret"}], "max_tokens": 3, "n": 2}
             assert httpx.post(f"{address}/v1/chat/completions", json=chat, timeout=60).status_code == 200
 
@@ -74,6 +84,7 @@ def test_a_span_says_what_was_asked_and_answered_and_nothing_of_the_text(tiny_fo
     assert (first.trace_id.hex(), first.parent_span_id.hex()) == (TRACE, PARENT)
     assert first.name == "text_completion tiny"
     assert found["gen_ai.operation.name"] == "text_completion"
+    assert found["gen_ai.response.id"] == answer.json()["id"]
     assert found["gen_ai.request.max_tokens"] == found["gen_ai.usage.output_tokens"] == 5
     assert found["gen_ai.usage.input_tokens"] == len("secret words")
     assert found["gen_ai.response.finish_reasons"] == ["length"]
@@ -85,6 +96,25 @@ def test_a_span_says_what_was_asked_and_answered_and_nothing_of_the_text(tiny_fo
     assert not second.parent_span_id
     assert len(_plain(second.attributes)["gen_ai.response.finish_reasons"]) == 2
     assert "secret" not in str(first) + str(second)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "status"),
+    [(None, "cancelled", StatusCode.UNSET), (EngineLostError("it died"), "error", StatusCode.ERROR)],
+)
+def test_a_span_says_whether_its_request_was_given_up_or_failed(error, reason, status):
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    traces = Traces(provider, model_name="tiny")
+    asked = Asked(prompts=[[1]], params=SamplingParams(), lora=None, arrival_time=0.0, response_id="cmpl-1")
+    traces.on_begin(RequestID("1"), asked, num_prompt_tokens=1)
+    traces.on_end(RequestID("1"), error)
+
+    [span] = exporter.get_finished_spans()
+    assert span.attributes["gen_ai.response.id"] == "cmpl-1"
+    assert span.attributes["gen_ai.response.finish_reasons"] == (reason,)
+    assert span.attributes.get("error.type") == (None if error is None else "EngineLostError")
+    assert span.status.status_code is status
 
 
 @pytest.mark.slow

@@ -1,8 +1,12 @@
-"""LoRA adapters that clients load, name and unload."""
+"""LoRA adapters that clients load, name and unload, and that another engine has, too."""
+
+import os
+import signal
 
 import pytest
 from lora.peft_adapters import save_adapter
 from server.running_server import TINY, RunningServer
+from server.test_disconnects import until
 
 from pipezoo import registry
 
@@ -45,5 +49,13 @@ def test_adapters_come_and_go(tiny_reference, tiny_folder, tmp_path):
         assert client.post("/v1/completions", json={**ASKED, "model": "a"}).status_code == 404
         assert client.post("/v1/unload_lora_adapter", json={"lora_name": "a"}).status_code == 404
         server.assert_all_free()
+        wait = server.await_restart()
+        os.kill(server.engine.pid, signal.SIGKILL)
+        until(lambda: server.engine.num_deaths == 1)
+        wait()
+        assert [card["id"] for card in client.get("/v1/models").json()["data"]] == ["folder0", "b"]
+        assert text(model="b") == expected["b"]
+        assert client.post("/v1/completions", json={**ASKED, "model": "a"}).status_code == 404
+        assert 'max_lora="2"' in client.get("/metrics").text
     finally:
         server.close()

@@ -5,10 +5,12 @@ import contextlib
 
 import pytest
 
+from pipezoo.serve.engine.asked import Asked
 from pipezoo.serve.engine.client import EngineClient, EngineState
-from pipezoo.serve.engine.messages import Counts, Load, Ready
-from pipezoo.serve.errors import EngineLostError, QueueFullError, ServerClosingError
-from pipezoo_core.errors import InvalidRequestError
+from pipezoo.serve.engine.messages import AddAdapter, Counts, Done, Load, Ready, RemoveAdapter, Steps
+from pipezoo.serve.errors import EngineLostError, EngineUnavailableError, QueueFullError, ServerClosingError
+from pipezoo_core.errors import InvalidRequestError, ModelNotFoundError
+from pipezoo_core.request import TextGenerationOutput
 from pipezoo_core.sampling_params import SamplingParams
 
 COUNTS = Counts(*[0] * 7)
@@ -29,12 +31,17 @@ class Child:
 def ready_client(child, *, max_queue=2):
     client = EngineClient(Load("none", {}), max_queue=max_queue)
     client._child, client.state = child, EngineState.READY
-    client.facts = Ready(max_length=16, max_batch_size=2, page_size=8, adapters=[], counts=COUNTS)
+    client.facts = Ready(max_length=16, max_batch_size=2, page_size=8, max_num_loras=0, adapters=[], counts=COUNTS)
     return client
 
 
-def answers(client, request_id, **settings):
-    return client.answers(request_id, [1], SamplingParams(**settings), lora=None, arrival_time=0.0)
+def asked(**settings):
+    params = SamplingParams(**settings)
+    return Asked(prompts=[[1]], params=params, lora=None, arrival_time=0.0, response_id="cmpl-1")
+
+
+def answers(client, **settings):
+    return client.answers([1], asked(**settings))
 
 
 async def until_it_waits(stream):
@@ -58,14 +65,13 @@ def test_what_cannot_begin_leaves_nothing_behind(part):
             def on_begin(self, *_, **__):
                 raise OverflowError("too large")
 
-            def on_end(self, _):
+            def on_end(self, *_):
                 pass
 
         if part == "observer":
             client.observers.append(Observer())
         with pytest.raises(OverflowError):
-            await anext(answers(client, "a", n=2))
-        assert client.num_answers == 0
+            await anext(answers(client, n=2))
         assert not client._feeds
 
     asyncio.run(run())
@@ -74,15 +80,63 @@ def test_what_cannot_begin_leaves_nothing_behind(part):
 def test_how_many_may_wait():
     async def run():
         client = ready_client(Child())
-        client.check_room(4)
-        with pytest.raises(InvalidRequestError, match="at most 4"):
-            client.check_room(5)
-        task = await until_it_waits(answers(client, "a", n=3))
-        client.check_room(1)
-        with pytest.raises(QueueFullError, match="at most 4"):
-            client.check_room(2)
-        await given_up(task)
-        client.check_room(4)
+        with client.places(4):
+            assert client.num_answers == 4
+        with pytest.raises(InvalidRequestError, match="at most 4"), client.places(5):
+            pass
+        with client.places(3):
+            with client.places(1):
+                pass
+            with pytest.raises(QueueFullError, match="at most 4"), client.places(2):
+                pass
+        assert client.num_answers == 0
+        client.state = EngineState.DEAD
+        with pytest.raises(EngineUnavailableError), client.places(1):
+            pass
+
+    asyncio.run(run())
+
+
+class Endings:
+    """Notes how requests end."""
+
+    def __init__(self):
+        self.errors = []
+
+    def on_begin(self, *_, **__):
+        pass
+
+    def on_output(self, _):
+        pass
+
+    def on_end(self, _, error):
+        self.errors.append(error)
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+def test_observers_learn_of_what_a_request_failed_and_of_clients_that_leave(is_read):
+    """Also where its reader goes away before it has learnt of that."""
+
+    async def run():
+        client, endings = ready_client(Child()), Endings()
+        client.observers.append(endings)
+        lost, of_engine = EngineLostError("the engine's process ended"), ValueError("of the engine")
+        for failure in (None, lost, of_engine):
+            stream = answers(client, n=2)
+            task = await until_it_waits(stream)
+            if failure is lost:
+                client.fail_all(lost)
+            elif failure is of_engine:
+                client._take(Steps([TextGenerationOutput.failed(client._child.sent[-1].request_id, failure)], COUNTS))
+            if failure is lost and is_read:
+                with pytest.raises(EngineLostError):
+                    await task
+            elif failure is of_engine and is_read:
+                assert (await task)[0].error is of_engine
+            else:
+                await given_up(task)
+            await stream.aclose()
+        assert endings.errors == [None, lost, of_engine]
 
     asyncio.run(run())
 
@@ -96,7 +150,7 @@ class Process:
             self.is_over.set()
 
     async def messages(self):
-        yield Ready(max_length=16, max_batch_size=2, page_size=8, adapters=[], counts=COUNTS)
+        yield Ready(max_length=16, max_batch_size=2, page_size=8, max_num_loras=0, adapters=[], counts=COUNTS)
         await self.is_over.wait()
 
     def send(self, message):
@@ -128,7 +182,7 @@ def test_a_client_that_is_closed_takes_no_request(monkeypatch):
         closing = asyncio.ensure_future(client.close())
         await asyncio.sleep(0)
         with pytest.raises(ServerClosingError):
-            await anext(answers(client, "a"))
+            await anext(answers(client))
         await asyncio.wait_for(asyncio.gather(run, closing), 5)
         with pytest.raises(ServerClosingError):
             client.check_available()
@@ -172,3 +226,73 @@ def test_whether_another_process_takes_its_place_is_asked_when_one_has_died(monk
         assert len(processes) == 3
 
     asyncio.run(run())
+
+
+class ProcessWithAdapters(Process):
+    """Knows adapters: those that each process loads by itself, and what it is told; it dies when it is killed."""
+
+    def __init__(self, missing=()):
+        super().__init__()
+        self.adapters, self.missing, self.replies = {"own": "there"}, missing, asyncio.Queue()
+
+    async def messages(self):
+        yield Ready(16, 2, 8, 1, [*self.adapters], COUNTS)
+        yield Steps([], COUNTS)
+        while (reply := await self.replies.get()) is not None:
+            yield reply
+
+    def send(self, message):
+        error = None
+        if isinstance(message, RemoveAdapter):
+            del self.adapters[message.name]
+        elif isinstance(message, AddAdapter):
+            name, _, path = message.path.partition("=")
+            if path in self.missing:
+                error = ModelNotFoundError("there is no such folder", found=path)
+            else:
+                self.adapters[name] = path
+        self.replies.put_nowait(Steps([], COUNTS))
+        self.replies.put_nowait(Done(message.number, [*self.adapters], COUNTS, error))
+
+    def kill(self):
+        self.replies.put_nowait(None)
+
+
+def test_another_process_has_the_adapters_of_the_last_one(monkeypatch, caplog):
+    """Those that clients have loaded, at their places; none that they have unloaded, nor one whose files are gone."""
+
+    async def run():
+        processes = [ProcessWithAdapters(), ProcessWithAdapters(), ProcessWithAdapters(missing=["b"])]
+        started = iter(processes)
+
+        async def start(_):
+            return next(started)
+
+        async def until_ready(process):
+            while client._child is not process or client.state is not EngineState.READY:
+                await asyncio.sleep(0)
+
+        monkeypatch.setattr("pipezoo.serve.engine.client.EngineChild.started", start)
+        client = EngineClient(Load("none", {}), max_queue=2)
+        run = running(client)
+        first, second, third = processes
+        await until_ready(first)
+        await client.add_adapter("a", "a")
+        await client.add_adapter("b", "b")
+        await client.remove_adapter("a")
+        await client.remove_adapter("own")
+        await client.add_adapter("own", "elsewhere")
+        first.kill()
+        await until_ready(second)
+        assert second.adapters == first.adapters == {"b": "b", "own": "elsewhere"}
+        assert sorted(client.adapters) == ["b", "own"]
+        second.kill()
+        await until_ready(third)
+        assert third.adapters == {"own": "elsewhere"}
+        assert client.adapters == ["own"]
+        await client.close()
+        third.kill()
+        await asyncio.wait_for(run, 5)
+
+    asyncio.run(run())
+    assert "adapter 'b' is gone" in caplog.text

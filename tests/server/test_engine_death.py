@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import threading
 
@@ -54,6 +55,10 @@ def test_another_engine_takes_its_place(tiny_gguf):
         assert server.client.get("/ready").status_code == 200
         assert server.client.post("/v1/completions", json=asked).json()["choices"] == before
         assert server.engine.num_deaths == 1
+        metrics = server.client.get("/metrics").text
+        ended = dict(re.findall(r'request_success_total\{.*finished_reason="(\w+)".*\} (.*)', metrics))
+        assert float(ended["error"]) > 0
+        assert float(ended["abort"]) == 0
         server.assert_all_free()
     finally:
         server.close()

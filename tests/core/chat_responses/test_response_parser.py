@@ -88,6 +88,17 @@ def test_an_answer_has_its_parts(name):
 
 
 @pytest.mark.parametrize("name", FAMILY_CHATS)
+def test_where_there_may_be_but_one_call_the_first_is_given_out(name):
+    chat = FAMILY_CHATS[name]
+    one = replace(TOOLS, may_call_several=False)
+
+    whole = chat.format.response(chat.answer, one, prompt=chat.prompt)
+
+    assert whole == replace(chat.response, tool_calls=chat.response.tool_calls[:1])
+    assert _in_pieces(chat, chat.answer, [*range(len(chat.answer))], one) == whole
+
+
+@pytest.mark.parametrize("name", FAMILY_CHATS)
 def test_transformers_reads_the_same(name):
     chat = FAMILY_CHATS[name]
     answer = chat.answer.replace("</tool_call> \\", "\\")  # a mark in a string, at which transformers' parser stops

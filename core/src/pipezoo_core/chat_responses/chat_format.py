@@ -105,6 +105,7 @@ class ChatFormat:
             self._template,
             prompt=prompt[-_MAX_PROMPT:],
             tools=tools.given if tools.are_offered else None,
+            may_call_several=tools.may_call_several,
             dropped=self._dropped if drops_special_tokens else None,
         )
 

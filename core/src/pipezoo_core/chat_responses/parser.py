@@ -62,12 +62,13 @@ class ResponseParser:
     """Parses one answer.
 
     What it gives out does not depend on where the text was cut. Nothing is lost: what begins like a call and is none is
-    content, its marks included.
+    content, its marks included; only calls behind the first are dropped, where there may be but one.
 
     Args:
         template: how the model marks the parts of its answers.
         prompt: the text that the answer continues. It may have opened a field, such as the reasoning.
         tools: what the model may call, a function's schema each; None leaves calls in the content.
+        may_call_several: whether further calls behind the first one are given out, too.
         dropped: the special tokens, which are no content; those that are marks still are marks. None keeps them.
     """
 
@@ -77,10 +78,12 @@ class ResponseParser:
         *,
         prompt: str = "",
         tools: Sequence[Mapping[str, Any]] | None = None,
+        may_call_several: bool = True,
         dropped: Anchor | None = None,
     ) -> None:
         self._template = template
         self._fields = [field for field in template.fields if field.name != _CALLS]
+        self._may_call_several = may_call_several
         self._dropped = dropped
         self._properties = _properties(tools or ())
         self._text = ""
@@ -140,7 +143,8 @@ class ResponseParser:
 
     def _advance(self, *, is_whole: bool) -> ResponseDelta:
         _guarded(lambda: self._steps(is_whole))
-        delta = ResponseDelta("".join(self._reasoning), "".join(self._content), tuple(self._calls))
+        calls = tuple(call for call in self._calls if self._may_call_several or call.index == 0)
+        delta = ResponseDelta("".join(self._reasoning), "".join(self._content), calls)
         self._reasoning, self._content, self._calls = [], [], []
         return delta
 

@@ -9,14 +9,14 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from pipezoo.serve.engine.asked import Asked
 from pipezoo.serve.engine.client import EngineClient, EngineState
 from pipezoo.serve.errors import ServerClosingError
 from pipezoo.serve.metrics.metrics import Metrics
 from pipezoo.serve.model import ServedModel
 from pipezoo.serve.settings import ServeSettings
 from pipezoo.serve.traces import Traces, exporting_provider
-from pipezoo_core.request import TextGenerationOutput, new_request_id
-from pipezoo_core.sampling_params import SamplingParams
+from pipezoo_core.request import TextGenerationOutput
 
 __all__ = ["Served", "Service"]
 
@@ -74,37 +74,19 @@ class Service:
         return self.model
 
     async def outputs(
-        self,
-        prompts: Sequence[Sequence[int]],
-        params: SamplingParams,
-        lora: str | None,
-        *,
-        arrival_time: float,
-        is_whole: bool = False,
+        self, asked: Asked, *, is_whole: bool = False
     ) -> AsyncGenerator[tuple[int, TextGenerationOutput]]:
         """Answers prompts at the same time, and yields what is new, with the number of the prompt.
 
         Args:
-            prompts: their tokens.
-            params: complete settings, of all of them.
-            lora: name of the adapter; None takes the model as it is.
-            arrival_time: when the client asked, by `time.monotonic`.
+            asked: the prompts, for whose answers the caller has places.
             is_whole: whether nothing is wanted of a prompt before all its answers have ended.
 
         Raises:
-            QueueFullError: too many answers wait.
             Exception: what one of them failed of; the others are cancelled then.
         """
-        self.engine.check_room(len(prompts) * params.n)
         async with aclosing(
-            _merged(
-                [
-                    self.engine.answers(
-                        new_request_id(), prompt, params, lora=lora, arrival_time=arrival_time, is_whole=is_whole
-                    )
-                    for prompt in prompts
-                ]
-            )
+            _merged([self.engine.answers(prompt, asked, is_whole=is_whole) for prompt in asked.prompts])
         ) as merged:
             async for number, outputs in merged:
                 for output in outputs:
@@ -112,18 +94,16 @@ class Service:
                         raise output.error
                     yield number, output
 
-    async def whole_outputs(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams, lora: str | None, *, arrival_time: float
-    ) -> list[list[TextGenerationOutput]]:
-        """Returns for each prompt all its answers. Takes what `outputs` does, but `is_whole`, and raises the same."""
+    async def whole_outputs(self, asked: Asked) -> list[list[TextGenerationOutput]]:
+        """Returns for each prompt all its answers. Takes and raises what `outputs` does."""
         pieces: Mapping[tuple[int, int], list[TextGenerationOutput]] = {
-            (number, index): [] for number in range(len(prompts)) for index in range(params.n)
+            (number, index): [] for number in range(len(asked.prompts)) for index in range(asked.params.n)
         }
-        async with aclosing(self.outputs(prompts, params, lora, arrival_time=arrival_time, is_whole=True)) as outputs:
+        async with aclosing(self.outputs(asked, is_whole=True)) as outputs:
             async for number, output in outputs:
                 pieces[number, output.index].append(output)
         joined = {key: TextGenerationOutput.joined(of_answer) for key, of_answer in pieces.items()}
-        return [[joined[number, index] for index in range(params.n)] for number in range(len(prompts))]
+        return [[joined[number, index] for index in range(asked.params.n)] for number in range(len(asked.prompts))]
 
 
 async def _merged(
@@ -155,7 +135,7 @@ async def _merged(
             await stream.aclose()
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:
     service = request.app.state.service
     assert isinstance(service, Service)
     return service

@@ -10,9 +10,10 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pipezoo.serve.engine.asked import Asked
 from pipezoo.serve.http.current_request import CurrentRequest, current_request
 from pipezoo_core.errors import MissingDependencyError
-from pipezoo_core.request import RequestID, TextGenerationOutput
+from pipezoo_core.request import FinishReason, RequestID, TextGenerationOutput
 from pipezoo_core.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -74,40 +75,32 @@ class Traces:
         self._model_name = model_name
         self._open: dict[RequestID, _Open] = {}
 
-    def on_begin(
-        self,
-        request_id: RequestID,
-        *,
-        num_prompt_tokens: int,
-        params: SamplingParams,
-        lora: str | None,
-        arrival_time: float,
-    ) -> None:
+    def on_begin(self, request_id: RequestID, asked: Asked, *, num_prompt_tokens: int) -> None:
         """Begins a span below the one that the client names in `traceparent`."""
         from opentelemetry.trace import SpanKind
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         http = current_request.get() or CurrentRequest("", "", {})
         operation = "chat" if http.path in _CHATS else "text_completion"
-        model = lora or self._model_name
+        model = asked.lora or self._model_name
         span = self._tracer.start_span(
             f"{operation} {model}",
             context=TraceContextTextMapPropagator().extract(http.trace_headers),
             kind=SpanKind.SERVER,
-            start_time=time.time_ns() - int((time.monotonic() - arrival_time) * _NANOSECONDS),
+            start_time=time.time_ns() - int((time.monotonic() - asked.arrival_time) * _NANOSECONDS),
             attributes={
                 "gen_ai.operation.name": operation,
                 "gen_ai.provider.name": "pipezoo",
                 "gen_ai.request.model": model,
                 "gen_ai.response.model": model,
-                "gen_ai.response.id": request_id,
+                "gen_ai.response.id": asked.response_id,
                 "gen_ai.usage.input_tokens": num_prompt_tokens,
                 "http.route": http.path,
                 "http.request.header.x-request-id": http.request_id,
-                **_asked(params),
+                **_sampling(asked.params),
             },
         )
-        self._open[request_id] = _Open(span, params.n)
+        self._open[request_id] = _Open(span, asked.params.n)
 
     def on_output(self, output: TextGenerationOutput) -> None:
         """Notes how an answer ended."""
@@ -128,12 +121,15 @@ class Traces:
             }
             found.span.set_attributes({name: value for name, value in times.items() if value is not None})
 
-    def on_end(self, request_id: RequestID) -> None:
-        """Ends the span."""
+    def on_end(self, request_id: RequestID, error: BaseException | None) -> None:
+        """Ends the span; answers that have not ended failed with the request, or were cancelled."""
         found = self._open.pop(request_id, None)
         if found is None:
             return
-        reasons = [found.reasons.get(index, "cancelled") for index in range(found.num_answers)]
+        if error is not None:
+            self._note_error(found.span, type(error).__name__)
+        rest = str(FinishReason.CANCELLED if error is None else FinishReason.ERROR)
+        reasons = [found.reasons.get(index, rest) for index in range(found.num_answers)]
         found.span.set_attribute("gen_ai.response.finish_reasons", reasons)
         found.span.set_attribute("gen_ai.usage.output_tokens", found.num_generated)
         found.span.end()
@@ -149,7 +145,7 @@ class Traces:
         span.set_status(StatusCode.ERROR)
 
 
-def _asked(params: SamplingParams) -> dict[str, int | float]:
+def _sampling(params: SamplingParams) -> dict[str, int | float]:
     """Returns the attributes of how to sample."""
     asked = {
         "gen_ai.request.max_tokens": params.max_new_tokens,

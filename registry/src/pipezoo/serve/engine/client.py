@@ -6,8 +6,11 @@ import asyncio
 import enum
 import itertools
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 
+from pipezoo.serve.engine.adapter_record import AdapterRecord
+from pipezoo.serve.engine.asked import Asked
 from pipezoo.serve.engine.child import EngineChild
 from pipezoo.serve.engine.feed import Feed
 from pipezoo.serve.engine.messages import (
@@ -26,9 +29,9 @@ from pipezoo.serve.engine.messages import (
     ToServer,
 )
 from pipezoo.serve.engine.observer import RequestObserver
-from pipezoo.serve.errors import EngineLostError, EngineUnavailableError, QueueFullError, ServerClosingError
-from pipezoo_core.errors import InvalidRequestError
-from pipezoo_core.request import RequestID, TextGenerationOutput
+from pipezoo.serve.engine.room import Room
+from pipezoo.serve.errors import EngineLostError, EngineUnavailableError, ServerClosingError
+from pipezoo_core.request import RequestID, TextGenerationOutput, new_request_id
 from pipezoo_core.sampling_params import SamplingParams
 
 __all__ = ["EngineClient", "EngineState"]
@@ -62,12 +65,12 @@ class EngineClient:
 
     def __init__(self, load: Load, *, max_queue: int) -> None:
         self._load = load
-        self._max_queue = max_queue
+        self._room = Room(max_queue)
+        self._adapter_record = AdapterRecord()
         self._child: EngineChild | None = None
         self._feeds: dict[RequestID, Feed] = {}
         self._asked: dict[int, asyncio.Future[Done]] = {}
         self._numbers = itertools.count()
-        self._num_answers = 0
         self._is_closing = False
         self.state = EngineState.LOADING
         self.facts: Ready | None = None
@@ -83,8 +86,8 @@ class EngineClient:
 
     @property
     def num_answers(self) -> int:
-        """Answers that somebody waits for."""
-        return self._num_answers
+        """Answers that somebody waits for, or will when their prompts are made."""
+        return self._room.num_taken
 
     async def run(
         self,
@@ -120,14 +123,16 @@ class EngineClient:
             await child.end()
         failed: LoadFailed | None = None
         try:
-            async for message in child.messages():
+            messages = child.messages()
+            async for message in messages:
                 match message:
                     case Loading(num_done, num_all):
                         on_progress(num_done, num_all)
                     case Ready():
                         self.facts, self.counts, self.adapters = message, message.counts, message.adapters
-                        await on_ready()  # nothing else comes before the first request
-                        self.state = EngineState.READY
+                        if await self._restore_adapters(child, messages):
+                            await on_ready()  # nothing else comes before the first request
+                            self.state = EngineState.READY
                     case LoadFailed():
                         failed = message
                     case _:
@@ -146,6 +151,22 @@ class EngineClient:
         _LOGGER.error("the engine's process ended unasked, with exit status %d", status)
         if not was_ready:
             raise EngineLostError("the engine's process ended while it loaded", found=f"exit status {status}")
+
+    async def _restore_adapters(self, child: EngineChild, messages: AsyncIterator[ToServer]) -> bool:
+        """Gives a new process the adapters of the last one; returns whether it is still there."""
+        for name, path in self._adapter_record.missing_from(self.adapters):
+            number = next(self._numbers)
+            child.send(RemoveAdapter(number, name) if path is None else AddAdapter(number, f"{name}={path}"))
+            async for message in messages:
+                self._take(message)
+                if isinstance(message, Done):
+                    if message.error is not None:
+                        self._adapter_record.remove(name)
+                        _LOGGER.warning("adapter %r is gone with the engine that had it (%s)", name, message.error)
+                    break
+            else:
+                return False
+        return True
 
     def _take(self, message: ToServer) -> None:
         match message:
@@ -175,50 +196,29 @@ class EngineClient:
                 "the engine takes no requests", found=self.state.value, cure="Ask /ready, and try again when it is."
             )
 
-    def check_room(self, num_answers: int) -> None:
-        """Checks that so many answers may wait.
+    @contextmanager
+    def places(self, num_answers: int) -> Iterator[None]:
+        """Has places for so many answers while the context lasts: from when a request is taken until it is over.
 
         Raises:
-            EngineUnavailableError: no request can be taken now.
+            ServerClosingError: no request is taken any more.
+            EngineUnavailableError: none can be taken now.
             InvalidRequestError: they are more than may ever wait.
             QueueFullError: too many wait already.
         """
         self.check_available()
         assert self.facts is not None, "the engine is ready"
-        most = self.facts.max_batch_size + self._max_queue
-        if num_answers > most:
-            raise InvalidRequestError(
-                "the request asks for more answers than may wait",
-                found=num_answers,
-                allowed=f"at most {most}",
-                cure="Ask for fewer at a time, or start the server with a larger --max-queue.",
-            )
-        if self._num_answers + num_answers > most:
-            raise QueueFullError(
-                "too many requests wait",
-                found=f"{self._num_answers} answers, and {num_answers} more",
-                allowed=f"at most {most}",
-                cure="Try again later, or start the server with a larger --max-queue.",
-            )
+        with self._room.places(num_answers, max_batch_size=self.facts.max_batch_size):
+            yield
 
     async def answers(
-        self,
-        request_id: RequestID,
-        prompt: Sequence[int],
-        params: SamplingParams,
-        *,
-        lora: str | None,
-        arrival_time: float,
-        is_whole: bool = False,
+        self, prompt: Sequence[int], asked: Asked, *, is_whole: bool = False
     ) -> AsyncGenerator[list[TextGenerationOutput]]:
         """Answers a prompt and yields what is new, as fast as it is taken. One that is closed early is cancelled.
 
         Args:
-            request_id: no other request has it.
             prompt: its tokens.
-            params: complete settings.
-            lora: name of the adapter; None takes the model as it is.
-            arrival_time: when the client asked, by `time.monotonic`.
+            asked: how to answer it.
             is_whole: see `Feed`.
 
         Yields:
@@ -231,32 +231,30 @@ class EngineClient:
         """
         self.check_available()
         assert self._child is not None, "the engine is ready"
-        settings = params.given(SamplingParams)
-        self._child.send(Generate(request_id, [*prompt], settings, lora, arrival_time))  # if it fails, nothing is left
-        feed = self._feeds[request_id] = Feed(params.n, is_whole=is_whole)
-        self._num_answers += params.n
+        request_id, settings = new_request_id(), asked.params.given(SamplingParams)
+        self._child.send(Generate(request_id, [*prompt], settings, asked.lora, asked.arrival_time))
+        feed = self._feeds[request_id] = Feed(asked.params.n, is_whole=is_whole)  # not before: sending may fail
         try:
             for observer in self.observers:
-                observer.on_begin(
-                    request_id, num_prompt_tokens=len(prompt), params=params, lora=lora, arrival_time=arrival_time
-                )
+                observer.on_begin(request_id, asked, num_prompt_tokens=len(prompt))
             while not feed.is_over:
                 yield await feed.take()
         finally:
             self._feeds.pop(request_id, None)
-            self._num_answers -= params.n
             for observer in self.observers:
-                observer.on_end(request_id)
+                observer.on_end(request_id, feed.error)
             if not feed.is_complete and self._child is not None:
                 self._child.send(Cancel(request_id))
 
     async def add_adapter(self, name: str, path: str) -> None:
         """Loads a LoRA adapter. Raises what `TextGenerationPipeline.load_adapter` does."""
         await self._ask(lambda number: AddAdapter(number, f"{name}={path}"))
+        self._adapter_record.add(name, path)
 
     async def remove_adapter(self, name: str) -> None:
         """Forgets a LoRA adapter. Raises what `TextGenerationPipeline.unload_adapter` does."""
         await self._ask(lambda number: RemoveAdapter(number, name))
+        self._adapter_record.remove(name)
 
     async def inspect(self) -> Counts:
         """Checks the books of the KV cache, and returns what the engine counts after that.

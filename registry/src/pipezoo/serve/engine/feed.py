@@ -19,13 +19,17 @@ class Feed:
     Args:
         num_answers: how many answers the request has.
         is_whole: whether its reader wants nothing before all of them have ended, or one has failed.
+
+    Attributes:
+        error: what the request failed of; None where it has not.
     """
 
     def __init__(self, num_answers: int, *, is_whole: bool = False) -> None:
         self._num_left = num_answers
         self._is_whole = is_whole
         self._pieces: dict[int, list[TextGenerationOutput]] = {}
-        self._error: Exception | None = None
+        self._error: Exception | None = None  # that the reader is to get
+        self.error: BaseException | None = None
         self._is_news = asyncio.Event()
 
     @property
@@ -45,12 +49,14 @@ class Feed:
         if len(pieces) > _MAX_PIECES:
             pieces[:] = [TextGenerationOutput.joined(pieces)]
         self._num_left -= output.is_done
+        if output.error is not None:
+            self.error = output.error
         if not self._is_whole or self._num_left == 0 or output.error is not None:
             self._is_news.set()
 
     def fail(self, error: Exception) -> None:
         """Ends the request; its reader gets the error behind what was there before."""
-        self._num_left, self._error = 0, error
+        self._num_left, self._error, self.error = 0, error, error
         self._is_news.set()
 
     async def take(self) -> list[TextGenerationOutput]:

@@ -134,6 +134,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
         max_length: most tokens of a request, prompt and answer together.
         max_batch_size: most requests that run at the same time, in all replicas.
         page_size: tokens of a page.
+        max_num_loras: most adapters that are used at the same time; 0 of a model that takes none.
         adapters: the names of those that are loaded.
         counts: before the first request.
     """
@@ -141,6 +142,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     max_length: int
     max_batch_size: int
     page_size: int
+    max_num_loras: int
     adapters: list[str]
     counts: Counts
 

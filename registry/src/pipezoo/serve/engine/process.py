@@ -81,11 +81,12 @@ def _load(message: Load, channel: Channel) -> TextGenerationPipeline:
 
 
 def _ready(pipeline: TextGenerationPipeline) -> Ready:
-    config = pipeline.pipeline_config
+    config, lora_manager = pipeline.pipeline_config, pipeline.model.lora_manager
     return Ready(
         max_length=pipeline.tokenizer.max_length,
         max_batch_size=config.max_batch_size * len(pipeline.models),
         page_size=config.kv_cache.page_size,
+        max_num_loras=0 if lora_manager is None else lora_manager.max_num_loras,
         adapters=pipeline.adapters,
         counts=counts_of(pipeline),
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
 
+from pipezoo.serve.engine.asked import Asked
 from pipezoo.serve.engine.client import EngineClient
 from pipezoo.serve.metrics.engine_collector import LABELS, EngineCollector
 from pipezoo_core.request import FinishReason, RequestID, TextGenerationOutput
@@ -63,6 +64,7 @@ class Metrics:
     """
 
     def __init__(self, engine: EngineClient, *, model_name: str, prefix: str) -> None:
+        self._engine = engine
         self._registry = CollectorRegistry()
         self._prefix = prefix
         self._labels = (model_name, _ENGINE)
@@ -109,18 +111,10 @@ class Metrics:
         """Returns all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
-    def on_begin(
-        self,
-        request_id: RequestID,
-        *,
-        num_prompt_tokens: int,
-        params: SamplingParams,
-        lora: str | None,
-        arrival_time: float,
-    ) -> None:
+    def on_begin(self, request_id: RequestID, asked: Asked, *, num_prompt_tokens: int) -> None:
         """Notes a request that was handed to the engine."""
-        self._running[request_id] = _Running(arrival_time, num_prompt_tokens, params, lora)
-        if lora is not None:
+        self._running[request_id] = _Running(asked.arrival_time, num_prompt_tokens, asked.params, asked.lora)
+        if asked.lora is not None:
             self._show_adapters()
 
     def on_output(self, output: TextGenerationOutput) -> None:
@@ -134,13 +128,13 @@ class Metrics:
         if output.is_done:
             self._count_end(running, output)
 
-    def on_end(self, request_id: RequestID) -> None:
-        """Forgets a request; answers that have not ended were cancelled."""
+    def on_end(self, request_id: RequestID, error: BaseException | None) -> None:
+        """Forgets a request; answers that have not ended failed with it, or were cancelled."""
         running = self._running.pop(request_id, None)
         if running is None:
             return
-        for _ in range(running.params.n - running.num_ended):
-            self._success.labels(*self._labels, "abort").inc()
+        reason = _REASONS[FinishReason.CANCELLED if error is None else FinishReason.ERROR]
+        self._success.labels(*self._labels, reason).inc(running.params.n - running.num_ended)
         if running.lora is not None:
             self._show_adapters()
 
@@ -191,8 +185,10 @@ class Metrics:
     def _show_adapters(self) -> None:
         waiting = {each.lora for each in self._running.values() if each.lora is not None and not each.last}
         running = {each.lora for each in self._running.values() if each.lora is not None and each.last}
+        facts = self._engine.facts
+        most = 0 if facts is None else facts.max_num_loras
         self._adapters.clear()
-        self._adapters.labels("0", ",".join(sorted(waiting)), ",".join(sorted(running))).set_to_current_time()
+        self._adapters.labels(str(most), ",".join(sorted(waiting)), ",".join(sorted(running))).set_to_current_time()
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(f"{self._prefix}{name}", text, LABELS, registry=self._registry).labels(*self._labels)

@@ -9,7 +9,8 @@ from contextlib import aclosing
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from pipezoo.serve.chat_request import ChatRequest, PreparedChat
+from pipezoo.serve.chat_request import ChatRequest
+from pipezoo.serve.engine.asked import Asked
 from pipezoo.serve.fields.chat import ChatBody
 from pipezoo.serve.http.json_body import JSONRoute
 from pipezoo.serve.http.watched import EventStream, JSONAnswer
@@ -47,35 +48,40 @@ class _ChatAnswer:
             continue_final_message=body.continue_final_message,
         )
         self._lora = self._model.adapter_of(body.model, service.engine.adapters)
-        service.engine.check_room(self._chat.params.n)
+        self._heading = Heading(f"chatcmpl-{new_request_id()}", body.model or self._model.names[0])
 
     async def whole(self) -> ChatCompletion:
-        chat, reply = await self._begun()
-        [outputs] = await self._service.whole_outputs(
-            [chat.prompt], chat.params, self._lora, arrival_time=self._arrival_time
-        )
-        return reply.whole(outputs)
+        with self._service.engine.places(self._chat.params.n):
+            asked, reply = await self._begun()
+            [outputs] = await self._service.whole_outputs(asked)
+            return reply.whole(outputs)
 
     async def events(self) -> AsyncGenerator[ChatChunk]:
-        chat, reply = await self._begun()
-        async with aclosing(
-            self._service.outputs([chat.prompt], chat.params, self._lora, arrival_time=self._arrival_time)
-        ) as outputs:
-            async for _, output in outputs:
-                for chunk in reply.chunks(output):
-                    yield chunk
+        with self._service.engine.places(self._chat.params.n):
+            asked, reply = await self._begun()
+            async with aclosing(self._service.outputs(asked)) as outputs:
+                async for _, output in outputs:
+                    for chunk in reply.chunks(output):
+                        yield chunk
         for chunk in reply.last_chunks():
             yield chunk
 
-    async def _begun(self) -> tuple[PreparedChat, ChatReply]:
+    async def _begun(self) -> tuple[Asked, ChatReply]:
         body = self._body
         chat = await self._chat.prepared(self._model)
         reply = ChatReply(
-            Heading(f"chatcmpl-{new_request_id()}", body.model or self._model.names[0]),
+            self._heading,
             chat.prompt,
             new_parser=chat.parser,
             num_logprobs=body.num_logprobs,
             num_prompt_logprobs=body.prompt_logprobs,
             wants_usage=body.wants_usage,
         )
-        return chat, reply
+        asked = Asked(
+            prompts=[chat.prompt],
+            params=chat.params,
+            lora=self._lora,
+            arrival_time=self._arrival_time,
+            response_id=self._heading.id,
+        )
+        return asked, reply

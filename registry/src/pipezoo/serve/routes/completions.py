@@ -10,6 +10,7 @@ from contextlib import aclosing
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from pipezoo.serve.engine.asked import Asked
 from pipezoo.serve.fields.completion import CompletionBody
 from pipezoo.serve.http.json_body import JSONRoute
 from pipezoo.serve.http.watched import EventStream, JSONAnswer
@@ -43,25 +44,25 @@ class _CompletionAnswer:
         self._given = body.prompts
         self._params: SamplingParams = body.params(self._model.defaults)
         self._lora = self._model.adapter_of(body.model, service.engine.adapters)
-        service.engine.check_room(len(self._given) * self._params.n)
+        self._num_answers = len(self._given) * self._params.n
+        self._heading = Heading(f"cmpl-{new_request_id()}", body.model or self._model.names[0])
 
     async def whole(self) -> Completion:
-        prompts, reply = await self._begun()
-        outputs = await self._service.whole_outputs(prompts, self._params, self._lora, arrival_time=self._arrival_time)
-        return reply.whole(outputs)
+        with self._service.engine.places(self._num_answers):
+            asked, reply = await self._begun()
+            return reply.whole(await self._service.whole_outputs(asked))
 
     async def events(self) -> AsyncGenerator[Completion]:
-        prompts, reply = await self._begun()
-        async with aclosing(
-            self._service.outputs(prompts, self._params, self._lora, arrival_time=self._arrival_time)
-        ) as outputs:
-            async for number, output in outputs:
-                for chunk in reply.chunks(number, output):
-                    yield chunk
+        with self._service.engine.places(self._num_answers):
+            asked, reply = await self._begun()
+            async with aclosing(self._service.outputs(asked)) as outputs:
+                async for number, output in outputs:
+                    for chunk in reply.chunks(number, output):
+                        yield chunk
         for chunk in reply.last_chunks():
             yield chunk
 
-    async def _begun(self) -> tuple[list[list[int]], CompletionReply]:
+    async def _begun(self) -> tuple[Asked, CompletionReply]:
         requests = [TextGenerationRequest(prompt=prompt) for prompt in self._given]
         prompts = await asyncio.gather(*(self._model.prompt_tokens(each, self._params) for each in requests))
         body = self._body
@@ -76,9 +77,16 @@ class _CompletionAnswer:
         )
         may_be_cut = self._params.truncate_prompt_tokens is not None
         reply = CompletionReply(
-            Heading(f"cmpl-{new_request_id()}", body.model or self._model.names[0]),
+            self._heading,
             [GivenPrompt(given, tokens, may_be_cut) for given, tokens in zip(self._given, prompts, strict=True)],
             wishes,
             self._model.tokenizer,
         )
-        return prompts, reply
+        asked = Asked(
+            prompts=prompts,
+            params=self._params,
+            lora=self._lora,
+            arrival_time=self._arrival_time,
+            response_id=self._heading.id,
+        )
+        return asked, reply

@@ -11,6 +11,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from pipezoo.serve.chat_request import ChatRequest, PreparedChat
+from pipezoo.serve.engine.asked import Asked
 from pipezoo.serve.fields.responses import ResponsesBody
 from pipezoo.serve.http.json_body import JSONRoute
 from pipezoo.serve.http.watched import EventStream, JSONAnswer
@@ -46,39 +47,44 @@ class _Answer:
             messages=body.messages(), tools=body.tools_read(), params=body.params(self._model.defaults).updated(n=1)
         )
         self._lora = self._model.adapter_of(body.model, service.engine.adapters)
-        service.engine.check_room(1)
+        self._heading = Heading(f"resp_{new_request_id()}", body.model or self._model.names[0])
 
     async def whole(self) -> Event:
-        chat, reply = await self._begun()
-        [[output]] = await self._service.whole_outputs(
-            [chat.prompt], chat.params, self._lora, arrival_time=self._arrival_time
-        )
-        return reply.whole(output)
+        with self._service.engine.places(1):
+            asked, reply = await self._begun()
+            [[output]] = await self._service.whole_outputs(asked)
+            return reply.whole(output)
 
     async def events(self) -> AsyncGenerator[Event]:
-        chat, reply = await self._begun()
         has_begun = False
-        async with aclosing(
-            self._service.outputs([chat.prompt], chat.params, self._lora, arrival_time=self._arrival_time)
-        ) as outputs:
-            async for _, output in outputs:
-                if not has_begun:  # not before: what the engine refuses is a response with a status of its own
-                    has_begun = True
-                    for event in reply.begin():
+        with self._service.engine.places(1):
+            asked, reply = await self._begun()
+            async with aclosing(self._service.outputs(asked)) as outputs:
+                async for _, output in outputs:
+                    if not has_begun:  # not before: what the engine refuses is a response with a status of its own
+                        has_begun = True
+                        for event in reply.begin():
+                            yield event
+                    for event in reply.events(output):
                         yield event
-                for event in reply.events(output):
-                    yield event
 
-    async def _begun(self) -> tuple[PreparedChat, ResponsesReply]:
+    async def _begun(self) -> tuple[Asked, ResponsesReply]:
         chat = await self._chat.prepared(self._model)
         tokenizer = self._model.tokenizer
         reply = ResponsesReply(
-            Heading(f"resp_{new_request_id()}", self._body.model or self._model.names[0]),
+            self._heading,
             chat.parser(),
             echoed=_echoed(self._body, chat),
             num_tokens=lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
         )
-        return chat, reply
+        asked = Asked(
+            prompts=[chat.prompt],
+            params=chat.params,
+            lora=self._lora,
+            arrival_time=self._arrival_time,
+            response_id=self._heading.id,
+        )
+        return asked, reply
 
 
 def _echoed(body: ResponsesBody, chat: PreparedChat) -> dict[str, Any]:

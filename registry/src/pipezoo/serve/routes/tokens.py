@@ -47,7 +47,8 @@ async def tokenize(body: TokenizeBody, service: Served) -> Tokens:
             "token_strs": texts,
         }
 
-    return await model.in_thread(work)
+    with service.engine.places(1):  # of those that answers have: prompts of both wait for the same threads
+        return await model.in_thread(work)
 
 
 @router.post("/detokenize")
@@ -60,7 +61,8 @@ async def detokenize(body: DetokenizeBody, service: Served) -> Text:
         tokens = model.tokenizer.encode(body.tokens).tolist()  # checks them
         return {"prompt": model.tokenizer.decode(tokens, skip_special_tokens=False)}
 
-    return await model.in_thread(work)
+    with service.engine.places(1):
+        return await model.in_thread(work)
 
 
 def _tokens(tokenizer: TextTokenizer, body: TokenizeBody) -> list[int]:
