@@ -81,9 +81,10 @@ def under_leavers(server: Inspected, count: int, num_at_once: int, seed: int) ->
         num_whole, num_left = num_whole + met.num_whole, num_left + met.num_left
         num_answers, done = num_answers + met.num_answers, end
         books, metrics = at_rest(server), counted(server)
-        failures += met.failures + wrong(books, metrics, num_answers)
+        found = met.failures + wrong(books, metrics, num_answers)
+        failures += found
         points.append({"requests": end, **_memory(server), **metrics, "begun": books.num_begun})
-        print(points[-1], *met.failures[:3], sep="\n", flush=True)
+        print(points[-1], *found[:3], sep="\n", flush=True)
     return {"whole": num_whole, "left": num_left, "points": points}, failures
 
 
