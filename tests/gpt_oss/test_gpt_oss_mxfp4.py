@@ -13,7 +13,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from pipezoo import registry
 from pipezoo_core.config import SupportedEncoding
 from pipezoo_core.errors import CorruptCheckpointError
-from pipezoo_core.layers.native_product import NativeProduct
+from pipezoo_core.layers import Experts
 from pipezoo_core.native import HUGE_PAGE, NativeKernels, Packing
 from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.weights import find_safetensors, open_safetensors, with_quantized
@@ -82,8 +82,8 @@ def test_logits_equal_transformers(written):
 def test_logits_of_what_is_kept_packed(written):
     model = load(written, encoding=PACKED)
     assert_near_logits(written[0], model, 0.05)
-    products = [module for module in model._module.modules() if hasattr(module, "products")]
-    packings = {p.packing for module in products for p in module.products if isinstance(p, NativeProduct)}
+    mixtures = [module for module in model.module.modules() if isinstance(module, Experts)]
+    packings = {product.packing for each in mixtures for expert in each.experts for product in expert.products}
     assert packings == {Packing.mxfp4}
 
 
