@@ -187,6 +187,7 @@ def test_a_draft_takes_no_page_that_another_needs(load_tiny, plain):
     assert len(PROMPTS) + 5 < max(rows) <= 20 + NUM_ECHOED_AT_ONCE
 
 
+@pytest.mark.slow
 def test_streamed(load_tiny, plain):
     llm = load_tiny(speculative="lookup")
     for request, expected in zip(requests(), plain, strict=True):
