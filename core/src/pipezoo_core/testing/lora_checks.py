@@ -70,6 +70,7 @@ def _adaptable(subject: Subject) -> list[str]:
     These are the head, which may be the embedding, and routers.
     """
     weights = subject.weights
+    head = getattr(subject.reference, "get_output_embeddings", lambda: None)()
     fixed = [
         weights[source].load()
         for name, sources in weight_map(subject).items()
@@ -80,6 +81,7 @@ def _adaptable(subject: Subject) -> list[str]:
         name
         for name, layer in subject.reference.named_modules()
         if _is_linear(layer)
+        and layer is not head
         and layer.get_parameter("weight").data_ptr() in subject.of_text
         and not is_among(layer.get_parameter("weight"), fixed)
     ]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipezoo_core.architecture import SupportedArchitecture
-from pipezoo_core.config import WeightsFormat
+from pipezoo_core.config import Capability, WeightsFormat
 from pipezoo_core.hookspecs import hookimpl
 
 __all__ = ["API_VERSION", "pipezoo_architectures"]
@@ -31,6 +31,7 @@ def pipezoo_architectures() -> list[SupportedArchitecture]:
             huggingface_config=read_huggingface_config,
             weight_adapters={WeightsFormat.safetensors: adapt_safetensors},
             probe=_probe,
+            not_claimed={Capability.tensor_parallelism: "one device computes a model of transformers"},
         )
     ]
 
