@@ -177,6 +177,7 @@ def lint_imports(folder):
     )
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("module", "planted", "contract"),
     [

@@ -382,6 +382,7 @@ def test_a_task_whose_request_is_still_to_be_added_when_the_step_thread_has_ende
     assert isinstance(call.take()[0].error, ClosedPipelineError)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("part", "name"),
     [("_engine", "_cancel"), ("_engine", "close"), ("_step_thread", "close"), ("_prompt_threads", "shutdown")],

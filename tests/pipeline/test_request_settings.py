@@ -140,6 +140,7 @@ TEXTS = [
 ]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_choice_is_one_of_its_texts(load_tiny, text):
     llm = load_tiny()

@@ -77,6 +77,7 @@ def test_token_ids_come_in_any_list(load_tiny):
         assert llm.generate(TextGenerationRequest(prompt=prompt), **GREEDY)[0].tokens == expected
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", FAILING)
 def test_a_prompt_that_fails_has_its_error_and_the_others_have_answers(load_tiny, name):
     llm = load_tiny()

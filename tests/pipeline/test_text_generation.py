@@ -223,6 +223,7 @@ def test_a_cancelled_task_gives_back_its_pages(load_tiny):
     asyncio.run(main())
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("prompt", "settings", "error"),
     [

@@ -327,6 +327,7 @@ def test_after_an_error_the_next_load_works(folder, tiny_folder):
     assert registry.load(tiny_folder, **SETTINGS).generate("hello", **GREEDY)[0].tokens
 
 
+@pytest.mark.slow
 def test_nothing_imports_torchs_compiler(tiny_gguf, tmp_path):
     """It takes a second and 80 MB, which transformers' configs, and recording a step, would spend on it."""
     make_llama(vocab_size=len(TOKENS), head_dim=32).save_pretrained(tmp_path)

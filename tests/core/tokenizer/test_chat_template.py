@@ -21,6 +21,7 @@ CHAT = [
 GIVEN = {"messages": CHAT, "tools": None, "documents": None, "add_generation_prompt": True}
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     "text",
     [

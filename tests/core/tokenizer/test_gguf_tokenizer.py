@@ -105,6 +105,7 @@ def names_no_special_token(text):
     return re.search("<.*>", text, re.DOTALL) is None
 
 
+@pytest.mark.matrix
 @given(text=(st.text() | st.text("helo w'sS12aé😀\n\r\t.,$/A")).filter(names_no_special_token))
 @pytest.mark.parametrize("pre", sorted(KNOWN_PRE_TOKENIZERS))
 def test_byte_level_tokens_are_those_of_plain_bpe(byte_level_of, byte_level_metadata, byte_spelling, pre, text):

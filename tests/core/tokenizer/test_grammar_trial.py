@@ -148,6 +148,7 @@ GOOD |= {
 }
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", GOOD)
 def test_a_large_grammar_is_fine(compiler, name):
     assert compiler.matcher(SamplingParams(**GOOD[name])).error is None

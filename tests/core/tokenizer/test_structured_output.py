@@ -36,6 +36,7 @@ def allowed(matcher, **settings):
     return np.flatnonzero(row).tolist()
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("seed", range(20))
 def test_wherever_the_masks_lead_the_text_matches(tokenizer, matcher, seed):
     rng = random.Random(seed)
@@ -97,6 +98,7 @@ def with_ids(ids, *, added):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize("name", IDS)
 def test_ids_with_gaps(name, added):
