@@ -203,7 +203,6 @@ REFUSED = {
         packed_config(format="marlin-24"),
         "a format of compressed-tensors.*found: marlin-24.*pack-quantized",
     ),
-    "scaled keys": (packed_config(kv_cache_scheme={"num_bits": 8}), "found: kv_cache_scheme"),
     "sparse": (packed_config(sparsity_config={"format": "sparse-24-bitmask"}), "found: sparsity_config"),
 }
 
