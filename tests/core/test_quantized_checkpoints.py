@@ -216,13 +216,6 @@ def test_other_kinds_are_refused_by_name(case):
         opened(parts, config)
 
 
-def test_quantized_activations_are_refused():
-    config = packed_config()
-    config["config_groups"]["group_0"]["input_activations"] = {"num_bits": 8}
-    with pytest.raises(UnsupportedCheckpointError, match="quantized activations"):
-        opened(packed_parts(affine(random(16, 64).numpy())), config)
-
-
 DAMAGED = {
     "no scales": ({"scales": None}, awq_config(), "scales is missing"),
     "fewer zeros": ({"qzeros": PARTS["qzeros"][:1]}, awq_config(), "qzeros does not fit"),
