@@ -69,7 +69,7 @@ class AffineWeight:
         if not (fitting and has_whole_groups and is_exact):
             return whole
         order = self.groups.argsort(stable=True)
-        is_moved = not torch.equal(order, torch.arange(len(order)))
+        is_moved = not torch.equal(order, torch.arange(len(order), dtype=order.dtype, device="cpu"))
         block = fitting[0]
         stored = StoredType(
             f"{self.method} with {self.bits} bits in groups of {self.group}"

@@ -81,7 +81,7 @@ class AWQ(QuantizedFormat):
             scales=lambda rows: scales.read(slice(0, num_groups))[:, rows].T,
             zeros=lambda rows: _rows(qzeros, rows),
             scale_dtype=scales.dtype,
-            groups=torch.arange(num_columns) // group,
+            groups=torch.arange(num_columns, dtype=torch.int64, device="cpu") // group,
             group=group,
             numbers_at_once=_NUMBERS_AT_ONCE,
         ).tensor()

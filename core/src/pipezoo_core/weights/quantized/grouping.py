@@ -48,7 +48,7 @@ def column_groups(name: str, parts: Mapping[str, LazyTensor], part: str, num_col
     Raises:
         CorruptCheckpointError: it is of another shape or dtype, or names a group that is not there.
     """
-    in_order = torch.arange(num_columns) // group
+    in_order = torch.arange(num_columns, dtype=torch.int64, device="cpu") // group
     if part not in parts:
         return in_order
     named = checked_part(name, parts, part, (torch.int32, torch.int64), (num_columns,)).load().long()

@@ -96,7 +96,7 @@ def _dequantized(rows: Tensor) -> Tensor:
     """Returns the numbers of rows of blocks: uint8 [..., bytes] to float32 [..., in_features]."""
     blocks = rows.unflatten(-1, (-1, 1 + _BYTES))
     codes, exponents = blocks[..., 1:], blocks[..., :1].int()
-    numbers = torch.tensor([*_NUMBERS, *(-number for number in _NUMBERS)], device="cpu")
+    numbers = torch.tensor([*_NUMBERS, *(-number for number in _NUMBERS)], dtype=torch.float32, device="cpu")
     found = numbers[torch.cat([codes & 15, codes >> 4], dim=-1).int()]
     scaled = torch.ldexp(found, exponents - 127)
     return torch.where(exponents == _NAN, torch.nan, scaled).flatten(-2)

@@ -59,6 +59,6 @@ def block_scales(
     def read(rows: slice) -> Tensor:
         first = rows.start // height
         found = scales.read(slice(first, -(-rows.stop // height))).float()
-        return found[torch.arange(rows.start, rows.stop, device="cpu") // height - first]
+        return found[torch.arange(rows.start, rows.stop, dtype=torch.int64, device="cpu") // height - first]
 
     return read
