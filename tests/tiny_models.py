@@ -51,6 +51,7 @@ def load_model(
     paths = find_safetensors(folder)
     config = PipelineConfig(model_path=str(folder), weight_paths=paths, **values)
     encoding = config.encoding
+    raw = folder / "config.json"
     session = InferenceSession([torch.device("cpu")] * (group.size if group else 1), group)
     return model_class(
         pipeline_config=config,
@@ -59,7 +60,7 @@ def load_model(
         encoding=encoding,
         devices=session.devices,
         kv_cache_config=config.kv_cache,
-        weights=with_quantized(open_safetensors(paths), read_json_object(folder / "config.json")),
+        weights=with_quantized(open_safetensors(paths), read_json_object(raw) if raw.exists() else {}),
         adapter=adapter,
         return_logits=return_logits,
     )

@@ -292,7 +292,7 @@ def test_norms_of_heads_are_replayed(folder, encoding):
 @pytest.mark.parametrize("place", [0, 3, 30, 38, 39])
 @pytest.mark.parametrize("chunk", [None, 40, 25, 8, 1])
 def test_a_prompt_with_a_token_that_has_no_numbers(folder, attention, place, chunk):
-    """The step that feeds it gives its request logits without numbers, wherever it is; the neighbour has its own."""
+    """From it on the step that feeds it gives its request logits without numbers; the neighbour has its own."""
     model = load(folder, attention=attention)
     prompts = [[i % 90 for i in range(40)], [5, 6, 7]]
     sound = logits_of(model, prompts, chunk)
@@ -300,8 +300,8 @@ def test_a_prompt_with_a_token_that_has_no_numbers(folder, attention, place, chu
     model.module.model.embed_tokens.weight.data[98] = torch.nan
     first, second = logits_of(model, prompts, chunk)
     step = min(chunk or 40, 40)
-    of_its_step = first[place // step * step : place // step * step + step]
-    assert not of_its_step.isfinite().any()
+    from_it_on = first[place : place // step * step + step]
+    assert not from_it_on.isfinite().any()
     assert torch.equal(second, sound[1])
 
 
