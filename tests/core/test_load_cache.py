@@ -1,5 +1,6 @@
 """Packed weights that are kept from one load to the next: the same numbers, and nothing that can go wrong but time."""
 
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,6 +9,7 @@ import torch
 from families import PROMPTS, load_gguf
 from gguf_blocks import as_q4_k_m
 from gguf_files import TOKENS, write_llama_gguf
+from quantized_files import affine, gptq_config, gptq_parts, write_quantized
 from tiny_models import load_model, logits_of, make_llama
 
 from pipezoo import registry
@@ -154,6 +156,20 @@ def test_other_numbers_in_a_file_of_the_same_size_and_time_are_another_entry(tmp
     assert path.stat().st_size == size
     assert not torch.equal(load((folder, first.config), cache), before)
     assert len(entries(cache)) == 2
+
+
+def test_what_config_json_says_of_quantized_numbers_is_of_the_identity(tmp_path):
+    folder, reference = tmp_path / "model", make_llama(**{**SIZES, "hidden_size": 128, "intermediate_size": 128})
+    reference.save_pretrained(folder)
+    write_quantized(folder, gptq_config(4, 64), gptq_parts, lambda _, values: affine(values, group=64))
+    made = folder, reference.config
+    before = load(made, tmp_path / "cache", SupportedEncoding.packed)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["checkpoint_format"] = "gptq_v2"
+    (folder / "config.json").write_text(json.dumps(config))
+    found = load(made, tmp_path / "cache", SupportedEncoding.packed)
+    assert torch.equal(found, load(made, None, SupportedEncoding.packed))
+    assert not torch.equal(found, before)
 
 
 def test_a_content_is_read_once_until_something_changes(tmp_path, monkeypatch):

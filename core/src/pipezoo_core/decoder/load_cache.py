@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipezoo_core.config import LinearName, PipelineConfig, SupportedEncoding
-from pipezoo_core.file_names import WEIGHTS_INDEX, is_gguf
+from pipezoo_core.file_names import CONFIG, WEIGHTS_INDEX, is_gguf
 from pipezoo_core.gguf_parts import part_names
 from pipezoo_core.layers import choose_linear
 from pipezoo_core.native import MODULE, NativeKernels
@@ -57,9 +57,9 @@ def _identity(
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
-    """Returns all files that decide which numbers a checkpoint has: all parts of one, and their index."""
+    """Returns all files that decide which numbers a checkpoint has: its parts, their index, and how they are read."""
     first = paths[0]
     if is_gguf(first):
         return [first.with_name(name) for name in part_names(first.name)]
-    index = first.parent / WEIGHTS_INDEX
-    return [*paths, *([index] if index.is_file() else [])]
+    beside = [first.with_name(name) for name in (WEIGHTS_INDEX, CONFIG)]
+    return [*paths, *(path for path in beside if path.is_file())]
