@@ -1,7 +1,9 @@
 """Packed weights that are kept from one load to the next: the same numbers, and nothing that can go wrong but time."""
 
+import hashlib
 import json
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -18,7 +20,7 @@ from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.testing.ranks import joined
 from pipezoo_core.weights import LazyTensor
-from pipezoo_core.weights.load_cache import LoadCache, PackedFileWriter, content, content_hashes
+from pipezoo_core.weights.load_cache import LoadCache, PackedFileWriter, content, file_content
 from pipezoo_llama.model import LlamaPipelineModel
 from pipezoo_llama.plugin import pipezoo_architectures
 from pipezoo_llama.weight_adapters import adapt_safetensors
@@ -175,26 +177,49 @@ def test_what_config_json_says_of_quantized_numbers_is_of_the_identity(tmp_path)
 def test_a_content_is_read_once_until_something_changes(tmp_path, monkeypatch):
     path, notes = tmp_path / "weights", tmp_path / "notes"
     path.write_bytes(b"one")
-    (first,) = content_hashes([path], notes)
+    first = file_content(path, notes).sha256
     assert not list(notes.glob("*"))  # written just now: it could be written again at the same time
     later = path.stat().st_ctime_ns + 10**10
     monkeypatch.setattr(content.time, "time_ns", lambda: later)
-    assert content_hashes([path], notes) == [first]
+    assert file_content(path, notes).sha256 == first
     with monkeypatch.context() as patch:
         patch.setattr(content.hashlib, "file_digest", None)
-        assert content_hashes([path], notes) == [first]
+        assert file_content(path, notes).sha256 == first
     times = path.stat()
     path.write_bytes(b"two")
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert content_hashes([path], notes) != [first]
+    assert file_content(path, notes).sha256 != first
 
 
-def test_the_hub_has_hashed_its_files(tmp_path):
+def test_the_name_that_the_hub_gives_a_file_is_no_proof(tmp_path):
     digest = "ab" * 32
     (tmp_path / "blobs").mkdir()
     (tmp_path / "blobs" / digest).write_bytes(b"weights")
     (tmp_path / "snapshot").symlink_to(tmp_path / "blobs" / digest)
-    assert content_hashes([tmp_path / "snapshot"], tmp_path / "notes") == [digest]
+    assert file_content(tmp_path / "snapshot", tmp_path / "notes").sha256 == hashlib.sha256(b"weights").hexdigest()
+
+
+@pytest.mark.parametrize("is_settled", [True, False])
+def test_nothing_is_kept_of_a_load_while_which_a_file_changes(is_settled, made, tmp_path, monkeypatch, caplog):
+    folder, cache = shutil.copytree(made[0], tmp_path / "model"), tmp_path / "cache"
+    path = folder / "model.safetensors"
+    if is_settled:
+        later = path.stat().st_ctime_ns + 10**10
+        monkeypatch.setattr(content.time, "time_ns", lambda: later)
+    else:  # so soon that the times are the same
+        times = [path.stat().st_mtime_ns] * 2
+        monkeypatch.setattr(content, "_state", lambda path: [1, 2, path.stat().st_size, *times])
+        monkeypatch.setattr(content.time, "time_ns", lambda: times[0])
+    data, add = path.read_bytes(), PackedFileWriter.add
+
+    def changing(self, name, packed):
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        add(self, name, packed)
+
+    monkeypatch.setattr(PackedFileWriter, "add", changing)
+    load((folder, made[1]), cache)
+    assert not entries(cache)
+    assert "changed while" in caplog.text
 
 
 def test_what_was_used_last_stays_within_the_bound(tmp_path):

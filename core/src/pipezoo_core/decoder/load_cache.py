@@ -15,7 +15,7 @@ from pipezoo_core.gguf_parts import part_names
 from pipezoo_core.layers import choose_linear
 from pipezoo_core.native import MODULE, NativeKernels
 from pipezoo_core.session import InferenceSession
-from pipezoo_core.weights.load_cache import CacheEntry, LoadCache, content_hashes
+from pipezoo_core.weights.load_cache import CacheEntry, LoadCache, file_content
 
 __all__ = ["cache_entry"]
 
@@ -35,17 +35,15 @@ def cache_entry(
     if choose_linear(pipeline_config.linear, session.device, encoding, kernels) is not LinearName.native:
         return None
     cache = LoadCache(Path(folder), pipeline_config.load_cache_size)
-    return cache.entry(_identity(pipeline_config, encoding, session, cache.folder))
+    files = [file_content(path, cache.folder) for path in _files(pipeline_config.weight_paths)]
+    return cache.entry(_identity(pipeline_config, encoding, session), files)
 
 
-def _identity(
-    config: PipelineConfig, encoding: SupportedEncoding, session: InferenceSession, notes: Path
-) -> dict[str, Any]:
+def _identity(config: PipelineConfig, encoding: SupportedEncoding, session: InferenceSession) -> dict[str, Any]:
     kernels = importlib.import_module(MODULE).__file__
     assert kernels is not None
     what = config.huggingface_config
     return {
-        "files": content_hashes(_files(config.weight_paths), notes),
         "config": what.to_dict() if what is not None else None,
         "plugin": config.plugin,
         "core": importlib.metadata.version("pipezoo-core"),

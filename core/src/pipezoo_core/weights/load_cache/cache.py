@@ -8,12 +8,13 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from pipezoo_core.weights.load_cache.atomic import TEMPORARY
+from pipezoo_core.weights.load_cache.content import FileContent
 from pipezoo_core.weights.load_cache.packed_file import PackedFile, PackedFileWriter, StaleEntryError
 
 __all__ = ["CacheEntry", "LoadCache"]
@@ -36,14 +37,16 @@ class LoadCache:
         self.folder = folder
         self._max_bytes = max_bytes
 
-    def entry(self, identity: Mapping[str, Any]) -> CacheEntry:
+    def entry(self, identity: Mapping[str, Any], files: Sequence[FileContent] = ()) -> CacheEntry:
         """Returns what is, or will be, kept of a load.
 
         Args:
-            identity: all that decides what is packed, as JSON has it.
+            identity: all else that decides what is packed, as JSON has it.
+            files: that it is made of. Nothing is kept of a load while which one of them changes.
         """
-        text = json.dumps({"format": _FORMAT, **identity}, sort_keys=True, default=str)
-        return CacheEntry(self, hashlib.sha256(text.encode()).hexdigest(), self._max_bytes)
+        found = {"format": _FORMAT, "files": [file.sha256 for file in files], **identity}
+        text = json.dumps(found, sort_keys=True, default=str)
+        return CacheEntry(self, hashlib.sha256(text.encode()).hexdigest(), self._max_bytes, files)
 
     def trim(self) -> None:
         """Removes files until the others are within bounds, and those whose writers are gone."""
@@ -64,8 +67,8 @@ class LoadCache:
 class CacheEntry:
     """What is kept of one load: see `LoadCache.entry`."""
 
-    def __init__(self, cache: LoadCache, key: str, max_bytes: int) -> None:
-        self._cache, self._key, self._max_bytes = cache, key, max_bytes
+    def __init__(self, cache: LoadCache, key: str, max_bytes: int, files: Sequence[FileContent]) -> None:
+        self._cache, self._key, self._max_bytes, self._files = cache, key, max_bytes, files
         self._path = cache.folder / f"{key}{_ENDING}"
 
     def read(self) -> PackedFile | None:
@@ -118,6 +121,9 @@ class CacheEntry:
         try:
             if writer.failure is None:
                 writer.finish()
+            if changed := [str(file.path) for file in self._files if not file.is_still_there()]:
+                writer.failure = f"files changed while the model was loaded: {', '.join(changed)}"
+            if writer.failure is None:
                 path.replace(self._path)
                 self._cache.trim()
         except OSError as error:
