@@ -1,9 +1,11 @@
 """Packed weights that are kept from one load to the next: the same numbers, and nothing that can go wrong but time."""
 
 import hashlib
+import importlib
 import json
 import os
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -16,6 +18,7 @@ from tiny_models import load_model, logits_of, make_llama
 
 from pipezoo import registry
 from pipezoo_core.config import LoRAConfig, SupportedEncoding
+from pipezoo_core.decoder import load_cache as identities
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.testing.ranks import joined
@@ -172,6 +175,24 @@ def test_what_config_json_says_of_quantized_numbers_is_of_the_identity(tmp_path)
     found = load(made, tmp_path / "cache", SupportedEncoding.packed)
     assert torch.equal(found, load(made, None, SupportedEncoding.packed))
     assert not torch.equal(found, before)
+
+
+def test_a_plugin_that_is_edited_gets_no_weights_of_before(made, tmp_path, monkeypatch):
+    package = tmp_path / "edited_plugin"
+    package.mkdir()
+    for name, text in (("__init__.py", ""), ("adapters.py", "FACTOR = 1")):
+        (package / name).write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(sys.modules, package.name, importlib.import_module(package.name))
+    module_class = type("Module", (LlamaPipelineModel.module_class,), {"__module__": f"{package.name}.model"})
+    monkeypatch.setattr(LlamaPipelineModel, "module_class", module_class)
+    load(made, tmp_path / "cache")
+    load(made, tmp_path / "cache")
+    assert len(entries(tmp_path / "cache")) == 1
+    (package / "adapters.py").write_text("FACTOR = 2")
+    identities._sources_hash.cache_clear()  # a new process
+    load(made, tmp_path / "cache")
+    assert len(entries(tmp_path / "cache")) == 2
 
 
 def test_a_content_is_read_once_until_something_changes(tmp_path, monkeypatch):

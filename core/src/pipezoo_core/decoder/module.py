@@ -111,7 +111,7 @@ def load_decoder(
             fuse_experts=pipeline_config.fuses_experts,
         )
 
-    entry = cache_entry(pipeline_config, encoding, session, kernels)
+    entry = cache_entry(module_class, pipeline_config, encoding, session, kernels)
     return _loaded_by(kernels, entry, loaded)  # type: ignore[return-value]  # nn.Module.__call__ is typed as Any
 
 
