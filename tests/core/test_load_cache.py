@@ -24,6 +24,7 @@ from pipezoo_core.native import NativeKernels
 from pipezoo_core.testing.ranks import joined
 from pipezoo_core.weights import LazyTensor
 from pipezoo_core.weights.load_cache import LoadCache, PackedFileWriter, content, file_content
+from pipezoo_core.weights.load_cache import cache as caching
 from pipezoo_llama.model import LlamaPipelineModel
 from pipezoo_llama.plugin import pipezoo_architectures
 from pipezoo_llama.weight_adapters import adapt_safetensors
@@ -241,6 +242,32 @@ def test_nothing_is_kept_of_a_load_while_which_a_file_changes(is_settled, made, 
     load((folder, made[1]), cache)
     assert not entries(cache)
     assert "changed while" in caplog.text
+
+
+def test_a_cache_that_can_only_be_read_is_used(made, tmp_path, monkeypatch, packs_nothing):
+    expected = load(made, tmp_path)
+
+    def refuse(*_, **__):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(caching.os, "utime", refuse)
+    packs_nothing()
+    assert torch.equal(load(made, tmp_path), expected)
+
+
+def test_an_entry_that_cannot_be_read_stays(made, tmp_path, monkeypatch, caplog):
+    expected = load(made, tmp_path)
+    (path,) = entries(tmp_path)
+    before = path.stat().st_ino
+
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(caching, "PackedFile", fail)
+    monkeypatch.setattr(caching.CacheEntry, "_finish", lambda *_: None)  # which would put the same there anew
+    assert torch.equal(load(made, tmp_path), expected)
+    assert path.stat().st_ino == before
+    assert "are not used: [Errno 5]" in caplog.text
 
 
 def test_what_was_used_last_stays_within_the_bound(tmp_path):

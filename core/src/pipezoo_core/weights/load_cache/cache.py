@@ -74,16 +74,20 @@ class CacheEntry:
     def read(self) -> PackedFile | None:
         """Returns the weights, checked; None where there are none.
 
-        What is damaged is removed, with a line of the log.
+        What is damaged is removed, with a line of the log. What cannot be read has the line, and stays.
         """
         try:
             found = PackedFile(self._path, self._key)
-            os.utime(self._path)  # used last
         except FileNotFoundError:
             return None
-        except (StaleEntryError, OSError) as error:
+        except StaleEntryError as error:
             self.drop(error)
             return None
+        except OSError as error:
+            _LOGGER.warning("packed weights in %s are not used: %s", self._path, error)
+            return None
+        with suppress(OSError):  # of a folder that others may only read
+            os.utime(self._path)  # used last
         _LOGGER.info("packed weights are taken from %s", self._path)
         return found
 
