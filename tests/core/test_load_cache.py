@@ -12,7 +12,7 @@ import pytest
 import torch
 from families import PROMPTS, load_gguf
 from gguf_blocks import as_q4_k_m
-from gguf_files import TOKENS, write_llama_gguf
+from gguf_files import TOKENS, write_llama_gguf, write_parts
 from quantized_files import affine, gptq_config, gptq_parts, write_quantized
 from tiny_models import load_model, logits_of, make_llama
 
@@ -106,6 +106,26 @@ def test_a_gguf_file_that_runs_as_it_lies(tmp_path, packs_nothing):
     expected = logits()
     packs_nothing()
     assert torch.equal(logits(), expected)
+
+
+def test_the_files_of_a_gguf_model_are_those_that_were_opened(tmp_path):
+    def logits(path, kept=True):
+        settings = {"load_cache": str(tmp_path / "cache")} if kept else {}
+        return logits_of(load_gguf(*pipezoo_architectures(), path, INT4, **settings), [[3, 1, 2]])[0]
+
+    reference = make_llama(**SIZES)
+    whole = write_llama_gguf(tmp_path / "named-00002-of-00003.gguf", reference)  # which is no part
+    expected = logits(whole, kept=False)
+    assert torch.equal(logits(whole), expected)
+    folder = write_parts(tmp_path / "parts", reference, whole)
+    for _ in range(2):
+        assert torch.equal(logits(folder / "m-00002-of-00003.gguf"), expected)
+    assert len(entries(tmp_path / "cache")) == 2
+    with torch.no_grad():
+        reference.model.layers[0].mlp.down_proj.weight.mul_(2)
+    shutil.rmtree(folder)
+    write_parts(folder, reference, write_llama_gguf(whole, reference))
+    assert not torch.equal(logits(folder / "m-00001-of-00003.gguf"), expected)
 
 
 def test_the_second_load_reads_no_weight_that_is_packed(made, tmp_path, monkeypatch):

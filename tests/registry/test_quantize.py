@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from gguf_files import TOKENS, write_llama_gguf
+from gguf_files import TOKENS, write_llama_gguf, write_parts
 from tiny_models import logits_of, make_llama, randomize
 from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 from typer.testing import CliRunner
@@ -13,9 +13,11 @@ from typer.testing import CliRunner
 from pipezoo import registry
 from pipezoo.cli.main import app
 from pipezoo.loading import quantize as quantizing
+from pipezoo_core.decoder import rounded_decoder
 from pipezoo_core.errors import (
     CorruptCheckpointError,
     InvalidSettingError,
+    UnreadableFileError,
     UnsupportedCheckpointError,
     UnsupportedModelError,
     UnwritableFileError,
@@ -123,6 +125,21 @@ def test_a_gguf_file_becomes_a_folder_with_its_tokenizer_and_ends(tmp_path):
     answers = [llm.generate(["hello there"], max_new_tokens=8, temperature=0.0)[0] for llm in texts]
     assert answers[0].tokens == answers[1].tokens
     assert texts[0].tokenizer.eos_token_ids == texts[1].tokenizer.eos_token_ids
+
+
+def test_the_sizes_of_a_gguf_model_are_those_of_the_files_that_were_opened(tmp_path, monkeypatch):
+    reference = make_llama(**SIZES)
+    whole = write_llama_gguf(tmp_path / "named-00002-of-00003.gguf", reference)  # which is no part
+    sizes = registry.quantize(whole, tmp_path / "one", dtype="int8")
+    assert sizes.before == whole.stat().st_size
+    parts = write_parts(tmp_path / "parts", reference, whole)
+    of_parts = registry.quantize(parts, tmp_path / "two", dtype="int8")
+    assert of_parts.before == sum(path.stat().st_size for path in parts.iterdir())
+    assert of_parts.after == sizes.after
+    monkeypatch.setattr(quantizing, "rounded_decoder", lambda *found: [rounded_decoder(*found), whole.unlink()][0])
+    with pytest.raises(UnreadableFileError, match="named-00002"):
+        registry.quantize(whole, tmp_path / "three", dtype="int8")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "parts", "two"]
 
 
 @pytest.mark.parametrize("bits", [8, 4])

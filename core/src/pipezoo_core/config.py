@@ -227,7 +227,7 @@ class PipelineConfig(RunConfig):
     Attributes:
         model_path: what the user asked for, for messages and as the model's identity in the prefix cache.
         plugin: the plugin that serves the model, and its version.
-        weight_paths: the weight files.
+        weight_paths: the weight files, all parts of a model that is split.
         huggingface_config: what the model is, a transformers `PretrainedConfig`; None where nobody needs to know.
         device: a torch device, e.g. `"cpu"` or `"cuda:0"`.
         encoding: the precision to run in.

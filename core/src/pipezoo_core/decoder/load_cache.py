@@ -15,7 +15,6 @@ from torch import nn
 
 from pipezoo_core.config import LinearName, PipelineConfig, SupportedEncoding
 from pipezoo_core.file_names import CONFIG, WEIGHTS_INDEX, is_gguf
-from pipezoo_core.gguf_parts import part_names
 from pipezoo_core.layers import choose_linear
 from pipezoo_core.local_file import readable
 from pipezoo_core.native import MODULE, NativeKernels
@@ -99,6 +98,6 @@ def _files(paths: Sequence[Path]) -> list[Path]:
     """Returns all files that decide which numbers a checkpoint has: its parts, their index, and how they are read."""
     first = paths[0]
     if is_gguf(first):
-        return [first.with_name(name) for name in part_names(first.name)]
+        return list(paths)
     beside = [first.with_name(name) for name in (WEIGHTS_INDEX, CONFIG)]
     return [*paths, *(path for path in beside if path.is_file())]
