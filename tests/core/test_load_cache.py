@@ -313,11 +313,19 @@ def test_weights_that_cannot_be_kept_are_loaded_all_the_same(obstacle, made, tmp
     if obstacle == "folder":
         cache.write_text("")
     if obstacle == "disk":
+        write, add = PackedFileWriter._write, PackedFileWriter.add
 
         def fail(self, data):
-            raise OSError(28, "No space left on device")
+            write(self, data)
+            if self._size > 20_000:
+                raise OSError(28, "No space left on device")
+
+        def checked(self, name, packed):
+            add(self, name, packed)
+            assert self.failure is None or not os.fstat(self._file.fileno()).st_size
 
         monkeypatch.setattr(PackedFileWriter, "_write", fail)
+        monkeypatch.setattr(PackedFileWriter, "add", checked)
     assert torch.equal(load(made, cache, **settings), expected)
     assert "are not kept" in caplog.text
     assert obstacle == "folder" or not entries(cache)
@@ -369,6 +377,33 @@ def test_each_rank_has_its_own_entry(made, tmp_path):
 
     assert torch.equal(logits(0), logits(1))
     assert len(entries(tmp_path / "cache")) == 2
+
+
+def test_ranks_share_what_the_folder_may_hold(tmp_path, caplog):
+    for rank in range(2):
+        entry = LoadCache(tmp_path, 1000).entry({"rank": rank}, num_ranks=2)
+        with entry.written() as writer:
+            writer.add("weight", torch.zeros(300, dtype=torch.uint8))
+    assert not entries(tmp_path)  # with their indices they are larger than a half each
+    assert "more than load_cache_size gives each rank (500 bytes)" in caplog.text
+    for rank in range(2):
+        entry = LoadCache(tmp_path, 1600).entry({"rank": rank}, num_ranks=2)
+        with entry.written() as writer:
+            writer.add("weight", torch.zeros(300, dtype=torch.uint8))
+    assert len(entries(tmp_path)) == 2
+
+
+def test_what_was_written_just_now_stays_whatever_the_clock_says(tmp_path):
+    def write(name):
+        with LoadCache(tmp_path, 2000).entry({"name": name}).written() as writer:
+            writer.add("weight", torch.zeros(1200, dtype=torch.uint8))
+
+    write("a")
+    (path,) = entries(tmp_path)
+    os.utime(path, (2**33, 2**33))  # of a clock that was put back since
+    write("b")
+    assert LoadCache(tmp_path, 2000).entry({"name": "b"}).read() is not None
+    assert len(entries(tmp_path)) == 1
 
 
 def test_the_setting_is_a_folder_or_that_of_the_user(tiny_folder, tmp_path, monkeypatch):

@@ -201,7 +201,7 @@ class RunConfig(Settings):
             each of them.
         rank_timeout: seconds after which a rank of several that shows no sign of life is given up. A long step is none.
         load_cache: the folder in which packed weights are kept from one start to the next; None keeps none.
-        load_cache_size: most bytes of that folder.
+        load_cache_size: most bytes of that folder; of several ranks each may keep its share.
     """
 
     max_length: int | None = Field(default=None, ge=2, le=_MAX_COUNT)

@@ -51,7 +51,8 @@ def cache_entry(
         return None
     cache = LoadCache(Path(folder), pipeline_config.load_cache_size)
     files = [file_content(path, cache.folder) for path in _files(pipeline_config.weight_paths)]
-    return cache.entry(_identity(module_class, pipeline_config, encoding, session), files)
+    identity = _identity(module_class, pipeline_config, encoding, session)
+    return cache.entry(identity, files, num_ranks=session.group.size)
 
 
 def _identity(

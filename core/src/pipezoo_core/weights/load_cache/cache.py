@@ -37,19 +37,26 @@ class LoadCache:
         self.folder = folder
         self._max_bytes = max_bytes
 
-    def entry(self, identity: Mapping[str, Any], files: Sequence[FileContent] = ()) -> CacheEntry:
+    def entry(
+        self, identity: Mapping[str, Any], files: Sequence[FileContent] = (), *, num_ranks: int = 1
+    ) -> CacheEntry:
         """Returns what is, or will be, kept of a load.
 
         Args:
             identity: all else that decides what is packed, as JSON has it.
             files: that it is made of. Nothing is kept of a load while which one of them changes.
+            num_ranks: how many load a part each; they share what the folder may hold.
         """
         found = {"format": _FORMAT, "files": [file.sha256 for file in files], **identity}
         text = json.dumps(found, sort_keys=True, default=str)
-        return CacheEntry(self, hashlib.sha256(text.encode()).hexdigest(), self._max_bytes, files)
+        return CacheEntry(self, hashlib.sha256(text.encode()).hexdigest(), self._max_bytes // num_ranks, files)
 
-    def trim(self) -> None:
-        """Removes files until the others are within bounds, and those whose writers are gone."""
+    def trim(self, keep: Path) -> None:
+        """Removes files until the others are within bounds, and those whose writers are gone.
+
+        Args:
+            keep: what was written just now; it stays, whatever the clock says of it.
+        """
         with suppress(OSError):
             now = time.time()
             for path in self.folder.glob(f"*{TEMPORARY}"):
@@ -60,6 +67,8 @@ class LoadCache:
             for stat, path in sorted(found, key=lambda each: each[0].st_mtime_ns):
                 if rest <= self._max_bytes:
                     break
+                if path == keep:
+                    continue
                 path.unlink(missing_ok=True)
                 rest -= stat.st_size
 
@@ -122,14 +131,13 @@ class CacheEntry:
                 Path(name).unlink(missing_ok=True)
 
     def _finish(self, writer: PackedFileWriter, path: Path) -> None:
+        writer.finish()
+        if changed := [str(file.path) for file in self._files if not file.is_still_there()]:
+            writer.failure = f"files changed while the model was loaded: {', '.join(changed)}"
         try:
             if writer.failure is None:
-                writer.finish()
-            if changed := [str(file.path) for file in self._files if not file.is_still_there()]:
-                writer.failure = f"files changed while the model was loaded: {', '.join(changed)}"
-            if writer.failure is None:
                 path.replace(self._path)
-                self._cache.trim()
+                self._cache.trim(keep=self._path)
         except OSError as error:
             writer.failure = str(error)
         if writer.failure is None:
