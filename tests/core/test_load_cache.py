@@ -1,11 +1,13 @@
 """Packed weights that are kept from one load to the next: the same numbers, and nothing that can go wrong but time."""
 
+import gc
 import hashlib
 import importlib
 import json
 import os
 import shutil
 import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -23,7 +25,15 @@ from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.testing.ranks import joined
 from pipezoo_core.weights import LazyTensor
-from pipezoo_core.weights.load_cache import LoadCache, PackedFileWriter, content, file_content
+from pipezoo_core.weights.load_cache import (
+    LoadCache,
+    PackedFile,
+    PackedFileWriter,
+    StaleEntryError,
+    content,
+    file_content,
+    packed_file,
+)
 from pipezoo_core.weights.load_cache import cache as caching
 from pipezoo_llama.model import LlamaPipelineModel
 from pipezoo_llama.plugin import pipezoo_architectures
@@ -166,6 +176,34 @@ def test_an_entry_with_other_weights_than_are_wanted_is_dropped(made, tmp_path, 
     monkeypatch.undo()
     assert torch.equal(load(made, tmp_path), expected)
     assert "is wanted" in caplog.text
+
+
+@pytest.mark.parametrize("found_at", ["take", "check_end"])
+def test_a_stale_entry_is_let_go_before_the_weights_are_packed(found_at, made, tmp_path, monkeypatch):
+    load(made, tmp_path)
+    read, taken, alive = packed_file._read_weights, [], []
+
+    def watched(*arguments):
+        data = read(*arguments)
+        taken.append(weakref.ref(data))
+        return data
+
+    def stale(self, *_):
+        raise StaleEntryError("it is of another load")
+
+    def noted(self, name, packed):
+        alive.append(taken[0]() is not None)
+
+    monkeypatch.setattr(packed_file, "_read_weights", watched)
+    monkeypatch.setattr(PackedFile, found_at, stale)
+    monkeypatch.setattr(PackedFileWriter, "add", noted)
+    gc.disable()  # nobody knows when it would come
+    try:
+        load(made, tmp_path)
+    finally:
+        gc.enable()
+    assert alive
+    assert not any(alive)
 
 
 def test_other_numbers_in_a_file_of_the_same_size_and_time_are_another_entry(tmp_path, made):

@@ -102,7 +102,8 @@ class CacheEntry:
 
     def drop(self, reason: object) -> None:
         """Removes the weights, with a line of the log."""
-        _LOGGER.warning("packed weights in %s are not used, and removed: %s", self._path, reason)
+        text = str(reason)  # a record that somebody keeps would hold an error's frames, and what these hold
+        _LOGGER.warning("packed weights in %s are not used, and removed: %s", self._path, text)
         with suppress(OSError):
             self._path.unlink(missing_ok=True)
 
