@@ -450,6 +450,6 @@ def test_the_setting_is_a_folder_or_that_of_the_user(tiny_folder, tmp_path, monk
     with registry.load(tiny_folder, load_cache=True, **settings):
         assert len(entries(tmp_path / "pipezoo" / "weights")) == 1
     assert registry.plan(tiny_folder, load_cache=False, **settings).pipeline_config.load_cache is None
-    for wrong in ("", 3):
+    for wrong in ("", 3, "nul\0x", "\ud800"):
         with pytest.raises(InvalidSettingError, match="True, a folder, or None"):
             registry.plan(tiny_folder, load_cache=wrong, **settings)

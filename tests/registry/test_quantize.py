@@ -26,7 +26,7 @@ from pipezoo_core.layers.native_product import NativeProduct
 from pipezoo_core.layers.quantized import QuantizedProduct
 from pipezoo_core.layers.stored import StoredWeight
 from pipezoo_core.native import Form, NativeKernels
-from pipezoo_core.weights import LazyTensor, open_safetensors, with_quantized
+from pipezoo_core.weights import LazyTensor, Weights, open_safetensors, with_quantized
 from pipezoo_core.weights.quantized.rounded import Rounded, rounded_rows, rounding_entries
 
 SETTINGS = {"device": "cpu", "page_size": 32, "kv_cache_memory": "8MiB"}
@@ -197,6 +197,15 @@ def test_nothing_is_written_over_and_nothing_is_left_of_what_ends(saved, tmp_pat
         registry.quantize(source, source / "config.json" / "out")
 
 
+@pytest.mark.parametrize("name", ["nul\0x", "\ud800", "nul\0x/out"])
+def test_a_name_that_no_folder_can_have(name, saved, tmp_path):
+    source = saved(make_llama(**SIZES))
+    with pytest.raises(UnwritableFileError, match="no folder can have such a name") as raised:
+        registry.quantize(source, tmp_path / name)
+    str(raised.value).encode()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_other_dtypes_and_models_without_layers_are_refused(saved, tmp_path):
     source = saved(make_llama(**{**SIZES, "hidden_size": 24, "intermediate_size": 40}))
     with pytest.raises(InvalidSettingError, match="cannot be rounded"):
@@ -214,6 +223,11 @@ def test_what_does_not_fit_is_refused_by_name(saved, tmp_path):
         return with_quantized(weights, {"quantization_config": {**rounding_entries("int4"), **entries}})
 
     assert opened()["model.layers.0.mlp.down_proj.weight"].shape == (64, 96)
+    plain = weights["model.norm.weight"]
+    for name in ("model.layers.0.mlp.down_proj.weight", "model.layers.0.mlp.down_proj.weight_int8"):
+        twice = Weights(weights.format, {**weights, name: plain})
+        with pytest.raises(CorruptCheckpointError, match=r"down_proj\.weight is there twice"):
+            with_quantized(twice, {"quantization_config": rounding_entries("int4")})
     with pytest.raises(UnsupportedCheckpointError, match="another version"):
         opened(version=2)
     with pytest.raises(CorruptCheckpointError, match="version"):

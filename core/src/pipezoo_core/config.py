@@ -180,6 +180,8 @@ def _as_cache_folder(value: object) -> object:
         base = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME")
         value = (Path(base) if base else Path("~/.cache")) / "pipezoo" / "weights"
     if isinstance(value, str | Path) and str(value):
+        if "\0" in str(value):
+            raise ValueError("no path has a character of number 0")
         return os.path.expanduser(value)
     return None if value is False else value
 

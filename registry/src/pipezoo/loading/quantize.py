@@ -51,7 +51,7 @@ def quantize_model(
 ) -> QuantizedSizes:
     """Writes a model into a new folder, its weights rounded to what a load with `dtype` rounds them to.
 
-    The folder is there when it is whole. What ends the writing, an interrupt too, leaves nothing.
+    The folder is there when it is whole. What ends the writing, an interrupt too, leaves nothing of it.
 
     Args:
         found: the model, all of its files on disk.
@@ -67,8 +67,7 @@ def quantize_model(
     """
     architecture = found.resolution.architecture
     encoding = _checked(architecture, dtype)
-    if os.path.lexists(folder):
-        raise UnwritableFileError(f"{folder} exists, and nothing is written over", cure="Give a folder that is new.")
+    _check_new(folder)
     files = read_files(found.checkpoint, architecture)
     tensors, before = _rounded(architecture, files, encoding), _num_bytes(files.weight_paths)
     with _made_whole(folder) as begun:
@@ -84,6 +83,18 @@ def _checked(architecture: SupportedArchitecture, dtype: str) -> SupportedEncodi
     if dtype not in supported:
         raise InvalidSettingError("weights cannot be rounded to this dtype", found=dtype, allowed=supported)
     return SupportedEncoding(dtype)
+
+
+def _check_new(folder: Path) -> None:
+    try:
+        os.lstat(folder)
+    except OSError:  # it is not there; what else is in the way is said when it is made
+        return
+    except ValueError as error:
+        raise UnwritableFileError(
+            "no folder can have such a name", found=f"{str(folder)!r}: {error}", cure="Give another folder."
+        ) from error
+    raise UnwritableFileError(f"{folder} exists, and nothing is written over", cure="Give a folder that is new.")
 
 
 def _rounded(
