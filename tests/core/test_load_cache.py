@@ -12,10 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from deepseek import tiny_deepseek
 from families import PROMPTS, load_gguf
 from gguf_blocks import as_q4_k_m
 from gguf_files import TOKENS, write_llama_gguf, write_parts
+from gpt_oss import tiny_gpt_oss
 from quantized_files import affine, gptq_config, gptq_parts, write_quantized
+from qwen import tiny_qwen
 from tiny_models import load_model, logits_of, make_llama
 
 from pipezoo import registry
@@ -102,6 +105,31 @@ def test_the_second_load_packs_nothing_and_computes_the_same(tied, encoding, tmp
     packs_nothing()
     assert torch.equal(load(made, cache, encoding), expected)
     assert len(entries(cache)) == 1
+
+
+BLOCKS = {"hidden_size": 64, "intermediate_size": 96}
+EXPERTS = {"moe_intermediate_size": 32}
+FAMILIES = {
+    "deepseek_v3": lambda folder: tiny_deepseek.saved(tiny_deepseek.make("deepseek_v3", **BLOCKS, **EXPERTS), folder),
+    "gpt_oss": lambda folder: tiny_gpt_oss.saved(tiny_gpt_oss.make(**{**BLOCKS, "intermediate_size": 32}), folder),
+    "qwen2_moe": lambda folder: tiny_qwen.saved(tiny_qwen.make("qwen2_moe", **BLOCKS, **EXPERTS), folder),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families(family, encoding, tmp_path, packs_nothing):
+    made = FAMILIES[family](tmp_path / "model")
+
+    def logits(**settings):
+        return torch.cat(logits_of(load_model(*made, encoding=SupportedEncoding(encoding), **settings), [[3, 1, 2, 9]]))
+
+    expected, settings = logits(), {"load_cache": str(tmp_path / "cache")}
+    assert torch.equal(logits(**settings), expected)
+    packs_nothing()
+    assert torch.equal(logits(**settings), expected)
+    assert len(entries(tmp_path / "cache")) == 1
 
 
 def test_a_gguf_file_that_runs_as_it_lies(tmp_path, packs_nothing):
@@ -280,7 +308,7 @@ def test_the_name_that_the_hub_gives_a_file_is_no_proof(tmp_path):
 
 
 @pytest.mark.parametrize("is_settled", [True, False])
-def test_nothing_is_kept_of_a_load_while_which_a_file_changes(is_settled, made, tmp_path, monkeypatch, caplog):
+def test_nothing_is_kept_of_a_load_during_which_a_file_changes(is_settled, made, tmp_path, monkeypatch, caplog):
     folder, cache = shutil.copytree(made[0], tmp_path / "model"), tmp_path / "cache"
     path = folder / "model.safetensors"
     if is_settled:

@@ -44,7 +44,7 @@ class LoadCache:
 
         Args:
             identity: all else that decides what is packed, as JSON has it.
-            files: that it is made of. Nothing is kept of a load while which one of them changes.
+            files: that it is made of. Nothing is kept of a load during which one of them changes.
             num_ranks: how many load a part each; they share what the folder may hold.
         """
         found = {"format": _FORMAT, "files": [file.sha256 for file in files], **identity}
