@@ -156,7 +156,7 @@ def load_gguf(architecture, path, encoding=SupportedEncoding.float32, group=None
     file, session = open_gguf(path), InferenceSession([torch.device("cpu")] * num_ranks, group)
     settings = {"tensor_parallel_degree": num_ranks, **settings}
     cache = KVCacheConfig(page_size=8, kv_cache_memory=2**22)
-    config = PipelineConfig(model_path=str(path), weight_paths=(path,), kv_cache=cache, **settings)
+    config = PipelineConfig(model_path=str(path), weight_paths=file.paths, kv_cache=cache, **settings)
     return architecture.pipeline_model(
         pipeline_config=config,
         session=session,

@@ -144,3 +144,31 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def write_parts(folder, model, whole):
+    """Writes a llama in three parts, with the tensors of its whole file; returns the new folder."""
+    reader = gguf.GGUFReader(whole)
+    names = [tensor.name for tensor in reader.tensors]
+    folder.mkdir()
+    for number in range(3):
+        path = folder / f"m-{number + 1:05}-of-00003.gguf"
+        own = dict.fromkeys(names[number::3])
+        if number == 0:
+            data = {tensor.name: tensor.data for tensor in reader.tensors if tensor.name in own}
+            state = model.state_dict
+            model.state_dict = dict
+            write_llama_gguf(path, model, metadata={"split.no": 0, "split.count": 3}, extra_tensors=data)
+            model.state_dict = state
+            continue
+        writer = gguf.GGUFWriter(path, "llama")
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", 3)
+        for tensor in reader.tensors:
+            if tensor.name in own:
+                writer.add_tensor(tensor.name, tensor.data)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return folder

@@ -35,6 +35,40 @@ def test_python_m_pipezoo():
     assert all(command in result.stdout for command in ("plugins", "why", "info", "generate", "chat"))
 
 
+STARTS = """
+import sys
+from rich.status import Status
+from pipezoo.cli.main import app
+
+shown, seen = [], []
+
+class Stop(BaseException):
+    pass
+
+class Watch:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            seen.append(list(shown))
+            raise Stop
+
+Status.start = lambda self: shown.append(self.status)
+Status.stop = lambda self: shown.clear()
+sys.meta_path.insert(0, Watch())
+sys.stderr.isatty = lambda: True
+for command in (["generate", "m", "hi"], ["generate", "m", "hi", "--chat"], ["chat", "m"], ["quantize", "m", "out"]):
+    try:
+        app(command, standalone_mode=False)
+    except Stop:
+        pass
+print(seen)
+"""
+
+
+def test_at_a_terminal_it_is_said_that_pytorch_starts():
+    found = subprocess.run([sys.executable, "-c", STARTS], capture_output=True, text=True, check=True, env=WIDE)
+    assert found.stdout.strip() == str([["starting PyTorch"]] * 4)
+
+
 def test_plugins():
     """In a process of its own, as always on a command line: in this one a plugin may be loaded, and shown to be."""
     command = [sys.executable, "-m", "pipezoo", "plugins"]

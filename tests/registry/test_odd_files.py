@@ -5,10 +5,9 @@ import os
 import shutil
 import sys
 
-import gguf
 import pytest
 import torch
-from gguf_files import write_llama_gguf
+from gguf_files import write_llama_gguf, write_parts
 from safetensors.torch import load_file, save_file
 from tiny_models import make_llama
 from transformers import AutoModelForCausalLM
@@ -201,31 +200,7 @@ def parts(tmp_path):
     """A model in three parts, and the whole of it."""
     model = make_llama(vocab_size=259)
     whole = write_llama_gguf(tmp_path / "whole.gguf", model)
-    reader = gguf.GGUFReader(whole)
-    names = [tensor.name for tensor in reader.tensors]
-    folder = tmp_path / "parts"
-    folder.mkdir()
-    for number in range(3):
-        path = folder / f"m-{number + 1:05}-of-00003.gguf"
-        own = dict.fromkeys(names[number::3])
-        if number == 0:
-            data = {tensor.name: tensor.data for tensor in reader.tensors if tensor.name in own}
-            state = model.state_dict
-            model.state_dict = dict
-            write_llama_gguf(path, model, metadata={"split.no": 0, "split.count": 3}, extra_tensors=data)
-            model.state_dict = state
-            continue
-        writer = gguf.GGUFWriter(path, "llama")
-        writer.add_uint16("split.no", number)
-        writer.add_uint16("split.count", 3)
-        for tensor in reader.tensors:
-            if tensor.name in own:
-                writer.add_tensor(tensor.name, tensor.data)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-    return folder, whole
+    return write_parts(tmp_path / "parts", model, whole), whole
 
 
 def test_a_gguf_model_in_parts_loads_from_its_folder_and_any_part(parts):

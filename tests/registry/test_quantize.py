@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from gguf_files import TOKENS, write_llama_gguf
+from gguf_files import TOKENS, write_llama_gguf, write_parts
 from tiny_models import logits_of, make_llama, randomize
 from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 from typer.testing import CliRunner
@@ -13,9 +13,11 @@ from typer.testing import CliRunner
 from pipezoo import registry
 from pipezoo.cli.main import app
 from pipezoo.loading import quantize as quantizing
+from pipezoo_core.decoder import rounded_decoder
 from pipezoo_core.errors import (
     CorruptCheckpointError,
     InvalidSettingError,
+    UnreadableFileError,
     UnsupportedCheckpointError,
     UnsupportedModelError,
     UnwritableFileError,
@@ -24,7 +26,7 @@ from pipezoo_core.layers.native_product import NativeProduct
 from pipezoo_core.layers.quantized import QuantizedProduct
 from pipezoo_core.layers.stored import StoredWeight
 from pipezoo_core.native import Form, NativeKernels
-from pipezoo_core.weights import LazyTensor, open_safetensors, with_quantized
+from pipezoo_core.weights import LazyTensor, Weights, open_safetensors, with_quantized
 from pipezoo_core.weights.quantized.rounded import Rounded, rounded_rows, rounding_entries
 
 SETTINGS = {"device": "cpu", "page_size": 32, "kv_cache_memory": "8MiB"}
@@ -109,6 +111,9 @@ def test_without_the_kernels_it_is_dequantized_to_the_same_numbers(dtype, saved,
     found, config = logits(tmp_path / "out", linear="torch")
     assert not config.encoding.is_quantized
     assert (found - expected).abs().max() < 0.02 * expected.abs().max()
+    again, config = logits(tmp_path / "out", dtype=dtype, linear="torch")
+    assert config.encoding == dtype  # and not twice or four times the memory
+    assert (again - expected).abs().max() < 0.05 * expected.abs().max()
 
 
 @pytest.mark.usefixtures("_kernels")
@@ -123,6 +128,21 @@ def test_a_gguf_file_becomes_a_folder_with_its_tokenizer_and_ends(tmp_path):
     answers = [llm.generate(["hello there"], max_new_tokens=8, temperature=0.0)[0] for llm in texts]
     assert answers[0].tokens == answers[1].tokens
     assert texts[0].tokenizer.eos_token_ids == texts[1].tokenizer.eos_token_ids
+
+
+def test_the_sizes_of_a_gguf_model_are_those_of_the_files_that_were_opened(tmp_path, monkeypatch):
+    reference = make_llama(**SIZES)
+    whole = write_llama_gguf(tmp_path / "named-00002-of-00003.gguf", reference)  # which is no part
+    sizes = registry.quantize(whole, tmp_path / "one", dtype="int8")
+    assert sizes.before == whole.stat().st_size
+    parts = write_parts(tmp_path / "parts", reference, whole)
+    of_parts = registry.quantize(parts, tmp_path / "two", dtype="int8")
+    assert of_parts.before == sum(path.stat().st_size for path in parts.iterdir())
+    assert of_parts.after == sizes.after
+    monkeypatch.setattr(quantizing, "rounded_decoder", lambda *found: [rounded_decoder(*found), whole.unlink()][0])
+    with pytest.raises(UnreadableFileError, match="named-00002"):
+        registry.quantize(whole, tmp_path / "three", dtype="int8")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "parts", "two"]
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -177,6 +197,15 @@ def test_nothing_is_written_over_and_nothing_is_left_of_what_ends(saved, tmp_pat
         registry.quantize(source, source / "config.json" / "out")
 
 
+@pytest.mark.parametrize("name", ["nul\0x", "\ud800", "nul\0x/out"])
+def test_a_name_that_no_folder_can_have(name, saved, tmp_path):
+    source = saved(make_llama(**SIZES))
+    with pytest.raises(UnwritableFileError, match="no folder can have such a name") as raised:
+        registry.quantize(source, tmp_path / name)
+    str(raised.value).encode()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_other_dtypes_and_models_without_layers_are_refused(saved, tmp_path):
     source = saved(make_llama(**{**SIZES, "hidden_size": 24, "intermediate_size": 40}))
     with pytest.raises(InvalidSettingError, match="cannot be rounded"):
@@ -194,6 +223,11 @@ def test_what_does_not_fit_is_refused_by_name(saved, tmp_path):
         return with_quantized(weights, {"quantization_config": {**rounding_entries("int4"), **entries}})
 
     assert opened()["model.layers.0.mlp.down_proj.weight"].shape == (64, 96)
+    plain = weights["model.norm.weight"]
+    for name in ("model.layers.0.mlp.down_proj.weight", "model.layers.0.mlp.down_proj.weight_int8"):
+        twice = Weights(weights.format, {**weights, name: plain})
+        with pytest.raises(CorruptCheckpointError, match=r"down_proj\.weight is there twice"):
+            with_quantized(twice, {"quantization_config": rounding_entries("int4")})
     with pytest.raises(UnsupportedCheckpointError, match="another version"):
         opened(version=2)
     with pytest.raises(CorruptCheckpointError, match="version"):

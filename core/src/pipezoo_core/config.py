@@ -180,6 +180,8 @@ def _as_cache_folder(value: object) -> object:
         base = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME")
         value = (Path(base) if base else Path("~/.cache")) / "pipezoo" / "weights"
     if isinstance(value, str | Path) and str(value):
+        if "\0" in str(value):
+            raise ValueError("no path has a character of number 0")
         return os.path.expanduser(value)
     return None if value is False else value
 
@@ -201,7 +203,7 @@ class RunConfig(Settings):
             each of them.
         rank_timeout: seconds after which a rank of several that shows no sign of life is given up. A long step is none.
         load_cache: the folder in which packed weights are kept from one start to the next; None keeps none.
-        load_cache_size: most bytes of that folder.
+        load_cache_size: most bytes of that folder; of several ranks each may keep its share.
     """
 
     max_length: int | None = Field(default=None, ge=2, le=_MAX_COUNT)
@@ -227,7 +229,7 @@ class PipelineConfig(RunConfig):
     Attributes:
         model_path: what the user asked for, for messages and as the model's identity in the prefix cache.
         plugin: the plugin that serves the model, and its version.
-        weight_paths: the weight files.
+        weight_paths: the weight files, all parts of a model that is split.
         huggingface_config: what the model is, a transformers `PretrainedConfig`; None where nobody needs to know.
         device: a torch device, e.g. `"cpu"` or `"cuda:0"`.
         encoding: the precision to run in.

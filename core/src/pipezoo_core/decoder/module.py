@@ -111,7 +111,7 @@ def load_decoder(
             fuse_experts=pipeline_config.fuses_experts,
         )
 
-    entry = cache_entry(pipeline_config, encoding, session, kernels)
+    entry = cache_entry(module_class, pipeline_config, encoding, session, kernels)
     return _loaded_by(kernels, entry, loaded)  # type: ignore[return-value]  # nn.Module.__call__ is typed as Any
 
 
@@ -119,17 +119,24 @@ def _loaded_by(kernels: NativeKernels, entry: CacheEntry | None, loaded: Callabl
     """Returns the module, with packed weights from the load cache where it has them."""
     if entry is None:
         return loaded(are_packed=False)
-    found = entry.read()
-    if found is not None:
-        try:
-            with _stored_in(kernels, found):
-                module = loaded(are_packed=True)
-            found.check_end()
-            return module
-        except StaleEntryError as error:
-            entry.drop(error)
+    if (module := _from_cache(kernels, entry, loaded)) is not None:
+        return module
     with entry.written() as writer, _stored_in(kernels, writer):
         return loaded(are_packed=False)
+
+
+def _from_cache(kernels: NativeKernels, entry: CacheEntry, loaded: Callable[..., nn.Module]) -> nn.Module | None:
+    """Returns the module with the cache's weights; None where it has none, and then holds no memory of them either."""
+    if (found := entry.read()) is None:
+        return None
+    try:
+        with _stored_in(kernels, found):
+            module = loaded(are_packed=True)
+        found.check_end()
+    except StaleEntryError as error:
+        entry.drop(error)
+        return None
+    return module
 
 
 @contextmanager

@@ -31,7 +31,8 @@ def resolve_encoding(
 ) -> SupportedEncoding:
     """Returns the encoding the user named, or for `auto` the one that fits checkpoint and device.
 
-    A checkpoint whose weights were rounded to the encoding that the user named is run as it is, as with `auto`.
+    A checkpoint whose weights were rounded to the encoding that the user named is run as it is where the kernels can,
+    and else is rounded again: it takes the memory that was asked for.
 
     `auto` takes the precision of most of the checkpoint's numbers. A quantized one runs `packed` where the kernels
     compute it, and else in bfloat16. On a CPU float16 gives way to float32, as does bfloat16 where the CPU has no
@@ -49,14 +50,13 @@ def resolve_encoding(
     Raises:
         InvalidSettingError: there is no such encoding, or the model or the checkpoint does not support it.
     """
-    if requested == weights.rounding:  # which is done already
-        requested = "auto"
     may_pack = SupportedEncoding.packed in supported
     can_pack = may_pack and device.type == "cpu" and _has_packed_form(weights)
     allowed = [encoding for encoding in supported if encoding is not SupportedEncoding.packed or can_pack]
+    runs_packed = can_pack and packs and NativeKernels(device, torch.bfloat16).obstacle is None
+    if runs_packed and requested in ("auto", weights.rounding):
+        return SupportedEncoding.packed
     if requested == "auto":
-        if can_pack and packs and NativeKernels(device, torch.bfloat16).obstacle is None:
-            return SupportedEncoding.packed
         chosen = _fitting(weights, device, by_kernels)
         return chosen if chosen in allowed else next(iter(allowed), chosen)
     if requested == SupportedEncoding.packed and may_pack and not can_pack:

@@ -60,10 +60,12 @@ class GGUFFile:
     Attributes:
         metadata: key -> value, e.g. `llama.block_count` -> 30; of several parts the first one's.
         weights: the tensors under their GGUF names, in torch's order of dimensions.
+        paths: of the file, or of all parts in their order.
     """
 
     metadata: dict[str, Any]
     weights: Weights
+    paths: tuple[Path, ...]
 
 
 def open_gguf(path: Path) -> GGUFFile:
@@ -109,7 +111,7 @@ def _merged(paths: Sequence[Path], parts: Sequence[GGUFFile]) -> GGUFFile:
             f"the parts of {paths[0]} do not hold all tensors", found=len(tensors), allowed=num_tensors
         )
     is_quantized = any(part.weights.is_quantized for part in parts)
-    return GGUFFile(metadata, Weights(WeightsFormat.gguf, tensors, is_quantized=is_quantized))
+    return GGUFFile(metadata, Weights(WeightsFormat.gguf, tensors, is_quantized=is_quantized), tuple(paths))
 
 
 def _open_one(path: Path) -> GGUFFile:
@@ -163,7 +165,7 @@ class _Reader:
             end = offset + self._checked_bytes(name, shape, type_, start + offset)
             tensors[name] = _tensor(self._path, name, start + offset, shape, type_)
         is_quantized = any(type_ not in _PLAIN for _, type_, _ in infos.values())
-        return GGUFFile(metadata, Weights(WeightsFormat.gguf, tensors, is_quantized=is_quantized))
+        return GGUFFile(metadata, Weights(WeightsFormat.gguf, tensors, is_quantized=is_quantized), (self._path,))
 
     def _check_version(self, found: bytes) -> None:
         version, other = int.from_bytes(found, "little"), int.from_bytes(found, "big")

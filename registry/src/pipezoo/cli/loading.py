@@ -36,9 +36,8 @@ def weights_bar(text: str, *, is_shown: bool) -> Iterator[None]:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
     console = Console(stderr=True)
-    with console.status("starting PyTorch"):
-        pass  # takes seconds
-    from pipezoo_core.weights import observed_weights
+    with console.status("starting PyTorch"):  # which takes seconds
+        from pipezoo_core.weights import observed_weights
 
     columns = TextColumn(text), BarColumn(), TaskProgressColumn()
     bar = Progress(*columns, console=console, transient=True)

@@ -40,7 +40,7 @@ class ModelFiles:
         source: where it is.
         gguf: the opened file, or None for a folder.
         huggingface_config: what the model is.
-        weight_paths: the weight files.
+        weight_paths: the weight files, all parts of a model that is split.
         weights: their tensors, headers read.
         generation_config: the folder's generation_config.json; nothing where there is none.
         sampling_params: settings of requests that bring none: ours, and over them those of the generation_config.json.
@@ -85,7 +85,7 @@ def _open_weights(
     if checkpoint.gguf is not None:
         if architecture.config_from_gguf is None:
             raise UnsupportedCheckpointError(f"{architecture.name} does not read GGUF", found=path, allowed=readable)
-        return architecture.config_from_gguf(checkpoint.gguf), (path,), checkpoint.gguf.weights
+        return architecture.config_from_gguf(checkpoint.gguf), checkpoint.gguf.paths, checkpoint.gguf.weights
     paths = find_safetensors(path)
     return dict(checkpoint.config), paths, with_quantized(open_safetensors(paths), checkpoint.config)
 

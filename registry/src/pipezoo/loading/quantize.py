@@ -21,7 +21,7 @@ from pipezoo_core.config import SupportedEncoding
 from pipezoo_core.decoder import DecoderPipelineModel, rounded_decoder
 from pipezoo_core.errors import InvalidSettingError, PipezooError, UnsupportedModelError, UnwritableFileError
 from pipezoo_core.file_names import CONFIG, GENERATION_CONFIG, WEIGHTS_INDEX
-from pipezoo_core.gguf_parts import part_names
+from pipezoo_core.local_file import readable
 from pipezoo_core.tokenizer import eos_token_ids, gguf_end_tokens
 from pipezoo_core.weights import rounding_entries, write_safetensors
 from pipezoo_core.weights.progress import report_weights
@@ -51,7 +51,7 @@ def quantize_model(
 ) -> QuantizedSizes:
     """Writes a model into a new folder, its weights rounded to what a load with `dtype` rounds them to.
 
-    The folder is there when it is whole. What ends the writing, an interrupt too, leaves nothing.
+    The folder is there when it is whole. What ends the writing, an interrupt too, leaves nothing of it.
 
     Args:
         found: the model, all of its files on disk.
@@ -63,20 +63,19 @@ def quantize_model(
         InvalidSettingError: the dtype is another, or one that the model does not support.
         UnwritableFileError: there is such a folder, or it cannot be written.
         UnsupportedModelError: the plugin brings a pipeline model of its own, or has no layer that would be rounded.
-        CheckpointError: the files are damaged, or do not fit the config.
+        CheckpointError: the files are damaged or cannot be read, or do not fit the config.
     """
     architecture = found.resolution.architecture
     encoding = _checked(architecture, dtype)
-    if os.path.lexists(folder):
-        raise UnwritableFileError(f"{folder} exists, and nothing is written over", cure="Give a folder that is new.")
+    _check_new(folder)
     files = read_files(found.checkpoint, architecture)
-    tensors = _rounded(architecture, files, encoding)
+    tensors, before = _rounded(architecture, files, encoding), _num_bytes(files.weight_paths)
     with _made_whole(folder) as begun:
         _write_config(begun, found, files, dtype)
         _write_others(begun, files, architecture)
         _write_weights(begun, tensors, max_file_bytes)
         after = sum(path.stat().st_size for path in begun.glob("*.safetensors"))
-    return QuantizedSizes(_num_bytes(files), after)
+    return QuantizedSizes(before, after)
 
 
 def _checked(architecture: SupportedArchitecture, dtype: str) -> SupportedEncoding:
@@ -84,6 +83,18 @@ def _checked(architecture: SupportedArchitecture, dtype: str) -> SupportedEncodi
     if dtype not in supported:
         raise InvalidSettingError("weights cannot be rounded to this dtype", found=dtype, allowed=supported)
     return SupportedEncoding(dtype)
+
+
+def _check_new(folder: Path) -> None:
+    try:
+        os.lstat(folder)
+    except OSError:  # it is not there; what else is in the way is said when it is made
+        return
+    except ValueError as error:
+        raise UnwritableFileError(
+            "no folder can have such a name", found=f"{str(folder)!r}: {error}", cure="Give another folder."
+        ) from error
+    raise UnwritableFileError(f"{folder} exists, and nothing is written over", cure="Give a folder that is new.")
 
 
 def _rounded(
@@ -116,9 +127,12 @@ def _made_whole(folder: Path) -> Iterator[Path]:
         raise
 
 
-def _num_bytes(files: ModelFiles) -> int:
-    parts = [path.with_name(name) for path in files.weight_paths for name in part_names(path.name)]
-    return sum(path.stat().st_size for path in (files.weight_paths if files.gguf is None else parts))
+def _num_bytes(paths: Sequence[Path]) -> int:
+    sizes = []
+    for path in paths:
+        with readable(path):
+            sizes.append(path.stat().st_size)
+    return sum(sizes)
 
 
 def _write_config(folder: Path, found: FoundModel, files: ModelFiles, dtype: str) -> None:

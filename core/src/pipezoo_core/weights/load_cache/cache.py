@@ -8,12 +8,13 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from pipezoo_core.weights.load_cache.atomic import TEMPORARY
+from pipezoo_core.weights.load_cache.content import FileContent
 from pipezoo_core.weights.load_cache.packed_file import PackedFile, PackedFileWriter, StaleEntryError
 
 __all__ = ["CacheEntry", "LoadCache"]
@@ -36,17 +37,26 @@ class LoadCache:
         self.folder = folder
         self._max_bytes = max_bytes
 
-    def entry(self, identity: Mapping[str, Any]) -> CacheEntry:
+    def entry(
+        self, identity: Mapping[str, Any], files: Sequence[FileContent] = (), *, num_ranks: int = 1
+    ) -> CacheEntry:
         """Returns what is, or will be, kept of a load.
 
         Args:
-            identity: all that decides what is packed, as JSON has it.
+            identity: all else that decides what is packed, as JSON has it.
+            files: that it is made of. Nothing is kept of a load during which one of them changes.
+            num_ranks: how many load a part each; they share what the folder may hold.
         """
-        text = json.dumps({"format": _FORMAT, **identity}, sort_keys=True, default=str)
-        return CacheEntry(self, hashlib.sha256(text.encode()).hexdigest(), self._max_bytes)
+        found = {"format": _FORMAT, "files": [file.sha256 for file in files], **identity}
+        text = json.dumps(found, sort_keys=True, default=str)
+        return CacheEntry(self, hashlib.sha256(text.encode()).hexdigest(), self._max_bytes // num_ranks, files)
 
-    def trim(self) -> None:
-        """Removes files until the others are within bounds, and those whose writers are gone."""
+    def trim(self, keep: Path) -> None:
+        """Removes files until the others are within bounds, and those whose writers are gone.
+
+        Args:
+            keep: what was written just now; it stays, whatever the clock says of it.
+        """
         with suppress(OSError):
             now = time.time()
             for path in self.folder.glob(f"*{TEMPORARY}"):
@@ -57,6 +67,8 @@ class LoadCache:
             for stat, path in sorted(found, key=lambda each: each[0].st_mtime_ns):
                 if rest <= self._max_bytes:
                     break
+                if path == keep:
+                    continue
                 path.unlink(missing_ok=True)
                 rest -= stat.st_size
 
@@ -64,29 +76,34 @@ class LoadCache:
 class CacheEntry:
     """What is kept of one load: see `LoadCache.entry`."""
 
-    def __init__(self, cache: LoadCache, key: str, max_bytes: int) -> None:
-        self._cache, self._key, self._max_bytes = cache, key, max_bytes
+    def __init__(self, cache: LoadCache, key: str, max_bytes: int, files: Sequence[FileContent]) -> None:
+        self._cache, self._key, self._max_bytes, self._files = cache, key, max_bytes, files
         self._path = cache.folder / f"{key}{_ENDING}"
 
     def read(self) -> PackedFile | None:
         """Returns the weights, checked; None where there are none.
 
-        What is damaged is removed, with a line of the log.
+        What is damaged is removed, with a line of the log. What cannot be read has the line, and stays.
         """
         try:
             found = PackedFile(self._path, self._key)
-            os.utime(self._path)  # used last
         except FileNotFoundError:
             return None
-        except (StaleEntryError, OSError) as error:
+        except StaleEntryError as error:
             self.drop(error)
             return None
+        except OSError as error:
+            _LOGGER.warning("packed weights in %s are not used: %s", self._path, error)
+            return None
+        with suppress(OSError):  # of a folder that others may only read
+            os.utime(self._path)  # used last
         _LOGGER.info("packed weights are taken from %s", self._path)
         return found
 
     def drop(self, reason: object) -> None:
         """Removes the weights, with a line of the log."""
-        _LOGGER.warning("packed weights in %s are not used, and removed: %s", self._path, reason)
+        text = str(reason)  # a record that somebody keeps would hold an error's frames, and what these hold
+        _LOGGER.warning("packed weights in %s are not used, and removed: %s", self._path, text)
         with suppress(OSError):
             self._path.unlink(missing_ok=True)
 
@@ -115,11 +132,13 @@ class CacheEntry:
                 Path(name).unlink(missing_ok=True)
 
     def _finish(self, writer: PackedFileWriter, path: Path) -> None:
+        writer.finish()
+        if changed := [str(file.path) for file in self._files if not file.is_still_there()]:
+            writer.failure = f"files changed while the model was loaded: {', '.join(changed)}"
         try:
             if writer.failure is None:
-                writer.finish()
                 path.replace(self._path)
-                self._cache.trim()
+                self._cache.trim(keep=self._path)
         except OSError as error:
             writer.failure = str(error)
         if writer.failure is None:

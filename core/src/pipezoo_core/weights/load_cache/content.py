@@ -7,53 +7,74 @@ import json
 import os
 import re
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipezoo_core.local_file import readable
 from pipezoo_core.weights.load_cache.atomic import write_atomically
 
-__all__ = ["content_hashes"]
+__all__ = ["FileContent", "file_content"]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SETTLED = 2 * 10**9  # nanoseconds without a change: clocks of file systems can be so coarse
 _ENDING = ".hash"
 
 
-def content_hashes(paths: Sequence[Path], notes: Path) -> list[str]:
-    """Returns the SHA-256 of each file.
+@dataclass(frozen=True, slots=True)
+class FileContent:
+    """What a file held when it was looked at.
 
-    The Hub's cache names large files by it. Of others it is noted, with all that the system changes when somebody
-    writes to a file: device, inode, size, and the times of the last change of content and of anything. The latter no
-    program can set. A file that was changed within two seconds before it is read is not noted, since a second change
-    could leave the same times.
+    Attributes:
+        path: of the file.
+        sha256: of its bytes.
+        state: all that the system changes when somebody writes to it: device, inode, size, and the times of the last
+            change of content and of anything. The latter no program can set.
+        is_settled: whether it was not changed within two seconds before, after which a second change could leave the
+            same times.
+    """
+
+    path: Path
+    sha256: str
+    state: list[int]
+    is_settled: bool
+
+    def is_still_there(self) -> bool:
+        """Whether the file holds the same yet. One that was not settled is read again."""
+        try:
+            return _state(self.path) == self.state and (self.is_settled or _digest(self.path) == self.sha256)
+        except OSError:
+            return False
+
+
+def file_content(path: Path, notes: Path) -> FileContent:
+    """Returns what a file holds. The hash of one that is settled is noted, with its state, and not made again.
+
+    Names are not believed, those of the Hub's cache neither: who changes a file there does not rename it.
 
     Args:
-        paths: the files.
+        path: of the file.
         notes: the folder of the notes; where it cannot be written, files are read each time.
 
     Raises:
-        UnreadableFileError: a file cannot be read.
+        UnreadableFileError: it cannot be read.
     """
-    return [_content_hash(path, notes) for path in paths]
-
-
-def _content_hash(path: Path, notes: Path) -> str:
     with readable(path):
         real = path.resolve(strict=True)
-        if real.parent.name == "blobs" and path.is_symlink() and _SHA256.fullmatch(real.name):
-            return real.name
         note = notes / (hashlib.sha256(os.fsencode(real)).hexdigest() + _ENDING)
         before = _state(real)
         if (known := _noted(note, before)) is not None:
-            return known
+            return FileContent(path, known, before, is_settled=True)
         now = time.time_ns()
-        with real.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = _digest(real)
         is_settled = now - max(before[-2:]) > _SETTLED and _state(real) == before
     if is_settled:
         write_atomically(note, json.dumps({"path": str(real), "state": before, "sha256": digest}).encode())
-    return digest
+    return FileContent(path, digest, before, is_settled)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _state(path: Path) -> list[int]:

@@ -13,6 +13,7 @@ import os
 import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,7 +48,7 @@ class PackedFileWriter:
     Args:
         file: empty, and open for writing without a buffer.
         key: of the load.
-        max_bytes: most bytes of weights.
+        max_bytes: most bytes of the file.
     """
 
     def __init__(self, file: FileIO, key: str, max_bytes: int) -> None:
@@ -66,30 +67,42 @@ class PackedFileWriter:
     def add(self, name: str, packed: Tensor) -> None:
         """Writes a weight. Once that has failed, it does nothing: the load goes on."""
         start = aligned(self._size)
-        if self.failure is None and start + packed.nbytes > self._max_bytes:
-            self.failure = f"its packed weights take more than load_cache_size ({self._max_bytes} bytes)"
-        if self.failure is not None:
+        if self.failure is not None or not self._has_room(start + packed.nbytes):
             return
         try:
             self._write(memoryview(bytes(start - self._size)))
             self._write(packed.numpy().data)
         except OSError as error:
-            self.failure = str(error)
+            self._fail(str(error))
         self._weights.append((name, start, packed.nbytes))
 
     def finish(self) -> None:
-        """Writes what stands behind the weights.
-
-        Raises:
-            OSError: it cannot be written.
-        """
+        """Writes what stands behind the weights, unless something has failed."""
+        if self.failure is not None:
+            return
         if self._in_chunk:
             self._end_chunk()
         found = {"key": self._key, "weights": self._weights, "chunks": self._chunks, "size": self._size}
         index = json.dumps(found).encode()
         rest = memoryview(index + _END.pack(len(index), hashlib.sha256(index).digest(), _MAGIC))
-        while rest:
-            rest = rest[self._file.write(rest) :]
+        if not self._has_room(self._size + len(rest)):
+            return
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            self._fail(str(error))
+
+    def _has_room(self, size: int) -> bool:
+        if size > self._max_bytes:
+            self._fail(f"its packed weights take more than load_cache_size gives each rank ({self._max_bytes} bytes)")
+        return size <= self._max_bytes
+
+    def _fail(self, reason: str) -> None:
+        """Keeps nothing, and gives back at once what it has taken of the disk: the load may take long yet."""
+        self.failure = reason
+        with suppress(OSError):
+            self._file.truncate(0)
 
     def _write(self, data: memoryview) -> None:
         while data:

@@ -60,7 +60,7 @@ class Rounded:
 
     def part_of(self, name: str) -> tuple[str, str] | None:
         """See `QuantizedFormat`."""
-        return suffix_of(name, _PARTS)
+        return suffix_of(name, ("weight", *_PARTS))
 
     def weight(self, name: str, parts: Mapping[str, LazyTensor]) -> LazyTensor:
         """See `QuantizedFormat`."""
