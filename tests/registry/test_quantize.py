@@ -110,7 +110,7 @@ def test_without_the_kernels_it_is_dequantized_to_the_same_numbers(dtype, saved,
     expected, _ = logits(source, dtype=dtype, linear="torch")
     found, config = logits(tmp_path / "out", linear="torch")
     assert not config.encoding.is_quantized
-    assert (found - expected).abs().max() < 0.02 * expected.abs().max()
+    assert (found - expected).abs().max() < 0.05 * expected.abs().max()
     again, config = logits(tmp_path / "out", dtype=dtype, linear="torch")
     assert config.encoding == dtype  # and not twice or four times the memory
     assert (again - expected).abs().max() < 0.05 * expected.abs().max()
