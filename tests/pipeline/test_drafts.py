@@ -1,9 +1,10 @@
 """Drafts change no answer, whether they come true or not, and whatever a request asks for beside them."""
 
 import random
+import shutil
 
 import pytest
-from tiny_models import cache_memory
+from tiny_models import cache_memory, make_llama
 
 from pipezoo_core.drafting import Drafter, Guess
 from pipezoo_core.request import TextGenerationRequest
@@ -152,6 +153,21 @@ def test_with_adapters(load_tiny, tiny_reference, tmp_path, guesses):
     outputs = answers(speculative="lookup")
     assert [output.tokens for output in outputs] == expected
     assert sum(output.usage.num_accepted_tokens for output in outputs) > 20
+
+
+def test_a_grammar_knows_nothing_of_tokens_that_the_tokenizer_lacks(load_tiny, tiny_folder, tmp_path):
+    """Of a head that is padded; a prompt that was made elsewhere may have them."""
+    make_llama(vocab_size=320).save_pretrained(tmp_path)
+    for path in tiny_folder.glob("tokenizer*"):
+        shutil.copy(path, tmp_path)
+    answers = []
+    for speculative in ("off", "lookup"):
+        llm = load_tiny(tmp_path, speculative=speculative)
+        [letter] = llm.tokenizer.encode("a", add_special_tokens=False).tolist()
+        request = TextGenerationRequest(prompt=[letter, 300] * 6)
+        answers += said(llm.generate([request], max_new_tokens=12, temperature=0.0, regex="a{12}"))
+    assert answers[0] == answers[1]
+    assert answers[0][1] == "a" * 12
 
 
 def test_an_answer_that_repeats_itself_takes_fewer_steps(load_tiny):
