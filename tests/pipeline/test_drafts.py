@@ -6,6 +6,7 @@ import shutil
 import pytest
 from tiny_models import cache_memory, make_llama
 
+from pipezoo_core.context import TextGenerationInputs
 from pipezoo_core.drafting import Drafter, Guess
 from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.sampling_params import NUM_ECHOED_AT_ONCE, SamplingParams
@@ -186,6 +187,25 @@ def test_an_answer_that_repeats_itself_takes_fewer_steps(load_tiny):
     assert steps[0] == 60
     assert steps[1] + output.usage.num_accepted_tokens == 60
     assert 5 < output.usage.num_accepted_tokens <= output.usage.num_draft_tokens
+
+
+def test_several_steps_at_once(load_tiny):
+    """Of which the first has a draft: the second is fed what came of all of it."""
+    settings = {"max_new_tokens": 40, "temperature": 0.0, "ignore_eos": True, "logit_bias": {7: 9.0, 8: 9.0, 9: 9.0}}
+    params = SamplingParams(**settings)
+    answers = []
+    for speculative in ("off", "lookup"):
+        llm = load_tiny(speculative=speculative)
+        request = TextGenerationRequest(prompt=[7, 8, 9] * 6, request_id="several", sampling_params=params)
+        context = llm.tokenizer.new_context(request)
+        llm.scheduler.add(context)
+        while not context.status.is_done:
+            llm.execute(TextGenerationInputs(llm.scheduler.schedule().batches, num_steps=3))
+        answers.append(context.generated_tokens)
+        llm.scheduler.remove("several")
+        llm.release("several")
+    assert answers[0] == answers[1]
+    assert context.num_accepted_tokens > 5
 
 
 def test_a_draft_takes_no_page_that_another_needs(load_tiny, plain):

@@ -101,12 +101,12 @@ class ModelRunner:
             else:
                 inputs.update(kv_cache_inputs=kv_cache_inputs)
                 inputs = self._model.prepare_next_token_inputs(next_tokens, inputs)
-            are_followed = all(context.samples for context in batch)
+            is_same_step = all(context.samples and not context.draft for context in batch)  # of one new token each
             next_tokens, outputs = self._compute(batch, inputs)
             for request_id, output in outputs.items():
                 pieces.setdefault(request_id, []).append(output)
             going_on = [context for context in batch if not context.status.is_done]
-            if not are_followed or len(going_on) < len(batch):
+            if not is_same_step or len(going_on) < len(batch):
                 inputs, batch = None, going_on
             if remaining == 1 or not batch:
                 break
