@@ -208,14 +208,37 @@ def test_several_steps_at_once(load_tiny):
     assert context.num_accepted_tokens > 5
 
 
-def test_a_draft_takes_no_page_that_another_needs(load_tiny, plain):
-    """Nor rows of logits beyond those that the memory plan counts."""
+def test_a_wrong_draft_takes_no_page_that_another_needs(load_tiny, monkeypatch):
+    """Without drafts the pages suffice to the last; with drafts that never come true all goes as it does without."""
+    monkeypatch.setattr(Drafter, "guess", lambda drafter: Guess([3] * 8, 0.999))
+    monkeypatch.setattr(Drafter, "greatest_rate", 0.999)
+    wishes = [SamplingParams(max_new_tokens=n, temperature=0.0, ignore_eos=True, logit_bias={3: -50}) for n in (10, 18)]
+    found = []
+    for speculative in ("off", "lookup"):
+        settings = {
+            "page_size": 1,
+            "kv_cache_memory": cache_memory(8),
+            "max_length": 45,
+            "enable_prefix_caching": False,
+        }
+        llm = load_tiny(speculative=speculative, **settings)
+        pairs = zip([PROMPTS[4][:12], PROMPTS[6][:12], PROMPTS[11][:12]], [*wishes, wishes[1]], strict=True)
+        outputs = llm.generate([TextGenerationRequest(prompt=prompt, sampling_params=own) for prompt, own in pairs])
+        found.append((llm.scheduler.num_preemptions, [output.tokens for output in outputs]))
+        llm.kv_managers[0].check_integrity()
+    usage = [output.usage for output in outputs]
+    assert found[0] == found[1]
+    assert found[0][0] == 0
+    assert sum(each.num_draft_tokens for each in usage) > 20
+    assert sum(each.num_accepted_tokens for each in usage) == 0
+
+
+def test_drafts_take_no_rows_of_logits_that_the_plan_does_not_count(load_tiny, plain):
     llm = load_tiny(speculative="lookup", max_batch_size=20)
     execute, rows = llm.model.execute, []
 
     def counting(inputs):
         rows.append(len(inputs.logit_rows))
-        llm.kv_managers[0].check_integrity()
         return execute(inputs)
 
     llm.model.execute = counting

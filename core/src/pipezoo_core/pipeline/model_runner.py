@@ -149,13 +149,14 @@ class ModelRunner:
         Returns:
             The tokens that follow the chunks, int64 [B], and what the requests whose chunk reached their end produced.
         """
+        drafted = [context for context in batch if context.draft]
         masks = self._start_masks(batch)
         try:
             model_outputs = self._model.execute(inputs)
         finally:
             if masks is not None:
                 wait([masks])  # it reads the contexts, which change as soon as a step has failed
-        rows = DraftRows(model_outputs, batch) if any(context.draft for context in batch) else None
+        rows = DraftRows(model_outputs, batch) if drafted else None
         first = model_outputs if rows is None else rows.first()
         next_tokens, found = self._choose(batch, inputs, first, masks)
         outputs = {output.request_id: output for output in found}
@@ -163,6 +164,8 @@ class ModelRunner:
             self._verify(batch, inputs, rows, outputs)
         # What a failed request wrote may be unsound: nobody shall find it in the prefix cache.
         self._manager.step([context for context in batch if context.error is None])
+        for context in drafted:
+            self._manager.shrink(context)
         return next_tokens, outputs
 
     def _verify(

@@ -22,7 +22,7 @@ def add_drafts(
 ) -> None:
     """Adds drafts to the decoding requests of a step whose chunks are set and whose pages are reserved.
 
-    A draft takes no page for which another request would have to go.
+    A draft takes pages that are free, and after the step a request gives back those in which no token came.
 
     Args:
         batch: the step's requests.
