@@ -2,12 +2,14 @@
 
 import random
 import shutil
+import weakref
 
 import pytest
 from tiny_models import cache_memory, make_llama
 
 from pipezoo_core.context import TextGenerationInputs
 from pipezoo_core.drafting import Drafter, Guess
+from pipezoo_core.pipeline.draft_rows import DraftRows
 from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.sampling_params import NUM_ECHOED_AT_ONCE, SamplingParams
 
@@ -244,6 +246,29 @@ def test_drafts_take_no_rows_of_logits_that_the_plan_does_not_count(load_tiny, p
     llm.model.execute = counting
     assert said(llm.generate(requests())) == plain
     assert len(PROMPTS) + 5 < max(rows) <= 20 + NUM_ECHOED_AT_ONCE
+
+
+def test_a_step_has_one_copy_of_a_row_per_request(load_tiny, plain, monkeypatch):
+    """Besides the logits themselves, which is what the memory plan counts."""
+    llm = load_tiny(speculative="lookup")
+    execute, logits_of, copies, num_made = llm.model.execute, DraftRows._logits_of, [], []
+
+    def executing(inputs):
+        outputs = execute(inputs)
+        copies[:] = [weakref.ref(outputs.next_token_logits)]
+        return outputs
+
+    def making(rows, contexts):
+        assert [copy() for copy in copies] == [None]
+        made = logits_of(rows, contexts)
+        copies[:] = [weakref.ref(made)]
+        num_made.append(len(made))
+        return made
+
+    llm.model.execute = executing
+    monkeypatch.setattr(DraftRows, "_logits_of", making)
+    assert said(llm.generate(requests())) == plain
+    assert len(num_made) > 20
 
 
 @pytest.mark.slow

@@ -217,7 +217,7 @@ class PagedKVCacheManager:
             self._upcoming.look_ahead(claim, context.tokens)
 
     def shrink(self, context: TextContext) -> None:
-        """Takes back a request's pages that none of its cached tokens is in: those of a draft that did not come true."""
+        """Takes back the pages that none of a request's cached tokens is in: those of a draft that did not come true."""
         claim = self._claims[context.request_id]
         for books in self._books:
             books.shrink(claim, self.params.num_pages_for(context.cache_length))

@@ -157,8 +157,11 @@ class ModelRunner:
             if masks is not None:
                 wait([masks])  # it reads the contexts, which change as soon as a step has failed
         rows = DraftRows(model_outputs, batch) if drafted else None
-        first = model_outputs if rows is None else rows.first()
-        next_tokens, found = self._choose(batch, inputs, first, masks)
+        if rows is not None:
+            del model_outputs  # its copy of a row per request makes room for another
+            model_outputs = rows.first()
+        next_tokens, found = self._choose(batch, inputs, model_outputs, masks)
+        del model_outputs
         outputs = {output.request_id: output for output in found}
         if rows is not None:
             self._verify(batch, inputs, rows, outputs)
