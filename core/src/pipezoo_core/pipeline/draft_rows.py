@@ -20,8 +20,8 @@ class DraftRows:
     rows `a b p q c r`. What follows first is in the rows 0, 1 and 4. Where `p` follows `b`, and `s` follows `c`, row 2
     says what comes next, for the second request alone.
 
-    It keeps no other logits than those of the step. The memory plan counts one more row per request, so whoever asks for
-    the next rows lets go of the last ones before.
+    It keeps no other logits than those of the step. The memory plan counts one more row per request, so the last rows
+    that it returned have to be let go of before it is asked for the next.
 
     Args:
         outputs: of the step, with the logits of each draft, and of the token before it.
