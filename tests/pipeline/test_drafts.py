@@ -7,11 +7,12 @@ import weakref
 import pytest
 from tiny_models import cache_memory, make_llama
 
-from pipezoo_core.context import TextGenerationInputs
-from pipezoo_core.drafting import Drafter, Guess
+from pipezoo_core.context import TextContext, TextGenerationInputs
+from pipezoo_core.drafting import Drafter, Guess, StepBalance
 from pipezoo_core.pipeline.draft_rows import DraftRows
 from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.sampling_params import NUM_ECHOED_AT_ONCE, SamplingParams
+from pipezoo_core.scheduling.drafts import add_drafts
 
 RNG = random.Random(0)
 PROMPTS = [[RNG.randrange(250) for _ in range(length)] for length in (1, 3, 8, 9, 17, 30, 47, 64, 5, 71, 12, 33, 2, 25)]
@@ -233,6 +234,56 @@ def test_a_wrong_draft_takes_no_page_that_another_needs(load_tiny, monkeypatch):
     assert found[0][0] == 0
     assert sum(each.num_draft_tokens for each in usage) > 20
     assert sum(each.num_accepted_tokens for each in usage) == 0
+
+
+def test_a_draft_without_free_pages_fills_those_that_there_are(load_tiny, monkeypatch):
+    """Only what is set counts in the step's balance."""
+    monkeypatch.setattr(Drafter, "guess", lambda drafter: Guess(range(20, 28), 0.999))
+    monkeypatch.setattr(Drafter, "greatest_rate", 0.999)
+    add, counted = StepBalance.add, []
+    monkeypatch.setattr(StepBalance, "add", lambda *args: (counted.append(args[-1]), add(*args))[1])
+    manager = load_tiny(kv_cache_memory=cache_memory(6), enable_prefix_caching=False).kv_managers[0]
+    contexts = [
+        TextContext(
+            request_id=str(length), prompt_tokens=[1] * length, max_length=100, sampling_params=SamplingParams()
+        )
+        for length in (15, 12, 11)
+    ]
+    for context in contexts:  # of which each has two pages of 8 tokens
+        manager.external_claim(context)
+        context.set_chunk(context.num_pending)
+        assert manager.maybe_reserve(context)
+        context.advance(5)
+        context.set_chunk(1)
+    assert not manager.num_free_pages
+    add_drafts(contexts, manager, num_rows=3, room=16, max_chunk=64)
+    assert [list(context.draft) for context in contexts] == [[], [20, 21, 22], [20, 21, 22, 23]]
+    assert [context.num_draft_tokens for context in contexts] == [0, 3, 4]
+    assert counted == [3, 4]
+    for context in contexts:
+        manager.release(context.request_id)
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_a_wrong_draft_that_is_not_finite_ends_nothing(load_tiny, monkeypatch, bad):
+    """Its last token has an embedding that no hidden state survives, and is never chosen."""
+    wanted, known, answers = [TextGenerationRequest(prompt=prompt) for prompt in PROMPTS[2:8]], [], []
+
+    def guess(drafter):
+        tokens = drafter._tokens
+        whole = next(each for each in known if each[: len(tokens)] == tokens)
+        return Guess([*whole[len(tokens) :][:3], 251], 0.999)
+
+    for speculative in ("off", "lookup"):
+        llm = load_tiny(speculative=speculative)
+        llm.model.module.model.embed_tokens.weight.data[251] = bad
+        outputs = llm.generate(wanted, **COMMON, logit_bias={251: -50})
+        answers.append(said(outputs))
+        known += [request.prompt + output.tokens for request, output in zip(wanted, outputs, strict=True)]
+        monkeypatch.setattr(Drafter, "guess", guess)
+        monkeypatch.setattr(Drafter, "greatest_rate", 0.999)
+    assert answers[0] == answers[1]
+    assert sum(output.usage.num_draft_tokens - output.usage.num_accepted_tokens for output in outputs) > 10
 
 
 def test_drafts_take_no_rows_of_logits_that_the_plan_does_not_count(load_tiny, plain):

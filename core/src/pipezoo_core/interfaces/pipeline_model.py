@@ -213,9 +213,9 @@ class PipelineModel(abc.ABC, Generic[ContextT]):
     ) -> list[LogProbabilities | None]:
         """Returns the log probabilities of a step, per request.
 
-        While drafts are verified, it is called once more for each of their tokens. The outputs and the lists are then of
-        those requests of the step whose draft came true so far, of which none echoes, and B is their number. The inputs
-        are those of the whole step still, and are not to be indexed by these requests.
+        While drafts are verified, it is called once more for each of their tokens. The outputs and the lists are then
+        of those requests of the step whose draft came true so far, of which none echoes, and B is their number. The
+        inputs are those of the whole step still, and are not to be indexed by these requests.
 
         Args:
             session: where the model runs.

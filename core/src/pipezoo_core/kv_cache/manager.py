@@ -151,6 +151,10 @@ class PagedKVCacheManager:
             self._num_hits += context.cache_length
         return True
 
+    def num_reserved(self, context: TextContext) -> int:
+        """Returns how many tokens behind the cached ones the request has pages for."""
+        return self._claims[context.request_id].num_pages * self.params.page_size - context.cache_length
+
     def room_for(self, context: TextContext, max_chunk: int) -> int:
         """Returns for how many tokens more the request may reserve pages.
 
@@ -217,7 +221,7 @@ class PagedKVCacheManager:
             self._upcoming.look_ahead(claim, context.tokens)
 
     def shrink(self, context: TextContext) -> None:
-        """Takes back the pages that none of a request's cached tokens is in: those of a draft that did not come true."""
+        """Takes back the pages that none of a request's cached tokens is in: those of a draft that was wrong."""
         claim = self._claims[context.request_id]
         for books in self._books:
             books.shrink(claim, self.params.num_pages_for(context.cache_length))
