@@ -6,16 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipezoo_core.drafting import Acceptance, Drafter, Match, PromptLookup, StepBalance
+from pipezoo_core.drafting import Acceptance, Drafter, Match, PromptLookup, StepBalance, prompt_lookup
 
 MAX_LENGTH = 16  # of a match
 TOKENS = st.lists(st.integers(0, 2), max_size=60)
 
 
-def longest_match(tokens):
-    """By trying all: the longest ending that occurred before, of those as long the latest."""
+def longest_match(tokens, max_places=4096):
+    """By trying all: the longest ending that occurred before, of those as long the latest.
+
+    Only the last places at which the last token stands are tried.
+    """
+    ends = [end for end in range(1, len(tokens)) if tokens[end - 1] == tokens[-1]][-max_places:]
     for length in range(min(MAX_LENGTH, len(tokens) - 1), 0, -1):
-        for end in range(len(tokens) - 1, length - 1, -1):
+        for end in (end for end in reversed(ends) if end >= length):
             if tokens[end - length : end] == tokens[-length:]:
                 return Match(length, end)
     return None
@@ -39,6 +43,21 @@ def test_lookup_finds_what_trying_all_finds(tokens, further, count):
         assert match == longest_match(tokens)
         if match is not None:
             assert lookup.follow(match, count) == continued(tokens, match, count)
+
+
+@given(TOKENS, st.integers(1, 9))
+def test_only_the_last_places_of_a_token_are_looked_at(tokens, max_places):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prompt_lookup, "_MAX_PLACES", max_places)
+        assert PromptLookup(tokens).find() == longest_match(tokens, max_places)
+
+
+def test_a_very_frequent_token():
+    tokens = [5, 7, *[7, 8] * 4094, 6, 7]
+    assert PromptLookup([*tokens, 5, 7]).find() == Match(2, 2)  # the longest, of 4096 places
+    assert PromptLookup([9, *tokens, 5, 7]).find() == Match(2, 3)
+    assert PromptLookup([*tokens, 7, 5, 7]).find() == Match(1, len(tokens) + 1)  # the longest is one place too far
+    assert PromptLookup([7] * 10_000).find() == Match(MAX_LENGTH, 9_999)
 
 
 def test_a_long_list_is_looked_through_to_its_beginning():

@@ -200,6 +200,30 @@ def test_exactly_the_pages_that_the_next_token_sees_are_kept(window):
         manager.check_integrity()
 
 
+def test_pages_of_a_draft_that_did_not_come_true_are_free():
+    """In every group, whether or not its pages expire; those of tokens that came stay."""
+    manager = make_manager(num_pages=20, reaches=[{}, {"sliding_window": 6}])
+    context = make_context(list(range(PAGE_SIZE * 3)))
+    manager.external_claim(context)
+    run_step(manager, context)
+    free = manager.num_free_pages
+    for token in (50, 60):
+        context.set_chunk(1)
+        context.set_draft([50] * 8)
+        assert manager.maybe_reserve(context)
+        assert manager.num_free_pages < free - 2
+        context.advance(token)
+        if context.is_followed:
+            context.advance(51)
+        manager.step([context])
+        manager.shrink(context)
+        manager.check_integrity()
+    assert context.cache_length == PAGE_SIZE * 3 + 3
+    assert manager.num_free_pages == free - 2 + 1  # one page more in each group, and one behind the window
+    run_step(manager, context)  # fills the page
+    assert manager.num_free_pages == free - 2 + 1
+
+
 def test_a_window_needs_only_the_end_of_a_prefix():
     """Pages 0 and 1 of a prompt of 4 pages are taken by others; its last two suffice for whoever goes on there."""
     manager = make_manager(num_pages=6, sliding_window=6)

@@ -1,13 +1,18 @@
 """Drafts change no answer, whether they come true or not, and whatever a request asks for beside them."""
 
 import random
+import shutil
+import weakref
 
 import pytest
-from tiny_models import cache_memory
+from tiny_models import cache_memory, make_llama
 
-from pipezoo_core.drafting import Drafter, Guess
+from pipezoo_core.context import TextContext, TextGenerationInputs
+from pipezoo_core.drafting import Drafter, Guess, StepBalance
+from pipezoo_core.pipeline.draft_rows import DraftRows
 from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.sampling_params import NUM_ECHOED_AT_ONCE, SamplingParams
+from pipezoo_core.scheduling.drafts import add_drafts
 
 RNG = random.Random(0)
 PROMPTS = [[RNG.randrange(250) for _ in range(length)] for length in (1, 3, 8, 9, 17, 30, 47, 64, 5, 71, 12, 33, 2, 25)]
@@ -154,6 +159,21 @@ def test_with_adapters(load_tiny, tiny_reference, tmp_path, guesses):
     assert sum(output.usage.num_accepted_tokens for output in outputs) > 20
 
 
+def test_a_grammar_knows_nothing_of_tokens_that_the_tokenizer_lacks(load_tiny, tiny_folder, tmp_path):
+    """Of a head that is padded; a prompt that was made elsewhere may have them."""
+    make_llama(vocab_size=320).save_pretrained(tmp_path)
+    for path in tiny_folder.glob("tokenizer*"):
+        shutil.copy(path, tmp_path)
+    answers = []
+    for speculative in ("off", "lookup"):
+        llm = load_tiny(tmp_path, speculative=speculative)
+        [letter] = llm.tokenizer.encode("a", add_special_tokens=False).tolist()
+        request = TextGenerationRequest(prompt=[letter, 300] * 6)
+        answers += said(llm.generate([request], max_new_tokens=12, temperature=0.0, regex="a{12}"))
+    assert answers[0] == answers[1]
+    assert answers[0][1] == "a" * 12
+
+
 def test_an_answer_that_repeats_itself_takes_fewer_steps(load_tiny):
     """With its own guesses, which nobody has written for the test."""
     settings = {"max_new_tokens": 60, "temperature": 0.0, "ignore_eos": True, "logit_bias": {7: 9.0, 8: 9.0, 9: 9.0}}
@@ -172,19 +192,134 @@ def test_an_answer_that_repeats_itself_takes_fewer_steps(load_tiny):
     assert 5 < output.usage.num_accepted_tokens <= output.usage.num_draft_tokens
 
 
-def test_a_draft_takes_no_page_that_another_needs(load_tiny, plain):
-    """Nor rows of logits beyond those that the memory plan counts."""
+def test_several_steps_at_once(load_tiny):
+    """Of which the first has a draft: the second is fed what came of all of it."""
+    settings = {"max_new_tokens": 40, "temperature": 0.0, "ignore_eos": True, "logit_bias": {7: 9.0, 8: 9.0, 9: 9.0}}
+    params = SamplingParams(**settings)
+    answers = []
+    for speculative in ("off", "lookup"):
+        llm = load_tiny(speculative=speculative)
+        request = TextGenerationRequest(prompt=[7, 8, 9] * 6, request_id="several", sampling_params=params)
+        context = llm.tokenizer.new_context(request)
+        llm.scheduler.add(context)
+        while not context.status.is_done:
+            llm.execute(TextGenerationInputs(llm.scheduler.schedule().batches, num_steps=3))
+        answers.append(context.generated_tokens)
+        llm.scheduler.remove("several")
+        llm.release("several")
+    assert answers[0] == answers[1]
+    assert context.num_accepted_tokens > 5
+
+
+def test_a_wrong_draft_takes_no_page_that_another_needs(load_tiny, monkeypatch):
+    """Without drafts the pages suffice to the last; with drafts that never come true all goes as it does without."""
+    monkeypatch.setattr(Drafter, "guess", lambda drafter: Guess([3] * 8, 0.999))
+    monkeypatch.setattr(Drafter, "greatest_rate", 0.999)
+    wishes = [SamplingParams(max_new_tokens=n, temperature=0.0, ignore_eos=True, logit_bias={3: -50}) for n in (10, 18)]
+    found = []
+    for speculative in ("off", "lookup"):
+        settings = {
+            "page_size": 1,
+            "kv_cache_memory": cache_memory(8),
+            "max_length": 45,
+            "enable_prefix_caching": False,
+        }
+        llm = load_tiny(speculative=speculative, **settings)
+        pairs = zip([PROMPTS[4][:12], PROMPTS[6][:12], PROMPTS[11][:12]], [*wishes, wishes[1]], strict=True)
+        outputs = llm.generate([TextGenerationRequest(prompt=prompt, sampling_params=own) for prompt, own in pairs])
+        found.append((llm.scheduler.num_preemptions, [output.tokens for output in outputs]))
+        llm.kv_managers[0].check_integrity()
+    usage = [output.usage for output in outputs]
+    assert found[0] == found[1]
+    assert found[0][0] == 0
+    assert sum(each.num_draft_tokens for each in usage) > 20
+    assert sum(each.num_accepted_tokens for each in usage) == 0
+
+
+def test_a_draft_without_free_pages_fills_those_that_there_are(load_tiny, monkeypatch):
+    """Only what is set counts in the step's balance."""
+    monkeypatch.setattr(Drafter, "guess", lambda drafter: Guess(range(20, 28), 0.999))
+    monkeypatch.setattr(Drafter, "greatest_rate", 0.999)
+    add, counted = StepBalance.add, []
+    monkeypatch.setattr(StepBalance, "add", lambda *args: (counted.append(args[-1]), add(*args))[1])
+    manager = load_tiny(kv_cache_memory=cache_memory(6), enable_prefix_caching=False).kv_managers[0]
+    contexts = [
+        TextContext(
+            request_id=str(length), prompt_tokens=[1] * length, max_length=100, sampling_params=SamplingParams()
+        )
+        for length in (15, 12, 11)
+    ]
+    for context in contexts:  # of which each has two pages of 8 tokens
+        manager.external_claim(context)
+        context.set_chunk(context.num_pending)
+        assert manager.maybe_reserve(context)
+        context.advance(5)
+        context.set_chunk(1)
+    assert not manager.num_free_pages
+    add_drafts(contexts, manager, num_rows=3, room=16, max_chunk=64)
+    assert [list(context.draft) for context in contexts] == [[], [20, 21, 22], [20, 21, 22, 23]]
+    assert [context.num_draft_tokens for context in contexts] == [0, 3, 4]
+    assert counted == [3, 4]
+    for context in contexts:
+        manager.release(context.request_id)
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_a_wrong_draft_that_is_not_finite_ends_nothing(load_tiny, monkeypatch, bad):
+    """Its last token has an embedding that no hidden state survives, and is never chosen."""
+    wanted, known, answers = [TextGenerationRequest(prompt=prompt) for prompt in PROMPTS[2:8]], [], []
+
+    def guess(drafter):
+        tokens = drafter._tokens
+        whole = next(each for each in known if each[: len(tokens)] == tokens)
+        return Guess([*whole[len(tokens) :][:3], 251], 0.999)
+
+    for speculative in ("off", "lookup"):
+        llm = load_tiny(speculative=speculative)
+        llm.model.module.model.embed_tokens.weight.data[251] = bad
+        outputs = llm.generate(wanted, **COMMON, logit_bias={251: -50})
+        answers.append(said(outputs))
+        known += [request.prompt + output.tokens for request, output in zip(wanted, outputs, strict=True)]
+        monkeypatch.setattr(Drafter, "guess", guess)
+        monkeypatch.setattr(Drafter, "greatest_rate", 0.999)
+    assert answers[0] == answers[1]
+    assert sum(output.usage.num_draft_tokens - output.usage.num_accepted_tokens for output in outputs) > 10
+
+
+def test_drafts_take_no_rows_of_logits_that_the_plan_does_not_count(load_tiny, plain):
     llm = load_tiny(speculative="lookup", max_batch_size=20)
     execute, rows = llm.model.execute, []
 
     def counting(inputs):
         rows.append(len(inputs.logit_rows))
-        llm.kv_managers[0].check_integrity()
         return execute(inputs)
 
     llm.model.execute = counting
     assert said(llm.generate(requests())) == plain
     assert len(PROMPTS) + 5 < max(rows) <= 20 + NUM_ECHOED_AT_ONCE
+
+
+def test_a_step_has_one_copy_of_a_row_per_request(load_tiny, plain, monkeypatch):
+    """Besides the logits themselves, which is what the memory plan counts."""
+    llm = load_tiny(speculative="lookup")
+    execute, logits_of, copies, num_made = llm.model.execute, DraftRows._logits_of, [], []
+
+    def executing(inputs):
+        outputs = execute(inputs)
+        copies[:] = [weakref.ref(outputs.next_token_logits)]
+        return outputs
+
+    def making(rows, contexts):
+        assert [copy() for copy in copies] == [None]
+        made = logits_of(rows, contexts)
+        copies[:] = [weakref.ref(made)]
+        num_made.append(len(made))
+        return made
+
+    llm.model.execute = executing
+    monkeypatch.setattr(DraftRows, "_logits_of", making)
+    assert said(llm.generate(requests())) == plain
+    assert len(num_made) > 20
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from pipezoo_core.errors import InvalidGrammarError, MissingDependencyError, UnsupportedTokenizerError
@@ -57,6 +58,8 @@ class TokenMatcher:
         self.error: InvalidGrammarError | None = None
         self._end = end
         self._end_token_ids = list(end_token_ids)
+        self._scout: LLMatcher | None = None
+        self._ahead_of_scout: list[int] = []
 
     def anew(self) -> TokenMatcher:
         """Returns another answer's, at the beginning of the same grammar.
@@ -78,12 +81,23 @@ class TokenMatcher:
     def consume(self, token: int) -> None:
         """Notes the answer's next token, which is not one that ended the request."""
         self.ll_matcher.consume_token(token)
+        self._ahead_of_scout.append(token)
         self._check()
         self.is_complete = self.error is None and self.ll_matcher.is_stopped()
 
     def num_allowed(self, tokens: Sequence[int]) -> int:
-        """Returns how many of these tokens the grammar allows, one after the other; it stays where it is."""
-        return self.ll_matcher.validate_tokens([*tokens])
+        """Returns how many of these tokens the grammar allows, one after the other; it stays where it is.
+
+        A matcher of its own tries them: llguidance keeps the lexer's states of all that it tries, and fails once there
+        are too many, which tokens that never come shall not bring about. Where that one fails, none is allowed.
+        """
+        if self._scout is None:
+            self._scout = self._new_ll_matcher()
+        if self._ahead_of_scout:
+            self._scout.consume_tokens(self._ahead_of_scout)
+            self._ahead_of_scout.clear()
+        known = [*takewhile(lambda token: token < self._end, tokens)]  # others are an error to it
+        return 0 if self._scout.is_error() else self._scout.validate_tokens(known)
 
     def settle(self, allowed_V: NDArray[bool_], *, stop_token_ids: Collection[int], may_end: bool) -> None:
         """Turns what the grammar allows next into what the request allows next, in place.

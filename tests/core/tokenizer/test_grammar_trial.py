@@ -222,6 +222,24 @@ def test_answers_of_one_grammar_have_nothing_in_common(compiler, byte_level, mon
         assert not other.is_done
 
 
+def test_what_is_tried_in_vain_takes_no_state_of_the_answer(compiler, byte_level, monkeypatch):
+    """An answer comes as far, and fails for the same reason, whether or not others were tried on the way."""
+    monkeypatch.setattr(grammar_trial, "_MAX_LEXER_STATES", 200)
+    letters = [byte_level.convert_tokens_to_ids(letter) for letter in "ab"]
+    lengths, num_allowed = [], []
+    for num_tried in (0, 8):
+        matcher = compiler.matcher(SamplingParams(regex="(a|b)*a(a|b){12}c"))
+        answer, others, length = random.Random(0), random.Random(1), 0
+        while not matcher.is_done:
+            num_allowed.append(matcher.num_allowed(others.choices(letters, k=num_tried)))
+            matcher.ll_matcher.compute_bitmask()
+            matcher.consume(answer.choice(letters))
+            length += 1
+        lengths.append(length)
+    assert lengths[0] == lengths[1]
+    assert {*num_allowed} == {0, 8}
+
+
 def late(rules):
     """Two hundred letters, which the trial does not get through, and then the rules."""
     return f"start: /x{{200}}/ s\n{rules}"

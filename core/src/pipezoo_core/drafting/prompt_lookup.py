@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 __all__ = ["Match", "PromptLookup"]
 
 _MAX_LENGTH = 16  # tokens of a match: a longer one says nothing that this one does not
+_MAX_PLACES = 4096  # that are looked at: a token that stands at more of them takes no longer
 _ROOM = 256
 
 
@@ -31,7 +32,8 @@ class PromptLookup:
     """Finds the longest ending of a growing list that occurred in it before (prompt lookup, or n-gram, decoding).
 
     The idea is Apoorv Saxena's, https://github.com/apoorvumang/prompt-lookup-decoding. There is no index: numpy
-    compares the last token with all others, and those before it with what is left of them.
+    compares the last token with all others, and those before it with what is left of them. Of a token that is very
+    frequent, only the last 4096 places count.
 
     Args:
         tokens: the list, which its owner appends to.
@@ -45,13 +47,19 @@ class PromptLookup:
     def find(self) -> Match | None:
         """Returns the longest match, of those as long the latest; None where the last token is new.
 
+        The longest is that of the last 4096 places of the last token.
+
         In `a b c x b c y b c` the last two occurred twice before. The latter ended in front of place 6, where `y` is.
         """
         tokens = self._up_to_now()
         last = len(tokens) - 1
         if last < 1:
             return None
-        ends = (tokens[:last] == tokens[last]).nonzero()[0]
+        ends = (tokens[:last] == tokens[last]).nonzero()[0][-_MAX_PLACES:]
+        if len(ends) and ends[-1] + 1 >= _MAX_LENGTH:
+            latest = int(ends[-1]) + 1
+            if (tokens[latest - _MAX_LENGTH : latest] == tokens[-_MAX_LENGTH:]).all():
+                return Match(_MAX_LENGTH, latest)
         length = 0
         while len(ends) and length < _MAX_LENGTH:
             found, length = ends, length + 1

@@ -213,9 +213,14 @@ class PipelineModel(abc.ABC, Generic[ContextT]):
     ) -> list[LogProbabilities | None]:
         """Returns the log probabilities of a step, per request.
 
+        While drafts are verified, it is called once more for each of their tokens. The outputs and the lists are then
+        of those requests of the step whose draft came true so far, of which none echoes, and B is their number. The
+        inputs are those of the whole step still, and are not to be indexed by these requests.
+
         Args:
             session: where the model runs.
-            model_inputs: of the step; its first two tensors are tokens [T] and input_row_offsets [B + 1].
+            model_inputs: of the step; its first two tensors are tokens [T] and input_row_offsets, one more than the
+                step's requests.
             model_outputs: of the step, with the logits of every fed token of a request that echoes.
             next_tokens: int64 [B], the token that follows each request's chunk.
             batch_top_n: how many of the most likely tokens to list; 0 skips the request.

@@ -27,7 +27,7 @@ class PagedKVCacheManager:
     groups, or gets none.
 
     The order of calls for a request is `external_claim`, then per step `maybe_reserve`, `fetch`, the model, the
-    context's `advance`, and `step`; at last `release`.
+    context's `advance`, and `step`, and after a draft `shrink`; at last `release`.
 
     Args:
         params: shape of the cache.
@@ -151,6 +151,10 @@ class PagedKVCacheManager:
             self._num_hits += context.cache_length
         return True
 
+    def num_reserved(self, context: TextContext) -> int:
+        """Returns how many tokens behind the cached ones the request has pages for."""
+        return self._claims[context.request_id].num_pages * self.params.page_size - context.cache_length
+
     def room_for(self, context: TextContext, max_chunk: int) -> int:
         """Returns for how many tokens more the request may reserve pages.
 
@@ -215,6 +219,12 @@ class PagedKVCacheManager:
             claim.num_committed += 1
         if claim.num_committed > before or (claim.upcoming is None and end <= len(context.tokens)):
             self._upcoming.look_ahead(claim, context.tokens)
+
+    def shrink(self, context: TextContext) -> None:
+        """Takes back the pages that none of a request's cached tokens is in: those of a draft that was wrong."""
+        claim = self._claims[context.request_id]
+        for books in self._books:
+            books.shrink(claim, self.params.num_pages_for(context.cache_length))
 
     def release(self, request_id: RequestID) -> None:
         """Gives the request's pages back; those with a known prefix stay until others need the room.

@@ -80,6 +80,13 @@ class GroupBooks:
             holding.pages[index] = NO_PAGE
         holding.num_expired = first
 
+    def shrink(self, claim: Claim, count: int) -> None:
+        """Takes back a request's pages behind its first `count`, which nobody else has."""
+        holding = self._holding(claim)
+        for page in holding.pages[count:]:
+            self._release(page)
+        del holding.pages[count:]
+
     def release(self, claim: Claim) -> None:
         """Takes a request's pages back."""
         for page in reversed(self._holding(claim).own_pages):  # a prefix's end is of less use: it is evicted first

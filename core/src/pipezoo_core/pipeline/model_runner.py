@@ -101,12 +101,12 @@ class ModelRunner:
             else:
                 inputs.update(kv_cache_inputs=kv_cache_inputs)
                 inputs = self._model.prepare_next_token_inputs(next_tokens, inputs)
-            are_followed = all(context.samples for context in batch)
+            is_same_step = all(context.samples and not context.draft for context in batch)  # of one new token each
             next_tokens, outputs = self._compute(batch, inputs)
             for request_id, output in outputs.items():
                 pieces.setdefault(request_id, []).append(output)
             going_on = [context for context in batch if not context.status.is_done]
-            if not are_followed or len(going_on) < len(batch):
+            if not is_same_step or len(going_on) < len(batch):
                 inputs, batch = None, going_on
             if remaining == 1 or not batch:
                 break
@@ -149,20 +149,26 @@ class ModelRunner:
         Returns:
             The tokens that follow the chunks, int64 [B], and what the requests whose chunk reached their end produced.
         """
+        drafted = [context for context in batch if context.draft]
         masks = self._start_masks(batch)
         try:
             model_outputs = self._model.execute(inputs)
         finally:
             if masks is not None:
                 wait([masks])  # it reads the contexts, which change as soon as a step has failed
-        rows = DraftRows(model_outputs, batch) if any(context.draft for context in batch) else None
-        first = model_outputs if rows is None else rows.first()
-        next_tokens, found = self._choose(batch, inputs, first, masks)
+        rows = DraftRows(model_outputs, batch) if drafted else None
+        if rows is not None:
+            del model_outputs  # its copy of a row per request makes room for another
+            model_outputs = rows.first()
+        next_tokens, found = self._choose(batch, inputs, model_outputs, masks)
+        del model_outputs
         outputs = {output.request_id: output for output in found}
         if rows is not None:
             self._verify(batch, inputs, rows, outputs)
         # What a failed request wrote may be unsound: nobody shall find it in the prefix cache.
         self._manager.step([context for context in batch if context.error is None])
+        for context in drafted:
+            self._manager.shrink(context)
         return next_tokens, outputs
 
     def _verify(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from pipezoo_core.context import TextContext
-from pipezoo_core.drafting import StepBalance
+from pipezoo_core.drafting import Guess, StepBalance
 
 if TYPE_CHECKING:
     from pipezoo_core.kv_cache import PagedKVCacheManager
@@ -22,7 +22,7 @@ def add_drafts(
 ) -> None:
     """Adds drafts to the decoding requests of a step whose chunks are set and whose pages are reserved.
 
-    A draft takes no page for which another request would have to go.
+    A draft takes pages that are free, and after the step a request gives back those in which no token came.
 
     Args:
         batch: the step's requests.
@@ -39,30 +39,34 @@ def add_drafts(
                 context.max_num_tokens - len(context.tokens) - 1,
                 manager.room_for(context, max_chunk) - 1,
             )
-            draft = _draft_for(context, balance, most)
-            if draft and _is_set(context, draft, manager):
-                room -= len(draft)
+            guess = _guess_for(context, balance, most)
+            if guess is not None and _is_set(context, guess.tokens, manager):
+                balance.add(guess.rate, len(context.draft))
+                room -= len(context.draft)
 
 
-def _draft_for(context: TextContext, balance: StepBalance, most: int) -> list[int]:
+def _guess_for(context: TextContext, balance: StepBalance, most: int) -> Guess | None:
     """Returns the tokens that are worth a row each, up to one that ends the answer or that its grammar bars."""
     drafter = context.drafter
     if context.num_generated % _PROBED and not balance.num_worthwhile(drafter.greatest_rate, most):
-        return []
+        return None
     guess = drafter.guess()
     if guess is None:
-        return []
+        return None
     count = balance.num_worthwhile(guess.rate, min(most, len(guess.tokens)))
     draft = [*takewhile(lambda token: token not in context.stop_token_ids, guess.tokens[:count])]
     if draft and context.matcher is not None:
         draft = draft[: context.matcher.num_allowed(draft)]
-    balance.add(guess.rate, len(draft))
-    return draft
+    return Guess(draft, guess.rate) if draft else None
 
 
-def _is_set(context: TextContext, draft: list[int], manager: PagedKVCacheManager) -> bool:
-    context.set_draft(draft)
-    if manager.maybe_reserve(context):
-        return True
-    context.drop_draft()
+def _is_set(context: TextContext, draft: Sequence[int], manager: PagedKVCacheManager) -> bool:
+    """Makes the tokens a draft, or where there are no pages for all of them, those that need none."""
+    for count in sorted({len(draft), min(len(draft), manager.num_reserved(context) - 1)}, reverse=True):
+        if count <= 0:
+            break
+        context.set_draft(draft[:count])
+        if manager.maybe_reserve(context):
+            return True
+        context.drop_draft()
     return False
