@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from eights_files import fp8_config, rows_config
 from quantized_files import (
     affine,
     awq_config,
@@ -237,6 +238,20 @@ def test_what_contradicts_itself_is_an_error(case):
     parts = {part: tensor for part, tensor in (PARTS | changes).items() if tensor is not None}
     with pytest.raises(CorruptCheckpointError, match=message):
         opened(parts, config)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (fp8_config([128, 128]), "weight_scale_inv is missing"),
+        (rows_config("float"), "weight_scale is missing"),
+        (awq_config(), "qweight is missing"),
+    ],
+    ids=["fp8", "compressed-tensors", "awq"],
+)
+def test_8_bit_floats_without_scales_are_an_error(config, message):
+    with pytest.raises(CorruptCheckpointError, match=message):
+        opened({"weight": random(16, 64).to(torch.float8_e4m3fn)}, config)
 
 
 def test_a_column_of_no_group_is_an_error():

@@ -16,6 +16,7 @@ from pipezoo_core.errors import CorruptCheckpointError
 from pipezoo_core.weights.base import LazyTensor, Weights
 from pipezoo_core.weights.quantized.awq import AWQ
 from pipezoo_core.weights.quantized.compressed_tensors import CompressedTensors
+from pipezoo_core.weights.quantized.e4m3 import E4M3
 from pipezoo_core.weights.quantized.entries import not_read
 from pipezoo_core.weights.quantized.format import QuantizedFormat
 from pipezoo_core.weights.quantized.fp8 import FP8
@@ -76,7 +77,7 @@ def with_quantized(weights: Weights, config: Mapping[str, Any]) -> Weights:
             layers.setdefault(found[0], {})[found[1]] = tensor
     for name, parts in layers.items():
         plain = parts.get("weight")
-        if plain is not None and len(parts) == 1:
+        if plain is not None and len(parts) == 1 and plain.dtype is not E4M3:
             tensors[name] = plain
             continue
         module = name.removesuffix(".weight")
