@@ -204,7 +204,8 @@ REFUSED = {
         packed_config(format="marlin-24"),
         "a format of compressed-tensors.*found: marlin-24.*pack-quantized",
     ),
-    "sparse": (packed_config(sparsity_config={"format": "sparse-24-bitmask"}), "found: sparsity_config"),
+    "sparse": (packed_config(sparsity_config={"format": "sparse-24-bitmask"}), "sparsity_config.*found: sparse-24-bitmask"),
+    "rotated": (packed_config(transform_config={"config_groups": {"u": {}}}), "found: transform_config"),
 }
 
 
@@ -252,6 +253,13 @@ def test_what_contradicts_itself_is_an_error(case):
 def test_8_bit_floats_without_scales_are_an_error(config, message):
     with pytest.raises(CorruptCheckpointError, match=message):
         opened({"weight": random(16, 64).to(torch.float8_e4m3fn)}, config)
+
+
+@pytest.mark.parametrize("sparsity", [None, {}, {"format": "dense", "global_sparsity": 0.1, "targets": []}])
+def test_numbers_that_are_all_there_are_read_whatever_is_said_of_their_sparsity(sparsity):
+    weight = affine(random(16, 64).numpy(), dtype=torch.bfloat16)
+    tensor = weight_of(packed_parts(weight), packed_config(sparsity_config=sparsity))
+    assert torch.equal(tensor.load(), torch.from_numpy(weight.values))
 
 
 def test_a_column_of_no_group_is_an_error():

@@ -53,11 +53,15 @@ class _Group(Entries):
     format: str | None = None
 
 
+class _Sparsity(Entries):
+    format: str = "dense"
+
+
 class _Entries(Entries):
     config_groups: dict[str, _Group]
     format: str = "dense"
     ignore: list[str] | None = None
-    sparsity_config: dict[str, Any] | None = None
+    sparsity_config: _Sparsity | None = None
     transform_config: dict[str, Any] | None = None
 
 
@@ -73,9 +77,11 @@ class CompressedTensors(QuantizedFormat):
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._entries = parsed(_Entries, config)
-        for entry in ("sparsity_config", "transform_config"):
-            if getattr(self._entries, entry):
-                raise not_read("the checkpoint has an entry of compressed-tensors", entry, ["config_groups"])
+        sparsity = self._entries.sparsity_config
+        if sparsity is not None and sparsity.format != "dense":
+            raise not_read("the checkpoint has a sparsity_config of compressed-tensors", sparsity.format, ["dense"])
+        if self._entries.transform_config:
+            raise not_read("the checkpoint has an entry of compressed-tensors", "transform_config", ["config_groups"])
 
     def part_of(self, name: str) -> tuple[str, str] | None:
         """See `QuantizedFormat`."""
