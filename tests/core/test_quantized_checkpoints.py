@@ -204,7 +204,10 @@ REFUSED = {
         packed_config(format="marlin-24"),
         "a format of compressed-tensors.*found: marlin-24.*pack-quantized",
     ),
-    "sparse": (packed_config(sparsity_config={"format": "sparse-24-bitmask"}), "sparsity_config.*found: sparse-24-bitmask"),
+    "sparse": (
+        packed_config(sparsity_config={"format": "sparse-24-bitmask"}),
+        "sparsity_config.*found: sparse-24-bitmask",
+    ),
     "rotated": (packed_config(transform_config={"config_groups": {"u": {}}}), "found: transform_config"),
 }
 
