@@ -260,7 +260,7 @@ def test_scales_without_a_word_in_the_config_are_refused(tmp_path):
         name = "model.layers.0.self_attn.o_proj.weight"
         return adapt({**tensors, f"{name}_scale_inv": tensors[name]}, config)
 
-    with pytest.raises(UnsupportedCheckpointError, match="scales of weights.*does not say"):
+    with pytest.raises(UnsupportedCheckpointError, match=r"scales of weights.*does not say"):
         load_model(model_class, folder, config, scaled)
 
 
