@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from core.experts_alone import random_experts, rows_and_choices
 from eights_files import fp8_config, rows_config
 from quantized_files import (
     affine,
@@ -14,13 +15,15 @@ from quantized_files import (
     packed_parts,
 )
 
-from pipezoo_core.config import WeightsFormat
+from pipezoo_core.config import LinearName, SupportedEncoding, WeightsFormat
 from pipezoo_core.errors import CorruptCheckpointError, UnsupportedCheckpointError
+from pipezoo_core.layers import KernelUse, join_experts, use_linear_backend
 from pipezoo_core.layers.native_product import NativeProduct
 from pipezoo_core.layers.quantized import GROUP
 from pipezoo_core.layers.stored import StoredWeight
 from pipezoo_core.layers.stored_product import StoredProduct
 from pipezoo_core.native import Form, NativeKernels
+from pipezoo_core.testing.tensors_alive import PeakOfTensors
 from pipezoo_core.weights import LazyTensor, Weights, concatenated, with_quantized
 
 CPU = torch.device("cpu")
@@ -279,3 +282,19 @@ def test_names_of_left_out_modules():
     for module in ("lm_head", "model.mlp.gate", "model.visual.up_proj"):
         with pytest.raises(CorruptCheckpointError, match="is not quantized, and its weight is"):
             opened(parts, config, module=module)
+
+
+@torch.inference_mode()
+def test_no_more_is_alive_in_a_mixture_whose_columns_are_reordered():
+    """All tokens choose the same experts, none of which is joined with others."""
+    experts = random_experts(64, 128, 4, 2).to(torch.bfloat16)
+    for expert in experts.experts:
+        expert.gate_up_proj.merged.keep([stored(made("gptq act-order", shape=(256, 64))[1])])
+        expert.down_proj.keep([stored(made("gptq act-order", shape=(64, 128))[1])])
+    alive = sum(experts.alive(KernelUse(is_native=True, fuse=False, fuse_experts=True)))
+    use_linear_backend(LinearName.native, experts, CPU, SupportedEncoding.packed, kernels(torch.bfloat16))
+    join_experts(experts)
+    x, (_, weights) = rows_and_choices(500, 64, 4, 2)
+    with PeakOfTensors() as tensors:
+        experts(x.bfloat16(), torch.tensor([[3, 1]]).expand(500, 2), weights)
+    assert tensors.peak <= (alive + 64) * 500 * 2
