@@ -25,6 +25,7 @@ from pipezoo_core.layers.stored_product import StoredProduct
 from pipezoo_core.native import Form, NativeKernels
 from pipezoo_core.testing.tensors_alive import PeakOfTensors
 from pipezoo_core.weights import LazyTensor, Weights, concatenated, with_quantized
+from pipezoo_core.weights.quantized import entries
 
 CPU = torch.device("cpu")
 
@@ -284,17 +285,49 @@ def test_names_of_left_out_modules():
             opened(parts, config, module=module)
 
 
+HOSTILE = {
+    "a huge block": (fp8_config([128, 10**30]), CorruptCheckpointError, "weight_block_size"),
+    "a huge group": (awq_config(10**30), CorruptCheckpointError, "group_size"),
+    "a huge repetition": (fp8_config() | {"modules_to_not_convert": ["re:a{99999999999999999999}"]}, None, "pattern"),
+    "a deep pattern": (fp8_config() | {"modules_to_not_convert": ["re:" + "(" * 3000 + ")" * 3000]}, None, "pattern"),
+    "no pattern": (fp8_config() | {"modules_to_not_convert": ["re:("]}, CorruptCheckpointError, "pattern"),
+    "a slow pattern": (
+        fp8_config() | {"modules_to_not_convert": [r"re:(?:.|.|[^!])*(?:.|.)*(?:.|.)*[A-Z]{2}\d"]},
+        UnsupportedCheckpointError,
+        "too involved",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_configs_are_errors(case, monkeypatch):
+    monkeypatch.setattr(entries, "_MAX_SECONDS", 0.1)
+    config, error, message = HOSTILE[case]
+    parts = {"weight": random(16, 64).to(torch.float8_e4m3fn), "weight_scale": torch.ones(1)}
+    with pytest.raises(error or (CorruptCheckpointError, UnsupportedCheckpointError), match=message):
+        opened(PARTS if "awq" in config["quant_method"] else parts, config)
+
+
+def test_a_block_larger_than_its_weight_takes_no_more_memory():
+    numbers = random(16, 64).to(torch.float8_e4m3fn)
+    parts = {"weight": numbers, "weight_scale_inv": torch.ones(1, 1)}
+    tensor = weight_of(parts, fp8_config([128, 2**31 - 1]))
+    with PeakOfTensors() as tensors:
+        assert torch.equal(tensor.load(), numbers.float())
+    assert tensors.peak < 2**20
+
+
 @torch.inference_mode()
 def test_no_more_is_alive_in_a_mixture_whose_columns_are_reordered():
-    """All tokens choose the same experts, none of which is joined with others."""
-    experts = random_experts(64, 128, 4, 2).to(torch.bfloat16)
+    """All tokens choose the same expert, which is not joined with others."""
+    experts = random_experts(64, 128, 4, 1).to(torch.bfloat16)
     for expert in experts.experts:
         expert.gate_up_proj.merged.keep([stored(made("gptq act-order", shape=(256, 64))[1])])
         expert.down_proj.keep([stored(made("gptq act-order", shape=(64, 128))[1])])
     alive = sum(experts.alive(KernelUse(is_native=True, fuse=False, fuse_experts=True)))
     use_linear_backend(LinearName.native, experts, CPU, SupportedEncoding.packed, kernels(torch.bfloat16))
     join_experts(experts)
-    x, (_, weights) = rows_and_choices(500, 64, 4, 2)
+    x, (_, weights) = rows_and_choices(500, 64, 4, 1)
     with PeakOfTensors() as tensors:
-        experts(x.bfloat16(), torch.tensor([[3, 1]]).expand(500, 2), weights)
+        experts(x.bfloat16(), torch.tensor([[3]]).expand(500, 1), weights)
     assert tensors.peak <= (alive + 64) * 500 * 2

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipezoo_core.weights.base import LazyTensor
 from pipezoo_core.weights.quantized.affine import AffineWeight, unpacked
-from pipezoo_core.weights.quantized.entries import Entries, entry_naming, not_read, parsed
+from pipezoo_core.weights.quantized.entries import Entries, Size, entry_naming, not_read, parsed
 from pipezoo_core.weights.quantized.format import QuantizedFormat, checked_part, suffix_of
 from pipezoo_core.weights.quantized.grouping import group_sizes
 
@@ -30,7 +30,7 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 class _Entries(Entries):
     bits: int = Field(default=_BITS, validation_alias=AliasChoices("bits", "w_bit"))
-    group_size: int = Field(default=128, validation_alias=AliasChoices("group_size", "q_group_size"))
+    group_size: Size = Field(default=128, validation_alias=AliasChoices("group_size", "q_group_size"))
     version: str = "gemm"
     zero_point: bool = True
     modules_to_not_convert: list[str] | None = None

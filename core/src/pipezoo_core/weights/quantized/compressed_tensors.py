@@ -25,7 +25,7 @@ from pipezoo_core.errors import CorruptCheckpointError
 from pipezoo_core.weights.base import LazyTensor
 from pipezoo_core.weights.quantized.affine import AffineWeight, unpacked
 from pipezoo_core.weights.quantized.e4m3 import E4M3, E4M3Weight
-from pipezoo_core.weights.quantized.entries import Entries, entry_naming, not_read, parsed
+from pipezoo_core.weights.quantized.entries import Entries, Size, entry_naming, not_read, parsed
 from pipezoo_core.weights.quantized.format import QuantizedFormat, checked_part, suffix_of
 from pipezoo_core.weights.quantized.grouping import column_groups, group_sizes
 from pipezoo_core.weights.quantized.scales import block_scales, row_scales
@@ -43,8 +43,8 @@ class _Arguments(Entries):
     type: str = "int"
     symmetric: bool = True
     strategy: str | None = None
-    group_size: int | None = None
-    block_structure: tuple[int, int] | None = None
+    group_size: Size | None = None
+    block_structure: tuple[Size, Size] | None = None
 
 
 class _Group(Entries):
