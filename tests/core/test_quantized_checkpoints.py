@@ -285,6 +285,36 @@ def test_names_of_left_out_modules():
             opened(parts, config, module=module)
 
 
+@pytest.mark.parametrize("zero", [-3, 0, 127])
+def test_one_zero_point_of_8_bits_is_that_of_all_rows(zero):
+    numbers = torch.randint(-128, 128, (16, 64), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
+    config = rows_config("int")
+    config["config_groups"]["group_0"]["weights"] |= {"symmetric": False, "strategy": "tensor"}
+    parts = {"weight": numbers, "weight_scale": torch.tensor([0.5], dtype=torch.bfloat16)}
+    tensor = weight_of({**parts, "weight_zero_point": torch.tensor([zero], dtype=torch.int8)}, config)
+    expected = (numbers.float() - zero) / 2
+    assert torch.equal(tensor.load(), expected)
+    assert torch.equal(stored(tensor).type.dequantize(stored(tensor).rows), expected)
+
+
+@pytest.mark.parametrize("scale", ["input_scale", "output_scale"])
+def test_a_plain_weight_beside_scales_of_rows_is_not_quantized(scale):
+    plain, name = random(4, 4), "model.layers.0.self_attn.k_proj"
+    found = opened(
+        {"weight": random(16, 64).to(torch.float8_e4m3fn), "weight_scale": torch.ones(16, 1)},
+        rows_config("float"),
+        **{f"{name}.weight": plain, f"{name}.{scale}": torch.ones(1)},
+    )
+    assert sorted(found) == ["model.layers.0.mlp.up_proj.weight", f"{name}.weight"]
+    assert torch.equal(found[f"{name}.weight"].load(), plain)
+
+
+def test_scales_of_a_cache_are_passed_over_where_no_weight_is_quantized():
+    config = rows_config("float") | {"config_groups": {}, "format": "dense"}
+    found = opened({"weight": random(4, 4)}, config, **{"model.layers.0.self_attn.k_scale": torch.ones(1)})
+    assert sorted(found) == ["model.layers.0.mlp.up_proj.weight"]
+
+
 HOSTILE = {
     "a huge block": (fp8_config([128, 10**30]), CorruptCheckpointError, "weight_block_size"),
     "a huge group": (awq_config(10**30), CorruptCheckpointError, "group_size"),

@@ -179,19 +179,27 @@ def _integers(name: str, parts: Mapping[str, LazyTensor], arguments: _Arguments)
     num_rows, num_columns = numbers.shape
     points = None
     if not arguments.symmetric:
-        points = checked_part(name, parts, "weight_zero_point", (torch.int8,), (num_rows, 1))
-
+        found = parts.get("weight_zero_point")
+        is_single = found is not None and found.shape == (1,)
+        points = checked_part(name, parts, "weight_zero_point", (torch.int8,), (1,) if is_single else (num_rows, 1))
     return AffineWeight(
         method="compressed-tensors",
         bits=8,
         shape=(num_rows, num_columns),
         numbers=_unsigned_rows(numbers),
         scales=row_scales(name, parts, "weight_scale"),
-        zeros=None if points is None else _unsigned_rows(points),
+        zeros=None if points is None else _zero_points(points),
         scale_dtype=parts["weight_scale"].dtype,
         groups=torch.zeros(num_columns, dtype=torch.int64, device="cpu"),
         group=num_columns,
     ).tensor()
+
+
+def _zero_points(points: LazyTensor) -> Callable[[slice], Tensor]:
+    """Returns what reads the zero points of rows, uint8 [R, 1]: of int8, one for all, [1], or one each, [R, 1]."""
+    if len(points.shape) == 2:
+        return _unsigned_rows(points)
+    return lambda rows: (points.load().view(torch.uint8) ^ 128).view(1, 1).expand(rows.stop - rows.start, 1)
 
 
 def _unsigned_rows(numbers: LazyTensor) -> Callable[[slice], Tensor]:
