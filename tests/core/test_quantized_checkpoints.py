@@ -315,6 +315,11 @@ def test_scales_of_a_cache_are_passed_over_where_no_weight_is_quantized():
     assert sorted(found) == ["model.layers.0.mlp.up_proj.weight"]
 
 
+def test_scales_of_activations_of_awq_are_refused():
+    with pytest.raises(UnsupportedCheckpointError, match=r"mlp.act is scaled by AWQ.*scales of activations"):
+        opened(PARTS, awq_config(), **{"transformer.h.0.mlp.act.scales": torch.ones(4)})
+
+
 HOSTILE = {
     "a huge block": (fp8_config([128, 10**30]), CorruptCheckpointError, "weight_block_size"),
     "a huge group": (awq_config(10**30), CorruptCheckpointError, "group_size"),
