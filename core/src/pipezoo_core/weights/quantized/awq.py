@@ -68,7 +68,9 @@ class AWQ(QuantizedFormat):
     def weight(self, name: str, parts: Mapping[str, LazyTensor]) -> LazyTensor:
         """See `QuantizedFormat`."""
         if set(parts) == {"scales"}:
-            raise not_read(f"{name.removesuffix('.weight')} is scaled by AWQ in a way", "scales of activations", ["none"])
+            raise not_read(
+                f"{name.removesuffix('.weight')} is scaled by AWQ in a way", "scales of activations", ["none"]
+            )
         qweight = checked_part(name, parts, "qweight", (torch.int32,), (None, None))
         num_columns, num_words = qweight.shape
         num_rows = num_words * _PER_WORD
