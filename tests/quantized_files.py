@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-_LINEAR = re.compile(r".*(_proj|\.w[123])\.weight")
+_LINEAR = re.compile(r".*(_proj|_proj_with_mqa|\.w[123])\.weight")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from core.experts_alone import random_experts, rows_and_choices
+from eights_files import fp8_config, rows_config
 from quantized_files import (
     affine,
     awq_config,
@@ -13,14 +15,17 @@ from quantized_files import (
     packed_parts,
 )
 
-from pipezoo_core.config import WeightsFormat
+from pipezoo_core.config import LinearName, SupportedEncoding, WeightsFormat
 from pipezoo_core.errors import CorruptCheckpointError, UnsupportedCheckpointError
+from pipezoo_core.layers import KernelUse, join_experts, use_linear_backend
 from pipezoo_core.layers.native_product import NativeProduct
 from pipezoo_core.layers.quantized import GROUP
 from pipezoo_core.layers.stored import StoredWeight
 from pipezoo_core.layers.stored_product import StoredProduct
 from pipezoo_core.native import Form, NativeKernels
+from pipezoo_core.testing.tensors_alive import PeakOfTensors
 from pipezoo_core.weights import LazyTensor, Weights, concatenated, with_quantized
+from pipezoo_core.weights.quantized import entries
 
 CPU = torch.device("cpu")
 
@@ -203,7 +208,11 @@ REFUSED = {
         packed_config(format="marlin-24"),
         "a format of compressed-tensors.*found: marlin-24.*pack-quantized",
     ),
-    "sparse": (packed_config(sparsity_config={"format": "sparse-24-bitmask"}), "found: sparsity_config"),
+    "sparse": (
+        packed_config(sparsity_config={"format": "sparse-24-bitmask"}),
+        "sparsity_config.*found: sparse-24-bitmask",
+    ),
+    "rotated": (packed_config(transform_config={"config_groups": {"u": {}}}), "found: transform_config"),
 }
 
 
@@ -239,6 +248,27 @@ def test_what_contradicts_itself_is_an_error(case):
         opened(parts, config)
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (fp8_config([128, 128]), "weight_scale_inv is missing"),
+        (rows_config("float"), "weight_scale is missing"),
+        (awq_config(), "qweight is missing"),
+    ],
+    ids=["fp8", "compressed-tensors", "awq"],
+)
+def test_8_bit_floats_without_scales_are_an_error(config, message):
+    with pytest.raises(CorruptCheckpointError, match=message):
+        opened({"weight": random(16, 64).to(torch.float8_e4m3fn)}, config)
+
+
+@pytest.mark.parametrize("sparsity", [None, {}, {"format": "dense", "global_sparsity": 0.1, "targets": []}])
+def test_numbers_that_are_all_there_are_read_whatever_is_said_of_their_sparsity(sparsity):
+    weight = affine(random(16, 64).numpy(), dtype=torch.bfloat16)
+    tensor = weight_of(packed_parts(weight), packed_config(sparsity_config=sparsity))
+    assert torch.equal(tensor.load(), torch.from_numpy(weight.values))
+
+
 def test_a_column_of_no_group_is_an_error():
     parts = gptq_parts(affine(random(16, 64).numpy()))
     parts["g_idx"][3] = 2
@@ -253,3 +283,86 @@ def test_names_of_left_out_modules():
     for module in ("lm_head", "model.mlp.gate", "model.visual.up_proj"):
         with pytest.raises(CorruptCheckpointError, match="is not quantized, and its weight is"):
             opened(parts, config, module=module)
+
+
+@pytest.mark.parametrize("zero", [-3, 0, 127])
+def test_one_zero_point_of_8_bits_is_that_of_all_rows(zero):
+    numbers = torch.randint(-128, 128, (16, 64), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
+    config = rows_config("int")
+    config["config_groups"]["group_0"]["weights"] |= {"symmetric": False, "strategy": "tensor"}
+    parts = {"weight": numbers, "weight_scale": torch.tensor([0.5], dtype=torch.bfloat16)}
+    tensor = weight_of({**parts, "weight_zero_point": torch.tensor([zero], dtype=torch.int8)}, config)
+    expected = (numbers.float() - zero) / 2
+    assert torch.equal(tensor.load(), expected)
+    assert torch.equal(stored(tensor).type.dequantize(stored(tensor).rows), expected)
+
+
+@pytest.mark.parametrize("scale", ["input_scale", "output_scale"])
+def test_a_plain_weight_beside_scales_of_rows_is_not_quantized(scale):
+    plain, name = random(4, 4), "model.layers.0.self_attn.k_proj"
+    found = opened(
+        {"weight": random(16, 64).to(torch.float8_e4m3fn), "weight_scale": torch.ones(16, 1)},
+        rows_config("float"),
+        **{f"{name}.weight": plain, f"{name}.{scale}": torch.ones(1)},
+    )
+    assert sorted(found) == ["model.layers.0.mlp.up_proj.weight", f"{name}.weight"]
+    assert torch.equal(found[f"{name}.weight"].load(), plain)
+
+
+def test_scales_of_a_cache_are_passed_over_where_no_weight_is_quantized():
+    config = rows_config("float") | {"config_groups": {}, "format": "dense"}
+    found = opened({"weight": random(4, 4)}, config, **{"model.layers.0.self_attn.k_scale": torch.ones(1)})
+    assert sorted(found) == ["model.layers.0.mlp.up_proj.weight"]
+
+
+def test_scales_of_activations_of_awq_are_refused():
+    with pytest.raises(UnsupportedCheckpointError, match=r"mlp.act is scaled by AWQ.*scales of activations"):
+        opened(PARTS, awq_config(), **{"transformer.h.0.mlp.act.scales": torch.ones(4)})
+
+
+HOSTILE = {
+    "a huge block": (fp8_config([128, 10**30]), CorruptCheckpointError, "weight_block_size"),
+    "a huge group": (awq_config(10**30), CorruptCheckpointError, "group_size"),
+    "a huge repetition": (fp8_config() | {"modules_to_not_convert": ["re:a{99999999999999999999}"]}, None, "pattern"),
+    "a deep pattern": (fp8_config() | {"modules_to_not_convert": ["re:" + "(" * 3000 + ")" * 3000]}, None, "pattern"),
+    "no pattern": (fp8_config() | {"modules_to_not_convert": ["re:("]}, CorruptCheckpointError, "pattern"),
+    "a slow pattern": (
+        fp8_config() | {"modules_to_not_convert": [r"re:(?:.|.|[^!])*(?:.|.)*(?:.|.)*[A-Z]{2}\d"]},
+        UnsupportedCheckpointError,
+        "too involved",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_configs_are_errors(case, monkeypatch):
+    monkeypatch.setattr(entries, "_MAX_SECONDS", 0.1)
+    config, error, message = HOSTILE[case]
+    parts = {"weight": random(16, 64).to(torch.float8_e4m3fn), "weight_scale": torch.ones(1)}
+    with pytest.raises(error or (CorruptCheckpointError, UnsupportedCheckpointError), match=message):
+        opened(PARTS if "awq" in config["quant_method"] else parts, config)
+
+
+def test_a_block_larger_than_its_weight_takes_no_more_memory():
+    numbers = random(16, 64).to(torch.float8_e4m3fn)
+    parts = {"weight": numbers, "weight_scale_inv": torch.ones(1, 1)}
+    tensor = weight_of(parts, fp8_config([128, 2**31 - 1]))
+    with PeakOfTensors() as tensors:
+        assert torch.equal(tensor.load(), numbers.float())
+    assert tensors.peak < 2**20
+
+
+@torch.inference_mode()
+def test_no_more_is_alive_in_a_mixture_whose_columns_are_reordered():
+    """All tokens choose the same expert, which is not joined with others."""
+    experts = random_experts(64, 128, 4, 1).to(torch.bfloat16)
+    for expert in experts.experts:
+        expert.gate_up_proj.merged.keep([stored(made("gptq act-order", shape=(256, 64))[1])])
+        expert.down_proj.keep([stored(made("gptq act-order", shape=(64, 128))[1])])
+    alive = sum(experts.alive(KernelUse(is_native=True, fuse=False, fuse_experts=True)))
+    use_linear_backend(LinearName.native, experts, CPU, SupportedEncoding.packed, kernels(torch.bfloat16))
+    join_experts(experts)
+    x, (_, weights) = rows_and_choices(500, 64, 4, 1)
+    with PeakOfTensors() as tensors:
+        experts(x.bfloat16(), torch.tensor([[3]]).expand(500, 1), weights)
+    assert tensors.peak <= (alive + 64) * 500 * 2

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from deepseek.tiny_deepseek import CLASSES, make, saved
+from eights_files import floats, fp8_config, fp8_parts
 from families import (
     NATIVE,
     PROMPTS,
@@ -16,6 +17,8 @@ from families import (
     why_not_replayed,
 )
 from lora.peft_adapters import merged, save_adapter
+from quantized_files import write_quantized
+from safetensors.torch import load_file, save_file
 from tiny_models import load_model, logits_of
 
 from pipezoo import registry
@@ -235,14 +238,29 @@ def test_it_answers(family, dtype, tiny_folder, tmp_path):
     assert not HAS_KERNELS or why_not_replayed(folder, dtype=dtype) is None
 
 
-def test_numbers_of_8_bits_are_refused(tmp_path):
+def test_fp8_as_published_equals_transformers_on_the_numbers_of_the_file(tmp_path):
+    """All matrices of layers but the router's, in blocks that heads and latents divide."""
+    made = make("deepseek_v3", **WIDE, intermediate_size=96)
+    model_class, folder, config, adapt = saved(made, tmp_path / "model")
+    numbers = write_quantized(folder, fp8_config([32, 32]), fp8_parts, lambda name, values: floats(values, (32, 32)))
+    assert {name.rpartition(".layers.1.")[2] for name in numbers} >= {
+        "self_attn.kv_a_proj_with_mqa.weight", "self_attn.q_b_proj.weight", "mlp.experts.7.down_proj.weight",
+    }  # fmt: skip
+    made.save_pretrained(tmp_path / "dequantized")
+    path = tmp_path / "dequantized" / "model.safetensors"
+    save_file(load_file(path) | numbers, path, metadata={"format": "pt"})
+    reference = type(made).from_pretrained(tmp_path / "dequantized", attn_implementation="eager").eval()
+    assert_equal_logits(reference, load_model(model_class, folder, config, adapt))
+
+
+def test_scales_without_a_word_in_the_config_are_refused(tmp_path):
     model_class, folder, config, adapt = saved(make("deepseek_v3"), tmp_path)
 
     def scaled(tensors, config):
         name = "model.layers.0.self_attn.o_proj.weight"
         return adapt({**tensors, f"{name}_scale_inv": tensors[name]}, config)
 
-    with pytest.raises(UnsupportedCheckpointError, match="numbers of 8 bits with scales"):
+    with pytest.raises(UnsupportedCheckpointError, match=r"scales of weights.*does not say"):
         load_model(model_class, folder, config, scaled)
 
 

@@ -20,10 +20,12 @@ from tiny_models import load_model, logits_of
 from transformers import GPT2Config
 
 from pipezoo import registry
-from pipezoo_core.config import LoRAConfig
-from pipezoo_core.errors import UnsupportedModelError
+from pipezoo_core.config import LoRAConfig, WeightsFormat
+from pipezoo_core.errors import UnsupportedCheckpointError, UnsupportedModelError
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.request import TextGenerationRequest
+from pipezoo_core.weights import LazyTensor, Weights
+from pipezoo_gpt.gpt2.weight_adapters import adapt_gpt2
 
 pytestmark = pytest.mark.matrix
 
@@ -120,3 +122,11 @@ def test_answers_in_lower_precision(dtype, tiny_folder, tmp_path):
     llm = registry.load(save(make(**WIDE), tmp_path, tiny_folder), dtype=dtype, device="cpu", kv_cache_memory="1MiB")
     output = llm.generate([TextGenerationRequest(prompt=[5, 6, 7])], max_new_tokens=8, ignore_eos=True)[0]
     assert len(output.tokens) == 8
+
+
+def test_quantized_matrices_that_are_transposed_are_refused():
+    weight = LazyTensor((4, 4), torch.float32, torch.zeros(4, 4).__getitem__)
+    tensors = {"transformer.wte.weight": weight, "transformer.h.0.attn.c_proj.weight": weight}
+    weights = Weights(WeightsFormat.safetensors, tensors, is_quantized=True)
+    with pytest.raises(UnsupportedCheckpointError, match="quantized tensors of transposed layers"):
+        adapt_gpt2(weights, None)

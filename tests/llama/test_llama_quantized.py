@@ -245,6 +245,17 @@ def test_biases_of_zeros_that_no_layer_has_are_passed_over(value, tmp_path, tiny
         assert_near(reference, load(folder))
 
 
+def test_biases_of_zeros_beside_weights_without_blocks_are_passed_over(tmp_path, tiny_folder):
+    """Groups of 16 are dequantized."""
+    reference = make()
+    reference.save_pretrained(tmp_path)
+    write_quantized(tmp_path, gptq_config(4, 16), gptq_parts, lambda name, values: affine(values, 4, 16))
+    path = tmp_path / "model.safetensors"
+    biases = {"model.layers.1.mlp.up_proj.bias": torch.zeros(256)}
+    save_file(load_file(path) | biases, path, metadata={"format": "pt"})
+    assert logits_of(load(tmp_path), IDS[:1])
+
+
 def test_a_method_that_is_not_read_is_refused(tmp_path, tiny_folder):
     _, folder = write(tmp_path, "awq", tiny_folder)
     edit_config(folder, quantization_config={"quant_method": "hqq"})

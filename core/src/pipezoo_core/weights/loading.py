@@ -173,12 +173,11 @@ def _floats(slots: Mapping[str, Tensor], tensors: Mapping[str, LazyTensor]) -> d
 
 
 def _without_empty_biases(slots: Mapping[str, Tensor], tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Returns the tensors without biases of zeros of quantized layers without one: old writers of GPTQ made some."""
+    """Returns the tensors without biases of zeros of layers that have none: old writers of GPTQ made some."""
 
     def is_empty(name: str) -> bool:
         layer, _, parameter = name.rpartition(".")
-        weight = tensors.get(f"{layer}.weight")
-        is_ours = parameter == "bias" and name not in slots and weight is not None and weight.stored is not None
+        is_ours = parameter == "bias" and name not in slots and f"{layer}.weight" in tensors
         return is_ours and not tensors[name].load().any()
 
     return {name: tensor for name, tensor in tensors.items() if not is_empty(name)}

@@ -40,18 +40,19 @@ _GGUF_NAMES = {
 def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
     """The names are the module's own; layers that predict further tokens are left out.
 
-    Rotated rows are the last of each head of the queries, and of the keys' projection.
+    Rotated rows are the last of each head of the queries, and of the keys' projection. Scales that are still there
+    belong to a checkpoint whose config does not say how it is quantized.
 
     Raises:
-        UnsupportedCheckpointError: the weights are numbers of 8 bits with scales.
+        UnsupportedCheckpointError: there are scales of weights.
     """
     scales = sorted(name for name in tensors if name.endswith(_SCALES))
     if scales:
         raise UnsupportedCheckpointError(
-            "the checkpoint's weights are numbers of 8 bits with scales, which are not read",
+            "the checkpoint has scales of weights, and its config.json does not say how these are quantized",
             found=scales[:2],
-            allowed="weights in bfloat16, float16 or float32",
-            cure="Take a checkpoint in bfloat16.",
+            allowed="a quantization_config, or weights without scales",
+            cure="Take the config.json that belongs to the weights.",
         )
     rope, is_by_neighbours = config.qk_rope_head_dim, getattr(config, "rope_interleave", True)
     head, keys = config.qk_nope_head_dim + rope, config.kv_lora_rank + rope

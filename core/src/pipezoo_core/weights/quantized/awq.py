@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipezoo_core.weights.base import LazyTensor
 from pipezoo_core.weights.quantized.affine import AffineWeight, unpacked
-from pipezoo_core.weights.quantized.entries import Entries, entry_naming, not_read, parsed
+from pipezoo_core.weights.quantized.entries import Entries, Size, entry_naming, not_read, parsed
 from pipezoo_core.weights.quantized.format import QuantizedFormat, checked_part, suffix_of
 from pipezoo_core.weights.quantized.grouping import group_sizes
 
@@ -30,7 +30,7 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 class _Entries(Entries):
     bits: int = Field(default=_BITS, validation_alias=AliasChoices("bits", "w_bit"))
-    group_size: int = Field(default=128, validation_alias=AliasChoices("group_size", "q_group_size"))
+    group_size: Size = Field(default=128, validation_alias=AliasChoices("group_size", "q_group_size"))
     version: str = "gemm"
     zero_point: bool = True
     modules_to_not_convert: list[str] | None = None
@@ -67,6 +67,10 @@ class AWQ(QuantizedFormat):
 
     def weight(self, name: str, parts: Mapping[str, LazyTensor]) -> LazyTensor:
         """See `QuantizedFormat`."""
+        if set(parts) == {"scales"}:
+            raise not_read(
+                f"{name.removesuffix('.weight')} is scaled by AWQ in a way", "scales of activations", ["none"]
+            )
         qweight = checked_part(name, parts, "qweight", (torch.int32,), (None, None))
         num_columns, num_words = qweight.shape
         num_rows = num_words * _PER_WORD

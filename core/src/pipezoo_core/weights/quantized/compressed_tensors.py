@@ -25,7 +25,7 @@ from pipezoo_core.errors import CorruptCheckpointError
 from pipezoo_core.weights.base import LazyTensor
 from pipezoo_core.weights.quantized.affine import AffineWeight, unpacked
 from pipezoo_core.weights.quantized.e4m3 import E4M3, E4M3Weight
-from pipezoo_core.weights.quantized.entries import Entries, entry_naming, not_read, parsed
+from pipezoo_core.weights.quantized.entries import Entries, Size, entry_naming, not_read, parsed
 from pipezoo_core.weights.quantized.format import QuantizedFormat, checked_part, suffix_of
 from pipezoo_core.weights.quantized.grouping import column_groups, group_sizes
 from pipezoo_core.weights.quantized.scales import block_scales, row_scales
@@ -43,8 +43,8 @@ class _Arguments(Entries):
     type: str = "int"
     symmetric: bool = True
     strategy: str | None = None
-    group_size: int | None = None
-    block_structure: tuple[int, int] | None = None
+    group_size: Size | None = None
+    block_structure: tuple[Size, Size] | None = None
 
 
 class _Group(Entries):
@@ -53,11 +53,15 @@ class _Group(Entries):
     format: str | None = None
 
 
+class _Sparsity(Entries):
+    format: str = "dense"
+
+
 class _Entries(Entries):
     config_groups: dict[str, _Group]
     format: str = "dense"
     ignore: list[str] | None = None
-    sparsity_config: dict[str, Any] | None = None
+    sparsity_config: _Sparsity | None = None
     transform_config: dict[str, Any] | None = None
 
 
@@ -73,9 +77,11 @@ class CompressedTensors(QuantizedFormat):
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._entries = parsed(_Entries, config)
-        for entry in ("sparsity_config", "transform_config"):
-            if getattr(self._entries, entry):
-                raise not_read("the checkpoint has an entry of compressed-tensors", entry, ["config_groups"])
+        sparsity = self._entries.sparsity_config
+        if sparsity is not None and sparsity.format != "dense":
+            raise not_read("the checkpoint has a sparsity_config of compressed-tensors", sparsity.format, ["dense"])
+        if self._entries.transform_config:
+            raise not_read("the checkpoint has an entry of compressed-tensors", "transform_config", ["config_groups"])
 
     def part_of(self, name: str) -> tuple[str, str] | None:
         """See `QuantizedFormat`."""
@@ -173,19 +179,27 @@ def _integers(name: str, parts: Mapping[str, LazyTensor], arguments: _Arguments)
     num_rows, num_columns = numbers.shape
     points = None
     if not arguments.symmetric:
-        points = checked_part(name, parts, "weight_zero_point", (torch.int8,), (num_rows, 1))
-
+        found = parts.get("weight_zero_point")
+        is_single = found is not None and found.shape == (1,)
+        points = checked_part(name, parts, "weight_zero_point", (torch.int8,), (1,) if is_single else (num_rows, 1))
     return AffineWeight(
         method="compressed-tensors",
         bits=8,
         shape=(num_rows, num_columns),
         numbers=_unsigned_rows(numbers),
         scales=row_scales(name, parts, "weight_scale"),
-        zeros=None if points is None else _unsigned_rows(points),
+        zeros=None if points is None else _zero_points(points),
         scale_dtype=parts["weight_scale"].dtype,
         groups=torch.zeros(num_columns, dtype=torch.int64, device="cpu"),
         group=num_columns,
     ).tensor()
+
+
+def _zero_points(points: LazyTensor) -> Callable[[slice], Tensor]:
+    """Returns what reads the zero points of rows, uint8 [R, 1]: of int8, one for all, [1], or one each, [R, 1]."""
+    if len(points.shape) == 2:
+        return _unsigned_rows(points)
+    return lambda rows: (points.load().view(torch.uint8) ^ 128).view(1, 1).expand(rows.stop - rows.start, 1)
 
 
 def _unsigned_rows(numbers: LazyTensor) -> Callable[[slice], Tensor]:

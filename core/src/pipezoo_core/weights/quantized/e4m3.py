@@ -78,7 +78,7 @@ class E4M3Weight:
     def _scales_per(self, columns: int, rows: slice) -> Tensor:
         """Returns the scale of each so many columns, float32 [R, in_features / columns]."""
         num_columns = self.numbers.shape[1]
-        times = math.ceil(self.span / columns)
+        times = math.ceil(min(self.span, num_columns) / columns)
         return self.scales(rows).repeat_interleave(times, dim=1)[:, : num_columns // columns]
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, TypeVar
+from functools import lru_cache
+from typing import Annotated, Any, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+import regex
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipezoo_core.errors import CorruptCheckpointError, UnsupportedCheckpointError
+from pipezoo_core.errors import CorruptCheckpointError, UnsupportedCheckpointError, shown
 
-__all__ = ["Entries", "entry_naming", "not_read", "parsed"]
+__all__ = ["Entries", "Size", "entry_naming", "not_read", "parsed"]
+
+Size: TypeAlias = Annotated[int, Field(ge=-1, le=2**31 - 1)]
+"""Numbers of a group or a block, where -1 is all of them."""
 
 _MAX_SHOWN = 500
+_MAX_LENGTH = 1000  # of a pattern, which bounds what it takes to compile it
+_MAX_SECONDS = 1.0  # to match a pattern with a name, of which real ones take microseconds
 
 
 class Entries(BaseModel):
@@ -67,11 +73,30 @@ def entry_naming(module: str, entries: Iterable[str]) -> str | None:
 
 
 def _names(entry: str, module: str) -> bool:
-    if entry.startswith("re:"):
-        try:
-            return re.match(entry.removeprefix("re:"), module) is not None
-        except re.error as error:
-            raise CorruptCheckpointError(
-                "config.json: quantization_config has a pattern that cannot be read", found=f"{entry}: {error}"
-            ) from error
-    return f".{entry}." in f".{module}."
+    if not entry.startswith("re:"):
+        return f".{entry}." in f".{module}."
+    try:
+        return _compiled(entry.removeprefix("re:")).match(module, timeout=_MAX_SECONDS) is not None
+    except TimeoutError as error:
+        raise _too_involved(entry) from error
+
+
+@lru_cache(maxsize=256)
+def _compiled(pattern: str) -> regex.Pattern[str]:
+    if len(pattern) > _MAX_LENGTH:
+        raise _too_involved(pattern)
+    try:
+        return regex.compile(pattern)
+    except (regex.error, OverflowError, RecursionError) as error:
+        raise CorruptCheckpointError(
+            "config.json: quantization_config has a pattern that cannot be read", found=f"{shown(pattern)}: {error}"
+        ) from error
+
+
+def _too_involved(pattern: str) -> UnsupportedCheckpointError:
+    return UnsupportedCheckpointError(
+        "config.json: quantization_config has a pattern that is too involved",
+        found=shown(pattern),
+        allowed=f"{_MAX_LENGTH} characters, and {_MAX_SECONDS:g} seconds to match it with the name of a module",
+        cure="Write it without alternatives and repetitions that match the same text in many ways.",
+    )

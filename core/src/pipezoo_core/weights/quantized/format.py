@@ -19,7 +19,7 @@ class QuantizedFormat(Protocol):
     def part_of(self, name: str) -> tuple[str, str] | None:
         """Returns the weight that a tensor is a part of, and which: `a.weight` and `qzeros` of `a.qzeros`.
 
-        A weight whose only part is called `weight` is not quantized.
+        A weight whose only part is called `weight` is not quantized, unless it is of 8-bit floats.
         """
         ...
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipezoo_core.weights.base import LazyTensor
 from pipezoo_core.weights.quantized.affine import AffineWeight, unpacked
-from pipezoo_core.weights.quantized.entries import Entries, entry_naming, not_read, parsed
+from pipezoo_core.weights.quantized.entries import Entries, Size, entry_naming, not_read, parsed
 from pipezoo_core.weights.quantized.format import QuantizedFormat, checked_part, suffix_of
 from pipezoo_core.weights.quantized.grouping import column_groups, group_sizes
 
@@ -30,7 +30,7 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 class _Entries(Entries):
     bits: int
-    group_size: int = 128
+    group_size: Size = 128
     checkpoint_format: str | None = None
     is_marlin_format: bool = False
     pack_dtype: str | None = None

@@ -41,6 +41,9 @@ _LOGGER = logging.getLogger("pipezoo")
 _OF_CACHE = re.compile(r".*\.(?:[qkv]|kv)_(?:scale|zero_point)")
 """Scales of keys and values, and of queries, for a KV cache of 8 bits."""
 
+_OF_ROWS = re.compile(r"(?:input|output|activation)_(?:scale|zero_point)")
+"""Scales of what layers compute with or make: a plain weight beside these is not quantized."""
+
 _BUFFERS = (torch.int64, torch.bool)  # of another implementation: positions, masks
 
 
@@ -56,7 +59,14 @@ def with_quantized(weights: Weights, config: Mapping[str, Any]) -> Weights:
         CorruptCheckpointError: tensors do not fit each other, or the config.
     """
     raw = config.get("quantization_config")
-    if raw is None or not any(map(_is_quantized, weights.values())):
+    if raw is None:
+        return weights
+    of_cache = {name for name in weights if _OF_CACHE.fullmatch(name)}
+    if of_cache:
+        _LOGGER.info("scales of keys and values are passed over, as these are not quantized here: %d", len(of_cache))
+        kept = {name: tensor for name, tensor in weights.items() if name not in of_cache}
+        weights = Weights(weights.format, kept)
+    if not any(map(_is_quantized, weights.values())):
         return weights
     method = str(raw.get("quant_method", "")) if isinstance(raw, Mapping) else ""
     if method not in _FORMATS:
@@ -64,19 +74,15 @@ def with_quantized(weights: Weights, config: Mapping[str, Any]) -> Weights:
     quantized = _FORMATS[method](raw)
     tensors: dict[str, LazyTensor] = {}
     layers: dict[str, dict[str, LazyTensor]] = {}
-    of_cache = {name for name in weights if _OF_CACHE.fullmatch(name)}
-    if of_cache:
-        _LOGGER.info("scales of keys and values are passed over, as these are not quantized here: %d", len(of_cache))
     for name, tensor in weights.items():
-        if name in of_cache:
-            continue
         if (found := quantized.part_of(name)) is None:
             tensors[name] = tensor
         else:
             layers.setdefault(found[0], {})[found[1]] = tensor
     for name, parts in layers.items():
         plain = parts.get("weight")
-        if plain is not None and len(parts) == 1:
+        is_alone = all(part == "weight" or _OF_ROWS.fullmatch(part) for part in parts)
+        if plain is not None and is_alone and not _is_quantized(plain):
             tensors[name] = plain
             continue
         module = name.removesuffix(".weight")

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from transformers import PretrainedConfig
 
-from pipezoo_core.weights import LazyTensor, divided, renamed_from_gguf, without_redundant
+from pipezoo_core.errors import UnsupportedCheckpointError
+from pipezoo_core.weights import LazyTensor, Weights, divided, renamed_from_gguf, without_redundant
 
 __all__ = ["adapt_gpt2", "adapt_gpt2_gguf"]
 
@@ -32,7 +33,17 @@ def adapt_gpt2(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> d
 
     A LoRA adapter's B, which has the layer's outputs as rows, is not. It comes without an embedding or a head; its
     shape does not tell it apart, because its rank may be a size of the model.
+
+    Raises:
+        UnsupportedCheckpointError: the checkpoint is quantized: its rows may be inputs or outputs.
     """
+    if isinstance(tensors, Weights) and tensors.is_quantized:
+        raise UnsupportedCheckpointError(
+            "the checkpoint has quantized tensors of transposed layers (Conv1D)",
+            found=next(iter(tensors), "no tensors"),
+            allowed="weights in bfloat16, float16 or float32",
+            cure="Take the checkpoint before quantization, or a GGUF file of the model.",
+        )
     is_checkpoint = not _OF_A_CHECKPOINT.isdisjoint(tensors)
     found: dict[str, LazyTensor] = {}
     for key, tensor in tensors.items():
