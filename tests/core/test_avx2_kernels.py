@@ -35,6 +35,6 @@ sys.exit(pytest.main(sys.argv[1:]))
 def test_their_own_tests():
     options = ["-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
     command = [sys.executable, "-c", WITHOUT_AVX512, *options, *map(str, TESTS)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=540)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout
     assert "passed" in done.stdout

@@ -285,6 +285,8 @@ def test_a_plugin_that_is_edited_gets_no_weights_of_before(made, tmp_path, monke
 def test_a_content_is_read_once_until_something_changes(tmp_path, monkeypatch):
     path, notes = tmp_path / "weights", tmp_path / "notes"
     path.write_bytes(b"one")
+    written = path.stat().st_ctime_ns
+    monkeypatch.setattr(content.time, "time_ns", lambda: written)
     first = file_content(path, notes).sha256
     assert not list(notes.glob("*"))  # written just now: it could be written again at the same time
     later = path.stat().st_ctime_ns + 10**10

@@ -1,10 +1,13 @@
 """How many requests may wait: those whose prompts are still being made are among them."""
 
+import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from server.test_disconnects import until
+
+from pipezoo_core.errors import EmptyPromptError
 
 NUM_PLACES = 2
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
@@ -49,3 +52,23 @@ def test_requests_whose_prompts_are_being_made_have_places(server, client, held,
         assert [each.result().status_code for each in taken] == [200] * NUM_PLACES
     for path, fields in ASKED.items():
         assert client.post(path, json=fields).status_code == 200, path
+
+
+def test_prompts_beside_one_that_fails_are_made_no_longer(server, client, monkeypatch):
+    """They would be made without a place."""
+    given_up = []
+
+    async def prompt_tokens(request, _):
+        if request.prompt == "":
+            await asyncio.sleep(0)
+            raise EmptyPromptError("a prompt is empty")
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            given_up.append(request.prompt)
+            raise
+
+    monkeypatch.setattr(server.server.service.model, "prompt_tokens", prompt_tokens)
+    response = client.post("/v1/completions", json={"prompt": ["a", "", "b"], "max_tokens": 1})
+    assert response.status_code == 400, response.text
+    until(lambda: sorted(given_up) == ["a", "b"])

@@ -1,5 +1,6 @@
 """What is counted of a request that has several answers."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -58,6 +59,20 @@ def test_answers_that_did_not_end_were_given_up_or_failed(error, reason):
 
     found = {each.labels["finished_reason"]: each.value for each in samples(metrics) if "success_total" in each.name}
     assert found == {"stop": 1, "length": 0, "abort": 0, "error": 0} | {reason: 2}
+
+
+def test_a_step_that_fails_fails_those_answers_that_have_not_ended():
+    metrics = Metrics(SimpleNamespace(counts=None, facts=None), model_name="tiny", prefix="vllm:")
+    error, request_id = RuntimeError("of a step"), RequestID("1")
+    metrics.on_begin(request_id, asked(SamplingParams(n=2, temperature=1)), num_prompt_tokens=2)
+    done = GenerationStatus.END_OF_SEQUENCE
+    metrics.on_output(TextGenerationOutput(request_id=request_id, index=0, final_status=done))
+    for index in (0, 1):
+        metrics.on_output(replace(TextGenerationOutput.failed(request_id, error), index=index))
+    metrics.on_end(request_id, error)
+
+    found = {each.labels["finished_reason"]: each.value for each in samples(metrics) if "success_total" in each.name}
+    assert found == {"stop": 1, "length": 0, "abort": 0, "error": 1}
 
 
 def test_how_many_adapters_there_may_be_is_what_the_engine_says():

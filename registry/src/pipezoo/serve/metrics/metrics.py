@@ -50,7 +50,7 @@ class _Running:
     params: SamplingParams
     lora: str | None
     last: dict[int, float] = field(default_factory=dict)  # answer -> when its last token came
-    num_ended: int = 0
+    ended: set[int] = field(default_factory=set)
     most_tokens: int = 0  # of its answers that have ended
 
 
@@ -125,7 +125,7 @@ class Metrics:
         now, num_tokens = time.monotonic(), len(output.tokens)
         if num_tokens:
             self._count_tokens(running, output.index, num_tokens, now)
-        if output.is_done:
+        if output.is_done and output.index not in running.ended:  # a step that fails says so of all answers
             self._count_end(running, output)
 
     def on_end(self, request_id: RequestID, error: BaseException | None) -> None:
@@ -134,7 +134,7 @@ class Metrics:
         if running is None:
             return
         reason = _REASONS[FinishReason.CANCELLED if error is None else FinishReason.ERROR]
-        self._success.labels(*self._labels, reason).inc(running.params.n - running.num_ended)
+        self._success.labels(*self._labels, reason).inc(running.params.n - len(running.ended))
         if running.lora is not None:
             self._show_adapters()
 
@@ -154,7 +154,7 @@ class Metrics:
             self._per_token.observe((now - last) / num_tokens)
 
     def _count_end(self, running: _Running, output: TextGenerationOutput) -> None:
-        running.num_ended += 1
+        running.ended.add(output.index)
         reason = output.finish_reason
         self._success.labels(*self._labels, _REASONS[reason] if reason is not None else "error").inc()
         usage, timing = output.usage, output.timing
@@ -165,7 +165,7 @@ class Metrics:
         self._total.observe(timing.total)
         self._answer_sizes.observe(usage.num_generated_tokens)
         running.most_tokens = max(running.most_tokens, usage.num_generated_tokens)
-        if running.num_ended == running.params.n:
+        if len(running.ended) == running.params.n:
             self._most_tokens.observe(running.most_tokens)
         if timing.queue is not None:
             self._queue.observe(timing.queue)

@@ -64,7 +64,12 @@ class _CompletionAnswer:
 
     async def _begun(self) -> tuple[Asked, CompletionReply]:
         requests = [TextGenerationRequest(prompt=prompt) for prompt in self._given]
-        prompts = await asyncio.gather(*(self._model.prompt_tokens(each, self._params) for each in requests))
+        making = [asyncio.ensure_future(self._model.prompt_tokens(each, self._params)) for each in requests]
+        try:
+            prompts = await asyncio.gather(*making)
+        finally:
+            for each in making:  # where one fails, the others would go on without a place
+                each.cancel()
         body = self._body
         wishes = CompletionWishes(
             n=self._params.n,
