@@ -2,26 +2,16 @@
 
 import pytest
 import torch
+from kernels_here import kernels, random
 
 from pipezoo_core.layers.native_product import NativeProduct
 from pipezoo_core.layers.stored import StoredWeight
-from pipezoo_core.native import Form, NativeKernels
+from pipezoo_core.native import Form
 from pipezoo_core.weights.quantized.e4m3 import e4m3_type
 
 CPU = torch.device("cpu")
 E4M3 = torch.float8_e4m3fn
 NAN = (0x7F, 0xFF)
-
-
-def kernels(dtype=torch.float32):
-    kernels = NativeKernels(CPU, dtype)
-    if kernels.obstacle:
-        pytest.skip(kernels.obstacle)
-    return kernels
-
-
-def random(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def weight_of(numbers, scales):

@@ -5,6 +5,7 @@ import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize as gguf_dequantize
 from gguf.quants import quantize as gguf_quantize
+from kernels_here import kernels, random
 
 from pipezoo_core.config import LinearName, SupportedEncoding
 from pipezoo_core.layers import Embedding, Linear, LMHead, quantized, use_linear_backend
@@ -15,17 +16,6 @@ from pipezoo_core.testing.tensors_alive import PeakOfTensors
 
 CPU = torch.device("cpu")
 FORMATS = {8: GGMLQuantizationType.Q8_0, 4: GGMLQuantizationType.Q4_1}
-
-
-def kernels(dtype):
-    kernels = NativeKernels(CPU, dtype)
-    if kernels.obstacle:
-        pytest.skip(kernels.obstacle)
-    return kernels
-
-
-def random(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def rounded(weight, bits, dtype=torch.float32):

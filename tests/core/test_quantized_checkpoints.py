@@ -5,6 +5,7 @@ import pytest
 import torch
 from core.experts_alone import random_experts, rows_and_choices
 from eights_files import fp8_config, rows_config
+from kernels_here import kernels, random
 from quantized_files import (
     affine,
     awq_config,
@@ -22,23 +23,12 @@ from pipezoo_core.layers.native_product import NativeProduct
 from pipezoo_core.layers.quantized import GROUP
 from pipezoo_core.layers.stored import StoredWeight
 from pipezoo_core.layers.stored_product import StoredProduct
-from pipezoo_core.native import Form, NativeKernels
+from pipezoo_core.native import Form
 from pipezoo_core.testing.tensors_alive import PeakOfTensors
 from pipezoo_core.weights import LazyTensor, Weights, concatenated, with_quantized
 from pipezoo_core.weights.quantized import entries
 
 CPU = torch.device("cpu")
-
-
-def kernels(dtype=torch.float32):
-    kernels = NativeKernels(CPU, dtype)
-    if kernels.obstacle:
-        pytest.skip(kernels.obstacle)
-    return kernels
-
-
-def random(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def lazy(tensor):

@@ -7,6 +7,7 @@ from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Type
 from gguf.quants import dequantize
 from gguf_blocks import K_TYPES, as_quantized, quantized
+from kernels_here import kernels, random
 
 from pipezoo_core.config import LinearName, SupportedEncoding, WeightsFormat
 from pipezoo_core.errors import InvalidSettingError
@@ -15,7 +16,7 @@ from pipezoo_core.layers.native_product import NativeProduct
 from pipezoo_core.layers.quantized import GROUP
 from pipezoo_core.layers.stored import StoredType, StoredWeight
 from pipezoo_core.layers.stored_product import StoredProduct
-from pipezoo_core.native import Form, NativeKernels
+from pipezoo_core.native import Form
 from pipezoo_core.native import kernels as native_kernels
 from pipezoo_core.testing.tensors_alive import PeakOfTensors
 from pipezoo_core.weights import LazyTensor, Weights, keep_outline, load_module, resolve_encoding
@@ -25,17 +26,6 @@ CPU = torch.device("cpu")
 TYPES = (Type.Q4_0, Type.Q4_1, Type.Q8_0, Type.MXFP4, *K_TYPES)
 HALVES = {Type.Q4_1: (0, 2), Type.Q4_K: (0, 2), Type.Q5_K: (0, 2), Type.Q6_K: (208,)}
 """Where the float16 numbers of a block begin; in other types but MXFP4 at 0."""
-
-
-def kernels(dtype=torch.float32):
-    kernels = NativeKernels(CPU, dtype)
-    if kernels.obstacle:
-        pytest.skip(kernels.obstacle)
-    return kernels
-
-
-def random(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def random_weight(type_, num_rows, size, seed=0):
