@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipezoo_core.layers.stored import StoredType
 from pipezoo_core.weights.base import LazyTensor, StoredTensor
+from pipezoo_core.weights.quantized.grouping import groups_in_order
 
 __all__ = ["AffineWeight", "unpacked"]
 
@@ -43,8 +44,8 @@ class AffineWeight:
         scales: float [R, groups] of a range of rows.
         zeros: uint8 [R, groups] of a range of rows; None for the middle of all numbers.
         scale_dtype: of the scales.
-        groups: which group each column belongs to, int64 [in_features]; each has `group` of them, but the last may have
-            fewer.
+        groups: which group each column belongs to, int64 [in_features], as `column_groups` returns them; each has
+            `group` of them, but the last may have fewer.
         group: columns of a group.
         numbers_at_once: how many to read at a time.
     """
@@ -64,24 +65,26 @@ class AffineWeight:
         """Returns it as a tensor of float32, with the blocks that it can stay in."""
         whole = LazyTensor(self.shape, torch.float32, self._dequantized, numbers_at_once=self.numbers_at_once)
         fitting = [size for size in _BLOCKS[self.bits] if self.group % size == 0]
-        has_whole_groups = bool((torch.bincount(self.groups) == self.group).all())
+        is_moved = self.groups is not groups_in_order(self.shape[1], self.group)
+        has_whole_groups = self.shape[1] % self.group == 0
+        if is_moved:
+            has_whole_groups = has_whole_groups and bool((torch.bincount(self.groups) == self.group).all())
         is_exact = self.scale_dtype in _EXACT_SCALES or (self.bits == 8 and self.zeros is None)
         if not (fitting and has_whole_groups and is_exact):
             return whole
-        order = self.groups.argsort(stable=True)
-        is_moved = not torch.equal(order, torch.arange(len(order), dtype=order.dtype, device="cpu"))
+        order = self.groups.argsort(stable=True) if is_moved else None
         block = fitting[0]
         stored = StoredType(
             f"{self.method} with {self.bits} bits in groups of {self.group}"
             + (", columns reordered" if is_moved else ""),
             block,
             _HEAD + block * self.bits // 8,
-            partial(_of_blocks, bits=self.bits, block=block, places=order.argsort() if is_moved else None),
+            partial(_of_blocks, bits=self.bits, block=block, places=None if order is None else order.argsort()),
             blocks=f"affine{self.bits}_{block}",
-            order=order.to(torch.int32).numpy().tobytes() if is_moved else None,
+            order=None if order is None else order.to(torch.int32).numpy().tobytes(),
         )
         shape = (self.shape[0], self.shape[1] // block * stored.block_bytes)
-        read = partial(self._blocks, block=block, order=order if is_moved else None)
+        read = partial(self._blocks, block=block, order=order)
         as_bytes = LazyTensor(shape, torch.uint8, read, numbers_at_once=self.numbers_at_once)
         return LazyTensor(
             whole.shape,

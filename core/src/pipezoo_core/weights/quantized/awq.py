@@ -14,10 +14,10 @@ from pydantic import AliasChoices, Field
 from torch import Tensor
 
 from pipezoo_core.weights.base import LazyTensor
-from pipezoo_core.weights.quantized.affine import AffineWeight, unpacked
+from pipezoo_core.weights.quantized.affine import AffineWeight
 from pipezoo_core.weights.quantized.entries import Entries, Size, entry_naming, not_read, parsed
 from pipezoo_core.weights.quantized.format import QuantizedFormat, checked_part, suffix_of
-from pipezoo_core.weights.quantized.grouping import group_sizes
+from pipezoo_core.weights.quantized.grouping import group_sizes, groups_in_order
 
 __all__ = ["AWQ"]
 
@@ -85,7 +85,7 @@ class AWQ(QuantizedFormat):
             scales=lambda rows: scales.read(slice(0, num_groups))[:, rows].T,
             zeros=lambda rows: _rows(qzeros, rows),
             scale_dtype=scales.dtype,
-            groups=torch.arange(num_columns, dtype=torch.int64, device="cpu") // group,
+            groups=groups_in_order(num_columns, group),
             group=group,
             numbers_at_once=_NUMBERS_AT_ONCE,
         ).tensor()
@@ -94,6 +94,7 @@ class AWQ(QuantizedFormat):
 def _rows(words: LazyTensor, rows: slice) -> Tensor:
     """Returns a range of the columns of [I, W] words as rows: uint8 [R, I]."""
     first, end = rows.start // _PER_WORD, -(-rows.stop // _PER_WORD)
-    found = unpacked(words.read(slice(0, words.shape[0]))[:, first:end], _BITS)
-    ordered = found.unflatten(-1, (-1, _PER_WORD))[..., _PLACES].flatten(-2)
-    return ordered[:, rows.start - first * _PER_WORD : rows.stop - first * _PER_WORD].T.contiguous()
+    of_words = words.read(slice(0, words.shape[0]))[:, first:end].T.unsqueeze(-1)  # transposed before it grows
+    of_bytes = of_words.clone(memory_format=torch.contiguous_format).view(torch.uint8)  # [W, I, 4]
+    found = torch.stack([of_bytes[..., place // 2] >> place % 2 * _BITS & 15 for place in _PLACES], dim=1)
+    return found.flatten(0, 1)[rows.start - first * _PER_WORD : rows.stop - first * _PER_WORD]

@@ -27,7 +27,7 @@ from pipezoo_core.weights.quantized.affine import AffineWeight, unpacked
 from pipezoo_core.weights.quantized.e4m3 import E4M3, E4M3Weight
 from pipezoo_core.weights.quantized.entries import Entries, Size, entry_naming, not_read, parsed
 from pipezoo_core.weights.quantized.format import QuantizedFormat, checked_part, suffix_of
-from pipezoo_core.weights.quantized.grouping import column_groups, group_sizes
+from pipezoo_core.weights.quantized.grouping import column_groups, group_sizes, groups_in_order
 from pipezoo_core.weights.quantized.scales import block_scales, row_scales
 
 __all__ = ["CompressedTensors"]
@@ -190,7 +190,7 @@ def _integers(name: str, parts: Mapping[str, LazyTensor], arguments: _Arguments)
         scales=row_scales(name, parts, "weight_scale"),
         zeros=None if points is None else _zero_points(points),
         scale_dtype=parts["weight_scale"].dtype,
-        groups=torch.zeros(num_columns, dtype=torch.int64, device="cpu"),
+        groups=groups_in_order(num_columns, num_columns),
         group=num_columns,
     ).tensor()
 

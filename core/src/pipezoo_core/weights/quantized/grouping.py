@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from pipezoo_core.errors import CorruptCheckpointError
 from pipezoo_core.weights.base import LazyTensor
 from pipezoo_core.weights.quantized.format import checked_part
 
-__all__ = ["column_groups", "group_sizes"]
+__all__ = ["column_groups", "group_sizes", "groups_in_order"]
 
 
 def group_sizes(name: str, num_columns: int, group_size: int) -> tuple[int, int]:
@@ -35,8 +36,16 @@ def group_sizes(name: str, num_columns: int, group_size: int) -> tuple[int, int]
     return group, -(-num_columns // group)
 
 
+@lru_cache(maxsize=256)
+def groups_in_order(num_columns: int, group: int) -> Tensor:
+    """Returns the group of each column, int64 [in_features], where one comes after the other; many weights share it."""
+    return torch.arange(num_columns, dtype=torch.int64, device="cpu") // group
+
+
 def column_groups(name: str, parts: Mapping[str, LazyTensor], part: str, num_columns: int, group: int) -> Tensor:
     """Returns the group of each column, int64 [in_features]: those that a part names, else one after the other.
+
+    These are what `groups_in_order` returns wherever they are the same.
 
     Args:
         name: of the weight.
@@ -48,11 +57,11 @@ def column_groups(name: str, parts: Mapping[str, LazyTensor], part: str, num_col
     Raises:
         CorruptCheckpointError: it is of another shape or dtype, or names a group that is not there.
     """
-    in_order = torch.arange(num_columns, dtype=torch.int64, device="cpu") // group
+    in_order = groups_in_order(num_columns, group)
     if part not in parts:
         return in_order
     named = checked_part(name, parts, part, (torch.int32, torch.int64), (num_columns,)).load().long()
-    if bool((named == -1).all()):
+    if torch.equal(named, in_order) or bool((named == -1).all()):
         return in_order
     last = int(in_order[-1])
     if not 0 <= int(named.min()) <= int(named.max()) <= last:
