@@ -253,6 +253,21 @@ def test_fp8_as_published_equals_transformers_on_the_numbers_of_the_file(tmp_pat
     assert_equal_logits(reference, load_model(model_class, folder, config, adapt))
 
 
+@needs_kernels
+def test_fp8_kept_packed_is_as_near_as_bfloat16(tmp_path):
+    """A token meets all experts: which ones it chooses may change with any rounding."""
+    made = make("deepseek_v3", **WIDE, intermediate_size=96, num_experts_per_tok=8, n_group=1, topk_group=1)
+    assert made.config.n_routed_experts == 8
+    parts = saved(made, tmp_path)
+    write_quantized(tmp_path, fp8_config([32, 32]), fp8_parts, lambda name, values: floats(values, (32, 32)))
+    exact, rounded, packed = (
+        logits_of(load_model(*parts, encoding=SupportedEncoding(name), linear="auto"), PROMPTS)
+        for name in ("float32", "bfloat16", "packed")
+    )
+    errors = [max((a - b).abs().max() for a, b in zip(found, exact, strict=True)) for found in (packed, rounded)]
+    assert errors[0] < 2 * errors[1]
+
+
 def test_scales_without_a_word_in_the_config_are_refused(tmp_path):
     model_class, folder, config, adapt = saved(make("deepseek_v3"), tmp_path)
 
