@@ -221,7 +221,13 @@ def test_commands_of_the_readme(tmp_path):
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "HF_HUB_CACHE": str(tmp_path)}
     shown = {
         command: subprocess.run(
-            ["sh", "-c", command], env=environment, capture_output=True, text=True, check=True, timeout=300
+            ["sh", "-c", command],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=300,
         ).stdout
         for command in commands
     }
