@@ -171,7 +171,7 @@ def stored_weight(weight, bits):
 @pytest.mark.usefixtures("_kernels")
 def test_files_are_divided_and_have_an_index(saved, tmp_path, monkeypatch):
     source = saved(make_llama(**SIZES))
-    monkeypatch.setattr(quantizing.quantize_model, "__kwdefaults__", {"max_file_bytes": 40_000})
+    monkeypatch.setattr(quantizing, "_MAX_FILE_BYTES", 40_000)
     registry.quantize(source, tmp_path / "out")
     assert len(list((tmp_path / "out").glob("model-0000*-of-0000*.safetensors"))) > 2
     assert_same(source, tmp_path / "out", "int4")

@@ -12,7 +12,7 @@ from pipezoo import registry
 if TYPE_CHECKING:
     from pipezoo_core.pipeline import TextGenerationPipeline
 
-__all__ = ["load_model"]
+__all__ = ["load_model", "weights_bar"]
 
 
 def load_model(model: str, **settings: Any) -> TextGenerationPipeline:
@@ -20,16 +20,14 @@ def load_model(model: str, **settings: Any) -> TextGenerationPipeline:
 
     Where standard error is a terminal, it shows how many weights are loaded and packed for the kernels.
     """
-    if not sys.stderr.isatty():
-        return registry.load(model, **settings)
-    with weights_bar("loading and packing weights", is_shown=True):
+    with weights_bar("loading and packing weights"):
         return registry.load(model, **settings)
 
 
 @contextmanager
-def weights_bar(text: str, *, is_shown: bool) -> Iterator[None]:
-    """Shows on standard error how far the weights are that are loaded or written inside."""
-    if not is_shown:
+def weights_bar(text: str) -> Iterator[None]:
+    """Shows on standard error, where it is a terminal, how far the weights are that are loaded or written inside."""
+    if not sys.stderr.isatty():
         yield
         return
     from rich.console import Console

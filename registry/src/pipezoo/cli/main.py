@@ -157,11 +157,7 @@ def generate(
     from pipezoo_core.local_file import text_or_file
 
     settings = model_settings(
-        max_length=max_length,
-        kv_cache_memory=kv_cache_memory,
-        lora=lora,
-        devices=devices,
-        load_cache=load_cache,
+        max_length=max_length, kv_cache_memory=kv_cache_memory, lora=lora, devices=devices, load_cache=load_cache
     )
     with errors_as_text():
         sampling = sampling_settings(
@@ -221,11 +217,7 @@ def chat(
     if model is None and url is None:
         raise typer.BadParameter("there is no model to talk to. Name one, or give --url.", param_hint="MODEL")
     settings = model_settings(
-        max_length=max_length,
-        kv_cache_memory=kv_cache_memory,
-        lora=lora,
-        devices=devices,
-        load_cache=load_cache,
+        max_length=max_length, kv_cache_memory=kv_cache_memory, lora=lora, devices=devices, load_cache=load_cache
     )
     with errors_as_text():
         sampling = sampling_settings(
@@ -280,12 +272,9 @@ def serve(
     from pipezoo.cli.serving import serve_model
 
     settings = model_settings(
-        max_length=max_length,
-        kv_cache_memory=kv_cache_memory,
-        lora=None,
-        devices=devices,
-        load_cache=load_cache,
+        max_length=max_length, kv_cache_memory=kv_cache_memory, lora=None, devices=devices, load_cache=load_cache
     )
+    settings["speculative"] = speculative
     if max_batch_size is not None:
         settings["max_batch_size"] = max_batch_size
     if lora:
@@ -293,14 +282,7 @@ def serve(
     with errors_as_text():
         serve_model(
             model,
-            {
-                "revision": revision,
-                "plugin": plugin,
-                "device": device,
-                "dtype": dtype,
-                "speculative": speculative,
-                **settings,
-            },
+            {"revision": revision, "plugin": plugin, "device": device, "dtype": dtype, **settings},
             api_key_file=api_key_file,
             host=host,
             port=port,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +27,7 @@ def quantize(
     from pipezoo import registry
     from pipezoo.cli.loading import weights_bar
 
-    with errors_as_text(), weights_bar("rounding and writing weights", is_shown=sys.stderr.isatty()):
+    with errors_as_text(), weights_bar("rounding and writing weights"):
         sizes = registry.quantize(model, out, dtype=dtype, revision=revision, plugin=plugin)
     typer.echo(f"{out}: weights of {_size(sizes.after)}, before {_size(sizes.before)}")
 

@@ -46,9 +46,7 @@ class QuantizedSizes:
     after: int
 
 
-def quantize_model(
-    found: FoundModel, folder: Path, dtype: str, *, max_file_bytes: int = _MAX_FILE_BYTES
-) -> QuantizedSizes:
+def quantize_model(found: FoundModel, folder: Path, dtype: str) -> QuantizedSizes:
     """Writes a model into a new folder, its weights rounded to what a load with `dtype` rounds them to.
 
     The folder is there when it is whole. What ends the writing, an interrupt too, leaves nothing of it.
@@ -57,7 +55,6 @@ def quantize_model(
         found: the model, all of its files on disk.
         folder: that does not exist yet.
         dtype: `int8` or `int4`.
-        max_file_bytes: most bytes of a file of weights.
 
     Raises:
         InvalidSettingError: the dtype is another, or one that the model does not support.
@@ -73,7 +70,7 @@ def quantize_model(
     with _made_whole(folder) as begun:
         _write_config(begun, found, files, dtype)
         _write_others(begun, files, architecture)
-        _write_weights(begun, tensors, max_file_bytes)
+        _write_weights(begun, tensors)
         after = sum(path.stat().st_size for path in begun.glob("*.safetensors"))
     return QuantizedSizes(before, after)
 
@@ -161,7 +158,7 @@ def _write_others(folder: Path, files: ModelFiles, architecture: SupportedArchit
                 shutil.copyfile(path, folder / path.name)
 
 
-def _write_weights(folder: Path, tensors: Sequence[WrittenTensor], max_file_bytes: int) -> None:
+def _write_weights(folder: Path, tensors: Sequence[WrittenTensor]) -> None:
     num_done, num_all = 0, sum(tensor.num_bytes for tensor in tensors)
     report_weights(0, num_all)
 
@@ -170,7 +167,7 @@ def _write_weights(folder: Path, tensors: Sequence[WrittenTensor], max_file_byte
         num_done += tensor.num_bytes
         report_weights(num_done, num_all)
 
-    write_safetensors(folder, tensors, max_file_bytes=max_file_bytes, written=written)
+    write_safetensors(folder, tensors, max_file_bytes=_MAX_FILE_BYTES, written=written)
 
 
 def _write_json(path: Path, entries: dict[str, Any]) -> None:

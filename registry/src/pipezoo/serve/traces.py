@@ -110,8 +110,6 @@ class Traces:
         found.reasons[output.index] = str(output.finish_reason)
         if output.usage is not None:
             found.num_generated += output.usage.num_generated_tokens
-        if output.error is not None:
-            self._note_error(found.span, type(output.error).__name__)
         timing = output.timing
         if timing is not None and output.index == 0:
             times = {
@@ -127,7 +125,10 @@ class Traces:
         if found is None:
             return
         if error is not None:
-            self._note_error(found.span, type(error).__name__)
+            from opentelemetry.trace import StatusCode
+
+            found.span.set_attribute("error.type", type(error).__name__)
+            found.span.set_status(StatusCode.ERROR)
         rest = str(FinishReason.CANCELLED if error is None else FinishReason.ERROR)
         reasons = [found.reasons.get(index, rest) for index in range(found.num_answers)]
         found.span.set_attribute("gen_ai.response.finish_reasons", reasons)
@@ -137,12 +138,6 @@ class Traces:
     def close(self) -> None:
         """Sends what is left."""
         self._provider.shutdown()
-
-    def _note_error(self, span: Span, kind: str) -> None:
-        from opentelemetry.trace import StatusCode
-
-        span.set_attribute("error.type", kind)
-        span.set_status(StatusCode.ERROR)
 
 
 def _sampling(params: SamplingParams) -> dict[str, int | float]:

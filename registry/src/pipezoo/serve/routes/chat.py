@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 
 from fastapi import APIRouter
 from starlette.responses import Response
@@ -36,7 +37,7 @@ class _ChatAnswer:
     """One request, from its messages to what the client gets."""
 
     def __init__(self, service: Service, body: ChatBody) -> None:
-        self._arrival_time = time.monotonic()
+        arrival_time = time.monotonic()
         self._service = service
         self._body = body
         self._model: ServedModel = service.ready_model()
@@ -47,8 +48,9 @@ class _ChatAnswer:
             chat_template_kwargs=body.chat_template_kwargs,
             continue_final_message=body.continue_final_message,
         )
-        self._lora = self._model.adapter_of(body.model, service.engine.adapters)
+        lora = self._model.adapter_of(body.model, service.engine.adapters)
         self._heading = Heading(f"chatcmpl-{new_request_id()}", body.model or self._model.names[0])
+        self._asked = partial(Asked, lora=lora, arrival_time=arrival_time, response_id=self._heading.id)
 
     async def whole(self) -> ChatCompletion:
         with self._service.engine.places(self._chat.params.n):
@@ -77,11 +79,4 @@ class _ChatAnswer:
             num_prompt_logprobs=body.prompt_logprobs,
             wants_usage=body.wants_usage,
         )
-        asked = Asked(
-            prompts=[chat.prompt],
-            params=chat.params,
-            lora=self._lora,
-            arrival_time=self._arrival_time,
-            response_id=self._heading.id,
-        )
-        return asked, reply
+        return self._asked(prompts=[chat.prompt], params=chat.params), reply

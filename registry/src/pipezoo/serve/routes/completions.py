@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 
 from fastapi import APIRouter
 from starlette.responses import Response
@@ -37,15 +38,16 @@ class _CompletionAnswer:
     """One request, from its prompts to what the client gets."""
 
     def __init__(self, service: Service, body: CompletionBody) -> None:
-        self._arrival_time = time.monotonic()
+        arrival_time = time.monotonic()
         self._service = service
         self._body = body
         self._model: ServedModel = service.ready_model()
         self._given = body.prompts
         self._params: SamplingParams = body.params(self._model.defaults)
-        self._lora = self._model.adapter_of(body.model, service.engine.adapters)
+        lora = self._model.adapter_of(body.model, service.engine.adapters)
         self._num_answers = len(self._given) * self._params.n
         self._heading = Heading(f"cmpl-{new_request_id()}", body.model or self._model.names[0])
+        self._asked = partial(Asked, lora=lora, arrival_time=arrival_time, response_id=self._heading.id)
 
     async def whole(self) -> Completion:
         with self._service.engine.places(self._num_answers):
@@ -87,11 +89,4 @@ class _CompletionAnswer:
             wishes,
             self._model.tokenizer,
         )
-        asked = Asked(
-            prompts=prompts,
-            params=self._params,
-            lora=self._lora,
-            arrival_time=self._arrival_time,
-            response_id=self._heading.id,
-        )
-        return asked, reply
+        return self._asked(prompts=prompts, params=self._params), reply

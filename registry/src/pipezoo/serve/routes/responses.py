@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
@@ -38,7 +39,7 @@ class _Answer:
     """One request, from its items to what the client gets."""
 
     def __init__(self, service: Service, body: ResponsesBody) -> None:
-        self._arrival_time = time.monotonic()
+        arrival_time = time.monotonic()
         self._service = service
         self._body = body
         body.check_is_stateless()
@@ -46,8 +47,9 @@ class _Answer:
         self._chat = ChatRequest(
             messages=body.messages(), tools=body.tools_read(), params=body.params(self._model.defaults).updated(n=1)
         )
-        self._lora = self._model.adapter_of(body.model, service.engine.adapters)
+        lora = self._model.adapter_of(body.model, service.engine.adapters)
         self._heading = Heading(f"resp_{new_request_id()}", body.model or self._model.names[0])
+        self._asked = partial(Asked, lora=lora, arrival_time=arrival_time, response_id=self._heading.id)
 
     async def whole(self) -> Event:
         with self._service.engine.places(1):
@@ -77,14 +79,7 @@ class _Answer:
             echoed=_echoed(self._body, chat),
             num_tokens=lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
         )
-        asked = Asked(
-            prompts=[chat.prompt],
-            params=chat.params,
-            lora=self._lora,
-            arrival_time=self._arrival_time,
-            response_id=self._heading.id,
-        )
-        return asked, reply
+        return self._asked(prompts=[chat.prompt], params=chat.params), reply
 
 
 def _echoed(body: ResponsesBody, chat: PreparedChat) -> dict[str, Any]:
