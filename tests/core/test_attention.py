@@ -256,7 +256,6 @@ def test_a_request_that_overflows_spoils_no_other(value, spec_name, backend):
 
 
 @pytest.mark.matrix
-@pytest.mark.matrix
 @pytest.mark.parametrize("backend", [*BACKENDS, lambda spec, dtype: ReferenceAttention(spec)])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -149,14 +150,11 @@ class TextContext:
         self.generated_counts = TokenCounts(self.tokens, len(self.tokens))
         self.prompt_log_probabilities = LogProbabilities([], [])
         self._random = random.Random(self.sampling_params.seed)
-        self._drafter: Drafter | None = None
 
-    @property
+    @cached_property
     def drafter(self) -> Drafter:
         """Guesses what comes next, from what is there."""
-        if self._drafter is None:
-            self._drafter = Drafter(self.tokens)
-        return self._drafter
+        return Drafter(self.tokens)
 
     @property
     def generated_tokens(self) -> list[int]:

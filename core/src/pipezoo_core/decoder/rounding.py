@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Literal
 
@@ -69,6 +68,4 @@ def _plain(name: str, tensor: LazyTensor, dtype: torch.dtype) -> WrittenTensor:
 
 
 def _pieces(tensor: LazyTensor) -> Iterator[Tensor]:
-    at_once = max(1, max(_NUMBERS_AT_ONCE, tensor.numbers_at_once) // math.prod(tensor.shape[1:]))
-    for first in range(0, tensor.shape[0], at_once):
-        yield tensor.read(slice(first, min(first + at_once, tensor.shape[0])))
+    return map(tensor.read, tensor.pieces(max(_NUMBERS_AT_ONCE, tensor.numbers_at_once)))

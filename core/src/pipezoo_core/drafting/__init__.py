@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pipezoo_core.drafting.acceptance import Acceptance
-from pipezoo_core.drafting.drafter import Drafter, Guess
+from pipezoo_core.drafting.drafter import MAX_GUESSED, Drafter, Guess
 from pipezoo_core.drafting.prompt_lookup import Match, PromptLookup
 from pipezoo_core.drafting.step_balance import StepBalance
 
-__all__ = ["Acceptance", "Drafter", "Guess", "Match", "PromptLookup", "StepBalance"]
+__all__ = ["MAX_GUESSED", "Acceptance", "Drafter", "Guess", "Match", "PromptLookup", "StepBalance"]

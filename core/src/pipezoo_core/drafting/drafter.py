@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pipezoo_core.drafting.acceptance import Acceptance
 from pipezoo_core.drafting.prompt_lookup import PromptLookup
 
-__all__ = ["Drafter", "Guess"]
+__all__ = ["MAX_GUESSED", "Drafter", "Guess"]
 
-_MAX_GUESSED = 8
+MAX_GUESSED = 8
+"""Most tokens of a guess."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class Drafter:
         match = self._lookup.find()
         if match is None:
             return None
-        self._guessed, self._start = self._lookup.follow(match, _MAX_GUESSED), len(self._tokens)
+        self._guessed, self._start = self._lookup.follow(match, MAX_GUESSED), len(self._tokens)
         self._match_length = match.length
         return Guess(self._guessed, self._acceptance.rate(match.length))
 

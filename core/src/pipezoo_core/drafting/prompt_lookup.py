@@ -63,7 +63,7 @@ class PromptLookup:
         length = 0
         while len(ends) and length < _MAX_LENGTH:
             found, length = ends, length + 1
-            ends = ends[len(ends) - int((ends >= length).sum()) :]  # they rise
+            ends = ends[ends.searchsorted(length) :]  # they rise
             ends = ends[tokens[ends - length] == tokens[last - length]]
         return Match(length, int(found[-1]) + 1) if length else None
 

@@ -7,13 +7,7 @@ from pipezoo_core.layers.embedding import Embedding, LMHead, PositionEmbedding, 
 from pipezoo_core.layers.experts import Experts
 from pipezoo_core.layers.latent_heads import LatentHeads
 from pipezoo_core.layers.linear import ColumnParallelLinear, Linear, MergedLinear, RowParallelLinear
-from pipezoo_core.layers.linear_backends import (
-    choose_linear,
-    join_experts,
-    packed_weights,
-    use_linear_backend,
-    weights_memory,
-)
+from pipezoo_core.layers.linear_backends import choose_linear, join_experts, use_linear_backend, weights_memory
 from pipezoo_core.layers.mlp import MLP, GatedMLP
 from pipezoo_core.layers.norm import LayerNorm, ParallelLayerNorm, ParallelRMSNorm, RMSNorm
 from pipezoo_core.layers.precision import KeepsFloat32, float32_parameters, set_dtype
@@ -73,7 +67,6 @@ __all__ = [
     "known_activation",
     "max_rotary_length",
     "max_shareable_length",
-    "packed_weights",
     "rope_of_whole_heads",
     "set_dtype",
     "shard_module",

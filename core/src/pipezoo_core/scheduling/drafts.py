@@ -7,7 +7,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from pipezoo_core.context import TextContext
-from pipezoo_core.drafting import Guess, StepBalance
+from pipezoo_core.drafting import MAX_GUESSED, Guess, StepBalance
 
 if TYPE_CHECKING:
     from pipezoo_core.kv_cache import PagedKVCacheManager
@@ -35,6 +35,7 @@ def add_drafts(
     for context in batch:
         if context.num_generated and context.active_length == context.num_pending == 1:
             most = min(
+                MAX_GUESSED,
                 room,
                 context.max_num_tokens - len(context.tokens) - 1,
                 manager.room_for(context, max_chunk) - 1,

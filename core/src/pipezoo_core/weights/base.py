@@ -64,12 +64,15 @@ class LazyTensor:
 
         A few rows at a time, so that reading takes little memory besides the target.
         """
-        if not target.numel():
-            return
-        at_once = max(1, self.numbers_at_once // math.prod(self.shape[1:]))
-        for first in range(0, len(target), at_once):
-            rows = slice(first, min(first + at_once, len(target)))
+        for rows in self.pieces(self.numbers_at_once):
             target[rows].copy_(self.read(rows))
+
+    def pieces(self, numbers_at_once: int) -> Iterator[slice]:
+        """Yields ranges that are all of its rows, each of at most so many numbers, or of one row."""
+        if self.num_elements:
+            at_once = max(1, numbers_at_once // math.prod(self.shape[1:]))
+            for first in range(0, self.shape[0], at_once):
+                yield slice(first, min(first + at_once, self.shape[0]))
 
     def load(self) -> Tensor:
         """Reads it whole."""

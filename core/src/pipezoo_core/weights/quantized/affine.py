@@ -8,7 +8,7 @@ each, of 4 bits two in a byte, the first in the lower half.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -86,13 +86,7 @@ class AffineWeight:
         shape = (self.shape[0], self.shape[1] // block * stored.block_bytes)
         read = partial(self._blocks, block=block, order=order)
         as_bytes = LazyTensor(shape, torch.uint8, read, numbers_at_once=self.numbers_at_once)
-        return LazyTensor(
-            whole.shape,
-            whole.dtype,
-            whole.read,
-            numbers_at_once=whole.numbers_at_once,
-            stored=StoredTensor(stored, as_bytes),
-        )
+        return replace(whole, stored=StoredTensor(stored, as_bytes))
 
     def _dequantized(self, rows: slice) -> Tensor:
         scales, zeros = self.scales(rows).float(), self._zeros(rows).float()

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pipezoo_core.weights.base import LazyTensor
 from pipezoo_core.weights.quantized.affine import AffineWeight
-from pipezoo_core.weights.quantized.entries import Entries, Size, entry_naming, not_read, parsed
-from pipezoo_core.weights.quantized.format import QuantizedFormat, checked_part, suffix_of
+from pipezoo_core.weights.quantized.entries import Entries, Size, not_read, parsed
+from pipezoo_core.weights.quantized.format import SCALE_DTYPES, QuantizedFormat, checked_part, suffix_of
 from pipezoo_core.weights.quantized.grouping import group_sizes, groups_in_order
 
 __all__ = ["AWQ"]
@@ -25,7 +25,6 @@ _PARTS = ("weight", "qweight", "qzeros", "scales")
 _BITS, _PER_WORD = 4, 8
 _PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # where in an int32 each of eight columns lies
 _NUMBERS_AT_ONCE = 2**24  # each piece reads all of the file's tensor
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class _Entries(Entries):
@@ -55,15 +54,11 @@ class AWQ(QuantizedFormat):
         if not entries.zero_point:
             raise not_read("the checkpoint is of AWQ without zero points, a kind", "zero_point: false", ["true"])
         self._group_size = entries.group_size
-        self._left_out = entries.modules_to_not_convert or ()
+        self.left_out = entries.modules_to_not_convert or ()
 
     def part_of(self, name: str) -> tuple[str, str] | None:
         """See `QuantizedFormat`."""
         return suffix_of(name, _PARTS)
-
-    def leaves_out(self, module: str) -> str | None:
-        """See `QuantizedFormat`."""
-        return entry_naming(module, self._left_out)
 
     def weight(self, name: str, parts: Mapping[str, LazyTensor]) -> LazyTensor:
         """See `QuantizedFormat`."""
@@ -76,7 +71,7 @@ class AWQ(QuantizedFormat):
         num_rows = num_words * _PER_WORD
         group, num_groups = group_sizes(name, num_columns, self._group_size)
         qzeros = checked_part(name, parts, "qzeros", (torch.int32,), (num_groups, num_words))
-        scales = checked_part(name, parts, "scales", _FLOATS, (num_groups, num_rows))
+        scales = checked_part(name, parts, "scales", SCALE_DTYPES, (num_groups, num_rows))
         return AffineWeight(
             method="AWQ",
             bits=_BITS,

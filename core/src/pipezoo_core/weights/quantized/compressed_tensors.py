@@ -26,7 +26,7 @@ from pipezoo_core.weights.base import LazyTensor
 from pipezoo_core.weights.quantized.affine import AffineWeight, unpacked
 from pipezoo_core.weights.quantized.e4m3 import E4M3, E4M3Weight
 from pipezoo_core.weights.quantized.entries import Entries, Size, entry_naming, not_read, parsed
-from pipezoo_core.weights.quantized.format import QuantizedFormat, checked_part, suffix_of
+from pipezoo_core.weights.quantized.format import SCALE_DTYPES, QuantizedFormat, checked_part, suffix_of
 from pipezoo_core.weights.quantized.grouping import column_groups, group_sizes, groups_in_order
 from pipezoo_core.weights.quantized.scales import block_scales, row_scales
 
@@ -35,7 +35,6 @@ __all__ = ["CompressedTensors"]
 _PARTS = ("weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx")
 _OF_ROWS = tuple(f"{what}_{number}" for what in ("input", "output") for number in ("scale", "zero_point"))
 _BITS = (4, 8)
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class _Arguments(Entries):
@@ -77,6 +76,7 @@ class CompressedTensors(QuantizedFormat):
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._entries = parsed(_Entries, config)
+        self.left_out = self._entries.ignore or ()
         sparsity = self._entries.sparsity_config
         if sparsity is not None and sparsity.format != "dense":
             raise not_read("the checkpoint has a sparsity_config of compressed-tensors", sparsity.format, ["dense"])
@@ -86,10 +86,6 @@ class CompressedTensors(QuantizedFormat):
     def part_of(self, name: str) -> tuple[str, str] | None:
         """See `QuantizedFormat`."""
         return suffix_of(name, (*_PARTS, *_OF_ROWS))
-
-    def leaves_out(self, module: str) -> str | None:
-        """See `QuantizedFormat`."""
-        return entry_naming(module, self._entries.ignore or ())
 
     def weight(self, name: str, parts: Mapping[str, LazyTensor]) -> LazyTensor:
         """See `QuantizedFormat`."""
@@ -126,7 +122,7 @@ def _packed(name: str, parts: Mapping[str, LazyTensor], arguments: _Arguments) -
     packed = checked_part(name, parts, "weight_packed", (torch.int32,), (num_rows, -(-num_columns // per_word)))
     size = -1 if arguments.strategy == "channel" else arguments.group_size or -1
     group, num_groups = group_sizes(name, num_columns, size)
-    scales = checked_part(name, parts, "weight_scale", _FLOATS, (num_rows, num_groups))
+    scales = checked_part(name, parts, "weight_scale", SCALE_DTYPES, (num_rows, num_groups))
     zeros: Callable[[slice], Tensor] | None = None
     if not arguments.symmetric:
         zero_shape = (-(-num_rows // per_word), num_groups)

@@ -10,11 +10,20 @@ import torch
 from pipezoo_core.errors import CorruptCheckpointError
 from pipezoo_core.weights.base import LazyTensor
 
-__all__ = ["QuantizedFormat", "checked_part", "suffix_of"]
+__all__ = ["SCALE_DTYPES", "QuantizedFormat", "checked_part", "suffix_of"]
+
+SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+"""Those that the scales of a checkpoint may have."""
 
 
 class QuantizedFormat(Protocol):
-    """How the tensors of a checkpoint make up its weights, by its `quantization_config`."""
+    """How the tensors of a checkpoint make up its weights, by its `quantization_config`.
+
+    Attributes:
+        left_out: entries of the config that name modules which are not quantized, see `entry_naming`.
+    """
+
+    left_out: Collection[str]
 
     def part_of(self, name: str) -> tuple[str, str] | None:
         """Returns the weight that a tensor is a part of, and which: `a.weight` and `qzeros` of `a.qzeros`.
@@ -30,10 +39,6 @@ class QuantizedFormat(Protocol):
             CorruptCheckpointError: a part is missing, or they do not fit each other or the config.
             UnsupportedCheckpointError: it is quantized in a way that is not read.
         """
-        ...
-
-    def leaves_out(self, module: str) -> str | None:
-        """Returns the entry of the config that says that a module is not quantized; None where there is none."""
         ...
 
 

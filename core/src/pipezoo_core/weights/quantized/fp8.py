@@ -16,7 +16,7 @@ from pydantic import AliasChoices, Field
 
 from pipezoo_core.weights.base import LazyTensor
 from pipezoo_core.weights.quantized.e4m3 import E4M3, E4M3Weight
-from pipezoo_core.weights.quantized.entries import Entries, Size, entry_naming, not_read, parsed
+from pipezoo_core.weights.quantized.entries import Entries, Size, not_read, parsed
 from pipezoo_core.weights.quantized.format import QuantizedFormat, checked_part, suffix_of
 from pipezoo_core.weights.quantized.scales import block_scales, row_scales
 
@@ -46,6 +46,7 @@ class FP8(QuantizedFormat):
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._entries = parsed(_Entries, config)
+        self.left_out = self._entries.left_out or ()
         if self._entries.fmt != "e4m3":
             raise not_read("the checkpoint is of a kind of FP8", self._entries.fmt, ["e4m3"])
         if self._entries.weight_block_size is not None and min(self._entries.weight_block_size) < 1:
@@ -54,10 +55,6 @@ class FP8(QuantizedFormat):
     def part_of(self, name: str) -> tuple[str, str] | None:
         """See `QuantizedFormat`."""
         return suffix_of(name, _PARTS)
-
-    def leaves_out(self, module: str) -> str | None:
-        """See `QuantizedFormat`."""
-        return entry_naming(module, self._entries.left_out or ())
 
     def weight(self, name: str, parts: Mapping[str, LazyTensor]) -> LazyTensor:
         """See `QuantizedFormat`."""

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pipezoo_core.weights.base import LazyTensor
 from pipezoo_core.weights.quantized.affine import AffineWeight, unpacked
-from pipezoo_core.weights.quantized.entries import Entries, Size, entry_naming, not_read, parsed
-from pipezoo_core.weights.quantized.format import QuantizedFormat, checked_part, suffix_of
+from pipezoo_core.weights.quantized.entries import Entries, Size, not_read, parsed
+from pipezoo_core.weights.quantized.format import SCALE_DTYPES, QuantizedFormat, checked_part, suffix_of
 from pipezoo_core.weights.quantized.grouping import column_groups, group_sizes
 
 __all__ = ["GPTQ"]
@@ -25,7 +25,6 @@ _PARTS = ("weight", "qweight", "qzeros", "scales", "g_idx")
 _BITS = (4, 8)
 _ADDED = {"gptq": 1, "gptq_v2": 0}  # by format: to a stored zero
 _NUMBERS_AT_ONCE = 2**24  # each piece reads all of the file's tensor
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class _Entries(Entries):
@@ -59,15 +58,11 @@ class GPTQ(QuantizedFormat):
         if any(entries.dynamic or ()) and any(not rule.startswith("-:") for rule in entries.dynamic or ()):
             raise not_read("the checkpoint has settings of GPTQ for some modules,", "dynamic", ["-:pattern"])
         self._bits, self._group_size, self._added = entries.bits, entries.group_size, _ADDED[kind]
-        self._left_out = tuple(f"re:{rule.removeprefix('-:')}" for rule in entries.dynamic or ())
+        self.left_out = tuple(f"re:{rule.removeprefix('-:')}" for rule in entries.dynamic or ())
 
     def part_of(self, name: str) -> tuple[str, str] | None:
         """See `QuantizedFormat`."""
         return suffix_of(name, _PARTS)
-
-    def leaves_out(self, module: str) -> str | None:
-        """See `QuantizedFormat`."""
-        return entry_naming(module, self._left_out)
 
     def weight(self, name: str, parts: Mapping[str, LazyTensor]) -> LazyTensor:
         """See `QuantizedFormat`."""
@@ -76,7 +71,7 @@ class GPTQ(QuantizedFormat):
         num_columns, num_rows = qweight.shape[0] * per_word, qweight.shape[1]
         group, num_groups = group_sizes(name, num_columns, self._group_size)
         qzeros = checked_part(name, parts, "qzeros", (torch.int32,), (num_groups, -(-num_rows // per_word)))
-        scales = checked_part(name, parts, "scales", _FLOATS, (num_groups, num_rows))
+        scales = checked_part(name, parts, "scales", SCALE_DTYPES, (num_groups, num_rows))
 
         def numbers(rows: slice) -> Tensor:
             return unpacked(qweight.read(slice(0, qweight.shape[0]))[:, rows].T, bits)

@@ -16,7 +16,7 @@ from pipezoo_core.errors import CorruptCheckpointError
 from pipezoo_core.weights.base import LazyTensor, Weights
 from pipezoo_core.weights.quantized.awq import AWQ
 from pipezoo_core.weights.quantized.compressed_tensors import CompressedTensors
-from pipezoo_core.weights.quantized.entries import not_read
+from pipezoo_core.weights.quantized.entries import entry_naming, not_read
 from pipezoo_core.weights.quantized.format import QuantizedFormat
 from pipezoo_core.weights.quantized.fp8 import FP8
 from pipezoo_core.weights.quantized.gptq import GPTQ
@@ -86,7 +86,7 @@ def with_quantized(weights: Weights, config: Mapping[str, Any]) -> Weights:
             tensors[name] = plain
             continue
         module = name.removesuffix(".weight")
-        if (entry := quantized.leaves_out(module)) is not None:
+        if (entry := entry_naming(module, quantized.left_out)) is not None:
             raise CorruptCheckpointError(
                 f"config.json says that {module} is not quantized, and its weight is",
                 found=sorted(parts),

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipezoo_core.layers.stored import StoredType
 from pipezoo_core.weights.base import LazyTensor, StoredTensor
-from pipezoo_core.weights.quantized.entries import Entries, entry_naming, parsed
+from pipezoo_core.weights.quantized.entries import Entries, parsed
 from pipezoo_core.weights.quantized.format import QuantizedFormat, checked_part
 
 __all__ = ["MXFP4"]
@@ -42,16 +42,12 @@ class MXFP4(QuantizedFormat):
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self._left_out = parsed(_Entries, config).modules_to_not_convert or ()
+        self.left_out = parsed(_Entries, config).modules_to_not_convert or ()
 
     def part_of(self, name: str) -> tuple[str, str] | None:
         """See `QuantizedFormat`."""
         found = _PARTS.fullmatch(name)
         return None if found is None else (f"{found[1]}_blocks", found[2])
-
-    def leaves_out(self, module: str) -> str | None:
-        """See `QuantizedFormat`."""
-        return entry_naming(module, self._left_out)
 
     def weight(self, name: str, parts: Mapping[str, LazyTensor]) -> LazyTensor:
         """See `QuantizedFormat`. It is that of all experts: [experts, out_features, in_features]."""

@@ -9,7 +9,7 @@ All tensors have the names of the plugin's module.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import torch
@@ -52,6 +52,8 @@ class Rounded:
         dtype: that the weights were rounded to.
     """
 
+    left_out: Collection[str] = ()  # the names of the tensors say what is quantized
+
     def __init__(self, raw: Mapping[str, Any]) -> None:
         entries = parsed(_Entries, raw)
         version, self.dtype = entries.version, entries.dtype
@@ -90,11 +92,6 @@ class Rounded:
             lambda wanted: stored.dequantize(rows.read(wanted)),
             stored=StoredTensor(stored, rows),
         )
-
-    def leaves_out(self, module: str) -> str | None:
-        """Nothing: the names of the tensors say what is quantized."""
-        del module
-        return None
 
 
 def rounding_entries(dtype: str) -> dict[str, Any]:

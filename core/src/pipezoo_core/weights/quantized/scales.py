@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 from pipezoo_core.weights.base import LazyTensor
-from pipezoo_core.weights.quantized.format import checked_part
+from pipezoo_core.weights.quantized.format import SCALE_DTYPES, checked_part
 
 __all__ = ["block_scales", "row_scales"]
-
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def row_scales(name: str, parts: Mapping[str, LazyTensor], part: str) -> Callable[[slice], Tensor]:
@@ -32,7 +30,7 @@ def row_scales(name: str, parts: Mapping[str, LazyTensor], part: str) -> Callabl
     shape: tuple[int, ...] = found.shape if found is not None and is_single else (num_rows, 1)
     if found is not None and len(found.shape) == 1 and not is_single:
         shape = (num_rows,)
-    scales = checked_part(name, parts, part, _FLOATS, shape)
+    scales = checked_part(name, parts, part, SCALE_DTYPES, shape)
     if is_single:
         return lambda rows: scales.load().float().view(1, 1).expand(rows.stop - rows.start, 1)
     return lambda rows: scales.read(rows).float().view(-1, 1)
@@ -54,7 +52,7 @@ def block_scales(
     """
     height, width = block
     num_rows, num_columns = parts["weight"].shape
-    scales = checked_part(name, parts, part, _FLOATS, (-(-num_rows // height), -(-num_columns // width)))
+    scales = checked_part(name, parts, part, SCALE_DTYPES, (-(-num_rows // height), -(-num_columns // width)))
 
     def read(rows: slice) -> Tensor:
         first = rows.start // height
