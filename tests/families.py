@@ -63,6 +63,29 @@ def assert_near_logits(reference, model, most):
         assert (found - expected).abs().max() < most * expected.abs().max()
 
 
+def assert_near(reference, model, limit=0.15):
+    """As near as rows rounded to bfloat16 and to 8 bits come; other weights are ten times farther away."""
+    for prompt, found in zip(PROMPTS, logits_of(model, PROMPTS), strict=True):
+        expected = expected_logits(reference, prompt)
+        assert (found - expected).norm() < limit * expected.norm()
+
+
+def tokens_of(pipeline, prompts):
+    requests = [TextGenerationRequest(prompt=prompt) for prompt in prompts]
+    answers = pipeline.generate(requests, max_new_tokens=12, temperature=0.0, ignore_eos=True)
+    return [answer.tokens for answer in answers]
+
+
+def assert_runs_as_it_lies(path, prompts, **settings):
+    """The same tokens whatever else is in the batch, and whether steps are replayed or not."""
+    with registry.load(path, **settings) as pipeline:
+        assert pipeline.pipeline_config.encoding is SupportedEncoding.packed
+        together = tokens_of(pipeline, prompts)
+        assert [tokens_of(pipeline, [prompt])[0] for prompt in prompts] == together
+    with registry.load(path, enforce_eager=True, **settings) as pipeline:
+        assert tokens_of(pipeline, prompts) == together
+
+
 def assert_matters(reference, other):
     """Two models that differ in a switch compute other logits: without it an oracle over the switch could not fail."""
     other.load_state_dict(reference.state_dict(), strict=False)

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from pipezoo_core.layers.quantized import GROUP
 from pipezoo_core.native import NativeKernels
 
-__all__ = ["kernels", "random"]
+__all__ = ["kernels", "random", "rounded_rows"]
 
 
 def kernels(dtype=torch.float32):
@@ -18,3 +19,11 @@ def kernels(dtype=torch.float32):
 
 def random(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def rounded_rows(x):
+    """A row's numbers in 8 bits per group, as the kernels round them: in float32, so that ties fall the same way."""
+    groups = x.float().unflatten(-1, (-1, GROUP))
+    scale = groups.abs().amax(-1, keepdim=True) / 127
+    values = (groups * torch.where(scale > 0, 1 / scale, 0)).round()
+    return (values.double() * scale).flatten(-2)

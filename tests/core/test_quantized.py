@@ -5,7 +5,7 @@ import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize as gguf_dequantize
 from gguf.quants import quantize as gguf_quantize
-from kernels_here import kernels, random
+from kernels_here import kernels, random, rounded_rows
 
 from pipezoo_core.config import LinearName, SupportedEncoding
 from pipezoo_core.layers import Embedding, Linear, LMHead, quantized, use_linear_backend
@@ -69,14 +69,6 @@ def test_a_weight_that_is_no_number_shows(bits, place, product, value):
     else:
         product = QuantizedProduct(weight, None, bits, torch.float32)
     assert (~product(random(3, 64, seed=1)).isfinite()).any(0).nonzero().flatten().tolist() == [7]
-
-
-def rounded_rows(x):
-    """A row's numbers in 8 bits per group, as the kernels round them: in float32, so that ties fall the same way."""
-    groups = x.float().unflatten(-1, (-1, GROUP))
-    scale = groups.abs().amax(-1, keepdim=True) / 127
-    values = (groups * torch.where(scale > 0, 1 / scale, 0)).round()
-    return (values.double() * scale).flatten(-2)
 
 
 @pytest.mark.parametrize("bits", FORMATS)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from core.experts_alone import random_experts, rows_and_choices
 from eights_files import fp8_config, rows_config
-from kernels_here import kernels, random
+from kernels_here import kernels, random, rounded_rows
 from quantized_files import (
     affine,
     awq_config,
@@ -20,7 +20,6 @@ from pipezoo_core.config import LinearName, SupportedEncoding, WeightsFormat
 from pipezoo_core.errors import CorruptCheckpointError, UnsupportedCheckpointError
 from pipezoo_core.layers import KernelUse, join_experts, use_linear_backend
 from pipezoo_core.layers.native_product import NativeProduct
-from pipezoo_core.layers.quantized import GROUP
 from pipezoo_core.layers.stored import StoredWeight
 from pipezoo_core.layers.stored_product import StoredProduct
 from pipezoo_core.native import Form
@@ -90,14 +89,6 @@ def test_numbers_are_those_of_the_file_bit_for_bit(kind, bits, group):
     assert product.packed.nbytes == blocks.packed_size
 
 
-def rounded_rows(x):
-    """A row's numbers in 8 bits per group, as the kernels round them: in float32, so that ties fall the same way."""
-    groups = x.float().unflatten(-1, (-1, GROUP))
-    scale = groups.abs().amax(-1, keepdim=True) / 127
-    values = (groups * torch.where(scale > 0, 1 / scale, 0)).round()
-    return (values.double() * scale).flatten(-2)
-
-
 @pytest.mark.parametrize(("kind", "bits", "group"), CASES[:4] + CASES[20:24] + CASES[40:48])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_native_product(kind, bits, group, dtype):
@@ -157,11 +148,11 @@ def test_columns_stay_blocks_where_none_is_divided():
 
 @pytest.mark.parametrize("case", ["groups of 16", "a last group of fewer", "uneven groups", "float32 scales"])
 def test_what_has_no_blocks_is_dequantized(case):
-    weight = affine(random(8, 96).numpy(), 4, {"groups of 16": 16, "a last group of fewer": 64}.get(case, 32))
+    group = {"groups of 16": 16, "a last group of fewer": 64}.get(case, 32)
+    weight = affine(random(8, 96).numpy(), 4, group)
     if case == "uneven groups":
         weight.groups[:40] = 0
     parts = gptq_parts(weight, dtype=torch.float32 if case == "float32 scales" else torch.float16)
-    group = {"groups of 16": 16, "a last group of fewer": 64}.get(case, 32)
     tensor = weight_of(parts, gptq_config(4, group))
     assert tensor.stored is None
     assert torch.equal(tensor.load(), torch.from_numpy(weight.values))

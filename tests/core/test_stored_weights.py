@@ -7,7 +7,7 @@ from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Type
 from gguf.quants import dequantize
 from gguf_blocks import K_TYPES, as_quantized, quantized
-from kernels_here import kernels, random
+from kernels_here import kernels, random, rounded_rows
 
 from pipezoo_core.config import LinearName, SupportedEncoding, WeightsFormat
 from pipezoo_core.errors import InvalidSettingError
@@ -57,14 +57,6 @@ def lazy(weight):
 
 def dequantized(weight):
     return weight.type.dequantize(weight.rows)
-
-
-def rounded_rows(x):
-    """A row's numbers in 8 bits per group, as the kernels round them: in float32, so that ties fall the same way."""
-    groups = x.float().unflatten(-1, (-1, GROUP))
-    scale = groups.abs().amax(-1, keepdim=True) / 127
-    values = (groups * torch.where(scale > 0, 1 / scale, 0)).round()
-    return (values.double() * scale).flatten(-2)
 
 
 @pytest.mark.parametrize("type_", TYPES)

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 from families import PROMPTS as IDS
-from families import expected_logits, load_gguf
+from families import assert_near, assert_runs_as_it_lies, expected_logits, load_gguf, tokens_of
 from gguf import GGMLQuantizationType as Type
 from gguf_blocks import as_q4_k_m, as_quantized
 from gguf_files import TOKENS, gguf_name, write_llama_gguf
@@ -54,18 +54,6 @@ def load(path, **settings):
     return load_gguf(*pipezoo_architectures(), path, PACKED, **settings)
 
 
-def tokens_of(pipeline, prompts):
-    answers = pipeline.generate(prompts, max_new_tokens=12, temperature=0.0, ignore_eos=True)
-    return [answer.tokens for answer in answers]
-
-
-def assert_near(reference, model):
-    """As near as rows rounded to bfloat16 and to 8 bits come; other weights are ten times farther away."""
-    for prompt, found in zip(IDS, logits_of(model, IDS), strict=True):
-        expected = expected_logits(reference, prompt)
-        assert (found - expected).norm() < 0.15 * expected.norm()
-
-
 @pytest.mark.parametrize("linear", [LinearName.native, LinearName.torch])
 @pytest.mark.parametrize("tied", [False, True])
 def test_logits_of_mixed_types_are_those_of_the_dequantized_numbers(tied, linear, tmp_path):
@@ -86,12 +74,7 @@ def path(tmp_path_factory):
 
 
 def test_auto_runs_a_file_as_it_lies(path):
-    with registry.load(path, **SETTINGS) as pipeline:
-        assert pipeline.pipeline_config.encoding is PACKED
-        together = tokens_of(pipeline, PROMPTS)
-        assert [tokens_of(pipeline, [prompt])[0] for prompt in PROMPTS] == together
-    with registry.load(path, enforce_eager=True, **SETTINGS) as pipeline:
-        assert tokens_of(pipeline, PROMPTS) == together
+    assert_runs_as_it_lies(path, PROMPTS, **SETTINGS)
 
 
 def test_an_explicit_dtype_dequantizes(path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from eights_files import floats, fp8_config, fp8_parts, row_floats, row_integers, row_parts, rows_config
 from families import PROMPTS as IDS
-from families import expected_logits, greedy_tokens
+from families import assert_near, assert_runs_as_it_lies, greedy_tokens, tokens_of
 from gguf_files import TOKENS
 from quantized_files import (
     affine,
@@ -29,7 +29,6 @@ from pipezoo.cli.info import tables
 from pipezoo_core.config import KVCacheConfig, LinearName, PipelineConfig, ReturnLogits, SupportedEncoding
 from pipezoo_core.errors import CheckpointMismatchError, UnsupportedCheckpointError
 from pipezoo_core.native import HUGE_PAGE, NativeKernels
-from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.session import InferenceSession
 from pipezoo_core.testing.ranks import joined
 from pipezoo_core.weights import find_safetensors, open_safetensors, with_quantized
@@ -115,19 +114,6 @@ def load(folder, group=None, **settings):
     )
 
 
-def tokens_of(pipeline, prompts):
-    requests = [TextGenerationRequest(prompt=prompt) for prompt in prompts]
-    answers = pipeline.generate(requests, max_new_tokens=12, temperature=0.0, ignore_eos=True)
-    return [answer.tokens for answer in answers]
-
-
-def assert_near(reference, model, limit=0.15):
-    """As near as rows rounded to bfloat16 and to 8 bits come; other weights are ten times farther away."""
-    for prompt, found in zip(IDS, logits_of(model, IDS), strict=True):
-        expected = expected_logits(reference, prompt)
-        assert (found - expected).norm() < limit * expected.norm()
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_are_those_of_the_dequantized_numbers(kind, tmp_path, tiny_folder):
     reference, folder = write(tmp_path, kind, tiny_folder, attention_bias=True)
@@ -170,14 +156,7 @@ def written(request, tmp_path_factory, tiny_folder):
 
 
 def test_auto_runs_a_checkpoint_as_it_lies(written):
-    """The same tokens whatever else is in the batch, and whether steps are replayed or not."""
-    folder = written[1]
-    with registry.load(folder, **SETTINGS) as pipeline:
-        assert pipeline.pipeline_config.encoding is PACKED
-        together = tokens_of(pipeline, IDS)
-        assert [tokens_of(pipeline, [prompt])[0] for prompt in IDS] == together
-    with registry.load(folder, enforce_eager=True, **SETTINGS) as pipeline:
-        assert tokens_of(pipeline, IDS) == together
+    assert_runs_as_it_lies(written[1], IDS, **SETTINGS)
 
 
 def test_an_explicit_dtype_dequantizes(written):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import replace
 from functools import partial
@@ -74,7 +74,7 @@ class ModelRunner:
         try:
             inputs = self._model.prepare_initial_token_inputs(batch, self._manager.fetch(batch))
             _, outputs = self._compute(batch, inputs)
-            return outputs
+            return _joined(outputs)
         except BaseException as error:
             return error
 
@@ -89,7 +89,7 @@ class ModelRunner:
             return error
 
     def _execute(self, batch: Sequence[TextContext], num_steps: int) -> dict[RequestID, TextGenerationOutput]:
-        pieces: dict[RequestID, list[TextGenerationOutput]] = {}
+        outputs: list[TextGenerationOutput] = []
         inputs: ModelInputs | None = None
         next_tokens = torch.empty(0, dtype=torch.int64, device="cpu")
         self._claim(batch)
@@ -102,9 +102,8 @@ class ModelRunner:
                 inputs.update(kv_cache_inputs=kv_cache_inputs)
                 inputs = self._model.prepare_next_token_inputs(next_tokens, inputs)
             is_same_step = all(context.samples and not context.draft for context in batch)  # of one new token each
-            next_tokens, outputs = self._compute(batch, inputs)
-            for request_id, output in outputs.items():
-                pieces.setdefault(request_id, []).append(output)
+            next_tokens, found = self._compute(batch, inputs)
+            outputs += found
             going_on = [context for context in batch if not context.status.is_done]
             if not is_same_step or len(going_on) < len(batch):
                 inputs, batch = None, going_on
@@ -112,7 +111,7 @@ class ModelRunner:
                 break
             for context in batch:
                 context.set_chunk(context.num_pending)
-        return {request_id: TextGenerationOutput.joined(of_one) for request_id, of_one in pieces.items()}
+        return _joined(outputs)
 
     def _claim(self, batch: Sequence[TextContext]) -> None:
         """Claims requests that did not come through the scheduler."""
@@ -141,9 +140,7 @@ class ModelRunner:
                     cure="Run fewer requests at once, or load with more kv_cache_memory.",
                 )
 
-    def _compute(
-        self, batch: Sequence[TextContext], inputs: ModelInputs
-    ) -> tuple[Tensor, dict[RequestID, TextGenerationOutput]]:
+    def _compute(self, batch: Sequence[TextContext], inputs: ModelInputs) -> tuple[Tensor, list[TextGenerationOutput]]:
         """Runs the model once and advances the contexts.
 
         Returns:
@@ -160,31 +157,23 @@ class ModelRunner:
         if rows is not None:
             del model_outputs  # its copy of a row per request makes room for another
             model_outputs = rows.first()
-        next_tokens, found = self._choose(batch, inputs, model_outputs, masks)
+        next_tokens, outputs = self._choose(batch, inputs, model_outputs, masks)
         del model_outputs
-        outputs = {output.request_id: output for output in found}
         if rows is not None:
-            self._verify(batch, inputs, rows, outputs)
+            outputs += self._verified(batch, inputs, rows)
         # What a failed request wrote may be unsound: nobody shall find it in the prefix cache.
         self._manager.step([context for context in batch if context.error is None])
         for context in drafted:
             self._manager.shrink(context)
         return next_tokens, outputs
 
-    def _verify(
-        self,
-        batch: Sequence[TextContext],
-        inputs: ModelInputs,
-        rows: DraftRows,
-        outputs: dict[RequestID, TextGenerationOutput],
-    ) -> None:
+    def _verified(
+        self, batch: Sequence[TextContext], inputs: ModelInputs, rows: DraftRows
+    ) -> Iterator[TextGenerationOutput]:
         """Goes on, token by token, with the requests whose draft came true so far, as with a step of theirs."""
-        pieces = {request_id: [output] for request_id, output in outputs.items()}
         while followed := [context for context in batch if context.is_followed]:
             _, found = self._choose(followed, inputs, rows.next(followed), self._start_masks(followed))
-            for output in found:
-                pieces[output.request_id].append(output)
-        outputs |= {request_id: TextGenerationOutput.joined(of_one) for request_id, of_one in pieces.items()}
+            yield from found
 
     def _start_masks(self, contexts: Sequence[TextContext]) -> Future[TokenMasks] | None:
         has_grammar = any(context.matcher is not None for context in contexts)
@@ -305,6 +294,13 @@ class ModelRunner:
     def _left_out(self, context: TextContext) -> Mapping[int, str]:
         """Returns the texts of the tokens that the answer's text leaves out."""
         return self._tokenizer.special_texts if context.sampling_params.skip_special_tokens else {}
+
+
+def _joined(outputs: Iterable[TextGenerationOutput]) -> dict[RequestID, TextGenerationOutput]:
+    pieces: dict[RequestID, list[TextGenerationOutput]] = {}
+    for output in outputs:
+        pieces.setdefault(output.request_id, []).append(output)
+    return {request_id: TextGenerationOutput.joined(of_one) for request_id, of_one in pieces.items()}
 
 
 def _last(top: dict[int, float]) -> dict[int, float]:
