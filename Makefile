@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+TESTS := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest # which start processes that would compile everything anew
 
 .PHONY: help demo chat serve install environment test quick check bench docs format clean
 
@@ -24,10 +25,10 @@ install: ## create the virtual environment, with what tests and checks need
 	@$(PYTHON) environment.py $(VENV) --dev
 
 test: quick ## run all tests
-	$(BIN)/python -m pytest -m slow
+	@$(TESTS) -m slow
 
 quick: install ## run most tests, in about two minutes; a thread for each process, because busy teams slow each other
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
+	@OMP_NUM_THREADS=1 $(TESTS) -m "not slow" -n auto --dist worksteal
 
 check: install ## lint, types, import rules
 	$(BIN)/ruff check .
