@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ from torch import nn
 __all__ = ["KeepsFloat32", "float32_parameters", "set_dtype"]
 
 
+@runtime_checkable
 class KeepsFloat32(Protocol):
     """A module some of whose parameters decide more than they compute: a router's weight, a correction of its scores.
 
