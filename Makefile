@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+TESTS := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest # which start processes that would compile everything anew
 
 .PHONY: help demo chat serve install environment test quick check bench docs format clean
 
@@ -23,11 +24,12 @@ environment: ## create the virtual environment, with what the demo needs
 install: ## create the virtual environment, with what tests and checks need
 	@$(PYTHON) environment.py $(VENV) --dev
 
-test: quick ## run all tests
-	$(BIN)/python -m pytest -m slow
+test: quick ## run all tests; those of a matrix beside each other, their threads asleep while they wait
+	@OMP_WAIT_POLICY=passive $(TESTS) -m "slow and matrix" -n auto --dist worksteal
+	@$(TESTS) -m "slow and not matrix"
 
 quick: install ## run most tests, in about two minutes; a thread for each process, because busy teams slow each other
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
+	@OMP_NUM_THREADS=1 $(TESTS) -m "not slow" -n auto --dist worksteal
 
 check: install ## lint, types, import rules
 	$(BIN)/ruff check .

@@ -27,17 +27,17 @@ SEED = 18  # of the sample that the quick tests take
 
 
 def pytest_report_header() -> str:
-    return f"matrix: without the slow tests, a fifth of each, sampled with seed {SEED}"
+    return f"matrix: without the slow tests, a tenth of each, sampled with seed {SEED}"
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a test that is marked as a matrix, a fifth of the cases is quick, and the others are slow."""
+    """Of a test that is marked as a matrix, a tenth of the cases is quick, and the others are slow."""
     matrices = [item for item in items if item.get_closest_marker("matrix")]
     for name, cases in groupby(matrices, key=lambda item: item.nodeid.partition("[")[0]):
         quick = [item for item in cases if not item.get_closest_marker("slow")]
         random.Random(f"{SEED} {name}").shuffle(quick)
-        for item in quick[max(1, len(quick) // 5) :]:
+        for item in quick[max(1, len(quick) // 10) :]:
             item.add_marker("slow")
 
 

@@ -28,7 +28,7 @@ from pipezoo_core.weights import open_gguf
 PROMPTS = [[5, 9, 2, 7, 7, 1], list(range(1, 61)), [3], [(7 * i) % 99 for i in range(97)]]
 COMMON = [(5 * i + i * i) % 90 for i in range(70)]
 LONG_PROMPTS = [[*COMMON, 4, 8], [3, 7, 1], [*COMMON, 9], COMMON[3:27], COMMON[:48]]
-NUM_TOKENS = 24
+NUM_TOKENS = 16
 NATIVE = {"attention": "native", "linear": "native", "kv_cache": KVCacheConfig(page_size=32, kv_cache_memory=2**23)}
 """Settings of `load_model` that take the kernels, which want heads of a multiple of 32 numbers."""
 

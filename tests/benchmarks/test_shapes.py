@@ -36,6 +36,7 @@ def architectures():
 @pytest.mark.skipif(
     NativeKernels(CPU, torch.float32).obstacle is not None, reason="pipezoo-kernels cannot be used here"
 )
+@pytest.mark.matrix
 @pytest.mark.parametrize("model_type", shapes.TYPES)
 def test_a_row_of_a_replayed_step_takes_what_the_plan_says(model_type, architectures):
     model = architectures[model_type].pipeline_model

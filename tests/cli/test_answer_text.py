@@ -60,6 +60,7 @@ def piped(*arguments):
     return subprocess.run(command, input=b"hello\n", capture_output=True, check=True, env=ENVIRONMENT).stdout.decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["generate", "hostile", "-"], ["chat", "hostile"]], ids=lambda command: command[0])
 def test_a_terminal_is_not_commanded_and_a_pipe_gets_all(command):
     shown = on_terminal(*command)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and pipes are other ones there")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="signals and pipes are other ones there")]
 
 # The command, with a model that says what it was asked, in letters that not all encodings have, and goes on for long.
 TALKER = """
@@ -54,7 +54,6 @@ def run(*arguments, typed=b"", **environment):
     return process.returncode, stdout, stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("environment", SURROUNDINGS, ids=str)
 def test_every_command_holds(tiny_folder, environment):
     for command in (["-h"], ["plugins"], ["generate", "-h"], ["why", tiny_folder], ["info", tiny_folder]):

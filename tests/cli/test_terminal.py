@@ -6,6 +6,8 @@ import stat
 import pytest
 from cli.terminals import CTRL_C, CTRL_D, PASTE, SENT, UP, terminal
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_line_is_edited_and_answered(tmp_path):
     with terminal(tmp_path) as chat:
@@ -116,7 +118,6 @@ app(["chat", {folder!r}, "--dtype", "float32", "--device", "cpu", "--kv-cache-me
 """
 
 
-@pytest.mark.slow
 def test_ctrl_c_stops_a_model(tiny_folder, tmp_path):
     with terminal(tmp_path, SLOW.format(folder=str(tiny_folder))) as chat:
         assert "loading and packing weights" in chat.before

@@ -64,6 +64,7 @@ def faults(base, work, cases):
     return wrong
 
 
+@pytest.mark.slow
 def test_a_sample(base, tmp_path):
     assert faults(base, tmp_path / "work", [[name, number] for name in NAMES for number in range(2)]) == {}
 

@@ -13,6 +13,7 @@ from pipezoo import registry
 from pipezoo_core.errors import InvalidSettingError, PluginNotFoundError, UnsupportedModelError
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.request import TextGenerationRequest
+from pipezoo_core.testing.checked_distribution import check_distribution
 
 SETTINGS = {"dtype": "float32", "device": "cpu", "page_size": 8, "kv_cache_memory": "4MiB"}
 FALLBACK = "pipezoo-transformers"
@@ -74,6 +75,7 @@ def test_after_preemption(folder, reference):
 
 
 @needs_kernels
+@pytest.mark.matrix
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "olmo2", "phi3", "starcoder2"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_a_step_is_kernels_alone(model_type, dtype, tiny_folder, tmp_path):
@@ -87,6 +89,14 @@ def test_a_step_is_kernels_alone(model_type, dtype, tiny_folder, tmp_path):
         llm.generate(TextGenerationRequest(prompt=[1, 2, 3]), max_new_tokens=3, temperature=0.0, ignore_eos=True)
         assert llm.model._forward.operations == ()
         assert not llm.model._forward.obstacles
+
+
+@needs_kernels
+@pytest.mark.slow
+def test_a_mixture_of_experts_is_replayed_in_the_memory_that_is_planned(tmp_path):
+    """Which experts have rows is read on the host, and a step marks them for each of its tokens."""
+    found = check_distribution(FALLBACK, tmp_path, only=("replay", "memory_plan"), model_types=["olmoe"])
+    assert [(each.check, each.answer) for each in found] == [("replay", "passed"), ("memory_plan", "passed")]
 
 
 @pytest.mark.slow
@@ -126,6 +136,7 @@ def test_a_type_that_is_nearly_one_that_is_served(tmp_path):
         registry.resolve(only_config(tmp_path, model_type="llamma"))
 
 
+@pytest.mark.slow
 def test_several_devices(folder):
     with pytest.raises(InvalidSettingError, match="one device"):
         registry.load(folder, **{name: SETTINGS[name] for name in SETTINGS.keys() - {"device"}}, devices=["cpu", "cpu"])

@@ -326,6 +326,7 @@ print(json.dumps([lora.name, lora.rank, sums]))
 """
 
 
+@pytest.mark.slow
 def test_an_adapter_from_the_hub(tmp_path):
     """Only its two files are fetched; the client reads its settings when imported, hence the process of its own."""
     folder = tmp_path / "adapter"

@@ -89,6 +89,7 @@ def assert_same(source, folder, dtype, **settings):
 
 
 @pytest.mark.usefixtures("_kernels")
+@pytest.mark.matrix
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
 @pytest.mark.parametrize("name", MODELS)
 def test_it_computes_what_a_load_with_the_dtype_computes(name, dtype, saved, tmp_path):

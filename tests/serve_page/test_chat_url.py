@@ -234,6 +234,7 @@ app(["chat", "--url", {url!r}, "--verbose"])
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_an_answer_at_the_server(fake, tmp_path):
     with terminal(tmp_path, REMOTE.format(url=fake.url)) as chat:
         chat.type("endless\r")

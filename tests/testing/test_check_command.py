@@ -102,6 +102,7 @@ def test_a_reference_beside_no_package_is_named():
     assert "there is no such reference implementation" in output
 
 
+@pytest.mark.slow
 def test_a_type_that_a_plugin_for_any_takes():
     code, output = check("pipezoo-transformers", "--type", "cohere", "--only", "log_probabilities", "--json")
     assert outcomes(output)[-1][:3] == ("cohere", "log_probabilities", "passed")

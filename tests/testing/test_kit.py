@@ -17,12 +17,13 @@ from pipezoo_core.testing import (
     ConformanceError,
     NotCheckedError,
     PluginConformance,
+    discovery_checks,
     overrides_check,
     tiny_configs,
 )
 from pipezoo_core.testing.bench import Bench
 from pipezoo_core.testing.bits_checks import check_int8
-from pipezoo_core.testing.discovery_checks import check_discovery
+from pipezoo_core.testing.discovery_checks import check_discovery, check_rediscovery
 from pipezoo_core.testing.lora_checks import check_lora
 from pipezoo_core.testing.model_checks import check_log_probabilities, check_saved_in_shards, check_weights
 from pipezoo_core.testing.running_checks import check_memory_plan
@@ -179,6 +180,13 @@ def test_a_module_that_the_registry_cannot_list(wrong, why, tmp_path, monkeypatc
             check_discovery(Bench(tmp_path, distribution).plugin(PLAIN), [])
     finally:
         forget(distribution)
+
+
+@pytest.mark.parametrize("check_in_a_process", [check_discovery, check_rediscovery])
+def test_a_process_that_does_not_end_in_time_is_a_failure(check_in_a_process, llama, monkeypatch):
+    monkeypatch.setattr(discovery_checks, "_TIMEOUT", 0.001)
+    with pytest.raises(ConformanceError, match=r"not imported in time .* keep the machine busy, run the check again"):
+        check_in_a_process(llama.plugin(PLAIN), [])
 
 
 def check(*arguments):

@@ -27,8 +27,7 @@ def float32_parameters(module: nn.Module) -> set[nn.Parameter]:
     found = (
         child._parameters.get(name)
         for child in module.modules()
-        if isinstance(child, KeepsFloat32)
-        for name in child.keeps_float32
+        for name in getattr(child, "keeps_float32", ())  # isinstance of a protocol is slow in Python 3.11
     )
     return {parameter for parameter in found if parameter is not None}
 

@@ -89,9 +89,16 @@ def check_rediscovery(plugin: PluginUnderTest, subjects: Sequence[Subject]) -> N
 def _run(code: str) -> Any:
     """Runs Python with this process's import path, and returns the JSON of its last line."""
     prefix = f"import sys\nsys.path[:] = {sys.path!r}\n"
-    done = subprocess.run(
-        [sys.executable, "-c", prefix + code], capture_output=True, text=True, timeout=_TIMEOUT, check=False
-    )
+    command = [sys.executable, "-c", prefix + code]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ConformanceError(
+            "the plugin is not imported in time in a process of its own",
+            found=f"no end after {_TIMEOUT} s",
+            cure="Where other processes keep the machine busy, run the check again without them. Otherwise a module of "
+            "the plugin waits for something while it is imported: move that into pipezoo_architectures().",
+        ) from error
     if done.returncode:
         raise ConformanceError(
             "the plugin cannot be imported in a process of its own",

@@ -1,7 +1,8 @@
 """What transformers calls for attention: once to find out what its layers need, then to compute it on pages.
 
-transformers looks a function up by the name in its config, for attention and for masks. Two names are registered:
-`ASKING`, whose functions note the calls, and `PAGED`, which has no masks, so that transformers makes none.
+transformers looks a function up by the name in its config, for attention, for masks and for mixtures of experts. Two
+names are registered: `ASKING`, whose functions note the calls, and `PAGED`, which has no masks, so that transformers
+makes none.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ from torch import Tensor, nn
 from pipezoo_core.attention import Attention, Rotation
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.kv_cache import KVCacheInputs
+from pipezoo_transformers.experts import compute_experts
 from pipezoo_transformers.masks import MaskFunction
 
-__all__ = ["ASKING", "HANDLER", "PAGED", "AttentionCall", "Mask", "PagedCalls", "register"]
+__all__ = ["ASKING", "HANDLER", "NUM_CHOSEN", "PAGED", "AttentionCall", "Mask", "PagedCalls", "register"]
 
 ASKING, PAGED = "pipezoo_asking", "pipezoo_paged"
 HANDLER = "pipezoo_handler"
 """The attribute of an attention module that answers its calls."""
+NUM_CHOSEN = "pipezoo_num_chosen"
+"""The attribute of a mixture of experts that was asked: how many it computes of each token."""
 
 _WITHOUT_EFFECT = {
     "cache_position", "cu_seq_lens_k", "cu_seq_lens_q", "deterministic", "dropout", "is_causal", "max_length_k",
@@ -118,7 +122,8 @@ def register() -> None:
     ALL_ATTENTION_FUNCTIONS.register(ASKING, _note)
     ALL_ATTENTION_FUNCTIONS.register(PAGED, _attend)
     ALL_MASK_ATTENTION_FUNCTIONS.register(ASKING, _describe)
-    ALL_EXPERTS_FUNCTIONS.register(ASKING, _like_input)
+    ALL_EXPERTS_FUNCTIONS.register(ASKING, _note_experts)
+    ALL_EXPERTS_FUNCTIONS.register(PAGED, compute_experts)
 
 
 def _attend(
@@ -159,7 +164,8 @@ def _note(
     return value.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
 
 
-def _like_input(_: nn.Module, hidden: Tensor, *__: Any) -> Tensor:
+def _note_experts(module: nn.Module, hidden: Tensor, indices: Tensor, _: Tensor) -> Tensor:
+    object.__setattr__(module, NUM_CHOSEN, indices.shape[-1])
     return torch.zeros_like(hidden)
 
 

@@ -16,8 +16,9 @@ from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.errors import PipezooError, UnsupportedModelError
 from pipezoo_core.layers import MergedLinear
 from pipezoo_transformers.angles import Angles, AngleWatch, RowsRotary
+from pipezoo_transformers.experts import alive_in_experts
 from pipezoo_transformers.followed_step import NUM_TOKENS, followed
-from pipezoo_transformers.interface import ASKING, AttentionCall
+from pipezoo_transformers.interface import ASKING, NUM_CHOSEN, AttentionCall
 from pipezoo_transformers.masks import CAUSAL, sight_of
 from pipezoo_transformers.outline import OUTSIDE, body_of, outline_of_transformers
 from pipezoo_transformers.replacements import replace_layers
@@ -42,6 +43,7 @@ class Layers:
         kept: linear layers whose weight other code than their own uses.
         widest: the most numbers per token that a linear layer besides the head reads or writes, or that several do
             that read the same numbers.
+        in_experts: the most numbers per token that are alive in a mixture of experts.
         merged: linear layers of one module that read the same numbers; None where no layers can be joined to one.
         rotations: of attention modules whose rotation is left to attention, the function that they call for it.
         angles: of the modules that give the angles, by the kind of layers, those that core computes.
@@ -51,6 +53,7 @@ class Layers:
     specs: tuple[AttentionSpec, ...]
     kept: frozenset[str]
     widest: int
+    in_experts: int
     merged: tuple[tuple[str, ...], ...] | None = None
     rotations: Mapping[str, str] = field(default_factory=dict)
     angles: Mapping[str, dict[str | None, Angles]] = field(default_factory=dict)
@@ -66,7 +69,7 @@ def layers_of(config: PretrainedConfig, max_length: int) -> Layers:
     Raises:
         UnsupportedModelError: a layer computes what pages cannot serve, or keeps something else of earlier tokens.
     """
-    model = outline_of_transformers(config, ASKING, ASKING)
+    model = outline_of_transformers(config, ASKING)
     body = body_of(model)
     if convolution := next((module for module in body.modules() if isinstance(module, nn.Conv1d)), None):
         raise UnsupportedModelError("the model keeps a state of earlier tokens", found=type(convolution).__name__)
@@ -97,9 +100,15 @@ def layers_of(config: PretrainedConfig, max_length: int) -> Layers:
         names=tuple(names[call.module] for call, _ in calls),
         specs=tuple(spec for _, spec in calls),
         widest=max(widths, default=config.hidden_size),
+        in_experts=max(_of_experts(body), default=0),
         kept=frozenset(names[module] for module in watch.asked),
     )
     return _joined(config, layers, _groups(model, watch), max_length)
+
+
+def _of_experts(body: nn.Module) -> list[int]:
+    found = ((module, getattr(module, NUM_CHOSEN, None)) for module in body.modules())
+    return [alive_in_experts(module, num_chosen) for module, num_chosen in found if num_chosen is not None]
 
 
 def _groups(model: PreTrainedModel, watch: LinearWatch) -> tuple[tuple[str, ...], ...]:
@@ -117,7 +126,7 @@ def _groups(model: PreTrainedModel, watch: LinearWatch) -> tuple[tuple[str, ...]
 
 def _joined(config: PretrainedConfig, layers: Layers, merged: tuple[tuple[str, ...], ...], max_length: int) -> Layers:
     """Adds what of a model can be joined, where the model does the same with core's layers in it."""
-    model = outline_of_transformers(config, ASKING, ASKING)
+    model = outline_of_transformers(config, ASKING)
     with torch.device("meta"):
         replace_layers(model, layers.kept, merged)
     watch = RotationWatch([model.get_submodule(name) for name in layers.names])

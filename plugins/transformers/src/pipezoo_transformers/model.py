@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from pipezoo_core.attention import Attention, AttentionBackends
-from pipezoo_core.config import KVCacheConfig
+from pipezoo_core.config import KVCacheConfig, PipelineConfig
 from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.kv_cache import KVCacheInputs, KVCacheParams
+from pipezoo_core.weights import torch_dtype
 from pipezoo_transformers.angles import RowsRotary
 from pipezoo_transformers.body import Body
 from pipezoo_transformers.config import TransformersConfig
@@ -35,7 +36,7 @@ class TransformersForCausalLM(nn.Module):
 
     def __init__(self, config: TransformersConfig, backends: AttentionBackends) -> None:
         super().__init__()
-        model = outline_of_transformers(config.huggingface_config, PAGED, "eager")
+        model = outline_of_transformers(config.huggingface_config, PAGED)
         replace_layers(model, config.found.kept, config.found.merged)
         attentions: dict[str, list[Attention]] = defaultdict(list)
         for layer, name in enumerate(config.found.names):
@@ -68,6 +69,15 @@ class TransformersPipelineModel(DecoderPipelineModel):
 
     config_class = TransformersConfig
     module_class = TransformersForCausalLM
+
+    @classmethod
+    def estimate_activation_memory(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> int:
+        """Returns what core plans for the widest linear layers, and what a mixture of experts takes beyond it."""
+        found = cls.config_class.from_huggingface(huggingface_config).found
+        more = max(0, found.in_experts - 2 * found.widest)
+        row = more * torch_dtype(pipeline_config.encoding).itemsize
+        planned = super().estimate_activation_memory(pipeline_config, huggingface_config)
+        return planned + pipeline_config.max_batch_tokens * row
 
     @classmethod
     def get_kv_params(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipezoo_core.errors import UnsupportedModelError
+from pipezoo_transformers.experts import has_experts
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -35,13 +36,13 @@ def class_of(config: PretrainedConfig) -> type[PreTrainedModel]:
     raise UnsupportedModelError("transformers has no causal language model of this type", found=config.model_type)
 
 
-def outline_of_transformers(config: PretrainedConfig, implementation: str, experts: str) -> PreTrainedModel:
+def outline_of_transformers(config: PretrainedConfig, implementation: str) -> PreTrainedModel:
     """Returns the model, its parameters on the meta device, in float32, its buffers with their numbers.
 
     Args:
         config: is not changed.
-        implementation: name of attention, registered with transformers.
-        experts: name of the computation of experts, where transformers lets one choose.
+        implementation: name of attention, registered with transformers, and of the computation of experts, where
+            transformers lets one choose.
 
     Raises:
         UnsupportedModelError: a buffer's numbers are known to no one.
@@ -60,8 +61,8 @@ def outline_of_transformers(config: PretrainedConfig, implementation: str, exper
     owners: dict[str, PreTrainedModel] = {}
     for name, module in model.named_modules():
         owners[name] = module if isinstance(module, PreTrainedModel) else owners[name.rpartition(".")[0]]
-        if hasattr(module, "_is_expert_parallel"):  # of each class that transformers' experts interface serves
-            module.config._experts_implementation = experts
+        if has_experts(module):
+            module.config._experts_implementation = implementation
         _make_buffers(owners[name], name, module)
     return model.eval().requires_grad_(False)
 

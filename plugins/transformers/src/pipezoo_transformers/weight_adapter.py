@@ -102,7 +102,7 @@ class _Names:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming
 
-        self.model = outline_of_transformers(config, PAGED, "eager")
+        self.model = outline_of_transformers(config, PAGED)
         rules = get_model_conversion_mapping(self.model)
         self._renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
         self._converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
