@@ -147,7 +147,7 @@ def test_the_kernels(built_kernels):
     assert "-cp311-abi3-" in path.name
     with zipfile.ZipFile(path) as wheel:
         modules = {name: wheel.read(name) for name in wheel.namelist() if name.endswith(".so")}
-    assert set(modules) == {f"{KERNELS}/_{kind}.abi3.so" for kind in ("avx2", "avx512")}
+    assert set(modules) == {f"{KERNELS}/_{kind}.abi3.so" for kind in ("avx2", "avx512", "avx512_vnni")}
     for module in modules.values():
         found = sections_of(module)
         assert ".dynsym" in found

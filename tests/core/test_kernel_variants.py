@@ -1,4 +1,4 @@
-"""The kernels for CPUs with AVX2, on a CPU that has AVX-512 as well and takes the others everywhere else."""
+"""The kernels for every set of instructions that this CPU has, beside those that it takes and all tests run."""
 
 import subprocess
 import sys
@@ -16,25 +16,42 @@ FILES = (
     "llama/test_llama_logits.py", "lora/test_lora_layers.py", "registry/test_quantize.py",
 )  # fmt: skip
 TESTS = [Path(__file__).parents[1] / name for name in FILES]
-WITHOUT_AVX512 = """
+HIDDEN = {"avx512_vnni": "avx512_bf16", "avx2": "avx512"}
+"""What a CPU lacks that takes them, by how the names begin."""
+WITHOUT = """
 import sys
 import pytest, torch
+variant, hidden, *options = sys.argv[1:]
 capabilities = torch.cpu.get_capabilities()
-less = {name: False if name.startswith("avx512") else value for name, value in capabilities.items()}
+less = {name: False if name.startswith(hidden) else value for name, value in capabilities.items()}
 torch.cpu.get_capabilities = lambda: less
 from pipezoo_core.native import NativeKernels, variants
-assert variants.VARIANT == "avx2"
+assert variants.VARIANT == variant
 assert NativeKernels(torch.device("cpu"), torch.bfloat16).obstacle is None
-sys.exit(pytest.main(sys.argv[1:]))
+sys.exit(pytest.main(options))
 """
 
 
+def is_passed_over(variant):
+    """Whether this CPU takes kernels for more instructions."""
+    names = list(variants.INSTRUCTIONS)
+    return names.index(variants.VARIANT) < names.index(variant)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(variants.VARIANT == "avx2", reason="they are this CPU's, and all tests are theirs")
 @pytest.mark.skipif(NativeKernels(torch.device("cpu"), torch.float32).obstacle is not None, reason="no kernels here")
-def test_their_own_tests():
+@pytest.mark.parametrize("variant", HIDDEN)
+def test_their_own_tests(variant):
+    if not is_passed_over(variant):
+        pytest.skip(f"all tests are those of {variants.VARIANT}")
     options = ["-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
-    command = [sys.executable, "-c", WITHOUT_AVX512, *options, *map(str, TESTS)]
+    command = [sys.executable, "-c", WITHOUT, variant, HIDDEN[variant], *options, *map(str, TESTS)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout
     assert "passed" in done.stdout
+
+
+def test_they_are_all_listed():
+    best, *others = variants.INSTRUCTIONS
+    assert list(HIDDEN) == others
+    assert best not in HIDDEN
