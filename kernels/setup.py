@@ -27,7 +27,8 @@ class BuildVariants(build_ext):
         """Compiles what is older than its source or a header, and then links."""
         jobs = [(ext, source) for ext in self.extensions for source in ext.sources]
         jobs.sort(key=lambda job: Path(job[1]).name != SLOWEST)
-        with ThreadPoolExecutor(self.parallel or os.cpu_count()) as pool:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        with ThreadPoolExecutor(self.parallel or cores) as pool:
             list(pool.map(self.compile_source, jobs))
         super().build_extensions()
 
@@ -36,7 +37,12 @@ class BuildVariants(build_ext):
         ext, source = job
         if self.force or newer_group([source, *ext.depends], self.object_of(ext, source)):
             self.compiler.compile(
-                [source], self.folder_of(ext), ext.define_macros, extra_postargs=ext.extra_compile_args
+                [source],
+                self.folder_of(ext),
+                ext.define_macros,
+                ext.include_dirs,
+                self.debug,
+                extra_postargs=ext.extra_compile_args,
             )
 
     def build_extension(self, ext):

@@ -22,8 +22,8 @@ void multiply_heads(const T* x, std::int64_t row_stride, std::int64_t head_strid
             const std::int64_t head = unit / units, begin = unit % units * kTogether;
             const std::int64_t end = std::min(begin + kTogether, panels);
             std::byte* tile = scratch<std::byte>(product.tile_bytes(in));
-            for (std::int64_t row = 0; row < rows; row += kTileRows) {
-                const int count = int(std::min<std::int64_t>(kTileRows, rows - row));
+            for (std::int64_t row = 0; row < rows; row += product.most) {
+                const int count = int(std::min<std::int64_t>(product.most, rows - row));
                 const void* rows_of_tile[kMostRows];
                 for (int i = 0; i < count; ++i) rows_of_tile[i] = x + (row + i) * row_stride + head * head_stride;
                 product.prepare(rows_of_tile, count, in, tile);

@@ -165,6 +165,7 @@ PIPEZOO_INLINE Words load_step(const std::uint8_t* from) {
 template <typename Work>
 void with_packing(Packing packing, Work&& work) {
     const auto known = [&]<Packing... packings>(std::integer_sequence<Packing, packings...>) {
+        static_assert(sizeof...(packings) == std::size_t(Packing::e4m3) - 1, "all but `none` and `e4m3`");
         ((packing == packings ? work(std::integral_constant<Packing, packings>{}) : void()), ...);
     };
     using enum Packing;

@@ -8,17 +8,29 @@ import torch
 
 __all__ = ["DTYPES", "GATE", "INSTRUCTIONS", "INTERFACE", "MODULE", "PANEL", "VARIANT", "obstacle_to"]
 
-INTERFACE = 7
+INTERFACE = 8
 """Of the kernels that this package was written for: `kInterface` in their module.cpp."""
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """What the kernels compute, with the ending of their names."""
 
-_AVX512 = ("avx512_f", "avx512_bw", "avx512_cd", "avx512_dq", "avx512_vl")
+_AVX2 = ("avx2", "fma3", "f16c")
+_AVX512 = (
+    *_AVX2,
+    "bmi",
+    "bmi2",
+    "lzcnt",
+    "avx512_f",
+    "avx512_bw",
+    "avx512_cd",
+    "avx512_dq",
+    "avx512_vl",
+    "avx512_vnni",
+)
 INSTRUCTIONS = {
-    "avx512": (*_AVX512, "avx512_bf16", "avx512_vnni"),
-    "avx512_vnni": (*_AVX512, "avx512_vnni"),
-    "avx2": ("avx2", "fma3", "f16c"),
+    "avx512": (*_V4, "avx512_bf16", "avx512_vnni"),
+    "avx512_vnni": (*_V4, "avx512_vnni"),
+    "avx2": _AVX2,
 }
 """What each build takes, the best one first."""
 
@@ -54,6 +66,11 @@ def obstacle_to(device: torch.device, dtype: torch.dtype) -> str | None:
     try:
         module = importlib.import_module(MODULE)
     except ImportError as error:
+        if error.name == MODULE:
+            return (
+                f"the installed pipezoo-kernels has no {VARIANT} kernels, which this CPU takes; "
+                "pip install 'pipezoo-core[kernels]' installs the right one"
+            )
         return f"pipezoo-kernels is not installed ({error})"
     found = getattr(module, "interface", None)
     if found != INTERFACE:
