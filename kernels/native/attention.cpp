@@ -6,13 +6,13 @@
 #include <memory>
 #include <new>
 
+#include "attention_products.h"
 #include "team.h"
 #include "values_in_keys.h"
 
 namespace pipezoo {
 namespace {
 
-constexpr int kBlock = 64;        // keys that are looked at together
 constexpr int kMaxHeadDim = 576;  // checked by the caller
 
 PIPEZOO_INLINE float number(const float* from) { return *from; }
@@ -226,10 +226,7 @@ class ItemWork {
                 block.values = next.values = values;
             }
             for (std::int64_t tile = 0; tile < tiles_; ++tile)
-                if (tile_sees(tile, key, block.num_keys))
-                    with_rows(int(std::min<std::int64_t>(kTileRows, rows_ - tile * kTileRows)), [&](auto count) {
-                        add_block<decltype(count)::value>(tile, key, block, tile == 0 ? next : block);
-                    });
+                if (tile_sees(tile, key, block.num_keys)) add_block(tile, key, block, tile == 0 ? next : block);
             key = end;
             block = next;
         }
@@ -279,33 +276,28 @@ class ItemWork {
     }
 
     // Adds a block, which begins at `key`, to what the rows of a tile have seen.
-    template <int MR>
     void add_block(std::int64_t tile, std::int64_t key, const Block<T>& block, const Block<T>& next) {
         constexpr int ps = kPerStep<T>;
-        constexpr std::ptrdiff_t panel_stride = kPanel * ps;
         const auto [keys, values, num_keys] = block;
         const std::int64_t row = tile * kTileRows;
-        alignas(64) float scores[MR][kBlock];
-        alignas(64) Left<T> weights[MR][kBlock];
+        const int rows = int(std::min<std::int64_t>(kTileRows, rows_ - row));
+        alignas(64) float scores[kTileRows][kBlock];
+        alignas(64) Left<T> weights[kTileRows][kBlock];
         const Left<T>* queries = space_.queries.get() + row * dim_;
         for (std::int64_t j = 0; j < num_keys; j += kPanel) {
-            Vector scores_of[MR][2] = {};
             const T* ahead = (j < next.num_keys ? next.keys : keys) + j * dim_;
-            multiply<_MM_HINT_T1>(scores_of, queries, ps, kTileRows * ps, keys + j * dim_, panel_stride, dim_ / ps, ahead,
-                                  panel_stride);
-#pragma GCC unroll 12
-            for (int i = 0; i < MR; ++i) store(&scores[i][j], scores_of[i][0]), store(&scores[i][j + kLanes], scores_of[i][1]);
+            products_.score[rows - 1](queries, keys + j * dim_, dim_, ahead, &scores[0][j]);
         }
         float scale = float(layer_.scale);
         if (layer_.softcap != 0) {
             const Vector bound = all(float(layer_.softcap)), inner = all(float(layer_.scale / layer_.softcap));
-            for (int i = 0; i < MR; ++i)
+            for (int i = 0; i < rows; ++i)
                 for (std::int64_t j = 0; j < num_keys; j += kLanes)
                     store(&scores[i][j], hyperbolic_tangent(load(&scores[i][j]) * inner) * bound);
             scale = 1;
         }
         if (layer_.slopes) {
-            for (int i = 0; i < MR; ++i)
+            for (int i = 0; i < rows; ++i)
                 for (std::int64_t j = 0; j < num_keys; j += kLanes)
                     store(&scores[i][j], add_product(load(&scores[i][j]) * all(scale), slope(row + i),
                                                      numbers_from(key + j - position(row + i))));
@@ -314,48 +306,37 @@ class ItemWork {
         alignas(64) float decay[kLanes];
         const bool all_seen = key + num_keys - 1 <= position(row) && first_seen(last_row(tile)) <= key;
         if (all_seen && num_keys == kBlock) {
-            weigh<MR>(row, kBlock, scale, scores, weights, decay, [](int, std::int64_t) { return all_lanes(); });
+            weigh(row, rows, kBlock, scale, scores, weights, decay, [](int, std::int64_t) { return all_lanes(); });
         } else {
-            Mask seen[MR][kBlock / kLanes];
-            for (int i = 0; i < MR; ++i) {
+            Mask seen[kTileRows][kBlock / kLanes];
+            for (int i = 0; i < rows; ++i) {
                 const std::int64_t end = std::min(num_keys, position(row + i) - key + 1);
                 const std::int64_t begin = first_seen(row + i) - key;
                 for (std::int64_t j = 0; j < num_keys; j += kLanes)
                     seen[i][j / kLanes] = without(first_lanes(end - j), first_lanes(begin - j));
             }
-            weigh<MR>(row, num_keys, scale, scores, weights, decay,
+            weigh(row, rows, num_keys, scale, scores, weights, decay,
                       [&](int i, std::int64_t j) { return seen[i][j / kLanes]; });
         }
         float* sums_of_values = space_.values.get() + row * value_dim_;
         const std::int64_t steps = (num_keys + ps - 1) / ps;
         for (std::int64_t d = 0; d < value_dim_; d += kPanel) {
-            Vector sums[MR][2];
-#pragma GCC unroll 12
-            for (int i = 0; i < MR; ++i) {
-                const Vector factor = all(decay[i]);
-                sums[i][0] = load(sums_of_values + i * value_dim_ + d) * factor;
-                sums[i][1] = load(sums_of_values + i * value_dim_ + d + kLanes) * factor;
-            }
             const std::int64_t fetched = steps * ps * d;
             const T* ahead = (fetched < next.num_keys * value_dim_ ? next.values : values) + fetched;
-            multiply<_MM_HINT_T1>(sums, &weights[0][0], kBlock, ps, values + d * value_column_, value_step_, steps, ahead,
-                                  panel_stride);
-#pragma GCC unroll 12
-            for (int i = 0; i < MR; ++i) {
-                store(sums_of_values + i * value_dim_ + d, sums[i][0]);
-                store(sums_of_values + i * value_dim_ + d + kLanes, sums[i][1]);
-            }
+            products_.add[rows - 1](&weights[0][0], values + d * value_column_, value_step_, steps, ahead, decay,
+                                    sums_of_values + d, value_dim_);
         }
     }
 
     // Turns a block's scores into weights, relative to the largest score of a row so far, and adds them to its sum. What
     // was summed before is to be multiplied by `decay`. The scores are multiplied by `scale`, which is not negative.
-    template <int MR, typename Seen>
-    PIPEZOO_INLINE void weigh(std::int64_t row, std::int64_t num_keys, float scale, const float (&scores)[MR][kBlock],
-                              Left<T> (&weights)[MR][kBlock], float (&decay)[kLanes], Seen&& seen) {
+    template <typename Seen>
+    PIPEZOO_INLINE void weigh(std::int64_t row, int rows, std::int64_t num_keys, float scale,
+                              const float (&scores)[kTileRows][kBlock], Left<T> (&weights)[kTileRows][kBlock],
+                              float (&decay)[kLanes], Seen&& seen) {
         float* maxima = space_.maxima.get() + row;
         alignas(64) float before[kLanes] = {}, after[kLanes] = {};
-        for (int i = 0; i < MR; ++i) {
+        for (int i = 0; i < rows; ++i) {
             Vector highest = all(kLowest);
             for (std::int64_t j = 0; j < num_keys; j += kLanes)
                 highest = larger_in(seen(i, j), highest, load(&scores[i][j]));
@@ -363,7 +344,7 @@ class ItemWork {
             maxima[i] = after[i] = std::max(before[i], largest(highest) * scale);
         }
         store(decay, exponential(load(before) - load(after)));
-        for (int i = 0; i < MR; ++i) {
+        for (int i = 0; i < rows; ++i) {
             float* sums = space_.sums.get() + (row + i) * kLanes;
             Vector total = load(sums) * all(decay[i]);
             for (std::int64_t j = 0; j < num_keys; j += kLanes) {
@@ -385,6 +366,7 @@ class ItemWork {
     const std::int64_t value_step_, value_column_;  // how far the values of the next step of keys, or number, lie
     const bool has_value_pages_;
     Workspace<T>& space_;
+    const AttentionProducts<T>& products_ = attention_products<T>();
 };
 
 // Joins the partial results of a row: each is weighted by how far its maximum is from the largest.

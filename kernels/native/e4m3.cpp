@@ -1,9 +1,11 @@
 #include "e4m3.h"
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 
 #include "spans.h"
+#include "tiles.h"
 
 namespace pipezoo {
 namespace {
@@ -47,37 +49,6 @@ template void pack_e4m3<64>(const std::uint8_t*, std::uint8_t*, std::int64_t, st
 template void pack_e4m3<32>(const std::uint8_t*, std::uint8_t*, std::int64_t, std::int64_t, Form);
 
 template <typename T>
-void linear_e4m3(const T* x, const std::uint8_t* packed, const T* bias, void* y, std::int64_t rows, std::int64_t in,
-                 std::int64_t out, Form form, Activation activation) {
-    const std::int64_t panels = (out + kPanel - 1) / kPanel, size = panel_bytes_e4m3(in);
-    const Left<T>* as_it_lies = nullptr;  // one row is interleaved; with AVX2 it is widened
-    if constexpr (std::is_same_v<T, Left<T>>) as_it_lies = rows == 1 ? x : nullptr;
-    for_panels<Left<T>>(
-        rows, kTileRows, as_it_lies ? 0 : kTileRows * in, panels,
-        [&](Tile tile, Left<T>* interleaved) {
-            const T* first = x + tile.first_row * in;
-            if (!as_it_lies) interleave_tile<T>([=](int row) { return first + row * in; }, in, tile.rows, interleaved);
-        },
-        [&](std::int64_t panel, std::int64_t next_panel, Tile tile, const Left<T>* interleaved) {
-            const std::int64_t column = panel * kPanel;
-            const std::uint8_t* b = packed + panel * size;
-            const std::uint8_t* next = next_panel < panels ? packed + next_panel * size : b;
-            Vector first, second;
-            read_panel(bias ? bias + column : nullptr, out - column, first, second);
-            with_rows(tile.rows, [&](auto count) {
-                constexpr int MR = decltype(count)::value;
-                Vector sum[MR][2];
-#pragma GCC unroll 12
-                for (int i = 0; i < MR; ++i) sum[i][0] = first, sum[i][1] = second;
-                multiply_e4m3<MR, T>(sum, as_it_lies ? as_it_lies : interleaved, b, in, next);
-#pragma GCC unroll 12
-                for (int i = 0; i < MR; ++i)
-                    write_product<T>(y, tile.first_row + i, panel, out, form, activation, sum[i][0], sum[i][1]);
-            });
-        });
-}
-
-template <typename T>
 void packed_rows_e4m3(const std::int64_t* tokens, const std::uint8_t* packed, T* y, std::int64_t rows, std::int64_t in,
                       std::int64_t out) {
     on_team_each(rows, rows * in, [&](std::int64_t row) {
@@ -98,8 +69,6 @@ void packed_rows_e4m3(const std::int64_t* tokens, const std::uint8_t* packed, T*
 }
 
 #define PIPEZOO_INSTANTIATE(T)                                                                                    \
-    template void linear_e4m3<T>(const T*, const std::uint8_t*, const T*, void*, std::int64_t, std::int64_t,      \
-                                 std::int64_t, Form, Activation);                                                 \
     template void packed_rows_e4m3<T>(const std::int64_t*, const std::uint8_t*, T*, std::int64_t, std::int64_t, \
                                       std::int64_t);
 PIPEZOO_INSTANTIATE(float)

@@ -1,5 +1,4 @@
-// y = x Wᵀ + b with W of 8-bit floats, packed as spans.h says. Nothing is rounded: the numbers of W are exact in the type
-// of x, and sums are float32.
+// Weights of 8-bit floats, packed as spans.h says.
 #pragma once
 
 #include <cstdint>
@@ -12,11 +11,6 @@ namespace pipezoo {
 // 128 numbers have one scale. To be gated, see linear.h.
 template <std::int64_t block>
 void pack_e4m3(const std::uint8_t* rows, std::uint8_t* packed, std::int64_t out, std::int64_t in, Form form);
-
-// x [rows, in] and y [rows, out], both contiguous; bias [out] or null; forms as in linear.h.
-template <typename T>
-void linear_e4m3(const T* x, const std::uint8_t* packed, const T* bias, void* y, std::int64_t rows, std::int64_t in,
-                 std::int64_t out, Form form, Activation activation);
 
 // y[i] = row tokens[i] of a packed weight [out, in]; NaN for what is none of its rows.
 template <typename T>

@@ -2,69 +2,11 @@
 
 #include <algorithm>
 
-#include "spans.h"
-#include "groups.h"
+#include "products.h"
 #include "tiles.h"
 
 namespace pipezoo {
 namespace {
-
-// Weights in the type of x: how rows are prepared, and a tile of them is multiplied by a panel.
-template <typename T>
-struct Whole {
-    using Prepared = Left<T>;
-    static constexpr int kMost = kTileRows;
-    static constexpr bool kOneAsItLies = std::is_same_v<T, Prepared>;  // a tile of one row is read where that is
-
-    static std::int64_t prepared_size(std::int64_t in) { return kTileRows * in; }
-    static std::int64_t panel_bytes(std::int64_t in) { return kPanel * in * std::int64_t(sizeof(T)); }
-
-    template <typename Row>
-    static void prepare(const Row& row, std::int64_t in, int rows, Prepared* to) {
-        if (!kOneAsItLies || rows > 1) interleave_tile<T>(row, in, rows, to);
-    }
-
-    template <int MR>
-    PIPEZOO_INLINE static void multiply(Vector (&sum)[MR][2], const Prepared* a, const std::uint8_t* panel, std::int64_t in,
-                                        const std::uint8_t* next, std::int64_t tile, std::int64_t tiles) {
-        multiply_panel<MR, T>(sum, a, reinterpret_cast<const T*>(panel), in / kPerStep<T>,
-                              reinterpret_cast<const T*>(next), tile, tiles);
-    }
-};
-
-// Weights of 8-bit floats.
-template <typename T>
-struct OfE4M3 : Whole<T> {
-    static std::int64_t panel_bytes(std::int64_t in) { return panel_bytes_e4m3(in); }
-
-    template <int MR>
-    PIPEZOO_INLINE static void multiply(Vector (&sum)[MR][2], const Left<T>* a, const std::uint8_t* panel, std::int64_t in,
-                                        const std::uint8_t* next, std::int64_t, std::int64_t) {
-        multiply_e4m3<MR, T>(sum, a, panel, in, next);
-    }
-};
-
-// Weights of few bits.
-template <typename T, Packing packing>
-struct Few {
-    using Prepared = Group;
-    static constexpr int kMost = kRows;
-    static constexpr bool kOneAsItLies = false;
-
-    static std::int64_t prepared_size(std::int64_t in) { return in / kGroup; }
-    static std::int64_t panel_bytes(std::int64_t in) { return pipezoo::panel_bytes<packing>(in / kGroup); }
-
-    template <typename Row>
-    static void prepare(const Row& row, std::int64_t in, int rows, Prepared* to) {
-        round_rows<packing>(row, in, rows, to);
-    }
-
-    template <int MR>
-    PIPEZOO_INLINE static void multiply(Vector (&sum)[MR][2], const Prepared* a, const std::uint8_t* panel, std::int64_t in,
-                                        const std::uint8_t* next, std::int64_t, std::int64_t) {
-        multiply_groups<MR, packing>(sum, a, panel, in / kGroup, next);
-    }
-};
 
 struct ExpertTile {
     std::int32_t expert, first, rows;  // the first's place among all sorted pairs
@@ -104,12 +46,12 @@ struct SortedPairs {
 //
 // Rows are prepared in blocks that stay in the caches. One thread at a time has a panel of an expert, for all of its tiles in
 // the block, so that the panel is read once.
-template <typename Format, typename T, typename Row, typename Write>
-void multiply_experts(const SortedPairs& sorted, std::int64_t in, std::int64_t out, const void* const* weights,
-                      const T* biases, const Row& row, const Write& write) {
-    using Prepared = typename Format::Prepared;
-    const std::int64_t panels = (out + kPanel - 1) / kPanel, size = Format::prepared_size(in);
-    const std::int64_t block = std::max<std::int64_t>(1, kBlockBytes / (size * std::int64_t(sizeof(Prepared))));
+template <typename T, typename Row, typename Write>
+void multiply_experts(const Product& product, const SortedPairs& sorted, std::int64_t in, std::int64_t out,
+                      const void* const* weights, const T* biases, const Row& row, const Write& write) {
+    const std::int64_t panels = (out + kPanel - 1) / kPanel, size = product.tile_bytes(in);
+    const std::int64_t block = std::max<std::int64_t>(1, kBlockBytes / size), panel_bytes = product.panel_bytes(in);
+    const auto as_it_lies = [&](const ExpertTile& tile) { return tile.rows == 1 && product.takes_row_itself; };
     for (std::int64_t begin = 0; begin < sorted.num_tiles; begin += block) {
         const std::int64_t num_tiles = std::min(block, sorted.num_tiles - begin);
         const ExpertTile* tiles = sorted.tiles + begin;
@@ -118,57 +60,33 @@ void multiply_experts(const SortedPairs& sorted, std::int64_t in, std::int64_t o
             if (i == 0 || tiles[i].expert != tiles[i - 1].expert) sorted.runs[num_runs++] = std::int32_t(i);
         sorted.runs[num_runs] = std::int32_t(num_tiles);
         on_team([&](Team& team) {
-            Prepared* prepared = team.shared([&] { return scratch<Prepared>(num_tiles * size); });
+            std::byte* prepared = team.shared([&] { return scratch<std::byte>(num_tiles * size); });
             team.each(num_tiles, [&](std::int64_t i) {
-                Format::prepare([&](int r) { return row(tiles[i].first + r); }, in, tiles[i].rows, prepared + i * size);
+                if (as_it_lies(tiles[i])) return;
+                const void* rows[kMostRows];
+                for (int r = 0; r < tiles[i].rows; ++r) rows[r] = row(tiles[i].first + r);
+                product.prepare(rows, tiles[i].rows, in, prepared + i * size);
             });
             team.barrier();
             const auto panel_of = [&](std::int64_t unit) {
                 const void* weight = weights[tiles[sorted.runs[unit / panels]].expert];
-                return static_cast<const std::uint8_t*>(weight) + unit % panels * Format::panel_bytes(in);
+                return static_cast<const std::byte*>(weight) + unit % panels * panel_bytes;
             };
             team.each_in_turn(num_runs * panels, [&](std::int64_t unit, std::int64_t next_unit) {
                 const std::int64_t panel = unit % panels, column = panel * kPanel;
                 const std::int64_t begin = sorted.runs[unit / panels], end = sorted.runs[unit / panels + 1];
-                const std::uint8_t *b = panel_of(unit), *next = next_unit < num_runs * panels ? panel_of(next_unit) : b;
-                Vector first, second;
+                const std::byte *b = panel_of(unit), *next = next_unit < num_runs * panels ? panel_of(next_unit) : b;
+                Vector first, second, sums[kMostRows][2];
                 read_panel(biases ? biases + tiles[begin].expert * out + column : nullptr, out - column, first, second);
-                for (std::int64_t i = begin; i < end; ++i)
-                    with_rows<Format::kMost>(tiles[i].rows, [&](auto count) {
-                        constexpr int MR = decltype(count)::value;
-                        const Prepared* a = prepared + i * size;
-                        if constexpr (MR == 1 && Format::kOneAsItLies) a = row(tiles[i].first);
-                        Vector sum[MR][2];
-#pragma GCC unroll 12
-                        for (int r = 0; r < MR; ++r) sum[r][0] = first, sum[r][1] = second;
-                        Format::template multiply<MR>(sum, a, b, in, next, i - begin, end - begin);
-#pragma GCC unroll 12
-                        for (int r = 0; r < MR; ++r) write(tiles[i].first + r, panel, sum[r][0], sum[r][1]);
-                    });
+                for (std::int64_t i = begin; i < end; ++i) {
+                    const ExpertTile& tile = tiles[i];
+                    const void* a = as_it_lies(tile) ? static_cast<const void*>(row(tile.first)) : prepared + i * size;
+                    for (int r = 0; r < tile.rows; ++r) sums[r][0] = first, sums[r][1] = second;
+                    product.multiply[tile.rows - 1](sums, a, in, {b, next, i - begin, end - begin});
+                    for (int r = 0; r < tile.rows; ++r) write(tile.first + r, panel, sums[r][0], sums[r][1]);
+                }
             });
         });
-    }
-}
-
-// Calls `work` with what computes weights that are packed so.
-template <typename T, typename Work>
-void with_format(Packing packing, Work&& work) {
-    switch (packing) {
-        case Packing::none: return work(Whole<T>{});
-        case Packing::int8: return work(Few<T, Packing::int8>{});
-        case Packing::int4: return work(Few<T, Packing::int4>{});
-        case Packing::q4_0: return work(Few<T, Packing::q4_0>{});
-        case Packing::q4_1: return work(Few<T, Packing::q4_1>{});
-        case Packing::q4_k: return work(Few<T, Packing::q4_k>{});
-        case Packing::q5_k: return work(Few<T, Packing::q5_k>{});
-        case Packing::q6_k: return work(Few<T, Packing::q6_k>{});
-        case Packing::affine4_32: return work(Few<T, Packing::affine4_32>{});
-        case Packing::affine4_64: return work(Few<T, Packing::affine4_64>{});
-        case Packing::affine4_128: return work(Few<T, Packing::affine4_128>{});
-        case Packing::affine8_32: return work(Few<T, Packing::affine8_32>{});
-        case Packing::affine8_64: return work(Few<T, Packing::affine8_64>{});
-        case Packing::mxfp4: return work(Few<T, Packing::mxfp4>{});
-        case Packing::e4m3: return work(OfE4M3<T>{});
     }
 }
 
@@ -178,27 +96,25 @@ template <typename T>
 void experts(const T* x, const std::int64_t* indices, const float* weights, T* gated_rows, T* products, T* y,
              std::int64_t rows, const ExpertsLayer& layer) {
     const std::int64_t hidden = layer.hidden, inner = layer.inner, top_k = layer.top_k;
-    with_format<T>(layer.gate_up_packing, [&](auto format) {
-        using Format = decltype(format);
-        const SortedPairs sorted(indices, rows * top_k, layer.first, layer.count, Format::kMost);
-        multiply_experts<Format>(
-            sorted, hidden, 2 * inner, layer.gate_ups, static_cast<const T*>(layer.gate_up_biases),
-            [&](std::int64_t place) { return x + sorted.pairs[place] / top_k * hidden; },
-            [&](std::int64_t place, std::int64_t panel, Vector gate, Vector up) {
-                store(gated_rows + place * inner + panel * kLanes, let_through(layer.activation, gate, up));
-            });
-    });
-    with_format<T>(layer.down_packing, [&](auto format) {
-        using Format = decltype(format);
-        const SortedPairs sorted(indices, rows * top_k, layer.first, layer.count, Format::kMost);  // in the same order
-        multiply_experts<Format>(
-            sorted, inner, hidden, layer.downs, static_cast<const T*>(layer.down_biases),
-            [&](std::int64_t place) { return gated_rows + place * inner; },
-            [&](std::int64_t place, std::int64_t panel, Vector first, Vector second) {
-                const std::int64_t column = panel * kPanel;
-                write_panel(products + sorted.pairs[place] * hidden + column, first, second, hidden - column);
-            });
-    });
+    const auto sorted_for = [&](const Product& product) {  // always in the same order
+        return SortedPairs(indices, rows * top_k, layer.first, layer.count, product.most);
+    };
+    const Product &gate_up = product_of<T>(layer.gate_up_packing), &down = product_of<T>(layer.down_packing);
+    const SortedPairs of_gates = sorted_for(gate_up);
+    multiply_experts(
+        gate_up, of_gates, hidden, 2 * inner, layer.gate_ups, static_cast<const T*>(layer.gate_up_biases),
+        [&](std::int64_t place) { return x + of_gates.pairs[place] / top_k * hidden; },
+        [&](std::int64_t place, std::int64_t panel, Vector gate, Vector up) {
+            store(gated_rows + place * inner + panel * kLanes, let_through(layer.activation, gate, up));
+        });
+    const SortedPairs of_downs = sorted_for(down);
+    multiply_experts(
+        down, of_downs, inner, hidden, layer.downs, static_cast<const T*>(layer.down_biases),
+        [&](std::int64_t place) { return gated_rows + place * inner; },
+        [&](std::int64_t place, std::int64_t panel, Vector first, Vector second) {
+            const std::int64_t column = panel * kPanel;
+            write_panel(products + of_downs.pairs[place] * hidden + column, first, second, hidden - column);
+        });
     on_team_each(rows, rows * top_k * hidden, [&](std::int64_t row) {
         for (std::int64_t i = 0; i < hidden; i += kLanes) {
             const Mask lanes = first_lanes(hidden - i);

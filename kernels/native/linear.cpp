@@ -1,5 +1,8 @@
 #include "linear.h"
 
+#include <algorithm>
+
+#include "products.h"
 #include "tiles.h"
 
 namespace pipezoo {
@@ -19,6 +22,15 @@ PIPEZOO_INLINE void multiply_row(Vector (&sum)[2][2], const Left<T>* a, const T*
             sum[p][1] = step(sum[p][1], load_right(panel + vector), a);
         }
     }
+}
+
+// The same with a whole row, which also fetches what is read next.
+template <typename T>
+void multiply_by_two(Vector (&sum)[2][2], const Left<T>* a, const T* b, std::int64_t in, const T* next) {
+    constexpr std::ptrdiff_t ps = kPerStep<T>, stride = kPanel * ps;
+    const std::int64_t steps = in / ps, most = std::max<std::int64_t>(0, steps - kAheadOfFew);
+    multiply_row<T>(sum, a, b, kPanel * in, most, b + kAheadOfFew * stride);
+    multiply_row<T>(sum, a + most * ps, b + most * stride, kPanel * in, steps - most, next);
 }
 
 }  // namespace
@@ -46,50 +58,44 @@ void pack(const T* weight, T* packed, std::int64_t out, std::int64_t in, Form fo
 }
 
 template <typename T>
-void linear(const T* x, const T* packed, const T* bias, void* y, std::int64_t rows, std::int64_t in, std::int64_t out,
-            Form form, Activation activation) {
-    const std::int64_t panels = (out + kPanel - 1) / kPanel, steps = in / kPerStep<T>;
-    const Left<T>* as_it_lies = nullptr;  // one row is interleaved; with AVX2 it is widened
-    if constexpr (std::is_same_v<T, Left<T>>) as_it_lies = rows == 1 ? x : nullptr;
-    const bool in_pairs = kRowInPairs && rows == 1;
-    const std::int64_t tiles = (rows + kTileRows - 1) / kTileRows;
-    for_panels<Left<T>>(
-        rows, kTileRows, as_it_lies ? 0 : kTileRows * in, in_pairs ? (panels + 1) / 2 : panels,
-        [&](Tile tile, Left<T>* interleaved) {
-            const T* first = x + tile.first_row * in;
-            if (!as_it_lies) interleave_tile<T>([=](int row) { return first + row * in; }, in, tile.rows, interleaved);
+void linear(Packing packing, const T* x, const void* packed, const T* bias, void* y, std::int64_t rows, std::int64_t in,
+            std::int64_t out, Form form, Activation activation) {
+    const Product& product = product_of<T>(packing);
+    const std::int64_t panels = (out + kPanel - 1) / kPanel, panel_bytes = product.panel_bytes(in);
+    const std::int64_t tiles = (rows + product.most - 1) / product.most;
+    const bool as_it_lies = rows == 1 && product.takes_row_itself;
+    const std::int64_t together = kRowInPairs && rows == 1 && packing == Packing::none ? 2 : 1;
+    for_panels(
+        rows, product.most, as_it_lies ? 0 : product.tile_bytes(in), (panels + together - 1) / together,
+        [&](Tile tile, std::byte* prepared) {
+            if (as_it_lies) return;
+            const void* rows_of_tile[kMostRows];
+            for (int i = 0; i < tile.rows; ++i) rows_of_tile[i] = x + (tile.first_row + i) * in;
+            product.prepare(rows_of_tile, tile.rows, in, prepared);
         },
-        [&](std::int64_t unit, std::int64_t next_unit, Tile tile, const Left<T>* interleaved) {
-            const Left<T>* a = as_it_lies ? as_it_lies : interleaved;
-            const std::int64_t panel = in_pairs ? 2 * unit : unit, column = panel * kPanel;
-            const std::int64_t next_panel = in_pairs ? 2 * next_unit : next_unit;
-            const T *b = packed + column * in, *next = next_panel < panels ? packed + next_panel * kPanel * in : b;
-            if (in_pairs && panel + 1 < panels) {
+        [&](std::int64_t unit, std::int64_t next_unit, Tile tile, const std::byte* prepared) {
+            const void* a = as_it_lies ? static_cast<const void*>(x) : prepared;
+            const std::int64_t panel = unit * together, next_panel = next_unit * together, column = panel * kPanel;
+            const std::byte* b = static_cast<const std::byte*>(packed) + panel * panel_bytes;
+            const std::byte* next = next_panel < panels ? b + (next_panel - panel) * panel_bytes : b;
+            if (together == 2 && panel + 1 < panels) {
                 Vector sum[2][2];
                 for (int p = 0; p < 2; ++p) {
                     const std::int64_t at = column + p * kPanel;
                     read_panel(bias ? bias + at : nullptr, out - at, sum[p][0], sum[p][1]);
                 }
-                constexpr std::ptrdiff_t stride = kPanel * kPerStep<T>;
-                const std::int64_t most = std::max<std::int64_t>(0, steps - kAheadOfFew);
-                multiply_row<T>(sum, a, b, kPanel * in, most, b + kAheadOfFew * stride);
-                multiply_row<T>(sum, a + most * kPerStep<T>, b + most * stride, kPanel * in, steps - most, next);
+                multiply_by_two<T>(sum, static_cast<const Left<T>*>(a), reinterpret_cast<const T*>(b), in,
+                                   reinterpret_cast<const T*>(next));
                 for (int p = 0; p < 2; ++p)
                     write_product<T>(y, 0, panel + p, out, form, activation, sum[p][0], sum[p][1]);
                 return;
             }
-            Vector first, second;
+            Vector first, second, sums[kMostRows][2];
             read_panel(bias ? bias + column : nullptr, out - column, first, second);
-            with_rows(tile.rows, [&](auto count) {
-                constexpr int MR = decltype(count)::value;
-                Vector sum[MR][2];
-#pragma GCC unroll 12
-                for (int i = 0; i < MR; ++i) sum[i][0] = first, sum[i][1] = second;
-                multiply_panel<MR, T>(sum, a, b, steps, next, tile.first_row / kTileRows, tiles);
-#pragma GCC unroll 12
-                for (int i = 0; i < MR; ++i)
-                    write_product<T>(y, tile.first_row + i, panel, out, form, activation, sum[i][0], sum[i][1]);
-            });
+            for (int i = 0; i < tile.rows; ++i) sums[i][0] = first, sums[i][1] = second;
+            product.multiply[tile.rows - 1](sums, a, in, {b, next, tile.first_row / product.most, tiles});
+            for (int i = 0; i < tile.rows; ++i)
+                write_product<T>(y, tile.first_row + i, panel, out, form, activation, sums[i][0], sums[i][1]);
         });
 }
 
@@ -106,8 +112,8 @@ void packed_rows(const std::int64_t* tokens, const T* packed, T* y, std::int64_t
 
 #define PIPEZOO_INSTANTIATE(T)                                                                                   \
     template void pack<T>(const T*, T*, std::int64_t, std::int64_t, Form);                                       \
-    template void linear<T>(const T*, const T*, const T*, void*, std::int64_t, std::int64_t, std::int64_t, Form, \
-                            Activation);                                                                         \
+    template void linear<T>(Packing, const T*, const void*, const T*, void*, std::int64_t, std::int64_t,         \
+                            std::int64_t, Form, Activation);                                                     \
     template void packed_rows<T>(const std::int64_t*, const T*, T*, std::int64_t, std::int64_t, std::int64_t);
 PIPEZOO_INSTANTIATE(float)
 PIPEZOO_INSTANTIATE(bfloat16)

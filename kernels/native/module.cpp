@@ -30,7 +30,7 @@ using pipezoo::Packing;
 // What pipezoo_core has to know of these functions: their arguments, the fields of `Step`, `Layer`, `Item`,
 // `ExpertsLayer` and `RouterLayer`, the layout of packed weights. Another number for every change; pipezoo_core uses no
 // kernels of another number than its own.
-constexpr long kInterface = 7;
+constexpr long kInterface = 8;
 
 template <typename T>
 T from_python(PyObject* value) {
@@ -108,13 +108,6 @@ void pack(const void* weight, void* packed, std::int64_t out, std::int64_t in, s
     pipezoo::pack(static_cast<const T*>(weight), static_cast<T*>(packed), out, in, pipezoo::Form(form));
 }
 
-template <typename T>
-void linear(const void* x, const void* packed, const void* bias, void* y, std::int64_t rows, std::int64_t in,
-            std::int64_t out, std::int64_t form, std::int64_t activation) {
-    pipezoo::linear(static_cast<const T*>(x), static_cast<const T*>(packed), static_cast<const T*>(bias),
-                    y, rows, in, out, pipezoo::Form(form), pipezoo::Activation(activation));
-}
-
 template <typename T, Packing packing>
 void pack_quantized(const void* weight, void* packed, std::int64_t out, std::int64_t in, std::int64_t form) {
     pipezoo::pack_quantized<T, packing>(static_cast<const T*>(weight), static_cast<std::uint8_t*>(packed), out, in,
@@ -122,11 +115,10 @@ void pack_quantized(const void* weight, void* packed, std::int64_t out, std::int
 }
 
 template <typename T, Packing packing>
-void linear_quantized(const void* x, const void* packed, const void* bias, void* y, std::int64_t rows, std::int64_t in,
-                      std::int64_t out, std::int64_t form, std::int64_t activation) {
-    pipezoo::linear_quantized<T, packing>(static_cast<const T*>(x), static_cast<const std::uint8_t*>(packed),
-                                       static_cast<const T*>(bias), y, rows, in, out, pipezoo::Form(form),
-                                       pipezoo::Activation(activation));
+void linear_packed(const void* x, const void* packed, const void* bias, void* y, std::int64_t rows, std::int64_t in,
+                   std::int64_t out, std::int64_t form, std::int64_t activation) {
+    pipezoo::linear(packing, static_cast<const T*>(x), packed, static_cast<const T*>(bias), y, rows, in, out,
+                    pipezoo::Form(form), pipezoo::Activation(activation));
 }
 
 template <typename T>
@@ -145,9 +137,8 @@ void packed_rows(const void* tokens, const void* packed, void* y, std::int64_t r
 template <typename T, Packing packing>
 void packed_rows_quantized(const void* tokens, const void* packed, void* y, std::int64_t rows, std::int64_t in,
                            std::int64_t out) {
-    pipezoo::packed_rows_quantized<T, packing>(static_cast<const std::int64_t*>(tokens),
-                                            static_cast<const std::uint8_t*>(packed), static_cast<T*>(y), rows, in,
-                                            out);
+    pipezoo::packed_rows_quantized(packing, static_cast<const std::int64_t*>(tokens),
+                                   static_cast<const std::uint8_t*>(packed), static_cast<T*>(y), rows, in, out);
 }
 
 template <Packing packing>
@@ -163,13 +154,6 @@ void pack_e4m3(const void* rows, void* packed, std::int64_t out, std::int64_t in
 }
 
 template <typename T>
-void linear_e4m3(const void* x, const void* packed, const void* bias, void* y, std::int64_t rows, std::int64_t in,
-                 std::int64_t out, std::int64_t form, std::int64_t activation) {
-    pipezoo::linear_e4m3(static_cast<const T*>(x), static_cast<const std::uint8_t*>(packed), static_cast<const T*>(bias), y,
-                         rows, in, out, pipezoo::Form(form), pipezoo::Activation(activation));
-}
-
-template <typename T>
 void packed_rows_e4m3(const void* tokens, const void* packed, void* y, std::int64_t rows, std::int64_t in,
                       std::int64_t out) {
     pipezoo::packed_rows_e4m3(static_cast<const std::int64_t*>(tokens), static_cast<const std::uint8_t*>(packed),
@@ -181,9 +165,14 @@ constexpr auto pack_int8 = pack_quantized<T, Packing::int8>;
 template <typename T>
 constexpr auto pack_int4 = pack_quantized<T, Packing::int4>;
 
+template <typename T>
+constexpr auto linear = linear_packed<T, Packing::none>;
+template <typename T>
+constexpr auto linear_e4m3 = linear_packed<T, Packing::e4m3>;
+
 #define PIPEZOO_OF_PACKING(packing)                                                \
     template <typename T>                                                          \
-    constexpr auto linear_##packing = linear_quantized<T, Packing::packing>;       \
+    constexpr auto linear_##packing = linear_packed<T, Packing::packing>;          \
     template <typename T>                                                          \
     constexpr auto packed_rows_##packing = packed_rows_quantized<T, Packing::packing>;
 PIPEZOO_OF_PACKING(int8)
@@ -366,8 +355,4 @@ PyModuleDef definition = {PyModuleDef_HEAD_INIT, "native", nullptr, 0, methods, 
 
 }  // namespace
 
-#ifdef __AVX512F__
-PyMODINIT_FUNC PyInit__avx512() { return PyModuleDef_Init(&definition); }
-#else
-PyMODINIT_FUNC PyInit__avx2() { return PyModuleDef_Init(&definition); }
-#endif
+PyMODINIT_FUNC PIPEZOO_INIT() { return PyModuleDef_Init(&definition); }  // named by setup.py, for each kind of CPU

@@ -31,6 +31,8 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
+#include <utility>
 
 #include "simd.h"
 
@@ -157,6 +159,18 @@ PIPEZOO_INLINE Words load_step(const std::uint8_t* from) {
         return join_bits(low, bits_to_fifth<place % 8, width>(upper));
     }
     return packing == Packing::mxfp4 ? look_up(kCodes, low) : low;
+}
+
+// Calls `work` with a packing of few bits as a compile-time one.
+template <typename Work>
+void with_packing(Packing packing, Work&& work) {
+    const auto known = [&]<Packing... packings>(std::integer_sequence<Packing, packings...>) {
+        static_assert(sizeof...(packings) == std::size_t(Packing::e4m3) - 1, "all but `none` and `e4m3`");
+        ((packing == packings ? work(std::integral_constant<Packing, packings>{}) : void()), ...);
+    };
+    using enum Packing;
+    known(std::integer_sequence<Packing, int8, int4, q4_0, q4_1, q4_k, q5_k, q6_k, affine4_32, affine4_64, affine4_128,
+                                affine8_32, affine8_64, mxfp4>{});
 }
 
 // Calls `work` with each step of a part of a group as a compile-time number, from 0 on.

@@ -6,7 +6,6 @@
 #include <new>
 #include <vector>
 
-#include "groups.h"
 #include "tiles.h"
 
 namespace pipezoo {
@@ -120,10 +119,14 @@ void pack_panel_of_4(std::uint8_t* to, std::int64_t columns, std::int64_t groups
     }
 }
 
-// The numbers that a column has in a group.
+using WriteGroup = void (*)(const std::uint8_t* panel, std::int64_t g, int column, float* numbers);
+
+// The numbers that a column of a panel has in a group.
 template <Packing packing>
-void write_group(const std::uint8_t* head, const std::uint8_t* steps, const std::uint8_t* group, int column,
-                 float* numbers) {
+void write_group(const std::uint8_t* panel, std::int64_t g, int column, float* numbers) {
+    const std::int64_t block = g / kBlockGroups<packing>, in_block = g % kBlockGroups<packing>;
+    const std::uint8_t* steps = panel + kHeadBytes<packing> + block * kBlockBytesOf<packing>;
+    const std::uint8_t* group = steps + kStepBytes<packing> + in_block * kGroupBytes<packing>;
     alignas(64) std::uint8_t stored[kSteps][kPanel * kPerInt];
     each_step<kSteps>([&](auto s) {
         constexpr int step = decltype(s)::value;
@@ -133,7 +136,7 @@ void write_group(const std::uint8_t* head, const std::uint8_t* steps, const std:
     alignas(64) float scales[kParts<packing>][kLanes], minima[kLanes];
     each_step<kParts<packing>>([&](auto p) {
         Vector of_part, lowest;
-        load_scales<packing, decltype(p)::value>(head, steps, group, column / kLanes * kLanes, of_part, lowest);
+        load_scales<packing, decltype(p)::value>(panel, steps, group, column / kLanes * kLanes, of_part, lowest);
         store(scales[p], of_part), store(minima, lowest);
     });
     for (int k = 0; k < kGroup; ++k) {
@@ -167,69 +170,31 @@ void pack_quantized(const T* weight, std::uint8_t* packed, std::int64_t out, std
     if (is_short) throw std::bad_alloc();
 }
 
-template <typename T, Packing packing>
-void linear_quantized(const T* x, const std::uint8_t* packed, const T* bias, void* y, std::int64_t rows, std::int64_t in,
-                      std::int64_t out, Form form, Activation activation) {
-    const std::int64_t panels = (out + kPanel - 1) / kPanel, groups = in / kGroup;
-    for_panels<Group>(
-        rows, kRows, groups, panels,
-        [&](Tile tile, Group* rounded) {
-            const T* first = x + tile.first_row * in;
-            round_rows<packing>([=](int row) { return first + row * in; }, in, tile.rows, rounded);
-        },
-        [&](std::int64_t panel, std::int64_t next_panel, Tile tile, const Group* rounded) {
-            const std::int64_t column = panel * kPanel;
-            const std::uint8_t* b = packed + panel * panel_bytes<packing>(groups);
-            const std::uint8_t* next = next_panel < panels ? packed + next_panel * panel_bytes<packing>(groups) : b;
-            Vector first, second;
-            read_panel(bias ? bias + column : nullptr, out - column, first, second);
-            with_rows<kRows>(tile.rows, [&](auto count) {
-                constexpr int MR = decltype(count)::value;
-                Vector sum[MR][2];
-#pragma GCC unroll 8
-                for (int i = 0; i < MR; ++i) sum[i][0] = first, sum[i][1] = second;
-                multiply_groups<MR, packing>(sum, rounded, b, groups, next);
-#pragma GCC unroll 8
-                for (int i = 0; i < MR; ++i)
-                    write_product<T>(y, tile.first_row + i, panel, out, form, activation, sum[i][0], sum[i][1]);
-            });
-        });
-}
-
-template <typename T, Packing packing>
-void packed_rows_quantized(const std::int64_t* tokens, const std::uint8_t* packed, T* y, std::int64_t rows,
+template <typename T>
+void packed_rows_quantized(Packing packing, const std::int64_t* tokens, const std::uint8_t* packed, T* y, std::int64_t rows,
                            std::int64_t in, std::int64_t out) {
-    const std::int64_t groups = in / kGroup;
+    WriteGroup write = nullptr;
+    std::int64_t panel_size = 0;
+    with_packing(packing, [&](auto known) {
+        write = &write_group<known>;
+        panel_size = panel_bytes<known>(in / kGroup);
+    });
     on_team_each(rows, rows * in, [&](std::int64_t row) {
         if (!is_index(tokens[row], out)) return write_nan(y + row * in, in);
-        const int column = int(tokens[row] % kPanel);
-        const std::uint8_t* head = packed + tokens[row] / kPanel * panel_bytes<packing>(groups);
-        for (std::int64_t g = 0; g < groups; ++g) {
-            const std::int64_t block = g / kBlockGroups<packing>, in_block = g % kBlockGroups<packing>;
-            const std::uint8_t* steps = head + kHeadBytes<packing> + block * kBlockBytesOf<packing>;
-            const std::uint8_t* group = steps + kStepBytes<packing> + in_block * kGroupBytes<packing>;
+        const std::uint8_t* panel = packed + tokens[row] / kPanel * panel_size;
+        for (std::int64_t g = 0; g < in / kGroup; ++g) {
             alignas(64) float numbers[kGroup];
-            write_group<packing>(head, steps, group, column, numbers);
+            write(panel, g, int(tokens[row] % kPanel), numbers);
             for (int k = 0; k < kGroup; k += kLanes) store(y + row * in + g * kGroup + k, load(numbers + k));
         }
     });
 }
 
-#define PIPEZOO_PACK(T, packing) \
-    template void pack_quantized<T, packing>(const T*, std::uint8_t*, std::int64_t, std::int64_t, Form);
-#define PIPEZOO_COMPUTE(T, packing)                                                                                   \
-    template void linear_quantized<T, packing>(const T*, const std::uint8_t*, const T*, void*, std::int64_t,          \
-                                               std::int64_t, std::int64_t, Form, Activation);                         \
-    template void packed_rows_quantized<T, packing>(const std::int64_t*, const std::uint8_t*, T*, std::int64_t,       \
-                                                    std::int64_t, std::int64_t);
-#define PIPEZOO_INSTANTIATE(T)                                                                       \
-    PIPEZOO_PACK(T, Packing::int8) PIPEZOO_PACK(T, Packing::int4)                                    \
-    PIPEZOO_COMPUTE(T, Packing::int8) PIPEZOO_COMPUTE(T, Packing::int4)                              \
-    PIPEZOO_COMPUTE(T, Packing::q4_0) PIPEZOO_COMPUTE(T, Packing::q4_1)                              \
-    PIPEZOO_COMPUTE(T, Packing::q4_k) PIPEZOO_COMPUTE(T, Packing::q5_k) PIPEZOO_COMPUTE(T, Packing::q6_k)  \
-    PIPEZOO_COMPUTE(T, Packing::affine4_32) PIPEZOO_COMPUTE(T, Packing::affine4_64)                  \
-    PIPEZOO_COMPUTE(T, Packing::affine4_128) PIPEZOO_COMPUTE(T, Packing::affine8_32)                 \
-    PIPEZOO_COMPUTE(T, Packing::affine8_64) PIPEZOO_COMPUTE(T, Packing::mxfp4)
+#define PIPEZOO_INSTANTIATE(T)                                                                                        \
+    template void pack_quantized<T, Packing::int8>(const T*, std::uint8_t*, std::int64_t, std::int64_t, Form);        \
+    template void pack_quantized<T, Packing::int4>(const T*, std::uint8_t*, std::int64_t, std::int64_t, Form);        \
+    template void packed_rows_quantized<T>(Packing, const std::int64_t*, const std::uint8_t*, T*, std::int64_t,       \
+                                           std::int64_t, std::int64_t);
 PIPEZOO_INSTANTIATE(float)
 PIPEZOO_INSTANTIATE(bfloat16)
 

@@ -1,7 +1,7 @@
 // Vectors of float32 lanes, the two number types, and the one inner loop that all products share.
 //
 // Everything is compiled once for each kind of CPU: with AVX-512 a vector has 16 lanes, with AVX2 it has 8. What only
-// one of them has an instruction for is in simd_avx512.h and simd_avx2.h, under the same names.
+// some of them have an instruction for is in simd_avx512.h, bfloat16_avx512.h and simd_avx2.h, under the same names.
 //
 // "Interleaved" means: what the innermost step of a product reads of a matrix lies side by side. A step takes
 // `kPerStep<T>` numbers of the inner dimension per lane.
@@ -75,7 +75,7 @@ PIPEZOO_INLINE void multiply(Vector (&accumulator)[MR][2], const Left<T>* a, std
                              const T* ahead, std::ptrdiff_t ahead_stride) {
     constexpr int vector = kLanes * kPerStep<T>, line = 64 / sizeof(T);
     for (std::int64_t s = 0; s < steps; ++s, a += step_stride, b += b_stride, ahead += ahead_stride) {
-        const Vector b0 = load_right(b), b1 = load_right(b + vector);
+        const Right<T> b0 = load_right(b), b1 = load_right(b + vector);
 #pragma GCC unroll 2
         for (int i = 0; i < 2 * vector; i += line) _mm_prefetch(reinterpret_cast<const char*>(ahead + i), hint);
 #pragma GCC unroll 12
@@ -87,12 +87,19 @@ PIPEZOO_INLINE void multiply(Vector (&accumulator)[MR][2], const Left<T>* a, std
 }
 
 // Calls `work` with a compile-time number of rows, from 1 to `most`.
-template <int most = kTileRows, typename Work>
+template <int most, typename Work>
 PIPEZOO_INLINE void with_rows(int rows, Work&& work) {
     if constexpr (most > 1) {
         if (rows != most) return with_rows<most - 1>(rows, work);
     }
     work(std::integral_constant<int, most>{});
+}
+
+// Calls `work` with 1, 2, ... as compile-time numbers.
+template <int most, int number = 1, typename Work>
+constexpr void each_count(Work&& work) {
+    work(std::integral_constant<int, number>{});
+    if constexpr (number < most) each_count<most, number + 1>(work);
 }
 
 }  // namespace pipezoo

@@ -24,6 +24,9 @@ constexpr int kPerStep = 1;
 template <typename T>
 using Left = float;  // what a product reads of its left matrix
 
+template <typename T>
+using Right = Vector;  // what a step of a product has of its right matrix
+
 PIPEZOO_INLINE Vector zeros() { return _mm256_setzero_ps(); }
 PIPEZOO_INLINE Vector all(float number) { return _mm256_set1_ps(number); }
 
@@ -184,8 +187,11 @@ PIPEZOO_INLINE void load_keys(const T* from, Words* words) {
     words[0] = _mm256_castps_si256(load(from));
 }
 
-// The mask is one of `first_lanes`.
-PIPEZOO_INLINE void store_words(float* to, Words words, Mask lanes) { store(to, _mm256_castsi256_ps(words), lanes); }
+// Stores words for the left matrix of a product. The mask is one of `first_lanes`.
+template <typename T>
+PIPEZOO_INLINE void store_left(float* to, Words words, Mask lanes) {
+    store(to, _mm256_castsi256_ps(words), lanes);
+}
 
 // Turns as many vectors over as they have words: to[j][i] = from[i][j].
 PIPEZOO_INLINE void transpose(Words (&rows)[kLanes]) {

@@ -1,7 +1,7 @@
-// What simd.h says of vectors, with AVX-512 and its instructions for bfloat16 and bytes.
+// What simd.h says of vectors, with AVX-512 and its instructions for bytes.
 //
-// A product in bfloat16 takes two numbers of the inner dimension per lane and step (VDPBF16PS), one of bytes four
-// (VPDPBUSD).
+// A product in bfloat16 takes two numbers of the inner dimension per lane and step, one of bytes four (VPDPBUSD). What only
+// some of these CPUs have instructions for is in bfloat16_avx512.h.
 #pragma once
 
 namespace pipezoo {
@@ -13,13 +13,14 @@ using Mask = __mmask16;
 constexpr int kLanes = 16;
 constexpr int kTileRows = 12;  // rows that a tile computes at most: 12 x 2 accumulators stay in registers
 
-constexpr bool kRowInPairs = false;  // one row by one panel keeps up with the memory
-
 template <typename T>
 constexpr int kPerStep = 4 / sizeof(T);
 
-template <typename T>
-using Left = T;  // what a product reads of its left matrix
+}  // namespace pipezoo
+
+#include "bfloat16_avx512.h"
+
+namespace pipezoo {
 
 PIPEZOO_INLINE Vector zeros() { return _mm512_setzero_ps(); }
 PIPEZOO_INLINE Vector all(float number) { return _mm512_set1_ps(number); }
@@ -36,30 +37,26 @@ PIPEZOO_INLINE Mask without(Mask lanes, Mask others) { return lanes & ~others; }
 PIPEZOO_INLINE Vector load(const float* from) { return _mm512_loadu_ps(from); }
 
 PIPEZOO_INLINE Vector load(const bfloat16* from) {
-    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+    return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 }
 
 // Other lanes are 0. The mask of this and of `store` is one of `first_lanes`.
 PIPEZOO_INLINE Vector load(const float* from, Mask lanes) { return _mm512_maskz_loadu_ps(lanes, from); }
 
 PIPEZOO_INLINE Vector load(const bfloat16* from, Mask lanes) {
-    const __m256i half = _mm256_maskz_loadu_epi16(lanes, from);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+    return widened(_mm256_maskz_loadu_epi16(lanes, from));
 }
 
 // Rounds to nearest, as every store does.
 PIPEZOO_INLINE void store(float* to, Vector value) { _mm512_storeu_ps(to, value); }
 
 PIPEZOO_INLINE void store(bfloat16* to, Vector value) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(value));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), rounded(value));
 }
 
 PIPEZOO_INLINE void store(float* to, Vector value, Mask lanes) { _mm512_mask_storeu_ps(to, lanes, value); }
 
-PIPEZOO_INLINE void store(bfloat16* to, Vector value, Mask lanes) {
-    _mm256_mask_storeu_epi16(to, lanes, (__m256i)_mm512_cvtneps_pbh(value));
-}
+PIPEZOO_INLINE void store(bfloat16* to, Vector value, Mask lanes) { _mm256_mask_storeu_epi16(to, lanes, rounded(value)); }
 
 PIPEZOO_INLINE Vector add_product(Vector c, Vector a, Vector b) { return _mm512_fmadd_ps(a, b, c); }
 PIPEZOO_INLINE Vector subtract_product(Vector c, Vector a, Vector b) { return _mm512_fnmadd_ps(a, b, c); }
@@ -86,21 +83,12 @@ PIPEZOO_INLINE Vector numbers_from(std::int64_t first) {
     return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_set1_epi32(std::int32_t(first)), lane));
 }
 
-// What a step of a product reads of the right matrix: `kPerStep<T>` numbers per lane, as they lie.
-template <typename T>
-PIPEZOO_INLINE Vector load_right(const T* from) {
-    return _mm512_loadu_ps(from);
-}
+// What a step of a product reads of the right matrix.
+PIPEZOO_INLINE Vector load_right(const float* from) { return _mm512_loadu_ps(from); }
 
 // One step of a product: accumulator += (what `b` holds of its columns) x (what `a` holds of one row).
 PIPEZOO_INLINE Vector step(Vector accumulator, Vector b, const float* a) {
     return _mm512_fmadd_ps(b, _mm512_set1_ps(*a), accumulator);
-}
-
-PIPEZOO_INLINE Vector step(Vector accumulator, Vector b, const bfloat16* a) {
-    std::int32_t pair;
-    std::memcpy(&pair, a, sizeof pair);
-    return _mm512_dpbf16_ps(accumulator, (__m512bh)b, (__m512bh)_mm512_set1_epi32(pair));
 }
 
 // Words of `kPerStep<T>` numbers, for `transpose`; other lanes are 0.
@@ -128,10 +116,16 @@ PIPEZOO_INLINE void load_keys(const bfloat16* from, Words* words) {
     words[1] = _mm512_permutex2var_epi16(some, _mm512_add_epi32(pairs, _mm512_set1_epi32(0x00030001)), others);
 }
 
-// The mask is one of `first_lanes`.
+// Stores words of T for the left matrix of a product. The mask is one of `first_lanes`.
 template <typename T>
-PIPEZOO_INLINE void store_words(T* to, Words words, Mask lanes) {
-    _mm512_mask_storeu_epi32(to, lanes, words);
+PIPEZOO_INLINE void store_left(Left<T>* to, Words words, Mask lanes) {
+    if constexpr (std::is_same_v<T, Left<T>>) {
+        _mm512_mask_storeu_epi32(to, lanes, words);
+    } else {
+        const std::int64_t numbers = 2 * __builtin_popcount(lanes);
+        store(to, widened(_mm512_castsi512_si256(words)), first_lanes(numbers));
+        store(to + kLanes, widened(_mm512_extracti64x4_epi64(words, 1)), first_lanes(numbers - kLanes));
+    }
 }
 
 // Turns as many vectors over as they have words: to[j][i] = from[i][j].
@@ -277,14 +271,13 @@ PIPEZOO_INLINE Words bfloat16_of_e4m3(const std::uint8_t* from) {
 }
 
 // Numbers of each lane's column, one step of a product after the other.
-PIPEZOO_INLINE void load_e4m3(const std::uint8_t* from, Vector (&steps)[1], const bfloat16*) {
-    steps[0] = _mm512_castsi512_ps(bfloat16_of_e4m3(from));
-}
-
 PIPEZOO_INLINE void load_e4m3(const std::uint8_t* from, Vector (&steps)[2], const float*) {
     const Words pairs = bfloat16_of_e4m3(from);
-    steps[0] = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
-    steps[1] = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(0xFFFF0000)));
+    steps[0] = lower_numbers(pairs), steps[1] = upper_numbers(pairs);
+}
+
+PIPEZOO_INLINE void load_e4m3(const std::uint8_t* from, Right<bfloat16> (&steps)[1], const bfloat16*) {
+    steps[0] = right_of(bfloat16_of_e4m3(from));
 }
 
 }  // namespace pipezoo

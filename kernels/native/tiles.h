@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 
@@ -30,16 +31,16 @@ struct Tile {
     int rows;
 };
 
-// Block by block: prepares each tile of rows, then computes each panel with each tile. `prepared_size` is what a
-// tile takes when it is prepared; 0 if nothing is to be done.
+// Block by block: prepares each tile of rows, then computes each panel with each tile. A prepared tile has `tile_bytes`; 0 if
+// nothing is to be done.
 //
 // What a thread has written, another waits long for. Of few tiles therefore each thread prepares its own copy.
 // `compute(panel, next, tile, prepared)` is also told the panel that the thread computes next, or `panels`.
-template <typename Prepared, typename Prepare, typename Compute>
-void for_panels(std::int64_t rows, int tile_rows, std::int64_t prepared_size, std::int64_t panels, Prepare&& prepare,
+template <typename Prepare, typename Compute>
+void for_panels(std::int64_t rows, int tile_rows, std::int64_t tile_bytes, std::int64_t panels, Prepare&& prepare,
                 Compute&& compute) {
     const std::int64_t all_tiles = (rows + tile_rows - 1) / tile_rows;
-    const std::int64_t fitting = kBlockBytes / std::max<std::int64_t>(1, prepared_size * sizeof(Prepared));
+    const std::int64_t fitting = kBlockBytes / std::max<std::int64_t>(1, tile_bytes);
     const std::int64_t block_tiles = std::min(std::max<std::int64_t>(fitting, 1), all_tiles);
     for (std::int64_t begin = 0; begin < all_tiles; begin += block_tiles) {
         const std::int64_t tiles = std::min(block_tiles, all_tiles - begin);
@@ -48,9 +49,9 @@ void for_panels(std::int64_t rows, int tile_rows, std::int64_t prepared_size, st
             return Tile{first_row, int(std::min<std::int64_t>(tile_rows, rows - first_row))};
         };
         on_team([&](Team& team) {
-            const auto memory = [&] { return scratch<Prepared>(tiles * prepared_size); };
-            Prepared* prepared = tiles <= kOwnTiles ? memory() : team.shared(memory);
-            const auto prepare_tile = [&](std::int64_t i) { prepare(tile(i), prepared + i * prepared_size); };
+            const auto memory = [&] { return scratch<std::byte>(tiles * tile_bytes); };
+            std::byte* prepared = tiles <= kOwnTiles ? memory() : team.shared(memory);
+            const auto prepare_tile = [&](std::int64_t i) { prepare(tile(i), prepared + i * tile_bytes); };
             if (tiles <= kOwnTiles) {
                 for (std::int64_t i = 0; i < tiles; ++i) prepare_tile(i);
             } else {
@@ -58,49 +59,9 @@ void for_panels(std::int64_t rows, int tile_rows, std::int64_t prepared_size, st
                 team.barrier();
             }
             team.each_in_turn(panels, [&](std::int64_t panel, std::int64_t next) {
-                for (std::int64_t i = 0; i < tiles; ++i) compute(panel, next, tile(i), prepared + i * prepared_size);
+                for (std::int64_t i = 0; i < tiles; ++i) compute(panel, next, tile(i), prepared + i * tile_bytes);
             });
         });
-    }
-}
-
-// Steps to prefetch, which the hardware does not: of few rows' product, which waits for the memory alone, into the first
-// cache; of more rows' into the second, which has room for more that is on its way.
-constexpr int kFew = 4, kAheadOfFew = 64, kAheadOfMore = 128;
-
-// sum += a tile of MR rows, interleaved, x a panel of so many steps.
-//
-// What it fetches meanwhile is what it reads next: the panel's own numbers, and at its end those that the next one begins
-// with. Of `tiles` that are multiplied by one panel, after the first the panel is in the caches: each of them fetches a part
-// of the next one, so that the memory has as much to do in all of them.
-template <int MR, typename T>
-PIPEZOO_INLINE void multiply_panel(Vector (&sum)[MR][2], const Left<T>* a, const T* panel, std::int64_t steps,
-                                   const T* next, std::int64_t tile, std::int64_t tiles) {
-    constexpr _mm_hint hint = MR <= kFew ? _MM_HINT_T0 : _MM_HINT_T1;
-    constexpr std::ptrdiff_t ps = kPerStep<T>, stride = kPanel * ps;
-    constexpr std::int64_t ahead = MR <= kFew ? kAheadOfFew : kAheadOfMore;
-    if (tiles > 1)
-        return multiply<hint>(sum, a, ps, MR * ps, panel, stride, steps, next + steps * stride * tile / tiles,
-                              stride / tiles);
-    const std::int64_t most = std::max<std::int64_t>(0, steps - ahead);
-    multiply<hint>(sum, a, ps, MR * ps, panel, stride, most, panel + ahead * stride, stride);
-    multiply<hint>(sum, a + most * MR * ps, ps, MR * ps, panel + most * stride, stride, steps - most, next, stride);
-}
-
-// Interleaves a tile's rows: [in / per_step, rows, per_step]. `row(i)` is where row i lies.
-template <typename T, typename Row>
-void interleave_tile(const Row& row, std::int64_t in, int rows, Left<T>* to) {
-    const std::int64_t steps = in / kPerStep<T>;
-    for (std::int64_t s = 0; s < steps; s += kLanes) {
-        const Mask lanes = first_lanes(steps - s);
-        Words block[kLanes];
-#pragma GCC unroll 16
-        for (int i = 0; i < kLanes; ++i)
-            block[i] = i < rows ? load_words(row(i) + s * kPerStep<T>, lanes) : no_words();
-        transpose(block);
-#pragma GCC unroll 16
-        for (int j = 0; j < kLanes; ++j)
-            if (s + j < steps) store_words(to + (s + j) * rows * kPerStep<T>, block[j], first_lanes(rows));
     }
 }
 

@@ -237,6 +237,12 @@ def test_kernels_of_another_version(found, monkeypatch):
     assert NativeAttention.why_not(SPEC, NativeKernels(CPU, F32), 64) == obstacle
 
 
+@needs_kernels
+def test_kernels_that_were_built_without_those_of_this_cpu(monkeypatch):
+    monkeypatch.setitem(sys.modules, variants.MODULE, None)
+    assert f"has no {variants.VARIANT} kernels" in NativeKernels(CPU, F32).obstacle
+
+
 SHORT_OF_MEMORY = """
 import resource, torch
 from pipezoo_core.attention import AttentionSpec, NativeAttention

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from clean_python import install, make_clean_python, run
 
+from pipezoo_core.native.variants import INSTRUCTIONS
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
@@ -147,7 +149,7 @@ def test_the_kernels(built_kernels):
     assert "-cp311-abi3-" in path.name
     with zipfile.ZipFile(path) as wheel:
         modules = {name: wheel.read(name) for name in wheel.namelist() if name.endswith(".so")}
-    assert set(modules) == {f"{KERNELS}/_{kind}.abi3.so" for kind in ("avx2", "avx512")}
+    assert set(modules) == {f"{KERNELS}/_{kind}.abi3.so" for kind in INSTRUCTIONS}
     for module in modules.values():
         found = sections_of(module)
         assert ".dynsym" in found

@@ -6,27 +6,43 @@ import importlib
 
 import torch
 
-__all__ = ["DTYPES", "GATE", "INTERFACE", "MODULE", "PANEL", "VARIANT", "obstacle_to"]
+__all__ = ["DTYPES", "GATE", "INSTRUCTIONS", "INTERFACE", "MODULE", "PANEL", "VARIANT", "obstacle_to"]
 
-INTERFACE = 7
+INTERFACE = 8
 """Of the kernels that this package was written for: `kInterface` in their module.cpp."""
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """What the kernels compute, with the ending of their names."""
 
-_INSTRUCTIONS = {
-    "avx512": ("avx512_f", "avx512_bw", "avx512_cd", "avx512_dq", "avx512_vl", "avx512_bf16", "avx512_vnni"),
-    "avx2": ("avx2", "fma3", "f16c"),
+_AVX2 = ("avx2", "fma3", "f16c")
+_AVX512 = (
+    *_AVX2,
+    "bmi",
+    "bmi2",
+    "lzcnt",
+    "avx512_f",
+    "avx512_bw",
+    "avx512_cd",
+    "avx512_dq",
+    "avx512_vl",
+    "avx512_vnni",
+)
+INSTRUCTIONS = {
+    "avx512": (*_V4, "avx512_bf16", "avx512_vnni"),
+    "avx512_vnni": (*_V4, "avx512_vnni"),
+    "avx2": _AVX2,
 }
-_LANES = {"avx512": 16, "avx2": 8}  # numbers of a vector
+"""What each build takes, the best one first."""
+
+_LANES = {"avx512": 16, "avx512_vnni": 16, "avx2": 8}  # numbers of a vector
 
 
 def _missing(variant: str) -> list[str]:
     capabilities = torch.cpu.get_capabilities()
-    return [name for name in _INSTRUCTIONS[variant] if not capabilities.get(name)]
+    return [name for name in INSTRUCTIONS[variant] if not capabilities.get(name)]
 
 
-VARIANT = next((variant for variant in _INSTRUCTIONS if not _missing(variant)), "avx2")
+VARIANT = next((variant for variant in INSTRUCTIONS if not _missing(variant)), "avx2")
 """The set of instructions."""
 
 MODULE = f"pipezoo_kernels._{VARIANT}"
@@ -50,6 +66,11 @@ def obstacle_to(device: torch.device, dtype: torch.dtype) -> str | None:
     try:
         module = importlib.import_module(MODULE)
     except ImportError as error:
+        if error.name == MODULE:
+            return (
+                f"the installed pipezoo-kernels has no {VARIANT} kernels, which this CPU takes; "
+                "pip install 'pipezoo-core[kernels]' installs the right one"
+            )
         return f"pipezoo-kernels is not installed ({error})"
     found = getattr(module, "interface", None)
     if found != INTERFACE:

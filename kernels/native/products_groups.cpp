@@ -1,12 +1,10 @@
-// Products with weights of few bits, packed as packing.h says: rows rounded to 8 bits, and a tile of them by a panel.
-#pragma once
-
-#include <cstdint>
+// Products with weights of few bits: rows are rounded to 8 bits, and products within a group are exact in integers.
 #include <limits>
 
-#include "packing.h"
+#include "products.h"
 
 namespace pipezoo {
+namespace {
 
 constexpr int kRows = 8;  // of a tile: with AVX-512 their sums stay in registers, and half a panel's weights
 constexpr int kVectors = kGroup / kLanes;
@@ -20,12 +18,13 @@ struct Group {
     std::int32_t offset[2][kRows];  // -kOffset · sum of a part's values, because the weights are stored with as much added
 };
 
-// `row(i)` is where row i lies.
-template <Packing packing, typename Row>
-void round_rows(const Row& row, std::int64_t in, int rows, Group* groups) {
+// Of weights whose groups have `parts` scales, and are stored with an offset.
+template <typename T, int parts, int offset>
+void round_rows(const void* const* rows, int count, std::int64_t in, void* tile) {
+    auto* groups = static_cast<Group*>(tile);
     for (std::int64_t g = 0; g < in / kGroup; ++g) {
-        for (int i = 0; i < rows; ++i) {
-            const auto* from = row(i) + g * kGroup;
+        for (int i = 0; i < count; ++i) {
+            const T* from = static_cast<const T*>(rows[i]) + g * kGroup;
             Vector numbers[kVectors], magnitude = zeros();
             bool has_nan = false;
 #pragma GCC unroll 2
@@ -38,21 +37,21 @@ void round_rows(const Row& row, std::int64_t in, int rows, Group* groups) {
             if (has_nan) scale = std::numeric_limits<float>::quiet_NaN();
             const Vector inverse = all(scale > 0 ? 1.0f / scale : 0.0f);
             alignas(64) std::int8_t rounded[kGroup];
-            Words totals[kParts<packing>];
+            Words totals[parts];
 #pragma GCC unroll 2
             for (Words& total : totals) total = no_words();
 #pragma GCC unroll 4
             for (int v = 0; v < kVectors; ++v) {
                 const Words integers = to_integers(numbers[v] * inverse);
-                Words& total = totals[v * kParts<packing> / kVectors];
+                Words& total = totals[v * parts / kVectors];
                 total = add_integers(total, integers);
                 store_int8(rounded + v * kLanes, integers);
             }
             std::int64_t sum = 0;
 #pragma GCC unroll 2
-            for (int part = 0; part < kParts<packing>; ++part) {
+            for (int part = 0; part < parts; ++part) {
                 const std::int64_t of_part = sum_of_integers(totals[part]);
-                groups[g].offset[part][i] = std::int32_t(-kOffset<packing> * of_part);  // of NaN it is any number
+                groups[g].offset[part][i] = std::int32_t(-offset * of_part);  // of NaN it is any number
                 sum += of_part;
             }
             for (int s = 0; s < kSteps; ++s) std::memcpy(groups[g].values[s][i], rounded + s * kPerInt, kPerInt);
@@ -74,8 +73,8 @@ PIPEZOO_INLINE void multiply_part(Vector (&sum)[MR][2], const Group& a, const st
     load_scales<packing, part>(head, steps, b, half * kLanes, scales, minima);
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i) {
-        const Words product =
-            multiply_bytes<kProductBits<packing>, kOffset<packing> != 0>(weights, a.values[first][i], kRows * kPerInt, a.offset[part][i]);
+        const Words product = multiply_bytes<kProductBits<packing>, kOffset<packing> != 0>(
+            weights, a.values[first][i], kRows * kPerInt, a.offset[part][i]);
         sum[i][half] = add_product(sum[i][half], to_floats(product), scales * all(a.scale[i]));
         if constexpr (kHasMinima<packing>) sum[i][half] = add_product(sum[i][half], minima, all(a.total[i]));
     }
@@ -113,5 +112,38 @@ PIPEZOO_INLINE void multiply_groups(Vector (&sum)[MR][2], const Group* a, const 
         }
     }
 }
+
+template <int MR, Packing packing>
+void multiply_tile(Vector (*sums)[2], const void* tile, std::int64_t in, const Panel& panel) {
+    add_to<MR>(sums, [&](auto& sum) __attribute__((always_inline)) {
+        multiply_groups<MR, packing>(sum, static_cast<const Group*>(tile), static_cast<const std::uint8_t*>(panel.numbers),
+                                     in / kGroup, static_cast<const std::uint8_t*>(panel.next));
+    });
+}
+
+template <typename T, Packing packing>
+constexpr Product of_groups() {
+    Product product{kRows, false,
+                    [](std::int64_t in) { return panel_bytes<packing>(in / kGroup); },
+                    [](std::int64_t in) { return in / kGroup * std::int64_t(sizeof(Group)); },
+                    &round_rows<T, kParts<packing>, kOffset<packing>>, {}};
+    each_count<kRows>([&](auto count) { product.multiply[count - 1] = &multiply_tile<count, packing>; });
+    return product;
+}
+
+}  // namespace
+
+template <typename T>
+const Product& product_of_groups(Packing packing) {
+    const Product* found = nullptr;
+    with_packing(packing, [&](auto known) {
+        static constexpr Product product = of_groups<T, known>();
+        found = &product;
+    });
+    return *found;
+}
+
+template const Product& product_of_groups<float>(Packing);
+template const Product& product_of_groups<bfloat16>(Packing);
 
 }  // namespace pipezoo
