@@ -15,18 +15,7 @@ DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """What the kernels compute, with the ending of their names."""
 
 _AVX2 = ("avx2", "fma3", "f16c")
-_AVX512 = (
-    *_AVX2,
-    "bmi",
-    "bmi2",
-    "lzcnt",
-    "avx512_f",
-    "avx512_bw",
-    "avx512_cd",
-    "avx512_dq",
-    "avx512_vl",
-    "avx512_vnni",
-)
+_V4 = (*_AVX2, "bmi", "bmi2", "lzcnt", "avx512_f", "avx512_bw", "avx512_cd", "avx512_dq", "avx512_vl")  # x86-64-v4
 INSTRUCTIONS = {
     "avx512": (*_V4, "avx512_bf16", "avx512_vnni"),
     "avx512_vnni": (*_V4, "avx512_vnni"),
