@@ -10,9 +10,11 @@ import torch
 from pipezoo_core.native import NativeKernels, variants
 
 FILES = (
-    "core/test_attention.py", "core/test_e4m3.py", "core/test_experts.py", "core/test_latent_heads.py",
+    "core/test_attention.py", "core/test_delta_rule.py", "core/test_e4m3.py", "core/test_experts.py",
+    "core/test_latent_heads.py",
     "core/test_linear.py", "core/test_memory.py", "core/test_quantized.py", "core/test_recording.py",
-    "core/test_router.py", "core/test_quantized_checkpoints.py", "core/test_stored_weights.py",
+    "core/test_router.py", "core/test_quantized_checkpoints.py", "core/test_short_convolution.py",
+    "core/test_stored_weights.py",
     "llama/test_llama_logits.py", "lora/test_lora_layers.py", "registry/test_quantize.py",
 )  # fmt: skip
 TESTS = [Path(__file__).parents[1] / name for name in FILES]

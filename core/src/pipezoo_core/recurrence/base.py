@@ -20,7 +20,7 @@ class StateSpec:
     """What a layer keeps of a request instead of keys and values.
 
     Attributes:
-        shapes: of its tensors, each float32, such as a convolution's last inputs, [D, K - 1].
+        shapes: of its tensors, each float32, such as a convolution's last inputs, [K - 1, D].
     """
 
     shapes: tuple[tuple[int, ...], ...]
