@@ -30,7 +30,8 @@ _LOGGER = logging.getLogger("pipezoo")
 _MAX_REASON = 200  # characters
 _FEW_ROWS = 2  # of the smaller step that is recorded: with one, strides say nothing
 _MAX_CHECKED = 64  # rows of a step that is recorded, too, to see whether it is as the two say
-_OF_ANY_STEP = {"positions", "context_lengths", "key_pages", "value_pages", "plans"}  # as many rows, or addresses
+# as many rows, or addresses:
+_OF_ANY_STEP = {"positions", "context_lengths", "key_pages", "value_pages", "plans", "states"}
 
 
 class RecordedModule:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Self
 
 import numpy as np
+import torch
 from torch import Tensor
 
-__all__ = ["NO_SLOT", "StateSpec", "StateStep"]
+from pipezoo_core.paging import NO_SLOT
 
-NO_SLOT = -1
-"""In place of the slot that a state is read from: nothing was fed before, and the state is zeros."""
+__all__ = ["NO_SLOT", "StateSpec", "StateStep"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class StateStep:
 
     Attributes:
         row_offsets: int64 [B + 1], where each request's rows begin.
-        read_slots: int64 [B], `NO_SLOT` for a state of zeros.
+        read_slots: int64 [B], `NO_SLOT` where nothing was fed before, and the state is zeros.
         write_slots: int64 [B], all different.
         description: for kernels, int64: the number of requests, and the addresses of the three.
     """
@@ -63,6 +64,13 @@ class StateStep:
         tensors = (row_offsets, read_slots, write_slots)
         numbers = [len(read_slots), *(tensor.data_ptr() for tensor in tensors)]
         return cls(*tensors, np.array(numbers, dtype=np.int64))
+
+    @classmethod
+    @cache
+    def empty(cls) -> Self:
+        """Returns a step of no requests, on the host."""
+        offsets = torch.zeros(1, dtype=torch.int64, device="cpu")
+        return cls.of(offsets, offsets[:0], offsets[:0])
 
     @property
     def address(self) -> int:

@@ -260,7 +260,7 @@ class Scheduler:
         self._put_in_batch(context, replica)
 
     def _set_chunk(self, context: TextContext, replica: _Replica) -> None:
-        most = min(replica.budget, self._most(context, replica))
+        most = min(replica.budget, self._most(context, replica), replica.manager.most_at_once(context))
         if context.wants_prompt_logits:
             most = min(most, 1 + replica.logits_budget)
             replica.logits_budget -= most - 1
