@@ -127,7 +127,7 @@ def mistakes_of_states(k, x):
         "rule: a gate of more heads": (lambda gate: learned(wide, gate=gate), x(3, 4)),
         "rule: decay": (lambda decay: learned(wide, decay=decay), torch.ones(3).double()),
         "rule: states": (lambda states: learned(wide, states=states), states.bfloat16()),
-        "rule: states with gaps": (lambda states: learned(wide, states=states), states.transpose(2, 3).clone().mT),
+        "rule: states with gaps": (lambda states: learned(wide, states=states), states.transpose(2, 3).contiguous().mT),
         "norm: no whole heads": (lambda weight: normed(gate, weight=weight), x(24)),
         "norm: a gate of fewer rows": (normed, x(2, 64)),
         "norm: a wider gate": (normed, x(3, 96)),

@@ -383,13 +383,13 @@ class NativeKernels:
         """
         heads, key_size, value_size = state.shape[1:]
         self._check("gated_delta_rule", qkv, 2 * num_key_heads * key_size + heads * value_size)
+        self._check_states("gated_delta_rule", qkv, state, (heads, key_size, value_size), step)
         for gate in gates:
             self._check("gated_delta_rule's gates", gate, heads)
             if len(gate) != len(qkv):
                 raise _mismatch("gated_delta_rule's gates", gate, f"{len(qkv)} rows, as of queries, keys and values")
         for parameter in decay:
             _check_float32("gated_delta_rule's decay", parameter, (heads,))
-        self._check_states("gated_delta_rule", qkv, state, (heads, key_size, value_size), step)
         qkv, a, b = (x if x.stride(-1) == 1 else x.contiguous() for x in (qkv, *gates))
         y = self._empty((len(qkv), heads * value_size), qkv.dtype)
         strided = [number for x in (qkv, a, b) for number in (x.data_ptr(), x.stride(0))]
