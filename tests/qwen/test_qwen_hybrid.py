@@ -120,8 +120,14 @@ def test_replayed_steps_are_those_of_the_module(family, dtype, tiny_folder, tmp_
         settings = {"dtype": dtype, "device": "cpu", "kv_cache_memory": "8MiB", "page_size": 32}
         with registry.load(folder, **settings, enforce_eager=enforce_eager, max_batch_tokens=16) as llm:
             outputs = llm.generate(requests, temperature=0.0, max_new_tokens=40, ignore_eos=True, log_probabilities=1)
-            found.append([(output.tokens, output.log_probabilities) for output in outputs])
-    assert found[0] == found[1]
+            found.append([(output.tokens, [each.token_log_probabilities[0] for each in output.log_probabilities])
+                          for output in outputs])  # fmt: skip
+    for (tokens, chances), (expected, wanted) in zip(*found, strict=True):
+        assert tokens == expected
+        if dtype == "bfloat16":
+            assert chances == wanted
+        else:  # torch and the kernels differ in the last place of a sigmoid, which bfloat16 has no room for
+            assert chances == pytest.approx(wanted, abs=1e-4)
 
 
 @pytest.mark.parametrize("family", CLASSES)
