@@ -101,7 +101,11 @@ def test_adapters_equal_merged_models(tmp_path):
     assert_adapters_equal_merged(reference, model, tmp_path, target_modules=["q_proj", "in_proj", "w2"])
 
 
-@pytest.mark.parametrize("settings", [{"devices": ["cpu", "cpu"]}, {"speculative": "lookup"}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [pytest.param({"devices": ["cpu", "cpu"]}, marks=pytest.mark.slow), {"speculative": "lookup"}],
+    ids=["devices", "drafts"],
+)
 def test_what_states_do_not_allow_is_refused(settings, tiny_folder, tmp_path):
     folder = save(make(), tmp_path, tiny_folder)
     with pytest.raises(InvalidSettingError, match="keep a state"):

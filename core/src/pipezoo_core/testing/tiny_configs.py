@@ -59,6 +59,8 @@ _WITHOUT_EFFECT = {
 """Those that change nothing of what is computed, or make another kind of model of it: they are not tried."""
 
 _MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
+_STATES = {"lfm2": "conv"}
+"""What `layer_types` calls layers that keep a state, where by default there are none, or no others."""
 _EPS = 0.03  # a wrong one shows; one of 1e-6 does not
 _SMALL = 1e-3
 _THETA, _FURTHER = 700.0, 400.0
@@ -101,6 +103,8 @@ def _variants(config_class: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         plain[config_class.attribute_map.get("hidden_size", "hidden_size")] = _HIDDEN_WITHOUT_HEAD_DIM
     if "kv_lora_rank" in defaults:  # a latent has keys for every query head
         plain["num_key_value_heads"] = _SIZES["num_attention_heads"]
+    if state := _STATES.get(config_class.model_type):
+        plain["layer_types"] = [state, "full_attention", state]
     yield "plain", plain
     for switch in _switches(config_class):
         yield switch, {**plain, switch: not defaults[switch]}
