@@ -76,7 +76,7 @@ class Lfm2Config(DecoderConfig):
     @property
     def layers(self) -> tuple[AttentionSpec | StateSpec, ...]:
         """Attention, or the inputs of a convolution that the next token needs."""
-        state = StateSpec(((self.hidden_size, self.num_taps - 1),))
+        state = StateSpec(((self.num_taps - 1, self.hidden_size),))
         return tuple(self.attention if has_attention else state for has_attention in self.has_attention)
 
 

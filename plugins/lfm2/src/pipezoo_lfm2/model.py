@@ -25,7 +25,7 @@ from pipezoo_core.layers import (
     RowParallelLinear,
     VocabParallelEmbedding,
 )
-from pipezoo_core.recurrence import short_convolution
+from pipezoo_core.recurrence import ShortConvolution
 from pipezoo_lfm2.config import Lfm2Config
 
 __all__ = ["Lfm2ForCausalLM", "Lfm2PipelineModel"]
@@ -72,22 +72,20 @@ class Lfm2ShortConvolution(nn.Module):
         super().__init__()
         size, bias = config.hidden_size, config.conv_bias
         self.in_proj = Linear(size, 3 * size, bias=bias)
-        self.conv = nn.Conv1d(size, size, config.num_taps, groups=size, bias=bias)
+        self.conv = ShortConvolution(size, config.num_taps, bias=bias)
         self.out_proj = Linear(size, size, bias=bias)
         self.layer_idx = layer_idx
 
     def forward(self, x_TH: Tensor, rotation: Rotation, kv: KVCacheInputs[Any]) -> Tensor:
         del rotation
         before, behind, x_TH = self.in_proj(x_TH).chunk(3, dim=-1)
-        weight, (state,) = self.conv.weight.squeeze(1), kv.states[self.layer_idx]
-        y_TH = short_convolution(before * x_TH, weight, self.conv.bias, state, kv.state_step)
-        return self.out_proj(behind * y_TH)
+        (state,) = kv.states[self.layer_idx]
+        return self.out_proj(behind * self.conv(before * x_TH, state, kv.state_step))
 
     def alive(self, kernels: KernelUse) -> list[int]:
-        """See `Estimable`. The convolution's inputs, sum, a tap's inputs and their products are float32."""
-        del kernels
+        """See `Estimable`. In torch, the convolution's inputs, sum, a tap's inputs and their products are float32."""
         size = self.out_proj.in_features
-        return [3 * size, size, *[2 * size] * 4]
+        return [3 * size, size, size] if kernels.is_native else [3 * size, size, *[2 * size] * 4]
 
 
 class Lfm2DecoderLayer(nn.Module):
