@@ -33,6 +33,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "gemma3": {"text_config": {"model_type": "gemma3_text"}},
     "lfm2": {"full_attn_idxs": [2]},
     "mistral3": {"text_config": {"model_type": "mistral"}},
+    "qwen3_5": {"text_config": {"model_type": "qwen3_5_text"}},
+    "qwen3_5_moe": {"text_config": {"model_type": "qwen3_5_moe_text"}},
 }
 
 

@@ -42,6 +42,10 @@ _SIZES = {
     "qk_rope_head_dim": 8,
     "qk_nope_head_dim": 16,
     "v_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 24,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -59,7 +63,10 @@ _WITHOUT_EFFECT = {
 """Those that change nothing of what is computed, or make another kind of model of it: they are not tried."""
 
 _MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
-_STATES = {"lfm2": "conv"}
+_STATES = {
+    "lfm2": "conv",
+    **dict.fromkeys(("qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"), "linear_attention"),
+}
 """What `layer_types` calls layers that keep a state, where by default there are none, or no others."""
 _EPS = 0.03  # a wrong one shows; one of 1e-6 does not
 _SMALL = 1e-3

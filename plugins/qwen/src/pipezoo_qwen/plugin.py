@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipezoo_core.architecture import SupportedArchitecture
-from pipezoo_core.config import WeightsFormat
+from pipezoo_core.config import Capability, WeightsFormat
 from pipezoo_core.hookspecs import hookimpl
 
 __all__ = ["API_VERSION", "pipezoo_architectures"]
@@ -40,6 +40,7 @@ def pipezoo_architectures() -> list[SupportedArchitecture]:
             pipeline_model=QwenHybridPipelineModel,
             huggingface_config=huggingface_config,
             weight_adapters={WeightsFormat.safetensors: adapt_hybrid},
+            not_claimed={Capability.tensor_parallelism: "states of layers are not divided"},
         )
         for name, model_type, huggingface_config in (
             ("Qwen3NextForCausalLM", "qwen3_next", Qwen3NextHuggingFaceConfig.from_dict),
