@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipezoo_core.architecture import SupportedArchitecture
-from pipezoo_core.config import WeightsFormat
+from pipezoo_core.config import Capability, WeightsFormat
 from pipezoo_core.hookspecs import hookimpl
 
 __all__ = ["API_VERSION", "pipezoo_architectures"]
@@ -25,5 +25,9 @@ def pipezoo_architectures() -> list[SupportedArchitecture]:
             pipeline_model=Lfm2PipelineModel,
             huggingface_config=Lfm2HuggingFaceConfig.from_dict,
             weight_adapters={WeightsFormat.safetensors: adapt_safetensors},
+            not_claimed={
+                Capability.tensor_parallelism: "states of layers are not divided",
+                Capability.replay: "the convolutions have no kernel yet",
+            },
         )
     ]
