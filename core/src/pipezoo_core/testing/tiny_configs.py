@@ -105,7 +105,7 @@ def tiny_configs(model_type: str, config_class: type[PretrainedConfig] | None = 
 def _variants(config_class: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     defaults = {field.name: field.default for field in dataclasses.fields(config_class)}
     names = {config_class.attribute_map.get(name, name): size for name, size in _SIZES.items()}
-    plain = {name: size for name, size in names.items() if name in defaults}
+    plain: dict[str, Any] = {name: size for name, size in names.items() if name in defaults}
     if "head_dim" not in defaults:
         plain[config_class.attribute_map.get("hidden_size", "hidden_size")] = _HIDDEN_WITHOUT_HEAD_DIM
     if "kv_lora_rank" in defaults:  # a latent has keys for every query head

@@ -10,11 +10,12 @@ from transformers import PretrainedConfig
 
 from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
-from pipezoo_core.errors import UnsupportedModelError
+from pipezoo_core.errors import CorruptCheckpointError, UnsupportedModelError
 from pipezoo_core.layers import max_rotary_length, max_shareable_length, rope_of_whole_heads
 from pipezoo_core.recurrence import StateSpec
+from pipezoo_core.weights import GGUFDecoder, GGUFFile
 
-__all__ = ["Lfm2Config"]
+__all__ = ["Lfm2Config", "config_from_gguf"]
 
 _HAS_ATTENTION = {"full_attention": True, "conv": False}
 
@@ -99,3 +100,45 @@ def _intermediate_size(config: PretrainedConfig) -> int:
         return size
     multiple = config.block_multiple_of
     return -(-int(config.block_ffn_dim_multiplier * size) // multiple) * multiple
+
+
+def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
+    """Returns the config.json that a GGUF file stands for. Layers without key/value heads are convolutions.
+
+    Raises:
+        CorruptCheckpointError: a key that every LFM2 file has is missing, or a size is no whole number above 0.
+        UnsupportedModelError: layers differ in their heads, or the file rotates in a way that no config.json can say.
+    """
+    decoder = GGUFDecoder(file, "lfm2")
+    heads = _kv_heads(decoder.get("attention.head_count_kv"), decoder.size("block_count"))
+    num_kv_heads = max(heads)
+    if {*heads} - {0, num_kv_heads}:
+        raise UnsupportedModelError("the GGUF file's layers differ in their key/value heads", found=heads)
+    fields = decoder.config(num_kv_heads=num_kv_heads)
+    return {
+        "model_type": "lfm2",
+        "architectures": ["Lfm2ForCausalLM"],
+        **fields,
+        "norm_eps": fields["rms_norm_eps"],
+        "layer_types": ["full_attention" if number else "conv" for number in heads],
+        "conv_L_cache": decoder.size("shortconv.l_cache"),
+        "conv_bias": any(name.endswith(".shortconv.in_proj.bias") for name in file.weights),
+        "block_auto_adjust_ff_dim": False,
+    }
+
+
+def _kv_heads(said: Any, num_layers: int) -> list[int]:
+    """Returns the key/value heads of each layer."""
+    heads = said if isinstance(said, list) else [said] * num_layers
+    if (
+        len(heads) != num_layers
+        or not all(isinstance(number, int) and number >= 0 for number in heads)
+        or not any(heads)
+    ):
+        raise CorruptCheckpointError(
+            "the GGUF file's lfm2.attention.head_count_kv is not what layers can have",
+            found=repr(said),
+            allowed=f"{num_layers} whole numbers, not all of them 0",
+            cure="Convert the model again.",
+        )
+    return heads
