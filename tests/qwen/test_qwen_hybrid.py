@@ -1,5 +1,7 @@
 """Qwen3-Next and Qwen3.5 against transformers on the same weights, for everything that their configs can express."""
 
+import json
+
 import pytest
 import torch
 from families import (
@@ -12,6 +14,7 @@ from families import (
     why_not_replayed,
 )
 from qwen.tiny_hybrid import ARCHITECTURES, CLASSES, EXPERTS, make, saved
+from safetensors.torch import load_file, save_file
 from tiny_models import load_model
 
 from pipezoo import registry
@@ -19,6 +22,7 @@ from pipezoo_core.errors import InvalidSettingError, UnsupportedModelError
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.request import TextGenerationRequest
 from pipezoo_qwen.hybrid.config import QwenHybridConfig
+from pipezoo_qwen.hybrid.weight_adapters import adapt_hybrid
 
 pytestmark = pytest.mark.matrix
 
@@ -160,3 +164,20 @@ def test_refused(said, why):
     values = {**EXPERTS, "num_hidden_layers": 3, **said}
     with pytest.raises(UnsupportedModelError, match=why):
         QwenHybridConfig.from_huggingface(ARCHITECTURES["qwen3_next"].huggingface_config(values))
+
+
+@pytest.mark.parametrize("family", ["qwen3_5_text", "qwen3_5_moe_text"])
+def test_the_text_part_of_a_model_that_also_sees(family, tmp_path):
+    """Its config says so in a part of its own, and its checkpoint calls the text part so, and predicts tokens ahead."""
+    reference = make(family)
+    saved(reference, tmp_path)
+    named = {name.replace("model.", "model.language_model.", 1): tensor
+             for name, tensor in load_file(tmp_path / "model.safetensors").items()}  # fmt: skip
+    others = {f"{name}.weight": torch.zeros(2) for name in ("model.visual.patch_embed.proj", "mtp.fc")}
+    save_file({**named, **others}, tmp_path / "model.safetensors")
+    text = json.loads((tmp_path / "config.json").read_text())
+    whole = {"model_type": family.removesuffix("_text"), "text_config": text, "vision_config": {}}
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    architecture = ARCHITECTURES[whole["model_type"]]
+    model = architecture.pipeline_model, tmp_path, architecture.huggingface_config(whole), adapt_hybrid
+    assert_equal_logits(reference, load_model(*model), limit=LIMIT)

@@ -52,7 +52,16 @@ _SIZES = {
 }
 """By transformers' names. Heads are no parts of the hidden size, so that who confuses the two sees it."""
 
-_SIZES_OF_IMAGES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+_SIZES_OF_IMAGES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "depth": 1,
+    "num_heads": 2,
+    "out_hidden_size": 64,
+    "num_position_embeddings": 16,
+}
 _HIDDEN_WITHOUT_HEAD_DIM = 128  # heads of 32 numbers there, too: the kernels want a multiple of that
 _WITHOUT_EFFECT = {
     "use_cache", "is_decoder", "is_encoder_decoder", "add_cross_attention", "scale_attn_by_inverse_layer_idx",

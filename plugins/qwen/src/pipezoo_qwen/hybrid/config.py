@@ -106,7 +106,9 @@ class QwenHybridConfig(DecoderConfig):
             )
         if config.hidden_act != "silu":  # it is the convolution's, too
             raise UnsupportedModelError(
-                "the config has another activation function than any such model", found=config.hidden_act, allowed="silu"
+                "the config has another activation function than any such model",
+                found=config.hidden_act,
+                allowed="silu",
             )
         has_experts = hasattr(config, "num_experts")
         return cls(

@@ -12,9 +12,9 @@ from huggingface_hub.dataclasses import strict
 from transformers import PretrainedConfig
 
 __all__ = [
+    "Qwen3NextHuggingFaceConfig",
     "Qwen35HuggingFaceConfig",
     "Qwen35MoeHuggingFaceConfig",
-    "Qwen3NextHuggingFaceConfig",
     "text_part",
     "text_part_of_mixture",
 ]
@@ -132,4 +132,5 @@ def text_part_of_mixture(config: Mapping[str, Any]) -> Qwen35MoeHuggingFaceConfi
 
 
 def _text_part(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {**(config.get("text_config") or {}), "tie_word_embeddings": config.get("tie_word_embeddings", False)}
+    text = config.get("text_config") or config  # what has no other part may say all at the top
+    return {**text, "tie_word_embeddings": config.get("tie_word_embeddings", False)}
