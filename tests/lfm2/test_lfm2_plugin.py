@@ -52,7 +52,7 @@ def test_config_of_the_checkpoint(tmp_path):
     config = ours(LFM2_1B)
     assert (config.intermediate_size, config.head_dim, config.max_seq_len) == (8192, 64, 128000)
     assert [i for i, spec in enumerate(config.layers) if not isinstance(spec, StateSpec)] == LFM2_1B["full_attn_idxs"]
-    assert config.layers[0] == StateSpec(((2048, 2),))
+    assert config.layers[0] == StateSpec(((2, 2048),))
     assert config.tie_word_embeddings
     assert config.rope_parameters["rope_theta"] == 1e6
 
