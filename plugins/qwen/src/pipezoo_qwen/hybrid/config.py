@@ -92,7 +92,7 @@ class QwenHybridConfig(DecoderConfig):
 
     @classmethod
     def from_huggingface(cls, config: PretrainedConfig) -> Self:
-        """Reads one of the configs of `huggingface_config`, or transformers' own.
+        """Reads one of the configs of `huggingface_config`.
 
         Raises:
             UnsupportedModelError: a layer's kind or the activation is unknown, or sizes do not fit.
