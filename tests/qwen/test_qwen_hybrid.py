@@ -91,7 +91,9 @@ def test_switches_matter(family, name):
     assert_matters(make(family), make(family, **ALL[name]))
 
 
-@pytest.mark.parametrize("family", CLASSES)
+@pytest.mark.parametrize(
+    "family", ["qwen3_next", *(pytest.param(f, marks=pytest.mark.slow) for f in list(CLASSES)[1:])]
+)
 @pytest.mark.parametrize("linear", ["torch", pytest.param("native", marks=needs_kernels)])
 def test_greedy_tokens_equal_transformers(family, linear, tiny_folder, tmp_path):
     reference = make(family)
