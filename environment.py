@@ -24,6 +24,7 @@ PACKAGES = [
     "plugins/gemma",
     "plugins/gpt",
     "plugins/gpt_oss",
+    "plugins/lfm2",
     "plugins/llama",
     "plugins/mistral",
     "plugins/olmo",

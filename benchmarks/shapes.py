@@ -59,6 +59,7 @@ TYPES: dict[str, dict[str, Any]] = {
     "gpt_neox": {**_ALL_HEADS, "intermediate_size": 3072},
     "gpt_oss": {**_WINDOWED, "intermediate_size": 512, "num_local_experts": 8, "num_experts_per_tok": 2},
     "gptj": {**_GPT, "rotary_dim": 64},
+    "lfm2": {**_DENSE, "layer_types": ["conv", "conv", "full_attention", "conv"] * 2},
     "llama": _DENSE,
     "ministral3": _DENSE,
     "mistral": {**_DENSE, "sliding_window": 512},

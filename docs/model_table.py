@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipezoo.discovery.loading import load_architectures
 from pipezoo.discovery.published import PUBLISHED
 from pipezoo_core.architecture import SupportedArchitecture
 from pipezoo_core.config import LoRAConfig, PipelineConfig, SupportedEncoding, WeightsFormat
+from pipezoo_core.errors import InvalidSettingError
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- models: python docs/model_table.py -->\n", "<!-- end of models -->\n"
@@ -22,13 +25,16 @@ HEAD = (
     "| --- | --- | --- | --- | --- | --- | --- |",
 )
 NUM_LAYERS = 4
-# Where the defaults of a config are no model's that was published: BLOOM-560M, DeepSeek-V2-Lite, Falcon-40B.
+# Where the defaults of a config are no model's that was published: BLOOM-560M, DeepSeek-V2-Lite, Falcon-40B, LFM2.
 SIZES: dict[str, dict[str, Any]] = {
     "bloom": {"hidden_size": 1024, "n_head": 16},
     "deepseek_v2": {"num_experts_per_tok": 6, "moe_intermediate_size": 1408, "q_lora_rank": None},
     "falcon": {"hidden_size": 8192, "num_attention_heads": 128, "num_kv_heads": 8, "new_decoder_architecture": True},
     "gemma3": {"text_config": {"model_type": "gemma3_text"}},
+    "lfm2": {"full_attn_idxs": [2]},
     "mistral3": {"text_config": {"model_type": "mistral"}},
+    "qwen3_5": {"text_config": {"model_type": "qwen3_5_text"}},
+    "qwen3_5_moe": {"text_config": {"model_type": "qwen3_5_moe_text"}},
 }
 
 
@@ -52,17 +58,26 @@ def abilities(model_type: str, architecture: SupportedArchitecture) -> tuple[str
         PipelineConfig(model_path=model_type, huggingface_config=config, encoding=SupportedEncoding.bfloat16),
     )
     with_adapters = run.updated(lora=LoRAConfig(max_num_loras=1, max_lora_rank=8))
-    on_two = run.updated(tensor_parallel_degree=2)
     outlook = model.step_outlook(run, config)
     cells = (
         WeightsFormat.gguf in architecture.weight_adapters,
         model.estimate_lora_memory(with_adapters, config) > 0,
-        model.estimate_weights_size(on_two) < 0.6 * model.estimate_weights_size(run),
+        _is_divided(model, run, config),
         outlook.attention == "native",
     )
     kinds = sorted({operation.rpartition(".")[0] for operation in outlook.operations})
     replay = "no" if outlook.obstacle else f"yes, but for {', '.join(kinds)}" if kinds else "yes"
     return (*("yes" if cell else "no" for cell in cells), replay)
+
+
+def _is_divided(model: Any, run: PipelineConfig, config: Any) -> bool:
+    """Whether two devices can compute a model, and each has about half of it."""
+    try:
+        model.get_kv_params(config, 2, run.kv_cache, torch.bfloat16)
+    except InvalidSettingError:
+        return False
+    on_two = run.updated(tensor_parallel_degree=2)
+    return bool(model.estimate_weights_size(on_two) < 0.6 * model.estimate_weights_size(run))
 
 
 def table() -> str:

@@ -18,6 +18,7 @@
 #include "layers.h"
 #include "linear.h"
 #include "quantized.h"
+#include "recurrence.h"
 #include "routing.h"
 #include "stored.h"
 #include "team.h"
@@ -27,10 +28,10 @@ namespace {
 using pipezoo::bfloat16;
 using pipezoo::Packing;
 
-// What pipezoo_core has to know of these functions: their arguments, the fields of `Step`, `Layer`, `Item`,
-// `ExpertsLayer` and `RouterLayer`, the layout of packed weights. Another number for every change; pipezoo_core uses no
+// What pipezoo_core has to know of these functions: their arguments, the fields of `Step`, `StateStep`, `Layer`,
+// `Item`, `ExpertsLayer` and `RouterLayer`, the layout of packed weights. Another number for every change; pipezoo_core uses no
 // kernels of another number than its own.
-constexpr long kInterface = 8;
+constexpr long kInterface = 9;
 
 template <typename T>
 T from_python(PyObject* value) {
@@ -267,6 +268,34 @@ void rotary_angles(const void* positions, const void* frequencies, void* cos, vo
                            static_cast<T*>(cos), static_cast<T*>(sin), rows, half, float(scaling));
 }
 
+template <typename T>
+void short_convolution(const void* x, std::int64_t stride, const void* weight, const void* bias, void* state, void* y,
+                       std::int64_t size, std::int64_t taps, std::int64_t is_activated, const void* step) {
+    pipezoo::short_convolution(static_cast<const T*>(x), stride, static_cast<const T*>(weight),
+                               static_cast<const T*>(bias), static_cast<float*>(state), static_cast<T*>(y), size, taps,
+                               is_activated != 0, *static_cast<const pipezoo::StateStep*>(step));
+}
+
+template <typename T>
+void gated_delta_rule(const void* qkv, std::int64_t qkv_stride, const void* a, std::int64_t a_stride, const void* b,
+                      std::int64_t b_stride, const void* decay_log, const void* decay_bias, void* state, void* y,
+                      const void* step, std::int64_t key_heads, std::int64_t heads, std::int64_t key_size,
+                      std::int64_t value_size) {
+    pipezoo::gated_delta_rule<T>({static_cast<const T*>(qkv), qkv_stride, static_cast<const T*>(a), a_stride,
+                                  static_cast<const T*>(b), b_stride},
+                                 static_cast<const float*>(decay_log), static_cast<const float*>(decay_bias),
+                                 static_cast<float*>(state), static_cast<T*>(y),
+                                 *static_cast<const pipezoo::StateStep*>(step),
+                                 {key_heads, heads, key_size, value_size});
+}
+
+template <typename T>
+void gated_rms_norm(const void* x, const void* weight, const void* gate, void* y, std::int64_t rows,
+                    std::int64_t heads, std::int64_t size, std::int64_t gate_stride, double eps) {
+    pipezoo::gated_rms_norm(static_cast<const T*>(x), static_cast<const T*>(weight), static_cast<const T*>(gate),
+                            static_cast<T*>(y), rows, heads, size, gate_stride, float(eps));
+}
+
 // A program is `num_calls` rows of 16 numbers: the address of a kernel, then its arguments. All threads of one team run
 // each row, so the kernel is one that works `on_team`; those that pack weights do not. Where a thread of the team is late,
 // a smaller one goes on after the row.
@@ -298,7 +327,8 @@ void replay(const void* program, std::int64_t num_calls) {
         apply(experts) apply(route)                                                                       \
         apply(rms_norm) apply(layer_norm) apply(gated) apply(activate)                                    \
         apply(add) apply(multiply) apply(scale) apply(clamp)                                              \
-        apply(attend) apply(embedding) apply(rotary_angles)
+        apply(attend) apply(embedding) apply(rotary_angles)                                               \
+        apply(short_convolution) apply(gated_delta_rule) apply(gated_rms_norm)
 
 template <auto function, bool keeps_lock>
 PyCFunction python_function() {

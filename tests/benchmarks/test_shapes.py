@@ -58,5 +58,5 @@ def recorded_row(model, pipeline_config, huggingface_config):
     backends = AttentionBackends(pipeline_config.attention, config.layers, kernels, page_size)
     module = _without_numbers(model.module_class, config, backends, kernels, pipeline_config)
     recorded = RecordedModule(module, kernels, 64)
-    assert recorded.obstacle_to(1, _empty_step(backends, pipeline_config)) is None
+    assert recorded.obstacle_to(1, _empty_step(config, backends, pipeline_config)) is None
     return recorded._program._memory.bytes_per_row

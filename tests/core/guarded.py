@@ -1,6 +1,6 @@
 """Kernels over tensors between pages that may not be touched: a read or write beyond them ends the process.
 
-`python guarded.py attention`, `layers` or `experts`; exits 0 where all results are right.
+`python guarded.py attention`, `layers`, `experts` or `recurrence`; exits 0 where all results are right.
 """
 
 import ctypes
@@ -17,6 +17,7 @@ from pipezoo_core.layers.native_experts import NativeExperts
 from pipezoo_core.layers.native_product import NativeProduct
 from pipezoo_core.layers.quantized import QuantizedProduct
 from pipezoo_core.native import GATE, Activation, Form, NativeKernels, Packing
+from pipezoo_core.recurrence import NO_SLOT, GatedDeltaRule, GatedRMSNorm, ShortConvolution, StateStep
 
 CPU = torch.device("cpu")
 MAX_PAGE_SIZE = 4096
@@ -227,5 +228,60 @@ def experts():
                     check_experts(dtype, rows, sizes, num_experts, bits)
 
 
+def check_recurrence(dtype, sizes, num_taps, at_end):
+    """Three requests of the layers with a state, of which each tensor is guarded; in torch what is right."""
+    key_heads, heads, key_size, value_size = sizes
+    kernels = NativeKernels(CPU, dtype)
+    kernels._empty = lambda shape, dtype: guarded(torch.empty(shape, dtype=dtype), at_end)
+    generator = torch.Generator().manual_seed(key_size)
+
+    def random(*shape):
+        return guarded(torch.randn(shape, generator=generator).to(dtype), at_end)
+
+    width = 2 * key_heads * key_size + heads * value_size
+    layers = [
+        GatedDeltaRule(*sizes),
+        ShortConvolution(width, num_taps, bias=True, activation=True),
+        GatedRMSNorm(value_size, 1e-6),
+    ]
+    for layer in layers:
+        for name, parameter in layer.named_parameters():
+            is_wide = name in getattr(layer, "keeps_float32", ())
+            parameter.data = random(*parameter.shape).float() if is_wide else random(*parameter.shape)
+            parameter.data = guarded(parameter.data, at_end)
+    rule, convolution, norm = layers
+    step = StateStep.of(*(guarded(torch.tensor(x), at_end) for x in ([0, 1, 7, 9], [3, 1, NO_SLOT], [0, 1, 2])))
+    x, gates, gate = random(9, width), [random(9, heads) for _ in range(2)], random(9, heads * value_size)
+    inputs, states = (guarded(torch.randn(4, *layer.state_shape, generator=generator), at_end)
+                      for layer in (convolution, rule))  # fmt: skip
+
+    def results():
+        kept = inputs.clone(), states.clone()
+        found = [convolution(x, inputs, step), rule(x, *gates, states, step), norm(gate, gate)]
+        found += [inputs.clone(), states.clone()]
+        inputs.copy_(kept[0])
+        states.copy_(kept[1])
+        return [each.float() for each in found]
+
+    expected = results()
+    for layer in layers:
+        layer.compute_with(kernels)
+    convolution._taps_KD = guarded(convolution._taps_KD, at_end)
+    tolerance = {"atol": 1e-4, "rtol": 1e-4} if dtype is torch.float32 else {"atol": 5e-2, "rtol": 3e-2}
+    for found, right in zip(results(), expected, strict=True):
+        torch.testing.assert_close(found, right, **tolerance)
+    AREAS.clear()
+
+
+@torch.inference_mode()
+def recurrence():
+    torch.set_num_threads(2)
+    for dtype in (torch.float32, torch.bfloat16):
+        for at_end in (True, False):
+            for key_size in (1, 4, 8, 12, 17, 36):
+                for value_size in (1, 4, 7, 8, 20, 33, 68, 100, 132):
+                    check_recurrence(dtype, (1, 2, key_size, value_size), 2 + value_size % 3, at_end)
+
+
 if __name__ == "__main__":
-    {"attention": attention, "experts": experts, "layers": layers}[sys.argv[1]]()
+    {"attention": attention, "experts": experts, "layers": layers, "recurrence": recurrence}[sys.argv[1]]()

@@ -19,6 +19,7 @@ from pipezoo_core.layers import Heads, LatentHeads, RMSNorm, RotaryEmbedding, Ro
 from pipezoo_core.layers.native_experts import NativeExperts
 from pipezoo_core.layers.native_product import NativeProduct
 from pipezoo_core.native import Activation, Form, NativeKernels, variants
+from pipezoo_core.recurrence import StateStep
 
 CPU = torch.device("cpu")
 F32, BF16 = torch.float32, torch.bfloat16
@@ -92,7 +93,45 @@ def mistakes(dtype):
         "pack: no whole gates of blocks": (lambda rows: k.pack_stored("Q4_K", rows, Form.gated), stored[:24]),
         "pack: no whole gates": (lambda w: k.pack(w, None, Form.gated), x(40, 64)),
     }
-    return calls
+    return calls | mistakes_of_states(k, x)
+
+
+def mistakes_of_states(k, x):
+    step = StateStep.of(*(torch.tensor(numbers) for numbers in ([0, 1, 3], [0, -1], [0, 1])))
+    inputs, states = torch.zeros(2, 3, 96), torch.zeros(2, 3, 16, 32)
+    right = {"taps": x(4, 96), "gate": x(3, 3), "decay": torch.ones(3), "weight": x(32), "normed": x(3, 64)}
+
+    def convolved(rows, taps=right["taps"], inputs=inputs):
+        return k.short_convolution(rows, taps, None, inputs, step, is_activated=True)
+
+    def learned(rows, gate=right["gate"], decay=right["decay"], states=states):
+        return k.gated_delta_rule(rows, (right["gate"], gate), (right["decay"], decay), states, step, 1)
+
+    def normed(gate, weight=right["weight"]):
+        return k.gated_rms_norm(right["normed"], weight, gate, 1e-6)
+
+    rows, wide, gate = x(3, 96), x(3, 128), x(3, 64)
+    for found in (convolved(rows), learned(wide), normed(gate)):
+        assert found.isfinite().all()
+    return {
+        "convolution: wider": (convolved, x(3, 128)),
+        "convolution: rows": (convolved, x(4, 96)),
+        "convolution: dtype": (convolved, x(3, 96, dtype=other(k.dtype))),
+        "convolution: taps": (lambda taps: convolved(rows, taps=taps), x(4, 96, dtype=other(k.dtype))),
+        "convolution: fewer inputs": (lambda inputs: convolved(rows, inputs=inputs), inputs[:, :2]),
+        "convolution: inputs": (lambda inputs: convolved(rows, inputs=inputs), inputs.double()),
+        "convolution: turned": (lambda inputs: convolved(rows, inputs=inputs), torch.zeros(2, 96, 3)),
+        "rule: narrower": (learned, x(3, 96)),
+        "rule: rows": (learned, x(2, 128)),
+        "rule: a gate of fewer rows": (lambda gate: learned(wide, gate=gate), x(2, 3)),
+        "rule: a gate of more heads": (lambda gate: learned(wide, gate=gate), x(3, 4)),
+        "rule: decay": (lambda decay: learned(wide, decay=decay), torch.ones(3).double()),
+        "rule: states": (lambda states: learned(wide, states=states), states.bfloat16()),
+        "rule: states with gaps": (lambda states: learned(wide, states=states), states.transpose(2, 3).contiguous().mT),
+        "norm: no whole heads": (lambda weight: normed(gate, weight=weight), x(24)),
+        "norm: a gate of fewer rows": (normed, x(2, 64)),
+        "norm: a wider gate": (normed, x(3, 96)),
+    }
 
 
 @needs_kernels

@@ -11,11 +11,13 @@ from pipezoo_core.native import NativeKernels, variants
 
 FILES = (
     "core/test_attention.py", "core/test_e4m3.py", "core/test_experts.py", "core/test_latent_heads.py",
-    "core/test_linear.py", "core/test_memory.py", "core/test_quantized.py", "core/test_recording.py",
-    "core/test_router.py", "core/test_quantized_checkpoints.py", "core/test_stored_weights.py",
+    "core/test_linear.py", "core/test_delta_rule.py", "core/test_memory.py", "core/test_quantized.py",
+    "core/test_recording.py",
+    "core/test_router.py", "core/test_quantized_checkpoints.py", "core/test_short_convolution.py",
+    "core/test_stored_weights.py",
     "llama/test_llama_logits.py", "lora/test_lora_layers.py", "registry/test_quantize.py",
 )  # fmt: skip
-OF_BFLOAT16 = FILES[:5]
+OF_BFLOAT16 = FILES[:6]
 """Which tests see whether there are instructions for bfloat16."""
 HIDDEN = {"avx512_vnni": ("avx512_bf16", OF_BFLOAT16), "avx2": ("avx512", FILES)}
 """What a CPU lacks that takes them, by how the names begin, and the tests that see it."""

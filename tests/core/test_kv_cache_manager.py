@@ -14,20 +14,34 @@ from pipezoo_core.context import TextContext
 from pipezoo_core.errors import CacheIntegrityError, InsufficientPagesError
 from pipezoo_core.kv_cache import KVCacheParams, PagedKVCacheManager
 from pipezoo_core.native import NativeKernels
-from pipezoo_core.paging import NO_PAGE, PagePool, first_visible
+from pipezoo_core.paging import NO_PAGE, NO_SLOT, Claim, PagePool, first_visible
+from pipezoo_core.recurrence import StateSpec
 from pipezoo_core.sampling_params import SamplingParams
 
 PAGE_SIZE = 4
 CPU = torch.device("cpu")
 
 
-def make_manager(num_pages=8, *, sliding_window=None, reaches=None, **changes):
-    """A manager of one group of layers for each of `reaches`, which are settings of specs, with as many pages each."""
+STATE = StateSpec(((2, 3), (5,)))
+
+
+def make_manager(num_pages=8, *, sliding_window=None, reaches=None, num_slots=0, **changes):
+    """A manager of one group of layers for each of `reaches`, which are settings of specs, with as many pages each.
+
+    With slots there is a layer with a state before them.
+    """
     reaches = reaches or [{"sliding_window": sliding_window}]
     specs = [AttentionSpec(num_heads=1, num_kv_heads=1, head_dim=2, scale=1.0, **reach) for reach in reaches]
-    backends = AttentionBackends(AttentionName.paged, specs, NativeKernels(CPU, torch.float32), PAGE_SIZE)
-    params = KVCacheParams(dtype=torch.float32, groups=backends.groups, page_size=PAGE_SIZE, **changes)
-    return PagedKVCacheManager(params, [num_pages] * len(reaches), backends, CPU)
+    layers = [STATE, *specs] if num_slots else specs
+    backends = AttentionBackends(AttentionName.paged, layers, NativeKernels(CPU, torch.float32), PAGE_SIZE)
+    params = KVCacheParams(
+        dtype=torch.float32,
+        groups=backends.groups,
+        page_size=PAGE_SIZE,
+        states=(STATE, *[None] * len(specs)) if num_slots else (),
+        **changes,
+    )
+    return PagedKVCacheManager(params, [num_pages] * len(reaches), backends, CPU, num_slots)
 
 
 def make_context(tokens, request_id="a", **sampling):
@@ -359,16 +373,101 @@ def test_what_is_divided_is_no_more_than_there_is_and_fits_the_longest(reaches):
             assert params.max_tokens_in(params.divide(num_bytes, 3, most, 5)) >= min(most, params.longest_in(num_bytes))
 
 
+def slots_of_step(manager, context, num_tokens=None):
+    """Runs a step; returns which slot it reads and which it writes."""
+    context.set_chunk(num_tokens or min(context.num_pending, manager.most_at_once(context)))
+    assert manager.maybe_reserve(context)
+    batch = manager.fetch([context]).batch
+    context.advance(0 if context.samples else None)
+    manager.step([context])
+    manager.check_integrity()
+    return batch.read_slots + batch.write_slots
+
+
+def test_a_state_is_kept_at_the_last_page_end_of_a_prompt_and_at_each_that_decoding_reaches():
+    """What was written stays, for others; without them, a state stays where it is."""
+    manager = make_manager(num_slots=5)
+    context = make_context(list(range(10)))
+    manager.external_claim(context)
+    assert manager.most_at_once(context) == 8
+    assert slots_of_step(manager, context) == [NO_SLOT, 0]
+    assert [slots_of_step(manager, context) for _ in range(5)] == [[0, 1], [1, 1], [1, 1], [1, 2], [2, 2]]
+    for count, end in ((10, 8), (13, 12)):
+        other = make_context(context.tokens[:count], f"other{count}")
+        manager.external_claim(other)
+        assert other.cache_length == end
+        assert slots_of_step(manager, other)[0] == {8: 0, 12: 1}[end]
+    alone = make_manager(num_slots=5, enable_prefix_caching=False)
+    context = make_context(list(range(10)))
+    alone.external_claim(context)
+    assert [slots_of_step(alone, context) for _ in range(4)] == [[NO_SLOT, 0], [0, 0], [0, 0], [0, 0]]
+    assert context.cache_length == 13
+
+
+def test_without_a_snapshot_known_pages_are_computed_anew():
+    """And where they end, there is one then; of a chunk that goes over it, at the last end alone."""
+    manager = make_manager(num_pages=30, num_slots=5)
+    first = make_context(list(range(22)), "first")
+    manager.external_claim(first)
+    slots_of_step(manager, first)
+    second = make_context([*range(9), *[50] * 9], "second")
+    manager.external_claim(second)
+    assert (second.cache_length, manager.most_at_once(second)) == (0, 8)
+    slots_of_step(manager, second, 16)
+    third = make_context([*range(9), *[60] * 9], "third")
+    manager.external_claim(third)
+    assert (third.cache_length, manager.most_at_once(third)) == (0, 8)
+    slots_of_step(manager, third)
+    fourth = make_context([*range(9), *[70] * 9], "fourth")
+    manager.external_claim(fourth)
+    assert (fourth.cache_length, manager.most_at_once(fourth)) == (8, 8)
+    for name in ("first", "second", "third", "fourth"):
+        manager.release(name)
+    manager.reset_prefix_cache()
+    assert manager.num_known_pages(make_context(list(range(22)))) == 0
+    manager.check_integrity()
+
+
+def test_without_a_slot_nothing_is_reserved():
+    manager = make_manager(num_slots=1)
+    first, second = make_context([1, 2], "first"), make_context([3, 4], "second")
+    for context in (first, second):
+        manager.external_claim(context)
+        context.set_chunk(2)
+    assert manager.maybe_reserve(first)
+    free = manager.num_free_pages
+    assert not manager.maybe_reserve(second)
+    assert manager.num_free_pages == free
+    with pytest.raises(InsufficientPagesError, match=r"found: 0 pages, 7 free of 8, 0 free of 1"):
+        manager.fetch([second])
+    manager.release("first")
+    assert manager.maybe_reserve(second)
+
+
+def test_bytes_of_states():
+    """Of 6 and 5 numbers of 4 bytes in each slot; two slots for each request, and one more."""
+    params = make_manager(num_slots=1).params
+    assert params.slot_bytes == 44
+    assert params.state_bytes(3) == 7 * 44
+    assert make_manager().params.state_bytes(3) == 0
+
+
 REACHES = st.sampled_from([{}, *({"sliding_window": n} for n in (1, 3, 4, 6, 9)), {"chunk": 4}, {"chunk": 6}])
 
 
 class ManagerMachine(RuleBasedStateMachine):
     """Random claims, steps and releases; the model is a plain dict of what was written where."""
 
-    @initialize(num_pages=st.integers(3, 12), reaches=st.lists(REACHES, min_size=1, max_size=3, unique_by=str))
-    def start(self, num_pages, reaches):
-        self.manager = make_manager(num_pages=num_pages, reaches=reaches)
+    @initialize(
+        num_pages=st.integers(3, 12),
+        reaches=st.lists(REACHES, min_size=1, max_size=3, unique_by=str),
+        num_slots=st.sampled_from([0, 1, 2, 3, 6]),
+    )
+    def start(self, num_pages, reaches, num_slots):
+        self.manager = make_manager(num_pages=num_pages, reaches=reaches, num_slots=num_slots)
         self.reaches = reaches
+        self.num_slots = num_slots
+        self.states = {}  # slot -> the tokens that the state there has seen
         self.contexts = {}
         self.written = {}  # (group, page, slot) -> the token there and all before it: what its key depends on
         self.count = 0
@@ -397,13 +496,19 @@ class ManagerMachine(RuleBasedStateMachine):
             assert self.manager.num_free_pages == free
             return
         for remaining in range(num_steps, 0, -1):
-            self.manager.fetch([context], remaining)
-            self.feed(context, token)
+            if not self.manager.maybe_reserve(context, remaining):  # it has pages, and finds no slot
+                assert self.num_slots
+                return
+            self.feed(context, token, self.manager.fetch([context], remaining).batch)
             if remaining > 1:
                 context.set_chunk(1)
 
-    def feed(self, context, token):
+    def feed(self, context, token, batch):
         start, end = context.cache_length, context.cache_length + context.active_length
+        if self.num_slots:
+            (read,), (write,) = batch.read_slots, batch.write_slots
+            assert (self.states[read] if read != NO_SLOT else []) == context.tokens[:start]
+            self.states[write] = context.tokens[:end]
         for position in range(start, end):
             for group in range(len(self.reaches)):
                 page = pages_of(self.manager, context.request_id, group)[position // PAGE_SIZE]
@@ -441,6 +546,22 @@ class ManagerMachine(RuleBasedStateMachine):
             self.manager.check_integrity()
 
     @invariant()
+    def states_are_those_of_the_tokens_fed(self):
+        """Of each request, and of each snapshot that somebody may find."""
+        if getattr(self, "num_slots", 0):
+            for request_id, context in self.contexts.items():
+                read = self.manager._claims[request_id].state.read
+                assert (self.states[read] if read != NO_SLOT else []) == context.tokens[: context.cache_length]
+            for slot, hash_ in self.manager._states._snapshots._hash_by_page.items():
+                assert self.hash_of(self.states[slot]) == hash_
+
+    def hash_of(self, tokens):
+        claim = Claim(self.manager._root, [])
+        for start in range(0, len(tokens), PAGE_SIZE):
+            claim.hashes.append(claim.next_hash(tokens[start : start + PAGE_SIZE]))
+        return claim.hashes[-1]
+
+    @invariant()
     def the_next_token_sees_its_own_past_and_nothing_before_is_held(self):
         for request_id, context in getattr(self, "contexts", {}).items():
             self.sees_its_own(context, context.cache_length)
@@ -453,6 +574,7 @@ class ManagerMachine(RuleBasedStateMachine):
             self.manager.release(request_id)
         if hasattr(self, "manager"):
             assert self.manager.num_free_pages == self.manager.total_num_pages
+            assert not self.num_slots or self.manager._states.pool.num_free == self.num_slots
 
 
 ManagerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -15,6 +15,7 @@ from pipezoo_core.errors import AdapterInUseError, InsufficientPagesError
 from pipezoo_core.kv_cache import KVCacheParams, PagedKVCacheManager
 from pipezoo_core.lora import LoRAManager
 from pipezoo_core.native import NativeKernels
+from pipezoo_core.recurrence import StateSpec
 from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.scheduling import Scheduler, get_or_recommend_replica
 
@@ -22,18 +23,23 @@ PAGE_SIZE = 4
 CPU = torch.device("cpu")
 
 
-def make_manager(num_pages=64, enable_prefix_caching=False, sliding_window=None, windows=None):
-    """A manager of one group of layers for each window, with as many pages each."""
+STATE = StateSpec(((2,),))
+
+
+def make_manager(num_pages=64, enable_prefix_caching=False, sliding_window=None, windows=None, num_slots=0):
+    """A manager of a group of layers for each window, with as many pages each; with slots, of a state, too."""
     windows = windows or [sliding_window]
     specs = [AttentionSpec(num_heads=1, num_kv_heads=1, head_dim=2, scale=1.0, sliding_window=w) for w in windows]
-    backends = AttentionBackends(AttentionName.paged, specs, NativeKernels(CPU, torch.float32), PAGE_SIZE)
+    layers = [*specs, STATE] if num_slots else specs
+    backends = AttentionBackends(AttentionName.paged, layers, NativeKernels(CPU, torch.float32), PAGE_SIZE)
     params = KVCacheParams(
         dtype=torch.float32,
         groups=backends.groups,
         page_size=PAGE_SIZE,
         enable_prefix_caching=enable_prefix_caching,
+        states=(*[None] * len(specs), STATE) if num_slots else (),
     )
-    return PagedKVCacheManager(params, [num_pages] * len(windows), backends, CPU)
+    return PagedKVCacheManager(params, [num_pages] * len(windows), backends, CPU, num_slots)
 
 
 def make_scheduler(max_batch_size=4, max_batch_tokens=16, **settings):
@@ -170,6 +176,43 @@ def test_who_waits_for_a_prefix_goes_on_when_its_owner_is_gone():
     assert step(scheduler, manager) == {"b": 8}
     scheduler.remove("b")
     assert not manager._upcoming
+
+
+def test_a_prompt_is_fed_to_the_end_where_its_state_is_kept_and_others_wait_for_that():
+    """One of the same tokens goes on from there. One whose tokens are others after 8 has nothing to wait for.
+
+    It keeps a state at 8 itself, since there it parts from the first.
+    """
+    scheduler, manager = make_scheduler(max_batch_tokens=64, enable_prefix_caching=True, num_slots=9)
+    contexts = {name: make_context(name, 19, max_new_tokens=2) for name in ("first", "alike", "apart", "late")}
+    for name in ("apart", "late"):
+        contexts[name].tokens[8:] = [50] * 11
+    for name in ("first", "alike"):
+        scheduler.add(contexts[name])
+    assert step(scheduler, manager) == {"first": 16}
+    assert step(scheduler, manager) == {"first": 3, "alike": 3}
+    scheduler.add(contexts["apart"])
+    assert step(scheduler, manager) == {"first": 1, "alike": 1, "apart": 8}
+    scheduler.add(contexts["late"])  # waits for what apart keeps at 16
+    assert step(scheduler, manager) == {"apart": 8}
+    assert step(scheduler, manager) == {"apart": 3, "late": 3}
+    again = make_context("again", 19)
+    again.tokens[8:] = [7] * 11
+    scheduler.add(again)
+    assert step(scheduler, manager) == {"apart": 1, "late": 1, "again": 8}
+    assert again.cache_length == 16  # from the state at 8
+
+
+def test_states_never_keep_a_request_from_running():
+    """All slots are snapshots, and each running request needs two at a time: one to read, one to write."""
+    scheduler, manager = make_scheduler(max_batch_size=3, max_batch_tokens=64, enable_prefix_caching=True, num_slots=7)
+    for number in range(12):
+        context = make_context(str(number), 9, max_new_tokens=9)
+        context.tokens[:] = [number % 5] * 9
+        scheduler.add(context)
+    while left := scheduler.num_running + scheduler.num_waiting:
+        assert len(step(scheduler, manager)) == min(3, left)
+    assert scheduler.num_preemptions == 0
 
 
 def test_youngest_is_preempted_and_nothing_is_lost():
@@ -317,9 +360,13 @@ class ReplicasMachine(RuleBasedStateMachine):
         num_slots=st.integers(1, 3),
         max_batch_size=st.integers(1, 4),
         max_batch_tokens=st.integers(1, 16),
+        has_states=st.booleans(),
     )
-    def start(self, num_replicas, num_pages, windows, num_slots, **settings):
-        self.managers = [make_manager(num_pages, True, windows=windows) for _ in range(num_replicas)]
+    def start(self, num_replicas, num_pages, windows, num_slots, has_states, **settings):
+        num_states = 2 * settings["max_batch_size"] + 1 if has_states else 0
+        self.managers = [
+            make_manager(num_pages, True, windows=windows, num_slots=num_states) for _ in range(num_replicas)
+        ]
         self.lora_managers = [make_lora_manager(num_slots) for _ in range(num_replicas)]
         self.scheduler = Scheduler(self.managers, self.lora_managers, **settings)
         self.settings = settings

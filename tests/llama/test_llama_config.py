@@ -19,6 +19,8 @@ from pipezoo_qwen.huggingface_config import (
     Qwen3HuggingFaceConfig,
     Qwen3MoeHuggingFaceConfig,
 )
+from pipezoo_qwen.hybrid.config import QwenHybridConfig
+from pipezoo_qwen.hybrid.huggingface_config import Qwen3NextHuggingFaceConfig, Qwen35HuggingFaceConfig
 
 CLASSES = [
     (LlamaHuggingFaceConfig, transformers.LlamaConfig, LlamaConfig),
@@ -27,12 +29,15 @@ CLASSES = [
     (Qwen3HuggingFaceConfig, transformers.Qwen3Config, QwenConfig),
     (Qwen2MoeHuggingFaceConfig, transformers.Qwen2MoeConfig, QwenConfig),
     (Qwen3MoeHuggingFaceConfig, transformers.Qwen3MoeConfig, QwenConfig),
+    (Qwen3NextHuggingFaceConfig, transformers.Qwen3NextConfig, QwenHybridConfig),
+    (Qwen35HuggingFaceConfig, transformers.Qwen3_5TextConfig, QwenHybridConfig),
 ]
 SAID = [
     {},
     {"eos_token_id": [2, 7]},
     {"num_key_value_heads": 4, "head_dim": 80, "torch_dtype": "bfloat16", "tie_word_embeddings": True},
     {"rope_theta": 500000.0, "rope_scaling": {"type": "linear", "factor": 4.0}},
+    {"full_attention_interval": 3},
     {"rope_theta": 500000.0, "rope_scaling": None, "pretraining_tp": 1, "attention_dropout": 0.0},
     {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 2.0}, "max_position_embeddings": 4096},
     {

@@ -38,6 +38,7 @@ class MemoryPlan:
         weights: in the run's precision.
         activations: the most a step needs besides.
         lora: slots of adapters.
+        states: slots for what layers keep of a request that have no pages.
         kv_cache: all pages.
         available: what was free on the device when the plan was made; of a device that several share, one's part.
         num_cache_tokens: tokens that fit the pages; where layers differ, those of the layers that keep all.
@@ -50,6 +51,7 @@ class MemoryPlan:
     weights: int
     activations: int
     lora: int
+    states: int = 0
     kv_cache: int
     available: int
     num_cache_tokens: int
@@ -63,10 +65,11 @@ class MemoryPlan:
                 ("weights", self.weights),
                 ("activations", self.activations),
                 ("adapters", self.lora),
+                ("states", self.states),
                 ("KV cache", self.kv_cache),
                 ("available", self.available),
             )
-            if size or label != "adapters"
+            if size or label not in ("adapters", "states")
         )
         replicas = f"{self.num_replicas} replicas of: " if self.num_replicas > 1 else ""
         if self.num_ranks > 1:
@@ -141,13 +144,14 @@ def plan_memory(
     activations = model.estimate_activation_memory(pipeline_config, huggingface_config)
     lora = 0 if pipeline_config.lora is None else model.estimate_lora_memory(pipeline_config, huggingface_config)
     available = min(available_memory(device) // devices.count(device) for device in devices)
-    left = int(available * _USABLE) - weights - activations - lora
-    share = left if devices[0].type == "cuda" else int(left * _CPU_SHARE)
     num_ranks = pipeline_config.tensor_parallel_degree
     assert issubclass(model, KVCacheMixin), "all models so far have a KV cache"
     params = model.get_kv_params(huggingface_config, num_ranks, kv_config, dtype)
-    wanted = kv_config.kv_cache_memory
     max_chunk, batch_size = pipeline_config.max_batch_tokens, pipeline_config.max_batch_size
+    states = params.state_bytes(batch_size)
+    left = int(available * _USABLE) - weights - activations - lora - states
+    share = left if devices[0].type == "cuda" else int(left * _CPU_SHARE)
+    wanted = kv_config.kv_cache_memory
     if wanted is None:
         one_request = params.bytes_held(max_length, max_chunk)
         wanted = model.estimate_kv_cache_size(
@@ -171,6 +175,7 @@ def plan_memory(
         weights=weights,
         activations=activations,
         lora=lora,
+        states=states,
         kv_cache=max(0, wanted),
         available=available,
         num_cache_tokens=max(unbounded or num_pages) * params.page_size,
@@ -207,6 +212,8 @@ def _too_large(plan: MemoryPlan, config: PipelineConfig, excess: int) -> Insuffi
         name, value, size = "data_parallel_degree", str(plan.num_replicas), plan.num_replicas * plan.weights
     elif config.lora is not None and excess < plan.lora:
         name, value, size = "max_num_loras", str(config.lora.max_num_loras), plan.lora
+    elif excess < plan.states:
+        name, value, size = "max_batch_size", str(config.max_batch_size), plan.states
     elif excess < plan.activations:
         name, value, size = "max_batch_tokens", str(config.max_batch_tokens), plan.activations
     return InsufficientMemoryError(

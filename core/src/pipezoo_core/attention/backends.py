@@ -17,6 +17,7 @@ from pipezoo_core.config import AttentionName
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.kv_cache import KVGroup, RaggedBatch
 from pipezoo_core.native import NativeKernels
+from pipezoo_core.recurrence import StateSpec
 
 __all__ = ["AttentionBackends", "kv_groups"]
 
@@ -28,43 +29,49 @@ class AttentionBackends:
 
     Args:
         name: of the backends; `auto` for the fastest of each group.
-        specs: of each layer, the part of this rank.
+        specs: of each layer, the part of this rank; those that keep a state are passed over.
         kernels: of the model.
         page_size: tokens per page.
 
     Attributes:
         groups: of layers; as many, and in the order of, `KVCacheParams.groups`.
-        page_layers: for each layer the one whose pages it uses.
+        page_layers: for each layer the one whose pages it uses; None where it keeps a state instead.
         obstacles: of each group, what keeps the kernels from computing it; None for nothing.
 
     Raises:
         UnsupportedAttentionError: a backend that was asked for by name cannot do what a layer needs.
-        UnsupportedModelError: a layer is to read pages that no earlier one like it writes.
+        UnsupportedModelError: a layer is to read pages that no earlier one like it writes, or no layer has any.
     """
 
     def __init__(
-        self, name: AttentionName, specs: Sequence[AttentionSpec], kernels: NativeKernels, page_size: int
+        self,
+        name: AttentionName,
+        specs: Sequence[AttentionSpec | StateSpec],
+        kernels: NativeKernels,
+        page_size: int,
     ) -> None:
         self.groups = kv_groups(specs)
-        self.page_layers = tuple(i if spec.kv_layer is None else spec.kv_layer for i, spec in enumerate(specs))
+        spec_of = _attention_of(specs)
+        pages_of = {layer: layer if spec.kv_layer is None else spec.kv_layer for layer, spec in spec_of.items()}
+        self.page_layers = tuple(pages_of.get(layer) for layer in range(len(specs)))
         number_of = {layer: number for number, group in enumerate(self.groups) for layer in group.layers}
-        self._group_of = [number_of[layer] for layer in self.page_layers]
-        firsts = [specs[group.layers[0]] for group in self.groups]
+        self._group_of = {layer: number_of[pages_of[layer]] for layer in spec_of}
+        firsts = [spec_of[group.layers[0]] for group in self.groups]
         self.obstacles = [NativeAttention.why_not(spec, kernels, page_size) for spec in firsts]
-        numbers = dict(zip(specs, self._group_of, strict=True))
+        numbers = {spec: self._group_of[layer] for layer, spec in spec_of.items()}
         made = {
             spec: _backend(name, spec, self.obstacles[number], kernels, page_size) for spec, number in numbers.items()
         }
-        self._backends = [made[spec] for spec in specs]
+        self._backends = {layer: made[spec] for layer, spec in spec_of.items()}
         self._first = [self._backends[group.layers[0]] for group in self.groups]
 
     def __getitem__(self, layer_idx: int) -> AttentionBackend:
         """Returns the backend of a layer."""
-        if not 0 <= layer_idx < len(self._backends):
+        if layer_idx not in self._backends:
             raise UnsupportedModelError(
                 "the model's module has attention in a layer of which its config says nothing",
                 found=layer_idx,
-                allowed=f"0 to {len(self._backends) - 1}",
+                allowed=", ".join(map(str, self._backends)),
                 cure="Let the config's `layers` have a spec for every layer that the module makes.",
             )
         return self._backends[layer_idx]
@@ -80,8 +87,8 @@ class AttentionBackends:
 
     @property
     def of_layers(self) -> Sequence[AttentionBackend]:
-        """The backend of each layer."""
-        return self._backends
+        """The backend of each layer that has attention."""
+        return [*self._backends.values()]
 
     def page_shapes(self, group: int, num_pages: int, page_size: int) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
         """Returns the shapes of a layer's key and value pages; None for values that lie in the keys."""
@@ -92,21 +99,25 @@ class AttentionBackends:
         return tuple(backend.plan(batch, page_size, device, group) for group, backend in enumerate(self._first))
 
 
-def kv_groups(specs: Sequence[AttentionSpec]) -> tuple[KVGroup, ...]:
+def kv_groups(specs: Sequence[AttentionSpec | StateSpec]) -> tuple[KVGroup, ...]:
     """Returns the groups of layers whose pages are alike, in the order of their first layers.
 
     Raises:
-        UnsupportedModelError: a layer is to read pages that no earlier one like it writes.
+        UnsupportedModelError: a layer is to read pages that no earlier one like it writes, or no layer has any.
     """
+    spec_of = _attention_of(specs)
+    if not spec_of:
+        raise UnsupportedModelError(
+            "the model has no layer with attention", allowed="at least one, besides those that keep a state"
+        )
     layers_of: dict[AttentionSpec, list[int]] = defaultdict(list)
-    for layer, spec in enumerate(specs):
+    for layer, spec in spec_of.items():
         if spec.kv_layer is None:
             layers_of[_shared_part(spec)].append(layer)
-        elif not (
-            0 <= spec.kv_layer < layer
-            and specs[spec.kv_layer].kv_layer is None
-            and _shared_part(specs[spec.kv_layer]) == _shared_part(spec)
-        ):
+            continue
+        read = spec_of.get(spec.kv_layer)
+        can_read = read is not None and read.kv_layer is None and _shared_part(read) == _shared_part(spec)
+        if not can_read or spec.kv_layer >= layer:
             raise UnsupportedModelError(
                 f"layer {layer} of the model cannot read the keys of layer {spec.kv_layer}",
                 found=spec,
@@ -123,6 +134,10 @@ def kv_groups(specs: Sequence[AttentionSpec]) -> tuple[KVGroup, ...]:
         )
         for spec, layers in layers_of.items()
     )
+
+
+def _attention_of(specs: Sequence[AttentionSpec | StateSpec]) -> dict[int, AttentionSpec]:
+    return {layer: spec for layer, spec in enumerate(specs) if isinstance(spec, AttentionSpec)}
 
 
 def _shared_part(spec: AttentionSpec) -> AttentionSpec:

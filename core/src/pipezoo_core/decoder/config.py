@@ -11,6 +11,7 @@ from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.errors import CheckpointMismatchError, InvalidSettingError, UnsupportedModelError
 from pipezoo_core.interfaces import upper_bounded_default
 from pipezoo_core.layers import Heads
+from pipezoo_core.recurrence import StateSpec
 from pipezoo_core.weights import LazyTensor
 
 if TYPE_CHECKING:
@@ -128,9 +129,14 @@ class DecoderConfig(abc.ABC):
         )
 
     @property
-    def layers(self) -> tuple[AttentionSpec, ...]:
-        """What each attention layer computes, in the order of the layers."""
+    def layers(self) -> tuple[AttentionSpec | StateSpec, ...]:
+        """What the attention of each layer computes, or what state it keeps instead, in the order of the layers."""
         return (self.attention,) * self.num_layers
+
+    @property
+    def has_states(self) -> bool:
+        """Whether layers keep a state."""
+        return any(isinstance(spec, StateSpec) for spec in self.layers)
 
     @property
     def heads(self) -> Heads:

@@ -12,9 +12,11 @@ from pipezoo_core.attention import AttentionBackends, AttentionSpec, NativeAtten
 from pipezoo_core.config import KVCacheConfig, LinearName, PipelineConfig
 from pipezoo_core.decoder.config import DecoderConfig
 from pipezoo_core.decoder.replay import why_not_recorded
+from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.kv_cache import KVCacheParams
 from pipezoo_core.layers import DEQUANTIZED_AT_ONCE, KernelUse, as_split, estimable_layers
 from pipezoo_core.native import NativeKernels
+from pipezoo_core.recurrence import StateSpec
 from pipezoo_core.sampling_params import NUM_ECHOED_AT_ONCE, NUMBERS_SAMPLED_AT_ONCE
 from pipezoo_core.weights import torch_dtype
 
@@ -31,26 +33,34 @@ _OTHERS = 18 * 2**20  # of any model: recorded steps, Python's objects
 _THREAD = 2 * 2**20  # of each thread: the kernels' buffers
 
 
-def part_of(config: DecoderConfig, rank: int, num_ranks: int) -> list[AttentionSpec]:
-    """Returns what one of several ranks computes of each layer's attention.
+def part_of(config: DecoderConfig, rank: int, num_ranks: int) -> list[AttentionSpec | StateSpec]:
+    """Returns what one of several ranks computes of each layer's attention, and what states its layers keep.
 
     Raises:
-        InvalidSettingError: the heads cannot be divided among so many.
+        InvalidSettingError: the heads cannot be divided among so many, or layers keep a state, which is not divided.
     """
-    return [spec.part(rank, num_ranks) for spec in config.layers]
+    if num_ranks > 1 and config.has_states:
+        raise InvalidSettingError(
+            "a model whose layers keep a state is computed on one device",
+            found=f"{num_ranks} devices",
+            cure="Take one device, or data_parallel_degree for several replicas.",
+        )
+    return [spec.part(rank, num_ranks) if isinstance(spec, AttentionSpec) else spec for spec in config.layers]
 
 
 def cache_params(
     config: DecoderConfig, n_devices: int, kv_cache_config: KVCacheConfig, dtype: torch.dtype, *, model_id: str = ""
 ) -> KVCacheParams:
     """Returns the shape of the cache of one device, where devices differ of the one with most heads."""
+    specs = part_of(config, n_devices - 1, n_devices)  # the last one has what does not divide
     return KVCacheParams(
         dtype=dtype,
-        groups=kv_groups(part_of(config, n_devices - 1, n_devices)),  # the last one has what does not divide
+        groups=kv_groups(specs),
         page_size=kv_cache_config.page_size,
         enable_prefix_caching=kv_cache_config.enable_prefix_caching,
         model_id=model_id,
         max_shareable_prompt=config.max_shareable_prompt,
+        states=tuple(spec if isinstance(spec, StateSpec) else None for spec in specs) if config.has_states else (),
     )
 
 
@@ -72,7 +82,8 @@ def activation_memory(config: DecoderConfig, outline: nn.Module, pipeline_config
     backends = AttentionBackends(pipeline_config.attention, specs, kernels, pipeline_config.kv_cache.page_size)
     is_native = kernels.obstacle is None and pipeline_config.linear in (LinearName.auto, LinearName.native)
     inner = max(as_split(config.intermediate_size).sizes(num_ranks))
-    attention = [_attention(spec) for spec in {*specs}]
+    attentions = {spec for spec in specs if isinstance(spec, AttentionSpec)}
+    attention = [_attention(spec) for spec in attentions]
     use = KernelUse(is_native=is_native, fuse=pipeline_config.fuses_layers, fuse_experts=pipeline_config.fuses_experts)
     layers = estimable_layers(outline)
     said = [layer.alive(use) for layer in layers]
@@ -89,7 +100,7 @@ def activation_memory(config: DecoderConfig, outline: nn.Module, pipeline_config
     is_pooled = is_native and bool(layers) and all(isinstance(each, NativeAttention) for each in backends.of_groups)
     is_replayed = is_pooled and why_not_recorded(pipeline_config, backends, num_ranks) is None
     if is_replayed:
-        others += number * _width_of_step(hidden, max(2 * spec.head_dim for spec in specs), [*attention, *said])
+        others += number * _width_of_step(hidden, max(2 * spec.head_dim for spec in attentions), [*attention, *said])
     if is_replayed and pipeline_config.lora is None:
         return others + sum(last)
     # Python keeps the normalized input until a layer returns, and what goes into the last product of an attention

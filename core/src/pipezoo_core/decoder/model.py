@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipezoo_core.attention import AttentionBackends
-from pipezoo_core.config import KVCacheConfig, PipelineConfig, ReturnLogits, SupportedEncoding
+from pipezoo_core.config import KVCacheConfig, PipelineConfig, ReturnLogits, SpeculativeName, SupportedEncoding
 from pipezoo_core.context import TextContext
 from pipezoo_core.decoder.config import DecoderConfig
 from pipezoo_core.decoder.estimates import activation_memory, cache_params, part_of
@@ -24,6 +24,7 @@ from pipezoo_core.decoder.recorded_module import RecordedModule
 from pipezoo_core.decoder.replay import step_outlook, why_not_recorded
 from pipezoo_core.decoder.spoiled import spoiled_rows
 from pipezoo_core.distributed import DistributedGroup, Message
+from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.interfaces import (
     AlwaysSignalBuffersMixin,
     KVCacheMixin,
@@ -176,6 +177,12 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, PipelineModel[TextContext],
             return_logits,
         )
         self.config = self.config_class.from_huggingface(huggingface_config)
+        if self.config.has_states and pipeline_config.speculative is not SpeculativeName.off:
+            raise InvalidSettingError(
+                "layers of this model keep a state, which a draft that does not come true would spoil",
+                found=f"speculative={str(pipeline_config.speculative)!r}",
+                cure="Load it with speculative='off'.",
+            )
         self._device, self._group = session.device, session.group
         self._kernels = NativeKernels(self._device, self.dtype)
         specs = part_of(self.config, self._group.rank, self._group.size)
@@ -213,7 +220,8 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, PipelineModel[TextContext],
             available_cache_memory = batch_size * params.bytes_held(self.max_seq_len, max_chunk)
         num_pages = params.divide(available_cache_memory, batch_size, self.max_seq_len, max_chunk)
         own_part = replace(params, groups=self._backends.groups)
-        return PagedKVCacheManager(own_part, num_pages, self._backends, session.device)
+        num_slots = params.num_slots_for(batch_size)
+        return PagedKVCacheManager(own_part, num_pages, self._backends, session.device, num_slots)
 
     def prepare_initial_token_inputs(
         self,

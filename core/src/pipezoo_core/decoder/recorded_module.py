@@ -20,8 +20,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.kv_cache import KVCacheInputs
 from pipezoo_core.native import NativeKernels, Notes, Program, Recording, UnforeseenShapeError
+from pipezoo_core.recurrence import StateStep
 
 __all__ = ["RecordedModule"]
 
@@ -30,7 +32,8 @@ _LOGGER = logging.getLogger("pipezoo")
 _MAX_REASON = 200  # characters
 _FEW_ROWS = 2  # of the smaller step that is recorded: with one, strides say nothing
 _MAX_CHECKED = 64  # rows of a step that is recorded, too, to see whether it is as the two say
-_OF_ANY_STEP = {"positions", "context_lengths", "key_pages", "value_pages", "plans"}  # as many rows, or addresses
+# as many rows, or addresses:
+_OF_ANY_STEP = {"positions", "context_lengths", "key_pages", "value_pages", "plans", "states", "state_step"}
 
 
 class RecordedModule:
@@ -64,7 +67,7 @@ class RecordedModule:
         if self._program is None or num_rows in self.obstacles:
             return self.module(tokens, kv)
         inputs = (tokens, kv.positions, kv.context_lengths)
-        addresses = (*(x.data_ptr() for x in inputs), *(plan.address for plan in kv.plans))
+        addresses = (*(x.data_ptr() for x in inputs), *(plan.address for plan in kv.plans), kv.state_step.address)
         stretches, hidden = self._program.prepare(num_rows, addresses, inputs)
         try:
             for stretch in stretches:
@@ -73,6 +76,11 @@ class RecordedModule:
                 if stretch.then is not None:
                     stretch.then()
         except UnforeseenShapeError as error:
+            if any(kv.states):
+                raise UnsupportedModelError(
+                    f"{error}, whose result's shape depends on numbers, and layers have changed their states already",
+                    cure="Load the model with enforce_eager=True.",
+                ) from error
             return self._give_up(f"{error}, whose result's shape depends on numbers", tokens, kv)
         return hidden
 
@@ -135,9 +143,11 @@ class RecordedModule:
         """
         integers = torch.zeros(3, num_rows, dtype=torch.int64, device="cpu")
         tokens, positions, context_lengths = integers
-        plans = torch.zeros(len(kv.plans), dtype=torch.int64, device="cpu")
+        plans = torch.zeros(len(kv.plans) + 1, dtype=torch.int64, device="cpu")
         stand_ins = tuple(_Plan(plan.data_ptr()) for plan in plans)
-        step = replace(kv, positions=positions, context_lengths=context_lengths, plans=stand_ins)
+        of_attention, of_states = stand_ins[:-1], cast("StateStep", stand_ins[-1])
+        lengths = {"positions": positions, "context_lengths": context_lengths}
+        step = replace(kv, **lengths, plans=of_attention, state_step=of_states)
         inputs = (*(x.data_ptr() for x in integers), *(plan.address for plan in stand_ins))
         like = self._program.foreign if self._program is not None and num_rows == 1 else ()
         with Recording(self._kernels, (tokens, positions, context_lengths), like) as recording:

@@ -15,6 +15,7 @@ from pipezoo_core.decoder.recorded_module import RecordedModule
 from pipezoo_core.kv_cache import KVCacheInputs, KVCacheStorage, RaggedBatch
 from pipezoo_core.layers import join_experts, set_dtype, use_linear_backend
 from pipezoo_core.native import MemoryPool, NativeKernels, Recording
+from pipezoo_core.recurrence import StateSpec
 from pipezoo_core.weights import keep_outline, torch_dtype
 
 __all__ = ["step_outlook", "why_not_recorded"]
@@ -49,7 +50,7 @@ def step_outlook(module_class: Any, config: DecoderConfig, pipeline_config: Pipe
     if reason := why_not_recorded(pipeline_config, backends, pipeline_config.tensor_parallel_degree):
         return StepOutlook(attention, reason)
     module = _without_numbers(module_class, config, backends, kernels, pipeline_config)
-    step = _empty_step(backends, pipeline_config)
+    step = _empty_step(config, backends, pipeline_config)
     recorded = RecordedModule(module, kernels, pipeline_config.max_batch_tokens)
     return StepOutlook(attention, recorded.obstacle_to(1, step), recorded.operations)
 
@@ -89,10 +90,13 @@ def _without_numbers(
     return module
 
 
-def _empty_step(backends: AttentionBackends, pipeline_config: PipelineConfig) -> KVCacheInputs[Any]:
+def _empty_step(
+    config: DecoderConfig, backends: AttentionBackends, pipeline_config: PipelineConfig
+) -> KVCacheInputs[Any]:
     device, dtype = torch.device(pipeline_config.device), torch_dtype(pipeline_config.encoding)
     num_pages = [1] * len(backends.groups)
-    storage = KVCacheStorage(backends, num_pages, pipeline_config.kv_cache.page_size, dtype, device)
+    states = [spec if isinstance(spec, StateSpec) else None for spec in config.layers]
+    storage = KVCacheStorage(backends, num_pages, pipeline_config.kv_cache.page_size, dtype, device, states, 1)
     integers = torch.zeros(1, dtype=torch.int64, device=device)
     return KVCacheInputs(
         positions=integers,
@@ -103,4 +107,5 @@ def _empty_step(backends: AttentionBackends, pipeline_config: PipelineConfig) ->
         key_pages=storage.key_pages,
         value_pages=storage.value_pages,
         plans=(None,) * len(num_pages),
+        states=storage.states,
     )

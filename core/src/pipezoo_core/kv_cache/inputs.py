@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, chain
 from typing import Generic, Protocol, Self, TypeVar
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pipezoo_core.kv_cache.params import KVGroup
+from pipezoo_core.recurrence import StateStep
 
 __all__ = ["KVCacheInputs", "RaggedBatch", "StepPlanner", "as_tensors", "build_kv_cache_inputs"]
 
@@ -31,24 +32,29 @@ class RaggedBatch:
     the positions are [6, 3, 0, 1, 2, 3, 4]. They are written to the pages [1, 2, 3, 3, 3, 3, 4], at the places
     [2, 3, 0, 1, 2, 3, 0]. With a sliding window of 2, request 0 sees positions 5 and 6, and its
     pages are [NO_PAGE, 1].
+
+    Where layers keep a state, `read_slots` and `write_slots` have a slot for each request, see `StateStep`; else none.
     """
 
     active_lengths: list[int]
     cache_lengths: list[int]
     prompt_lengths: list[int]
     pages: list[list[list[int]]]
+    read_slots: list[int] = field(default_factory=list)
+    write_slots: list[int] = field(default_factory=list)
 
     def as_lists(self) -> list[list[int]]:
         """Writes the batch as lists of whole numbers, which `from_lists` reads."""
-        return [self.active_lengths, self.cache_lengths, self.prompt_lengths, *chain.from_iterable(self.pages)]
+        lengths = [self.active_lengths, self.cache_lengths, self.prompt_lengths]
+        return [*lengths, self.read_slots, self.write_slots, *chain.from_iterable(self.pages)]
 
     @classmethod
     def from_lists(cls, lists: Sequence[list[int]]) -> Self:
         """Reads what `as_lists` has written."""
-        active_lengths, cache_lengths, prompt_lengths, *pages = lists
+        active_lengths, cache_lengths, prompt_lengths, read_slots, write_slots, *pages = lists
         size = max(1, len(active_lengths))
         by_group = [pages[start : start + size] for start in range(0, len(pages), size)]
-        return cls(active_lengths, cache_lengths, prompt_lengths, by_group)
+        return cls(active_lengths, cache_lengths, prompt_lengths, by_group, read_slots, write_slots)
 
     @property
     def row_offsets(self) -> list[int]:
@@ -93,11 +99,11 @@ class StepPlanner(Protocol[PlanOut]):
 
     Attributes:
         groups: of layers, each with pages of its own.
-        page_layers: for each layer the one whose pages it uses: itself, or one before it.
+        page_layers: for each layer the one whose pages it uses: itself, or one before it; None where it uses none.
     """
 
     groups: tuple[KVGroup, ...]
-    page_layers: tuple[int, ...]
+    page_layers: tuple[int | None, ...]
 
     def page_shapes(self, group: int, num_pages: int, page_size: int) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
         """Returns the shapes of a layer's key and value pages; None for values that lie in the keys."""
@@ -121,6 +127,8 @@ class KVCacheInputs(Generic[Plan]):
         key_pages: per layer, in the layout of the attention backend. Written during the step.
         value_pages: likewise.
         plans: what the attention made of the step, for each group of layers.
+        states: per layer the tensors of its state, float32 [num_slots, …]; none where it has pages. Written likewise.
+        state_step: which slots of them are whose; without such layers, of no requests.
     """
 
     positions: Tensor
@@ -131,18 +139,22 @@ class KVCacheInputs(Generic[Plan]):
     key_pages: tuple[Tensor, ...]
     value_pages: tuple[Tensor, ...]
     plans: tuple[Plan, ...]
+    states: tuple[tuple[Tensor, ...], ...] = ()
+    state_step: StateStep = field(default_factory=StateStep.empty)
 
 
 def build_kv_cache_inputs(
     batch: RaggedBatch,
     page_size: int,
     pages: tuple[tuple[Tensor, ...], tuple[Tensor, ...]],
+    states: tuple[tuple[Tensor, ...], ...],
     planner: StepPlanner[Plan],
     device: torch.device,
 ) -> KVCacheInputs[Plan]:
-    """Turns one step's lists into tensors; `pages` are all layers' keys and values."""
+    """Turns one step's lists into tensors; `pages` are all layers' keys and values, `states` what else they keep."""
     lists = (batch.positions, batch.context_lengths, batch.row_offsets, batch.cache_lengths)
-    positions, context_lengths, input_row_offsets, cache_lengths = as_tensors(lists, device)
+    slots = (batch.read_slots, batch.write_slots)
+    positions, context_lengths, input_row_offsets, cache_lengths, *slot_tensors = as_tensors((*lists, *slots), device)
     return KVCacheInputs(
         positions=positions,
         context_lengths=context_lengths,
@@ -152,6 +164,8 @@ def build_kv_cache_inputs(
         key_pages=pages[0],
         value_pages=pages[1],
         plans=planner.plan(batch, page_size, device),
+        states=states,
+        state_step=StateStep.of(input_row_offsets, *slot_tensors) if states else StateStep.empty(),
     )
 
 

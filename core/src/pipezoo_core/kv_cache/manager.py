@@ -1,4 +1,4 @@
-"""Which pages each request owns. Decides on the host; the tensors are the storage's."""
+"""Which pages and slots each request owns. Decides on the host; the tensors are the storage's."""
 
 from __future__ import annotations
 
@@ -14,17 +14,27 @@ from pipezoo_core.errors import InsufficientPagesError
 from pipezoo_core.kv_cache.inputs import KVCacheInputs, RaggedBatch, StepPlanner, build_kv_cache_inputs
 from pipezoo_core.kv_cache.params import KVCacheParams
 from pipezoo_core.kv_cache.storage import KVCacheStorage
-from pipezoo_core.paging import Claim, GroupBooks, Holding, KVCacheMetrics, UpcomingPages, known_prefix, root_hash
+from pipezoo_core.paging import (
+    NO_SLOT,
+    Claim,
+    GroupBooks,
+    Holding,
+    KVCacheMetrics,
+    StateBooks,
+    UpcomingPages,
+    known_prefix,
+    root_hash,
+)
 from pipezoo_core.request import RequestID
 
 __all__ = ["PagedKVCacheManager"]
 
 
 class PagedKVCacheManager:
-    """Owns the map from request to pages.
+    """Owns the map from request to pages, and to slots for the states of layers that keep these instead.
 
     Layers whose pages are of use for as long are a group, with pages and books of its own. A request has pages in all
-    groups, or gets none.
+    groups and a slot, or gets none.
 
     The order of calls for a request is `external_claim`, then per step `maybe_reserve`, `fetch`, the model, the
     context's `advance`, and `step`, and after a draft `shrink`; at last `release`.
@@ -34,20 +44,32 @@ class PagedKVCacheManager:
         num_pages: to allocate, of each group.
         planner: the attention of the model, which states the layout of the pages.
         device: where the pages are.
+        num_slots: for states, see `KVCacheParams.num_slots_for`.
     """
 
     def __init__(
-        self, params: KVCacheParams, num_pages: Sequence[int], planner: StepPlanner[Any], device: torch.device
+        self,
+        params: KVCacheParams,
+        num_pages: Sequence[int],
+        planner: StepPlanner[Any],
+        device: torch.device,
+        num_slots: int = 0,
     ) -> None:
         self.params = params
         self.num_pages = tuple(num_pages)
         self._planner = planner
         self._device = device
-        self._storage = KVCacheStorage(planner, num_pages, params.page_size, params.dtype, device)
+        self._storage = KVCacheStorage(
+            planner, num_pages, params.page_size, params.dtype, device, params.states, num_slots
+        )
         self._books = [
             GroupBooks(i, count, page_size=params.page_size, sliding_window=group.sliding_window, chunk=group.chunk)
             for i, (group, count) in enumerate(zip(params.groups, num_pages, strict=True))
         ]
+        self._states = StateBooks(num_slots, params.page_size) if params.slot_bytes else None
+        self._all_books: list[GroupBooks | StateBooks] = [*self._books]
+        if self._states is not None:
+            self._all_books.append(self._states)
         self._root = root_hash(params.model_id)
         self._claims: dict[RequestID, Claim] = {}
         self._upcoming = UpcomingPages(params.page_size)
@@ -65,8 +87,8 @@ class PagedKVCacheManager:
 
     @property
     def free_pages(self) -> str:
-        """Free pages and all pages of each group of layers, for messages."""
-        return ", ".join(f"{books.pool.num_free} free of {books.pool.num_pages}" for books in self._books)
+        """Free pages and all pages of each group of layers, and slots for states, for messages."""
+        return ", ".join(f"{books.pool.num_free} free of {books.pool.num_pages}" for books in self._all_books)
 
     @property
     def used_pages_pct(self) -> float:
@@ -105,7 +127,7 @@ class PagedKVCacheManager:
         """Returns a claim to the known pages of a request's tokens, without a reference to them."""
         claim = Claim(self._root_of(context), [Holding() for _ in self._books])
         if self._may_find_prefix(context):
-            known_prefix(claim, context.tokens, self._books, self.params.page_size)
+            known_prefix(claim, context.tokens, self._books, self.params.page_size, self._states)
         return claim
 
     def external_claim(self, context: TextContext) -> None:
@@ -113,38 +135,60 @@ class PagedKVCacheManager:
 
         Where its first tokens are in the prefix cache, their pages are shared and `context.cache_length` is advanced;
         at least the last token is always left to feed. Of layers with a sliding window, the pages that the next token
-        sees suffice.
+        sees suffice; of layers with a state, a snapshot at their end.
         """
         assert context.request_id not in self._claims, f"{context.request_id} is claimed twice"
         assert context.cache_length == 0, "a context is claimed before its first step"
         claim = self._claims[context.request_id] = self._new_claim(context)
         if not self._may_find_prefix(context):
             return
-        for books in self._books:
+        for books in self._all_books:
             books.retain(claim)
         context.skip_to(claim.num_pages * self.params.page_size)
-        self._upcoming.look_ahead(claim, context.tokens)
+        self._look_ahead(claim, context)
+
+    def _look_ahead(self, claim: Claim, context: TextContext) -> None:
+        """Notes up to where others can soon go on from what this request computes."""
+        end = (claim.num_committed + 1) * self.params.page_size
+        if self._states is not None:
+            end = self._states.next_end(claim, context.cache_length, len(context.tokens))
+        self._upcoming.look_ahead(claim, context.tokens, end)
 
     def awaits_prefix(self, context: TextContext) -> bool:
         """Whether the page after the request's known prefix is about to be computed for another request.
 
-        It is worth waiting for: when that request has made its step, the page can be shared.
+        It is worth waiting for: when that request has made its step, the page can be shared. Where layers keep a state,
+        it is the snapshot that the other one leaves.
         """
         return self._upcoming.is_shared(self._claims[context.request_id])
+
+    def most_at_once(self, context: TextContext) -> int:
+        """Returns how many tokens the request's next chunk may have: to where its state is to become a snapshot."""
+        if self._states is None or not self._shares(context):
+            return sys.maxsize
+        claim = self._claims[context.request_id]
+        end = self._states.next_end(claim, context.cache_length, len(context.tokens))
+        return end - context.cache_length if end else sys.maxsize
 
     def maybe_reserve(self, context: TextContext, num_steps: int = 1) -> bool:
         """Makes sure the request has pages for its chunk and up to `num_steps - 1` tokens after it, those it may get.
 
+        Where layers keep a state, it has a slot to write it to, too.
+
         Returns:
-            False where too few pages are free; the request keeps what it has.
+            False where too few pages or slots are free; the request keeps what it has.
         """
         claim = self._claims[context.request_id]
         count = self.params.num_pages_for(_num_tokens_after(context, num_steps)) - claim.num_pages
+        if self._states is not None and not self._states.can_reserve(claim):
+            return False
         if count > 0:
             if any(books.pool.num_free < count for books in self._books):
                 return False
             for books in self._books:
                 books.extend(claim, count)
+        if self._states is not None:
+            self._states.reserve(claim)
         if not claim.is_counted:
             claim.is_counted = True
             self._num_prompt += len(context.tokens)
@@ -173,11 +217,13 @@ class PagedKVCacheManager:
         """Returns the step's view of the cache for these requests, in this order.
 
         Raises:
-            InsufficientPagesError: a request has no pages for `num_steps`: `maybe_reserve` was not called, or said so.
+            InsufficientPagesError: a request has no pages for `num_steps`, or no slot: `maybe_reserve` was not called,
+                or said so.
         """
         claims = [self._claims[context.request_id] for context in batch]
         for context, claim in zip(batch, claims, strict=True):
-            if _num_tokens_after(context, num_steps) > claim.num_pages * self.params.page_size:
+            has_slot = self._states is None or claim.state.write != NO_SLOT
+            if not has_slot or _num_tokens_after(context, num_steps) > claim.num_pages * self.params.page_size:
                 raise InsufficientPagesError(
                     "a request has not reserved the pages for its next step",
                     found=f"{claim.num_pages} pages, {self.free_pages}",
@@ -188,13 +234,16 @@ class PagedKVCacheManager:
             cache_lengths=[context.cache_length for context in batch],
             prompt_lengths=[context.prompt_length for context in batch],
             pages=[[claim.holdings[number].pages for claim in claims] for number in range(len(self._books))],
+            read_slots=[claim.state.read for claim in claims if self._states is not None],
+            write_slots=[claim.state.write for claim in claims if self._states is not None],
         )
         return self.inputs_of(ragged)
 
     def inputs_of(self, batch: RaggedBatch) -> KVCacheInputs[Any]:
         """Returns a step's view of the cache that another manager, of as many pages, has decided: see `distributed`."""
         pages = self._storage.key_pages, self._storage.value_pages
-        return build_kv_cache_inputs(batch, self.params.page_size, pages, self._planner, self._device)
+        states = self._storage.states
+        return build_kv_cache_inputs(batch, self.params.page_size, pages, states, self._planner, self._device)
 
     def step(self, batch: Sequence[TextContext]) -> None:
         """Notes what the step wrote: full pages can be shared from now on, those that no token sees any more are free.
@@ -203,6 +252,8 @@ class PagedKVCacheManager:
         """
         for context in batch:
             claim = self._claims[context.request_id]
+            if self._states is not None:
+                self._states.step(claim)
             if self._shares(context):
                 self._commit(claim, context)
             for books in self._books:
@@ -210,15 +261,17 @@ class PagedKVCacheManager:
                     books.free_expired(claim, context.cache_length)
 
     def _commit(self, claim: Claim, context: TextContext) -> None:
-        page_size, before = self.params.page_size, claim.num_committed
-        while (end := (claim.num_committed + 1) * page_size) <= context.cache_length:
+        page_size, before, fed = self.params.page_size, claim.num_committed, context.cache_length
+        while (end := (claim.num_committed + 1) * page_size) <= fed:
             hash_ = claim.next_hash(context.tokens[end - page_size : end])
             for books in self._books:
                 books.commit(claim, claim.num_committed, hash_)
             claim.hashes.append(hash_)
             claim.num_committed += 1
-        if claim.num_committed > before or (claim.upcoming is None and end <= len(context.tokens)):
-            self._upcoming.look_ahead(claim, context.tokens)
+        if self._states is not None and self._states.next_end(claim, fed - 1, len(context.tokens)) == fed:
+            self._states.keep(claim, claim.hashes[-1])
+        if claim.num_committed > before or (not claim.upcoming and end <= len(context.tokens)):
+            self._look_ahead(claim, context)
 
     def shrink(self, context: TextContext) -> None:
         """Takes back the pages that none of a request's cached tokens is in: those of a draft that was wrong."""
@@ -235,21 +288,21 @@ class PagedKVCacheManager:
         if claim is None:
             return
         self._upcoming.forget(claim)
-        for books in self._books:
+        for books in self._all_books:
             books.release(claim)
 
     def reset_prefix_cache(self) -> None:
         """Forgets all shared prefixes. Running requests keep their pages."""
-        for books in self._books:
+        for books in self._all_books:
             books.forget_prefixes()
 
     def check_integrity(self) -> None:
-        """Checks that free and referenced pages are all pages and that every owner is counted.
+        """Checks that free and referenced pages and slots are all there are and that every owner is counted.
 
         Raises:
             CacheIntegrityError: they are not.
         """
-        for books in self._books:
+        for books in self._all_books:
             books.check_integrity(self._claims.values())
 
     def _shares(self, context: TextContext) -> bool:

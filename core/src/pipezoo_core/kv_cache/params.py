@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from pipezoo_core.recurrence import StateSpec
+
 __all__ = ["KVCacheParams", "KVGroup"]
 
 
@@ -54,6 +56,7 @@ class KVCacheParams:
         model_id: goes into the hash of every shared page.
         max_shareable_prompt: requests with longer prompts share nothing, because their keys depend on the length of
             the prompt (dynamic NTK RoPE beyond the trained length); None shares always.
+        states: of each layer of the model what it keeps instead of pages, None where it has pages; empty where all do.
     """
 
     dtype: torch.dtype
@@ -62,6 +65,23 @@ class KVCacheParams:
     enable_prefix_caching: bool = True
     model_id: str = ""
     max_shareable_prompt: int | None = None
+    states: tuple[StateSpec | None, ...] = ()
+
+    @property
+    def slot_bytes(self) -> int:
+        """A request's states, over all layers that keep one, in bytes; 0 where none does."""
+        return torch.float32.itemsize * sum(spec.num_numbers for spec in self.states if spec is not None)
+
+    def num_slots_for(self, max_batch_size: int) -> int:
+        """How many slots for states there are: two of each running request, which reads one and writes another at most.
+
+        Most of the time it needs one, and the others are snapshots. One more is of a request that may be let in.
+        """
+        return 2 * max_batch_size + 1 if self.slot_bytes else 0
+
+    def state_bytes(self, max_batch_size: int) -> int:
+        """Returns the bytes of all slots."""
+        return self.num_slots_for(max_batch_size) * self.slot_bytes
 
     @property
     def page_bytes(self) -> tuple[int, ...]:

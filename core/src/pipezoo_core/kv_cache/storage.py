@@ -1,4 +1,4 @@
-"""The K and V tensors. Knows neither requests nor what a page holds."""
+"""The tensors of keys, values and states. Knows neither requests nor what a page or slot holds."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from pipezoo_core.kv_cache.inputs import StepPlanner
+from pipezoo_core.recurrence import StateSpec
 
 __all__ = ["KVCacheStorage"]
 
 
 class KVCacheStorage:
     """Owns one tensor of key pages and one of value pages per layer, those of a group in one piece of memory.
+
+    Layers that keep a state have its tensors instead, of as many slots as there are.
 
     They start as zeros, never as whatever was in memory: a masked-out position is multiplied by 0, and 0 · NaN is NaN.
 
@@ -24,10 +27,13 @@ class KVCacheStorage:
         page_size: tokens per page.
         dtype: of keys and values.
         device: where the pages are.
+        states: of each layer what it keeps instead of pages, None where it has pages.
+        num_slots: for states.
 
     Attributes:
-        key_pages: of each layer; layers that read another one's have the same.
+        key_pages: of each layer; layers that read another one's have the same, those with a state an empty tensor.
         value_pages: likewise; where the values lie in the keys, these.
+        states: of each layer the tensors of its state, float32 [num_slots, …]; none where it has pages.
     """
 
     def __init__(
@@ -37,6 +43,8 @@ class KVCacheStorage:
         page_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        states: Sequence[StateSpec | None] = (),
+        num_slots: int = 0,
     ) -> None:
         keys: dict[int, Tensor] = {}
         values: dict[int, Tensor] = {}
@@ -45,8 +53,14 @@ class KVCacheStorage:
             keys |= zip(group.layers, _zeros((len(group.layers), *key_shape), dtype, device), strict=True)
             parts = () if value_shape is None else _zeros((len(group.layers), *value_shape), dtype, device)
             values |= zip(group.layers, parts, strict=False)
-        self.key_pages = tuple(keys[layer] for layer in planner.page_layers)
-        self.value_pages = tuple(values.get(layer, keys[layer]) for layer in planner.page_layers)
+        none = torch.empty(0, dtype=dtype, device=device)
+        layers = planner.page_layers
+        self.key_pages = tuple(none if layer is None else keys[layer] for layer in layers)
+        self.value_pages = tuple(none if layer is None else values.get(layer, keys[layer]) for layer in layers)
+        self.states = tuple(
+            tuple(_zeros((num_slots, *shape), torch.float32, device) for shape in (spec.shapes if spec else ()))
+            for spec in states
+        )
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

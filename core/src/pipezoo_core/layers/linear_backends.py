@@ -24,6 +24,7 @@ from pipezoo_core.layers.router import Router
 from pipezoo_core.layers.stored import StoredWeight, runs_of_parts
 from pipezoo_core.layers.stored_product import StoredProduct
 from pipezoo_core.native import HUGE_PAGE, Form, NativeKernels
+from pipezoo_core.recurrence import GatedDeltaRule, GatedRMSNorm, ShortConvolution
 
 __all__ = [
     "OneDNNProduct",
@@ -36,7 +37,10 @@ __all__ = [
 ]
 
 # What the native kernels compute besides:
-_NATIVE = (GatedMLP, LatentHeads, LayerNorm, MLP, RMSNorm, RotaryEmbedding, Router)
+_NATIVE = (
+    GatedDeltaRule, GatedMLP, GatedRMSNorm, LatentHeads, LayerNorm, MLP, RMSNorm, RotaryEmbedding, Router,
+    ShortConvolution,
+)  # fmt: skip
 
 _TYPICAL_ROWS = 512  # oneDNN chooses the weights' layout for so many rows; it serves any number as well
 

@@ -22,7 +22,7 @@ from pipezoo_core.native.memory_pool import MemoryPool, aligned, aligned_bytes
 from pipezoo_core.native.packing import GROUP, Form, Packing, packed_bytes, packed_size, stored_blocks
 from pipezoo_core.native.variants import DTYPES, MODULE, PANEL, obstacle_to
 
-__all__ = ["CallObserver", "NativeKernels", "PackedStore", "address_of", "as_integer", "bits"]
+__all__ = ["CallObserver", "NativeKernels", "PackedStore", "StateRows", "address_of", "as_integer", "bits"]
 
 _CPU = torch.device("cpu")  # named wherever a tensor is made, because torch's default may be another
 
@@ -45,6 +45,20 @@ class CallObserver(Protocol):
             name: of the kernel, without the dtype.
             arguments: addresses and whole numbers, and floats that the kernel takes as such.
         """
+        ...
+
+
+class StateRows(Protocol):
+    """Whose rows are whose in a step, and where their states are: `recurrence.StateStep`."""
+
+    @property
+    def row_offsets(self) -> Tensor:
+        """Where each request's rows begin, int64 [B + 1]."""
+        ...
+
+    @property
+    def address(self) -> int:
+        """Where the kernels find that and the slots."""
         ...
 
 
@@ -277,8 +291,7 @@ class NativeKernels:
     def rotary_angles(self, positions: Tensor, frequencies: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
         """Returns cosines and sines of `positions · frequencies`, times `scaling`: two [T, 2 · len(frequencies)]."""
         positions = _integers("rotary_angles", positions)
-        if frequencies.dtype is not torch.float32 or not (frequencies.is_cpu and frequencies.is_contiguous()):
-            raise _mismatch("rotary_angles", frequencies, "torch.float32, contiguous, on the CPU")
+        _check_float32("rotary_angles", frequencies, (len(frequencies),))
         shape = (len(positions), 2 * len(frequencies))
         cos, sin = (torch.empty(shape, dtype=self.dtype, device=_CPU) for _ in range(2))  # too small for the pool
         addresses = (positions.data_ptr(), frequencies.data_ptr(), cos.data_ptr(), sin.data_ptr())
@@ -323,6 +336,88 @@ class NativeKernels:
         written = (pages[0].data_ptr(), address_of(pages[1]), out.data_ptr())
         self._run("attend", *strided, cos, sin, rotary_dim, *written, *descriptions, address_of(sinks))
         return out
+
+    def short_convolution(
+        self, x: Tensor, taps: Tensor, bias: Tensor | None, state: Tensor, step: StateRows, *, is_activated: bool
+    ) -> Tensor:
+        """Returns each channel's convolution with the rows before, [T, size]; see `recurrence.short_convolution`.
+
+        Args:
+            x: [T, size], rows of a wider tensor among them.
+            taps: [taps, size], contiguous; the last one is the row's own.
+            bias: [size], or None.
+            state: float32 [num_slots, taps - 1, size], written.
+            step: of the rows.
+            is_activated: by silu.
+        """
+        num_taps, size = taps.shape
+        self._check("short_convolution", x, size)
+        self._check("short_convolution's taps", taps, size)
+        if bias is not None:
+            self._check("short_convolution's bias", bias, size)
+        self._check_states("short_convolution", x, state, (num_taps - 1, size), step)
+        x, taps = x if x.stride(-1) == 1 else x.contiguous(), taps.contiguous()
+        y = self._empty(x.shape, x.dtype)
+        addresses = (x.data_ptr(), x.stride(0), taps.data_ptr(), address_of(bias), state.data_ptr(), y.data_ptr())
+        self._run("short_convolution", *addresses, size, num_taps, int(is_activated), step.address)
+        return y
+
+    def gated_delta_rule(
+        self,
+        qkv: Tensor,
+        gates: tuple[Tensor, Tensor],
+        decay: tuple[Tensor, Tensor],
+        state: Tensor,
+        step: StateRows,
+        num_key_heads: int,
+    ) -> Tensor:
+        """Returns what the rows read of the states that they change, [T, heads · value_size]; see `recurrence`.
+
+        Args:
+            qkv: [T, 2 · num_key_heads · key_size + heads · value_size]: queries, keys and values.
+            gates: of decay and strength, [T, heads] each.
+            decay: the logarithm of its rate and its bias, float32 [heads] each.
+            state: float32 [num_slots, heads, key_size, value_size], written.
+            step: of the rows.
+            num_key_heads: heads of queries, and as many of keys.
+        """
+        heads, key_size, value_size = state.shape[1:]
+        self._check("gated_delta_rule", qkv, 2 * num_key_heads * key_size + heads * value_size)
+        self._check_states("gated_delta_rule", qkv, state, (heads, key_size, value_size), step)
+        for gate in gates:
+            self._check("gated_delta_rule's gates", gate, heads)
+            if len(gate) != len(qkv):
+                raise _mismatch("gated_delta_rule's gates", gate, f"{len(qkv)} rows, as of queries, keys and values")
+        for parameter in decay:
+            _check_float32("gated_delta_rule's decay", parameter, (heads,))
+        qkv, a, b = (x if x.stride(-1) == 1 else x.contiguous() for x in (qkv, *gates))
+        y = self._empty((len(qkv), heads * value_size), qkv.dtype)
+        strided = [number for x in (qkv, a, b) for number in (x.data_ptr(), x.stride(0))]
+        addresses = (*(x.data_ptr() for x in (*decay, state, y)), step.address)
+        self._run("gated_delta_rule", *strided, *addresses, num_key_heads, heads, key_size, value_size)
+        return y
+
+    def gated_rms_norm(self, x: Tensor, weight: Tensor, gate: Tensor, eps: float) -> Tensor:
+        """Returns `x / sqrt(mean(x²) + eps) · weight · silu(gate)` of each head, [T, heads · size].
+
+        Args:
+            x: [T, heads · size].
+            weight: [size].
+            gate: as `x`; rows of a wider tensor among them.
+            eps: added to the mean.
+        """
+        (rows, width), size = x.shape, weight.shape[0]
+        if width % size:
+            raise _mismatch("gated_rms_norm's weight", weight, f"a divisor of {width} numbers, those of whole heads")
+        for name, given, numbers in (("", x, width), ("'s weight", weight, size), ("'s gate", gate, width)):
+            self._check(f"gated_rms_norm{name}", given, numbers)
+        if len(gate) != rows:
+            raise _mismatch("gated_rms_norm's gate", gate, f"{rows} rows")
+        x, weight, gate = x.contiguous(), weight.contiguous(), gate if gate.stride(-1) == 1 else gate.contiguous()
+        y = self._empty(x.shape, x.dtype)
+        addresses = (x.data_ptr(), weight.data_ptr(), gate.data_ptr(), y.data_ptr())
+        self._run("gated_rms_norm", *addresses, rows, width // size, size, gate.stride(0), eps)
+        return y
 
     def route(self, x: Tensor, layer: int, sizes: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
         """Returns each row's experts, int64 [T, top_k], and their weights, float32 [T, top_k]; see `layers.router`.
@@ -399,6 +494,12 @@ class NativeKernels:
         if x.dtype is not self.dtype or x.shape[-1] != size or not x.is_cpu:
             raise _mismatch(kernel, x, f"{self.dtype} [..., {size}] on the CPU")
 
+    def _check_states(self, kernel: str, x: Tensor, state: Tensor, shape: tuple[int, ...], step: StateRows) -> None:
+        """Raises for states of another form, and for another number of rows than the step has."""
+        _check_float32(f"{kernel}'s state", state, (len(state), *shape))
+        if self.observer is None and len(x) != (num_rows := int(step.row_offsets[-1])):
+            raise _mismatch(kernel, x, f"{num_rows} rows, those of the step")
+
     def _run(self, name: str, *arguments: float, is_long: bool = False) -> None:
         """Runs a kernel; a long one as a program of its own, during which other Python threads run."""
         if self.observer is not None:
@@ -426,6 +527,11 @@ def _mismatch(kernel: str, x: Tensor, allowed: str) -> TensorMismatchError:
         allowed=allowed,
         cure="Check the sizes and dtypes in the model's module.",
     )
+
+
+def _check_float32(kernel: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    if x.dtype is not torch.float32 or x.shape != shape or not (x.is_cpu and x.is_contiguous()):
+        raise _mismatch(kernel, x, f"torch.float32 {list(shape)}, contiguous, on the CPU")
 
 
 def _integers(kernel: str, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pipezoo_core.paging.claim import NO_PAGE, Claim, Holding
 from pipezoo_core.paging.page_pool import PagePool
 from pipezoo_core.paging.prefix_cache import PrefixCache
+from pipezoo_core.paging.state_books import StateBooks
 from pipezoo_core.paging.window import first_visible
 
 __all__ = ["GroupBooks", "known_prefix"]
@@ -112,16 +113,21 @@ class GroupBooks:
         self.pool.release(page, keep=page in self._prefix_cache)
 
 
-def known_prefix(claim: Claim, tokens: Sequence[int], books: Sequence[GroupBooks], page_size: int) -> None:
+def known_prefix(
+    claim: Claim, tokens: Sequence[int], books: Sequence[GroupBooks], page_size: int, states: StateBooks | None = None
+) -> None:
     """Fills an empty claim with the known pages of the longest prefix that every group can go on from.
 
     A group that sees all can go on from every end before its first unknown page, one with a window from every end
     whose visible pages it knows, whatever came before. With pages of 4 tokens, of which the first knows 0 to 2, and the
     second, with a window of 5, knows 1 and 3: both can go on from the end of page 1, where the window begins with it.
+
+    Layers with a state can go on where there is a snapshot of it. The pages' end, if it is behind that, is where the
+    request parts from others.
     """
     pages: list[list[int]] = [[] for _ in books]
     in_a_row = [0] * len(books)  # known pages up to here
-    best = 0
+    best = pages_end = 0
     for end in range(page_size, len(tokens), page_size):
         claim.hashes.append(claim.next_hash(tokens[end - page_size : end]))
         found = [group.find(claim.hashes[-1]) for group in books]
@@ -133,8 +139,14 @@ def known_prefix(claim: Claim, tokens: Sequence[int], books: Sequence[GroupBooks
         num_pages = len(pages[0])
         visible = [num_pages - group.first_visible_page(end) for group in books]
         if all(count >= wanted for count, wanted in zip(in_a_row, visible, strict=True)):
-            best = num_pages
+            pages_end = num_pages
+            if states is None or states.find(claim.hashes[-1]) is not None:
+                best = num_pages
     del claim.hashes[best:]
+    if states is not None and pages_end > best:
+        claim.parting = pages_end * page_size
+    if states is not None and best:
+        states.go_on(claim)
     claim.num_committed = best
     for holding, known, group in zip(claim.holdings, pages, books, strict=True):
         holding.num_expired = group.first_visible_page(best * page_size)

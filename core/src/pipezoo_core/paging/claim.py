@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 
 from pipezoo_core.paging.prefix_cache import page_hash
 
-__all__ = ["NO_PAGE", "Claim", "Holding"]
+__all__ = ["NO_PAGE", "NO_SLOT", "Claim", "Holding", "StateHolding"]
 
 NO_PAGE = -1
 """In a request's list of pages: no token sees it any more, and it was given back. Never read, never written."""
+
+NO_SLOT = -1
+"""In place of a slot that holds a state: there is none. One that is read so is zeros."""
 
 
 @dataclass(slots=True)
@@ -32,23 +35,45 @@ class Holding:
 
 
 @dataclass(slots=True)
+class StateHolding:
+    """One request's slots in the layers that keep a state.
+
+    Attributes:
+        read: where the state is that its next step starts from; `NO_SLOT` before the first.
+        write: where the next step leaves it; `NO_SLOT` until that is reserved. The same, unless others may read there.
+    """
+
+    read: int = NO_SLOT
+    write: int = NO_SLOT
+
+    @property
+    def own_slots(self) -> list[int]:
+        """The slots that the request refers to."""
+        return [*{self.read, self.write} - {NO_SLOT}]
+
+
+@dataclass(slots=True)
 class Claim:
-    """One request's pages in all groups of layers.
+    """One request's pages in all groups of layers, and its slots where layers keep a state.
 
     Attributes:
         root: what its hash chain starts from.
         holdings: one per group; each has as many pages.
+        state: its slots; without layers that keep a state, none.
         hashes: of its full pages.
         num_committed: how many of those the prefix caches were told of.
-        upcoming: hash of the page that it fills next with tokens that are known; None where there is none.
+        parting: up to which token others' pages are known, though no state is; 0 for none.
+        upcoming: hashes of the pages that it fills next with tokens that are known, up to where others can go on.
         is_counted: whether the metrics have it.
     """
 
     root: bytes
     holdings: list[Holding]
+    state: StateHolding = field(default_factory=StateHolding)
     hashes: list[bytes] = field(default_factory=list)
     num_committed: int = 0
-    upcoming: bytes | None = None
+    parting: int = 0
+    upcoming: list[bytes] = field(default_factory=list)
     is_counted: bool = False
 
     @property

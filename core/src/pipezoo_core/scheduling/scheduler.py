@@ -55,10 +55,10 @@ class Scheduler:
     Each step has a budget of tokens. Requests that decode take one each, first; what is left goes to prompts, oldest
     first, in chunks. A request is let in when the pages for all its tokens are free; with a sliding window, as many as
     it holds at the same time. It waits while its next page is being computed for another request: the page will be
-    shared, and those behind it may pass. One that finds no pages waits, and those behind it with it. When a decoding
-    request needs a page and none is free, the youngest running request is preempted: it gives its pages back and waits
-    at the front, to be computed again from its tokens. The oldest request is never preempted, so something always gets
-    done.
+    shared, and those behind it may pass. Where layers keep a state, a chunk ends where others may go on. One that finds
+    no pages waits, and those behind it with it. When a decoding request needs a page and none is free, the youngest
+    running request is preempted: it gives its pages back and waits at the front, to be computed again from its tokens.
+    The oldest request is never preempted, so something always gets done.
 
     With drafts, what is left of the budget then goes to what decoding requests may go on with, as far as that is worth
     it.
@@ -260,7 +260,7 @@ class Scheduler:
         self._put_in_batch(context, replica)
 
     def _set_chunk(self, context: TextContext, replica: _Replica) -> None:
-        most = min(replica.budget, self._most(context, replica))
+        most = min(replica.budget, self._most(context, replica), replica.manager.most_at_once(context))
         if context.wants_prompt_logits:
             most = min(most, 1 + replica.logits_budget)
             replica.logits_budget -= most - 1

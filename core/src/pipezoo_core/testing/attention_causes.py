@@ -224,9 +224,8 @@ def _other_scales(ours: Attempt, config: Mapping[str, Any]) -> Iterator[tuple[st
 
 def _other_windows(trace: Trace, ours: Attempt, config: Mapping[str, Any]) -> Iterator[tuple[str, Attempt]]:
     mine = ours.spec.sliding_window
-    windows: dict[int | None, str] = dict.fromkeys(
-        (spec.sliding_window for spec in trace.subject.layers), "that of another layer"
-    )
+    others = (spec.sliding_window for spec in trace.subject.layers if isinstance(spec, AttentionSpec))
+    windows: dict[int | None, str] = dict.fromkeys(others, "that of another layer")
     for named in _numbers(config, "window"):
         windows[int(named)] = "what the config says"
     near: dict[int | None, str] = {

@@ -138,12 +138,29 @@ def _of_falcon(config: Any) -> dict[str, Any]:
     return {"attention.head_count_kv": config.num_kv_heads if has_groups else 1}
 
 
+def _of_lfm2(config: Any) -> dict[str, Any]:
+    """The feed-forward layer's size as it is computed with, and key/value heads in the layers that have attention."""
+    size = config.intermediate_size
+    if config.block_auto_adjust_ff_dim:
+        size = int(config.block_ffn_dim_multiplier * int(2 * size / 3))
+        size = -(-size // config.block_multiple_of) * config.block_multiple_of
+    has_attention = [kind == _FULL for kind in config.layer_types]
+    return {
+        "feed_forward_length": size,
+        "attention.head_count_kv": [config.num_key_value_heads * each for each in has_attention],
+        "attention.layer_norm_rms_epsilon": config.norm_eps,
+        "attention.layer_norm_epsilon": None,
+        "shortconv.l_cache": config.conv_L_cache,
+    }
+
+
 _OWN: Mapping[str, Callable[[Any], dict[str, Any]]] = {
     "bloom": lambda config: {"context_length": getattr(config, "seq_length", _LENGTH_OF_BLOOM)},
     "deepseek_v2": _of_deepseek,
     "deepseek_v3": _of_deepseek,
     "falcon": _of_falcon,
     "gpt_oss": lambda config: {"expert_feed_forward_length": config.intermediate_size},
+    "lfm2": _of_lfm2,
     "olmo": lambda _: {"attention.layer_norm_epsilon": 1e-5},
     "olmo3": lambda config: {"attention.sliding_window_pattern": [kind == _SLIDING for kind in config.layer_types]},
     "phi3": lambda config: {"rope.scaling.original_context_length": config.original_max_position_embeddings},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.errors import CheckpointMismatchError, PipezooError
 from pipezoo_core.testing.agreement import check_same_logits, difference, tolerance
@@ -44,9 +45,10 @@ def check_spec(plugin: PluginUnderTest, subjects: Sequence[Subject]) -> None:
             raise ConformanceError(
                 f"config {subject.name!r}: `layers` does not describe every layer",
                 found=f"{len(config.layers)} of {config.num_layers}",
-                cure="Return one AttentionSpec for each layer.",
+                cure="Return an AttentionSpec for each layer, or a StateSpec where it keeps a state instead.",
             )
-        odd = [number for number, spec in enumerate(config.layers) if (spec.sliding_window or 1) < 1]
+        attentions = ((number, spec) for number, spec in enumerate(config.layers) if isinstance(spec, AttentionSpec))
+        odd = [number for number, spec in attentions if (spec.sliding_window or 1) < 1]
         if odd:
             raise ConformanceError(
                 f"config {subject.name!r}: layers have a window that shows nothing",

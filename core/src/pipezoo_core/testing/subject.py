@@ -21,6 +21,7 @@ from pipezoo_core.distributed import TensorParallelGroup
 from pipezoo_core.interfaces import PipelineModel
 from pipezoo_core.memory import plan_memory
 from pipezoo_core.pipeline import TextGenerationPipeline
+from pipezoo_core.recurrence import StateSpec
 from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.session import InferenceSession
 from pipezoo_core.testing.failures import ConformanceError
@@ -115,8 +116,8 @@ class Subject:
         return length
 
     @cached_property
-    def layers(self) -> tuple[AttentionSpec, ...]:
-        """What the plugin's config says of each layer's attention; nothing of a model that is no decoder of core's."""
+    def layers(self) -> tuple[AttentionSpec | StateSpec, ...]:
+        """What the plugin's config says of each layer; nothing of a model that is no decoder of core's."""
         model = self.architecture.pipeline_model
         if not issubclass(model, DecoderPipelineModel):
             return ()

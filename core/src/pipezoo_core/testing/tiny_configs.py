@@ -42,13 +42,26 @@ _SIZES = {
     "qk_rope_head_dim": 8,
     "qk_nope_head_dim": 16,
     "v_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 24,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
 """By transformers' names. Heads are no parts of the hidden size, so that who confuses the two sees it."""
 
-_SIZES_OF_IMAGES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+_SIZES_OF_IMAGES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "depth": 1,
+    "num_heads": 2,
+    "out_hidden_size": 64,
+    "num_position_embeddings": 16,
+}
 _HIDDEN_WITHOUT_HEAD_DIM = 128  # heads of 32 numbers there, too: the kernels want a multiple of that
 _WITHOUT_EFFECT = {
     "use_cache", "is_decoder", "is_encoder_decoder", "add_cross_attention", "scale_attn_by_inverse_layer_idx",
@@ -59,6 +72,11 @@ _WITHOUT_EFFECT = {
 """Those that change nothing of what is computed, or make another kind of model of it: they are not tried."""
 
 _MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
+_STATES = {
+    "lfm2": "conv",
+    **dict.fromkeys(("qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"), "linear_attention"),
+}
+"""What `layer_types` calls layers that keep a state, where by default there are none, or no others."""
 _EPS = 0.03  # a wrong one shows; one of 1e-6 does not
 _SMALL = 1e-3
 _THETA, _FURTHER = 700.0, 400.0
@@ -96,11 +114,13 @@ def tiny_configs(model_type: str, config_class: type[PretrainedConfig] | None = 
 def _variants(config_class: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     defaults = {field.name: field.default for field in dataclasses.fields(config_class)}
     names = {config_class.attribute_map.get(name, name): size for name, size in _SIZES.items()}
-    plain = {name: size for name, size in names.items() if name in defaults}
+    plain: dict[str, Any] = {name: size for name, size in names.items() if name in defaults}
     if "head_dim" not in defaults:
         plain[config_class.attribute_map.get("hidden_size", "hidden_size")] = _HIDDEN_WITHOUT_HEAD_DIM
     if "kv_lora_rank" in defaults:  # a latent has keys for every query head
         plain["num_key_value_heads"] = _SIZES["num_attention_heads"]
+    if state := _STATES.get(config_class.model_type):
+        plain["layer_types"] = [state, "full_attention", state]
     yield "plain", plain
     for switch in _switches(config_class):
         yield switch, {**plain, switch: not defaults[switch]}

@@ -91,7 +91,7 @@ KNOWN_PRE_TOKENIZERS: Mapping[str, GGUFPreTokenizer] = MappingProxyType(
         **dict.fromkeys(
             ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), _WORDS_AND_DIGITS
         ),
-        **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral"), _LLAMA3_ITSELF),
+        **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "lfm2", "pixtral"), _LLAMA3_ITSELF),
         **dict.fromkeys(("dbrx", "smaug-bpe"), _LLAMA3_LIKE),
         **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan", "megrez"), _QWEN2_LIKE),
         **dict.fromkeys(("gpt-4o", "llama4"), _GPT4O_LIKE),

@@ -83,6 +83,7 @@ class GGUFDecoder:
         rotary_dim: int | None = None,
         rotates_part: bool = False,
         rope_keys: Collection[str] = (),
+        num_kv_heads: int | None = None,
     ) -> dict[str, Any]:
         """Returns the fields of a config.json that decoders share, a head that is tied where the file has none.
 
@@ -92,6 +93,7 @@ class GGUFDecoder:
             rotates_part: whether the architecture's heads may be rotated in part, `rope.dimension_count` numbers of
                 each.
             rope_keys: as for `rope_parameters`.
+            num_kv_heads: of the layers with attention, where the file says it layer by layer; None for what it says.
         """
         hidden_size, num_heads = self.size("embedding_length"), self.size("attention.head_count")
         head_dim = self.size("attention.key_length", hidden_size // num_heads)
@@ -104,7 +106,7 @@ class GGUFDecoder:
             "intermediate_size": self.size("feed_forward_length"),
             "num_hidden_layers": self.size("block_count"),
             "num_attention_heads": num_heads,
-            "num_key_value_heads": self.size("attention.head_count_kv", num_heads),
+            "num_key_value_heads": num_kv_heads or self.size("attention.head_count_kv", num_heads),
             "head_dim": head_dim,
             "max_position_embeddings": self.size("context_length"),
             "rope_parameters": self.rope_parameters(rotary_dim or head_dim, rotates_part=rotates_part, keys=rope_keys),

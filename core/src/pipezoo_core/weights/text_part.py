@@ -13,7 +13,10 @@ _TEXT = (  # where checkpoints have the text part: those that transformers 5 wri
     ("language_model.model.", "model."),
     ("language_model.lm_head.", "lm_head."),
 )
-_VISION = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+_VISION = (
+    "vision_tower.", "multi_modal_projector.",
+    "model.vision_tower.", "model.multi_modal_projector.", "model.visual.",
+)  # fmt: skip
 
 
 def of_text_part(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:

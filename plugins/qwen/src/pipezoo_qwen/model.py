@@ -42,8 +42,8 @@ class QwenAttention(nn.Module):
         parts = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
         self.qkv_proj = MergedLinear(config.hidden_size, parts, bias=config.qkv_bias)
         self.o_proj = RowParallelLinear(queries, config.hidden_size, bias=config.output_bias)
-        self.q_norm = HeadNorm(config) if config.qk_norm else nn.Identity()
-        self.k_norm = HeadNorm(config) if config.qk_norm else nn.Identity()
+        self.q_norm = HeadNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = HeadNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.attention = Attention(layer_idx, backends)
 
     def forward(self, x_TH: Tensor, rotation: Rotation, kv: KVCacheInputs[Any]) -> Tensor:
@@ -60,9 +60,6 @@ class QwenAttention(nn.Module):
 class HeadNorm(RMSNorm):
     """An `RMSNorm` of each head, with the same weight for all."""
 
-    def __init__(self, config: QwenConfig) -> None:
-        super().__init__(config.head_dim, config.rms_norm_eps)
-
     def forward(self, x: Tensor) -> Tensor:
         """Maps [T, heads · D] to the same."""
         return super().forward(x.unflatten(-1, (-1, self.weight.shape[0]))).flatten(-2)
@@ -71,13 +68,13 @@ class HeadNorm(RMSNorm):
 class QwenMixtureOfExperts(nn.Module):
     """A few experts for each token, and in Qwen2-MoE one for all, as much of it as a gate lets through."""
 
-    def __init__(self, config: QwenConfig, mixture: QwenMixture) -> None:
+    def __init__(self, hidden: int, activation: str, mixture: QwenMixture) -> None:
         super().__init__()
-        hidden, routing, shared = config.hidden_size, mixture.routing, mixture.shared_intermediate_size
+        routing, shared = mixture.routing, mixture.shared_intermediate_size
         sizes = (hidden, mixture.intermediate_size, routing.num_experts, routing.top_k)
         self.gate = Router(hidden, routing)
-        self.experts = Experts(*sizes, config.activation)
-        self.shared_expert = None if shared is None else GatedMLP(hidden, shared, config.activation)
+        self.experts = Experts(*sizes, activation)
+        self.shared_expert = None if shared is None else GatedMLP(hidden, shared, activation)
         self.shared_expert_gate = None if shared is None else Linear(hidden, 1)
 
     def forward(self, x_TH: Tensor) -> Tensor:
@@ -101,7 +98,7 @@ class QwenMixtureOfExperts(nn.Module):
 
 def _feed_forward(config: QwenConfig, layer_idx: int) -> nn.Module:
     if config.mixture is not None and layer_idx in config.mixture.layers:
-        return QwenMixtureOfExperts(config, config.mixture)
+        return QwenMixtureOfExperts(config.hidden_size, config.activation, config.mixture)
     return GatedMLP(config.hidden_size, config.intermediate_size, config.activation)
 
 

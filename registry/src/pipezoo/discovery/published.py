@@ -20,6 +20,7 @@ PUBLISHED = {
     "gpt_neox": "pipezoo-gpt",
     "gpt_oss": "pipezoo-gpt-oss",
     "gptj": "pipezoo-gpt",
+    "lfm2": "pipezoo-lfm2",
     "llama": "pipezoo-llama",
     "ministral3": "pipezoo-mistral",
     "mistral": "pipezoo-mistral",
@@ -35,7 +36,12 @@ PUBLISHED = {
     "qwen2": "pipezoo-qwen",
     "qwen2_moe": "pipezoo-qwen",
     "qwen3": "pipezoo-qwen",
+    "qwen3_5": "pipezoo-qwen",
+    "qwen3_5_moe": "pipezoo-qwen",
+    "qwen3_5_moe_text": "pipezoo-qwen",
+    "qwen3_5_text": "pipezoo-qwen",
     "qwen3_moe": "pipezoo-qwen",
+    "qwen3_next": "pipezoo-qwen",
     "replit_lm": "pipezoo-replit",
 }
 """The distribution that serves a model type."""

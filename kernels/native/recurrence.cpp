@@ -1,0 +1,175 @@
+#include "recurrence.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "tiles.h"
+
+namespace pipezoo {
+namespace {
+
+constexpr int kBlock = 4;          // vectors of a state's columns that are computed together: their sums do not wait
+constexpr float kLeast = 1e-6f;    // added to the sum of squares of a query or key
+constexpr float kSteep = 20.0f;    // from here on softplus is its argument
+
+template <typename T>
+float number_at(const T* from) {
+    return first(load(from, first_lanes(1)));
+}
+
+float softplus(float x) { return x > kSteep ? x : std::log1p(std::exp(x)); }
+
+// to = `factor` · from / |from|.
+template <typename T>
+void normalize(const T* from, float* to, std::int64_t size, float factor) {
+    Vector squares = zeros();
+    for (std::int64_t i = 0; i < size; i += kLanes) {
+        const Vector numbers = load(from + i, first_lanes(size - i));
+        squares = add_product(squares, numbers, numbers);
+    }
+    const Vector scale = all(factor / std::sqrt(sum(squares) + kLeast));
+    for (std::int64_t i = 0; i < size; i += kLanes) {
+        const Mask lanes = first_lanes(size - i);
+        store(to + i, load(from + i, lanes) * scale, lanes);
+    }
+}
+
+// Some columns of one head's state, where a request's rows find them: `rows` times `columns`, `stride` numbers apart.
+void begin_state(float* state, std::int64_t slot_size, std::int64_t read, std::int64_t write, std::int64_t rows,
+                 std::int64_t columns, std::int64_t stride) {
+    if (read == write) return;
+    for (std::int64_t i = 0; i < rows; ++i) {
+        float* to = state + write * slot_size + i * stride;
+        if (read < 0)
+            std::fill_n(to, columns, 0.0f);
+        else
+            std::copy_n(state + read * slot_size + i * stride, columns, to);
+    }
+}
+
+// One row of one head: y = Sᵀq, after S has decayed and learned. S is `vectors` wide; `lanes` are those of a narrower one.
+template <int vectors, typename T>
+void learn(float* state, std::int64_t stride, const float* q, const float* k, std::int64_t key_size, const T* v, T* y,
+           float decay, float strength, Mask lanes) {
+    const auto read = [=](const auto* from) __attribute__((always_inline)) {
+        return vectors == 1 ? load(from, lanes) : load(from);
+    };
+    const auto write = [=](auto* to, Vector value) __attribute__((always_inline)) {
+        vectors == 1 ? store(to, value, lanes) : store(to, value);
+    };
+    Vector learned[vectors], out[vectors];
+#pragma GCC unroll 4
+    for (int c = 0; c < vectors; ++c) learned[c] = out[c] = zeros();
+    for (std::int64_t i = 0; i < key_size; ++i)
+#pragma GCC unroll 4
+        for (int c = 0; c < vectors; ++c)
+            learned[c] = add_product(learned[c], all(k[i]), read(state + i * stride + c * kLanes));
+#pragma GCC unroll 4
+    for (int c = 0; c < vectors; ++c)
+        learned[c] = all(strength) * subtract_product(read(v + c * kLanes), all(decay), learned[c]);
+    for (std::int64_t i = 0; i < key_size; ++i) {
+        float* row = state + i * stride;
+#pragma GCC unroll 4
+        for (int c = 0; c < vectors; ++c) {
+            const Vector number = add_product(all(decay) * read(row + c * kLanes), all(k[i]), learned[c]);
+            out[c] = add_product(out[c], all(q[i]), number);
+            write(row + c * kLanes, number);
+        }
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < vectors; ++c) write(y + c * kLanes, out[c]);
+}
+
+}  // namespace
+
+template <typename T>
+void short_convolution(const T* x, std::int64_t stride, const T* weight, const T* bias, float* state, T* y,
+                       std::int64_t size, std::int64_t taps, bool is_activated, const StateStep& step) {
+    const std::int64_t vectors = (size + kLanes - 1) / kLanes, kept = taps - 1;
+    on_team_each(vectors * step.num_requests, step.num_rows() * size * taps, [&](std::int64_t unit) {
+        const std::int64_t request = unit % step.num_requests, channel = unit / step.num_requests * kLanes;
+        const std::int64_t begin = step.row_offsets[request], rows = step.row_offsets[request + 1] - begin;
+        const std::int64_t read = step.read_slots[request], write = step.write_slots[request];
+        const Mask lanes = first_lanes(size - channel);
+        const auto input = [&](std::int64_t row) __attribute__((always_inline)) {
+            if (row >= 0) return load(x + (begin + row) * stride + channel, lanes);
+            return read < 0 ? zeros() : load(state + (read * kept + row + kept) * size + channel, lanes);
+        };
+        for (std::int64_t row = 0; row < rows; ++row) {
+            Vector total = bias ? load(bias + channel, lanes) : zeros();
+            for (std::int64_t tap = 0; tap < taps; ++tap)
+                total = add_product(total, input(row - kept + tap), load(weight + tap * size + channel, lanes));
+            store(y + (begin + row) * size + channel, is_activated ? silu(total) : total, lanes);
+        }
+        for (std::int64_t i = 0; i < kept; ++i)  // of one slot, what is written now is read no more
+            store(state + (write * kept + i) * size + channel, input(rows - kept + i), lanes);
+    });
+}
+
+template <typename T>
+void gated_delta_rule(const DeltaRows<T>& rows, const float* decay_log, const float* decay_bias, float* state, T* y,
+                      const StateStep& step, const DeltaSizes& sizes) {
+    const std::int64_t dim = sizes.key_size, width = sizes.value_size, whole = width / (kBlock * kLanes);
+    const std::int64_t rest = width - whole * kBlock * kLanes, blocks = whole + (rest + kLanes - 1) / kLanes;
+    const std::int64_t slot_size = sizes.heads * dim * width, num_rows = step.num_rows();
+    const float shrunk = 1.0f / std::sqrt(float(dim));
+    on_team_each(sizes.heads * blocks * step.num_requests, num_rows * slot_size, [&](std::int64_t unit) {
+        const std::int64_t request = unit % step.num_requests, part = unit / step.num_requests;
+        const std::int64_t head = part / blocks, block = part % blocks;
+        const bool is_whole = block < whole;
+        const std::int64_t column = (is_whole ? block * kBlock : block - whole + whole * kBlock) * kLanes;
+        const std::int64_t columns = std::min<std::int64_t>(is_whole ? kBlock * kLanes : kLanes, width - column);
+        const std::int64_t key_head = head / (sizes.heads / sizes.key_heads), keys = sizes.key_heads * dim;
+        const std::int64_t write = step.write_slots[request];
+        float *q = scratch<float>(2 * dim), *k = q + dim;
+        float* part_of_state = state + head * dim * width + column;
+        begin_state(part_of_state, slot_size, step.read_slots[request], write, dim, columns, width);
+        part_of_state += write * slot_size;
+        const float rate = -std::exp(decay_log[head]), bias = decay_bias[head];
+        for (std::int64_t row = step.row_offsets[request]; row < step.row_offsets[request + 1]; ++row) {
+            const T* qkv = rows.qkv + row * rows.qkv_stride;
+            normalize(qkv + key_head * dim, q, dim, shrunk);
+            normalize(qkv + keys + key_head * dim, k, dim, 1.0f);
+            const float decay = std::exp(rate * softplus(number_at(rows.a + row * rows.a_stride + head) + bias));
+            const float strength = 1.0f / (1.0f + std::exp(-number_at(rows.b + row * rows.b_stride + head)));
+            const T* v = qkv + 2 * keys + head * width + column;
+            T* to = y + (row * sizes.heads + head) * width + column;
+            if (is_whole)
+                learn<kBlock>(part_of_state, width, q, k, dim, v, to, decay, strength, all_lanes());
+            else
+                learn<1>(part_of_state, width, q, k, dim, v, to, decay, strength, first_lanes(columns));
+        }
+    });
+}
+
+template <typename T>
+void gated_rms_norm(const T* x, const T* weight, const T* gate, T* y, std::int64_t rows, std::int64_t heads,
+                    std::int64_t size, std::int64_t gate_stride, float eps) {
+    on_team_each(rows * heads, rows * heads * size, [&](std::int64_t unit) {
+        const T* from = x + unit * size;
+        const T* gates = gate + unit / heads * gate_stride + unit % heads * size;
+        Vector squares = zeros();
+        for (std::int64_t i = 0; i < size; i += kLanes) {
+            const Vector value = load(from + i, first_lanes(size - i));
+            squares = add_product(squares, value, value);
+        }
+        const Vector scale = all(1.0f / std::sqrt(sum(squares) / float(size) + eps));
+        for (std::int64_t i = 0; i < size; i += kLanes) {
+            const Mask lanes = first_lanes(size - i);
+            const Vector value = load(from + i, lanes) * scale * load(weight + i, lanes);
+            store(y + unit * size + i, value * silu(load(gates + i, lanes)), lanes);
+        }
+    });
+}
+
+#define PIPEZOO_INSTANTIATE(T)                                                                                          \
+    template void short_convolution<T>(const T*, std::int64_t, const T*, const T*, float*, T*, std::int64_t,            \
+                                       std::int64_t, bool, const StateStep&);                                           \
+    template void gated_delta_rule<T>(const DeltaRows<T>&, const float*, const float*, float*, T*, const StateStep&,    \
+                                      const DeltaSizes&);                                                               \
+    template void gated_rms_norm<T>(const T*, const T*, const T*, T*, std::int64_t, std::int64_t, std::int64_t,         \
+                                    std::int64_t, float);
+PIPEZOO_INSTANTIATE(float)
+PIPEZOO_INSTANTIATE(bfloat16)
+
+}  // namespace pipezoo

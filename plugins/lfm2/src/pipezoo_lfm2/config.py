@@ -1,0 +1,144 @@
+"""The typed config of an LFM2 model, read from a Hugging Face config or from a GGUF file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from transformers import PretrainedConfig
+
+from pipezoo_core.attention import AttentionSpec
+from pipezoo_core.decoder import DecoderConfig
+from pipezoo_core.errors import CorruptCheckpointError, UnsupportedModelError
+from pipezoo_core.layers import max_rotary_length, max_shareable_length, rope_of_whole_heads
+from pipezoo_core.recurrence import StateSpec
+from pipezoo_core.weights import GGUFDecoder, GGUFFile
+
+__all__ = ["Lfm2Config", "config_from_gguf"]
+
+_HAS_ATTENTION = {"full_attention": True, "conv": False}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lfm2Config(DecoderConfig):
+    """LFM2: layers of which some have attention, and the others a short convolution.
+
+    Attributes:
+        norm_eps: added to the mean square in the norms.
+        has_attention: per layer, whether it has attention.
+        num_taps: of a convolution: how many tokens it sees, the layer's own included.
+        conv_bias: whether the convolutions and the layers around them have a bias.
+        tie_word_embeddings: whether the head's weight is the embedding's.
+        max_position_embeddings: the trained length.
+        rope_parameters: as in the Hugging Face config.
+    """
+
+    norm_eps: float
+    has_attention: tuple[bool, ...]
+    num_taps: int
+    conv_bias: bool
+    tie_word_embeddings: bool
+    max_position_embeddings: int
+    rope_parameters: Mapping[str, Any]
+
+    @classmethod
+    def from_huggingface(cls, config: PretrainedConfig) -> Self:
+        """Reads a `Lfm2HuggingFaceConfig`, or transformers' own.
+
+        Raises:
+            UnsupportedModelError: a layer is of an unknown kind, a convolution sees one token alone, or a part of each
+                head alone is rotated.
+        """
+        if config.conv_L_cache < 2:
+            raise UnsupportedModelError(
+                "the config's conv_L_cache is too small", found=config.conv_L_cache, allowed="at least 2"
+            )
+        rope, length = rope_of_whole_heads(config.rope_parameters), config.max_position_embeddings
+        return cls(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=_intermediate_size(config),
+            num_layers=config.num_hidden_layers,
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            max_seq_len=max_rotary_length(rope, length),
+            max_shareable_prompt=max_shareable_length(rope, length),
+            norm_eps=config.norm_eps,
+            has_attention=_has_attention(config.layer_types),
+            num_taps=config.conv_L_cache,
+            conv_bias=config.conv_bias,
+            tie_word_embeddings=config.tie_word_embeddings,
+            max_position_embeddings=length,
+            rope_parameters=rope,
+        )
+
+    @property
+    def layers(self) -> tuple[AttentionSpec | StateSpec, ...]:
+        """Attention, or the inputs of a convolution that the next token needs."""
+        state = StateSpec(((self.num_taps - 1, self.hidden_size),))
+        return tuple(self.attention if has_attention else state for has_attention in self.has_attention)
+
+
+def _has_attention(layer_types: list[str]) -> tuple[bool, ...]:
+    unknown = {*layer_types} - {*_HAS_ATTENTION}
+    if unknown:
+        raise UnsupportedModelError(
+            "the config's layer_types are not what its layers can be", found=sorted(unknown), allowed=[*_HAS_ATTENTION]
+        )
+    return tuple(_HAS_ATTENTION[kind] for kind in layer_types)
+
+
+def _intermediate_size(config: PretrainedConfig) -> int:
+    """Returns the size as it is, or adjusted: of 100 that is 66 for a multiple of 2 and a factor of 1."""
+    size: int = config.intermediate_size
+    if not config.block_auto_adjust_ff_dim:
+        return size
+    size = int(2 * size / 3)
+    if config.block_ffn_dim_multiplier is None:
+        return size
+    multiple = config.block_multiple_of
+    return -(-int(config.block_ffn_dim_multiplier * size) // multiple) * multiple
+
+
+def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
+    """Returns the config.json that a GGUF file stands for. Layers without key/value heads are convolutions.
+
+    Raises:
+        CorruptCheckpointError: a key that every LFM2 file has is missing, or a size is no whole number above 0.
+        UnsupportedModelError: layers differ in their heads, or the file rotates in a way that no config.json can say.
+    """
+    decoder = GGUFDecoder(file, "lfm2")
+    heads = _kv_heads(decoder.get("attention.head_count_kv"), decoder.size("block_count"))
+    num_kv_heads = max(heads)
+    if {*heads} - {0, num_kv_heads}:
+        raise UnsupportedModelError("the GGUF file's layers differ in their key/value heads", found=heads)
+    fields = decoder.config(num_kv_heads=num_kv_heads)
+    return {
+        "model_type": "lfm2",
+        "architectures": ["Lfm2ForCausalLM"],
+        **fields,
+        "norm_eps": fields["rms_norm_eps"],
+        "layer_types": ["full_attention" if number else "conv" for number in heads],
+        "conv_L_cache": decoder.size("shortconv.l_cache"),
+        "conv_bias": any(name.endswith(".shortconv.in_proj.bias") for name in file.weights),
+        "block_auto_adjust_ff_dim": False,
+    }
+
+
+def _kv_heads(said: Any, num_layers: int) -> list[int]:
+    """Returns the key/value heads of each layer."""
+    heads = said if isinstance(said, list) else [said] * num_layers
+    if (
+        len(heads) != num_layers
+        or not all(isinstance(number, int) and number >= 0 for number in heads)
+        or not any(heads)
+    ):
+        raise CorruptCheckpointError(
+            "the GGUF file's lfm2.attention.head_count_kv is not what layers can have",
+            found=repr(said),
+            allowed=f"{num_layers} whole numbers, not all of them 0",
+            cure="Convert the model again.",
+        )
+    return heads
