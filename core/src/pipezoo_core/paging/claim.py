@@ -41,10 +41,12 @@ class StateHolding:
     Attributes:
         read: where the state is that its next step starts from; `NO_SLOT` before the first.
         write: where the next step leaves it; `NO_SLOT` until that is reserved. The same, unless others may read there.
+        is_in_step: whether a step may have begun to write there, and has not come to its end.
     """
 
     read: int = NO_SLOT
     write: int = NO_SLOT
+    is_in_step: bool = False
 
     @property
     def own_slots(self) -> list[int]:

@@ -75,18 +75,28 @@ class StateBooks:
         (claim.state.write,), evicted = allocation
         self._snapshots.forget(evicted)
 
+    def begin_step(self, claim: Claim) -> None:
+        """Notes that a step is about to write the request's state."""
+        claim.state.is_in_step = True
+
     def step(self, claim: Claim) -> None:
         """Notes that the request's step is done: what it has written is its state from now on."""
         state = claim.state
+        state.is_in_step = False
         if state.read not in (NO_SLOT, state.write):
             self._release(state.read)
         state.read = state.write
 
     def keep(self, claim: Claim, hash_: bytes) -> None:
-        """Makes the request's state the snapshot that has this hash, if there is none."""
-        if self.find(hash_) is None:
+        """Makes the request's state the snapshot that has this hash, if there is none.
+
+        The request has another slot to write to then. Where none is free it goes on in its own, and there is no
+        snapshot: what was reserved for several steps holds for all of them.
+        """
+        if self.find(hash_) is None and self.pool.num_free > 0:
             self._snapshots.insert(hash_, claim.state.read)
             claim.state.write = NO_SLOT
+            self.reserve(claim)
 
     def release(self, claim: Claim) -> None:
         """Takes a request's slots back."""
