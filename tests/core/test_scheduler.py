@@ -203,6 +203,23 @@ def test_a_prompt_is_fed_to_the_end_where_its_state_is_kept_and_others_wait_for_
     assert again.cache_length == 16  # from the state at 8
 
 
+def test_who_comes_while_the_same_prompt_is_computed_waits_for_its_end():
+    """However far the first one is: that pages are known and no state is, is nothing to compute the prompt again for.
+
+    One that is the same as far as the first has come, and then differs, has nothing to wait for.
+    """
+    scheduler, manager = make_scheduler(max_batch_tokens=10, enable_prefix_caching=True, num_slots=9)
+    first, alike, apart = (make_context(name, 27, max_new_tokens=9) for name in ("first", "alike", "apart"))
+    apart.tokens[8:] = [50] * 19
+    scheduler.add(first)
+    assert step(scheduler, manager) == {"first": 10}
+    for context in (alike, apart):
+        scheduler.add(context)
+    assert step(scheduler, manager) == {"first": 10}
+    assert step(scheduler, manager) == {"first": 4, "apart": 6}
+    assert step(scheduler, manager) == {"first": 3, "apart": 2, "alike": 3}
+
+
 def test_states_never_keep_a_request_from_running():
     """All slots are snapshots, and each running request needs two at a time: one to read, one to write."""
     scheduler, manager = make_scheduler(max_batch_size=3, max_batch_tokens=64, enable_prefix_caching=True, num_slots=7)

@@ -152,10 +152,13 @@ class PagedKVCacheManager:
 
     def _look_ahead(self, claim: Claim, context: TextContext) -> None:
         """Notes up to where others can soon go on from what this request computes."""
-        end = (claim.num_committed + 1) * self.params.page_size
-        if self._states is not None:
-            end = self._states.next_end(claim, context.cache_length, len(context.tokens))
-        self._upcoming.look_ahead(claim, context.tokens, end)
+        num_tokens = len(context.tokens)
+        if self._states is None:
+            due = last = (claim.num_committed + 1) * self.params.page_size
+        else:
+            due = self._states.next_end(claim, context.cache_length, num_tokens)
+            last = self._states.last_end(num_tokens)
+        self._upcoming.look_ahead(claim, context.tokens, due, last)
 
     def awaits_prefix(self, context: TextContext) -> bool:
         """Whether the page after the request's known prefix is about to be computed for another request.

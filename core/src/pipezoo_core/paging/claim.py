@@ -65,7 +65,9 @@ class Claim:
         hashes: of its full pages.
         num_committed: how many of those the prefix caches were told of.
         parting: up to which token others' pages are known, though no state is; 0 for none.
-        upcoming: hashes of the pages that it fills next with tokens that are known, up to where others can go on.
+        upcoming: hashes of the pages that it fills next with tokens that are known, up to the last end that others can
+            go on from.
+        due: that of them behind which others can go on first.
         is_counted: whether the metrics have it.
     """
 
@@ -76,6 +78,7 @@ class Claim:
     num_committed: int = 0
     parting: int = 0
     upcoming: list[bytes] = field(default_factory=list)
+    due: bytes | None = None
     is_counted: bool = False
 
     @property

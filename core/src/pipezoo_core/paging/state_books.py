@@ -48,8 +48,12 @@ class StateBooks:
             num_fed: tokens that its state has seen.
             num_tokens: that it has.
         """
-        last = (num_tokens - 1) // self._page_size * self._page_size
-        return min((end for end in (claim.parting, last) if end > num_fed), default=0)
+        ends = claim.parting, self.last_end(num_tokens)
+        return min((end for end in ends if end > num_fed), default=0)
+
+    def last_end(self, num_tokens: int) -> int:
+        """Returns behind which token of so many the last snapshot is due."""
+        return (num_tokens - 1) // self._page_size * self._page_size
 
     def go_on(self, claim: Claim) -> None:
         """Lets a new claim read the snapshot at the end of its pages, without a reference to it."""
