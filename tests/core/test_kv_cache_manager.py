@@ -466,6 +466,44 @@ def test_what_is_reserved_for_several_steps_holds_for_all_of_them():
     assert manager.num_known_pages(make_context(contexts[0].tokens)) == 5  # there is room for its last one now
 
 
+def decoded(manager, context, num_tokens):
+    manager.external_claim(context)
+    while context.cache_length < len(context.tokens) + num_tokens - context.num_generated - 1:
+        slots_of_step(manager, context)
+
+
+def test_a_long_answer_leaves_others_their_snapshots():
+    """Of its own it keeps the prompt's, the latest, and those that somebody has gone on from."""
+    manager = make_manager(num_pages=60, num_slots=6)
+    prompt, answer = make_context([9] * 9, "prompt"), make_context(list(range(9)), "answer")
+    decoded(manager, prompt, 1)
+    manager.release("prompt")
+    decoded(manager, answer, 8)
+    assert answer.cache_length == 16
+    other = make_context(answer.tokens[:17], "other")
+    decoded(manager, other, 1)
+    manager.release("other")
+    for _ in range(10 * PAGE_SIZE):
+        slots_of_step(manager, answer)
+    tokens = answer.tokens
+    manager.release("answer")
+    ends = [end for end in range(4, 60, 4) if manager.num_known_pages(make_context([*tokens[:end], 99])) == end // 4]
+    assert ends == [8, 16, 56]
+    assert manager.num_known_pages(make_context([9] * 9)) == 2
+
+
+def test_a_snapshot_that_is_computed_again_is_the_last_to_be_given_up():
+    """As one is that is gone on from: a prompt that is echoed is computed whole."""
+    manager = make_manager(num_pages=60, num_slots=3)
+    for number in (1, 2):
+        decoded(manager, make_context([number] * 5, str(number)), 1)
+        manager.release(str(number))
+    decoded(manager, make_context([1] * 5, "again", echo=True, log_probabilities=1), 1)
+    manager.release("again")
+    decoded(manager, make_context([3] * 5, "other"), 1)
+    assert [manager.num_known_pages(make_context([number] * 5)) for number in (1, 2, 3)] == [1, 0, 1]
+
+
 def test_a_step_that_did_not_come_to_its_end_is_not_run_again():
     """It may have written states, in which the same tokens would count twice. Pages are only written anew."""
     manager = make_manager(num_slots=5)
@@ -493,10 +531,11 @@ def test_a_step_that_did_not_come_to_its_end_is_not_run_again():
 
 
 def test_bytes_of_states():
-    """Of 6 and 5 numbers of 4 bytes in each slot; two slots for each request, and one more."""
+    """Of 6 and 5 numbers of 4 bytes in each slot; two slots for each request, or one where none leaves a snapshot."""
     params = make_manager(num_slots=1).params
     assert params.slot_bytes == 44
-    assert params.state_bytes(3) == 7 * 44
+    assert params.state_bytes(3) == 6 * 44
+    assert make_manager(num_slots=1, enable_prefix_caching=False).params.state_bytes(3) == 3 * 44
     assert make_manager().params.state_bytes(3) == 0
 
 

@@ -285,7 +285,7 @@ class PagedKVCacheManager:
             claim.hashes.append(hash_)
             claim.num_committed += 1
         if self._states is not None and self._states.next_end(claim, fed - 1, len(context.tokens)) == fed:
-            self._states.keep(claim, claim.hashes[-1])
+            self._states.keep(claim, claim.hashes[-1], is_passing=fed >= context.prompt_length)
         if claim.num_committed > before or (not claim.upcoming and end <= len(context.tokens)):
             self._look_ahead(claim, context)
 

@@ -41,11 +41,13 @@ class StateHolding:
     Attributes:
         read: where the state is that its next step starts from; `NO_SLOT` before the first.
         write: where the next step leaves it; `NO_SLOT` until that is reserved. The same, unless others may read there.
+        passing: hash of the last page that decoding has filled, if the request has left its snapshot.
         is_in_step: whether a step may have begun to write there, and has not come to its end.
     """
 
     read: int = NO_SLOT
     write: int = NO_SLOT
+    passing: bytes | None = None
     is_in_step: bool = False
 
     @property
