@@ -1,10 +1,15 @@
 """Requests of a model with states beside the scheduler, in several replicas, and after a step that failed."""
 
+import os
+import re
+
 import pytest
 from families import save
 from lfm2.tiny_lfm2 import make
+from typer.testing import CliRunner
 
 from pipezoo import registry
+from pipezoo.cli.main import app
 from pipezoo_core.context import TextContext, TextGenerationInputs
 from pipezoo_core.errors import InsufficientPagesError, InvalidRequestError
 from pipezoo_core.request import TextGenerationRequest
@@ -40,6 +45,20 @@ def contexts_of(prompts, name):
 def run(llm, contexts, num_steps):
     inputs = TextGenerationInputs([{context.request_id: context for context in contexts}], num_steps=num_steps)
     return [output.tokens for output in llm.execute(inputs).values()]
+
+
+def test_info_shows_what_states_take(folder):
+    """Two layers keep two tokens' inputs, of 64 numbers; each request has two slots, or one where nothing is shared."""
+    slot = 2 * 2 * 64 * 4
+    assert registry.plan(folder, **SETTINGS, max_batch_size=4).memory.states == 8 * slot
+    assert registry.plan(folder, **SETTINGS, max_batch_size=4, enable_prefix_caching=False).memory.states == 4 * slot
+    all_of_them = f"{registry.plan(folder, dtype='float32').memory.states / 2**20:.1f} MiB"
+    assert all_of_them != "0.0 MiB"
+    result = CliRunner().invoke(app, ["info", str(folder), "--dtype", "float32"], env={**os.environ, "COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    assert re.search(r"layers with a state\s+│ 2 ", result.output)
+    assert re.search(r"state of a request\s+│ 1,024 bytes", result.output)
+    assert re.search(rf"states\s+│ {all_of_them}", result.output)
 
 
 def test_replicas_compute_what_one_does(folder):
