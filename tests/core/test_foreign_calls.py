@@ -1,7 +1,7 @@
 """Operations of torch that have no kernel are replayed, and give bit for bit what they give without."""
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipezoo_core.decoder.recorded_module import RecordedModule
+from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.kv_cache import KVCacheInputs, RaggedBatch
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.native.activation import Activation
@@ -284,6 +285,27 @@ def test_a_shape_that_depends_on_numbers_is_noticed_while_it_is_replayed():
     assert_same(results)
     assert recorded._program is None
     assert set(recorded.obstacles.values()) == {"aten.where.default, whose result's shape depends on numbers"}
+
+
+def test_a_step_that_may_have_written_states_is_not_run_again():
+    """Tokens would count twice in those that are read and written in the same slot."""
+    ran = []
+    module = Parameters(lambda x, given: x.cos() + torch.where(given.positions < 40)[0].sum() / 100)
+    recorded = RecordedModule(lambda *step: ran.append(step) or module(*step), KERNELS, MAX_ROWS)
+
+    def run(position):
+        tokens, kv = step_of(3, seed=1)
+        ran.clear()
+        positions = torch.full((3,), position, dtype=torch.int64)
+        return recorded(tokens, replace(kv, positions=positions, states=((), (torch.zeros(1, 2),))))
+
+    with torch.inference_mode():
+        run(1)
+        run(2)
+        assert not ran  # it is replayed
+        with pytest.raises(UnsupportedModelError, match=r"changed their states already"):
+            run(41)
+    assert not ran
 
 
 OPERATIONS = {

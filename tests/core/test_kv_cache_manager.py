@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pipezoo_core.attention import AttentionBackends, AttentionSpec
 from pipezoo_core.config import AttentionName
 from pipezoo_core.context import TextContext
-from pipezoo_core.errors import CacheIntegrityError, InsufficientPagesError
+from pipezoo_core.errors import CacheIntegrityError, InsufficientPagesError, InvalidRequestError
 from pipezoo_core.kv_cache import KVCacheParams, PagedKVCacheManager
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.paging import NO_PAGE, NO_SLOT, Claim, PagePool, first_visible
@@ -406,7 +406,7 @@ def test_a_state_is_kept_at_the_last_page_end_of_a_prompt_and_at_each_that_decod
 
 def test_without_a_snapshot_known_pages_are_computed_anew():
     """And where they end, there is one then; of a chunk that goes over it, at the last end alone."""
-    manager = make_manager(num_pages=30, num_slots=5)
+    manager = make_manager(num_pages=30, num_slots=6)
     first = make_context(list(range(22)), "first")
     manager.external_claim(first)
     slots_of_step(manager, first)
@@ -438,17 +438,104 @@ def test_without_a_slot_nothing_is_reserved():
     free = manager.num_free_pages
     assert not manager.maybe_reserve(second)
     assert manager.num_free_pages == free
-    with pytest.raises(InsufficientPagesError, match=r"found: 0 pages, 7 free of 8, 0 free of 1"):
+    with pytest.raises(InsufficientPagesError, match=r"pages: 7 free of 8; slots for states: 0 free of 1"):
         manager.fetch([second])
     manager.release("first")
     assert manager.maybe_reserve(second)
 
 
+def test_what_is_reserved_for_several_steps_holds_for_all_of_them():
+    """Whoever finds no slot to go on in leaves no snapshot: of three requests with three slots, nobody does."""
+    manager = make_manager(num_pages=30, num_slots=3)
+    contexts = [make_context([number] * 5, str(number)) for number in range(3)]
+    for context in contexts:
+        manager.external_claim(context)
+        context.set_chunk(5)
+        assert manager.maybe_reserve(context, num_steps=12)
+    for remaining in range(12, 0, -1):
+        manager.fetch(contexts, remaining)
+        for context in contexts:
+            context.advance(0)
+            context.set_chunk(1)
+        manager.step(contexts)
+        manager.check_integrity()
+    assert [context.cache_length for context in contexts] == [16] * 3
+    assert manager.num_known_pages(make_context(contexts[0].tokens)) == 0
+    manager.release("1")
+    assert [slots_of_step(manager, contexts[0]) for _ in range(5)] == [[0, 0]] * 4 + [[0, 1]]
+    assert manager.num_known_pages(make_context(contexts[0].tokens)) == 5  # there is room for its last one now
+
+
+def decoded(manager, context, num_tokens):
+    manager.external_claim(context)
+    while context.cache_length < len(context.tokens) + num_tokens - context.num_generated - 1:
+        slots_of_step(manager, context)
+
+
+def test_a_long_answer_leaves_others_their_snapshots():
+    """Of its own it keeps the prompt's, the latest, and those that somebody has gone on from."""
+    manager = make_manager(num_pages=60, num_slots=6)
+    prompt, answer = make_context([9] * 9, "prompt"), make_context(list(range(9)), "answer")
+    decoded(manager, prompt, 1)
+    manager.release("prompt")
+    decoded(manager, answer, 8)
+    assert answer.cache_length == 16
+    other = make_context(answer.tokens[:17], "other")
+    decoded(manager, other, 1)
+    manager.release("other")
+    for _ in range(10 * PAGE_SIZE):
+        slots_of_step(manager, answer)
+    tokens = answer.tokens
+    manager.release("answer")
+    ends = [end for end in range(4, 60, 4) if manager.num_known_pages(make_context([*tokens[:end], 99])) == end // 4]
+    assert ends == [8, 16, 56]
+    assert manager.num_known_pages(make_context([9] * 9)) == 2
+
+
+def test_a_snapshot_that_is_computed_again_is_the_last_to_be_given_up():
+    """As one is that is gone on from: a prompt that is echoed is computed whole."""
+    manager = make_manager(num_pages=60, num_slots=3)
+    for number in (1, 2):
+        decoded(manager, make_context([number] * 5, str(number)), 1)
+        manager.release(str(number))
+    decoded(manager, make_context([1] * 5, "again", echo=True, log_probabilities=1), 1)
+    manager.release("again")
+    decoded(manager, make_context([3] * 5, "other"), 1)
+    assert [manager.num_known_pages(make_context([number] * 5)) for number in (1, 2, 3)] == [1, 0, 1]
+
+
+def test_a_step_that_did_not_come_to_its_end_is_not_run_again():
+    """It may have written states, in which the same tokens would count twice. Pages are only written anew."""
+    manager = make_manager(num_slots=5)
+    context, other = make_context([1, 2, 3]), make_context([4, 5, 6], "other")
+    for each in (context, other):
+        manager.external_claim(each)
+        run_step(manager, each)
+        each.set_chunk(1)
+        manager.maybe_reserve(each)
+    manager.fetch([context])
+    for batch in ([context], [other, context]):
+        with pytest.raises(InvalidRequestError, match="step of this request failed"):
+            manager.fetch(batch)
+    run_step(manager, other)
+    manager.release("a")
+    again = make_context([1, 2, 3])
+    manager.external_claim(again)
+    run_step(manager, again)
+    pages_alone = make_manager()
+    pages_alone.external_claim(context := make_context([1, 2, 3]))
+    context.set_chunk(3)
+    pages_alone.maybe_reserve(context)
+    pages_alone.fetch([context])
+    pages_alone.fetch([context])
+
+
 def test_bytes_of_states():
-    """Of 6 and 5 numbers of 4 bytes in each slot; two slots for each request, and one more."""
+    """Of 6 and 5 numbers of 4 bytes in each slot; two slots for each request, or one where none leaves a snapshot."""
     params = make_manager(num_slots=1).params
     assert params.slot_bytes == 44
-    assert params.state_bytes(3) == 7 * 44
+    assert params.state_bytes(3) == 6 * 44
+    assert make_manager(num_slots=1, enable_prefix_caching=False).params.state_bytes(3) == 3 * 44
     assert make_manager().params.state_bytes(3) == 0
 
 
@@ -496,9 +583,6 @@ class ManagerMachine(RuleBasedStateMachine):
             assert self.manager.num_free_pages == free
             return
         for remaining in range(num_steps, 0, -1):
-            if not self.manager.maybe_reserve(context, remaining):  # it has pages, and finds no slot
-                assert self.num_slots
-                return
             self.feed(context, token, self.manager.fetch([context], remaining).batch)
             if remaining > 1:
                 context.set_chunk(1)

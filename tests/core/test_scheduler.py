@@ -15,6 +15,7 @@ from pipezoo_core.errors import AdapterInUseError, InsufficientPagesError
 from pipezoo_core.kv_cache import KVCacheParams, PagedKVCacheManager
 from pipezoo_core.lora import LoRAManager
 from pipezoo_core.native import NativeKernels
+from pipezoo_core.paging import NO_SLOT
 from pipezoo_core.recurrence import StateSpec
 from pipezoo_core.sampling_params import SamplingParams
 from pipezoo_core.scheduling import Scheduler, get_or_recommend_replica
@@ -203,9 +204,26 @@ def test_a_prompt_is_fed_to_the_end_where_its_state_is_kept_and_others_wait_for_
     assert again.cache_length == 16  # from the state at 8
 
 
+def test_who_comes_while_the_same_prompt_is_computed_waits_for_its_end():
+    """However far the first one is: that pages are known and no state is, is nothing to compute the prompt again for.
+
+    One that is the same as far as the first has come, and then differs, has nothing to wait for.
+    """
+    scheduler, manager = make_scheduler(max_batch_tokens=10, enable_prefix_caching=True, num_slots=9)
+    first, alike, apart = (make_context(name, 27, max_new_tokens=9) for name in ("first", "alike", "apart"))
+    apart.tokens[8:] = [50] * 19
+    scheduler.add(first)
+    assert step(scheduler, manager) == {"first": 10}
+    for context in (alike, apart):
+        scheduler.add(context)
+    assert step(scheduler, manager) == {"first": 10}
+    assert step(scheduler, manager) == {"first": 4, "apart": 6}
+    assert step(scheduler, manager) == {"first": 3, "apart": 2, "alike": 3}
+
+
 def test_states_never_keep_a_request_from_running():
     """All slots are snapshots, and each running request needs two at a time: one to read, one to write."""
-    scheduler, manager = make_scheduler(max_batch_size=3, max_batch_tokens=64, enable_prefix_caching=True, num_slots=7)
+    scheduler, manager = make_scheduler(max_batch_size=3, max_batch_tokens=64, enable_prefix_caching=True, num_slots=6)
     for number in range(12):
         context = make_context(str(number), 9, max_new_tokens=9)
         context.tokens[:] = [number % 5] * 9
@@ -363,11 +381,12 @@ class ReplicasMachine(RuleBasedStateMachine):
         has_states=st.booleans(),
     )
     def start(self, num_replicas, num_pages, windows, num_slots, has_states, **settings):
-        num_states = 2 * settings["max_batch_size"] + 1 if has_states else 0
+        num_states = 2 * settings["max_batch_size"] if has_states else 0
         self.managers = [
             make_manager(num_pages, True, windows=windows, num_slots=num_states) for _ in range(num_replicas)
         ]
         self.lora_managers = [make_lora_manager(num_slots) for _ in range(num_replicas)]
+        self.states = [{} for _ in self.managers]  # slot -> the tokens that the state there has seen
         self.scheduler = Scheduler(self.managers, self.lora_managers, **settings)
         self.settings = settings
         self.contexts, self.places = {}, {}
@@ -412,7 +431,7 @@ class ReplicasMachine(RuleBasedStateMachine):
             assert sum(context.active_length for context in batch.values()) <= self.settings["max_batch_tokens"]
             assert batch or manager.num_free_pages == manager.total_num_pages
             if batch:
-                manager.fetch(list(batch.values()))
+                self.feed(self.states[replica], list(batch.values()), manager.fetch(list(batch.values())).batch)
             for context in batch.values():
                 assert context.lora is None or self.lora_managers[replica].is_active_lora(context.lora)
                 assert self.places.setdefault(context.request_id, replica) == replica
@@ -422,6 +441,21 @@ class ReplicasMachine(RuleBasedStateMachine):
         for context in inputs.batch:
             if context.status.is_done:
                 self.forget(context.request_id)
+
+    def feed(self, states, contexts, batch):
+        """Reads and writes states as the layers do: all of a batch at once."""
+        read, written = batch.read_slots, batch.write_slots
+        assert len(read) == len({*written}) == len(written) in (0, len(contexts))
+        for number, (context, slot) in enumerate(zip(contexts, read, strict=False)):
+            assert (states[slot] if slot != NO_SLOT else []) == context.tokens[: context.cache_length]
+            assert slot not in written[:number] + written[number + 1 :]
+        for context, slot in zip(contexts, written, strict=False):
+            states[slot] = context.tokens[: context.cache_length + context.active_length]
+
+    @rule()
+    def reset_prefix_cache(self):
+        for manager in getattr(self, "managers", ()):
+            manager.reset_prefix_cache()
 
     @invariant()
     def each_has_pages_in_one_place(self):
@@ -439,6 +473,7 @@ class ReplicasMachine(RuleBasedStateMachine):
         for manager in getattr(self, "managers", ()):
             assert manager.num_free_pages == manager.total_num_pages
             assert not manager._upcoming
+            assert manager._states is None or manager._states.pool.num_free == manager._states.pool.num_pages
         for manager in getattr(self, "lora_managers", ()):
             assert not manager._users
             assert not manager._slots._held

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipezoo_core.context import TextContext
-from pipezoo_core.errors import InsufficientPagesError
+from pipezoo_core.errors import InsufficientPagesError, InvalidRequestError, shown
 from pipezoo_core.kv_cache.inputs import KVCacheInputs, RaggedBatch, StepPlanner, build_kv_cache_inputs
 from pipezoo_core.kv_cache.params import KVCacheParams
 from pipezoo_core.kv_cache.storage import KVCacheStorage
@@ -86,9 +86,12 @@ class PagedKVCacheManager:
         return sum(books.pool.num_free for books in self._books)
 
     @property
-    def free_pages(self) -> str:
+    def free_room(self) -> str:
         """Free pages and all pages of each group of layers, and slots for states, for messages."""
-        return ", ".join(f"{books.pool.num_free} free of {books.pool.num_pages}" for books in self._all_books)
+        groups = ", ".join(f"{books.pool.num_free} free of {books.pool.num_pages}" for books in self._books)
+        if self._states is None:
+            return f"pages: {groups}"
+        return f"pages: {groups}; slots for states: {self._states.pool.num_free} free of {self._states.pool.num_pages}"
 
     @property
     def used_pages_pct(self) -> float:
@@ -149,10 +152,13 @@ class PagedKVCacheManager:
 
     def _look_ahead(self, claim: Claim, context: TextContext) -> None:
         """Notes up to where others can soon go on from what this request computes."""
-        end = (claim.num_committed + 1) * self.params.page_size
-        if self._states is not None:
-            end = self._states.next_end(claim, context.cache_length, len(context.tokens))
-        self._upcoming.look_ahead(claim, context.tokens, end)
+        num_tokens = len(context.tokens)
+        if self._states is None:
+            due = last = (claim.num_committed + 1) * self.params.page_size
+        else:
+            due = self._states.next_end(claim, context.cache_length, num_tokens)
+            last = self._states.last_end(num_tokens)
+        self._upcoming.look_ahead(claim, context.tokens, due, last)
 
     def awaits_prefix(self, context: TextContext) -> bool:
         """Whether the page after the request's known prefix is about to be computed for another request.
@@ -219,16 +225,26 @@ class PagedKVCacheManager:
         Raises:
             InsufficientPagesError: a request has no pages for `num_steps`, or no slot: `maybe_reserve` was not called,
                 or said so.
+            InvalidRequestError: a request's last step failed, and may have written a part of its states.
         """
         claims = [self._claims[context.request_id] for context in batch]
         for context, claim in zip(batch, claims, strict=True):
+            if claim.state.is_in_step:
+                raise InvalidRequestError(
+                    "a step of this request failed, and may have changed the states of some layers",
+                    found=shown(context.request_id),
+                    cure="Release it, and begin again with a new context.",
+                )
             has_slot = self._states is None or claim.state.write != NO_SLOT
             if not has_slot or _num_tokens_after(context, num_steps) > claim.num_pages * self.params.page_size:
                 raise InsufficientPagesError(
-                    "a request has not reserved the pages for its next step",
-                    found=f"{claim.num_pages} pages, {self.free_pages}",
+                    "a request has not reserved what its next step needs",
+                    found=f"{claim.num_pages} pages of its own; free {self.free_room}",
                     cure="Call `maybe_reserve` first, and run the step only if it returns True.",
                 )
+        if self._states is not None:
+            for claim in claims:
+                self._states.begin_step(claim)
         ragged = RaggedBatch(
             active_lengths=[context.active_length for context in batch],
             cache_lengths=[context.cache_length for context in batch],
@@ -269,7 +285,7 @@ class PagedKVCacheManager:
             claim.hashes.append(hash_)
             claim.num_committed += 1
         if self._states is not None and self._states.next_end(claim, fed - 1, len(context.tokens)) == fed:
-            self._states.keep(claim, claim.hashes[-1])
+            self._states.keep(claim, claim.hashes[-1], is_passing=fed >= context.prompt_length)
         if claim.num_committed > before or (not claim.upcoming and end <= len(context.tokens)):
             self._look_ahead(claim, context)
 

@@ -75,9 +75,11 @@ class KVCacheParams:
     def num_slots_for(self, max_batch_size: int) -> int:
         """How many slots for states there are: two of each running request, which reads one and writes another at most.
 
-        Most of the time it needs one, and the others are snapshots. One more is of a request that may be let in.
+        Most of the time it needs one, and the others are snapshots. Where nothing is shared, it always needs one.
         """
-        return 2 * max_batch_size + 1 if self.slot_bytes else 0
+        if not self.slot_bytes:
+            return 0
+        return 2 * max_batch_size if self.enable_prefix_caching else max_batch_size
 
     def state_bytes(self, max_batch_size: int) -> int:
         """Returns the bytes of all slots."""

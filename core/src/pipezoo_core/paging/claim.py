@@ -41,10 +41,14 @@ class StateHolding:
     Attributes:
         read: where the state is that its next step starts from; `NO_SLOT` before the first.
         write: where the next step leaves it; `NO_SLOT` until that is reserved. The same, unless others may read there.
+        passing: hash of the last page that decoding has filled, if the request has left its snapshot.
+        is_in_step: whether a step may have begun to write there, and has not come to its end.
     """
 
     read: int = NO_SLOT
     write: int = NO_SLOT
+    passing: bytes | None = None
+    is_in_step: bool = False
 
     @property
     def own_slots(self) -> list[int]:
@@ -63,7 +67,9 @@ class Claim:
         hashes: of its full pages.
         num_committed: how many of those the prefix caches were told of.
         parting: up to which token others' pages are known, though no state is; 0 for none.
-        upcoming: hashes of the pages that it fills next with tokens that are known, up to where others can go on.
+        upcoming: hashes of the pages that it fills next with tokens that are known, up to the last end that others can
+            go on from.
+        due: that of them behind which others can go on first.
         is_counted: whether the metrics have it.
     """
 
@@ -74,6 +80,7 @@ class Claim:
     num_committed: int = 0
     parting: int = 0
     upcoming: list[bytes] = field(default_factory=list)
+    due: bytes | None = None
     is_counted: bool = False
 
     @property

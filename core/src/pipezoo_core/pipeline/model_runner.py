@@ -135,9 +135,10 @@ class ModelRunner:
         for context in batch:
             if not self._manager.maybe_reserve(context, num_steps):
                 raise InsufficientPagesError(
-                    "the KV cache has no free page for this step",
-                    found=self._manager.free_pages,
-                    cure="Run fewer requests at once, or load with more kv_cache_memory.",
+                    "the KV cache has no room for this step",
+                    found=self._manager.free_room,
+                    cure="Run fewer requests at once, or load with more kv_cache_memory where pages are missing, and a "
+                    "greater max_batch_size where slots are.",
                 )
 
     def _compute(self, batch: Sequence[TextContext], inputs: ModelInputs) -> tuple[Tensor, list[TextGenerationOutput]]:

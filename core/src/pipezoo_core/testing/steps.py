@@ -85,8 +85,6 @@ def logits_of_several_steps(model: PipelineModel[Any], prompts: Sequence[list[in
                 context.set_chunk(1)
         model.kv_manager.step(contexts)
         if number < num_steps:
-            for context in contexts:
-                _reserve(model, context, num_steps - number)
             inputs.update(kv_cache_inputs=model.kv_manager.fetch(contexts))
             inputs = model.prepare_next_token_inputs(tokens, inputs)
     _release(model, contexts)

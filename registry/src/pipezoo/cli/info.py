@@ -58,6 +58,7 @@ def tables(resolution: Resolution, plan: LoadPlan) -> Iterator[Table]:
             ("weights", _size(memory.weights)),
             ("activations", _size(memory.activations)),
             ("adapters", _size(memory.lora)),
+            *([("states", _size(memory.states))] if memory.states else []),
             ("KV cache", _size(memory.kv_cache)),
             ("free now", _size(memory.available)),
             ("tokens in the cache", memory.num_cache_tokens),
@@ -118,7 +119,7 @@ def _shape(plan: LoadPlan) -> Iterator[tuple[str, Any]]:
     yield "vocabulary", plan.files.huggingface_config.vocab_size
 
 
-def _groups(params: KVCacheParams) -> Iterator[tuple[str, str]]:
+def _groups(params: KVCacheParams) -> Iterator[tuple[str, Any]]:
     for group in params.groups:
         label = "KV heads × size"
         if len(params.groups) > 1:
@@ -126,6 +127,9 @@ def _groups(params: KVCacheParams) -> Iterator[tuple[str, str]]:
         value = f" + {group.value_dim}" if group.value_dim != group.head_dim else ""
         reach = "" if group.reach is None else f", the last {group.reach} tokens"
         yield label, f"{group.num_kv_heads} × {group.head_dim}{value}{reach}"
+    if params.slot_bytes:
+        yield "layers with a state", sum(spec is not None for spec in params.states)
+        yield "state of a request", f"{params.slot_bytes:,} bytes"
 
 
 def _table(title: str, rows: Iterable[tuple[str, Any]]) -> Table:
