@@ -24,6 +24,13 @@ _ALL_HEADS = {**_DENSE, "num_key_value_heads": 12}
 _WINDOWED = {**_DENSE, "sliding_window": 512, "layer_types": ["sliding_attention", "full_attention"] * 4}
 _GEMMA = {"query_pre_attn_scalar": 64, "tie_word_embeddings": True}
 _GPT = {"vocab_size": _VOCAB_SIZE, "n_positions": 2048, "n_embd": 768, "n_layer": 8, "n_head": 12}
+_HYBRID = {
+    **_DENSE,
+    "linear_num_key_heads": 4,
+    "linear_num_value_heads": 8,
+    "linear_key_head_dim": 64,
+    "linear_value_head_dim": 64,
+}
 _LATENT = {
     **_ALL_HEADS,
     "moe_intermediate_size": 512,
@@ -88,6 +95,9 @@ TYPES: dict[str, dict[str, Any]] = {
     "qwen2": _DENSE,
     "qwen2_moe": {**_MIXTURE, "shared_expert_intermediate_size": 1024},
     "qwen3": _DENSE,
+    "qwen3_5_moe_text": {**_MIXTURE, **_HYBRID, "shared_expert_intermediate_size": 512},
+    "qwen3_5_text": _HYBRID,
     "qwen3_moe": _MIXTURE,
+    "qwen3_next": {**_MIXTURE, **_HYBRID, "shared_expert_intermediate_size": 512},
 }
 """What a config of the type is given, by its `model_type`."""
