@@ -9,6 +9,7 @@ from typing import Any
 
 from pipezoo_core.chat_responses.families import Family
 from pipezoo_core.chat_responses.response import ToolCall
+from pipezoo_core.chat_responses.single_calls import with_descriptions, with_single_calls
 from pipezoo_core.chat_responses.tools import Tools
 from pipezoo_core.errors import InvalidRequestError, shown
 from pipezoo_core.request import ChatMessage
@@ -55,13 +56,15 @@ class ToldTools:
                 template cannot show tools, and there is no form in which the model could be told to write calls.
         """
         told: list[ChatMessage] = [self._told(message) for message in messages]
+        if self._family.shows_single_calls and self._tells_calls:
+            told = with_single_calls(told)
         if not tools.are_offered:
             return told, None
         if self._family.tools_in_system:
             functions = [tool["function"] for tool in tools.given]
             return self._with_system(told, "", tools=json.dumps(functions, ensure_ascii=False)), None
         if self._tells_tools:
-            return told, [*tools.given]
+            return told, with_descriptions(tools.given) if self._family.shows_single_calls else [*tools.given]
         return self._with_system(told, self._instructions(tools)), None
 
     def _told(self, message: Any) -> ChatMessage:

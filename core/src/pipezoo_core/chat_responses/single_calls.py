@@ -1,0 +1,80 @@
+r"""Chats for templates that show one call of a message, and one text before it.
+
+    assistant: thoughts "It is far.", content "I look.", calls a and b
+    tool: the result of a
+    tool: the result of b
+
+becomes, so that the template leaves out nothing and names each result after its own call,
+
+    assistant: thoughts "It is far.\n\nI look.", call a
+    tool: the result of a
+    assistant: call b
+    tool: the result of b
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from typing import Any
+
+from pipezoo_core.chat_responses.parser import REASONING_FIELDS
+from pipezoo_core.request import ChatMessage
+
+__all__ = ["with_descriptions", "with_single_calls"]
+
+
+def with_single_calls(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+    """Returns the messages with one call in each; those that are not sound are left as they are.
+
+    Results that name no call of theirs stand behind the last one.
+    """
+    told: list[ChatMessage] = []
+    place = 0
+    while place < len(messages):
+        message = messages[place]
+        place += 1
+        if not _has_calls(message):
+            told.append(message)
+            continue
+        results = [*takewhile(_is_result, messages[place:])]
+        place += len(results)
+        told += _single_calls(message, results)
+    return told
+
+
+def with_descriptions(tools: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Returns the tools, each of their functions with a description, be it an empty one."""
+    return [{**tool, "function": {"description": "", **tool["function"]}} for tool in tools]
+
+
+def _single_calls(message: ChatMessage, results: Sequence[ChatMessage]) -> list[ChatMessage]:
+    calls = message["tool_calls"]
+    of_call: dict[int, list[ChatMessage]] = {number: [] for number in range(len(calls))}
+    number_of = {call["id"]: number for number, call in enumerate(calls) if isinstance(call.get("id"), str)}
+    for result in results:
+        identity = result.get("tool_call_id")
+        of_call[number_of.get(identity, len(calls) - 1) if isinstance(identity, str) else len(calls) - 1].append(result)
+    told: list[ChatMessage] = []
+    for number, call in enumerate(calls):
+        texts = _one_text(message) if number == 0 else {"role": message["role"], "content": ""}
+        told += [{**texts, "tool_calls": [call]}, *of_call[number]]
+    return told
+
+
+def _one_text(message: ChatMessage) -> ChatMessage:
+    """Returns a message whose content is a part of its thoughts, where it has both."""
+    thoughts = next((message[name] for name in REASONING_FIELDS if message.get(name)), None)
+    if not thoughts or not isinstance(thoughts, str) or not isinstance(content := message.get("content"), str):
+        return message
+    rest = {name: value for name, value in message.items() if name not in REASONING_FIELDS}
+    return {**rest, "content": "", "reasoning_content": "\n\n".join(filter(None, [thoughts, content]))}
+
+
+def _has_calls(message: object) -> bool:
+    calls = message.get("tool_calls") if isinstance(message, Mapping) and "role" in message else None
+    return isinstance(calls, list) and bool(calls) and all(isinstance(call, Mapping) for call in calls)
+
+
+def _is_result(message: object) -> bool:
+    return isinstance(message, Mapping) and message.get("role") == "tool"
