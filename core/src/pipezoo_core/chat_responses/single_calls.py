@@ -34,7 +34,7 @@ def with_single_calls(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
     while place < len(messages):
         message = messages[place]
         place += 1
-        if not _has_calls(message):
+        if not _calls(message):
             told.append(message)
             continue
         results = [*takewhile(_is_result, messages[place:])]
@@ -49,7 +49,7 @@ def with_descriptions(tools: Sequence[Mapping[str, Any]]) -> list[Mapping[str, A
 
 
 def _single_calls(message: ChatMessage, results: Sequence[ChatMessage]) -> list[ChatMessage]:
-    calls = message["tool_calls"]
+    calls = _calls(message)
     of_call: dict[int, list[ChatMessage]] = {number: [] for number in range(len(calls))}
     number_of = {call["id"]: number for number, call in enumerate(calls) if isinstance(call.get("id"), str)}
     for result in results:
@@ -71,9 +71,9 @@ def _one_text(message: ChatMessage) -> ChatMessage:
     return {**rest, "content": "", "reasoning_content": "\n\n".join(filter(None, [thoughts, content]))}
 
 
-def _has_calls(message: object) -> bool:
+def _calls(message: object) -> list[Mapping[str, Any]]:
     calls = message.get("tool_calls") if isinstance(message, Mapping) and "role" in message else None
-    return isinstance(calls, list) and bool(calls) and all(isinstance(call, Mapping) for call in calls)
+    return calls if isinstance(calls, list) and all(isinstance(call, Mapping) for call in calls) else []
 
 
 def _is_result(message: object) -> bool:

@@ -15,6 +15,7 @@ from pipezoo_core.kv_cache.inputs import KVCacheInputs, RaggedBatch, StepPlanner
 from pipezoo_core.kv_cache.params import KVCacheParams
 from pipezoo_core.kv_cache.storage import KVCacheStorage
 from pipezoo_core.paging import Claim, GroupBooks, Holding, KVCacheMetrics, UpcomingPages, known_prefix, root_hash
+from pipezoo_core.paging.observer import PageObserver
 from pipezoo_core.request import RequestID
 
 __all__ = ["PagedKVCacheManager"]
@@ -214,7 +215,7 @@ class PagedKVCacheManager:
         while (end := (claim.num_committed + 1) * page_size) <= context.cache_length:
             hash_ = claim.next_hash(context.tokens[end - page_size : end])
             for books in self._books:
-                books.commit(claim, claim.num_committed, hash_)
+                books.commit(claim, claim.num_committed, hash_, context)
             claim.hashes.append(hash_)
             claim.num_committed += 1
         if claim.num_committed > before or (claim.upcoming is None and end <= len(context.tokens)):
@@ -237,6 +238,11 @@ class PagedKVCacheManager:
         self._upcoming.forget(claim)
         for books in self._books:
             books.release(claim)
+
+    def observe(self, observer: PageObserver) -> None:
+        """Has somebody told which pages can be found, from now on."""
+        for books in self._books:
+            books.observer = observer
 
     def reset_prefix_cache(self) -> None:
         """Forgets all shared prefixes. Running requests keep their pages."""
@@ -273,20 +279,14 @@ class PagedKVCacheManager:
 
     @classmethod
     def max_supported_sequence_length(cls, params: KVCacheParams, available_cache_memory: int) -> int:
-        """Returns how many tokens one request may have in so many bytes.
-
-        A name of MAX's; the memory plan asks `KVCacheParams`.
-        """
+        """Returns how many tokens one request may have in so many bytes. A name of MAX's."""
         return params.longest_in(available_cache_memory)
 
     @classmethod
     def infer_optimal_batch_size(
         cls, params: KVCacheParams, max_length: int, max_chunk: int, available_cache_memory: int
     ) -> int:
-        """Returns how many requests of the greatest length fit at the same time; at least 1.
-
-        A name of MAX's; here `max_batch_size` is a setting.
-        """
+        """Returns how many requests of the greatest length fit at the same time, at least 1. A name of MAX's."""
         return max(1, available_cache_memory // params.bytes_held(max_length, max_chunk))
 
 

@@ -106,6 +106,8 @@ class Server:
             await serving
             if self.service.model is not None:
                 self.service.model.close()
+            if self.service.kv_events is not None:
+                await self.service.kv_events.close()
             await asyncio.to_thread(self.service.close)
             await engine
 

@@ -13,6 +13,7 @@ from pipezoo_core.settings import Settings
 __all__ = ["APIKeyTuple", "ServeSettings"]
 
 _Name = Annotated[str, Field(min_length=1, max_length=256)]
+_ZEROMQ = r"^(tcp://.+:[0-9]+|ipc://.+)$"
 _KEY = re.compile(r"[!-~]{8,1024}")
 
 
@@ -50,6 +51,10 @@ class ServeSettings(Settings):
         max_body_size: most bytes of a request's body.
         metrics_prefix: what the names at `/metrics` begin with.
         otlp_traces_endpoint: where spans are sent, by OTLP over HTTP; none are made without one.
+        kv_events_endpoint: the address of ZeroMQ at which KV events are published; none are without one. At `*`, a
+            number of this machine's, or `ipc://` the server listens; to any other host it connects.
+        kv_events_replay_endpoint: the address at which it gives out past ones again.
+        kv_events_topic: what they are published under.
     """
 
     model_config = ConfigDict(hide_input_in_errors=True)  # of pydantic's, which would show keys
@@ -68,3 +73,6 @@ class ServeSettings(Settings):
     max_body_size: Annotated[int, Field(ge=1, le=2**30)] = 2**24
     metrics_prefix: Annotated[str, Field(pattern=r"^[a-zA-Z_:][a-zA-Z0-9_:]{0,63}$")] = "vllm:"
     otlp_traces_endpoint: Annotated[str | None, Field(pattern=r"^https?://")] = None
+    kv_events_endpoint: Annotated[str | None, Field(pattern=_ZEROMQ)] = None
+    kv_events_replay_endpoint: Annotated[str | None, Field(pattern=_ZEROMQ)] = None
+    kv_events_topic: Annotated[str, Field(max_length=1024)] = ""

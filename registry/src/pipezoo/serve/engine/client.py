@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 import itertools
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -13,6 +12,7 @@ from pipezoo.serve.engine.adapter_record import AdapterRecord
 from pipezoo.serve.engine.asked import Asked
 from pipezoo.serve.engine.child import EngineChild
 from pipezoo.serve.engine.feed import Feed
+from pipezoo.serve.engine.kv_events import KVEventBatch
 from pipezoo.serve.engine.messages import (
     AddAdapter,
     Cancel,
@@ -30,6 +30,7 @@ from pipezoo.serve.engine.messages import (
 )
 from pipezoo.serve.engine.observer import RequestObserver
 from pipezoo.serve.engine.room import Room
+from pipezoo.serve.engine.state import EngineState
 from pipezoo.serve.errors import EngineLostError, EngineUnavailableError, ServerClosingError
 from pipezoo_core.request import RequestID, TextGenerationOutput, new_request_id
 from pipezoo_core.sampling_params import SamplingParams
@@ -37,14 +38,6 @@ from pipezoo_core.sampling_params import SamplingParams
 __all__ = ["EngineClient", "EngineState"]
 
 _LOGGER = logging.getLogger("pipezoo")
-
-
-class EngineState(enum.StrEnum):
-    """What the engine does."""
-
-    LOADING = "loading"
-    READY = "ready"
-    DEAD = "dead"
 
 
 class EngineClient:
@@ -61,6 +54,7 @@ class EngineClient:
         adapters: the names of the LoRA adapters that are loaded.
         num_deaths: how often its process has ended unasked.
         observers: those who are told of all requests.
+        on_kv_events: called with what happens to pages, where the load asks for that.
     """
 
     def __init__(self, load: Load, *, max_queue: int) -> None:
@@ -78,6 +72,7 @@ class EngineClient:
         self.adapters: list[str] = []
         self.num_deaths = 0
         self.observers: list[RequestObserver] = []
+        self.on_kv_events: Callable[[Sequence[KVEventBatch]], None] = lambda _: None
 
     @property
     def pid(self) -> int | None:
@@ -170,8 +165,10 @@ class EngineClient:
 
     def _take(self, message: ToServer) -> None:
         match message:
-            case Steps(outputs, counts):
+            case Steps(outputs, counts, kv_events):
                 self.counts = counts
+                if kv_events:
+                    self.on_kv_events(kv_events)
                 for output in outputs:
                     for observer in self.observers:
                         observer.on_output(output)

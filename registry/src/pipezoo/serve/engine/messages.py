@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from pipezoo.serve.engine.kv_events import KVEventBatch
 from pipezoo_core.distributed.portable_errors import decode_error, encode_error
 from pipezoo_core.request import RequestID, TextGenerationOutput
 
@@ -36,10 +37,12 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     Attributes:
         model: as for `registry.load`.
         settings: likewise.
+        reports_pages: whether `Steps` says which pages of the KV cache can be found.
     """
 
     model: str
     settings: dict[str, Any]
+    reports_pages: bool = False
 
 
 class Generate(msgspec.Struct, frozen=True, tag=True):
@@ -153,10 +156,12 @@ class Steps(msgspec.Struct, frozen=True, tag=True):
     Attributes:
         outputs: of requests that went on.
         counts: after it.
+        kv_events: of the pages of the KV cache, where somebody wants to know; one batch at most for each replica.
     """
 
     outputs: list[TextGenerationOutput]
     counts: Counts
+    kv_events: list[KVEventBatch] = []
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):

@@ -52,7 +52,7 @@ def _serve() -> None:
     gc.collect()
     gc.freeze()  # what is there now stays: no collection between two steps looks through it
     channel.send(encode(_ready(pipeline)))
-    EngineLoop(pipeline, channel, inbox).run()
+    EngineLoop(pipeline, channel, inbox, reports_pages=message.reports_pages).run()
 
 
 def _read(channel: Channel, inbox: Inbox) -> None:
