@@ -9,6 +9,8 @@ from pipezoo.serve.engine.asked import Asked
 from pipezoo.serve.engine.client import EngineClient, EngineState
 from pipezoo.serve.engine.messages import AddAdapter, Counts, Done, Load, Ready, RemoveAdapter, Steps
 from pipezoo.serve.errors import EngineLostError, EngineUnavailableError, QueueFullError, ServerClosingError
+from pipezoo.serve.service import Service
+from pipezoo.serve.settings import ServeSettings
 from pipezoo_core.errors import InvalidRequestError, ModelNotFoundError
 from pipezoo_core.request import TextGenerationOutput
 from pipezoo_core.sampling_params import SamplingParams
@@ -137,6 +139,31 @@ def test_observers_learn_of_what_a_request_failed_and_of_clients_that_leave(is_r
                 await given_up(task)
             await stream.aclose()
         assert endings.errors == [None, lost, of_engine]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("is_failure", [True, False])
+def test_prompts_that_end_with_one_that_failed_have_failed_and_those_whose_client_left_have_not(is_failure):
+    async def run():
+        client, endings = ready_client(Child()), Endings()
+        service = Service(ServeSettings(), client)
+        client.observers[:] = [endings]
+        params = SamplingParams(n=2, temperature=1)
+        three = Asked(prompts=[[1], [2], [3]], params=params, lora=None, arrival_time=0.0, response_id="cmpl-1")
+        outputs = service.outputs(three)
+        task = await until_it_waits(outputs)
+        while len(client._child.sent) < 3:
+            await asyncio.sleep(0)
+        failure = ValueError("of the second prompt")
+        if is_failure:
+            client._take(Steps([TextGenerationOutput.failed(client._child.sent[1].request_id, failure)], COUNTS))
+            with pytest.raises(ValueError, match="of the second prompt"):
+                await task
+        else:
+            await given_up(task)
+            await outputs.aclose()
+        assert endings.errors == [failure if is_failure else None] * 3
 
     asyncio.run(run())
 

@@ -102,6 +102,7 @@ class Service:
             async for number, outputs in merged:
                 for output in outputs:
                     if output.error is not None:
+                        asked.error = output.error
                         raise output.error
                     yield number, output
 

@@ -239,7 +239,7 @@ class EngineClient:
         finally:
             self._feeds.pop(request_id, None)
             for observer in self.observers:
-                observer.on_end(request_id, feed.error)
+                observer.on_end(request_id, feed.error or asked.error)
             if not feed.is_complete and self._child is not None:
                 self._child.send(Cancel(request_id))
 
