@@ -28,4 +28,4 @@ class Asked:
     lora: str | None
     arrival_time: float
     response_id: str
-    error: Exception | None = None
+    error: BaseException | None = None
