@@ -48,7 +48,7 @@ class Family:
         form: how its calls are written; None where they are no JSON.
         thoughts: what its models write before and behind their thoughts, where they have any.
         tools_in_system: the template looks for the tools, as JSON text, in the system's message.
-        shows_single_calls: the template shows one call of a message, and one text before it, and none of a function
+        shows_single_calls: the template shows one call of a message, and one text before it, and fails at a function
             without a description.
         content_begin: what its models write before what is meant to be read.
     """

@@ -50,11 +50,10 @@ def with_descriptions(tools: Sequence[Mapping[str, Any]]) -> list[Mapping[str, A
 
 def _single_calls(message: ChatMessage, results: Sequence[ChatMessage]) -> list[ChatMessage]:
     calls = _calls(message)
-    of_call: dict[int, list[ChatMessage]] = {number: [] for number in range(len(calls))}
-    number_of = {call["id"]: number for number, call in enumerate(calls) if isinstance(call.get("id"), str)}
+    of_call: list[list[ChatMessage]] = [[] for _ in calls]
+    number_of = {str(call.get("id")): number for number, call in enumerate(calls)}
     for result in results:
-        identity = result.get("tool_call_id")
-        of_call[number_of.get(identity, len(calls) - 1) if isinstance(identity, str) else len(calls) - 1].append(result)
+        of_call[number_of.get(str(result.get("tool_call_id")), len(calls) - 1)].append(result)
     told: list[ChatMessage] = []
     for number, call in enumerate(calls):
         texts = _one_text(message) if number == 0 else {"role": message["role"], "content": ""}
