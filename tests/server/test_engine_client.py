@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 
+import msgspec
 import pytest
 
 from pipezoo.serve.engine.asked import Asked
@@ -194,6 +195,27 @@ async def nothing():
 
 def running(client, *, restarts=lambda: True):
     return asyncio.ensure_future(client.run(restarts=restarts, on_ready=nothing, on_progress=lambda *_: None))
+
+
+def test_when_an_engine_is_lost_the_pages_of_all_its_replicas_are_said_to_be_gone(monkeypatch):
+    class TwoReplicas(Process):
+        async def messages(self):
+            async for ready in super().messages():
+                yield msgspec.structs.replace(ready, num_replicas=2)
+
+    async def run(**load):
+        async def started(_):
+            return TwoReplicas(is_mortal=True)
+
+        monkeypatch.setattr("pipezoo.serve.engine.client.EngineChild.started", started)
+        told, client = [], EngineClient(Load("none", {}, **load), max_queue=2)
+        client.on_kv_events = told.extend
+        with pytest.raises(EngineLostError):
+            await running(client, restarts=lambda: False)
+        return [msgspec.msgpack.decode(batch)[1:] for batch in told]
+
+    assert asyncio.run(run(reports_pages=True)) == [[[{"type": "AllBlocksCleared"}], rank] for rank in (0, 1)]
+    assert asyncio.run(run()) == []
 
 
 def test_a_client_that_is_closed_takes_no_request(monkeypatch):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
+from contextlib import closing, suppress
 
 import msgspec
 import pytest
@@ -11,8 +13,9 @@ import torch
 import zmq
 from server.running_server import RunningServer
 
-from pipezoo.serve.engine.kv_events import AllBlocksCleared, KVEventBatch, PageRecorder
+from pipezoo.serve.engine.kv_events import AllBlocksCleared, KVEventBatch, PageRecorder, all_cleared
 from pipezoo.serve.kv_events import KVEventPublisher, _is_here
+from pipezoo.serve.settings import ServeSettings
 from pipezoo_core.attention import AttentionBackends, AttentionSpec
 from pipezoo_core.config import AttentionName
 from pipezoo_core.context import TextContext
@@ -100,9 +103,11 @@ class Reader:
 class Subscriber:
     """A socket that subscribes, and what has come over it."""
 
-    def __init__(self, endpoint, topic=b""):
+    def __init__(self, endpoint, topic=b"", *, hwm=0):
         self._context = zmq.Context()
         self.socket = self._context.socket(zmq.SUB)
+        self.socket.set_hwm(hwm)
+        self.socket.setsockopt(zmq.IPV6, 1)
         self.socket.setsockopt(zmq.SUBSCRIBE, topic)
         self.socket.connect(endpoint)
 
@@ -127,10 +132,14 @@ def subscriber(endpoint):
     subscriber.close()
 
 
+def encoded(*events, ts=0.0):
+    return msgspec.msgpack.encode(KVEventBatch(ts, [*events], 0))
+
+
 def connected(publisher, subscriber):
     """Publishes nothing, until the subscriber is there; returns the number of the next batch."""
     for number in range(2000):
-        publisher.publish([KVEventBatch(0.0, [], 0)])
+        publisher.publish([encoded()])
         if subscriber.socket.poll(10):
             while (last := subscriber.receive()[1]) < number:
                 pass
@@ -139,7 +148,7 @@ def connected(publisher, subscriber):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_subscriber_knows_at_every_moment_what_the_books_know(endpoint, subscriber, seed):
+def test_a_subscriber_knows_whenever_it_is_told_what_the_books_know(endpoint, subscriber, seed):
     draw = random.Random(seed)
     manager, reader, running = make_manager(num_pages=12), Reader(), []
     recorder, publisher = PageRecorder(manager, rank=0), KVEventPublisher(endpoint, topic="kv")
@@ -157,13 +166,14 @@ def test_a_subscriber_knows_at_every_moment_what_the_books_know(endpoint, subscr
             step(manager, draw.choice(running), draw.randrange(2))
         else:
             manager.release(running.pop(draw.randrange(len(running))).request_id)
+        if turn < 299 and draw.random() < 0.5:  # several things happen in a step
+            continue
         if recorder.has_events:
-            batch = recorder.taken()
-            kinds |= {type(event).__name__ for event in batch.events}
-            publisher.publish([batch])
+            publisher.publish([recorder.taken()])
             topic, received, data = subscriber.receive()
             assert (topic, received) == (b"kv", number)
             number += 1
+            kinds |= {event["type"] for event in msgspec.msgpack.decode(data)[1]}
             reader.read(data)
         assert set(reader.prefixes) == known(manager)
         for context in running:
@@ -181,7 +191,7 @@ def test_an_event_has_vllms_fields():
     context = begun(manager, list(range(9)), lora="ada", cache_salt="salt")
     step(manager, context)
 
-    _, events, rank = msgspec.msgpack.decode(msgspec.msgpack.encode(recorder.taken()))
+    _, events, rank = msgspec.msgpack.decode(recorder.taken())
 
     hashes = [int.from_bytes(hash_[:8], "big") for hash_ in manager._claims["a"].hashes]
     alike = {
@@ -206,7 +216,7 @@ def test_an_event_has_vllms_fields():
 
 def test_what_a_subscriber_has_missed_is_given_out_again(tmp_path, endpoint):
     replay = f"ipc://{tmp_path}/replay"
-    batches = [KVEventBatch(float(number), [AllBlocksCleared()], 0) for number in range(6)]
+    batches = [encoded(AllBlocksCleared(), ts=float(number)) for number in range(6)]
 
     async def past(first):
         publisher = KVEventPublisher(endpoint, replay_endpoint=replay)
@@ -224,7 +234,7 @@ def test_what_a_subscriber_has_missed_is_given_out_again(tmp_path, endpoint):
         return found
 
     (*found, end) = asyncio.run(past(4))
-    assert found == [(number, msgspec.msgpack.encode(batches[number])) for number in (4, 5)]
+    assert found == [(number, batches[number]) for number in (4, 5)]
     assert end == (-1, b"")
     assert asyncio.run(past(6)) == [(-1, b"")]
 
@@ -234,19 +244,74 @@ def test_what_is_kept_for_those_that_missed_it_is_bounded(tmp_path, endpoint, mo
 
     async def kept():
         publisher = KVEventPublisher(endpoint, replay_endpoint=f"ipc://{tmp_path}/replay")
-        publisher.publish([KVEventBatch(0.0, [AllBlocksCleared()], 0)] * 50)
+        publisher.publish([encoded(AllBlocksCleared(), ts=float(number)) for number in range(50)])
         await publisher.close()
-        return [number for number, _ in publisher._kept], sum(len(data) for _, data in publisher._kept)
+        return [msgspec.msgpack.decode(data)[0] for data in publisher._kept], sum(map(len, publisher._kept))
 
     numbers, size = asyncio.run(kept())
-    assert numbers == list(range(numbers[0], 50))
+    assert numbers == list(range(int(numbers[0]), 50))
     assert 50 < size <= 100
+
+
+def test_a_subscriber_that_does_not_read_misses_what_is_too_much(endpoint):
+    slow = Subscriber(endpoint, hwm=1)
+    publisher, batch = KVEventPublisher(endpoint), bytes(200_000)
+    with closing(slow):
+        number = connected(publisher, slow)
+        for _ in range(2000):
+            publisher.publish([batch])
+        received = []
+        while slow.socket.poll(1000):
+            received.append(slow.receive()[1])
+        asyncio.run(publisher.close())
+    assert received == list(range(number, number + len(received)))
+    assert 100 < len(received) < 300  # 256 at most, and what was on its way
+
+
+def asking(context, replay):
+    asks = context.socket(zmq.DEALER)
+    asks.set_hwm(1)
+    asks.connect(replay)
+    asks.send_multipart([b"", bytes(8)])
+    return asks
+
+
+def test_others_go_on_while_past_batches_are_given_out_and_who_takes_none_is_given_up(tmp_path, endpoint, monkeypatch):
+    monkeypatch.setattr("pipezoo.serve.kv_events._SECONDS_OF_SILENCE", 0.2)
+    replay = f"ipc://{tmp_path}/replay"
+
+    async def run():
+        publisher, num_turns, found = KVEventPublisher(endpoint, replay_endpoint=replay), 0, []
+        publisher.publish([bytes(10_000)] * 2000)
+        with zmq.Context() as context, asking(context, replay):
+            await asyncio.sleep(0.1)
+            with asking(context, replay) as asks:
+                while not found or found[-1] != -1:
+                    num_turns += 1
+                    await asyncio.sleep(0)
+                    with suppress(zmq.Again):
+                        found.append(int.from_bytes(asks.recv_multipart(zmq.NOBLOCK)[1], "big", signed=True))
+            context.destroy(linger=0)
+        await publisher.close()
+        return num_turns, found
+
+    num_turns, found = asyncio.run(asyncio.wait_for(run(), 60))
+    assert found == [*range(2000), -1]
+    assert num_turns > 2000
+
+
+def test_what_an_engine_says_at_its_end_is_no_fault_of_a_closed_publisher(endpoint):
+    publisher = KVEventPublisher(endpoint)
+    asyncio.run(publisher.close())
+    publisher.publish([all_cleared(0)])
+    assert publisher._number == 0
 
 
 @pytest.mark.parametrize(
     ("endpoint", "is_here"),
     [
         ("tcp://*:5557", True),
+        ("tcp://localhost:5557", True),
         ("tcp://127.0.0.1:5557", True),
         ("tcp://0.0.0.0:5557", True),
         ("tcp://[::1]:5557", True),
@@ -257,6 +322,36 @@ def test_what_is_kept_for_those_that_missed_it_is_bounded(tmp_path, endpoint, mo
 )
 def test_an_address_of_this_machine_is_listened_at_and_another_one_connected_to(endpoint, is_here):
     assert _is_here(endpoint) == is_here
+
+
+@pytest.mark.parametrize("host", ["*", "localhost", "127.0.0.1", "0.0.0.0", "[::1]"])
+def test_a_subscriber_reaches_a_publisher_at_each_address_of_this_machine(host):
+    is_new = host.startswith("[")
+    try:
+        with socket.create_server(
+            ("::1" if is_new else "127.0.0.1", 0), family=socket.AF_INET6 if is_new else socket.AF_INET
+        ) as free:
+            port = free.getsockname()[1]
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    publisher = KVEventPublisher(f"tcp://{host}:{port}")
+    with closing(Subscriber(f"tcp://{host if is_new else '127.0.0.1'}:{port}")) as subscriber:
+        connected(publisher, subscriber)
+        asyncio.run(publisher.close())
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://*", "tcp://*:0", "tcp://*:65536", "udp://*:5557", "ipc://", "tcp://*:x"])
+@pytest.mark.parametrize("name", ["kv_events_endpoint", "kv_events_replay_endpoint"])
+def test_an_address_that_is_none_is_refused(name, endpoint):
+    with pytest.raises(InvalidSettingError, match="an address for KV events is not valid"):
+        ServeSettings(**{"kv_events_endpoint": "tcp://*:65535", name: endpoint})
+
+
+@pytest.mark.parametrize("setting", [{"kv_events_topic": "kv"}, {"kv_events_replay_endpoint": "tcp://*:5558"}], ids=str)
+def test_settings_of_events_that_are_not_published_are_refused(setting):
+    with pytest.raises(InvalidSettingError, match="--kv-events-endpoint"):
+        ServeSettings(**setting)
+    assert ServeSettings(kv_events_endpoint="ipc://events", **setting)
 
 
 def test_an_address_that_somebody_has_is_refused():

@@ -2,7 +2,7 @@
 
 A message has three parts: the topic, the number of the batch in 8 bytes, big end first, and the batch as MessagePack.
 Who asks the replay address for a number gets that batch and all later ones that are still there, each as its number and
-the batch, and then the number -1.
+the batch, and then the number -1. One asks at a time; one that stops to read is given up.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from pipezoo.serve.engine.kv_events import KVEventBatch
 from pipezoo_core.errors import InvalidSettingError, MissingDependencyError
 
 if TYPE_CHECKING:
     from zmq import Context, Socket
+    from zmq.asyncio import Socket as AsyncSocket
 
 __all__ = ["KVEventPublisher"]
 
-_MAX_WAITING = 10_000  # batches for a slow reader; it misses those behind them
+_MAX_WAITING = 256  # batches for a slow reader; it misses those behind them
 _MAX_KEPT = 10_000
 _MAX_KEPT_SIZE = 1 << 26  # bytes
+_SECONDS_OF_SILENCE = 5.0  # of one that asked for past batches, and takes none
+_SECONDS_BETWEEN_TRIES = 0.01
 _END = (-1).to_bytes(8, "big", signed=True)
 
 
@@ -33,8 +33,8 @@ class KVEventPublisher:
     """Publishes batches. Belongs to one event loop.
 
     Args:
-        endpoint: where, `tcp://HOST:PORT` or `ipc://PATH`. At `*`, a number of this machine's or a path it listens, and
-            to any other host it connects.
+        endpoint: where, `tcp://HOST:PORT` or `ipc://PATH`. At `*`, `localhost`, a number of this machine's or a path it
+            listens, and to any other host it connects.
         topic: what the batches are published under.
         replay_endpoint: where it listens for those that ask for past batches; None gives none out.
 
@@ -47,8 +47,9 @@ class KVEventPublisher:
         context = _context()
         self._topic = topic.encode()
         self._number = 0
-        self._kept: deque[tuple[int, bytes]] = deque()
+        self._kept: deque[bytes] = deque()  # those before `_number`
         self._kept_size = 0
+        self._is_closed = False
         self._replaying: asyncio.Task[None] | None = None
         self._replay: Socket[bytes] | None = None
         try:
@@ -60,25 +61,26 @@ class KVEventPublisher:
             raise
         self._context = context
 
-    def publish(self, batches: Sequence[KVEventBatch]) -> None:
-        """Publishes batches, and waits for nobody."""
+    def publish(self, batches: Sequence[bytes]) -> None:
+        """Publishes batches, as MessagePack, and waits for nobody. Once it is closed, it publishes nothing."""
         import zmq
 
+        if self._is_closed:
+            return
         if self._replay is not None and self._replaying is None:
             self._replaying = asyncio.get_running_loop().create_task(self._serve_replay(self._replay))
-        for batch in batches:
-            data = msgspec.msgpack.encode(batch)
+        for data in batches:
             parts = (self._topic, self._number.to_bytes(8, "big"), data)
             self._events.send_multipart(parts, zmq.NOBLOCK)  # what is too much for a reader is dropped
+            self._number += 1
             if self._replay is not None:
                 self._keep(data)
-            self._number += 1
 
     def _keep(self, data: bytes) -> None:
-        self._kept.append((self._number, data))
+        self._kept.append(data)
         self._kept_size += len(data)
         while len(self._kept) > _MAX_KEPT or self._kept_size > _MAX_KEPT_SIZE:
-            self._kept_size -= len(self._kept.popleft()[1])
+            self._kept_size -= len(self._kept.popleft())
 
     async def _serve_replay(self, replay: Socket[bytes]) -> None:
         from zmq.asyncio import Socket
@@ -88,18 +90,41 @@ class KVEventPublisher:
                 frames = await waited_for.recv_multipart()
                 if len(frames) != 3 or frames[1] or len(frames[2]) != len(_END):
                     continue
-                who, nothing, asked = frames
-                first = int.from_bytes(asked, "big")
-                past = [(number.to_bytes(8, "big"), data) for number, data in self._kept if number >= first]
-                for parts in [*past, (_END, b"")]:
-                    await waited_for.send_multipart([who, nothing, *parts])
+                await self._give_past(waited_for, frames[0], int.from_bytes(frames[2], "big"))
+
+    async def _give_past(self, replay: AsyncSocket, who: bytes, number: int) -> None:
+        """Gives out the batches from a number on, and the end; others go on between two of them."""
+        while (number := max(number, self._number - len(self._kept))) < self._number:
+            data = self._kept[number - self._number]
+            if not await _sent(replay, [who, b"", number.to_bytes(8, "big"), data]):
+                return
+            number += 1
+        await _sent(replay, [who, b"", _END, b""])
 
     async def close(self) -> None:
         """Closes the addresses; what no reader has taken is lost."""
+        self._is_closed = True
         if self._replaying is not None:
             self._replaying.cancel()
             await asyncio.wait({self._replaying})
         self._context.destroy(linger=0)
+
+
+async def _sent(replay: AsyncSocket, parts: Sequence[bytes]) -> bool:
+    """Sends to one that asked, as soon as it takes more; returns whether it did."""
+    import zmq
+
+    for _ in range(int(_SECONDS_OF_SILENCE / _SECONDS_BETWEEN_TRIES)):
+        try:
+            await replay.send_multipart(parts, zmq.NOBLOCK)
+        except zmq.Again:
+            await asyncio.sleep(_SECONDS_BETWEEN_TRIES)
+        except zmq.ZMQError:  # it is gone
+            return False
+        else:
+            await asyncio.sleep(0)
+            return True
+    return False
 
 
 def _context() -> Context[Socket[bytes]]:
@@ -118,7 +143,12 @@ def _opened(context: Context[Socket[bytes]], kind: str, endpoint: str, *, listen
     import zmq
 
     opened = context.socket(getattr(zmq, kind))
-    opened.set_hwm(_MAX_WAITING + 1)  # of all that is kept, and the end
+    opened.set_hwm(_MAX_WAITING)
+    if kind == "ROUTER":  # else what somebody does not take would be dropped
+        opened.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    opened.setsockopt(zmq.IPV6, int("[" in endpoint))
+    if listens:  # where names are those of network cards
+        endpoint = endpoint.replace("//localhost:", "//127.0.0.1:")
     try:
         (opened.bind if listens else opened.connect)(endpoint)
     except zmq.ZMQError as error:
@@ -134,7 +164,7 @@ def _is_here(endpoint: str) -> bool:
     """Whether an address is this machine's, where one can tell by its text."""
     kind, _, rest = endpoint.partition("://")
     host = rest.rpartition(":")[0].strip("[]")
-    if kind != "tcp" or host == "*":
+    if kind != "tcp" or host in ("*", "localhost"):
         return True
     try:
         address = ipaddress.ip_address(host)

@@ -12,7 +12,7 @@ from pipezoo.serve.engine.adapter_record import AdapterRecord
 from pipezoo.serve.engine.asked import Asked
 from pipezoo.serve.engine.child import EngineChild
 from pipezoo.serve.engine.feed import Feed
-from pipezoo.serve.engine.kv_events import KVEventBatch
+from pipezoo.serve.engine.kv_events import all_cleared
 from pipezoo.serve.engine.messages import (
     AddAdapter,
     Cancel,
@@ -54,7 +54,8 @@ class EngineClient:
         adapters: the names of the LoRA adapters that are loaded.
         num_deaths: how often its process has ended unasked.
         observers: those who are told of all requests.
-        on_kv_events: called with what happens to pages, where the load asks for that.
+        on_kv_events: called with what happens to pages, where the load asks for that: batches as MessagePack. An engine
+            that is lost has none any more.
     """
 
     def __init__(self, load: Load, *, max_queue: int) -> None:
@@ -72,7 +73,7 @@ class EngineClient:
         self.adapters: list[str] = []
         self.num_deaths = 0
         self.observers: list[RequestObserver] = []
-        self.on_kv_events: Callable[[Sequence[KVEventBatch]], None] = lambda _: None
+        self.on_kv_events: Callable[[Sequence[bytes]], None] = lambda _: None
 
     @property
     def pid(self) -> int | None:
@@ -126,7 +127,7 @@ class EngineClient:
                     case Ready():
                         self.facts, self.counts, self.adapters = message, message.counts, message.adapters
                         if await self._restore_adapters(child, messages):
-                            await on_ready()  # nothing else comes before the first request
+                            await on_ready()  # what the engine says meanwhile waits
                             self.state = EngineState.READY
                     case LoadFailed():
                         failed = message
@@ -135,6 +136,8 @@ class EngineClient:
         finally:
             was_ready, self.state, self._child = self.state is EngineState.READY, EngineState.DEAD, None
             self.fail_all(_lost())  # at once: what is known of the process's end comes later
+            if self.facts is not None and self._load.reports_pages:
+                self.on_kv_events([all_cleared(rank) for rank in range(self.facts.num_replicas)])
             status = await child.end()
         if failed is not None:
             for note in failed.notes:

@@ -19,7 +19,15 @@ from pipezoo_core.context import TextContext
 from pipezoo_core.kv_cache import KVGroup, PagedKVCacheManager
 from pipezoo_core.paging import Claim
 
-__all__ = ["AllBlocksCleared", "BlockRemoved", "BlockStored", "KVEvent", "KVEventBatch", "PageRecorder"]
+__all__ = [
+    "AllBlocksCleared",
+    "BlockRemoved",
+    "BlockStored",
+    "KVEvent",
+    "KVEventBatch",
+    "PageRecorder",
+    "all_cleared",
+]
 
 
 class BlockStored(msgspec.Struct, tag=True, omit_defaults=True):
@@ -81,6 +89,15 @@ class KVEventBatch(msgspec.Struct, array_like=True):
     data_parallel_rank: int
 
 
+def all_cleared(rank: int) -> bytes:
+    """Returns the batch that says of a replica that no page of it can be found any more."""
+    return _batch([AllBlocksCleared()], rank)
+
+
+def _batch(events: list[KVEvent], rank: int) -> bytes:
+    return msgspec.msgpack.encode(KVEventBatch(time.time(), events, rank))
+
+
 class PageRecorder:
     """Writes down what happens to one replica's pages, a `PageObserver`. It begins with none.
 
@@ -103,11 +120,11 @@ class PageRecorder:
         """Whether anything has happened."""
         return bool(self._events)
 
-    def taken(self) -> KVEventBatch:
-        """Returns what has happened since the last time."""
+    def taken(self) -> bytes:
+        """Returns what has happened since the last time, a `KVEventBatch` as MessagePack."""
         events, self._events = self._events, []
         self._growing.clear()
-        return KVEventBatch(time.time(), events, self._rank)
+        return _batch(events, self._rank)
 
     def on_stored(self, group: int, claim: Claim, hash_: bytes, context: TextContext) -> None:
         """Notes a page, with those before it where it follows them."""
@@ -146,9 +163,10 @@ class PageRecorder:
         self._events.append(BlockRemoved([_number(hash_) for hash_ in hashes], self._medium, group))
 
     def on_cleared(self) -> None:
-        """Notes that all are."""
+        """Notes that all are, of whatever group: each of them is told to forget its own at once."""
         self._growing.clear()
-        self._events.append(AllBlocksCleared())
+        if not self._events or not isinstance(self._events[-1], AllBlocksCleared):
+            self._events.append(AllBlocksCleared())
 
 
 def _number(hash_: bytes) -> int:

@@ -6,7 +6,6 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from pipezoo.serve.engine.kv_events import KVEventBatch
 from pipezoo_core.distributed.portable_errors import decode_error, encode_error
 from pipezoo_core.request import RequestID, TextGenerationOutput
 
@@ -140,6 +139,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
         max_num_loras: most adapters that are used at the same time; 0 of a model that takes none.
         adapters: the names of those that are loaded.
         counts: before the first request.
+        num_replicas: of the model.
     """
 
     max_length: int
@@ -148,6 +148,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     max_num_loras: int
     adapters: list[str]
     counts: Counts
+    num_replicas: int = 1
 
 
 class Steps(msgspec.Struct, frozen=True, tag=True):
@@ -156,12 +157,13 @@ class Steps(msgspec.Struct, frozen=True, tag=True):
     Attributes:
         outputs: of requests that went on.
         counts: after it.
-        kv_events: of the pages of the KV cache, where somebody wants to know; one batch at most for each replica.
+        kv_events: of the pages of the KV cache, where somebody wants to know; one batch at most for each replica, as
+            MessagePack.
     """
 
     outputs: list[TextGenerationOutput]
     counts: Counts
-    kv_events: list[KVEventBatch] = []
+    kv_events: list[bytes] = []
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):

@@ -89,6 +89,7 @@ def _ready(pipeline: TextGenerationPipeline) -> Ready:
         max_num_loras=0 if lora_manager is None else lora_manager.max_num_loras,
         adapters=pipeline.adapters,
         counts=counts_of(pipeline),
+        num_replicas=len(pipeline.models),
     )
 
 

@@ -1,4 +1,4 @@
-"""What the engine does."""
+"""How requests see the engine from outside its process."""
 
 from __future__ import annotations
 
