@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from functools import cache
 
 import pytest
@@ -91,6 +92,45 @@ def test_transformers_reads_the_template_the_same(header):
     ]
 
 
+@pytest.mark.parametrize("header", HEADERS)
+def test_an_answer_that_is_cut_behind_any_token_shows_no_marks(header):
+    messages = [("<|channel|>analysis<|message|>", "Rome?"), (header, CALL.arguments)]
+    answer = _answer(messages)
+    ends = [match.end() for match in re.finditer(r"<\|\w+\|>|.", answer)]
+
+    for end in ends:
+        response = FORMAT.response(answer[:end], TOOLS, prompt=CHAT.prompt)
+        assert "<|" not in response.content + response.reasoning
+        assert {call.name for call in response.tool_calls} <= {CALL.name}
+        assert all(CALL.arguments.startswith(call.arguments) for call in response.tool_calls)
+
+
+@pytest.mark.parametrize("space", ["", " \n"])
+@pytest.mark.parametrize("header", [header for header, part in HEADERS.items() if part == "call"])
+def test_a_call_without_arguments_has_empty_ones_and_one_that_is_cut_has_none(header, space):
+    for end, arguments in (("<|call|>", "{}"), ("<|end|>", "{}"), ("", "")):
+        response = FORMAT.response(header + space + end, TOOLS, prompt=CHAT.prompt)
+        assert response == ChatResponse("", "", (ToolCall("weather", arguments),))
+
+
+@pytest.mark.parametrize("name", ["weather.get", "wetter_für-morgen", "a" * 140, "3"])
+@pytest.mark.parametrize("header", [header for header, part in HEADERS.items() if part == "call"])
+def test_a_name_is_whole(header, name):
+    named = header.replace("functions.weather", f"functions.{name}")
+
+    response = FORMAT.response(named + "{}<|call|>", TOOLS, prompt=CHAT.prompt)
+
+    assert response == ChatResponse("", "", (ToolCall(name, "{}"),))
+
+
+@pytest.mark.parametrize("length", [60, 250, 300, 8000])
+def test_thoughts_with_a_long_header_are_no_content(length):
+    for more in (" " + "x" * length, " to=python <|constrain|>" + "x" * length):
+        answer = f"<|channel|>analysis{more}<|message|>secret<|end|><|start|>assistant<|channel|>final<|message|>Well."
+        response = FORMAT.response(answer, TOOLS, prompt=CHAT.prompt)
+        assert response == ChatResponse("Well.", "secret")
+
+
 @pytest.mark.parametrize("header", [header for header, part in HEADERS.items() if part == "call"])
 def test_where_no_tools_are_offered_nothing_of_a_call_is_lost(header):
     response = FORMAT.response(_answer([(header, CALL.arguments)]), prompt=CHAT.prompt)
@@ -126,6 +166,29 @@ def test_a_message_with_several_calls_becomes_one_for_each_with_its_result_behin
         _result("b", "2"),
         end,
     ]
+
+
+def test_content_in_parts_joins_the_thoughts_as_a_text_does():
+    told = []
+    for content in ("I look.\nThere.", [{"type": "text", "text": "I look."}, {"type": "text", "text": "There."}]):
+        message = {"role": "assistant", "content": content, "reasoning": "It is far.", "tool_calls": [_call("f", "a")]}
+        told.append(FORMAT.told.chat([message, _result("a", "1")], TOOLS)[0])
+
+    assert told[0] == told[1]
+    assert told[0][0]["reasoning_content"] == "It is far.\n\nI look.\nThere."
+
+
+@pytest.mark.parametrize("identities", [(None, None), ("x", "y"), ("", "")], ids=str)
+def test_results_that_name_no_call_are_those_of_the_calls_without_any_in_their_order(identities):
+    calls = [_call(name, name) for name in "abc"]
+    unknown = [_result(identity, text) for identity, text in zip(identities, "13", strict=True)]
+    chat = [{"role": "assistant", "content": "", "tool_calls": calls}, unknown[0], _result("b", "2"), unknown[1]]
+
+    told = FORMAT.told.chat([*chat, _result("z", "4")], TOOLS)[0]
+
+    assert [
+        (message["tool_calls"][0]["id"] if "tool_calls" in message else message["content"]) for message in told
+    ] == [*("a", "1", "b", "2", "c", "3", "4")]
 
 
 def test_a_call_with_one_text_before_it_stays_as_it_is():

@@ -21,7 +21,9 @@ _THINK = {"open": "<think>", "close_pattern": r"</think>\s{0,8}"}
 _NAMED = {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}}
 _LISTED = {"type": "function", "function": {"name": "{name}", "arguments": "{arguments}"}}
 _CHATML = "<|im_start|>assistant\n"
-_HARMONY_HEADER = r"[^<]{0,64}(?:<\|constrain\|>[^<]{0,64})?<\|message\|>"  # behind the channel
+_HARMONY_THOUGHTS = r"[^<]{0,8192}(?:<\|constrain\|>[^<]{0,8192})?<\|message\|>"  # behind the channel: what is
+_HARMONY_HEADER = r"[^<]{0,256}(?:<\|constrain\|>[^<]{0,256})?<\|message\|>"  # longer is none, and its text content
+_HARMONY_CALL = r"\s+to=functions\.(?P<name>[^\s<]{1,256})(?=[\s<])"
 _NO_FUNCTION = r"(?!\s+to=functions\.)"
 
 
@@ -71,14 +73,14 @@ FAMILIES = (
             "start_anchor": "<|start|>assistant",
             "fields": {
                 "reasoning_content": {
-                    "open_pattern": r"<\|channel\|>analysis" + _NO_FUNCTION + _HARMONY_HEADER,
+                    "open_pattern": r"<\|channel\|>analysis" + _NO_FUNCTION + _HARMONY_THOUGHTS,
                     "close": "<|end|>",
                     "repeats": True,
                     "join": "\n",
                 },
                 "tool_calls": _calls(
-                    open_pattern=r"(?:<\|channel\|>(?:commentary|analysis)\s+to=functions\.(?P<name>[\w-]{1,128})"
-                    r"|\s+to=functions\.(?P<name>[\w-]{1,128})<\|channel\|>(?:commentary|analysis))" + _HARMONY_HEADER,
+                    open_pattern=rf"(?:<\|channel\|>(?:commentary|analysis){_HARMONY_CALL}"
+                    rf"|{_HARMONY_CALL}\s{{0,8}}<\|channel\|>(?:commentary|analysis))" + _HARMONY_HEADER,
                     close=["<|call|>", "<|end|>"],
                     transform=_NAMED,
                 ),

@@ -21,13 +21,14 @@ from typing import Any
 from pipezoo_core.chat_responses.parser import REASONING_FIELDS
 from pipezoo_core.request import ChatMessage
 
-__all__ = ["with_descriptions", "with_single_calls"]
+__all__ = ["text_of", "with_descriptions", "with_single_calls"]
 
 
 def with_single_calls(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
     """Returns the messages with one call in each; those that are not sound are left as they are.
 
-    Results that name no call of theirs stand behind the last one.
+    Results that name no call of theirs are those of the calls that have none, in their order; further ones stand behind
+    the last one.
     """
     told: list[ChatMessage] = []
     place = 0
@@ -51,9 +52,15 @@ def with_descriptions(tools: Sequence[Mapping[str, Any]]) -> list[Mapping[str, A
 def _single_calls(message: ChatMessage, results: Sequence[ChatMessage]) -> list[ChatMessage]:
     calls = _calls(message)
     of_call: list[list[ChatMessage]] = [[] for _ in calls]
-    number_of = {str(call.get("id")): number for number, call in enumerate(calls)}
+    number_of = {call["id"]: number for number, call in enumerate(calls) if isinstance(call.get("id"), str)}
+    left_over: list[ChatMessage] = []
     for result in results:
-        of_call[number_of.get(str(result.get("tool_call_id")), len(calls) - 1)].append(result)
+        identity = result.get("tool_call_id")
+        number = number_of.get(identity) if isinstance(identity, str) else None
+        (left_over if number is None else of_call[number]).append(result)
+    without = [of_this for of_this in of_call if not of_this]
+    for place, result in enumerate(left_over):
+        (without[place] if place < len(without) else of_call[-1]).append(result)
     told: list[ChatMessage] = []
     for number, call in enumerate(calls):
         texts = _one_text(message) if number == 0 else {"role": message["role"], "content": ""}
@@ -64,10 +71,19 @@ def _single_calls(message: ChatMessage, results: Sequence[ChatMessage]) -> list[
 def _one_text(message: ChatMessage) -> ChatMessage:
     """Returns a message whose content is a part of its thoughts, where it has both."""
     thoughts = next((message[name] for name in REASONING_FIELDS if message.get(name)), None)
-    if not thoughts or not isinstance(thoughts, str) or not isinstance(content := message.get("content"), str):
+    if not thoughts or not isinstance(thoughts, str) or not (content := text_of(message)):
         return message
     rest = {name: value for name, value in message.items() if name not in REASONING_FIELDS}
-    return {**rest, "content": "", "reasoning_content": "\n\n".join(filter(None, [thoughts, content]))}
+    return {**rest, "content": "", "reasoning_content": f"{thoughts}\n\n{content}"}
+
+
+def text_of(message: ChatMessage) -> str:
+    """Returns a message's content as one text, of however many parts it is."""
+    content = message.get("content")
+    if isinstance(content, str) or content is None:
+        return content or ""
+    parts = content if isinstance(content, Sequence) else []
+    return "\n".join(str(part.get("text", "")) for part in parts if isinstance(part, Mapping))
 
 
 def _calls(message: object) -> list[Mapping[str, Any]]:
