@@ -2,10 +2,14 @@
 
 import asyncio
 import json
+from types import SimpleNamespace
 
 import pytest
 
+from starlette.exceptions import HTTPException
+
 from pipezoo.serve.http.body_limits import BodyLimits
+from pipezoo.serve.http.failure import Failure
 
 SIZE = 100  # most bytes of a body
 
@@ -74,8 +78,11 @@ def test_the_size_of_all_that_arrive_is_bounded_and_who_goes_away_is_counted_no_
         for client in clients[:16]:
             await client.says(b"x" * SIZE)
         await clients[16].says(b"x")
-        with pytest.raises(Exception, match="429"):  # which the framework makes a response of
+        with pytest.raises(HTTPException) as refused:  # which the framework makes a response of
             await clients[16].task
+        failure = Failure.of(refused.value)
+        assert (failure.status, failure.headers) == (429, {"Retry-After": "1"})
+        assert failure.body["error"]["code"] == "too_many_bodies"
         clients[0].task.cancel()
         other = Client(limits, [(b"content-length", b"100")])
         await other.says(b"x" * SIZE)
@@ -84,3 +91,29 @@ def test_the_size_of_all_that_arrive_is_bounded_and_who_goes_away_is_counted_no_
             assert client.status == 200
 
     with_limits(scenario)
+
+
+def test_a_body_that_comes_a_byte_now_and_then_is_given_up_and_one_that_comes_fast_is_not(monkeypatch):
+    now = [0.0]
+    for module in ("arriving", "body_limits"):
+        monkeypatch.setattr(f"pipezoo.serve.http.{module}.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("pipezoo.serve.http.body_limits._LEAST_RATE", 4)
+
+    async def scenario(limits):
+        headers = [(b"content-length", b"99")]
+        slow, fast = Client(limits, headers), Client(limits, headers)
+        for second in range(90):
+            now[0] = float(second)
+            await slow.says(b"x")
+            if second < 11:
+                await fast.says(b"x" * 9)
+            if slow.task.done():
+                break
+        with pytest.raises(HTTPException, match="408"):
+            await slow.task
+        assert 80 <= second <= 82  # a minute, and a second for each four bytes
+        await fast.says(is_last=True)
+        assert fast.status == 200
+        await Client(limits, headers).says(b"x", is_last=True)
+
+    with_limits(scenario, max_arriving=2)

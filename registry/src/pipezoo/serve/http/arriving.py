@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -48,12 +49,13 @@ class ArrivingBodies:
         finally:
             body.complete()
 
-    def check_size(self) -> None:
-        """Checks that what is there is not too much.
+    def grow(self, size: int) -> None:
+        """Counts bytes that have come.
 
         Raises:
-            TooManyBodiesError: it is.
+            TooManyBodiesError: they are too many.
         """
+        self.size += size
         if self.size > self._max_size:
             raise TooManyBodiesError(
                 "the bodies of requests that are arriving are too large together",
@@ -70,25 +72,25 @@ class ArrivingBody:
         bodies: all of them.
 
     Attributes:
+        begin: when it began to arrive, by `time.monotonic`.
         size: bytes that are there.
         is_complete: whether all are.
     """
 
     def __init__(self, bodies: ArrivingBodies) -> None:
         self._bodies = bodies
+        self.begin = time.monotonic()
         self.is_complete = False
         self.size = 0
 
     def grow(self, size: int) -> None:
-        """Counts bytes that have come.
+        """Counts bytes that have come before it is complete.
 
         Raises:
             TooManyBodiesError: those of all bodies are too many.
         """
         self.size += size
-        if not self.is_complete:
-            self._bodies.size += size
-            self._bodies.check_size()
+        self._bodies.grow(size)
 
     def complete(self) -> None:
         """Counts the body no more; it arrives no longer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import ExitStack
 
 from starlette.datastructures import Headers
@@ -16,6 +17,7 @@ from pipezoo.serve.http.watched import failure_response
 __all__ = ["BodyLimits"]
 
 _SECONDS_OF_SILENCE = 60.0
+_LEAST_RATE = 1 << 16  # bytes/s behind these seconds: else a byte now and then would keep a place for ever
 _MAX_ARRIVING = 1024
 _MAX_ARRIVING_SIZE = 16  # bodies of the greatest size
 
@@ -26,7 +28,8 @@ class BodyLimits:
     Args:
         app: what is behind.
         max_size: most bytes of a body.
-        seconds: after which a body that stopped arriving is given up.
+        seconds: after which a body that stopped arriving is given up, and so is one that began as long ago and a further
+            second for each 64 KiB that have come.
         max_arriving: most bodies that arrive at the same time; those that are there have 16 times `max_size` together.
     """
 
@@ -65,9 +68,9 @@ class BodyLimits:
         if body.is_complete:  # what comes now is that the client goes away
             return await receive()
         try:
-            message = await asyncio.wait_for(receive(), self._seconds)
+            message = await asyncio.wait_for(receive(), min(self._seconds, self._seconds_left(body)))
         except TimeoutError:
-            raise HTTPException(408, "the body of the request stopped arriving") from None
+            raise HTTPException(408, "the body of the request stopped arriving, or is too slow") from None
         try:
             body.grow(len(message.get("body", b"")))
         except TooManyBodiesError as error:
@@ -77,6 +80,9 @@ class BodyLimits:
         if not message.get("more_body", False):
             body.complete()
         return message
+
+    def _seconds_left(self, body: ArrivingBody) -> float:
+        return body.begin + self._seconds + body.size / _LEAST_RATE - time.monotonic()
 
     def _too_large(self, size: object) -> BodyTooLargeError:
         return BodyTooLargeError(
