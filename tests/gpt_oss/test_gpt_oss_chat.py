@@ -1,6 +1,7 @@
 """Chats in the harmony format, whose template does what OpenAI's does, against transformers."""
 
 import datetime
+import json
 
 import pytest
 from gguf_files import BYTES
@@ -9,8 +10,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from pipezoo import registry
+from pipezoo_core.chat_responses import ChatFormat, ChatResponse, Tools
+from pipezoo_core.request import TextGenerationRequest
 
 SPECIAL = ["<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>", "<|call|>", "<|endoftext|>"]
+SPECIAL += ["<|constrain|>"]
 # Macros, a namespace, `raise_exception`, `strftime_now`, thinking in a channel of its own, tools as types.
 TEMPLATE = """\
 {%- macro kind(schema) -%}
@@ -40,6 +44,13 @@ TEMPLATE = """\
 {%- if message.role == "assistant" %}
 {%- if "<|channel|>" in (message.content or "") %}{{- raise_exception("a channel in the content") }}{%- endif %}
 {%- if message.tool_calls %}{%- set last.call = message.tool_calls[0].function.name %}
+{%- if message.content and message.thinking %}{{- raise_exception("two texts before a call") }}{%- endif %}
+{%- set answered = namespace(found=false) %}
+{%- for later in rest[loop.index:] %}
+{%- if later.role == "assistant" and not later.tool_calls %}{%- set answered.found = true %}{%- endif %}{%- endfor %}
+{%- set thought = message.content or message.thinking %}
+{%- if thought and not answered.found %}
+{{- "<|start|>assistant<|channel|>analysis<|message|>" + thought + "<|end|>" }}{%- endif %}
 {{- "<|start|>assistant to=functions." + last.call + "<|channel|>commentary json<|message|>" }}
 {{- message.tool_calls[0].function.arguments|tojson }}{{- "<|call|>" }}
 {%- elif loop.last and not add_generation_prompt %}
@@ -111,3 +122,64 @@ def test_an_answer_ends_where_a_tool_is_called_too(llm):
     assert llm.tokenizer.eos_token_ids >= {
         tokenizer.convert_tokens_to_ids(token) for token in ("<|return|>", "<|call|>")
     }
+
+
+@pytest.fixture(scope="module")
+def chat_format(llm):
+    return ChatFormat.of(llm.tokenizer.delegate, llm.tokenizer.special_texts)
+
+
+@pytest.mark.parametrize("has_a_later_answer", [False, True])
+def test_what_the_server_answers_can_be_sent_back(llm, chat_format, has_a_later_answer):
+    answer = (
+        "<|channel|>analysis<|message|>It is far.<|end|>"
+        "<|start|>assistant<|channel|>commentary<|message|>I look.<|end|>"
+        '<|start|>assistant<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{"city": "Rome"}'
+    )
+    tools = Tools.read(TOOLS)
+    said = chat_format.response(answer, tools, prompt="<|start|>assistant")
+    (call,) = said.tool_calls
+    function = {"name": call.name, "arguments": call.arguments}
+    message = {"role": "assistant", "content": said.content, "reasoning_content": said.reasoning}
+    message["tool_calls"] = [{"id": "a", "type": "function", "function": function}]
+    chat = [*CHAT[:2], message, {"role": "tool", "tool_call_id": "a", "content": "31 degrees"}]
+
+    messages, told = chat_format.told.chat([*chat, *CHAT[4:]] if has_a_later_answer else chat, tools)
+    prompt = llm.tokenizer.apply_chat_template(messages, tools=told)
+
+    assert (
+        '<|start|>assistant to=functions.weather<|channel|>commentary json<|message|>{"city": "Rome"}<|call|>'
+        '<|start|>functions.weather to=assistant<|channel|>commentary<|message|>"31 degrees"<|end|><|start|>assistant'
+    ) in prompt
+    thought = "<|start|>assistant<|channel|>analysis<|message|>It is far.\n\nI look.<|end|>"
+    assert (thought in prompt) == (not has_a_later_answer)
+
+
+@pytest.mark.parametrize("channel", ["analysis", "commentary"])
+@pytest.mark.parametrize("seed", range(2))
+def test_a_forced_call_comes_with_thoughts_or_without(llm, chat_format, channel, seed):
+    unit = {"type": "object", "properties": {"unit": PROPERTIES["unit"]}, "required": ["unit"]}
+    unit["additionalProperties"] = False
+    tools = Tools.read([{"type": "function", "function": {"name": "weather", "parameters": unit}}], "required")
+    request = TextGenerationRequest(messages=CHAT[1:2])  # without the tools, because the context is short
+    prompt = llm.tokenizer.apply_chat_template(CHAT[1:2])
+    first_letter, end = llm.tokenizer.delegate.convert_tokens_to_ids([channel[0], "<|end|>"])
+
+    pieces = [
+        *llm.stream(
+            request,
+            grammar=chat_format.grammar(tools, prompt=prompt),
+            skip_special_tokens=not chat_format.needs_special_tokens,
+            logit_bias={first_letter: 20.0, end: 40.0},
+            temperature=1.0,
+            seed=seed,
+        )
+    ]
+
+    parser = chat_format.parser(tools, prompt=prompt)
+    response = ChatResponse.joined([*map(parser.feed, pieces), parser.finish()])
+    assert response == chat_format.response("".join(pieces), tools, prompt=prompt)
+    assert [call.name for call in response.tool_calls] == ["weather"]
+    assert json.loads(response.tool_calls[0].arguments)["unit"] in ("C", "F")
+    assert response.content == ""
+    assert "".join(pieces).startswith(f"<|channel|>{channel}")

@@ -3,12 +3,15 @@
 import asyncio
 import contextlib
 
+import msgspec
 import pytest
 
 from pipezoo.serve.engine.asked import Asked
 from pipezoo.serve.engine.client import EngineClient, EngineState
 from pipezoo.serve.engine.messages import AddAdapter, Counts, Done, Load, Ready, RemoveAdapter, Steps
 from pipezoo.serve.errors import EngineLostError, EngineUnavailableError, QueueFullError, ServerClosingError
+from pipezoo.serve.service import Service
+from pipezoo.serve.settings import ServeSettings
 from pipezoo_core.errors import InvalidRequestError, ModelNotFoundError
 from pipezoo_core.request import TextGenerationOutput
 from pipezoo_core.sampling_params import SamplingParams
@@ -141,6 +144,31 @@ def test_observers_learn_of_what_a_request_failed_and_of_clients_that_leave(is_r
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("is_failure", [True, False])
+def test_prompts_that_end_with_one_that_failed_have_failed_and_those_whose_client_left_have_not(is_failure):
+    async def run():
+        client, endings = ready_client(Child()), Endings()
+        service = Service(ServeSettings(), client)
+        client.observers[:] = [endings]
+        params = SamplingParams(n=2, temperature=1)
+        three = Asked(prompts=[[1], [2], [3]], params=params, lora=None, arrival_time=0.0, response_id="cmpl-1")
+        outputs = service.outputs(three)
+        task = await until_it_waits(outputs)
+        while len(client._child.sent) < 3:
+            await asyncio.sleep(0)
+        failure = ValueError("of the second prompt")
+        if is_failure:
+            client._take(Steps([TextGenerationOutput.failed(client._child.sent[1].request_id, failure)], COUNTS))
+            with pytest.raises(ValueError, match="of the second prompt"):
+                await task
+        else:
+            await given_up(task)
+            await outputs.aclose()
+        assert endings.errors == [failure if is_failure else None] * 3
+
+    asyncio.run(run())
+
+
 class Process:
     """An engine's process that is there until it is ended; it dies by itself where it `is_mortal`."""
 
@@ -167,6 +195,27 @@ async def nothing():
 
 def running(client, *, restarts=lambda: True):
     return asyncio.ensure_future(client.run(restarts=restarts, on_ready=nothing, on_progress=lambda *_: None))
+
+
+def test_when_an_engine_is_lost_the_pages_of_all_its_replicas_are_said_to_be_gone(monkeypatch):
+    class TwoReplicas(Process):
+        async def messages(self):
+            async for ready in super().messages():
+                yield msgspec.structs.replace(ready, num_replicas=2)
+
+    async def run(**load):
+        async def started(_):
+            return TwoReplicas(is_mortal=True)
+
+        monkeypatch.setattr("pipezoo.serve.engine.client.EngineChild.started", started)
+        told, client = [], EngineClient(Load("none", {}, **load), max_queue=2)
+        client.on_kv_events = told.extend
+        with pytest.raises(EngineLostError):
+            await running(client, restarts=lambda: False)
+        return [msgspec.msgpack.decode(batch)[1:] for batch in told]
+
+    assert asyncio.run(run(reports_pages=True)) == [[[{"type": "AllBlocksCleared"}], rank] for rank in (0, 1)]
+    assert asyncio.run(run()) == []
 
 
 def test_a_client_that_is_closed_takes_no_request(monkeypatch):

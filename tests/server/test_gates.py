@@ -169,7 +169,7 @@ def test_a_body_that_does_not_go_on():
         "type": "http",
         "method": "POST",
         "path": "/v1/completions",
-        "headers": [(b"content-type", b"application/json")],
+        "headers": [(b"content-type", b"application/json"), (b"content-length", b"9")],
         "query_string": b"",
         "app": app,
     }

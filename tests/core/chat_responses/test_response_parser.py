@@ -337,3 +337,15 @@ def test_an_expression_without_an_end_is_stopped():
 
     with pytest.raises(UnsupportedTokenizerError, match="too long"):
         parser.whole("x" * 60)
+
+
+@pytest.mark.parametrize("name", ["DeepSeek R1", "DeepSeek V3.1", "Mistral, by name", "gpt-oss"])
+def test_a_call_that_is_cut_behind_its_name_has_no_arguments_and_no_marks_in_the_content(name):
+    chat = FAMILY_CHATS[name]
+    first = chat.response.tool_calls[0]
+    cut = chat.answer[: chat.answer.index(first.arguments)]
+
+    response = chat.format.response(cut, TOOLS, prompt=chat.prompt)
+
+    assert response.tool_calls == (ToolCall(first.name, ""),)
+    assert chat.response.content.startswith(response.content)

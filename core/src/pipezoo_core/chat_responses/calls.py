@@ -32,8 +32,8 @@ class CallReader(Protocol):
     def rest(self, text: str) -> list[ToolCallDelta]:
         """Takes text of the field when it wants no more."""
 
-    def finish(self) -> list[ToolCallDelta]:
-        """Says that the field has ended."""
+    def finish(self, *, is_cut: bool) -> list[ToolCallDelta]:
+        """Says that the field has ended, or the answer in the middle of it (`is_cut`)."""
 
 
 def new_reader(
@@ -101,6 +101,7 @@ class StreamedCalls:
         self._arguments_path = arguments
         self._scanner = JsonScanner([path for path in (self._name_path, arguments) if path is not None])
         self._next_index = first_index
+        self._is_blank = True
         self._out: list[ToolCallDelta] = []
         self._new_call()
 
@@ -120,6 +121,7 @@ class StreamedCalls:
     def feed(self, text: str) -> tuple[int, list[ToolCallDelta]]:
         """Takes text of the JSON."""
         used, pieces = self._scanner.feed(text)
+        self._is_blank = self._is_blank and not text[:used].strip()
         for piece in pieces:
             if piece.path == self._name_path:
                 self._take_name(piece)
@@ -131,13 +133,16 @@ class StreamedCalls:
 
     def rest(self, text: str) -> list[ToolCallDelta]:
         """Takes what is no JSON: behind arguments that broke off, it is theirs."""
+        self._is_blank = self._is_blank and not text.strip()
         if self._is_open and self._is_out and self._held is None:
             self._give(text)
         return self._taken()
 
-    def finish(self) -> list[ToolCallDelta]:
-        """Returns nothing: what has not begun to come out is no call."""
-        return []
+    def finish(self, *, is_cut: bool) -> list[ToolCallDelta]:
+        """Returns a call whose name came before its arguments, and these did not; nothing else that is not out yet."""
+        if self._only_name is not None and self._is_blank:
+            self._give("" if is_cut else "{}")
+        return self._taken()
 
     def _taken(self) -> list[ToolCallDelta]:
         out, self._out = self._out, []
@@ -226,7 +231,7 @@ class CollectedCalls:
         self._text.append(text)
         return []
 
-    def finish(self) -> list[ToolCallDelta]:
+    def finish(self, *, is_cut: bool) -> list[ToolCallDelta]:  # noqa: ARG002 - other readers ask
         """Returns the calls; none where the text is not what it should be."""
         try:
             calls = [self._call(shape) for shape in self._shapes()]

@@ -21,6 +21,10 @@ _THINK = {"open": "<think>", "close_pattern": r"</think>\s{0,8}"}
 _NAMED = {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}}
 _LISTED = {"type": "function", "function": {"name": "{name}", "arguments": "{arguments}"}}
 _CHATML = "<|im_start|>assistant\n"
+_HARMONY_THOUGHTS = r"[^<]{0,8192}(?:<\|constrain\|>[^<]{0,8192})?<\|message\|>"  # behind the channel: what is
+_HARMONY_HEADER = r"[^<]{0,256}(?:<\|constrain\|>[^<]{0,256})?<\|message\|>"  # longer is none, and its text content
+_HARMONY_CALL = r"\s+to=functions\.(?P<name>[^\s<]{1,256})(?=[\s<])"
+_NO_FUNCTION = r"(?!\s+to=functions\.)"
 
 
 def _calls(**spec: Any) -> dict[str, Any]:
@@ -46,6 +50,8 @@ class Family:
         form: how its calls are written; None where they are no JSON.
         thoughts: what its models write before and behind their thoughts, where they have any.
         tools_in_system: the template looks for the tools, as JSON text, in the system's message.
+        shows_single_calls: the template shows one call of a message, and one text before it, and fails at a function
+            without a description.
         content_begin: what its models write before what is meant to be read.
     """
 
@@ -55,6 +61,7 @@ class Family:
     form: CallForm | None
     thoughts: tuple[str, str] | None = None
     tools_in_system: bool = False
+    shows_single_calls: bool = False
     content_begin: str = ""
 
 
@@ -66,23 +73,23 @@ FAMILIES = (
             "start_anchor": "<|start|>assistant",
             "fields": {
                 "reasoning_content": {
-                    "open_pattern": r"<\|channel\|>analysis[^<]{0,64}<\|message\|>",
+                    "open_pattern": r"<\|channel\|>analysis" + _NO_FUNCTION + _HARMONY_THOUGHTS,
                     "close": "<|end|>",
                     "repeats": True,
                     "join": "\n",
                 },
                 "tool_calls": _calls(
-                    open_pattern=r"(?:<\|channel\|>(?:commentary|analysis)\s+to=functions\.(?P<name>[\w-]{1,128})"
-                    r"|\s+to=functions\.(?P<name>[\w-]{1,128})<\|channel\|>(?:commentary|analysis))"
-                    r"[^<]{0,64}(?:<\|constrain\|>[^<]{0,64})?<\|message\|>",
+                    open_pattern=rf"(?:<\|channel\|>(?:commentary|analysis){_HARMONY_CALL}"
+                    rf"|{_HARMONY_CALL}\s{{0,8}}<\|channel\|>(?:commentary|analysis))" + _HARMONY_HEADER,
                     close=["<|call|>", "<|end|>"],
                     transform=_NAMED,
                 ),
                 "content": {
-                    "open_pattern": r"<\|channel\|>(?:final|commentary)\s*(?:<\|constrain\|>[^<]{0,64})?<\|message\|>",
-                    "close": ["<|end|>", "<|return|>"],
+                    "open_pattern": rf"(?:<\|channel\|>(?:final|commentary){_NO_FUNCTION})?" + _HARMONY_HEADER,
+                    "close": ["<|end|>", "<|return|>", "<|call|>"],
                     "repeats": True,
                     "join": "\n",
+                    **_CONTENT,
                 },
             },
         },
@@ -90,6 +97,7 @@ FAMILIES = (
             call="<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>ARGUMENTS",
         ),
         thoughts=("<|channel|>analysis<|message|>", "<|end|><|start|>assistant"),
+        shows_single_calls=True,
         content_begin="<|channel|>final<|message|>",
     ),
     Family(

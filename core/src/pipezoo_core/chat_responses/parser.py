@@ -226,7 +226,7 @@ class ResponseParser:
     def _close(self, mark: str) -> None:
         reader, self._reader = self._reader, None
         if reader is not None:
-            calls = reader.finish()
+            calls = reader.finish(is_cut=not mark)
             self._calls += calls
             self._num_calls += reader.num_calls
             if not reader.num_calls:

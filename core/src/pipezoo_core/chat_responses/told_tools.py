@@ -9,6 +9,7 @@ from typing import Any
 
 from pipezoo_core.chat_responses.families import Family
 from pipezoo_core.chat_responses.response import ToolCall
+from pipezoo_core.chat_responses.single_calls import text_of, with_descriptions, with_single_calls
 from pipezoo_core.chat_responses.tools import Tools
 from pipezoo_core.errors import InvalidRequestError, shown
 from pipezoo_core.request import ChatMessage
@@ -55,20 +56,22 @@ class ToldTools:
                 template cannot show tools, and there is no form in which the model could be told to write calls.
         """
         told: list[ChatMessage] = [self._told(message) for message in messages]
+        if self._family.shows_single_calls and self._tells_calls:
+            told = with_single_calls(told)
         if not tools.are_offered:
             return told, None
         if self._family.tools_in_system:
             functions = [tool["function"] for tool in tools.given]
             return self._with_system(told, "", tools=json.dumps(functions, ensure_ascii=False)), None
         if self._tells_tools:
-            return told, [*tools.given]
+            return told, with_descriptions(tools.given) if self._family.shows_single_calls else [*tools.given]
         return self._with_system(told, self._instructions(tools)), None
 
     def _told(self, message: Any) -> ChatMessage:
         if not isinstance(message, Mapping):
             return message
         if message.get("role") == "tool" and not self._tells_results:
-            text = f"<tool_response>\n{_text(message)}\n</tool_response>"
+            text = f"<tool_response>\n{text_of(message)}\n</tool_response>"
             return {"role": "user", "content": text}
         calls = message.get("tool_calls")
         if not calls or self._tells_calls or self._family.form is None:
@@ -76,7 +79,7 @@ class ToldTools:
         if not isinstance(calls, Sequence) or isinstance(calls, str):
             raise InvalidRequestError("tool_calls of a message are not sound", found=shown(calls))
         written = self._family.form.written([_call(call) for call in calls])
-        text = _text(message)
+        text = text_of(message)
         rest = {name: value for name, value in message.items() if name != "tool_calls"}
         return {**rest, "content": f"{text}\n{written}" if text else written}
 
@@ -97,10 +100,10 @@ class ToldTools:
         """Returns messages with a text at the end of the system's, or before the user's where there can be none."""
         first: Mapping[str, Any] = messages[0] if messages and isinstance(messages[0], Mapping) else {}
         if first.get("role") == "system":
-            joined = "\n\n".join(filter(None, [_text(first), text]))
+            joined = "\n\n".join(filter(None, [text_of(first), text]))
             return [{**first, "content": joined, **further}, *messages[1:]]
         if not self._has_system and first.get("role") == "user":
-            return [{**first, "content": f"{text}\n\n{_text(first)}"}, *messages[1:]]
+            return [{**first, "content": f"{text}\n\n{text_of(first)}"}, *messages[1:]]
         return [{"role": "system", "content": text, **further}, *messages]
 
 
@@ -115,11 +118,3 @@ def _call(call: object) -> ToolCall:
         )
     arguments = function.get("arguments", "{}")
     return ToolCall(name, arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False))
-
-
-def _text(message: ChatMessage) -> str:
-    content = message.get("content")
-    if isinstance(content, str) or content is None:
-        return content or ""
-    parts = content if isinstance(content, Sequence) else []
-    return "\n".join(str(part.get("text", "")) for part in parts if isinstance(part, Mapping))

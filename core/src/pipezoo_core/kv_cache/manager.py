@@ -25,6 +25,7 @@ from pipezoo_core.paging import (
     known_prefix,
     root_hash,
 )
+from pipezoo_core.paging.observer import PageObserver
 from pipezoo_core.request import RequestID
 
 __all__ = ["PagedKVCacheManager"]
@@ -281,7 +282,7 @@ class PagedKVCacheManager:
         while (end := (claim.num_committed + 1) * page_size) <= fed:
             hash_ = claim.next_hash(context.tokens[end - page_size : end])
             for books in self._books:
-                books.commit(claim, claim.num_committed, hash_)
+                books.commit(claim, claim.num_committed, hash_, context)
             claim.hashes.append(hash_)
             claim.num_committed += 1
         if self._states is not None and self._states.next_end(claim, fed - 1, len(context.tokens)) == fed:
@@ -306,6 +307,11 @@ class PagedKVCacheManager:
         self._upcoming.forget(claim)
         for books in self._all_books:
             books.release(claim)
+
+    def observe(self, observer: PageObserver) -> None:
+        """Has somebody told which pages can be found, from now on."""
+        for books in self._books:
+            books.observer = observer
 
     def reset_prefix_cache(self) -> None:
         """Forgets all shared prefixes. Running requests keep their pages."""
@@ -342,20 +348,14 @@ class PagedKVCacheManager:
 
     @classmethod
     def max_supported_sequence_length(cls, params: KVCacheParams, available_cache_memory: int) -> int:
-        """Returns how many tokens one request may have in so many bytes.
-
-        A name of MAX's; the memory plan asks `KVCacheParams`.
-        """
+        """Returns how many tokens one request may have in so many bytes. A name of MAX's."""
         return params.longest_in(available_cache_memory)
 
     @classmethod
     def infer_optimal_batch_size(
         cls, params: KVCacheParams, max_length: int, max_chunk: int, available_cache_memory: int
     ) -> int:
-        """Returns how many requests of the greatest length fit at the same time; at least 1.
-
-        A name of MAX's; here `max_batch_size` is a setting.
-        """
+        """Returns how many requests of the greatest length fit at the same time, at least 1. A name of MAX's."""
         return max(1, available_cache_memory // params.bytes_held(max_length, max_chunk))
 
 

@@ -3,6 +3,7 @@
 from pipezoo_core.paging.books import GroupBooks, known_prefix
 from pipezoo_core.paging.claim import NO_PAGE, NO_SLOT, Claim, Holding, StateHolding
 from pipezoo_core.paging.metrics import KVCacheMetrics
+from pipezoo_core.paging.observer import PageObserver
 from pipezoo_core.paging.page_pool import PagePool
 from pipezoo_core.paging.prefix_cache import PrefixCache, root_hash
 from pipezoo_core.paging.state_books import StateBooks
@@ -16,6 +17,7 @@ __all__ = [
     "GroupBooks",
     "Holding",
     "KVCacheMetrics",
+    "PageObserver",
     "PagePool",
     "PrefixCache",
     "StateBooks",

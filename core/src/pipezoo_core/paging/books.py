@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from pipezoo_core.context import TextContext
 from pipezoo_core.paging.claim import NO_PAGE, Claim, Holding
+from pipezoo_core.paging.observer import PageObserver
 from pipezoo_core.paging.page_pool import PagePool
 from pipezoo_core.paging.prefix_cache import PrefixCache
 from pipezoo_core.paging.state_books import StateBooks
@@ -25,6 +27,7 @@ class GroupBooks:
 
     Attributes:
         num_evicted: idle pages whose contents were given up for others.
+        observer: is told which pages can be found; nobody at first.
     """
 
     def __init__(
@@ -32,6 +35,7 @@ class GroupBooks:
     ) -> None:
         self.pool = PagePool(num_pages)
         self.num_evicted = 0
+        self.observer: PageObserver | None = None
         self._number = number
         self._page_size = page_size
         self._sliding_window = sliding_window
@@ -64,13 +68,17 @@ class GroupBooks:
         allocation = self.pool.allocate(count)
         assert allocation is not None, "pages are counted before they are taken"
         pages, evicted = allocation
-        self._prefix_cache.forget(evicted)
+        gone = self._prefix_cache.forget(evicted)
+        if gone and self.observer is not None:
+            self.observer.on_removed(self._number, gone)
         self.num_evicted += len(evicted)
         self._holding(claim).pages.extend(pages)
 
-    def commit(self, claim: Claim, index: int, hash_: bytes) -> None:
+    def commit(self, claim: Claim, index: int, hash_: bytes, context: TextContext) -> None:
         """Notes that a request's page is full and can be shared."""
-        self._prefix_cache.insert(hash_, self._holding(claim).pages[index])
+        is_new = self._prefix_cache.insert(hash_, self._holding(claim).pages[index])
+        if is_new and self.observer is not None:
+            self.observer.on_stored(self._number, claim, hash_, context)
 
     def free_expired(self, claim: Claim, position: int) -> None:
         """Takes back the pages that no token from this position on sees."""
@@ -97,6 +105,8 @@ class GroupBooks:
         """Forgets what pages hold; those that nobody refers to become empty."""
         self._prefix_cache.clear()
         self.pool.drop_idle()
+        if self.observer is not None:
+            self.observer.on_cleared()
 
     def check_integrity(self, claims: Iterable[Claim]) -> None:
         """Checks that free and referenced pages are all pages and that every owner is counted.

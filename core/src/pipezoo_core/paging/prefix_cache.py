@@ -38,18 +38,24 @@ class PrefixCache:
         """Returns the page with this hash."""
         return self._page_by_hash.get(hash_)
 
-    def insert(self, hash_: bytes, page: int) -> None:
-        """Notes that a page holds these tokens; where another one does so already, that one stays the known one."""
-        if hash_ not in self._page_by_hash:
-            self._page_by_hash[hash_] = page
-            self._hash_by_page[page] = hash_
+    def insert(self, hash_: bytes, page: int) -> bool:
+        """Notes that a page holds these tokens.
 
-    def forget(self, pages: Iterable[int]) -> None:
-        """Notes that the pages' contents are gone."""
-        for page in pages:
-            hash_ = self._hash_by_page.pop(page, None)
-            if hash_ is not None:
-                del self._page_by_hash[hash_]
+        Returns:
+            False where another page does so already, which stays the known one.
+        """
+        if hash_ in self._page_by_hash:
+            return False
+        self._page_by_hash[hash_] = page
+        self._hash_by_page[page] = hash_
+        return True
+
+    def forget(self, pages: Iterable[int]) -> list[bytes]:
+        """Notes that the pages' contents are gone, and returns the hashes of those that were known."""
+        gone = [self._hash_by_page.pop(page) for page in pages if page in self._hash_by_page]
+        for hash_ in gone:
+            del self._page_by_hash[hash_]
+        return gone
 
     def clear(self) -> None:
         """Forgets all pages."""

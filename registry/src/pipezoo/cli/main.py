@@ -16,6 +16,7 @@ from pipezoo.cli.new_plugin import new_plugin
 from pipezoo.cli.options import LORA_NAME, model_settings, sampling_settings
 from pipezoo.cli.plugins import doctor, plugins
 from pipezoo.cli.quantize import quantize
+from pipezoo.cli.serve import serve
 from pipezoo.cli.why import why
 
 __all__ = ["app"]
@@ -239,60 +240,4 @@ def chat(
 
 app.command()(quantize)
 app.command("new-plugin")(new_plugin)
-
-
-@app.command()
-def serve(
-    model: options.Model,
-    revision: options.Revision = None,
-    plugin: options.Plugin = None,
-    device: options.Device = "auto",
-    devices: options.Devices = None,
-    dtype: options.Dtype = "auto",
-    max_length: options.MaxLength = None,
-    kv_cache_memory: options.KVCacheMemory = None,
-    load_cache: options.LoadCache = False,
-    lora: options.LoRAs = None,
-    host: options.Host = "127.0.0.1",
-    port: options.Port = 8000,
-    served_model_name: options.ServedModelName = None,
-    max_batch_size: options.MaxBatchSize = None,
-    speculative: options.Speculative = "off",
-    max_queue: options.MaxQueue = 1024,
-    api_key_file: options.APIKeyFile = None,
-    cors_origin: options.CORSOrigin = None,
-    enable_adapters: options.EnableAdapters = False,
-    on_engine_death: options.OnEngineDeath = "restart",
-    shutdown_timeout: options.ShutdownTimeout = 30.0,
-    metrics_prefix: options.MetricsPrefix = "vllm:",
-    otlp_traces_endpoint: options.OTLPTracesEndpoint = None,
-    log_format: options.LogFormat = "text",
-) -> None:
-    """Serve a model over HTTP, as OpenAI's clients know it; needs the extra `serve` of pipezoo."""
-    from pipezoo.cli.serving import serve_model
-
-    settings = model_settings(
-        max_length=max_length, kv_cache_memory=kv_cache_memory, lora=None, devices=devices, load_cache=load_cache
-    )
-    settings["speculative"] = speculative
-    if max_batch_size is not None:
-        settings["max_batch_size"] = max_batch_size
-    if lora:
-        settings["lora_paths"] = lora
-    with errors_as_text():
-        serve_model(
-            model,
-            {"revision": revision, "plugin": plugin, "device": device, "dtype": dtype, **settings},
-            api_key_file=api_key_file,
-            host=host,
-            port=port,
-            served_model_names=served_model_name or (),
-            max_queue=max_queue,
-            cors_origins=cors_origin or (),
-            enable_adapters=enable_adapters,
-            on_engine_death=on_engine_death,
-            shutdown_timeout=shutdown_timeout,
-            metrics_prefix=metrics_prefix,
-            otlp_traces_endpoint=otlp_traces_endpoint,
-            log_format=log_format,
-        )
+app.command()(serve)

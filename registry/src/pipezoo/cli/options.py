@@ -104,6 +104,11 @@ MetricsPrefix = Annotated[str, typer.Option(help="What the names at /metrics beg
 OTLPTracesEndpoint = Annotated[
     str | None, typer.Option(help="Where traces go, as http://localhost:4318/v1/traces. Needs pipezoo[otel].")
 ]
+KVEventsEndpoint = Annotated[
+    str | None, typer.Option(help="Where KV events are published, as tcp://127.0.0.1:5557. Needs pipezoo[kv-events].")
+]
+KVEventsReplayEndpoint = Annotated[str | None, typer.Option(help="Where past KV events are given out again.")]
+KVEventsTopic = Annotated[str, typer.Option(help="What KV events are published under.")]
 LogFormat = Annotated[str, typer.Option(help="text for warnings, or json for a line for each request, too.")]
 ShutdownTimeout = Annotated[float, typer.Option(help="Seconds that answers get to end when the server is to.")]
 

@@ -12,6 +12,7 @@ __all__ = [
     "FieldError",
     "QueueFullError",
     "ServerClosingError",
+    "TooManyBodiesError",
     "UnknownHostError",
     "UnknownModelError",
 ]
@@ -46,6 +47,10 @@ class UnknownHostError(PipezooError, PermissionError):
 
 class UnknownModelError(PipezooError, LookupError):
     """A request names a model that is not served here."""
+
+
+class TooManyBodiesError(PipezooError, RuntimeError):
+    """More bodies of requests are arriving than the server lets arrive at the same time."""
 
 
 class QueueFullError(PipezooError, RuntimeError):

@@ -105,4 +105,5 @@ def new_server(model: str | Path, load_settings: dict[str, Any], settings: Serve
         return lambda max_length: build_tokenizer(files, delegate, max_length=max_length)
 
     name = Path(model).name if Path(model).exists() else str(model)
-    return Server(settings, Load(str(model), load_settings), read_tokenizer, names=(name,), **callbacks)
+    load = Load(str(model), load_settings, reports_pages=settings.kv_events_endpoint is not None)
+    return Server(settings, load, read_tokenizer, names=(name,), **callbacks)

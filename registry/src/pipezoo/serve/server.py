@@ -107,7 +107,11 @@ class Server:
             if self.service.model is not None:
                 self.service.model.close()
             await asyncio.to_thread(self.service.close)
-            await engine
+            try:
+                await engine
+            finally:  # which says until its end what happens to pages
+                if self.service.kv_events is not None:
+                    await self.service.kv_events.close()
 
     async def _run_engine(self, address: str) -> None:
         tokenizer = asyncio.ensure_future(asyncio.to_thread(self._read_tokenizer))

@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 from pipezoo.serve.engine.asked import Asked
 from pipezoo.serve.engine.client import EngineClient, EngineState
 from pipezoo.serve.errors import ServerClosingError
+from pipezoo.serve.kv_events import KVEventPublisher
 from pipezoo.serve.metrics.metrics import Metrics
 from pipezoo.serve.model import ServedModel
 from pipezoo.serve.settings import ServeSettings
@@ -30,10 +31,12 @@ class Service:
         model_name: the label of the model in metrics.
 
     Raises:
-        MissingDependencyError: traces are wanted, and OpenTelemetry's packages are not installed.
+        MissingDependencyError: traces or KV events are wanted, and the packages for them are not installed.
+        InvalidSettingError: an address for KV events cannot be had.
 
     Attributes:
         metrics: of all requests.
+        kv_events: publishes what happens to pages; None where nobody wants to know.
         model: None until the engine is ready for the first time.
         is_closing: whether no further request is taken.
     """
@@ -47,6 +50,14 @@ class Service:
         if settings.otlp_traces_endpoint is not None:
             self._traces = Traces(exporting_provider(settings.otlp_traces_endpoint), model_name=model_name)
             engine.observers.append(self._traces)
+        self.kv_events: KVEventPublisher | None = None
+        if settings.kv_events_endpoint is not None:
+            self.kv_events = KVEventPublisher(
+                settings.kv_events_endpoint,
+                topic=settings.kv_events_topic,
+                replay_endpoint=settings.kv_events_replay_endpoint,
+            )
+            engine.on_kv_events = self.kv_events.publish
         self.model: ServedModel | None = None
         self.is_closing = False
 
@@ -91,6 +102,7 @@ class Service:
             async for number, outputs in merged:
                 for output in outputs:
                     if output.error is not None:
+                        asked.error = output.error
                         raise output.error
                     yield number, output
 

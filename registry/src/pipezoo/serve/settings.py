@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.settings import Settings
@@ -29,6 +29,19 @@ def _checked_keys(keys: object) -> tuple[str, ...]:
     return texts
 
 
+def _checked_endpoint(endpoint: str) -> str:
+    match = re.fullmatch(r"ipc://.+|tcp://.+:([0-9]{1,5})", endpoint)
+    if match is None or (match[1] is not None and not 0 < int(match[1]) < 65536):  # more would be counted from 0 again
+        raise InvalidSettingError(
+            "an address for KV events is not valid",
+            found=endpoint,
+            allowed="tcp://HOST:PORT, such as tcp://127.0.0.1:5557, tcp://*:5557 or tcp://[::1]:5557, or ipc://PATH",
+        )
+    return endpoint
+
+
+_Endpoint = Annotated[str, AfterValidator(_checked_endpoint)]
+
 APIKeyTuple = Annotated[tuple[str, ...], BeforeValidator(_checked_keys), Field(repr=False)]
 """What clients have to have one of. No error shows a key."""
 
@@ -50,6 +63,10 @@ class ServeSettings(Settings):
         max_body_size: most bytes of a request's body.
         metrics_prefix: what the names at `/metrics` begin with.
         otlp_traces_endpoint: where spans are sent, by OTLP over HTTP; none are made without one.
+        kv_events_endpoint: the address of ZeroMQ at which KV events are published; none are without one. At `*`,
+            `localhost`, a number of this machine's, or `ipc://` the server listens; to any other host it connects.
+        kv_events_replay_endpoint: the address at which it gives out past ones again.
+        kv_events_topic: what they are published under.
     """
 
     model_config = ConfigDict(hide_input_in_errors=True)  # of pydantic's, which would show keys
@@ -68,3 +85,16 @@ class ServeSettings(Settings):
     max_body_size: Annotated[int, Field(ge=1, le=2**30)] = 2**24
     metrics_prefix: Annotated[str, Field(pattern=r"^[a-zA-Z_:][a-zA-Z0-9_:]{0,63}$")] = "vllm:"
     otlp_traces_endpoint: Annotated[str | None, Field(pattern=r"^https?://")] = None
+    kv_events_endpoint: _Endpoint | None = None
+    kv_events_replay_endpoint: _Endpoint | None = None
+    kv_events_topic: Annotated[str, Field(max_length=1024)] = ""
+
+    @model_validator(mode="after")
+    def _check_kv_events(self) -> Self:
+        if self.kv_events_endpoint is None and (self.kv_events_replay_endpoint is not None or self.kv_events_topic):
+            raise InvalidSettingError(
+                "there are no KV events to replay or to name",
+                found="kv_events_replay_endpoint or kv_events_topic without kv_events_endpoint",
+                cure="Give --kv-events-endpoint, or neither.",
+            )
+        return self

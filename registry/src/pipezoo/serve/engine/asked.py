@@ -10,7 +10,7 @@ from pipezoo_core.sampling_params import SamplingParams
 __all__ = ["Asked"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Asked:
     """Prompts, and how they are to be answered.
 
@@ -20,6 +20,7 @@ class Asked:
         lora: name of the adapter; None takes the model as it is.
         arrival_time: when the client asked, by `time.monotonic`.
         response_id: of the response.
+        error: what a prompt failed of, and all the others with it; None where none has.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -27,3 +28,4 @@ class Asked:
     lora: str | None
     arrival_time: float
     response_id: str
+    error: BaseException | None = None

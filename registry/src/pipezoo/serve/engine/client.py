@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 import itertools
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -13,6 +12,7 @@ from pipezoo.serve.engine.adapter_record import AdapterRecord
 from pipezoo.serve.engine.asked import Asked
 from pipezoo.serve.engine.child import EngineChild
 from pipezoo.serve.engine.feed import Feed
+from pipezoo.serve.engine.kv_events import all_cleared
 from pipezoo.serve.engine.messages import (
     AddAdapter,
     Cancel,
@@ -30,6 +30,7 @@ from pipezoo.serve.engine.messages import (
 )
 from pipezoo.serve.engine.observer import RequestObserver
 from pipezoo.serve.engine.room import Room
+from pipezoo.serve.engine.state import EngineState
 from pipezoo.serve.errors import EngineLostError, EngineUnavailableError, ServerClosingError
 from pipezoo_core.request import RequestID, TextGenerationOutput, new_request_id
 from pipezoo_core.sampling_params import SamplingParams
@@ -37,14 +38,6 @@ from pipezoo_core.sampling_params import SamplingParams
 __all__ = ["EngineClient", "EngineState"]
 
 _LOGGER = logging.getLogger("pipezoo")
-
-
-class EngineState(enum.StrEnum):
-    """What the engine does."""
-
-    LOADING = "loading"
-    READY = "ready"
-    DEAD = "dead"
 
 
 class EngineClient:
@@ -61,6 +54,8 @@ class EngineClient:
         adapters: the names of the LoRA adapters that are loaded.
         num_deaths: how often its process has ended unasked.
         observers: those who are told of all requests.
+        on_kv_events: called with what happens to pages, where the load asks for that: batches as MessagePack. An engine
+            that is lost has none any more.
     """
 
     def __init__(self, load: Load, *, max_queue: int) -> None:
@@ -78,6 +73,7 @@ class EngineClient:
         self.adapters: list[str] = []
         self.num_deaths = 0
         self.observers: list[RequestObserver] = []
+        self.on_kv_events: Callable[[Sequence[bytes]], None] = lambda _: None
 
     @property
     def pid(self) -> int | None:
@@ -131,7 +127,7 @@ class EngineClient:
                     case Ready():
                         self.facts, self.counts, self.adapters = message, message.counts, message.adapters
                         if await self._restore_adapters(child, messages):
-                            await on_ready()  # nothing else comes before the first request
+                            await on_ready()  # what the engine says meanwhile waits
                             self.state = EngineState.READY
                     case LoadFailed():
                         failed = message
@@ -140,6 +136,8 @@ class EngineClient:
         finally:
             was_ready, self.state, self._child = self.state is EngineState.READY, EngineState.DEAD, None
             self.fail_all(_lost())  # at once: what is known of the process's end comes later
+            if self.facts is not None and self._load.reports_pages:
+                self.on_kv_events([all_cleared(rank) for rank in range(self.facts.num_replicas)])
             status = await child.end()
         if failed is not None:
             for note in failed.notes:
@@ -170,8 +168,10 @@ class EngineClient:
 
     def _take(self, message: ToServer) -> None:
         match message:
-            case Steps(outputs, counts):
+            case Steps(outputs, counts, kv_events):
                 self.counts = counts
+                if kv_events:
+                    self.on_kv_events(kv_events)
                 for output in outputs:
                     for observer in self.observers:
                         observer.on_output(output)
@@ -242,7 +242,7 @@ class EngineClient:
         finally:
             self._feeds.pop(request_id, None)
             for observer in self.observers:
-                observer.on_end(request_id, feed.error)
+                observer.on_end(request_id, feed.error or asked.error)
             if not feed.is_complete and self._child is not None:
                 self._child.send(Cancel(request_id))
 

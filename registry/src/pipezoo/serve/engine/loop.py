@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 
 from pipezoo.serve.engine.channel import Channel
+from pipezoo.serve.engine.kv_events import PageRecorder
 from pipezoo.serve.engine.messages import (
     AddAdapter,
     Cancel,
@@ -64,9 +65,12 @@ class EngineLoop:
         pipeline: answers.
         channel: to the server's process.
         inbox: what that sends.
+        reports_pages: whether to say which pages of the KV cache can be found.
     """
 
-    def __init__(self, pipeline: TextGenerationPipeline, channel: Channel, inbox: Inbox) -> None:
+    def __init__(
+        self, pipeline: TextGenerationPipeline, channel: Channel, inbox: Inbox, *, reports_pages: bool = False
+    ) -> None:
         self._pipeline = pipeline
         self._driver = pipeline.driver()
         self._channel = channel
@@ -74,6 +78,8 @@ class EngineLoop:
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="pipezoo-long-work")
         self._preparing: set[RequestID] = set()
         self._failed: list[TextGenerationOutput] = []
+        managers = pipeline.kv_managers if reports_pages else []
+        self._recorders = [PageRecorder(manager, rank) for rank, manager in enumerate(managers)]
 
     def run(self) -> None:
         """Runs steps for as long as there are requests, and waits for messages where there are none.
@@ -88,14 +94,16 @@ class EngineLoop:
                 self._take(message)
             outputs = [*self._failed, *self._driver.step()]
             self._failed.clear()
-            self._channel.send(encode(Steps(outputs, counts_of(self._pipeline))))
+            kv_events = [recorder.taken() for recorder in self._recorders if recorder.has_events]
+            self._channel.send(encode(Steps(outputs, counts_of(self._pipeline), kv_events)))
             for output in outputs:
                 if isinstance(output.error, RankLostError | torch.AcceleratorError):
                     raise output.error
 
     def _messages(self) -> Iterator[ToEngine | _Prepared | _Finished]:
         """Yields what has come; where there is nothing else to do, it waits for the first."""
-        if self._driver.is_idle and not self._failed:
+        has_news = self._failed or any(recorder.has_events for recorder in self._recorders)
+        if self._driver.is_idle and not has_news:
             yield self._inbox.get()
         while True:
             try:

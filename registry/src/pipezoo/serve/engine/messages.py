@@ -36,10 +36,12 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     Attributes:
         model: as for `registry.load`.
         settings: likewise.
+        reports_pages: whether `Steps` says which pages of the KV cache can be found.
     """
 
     model: str
     settings: dict[str, Any]
+    reports_pages: bool = False
 
 
 class Generate(msgspec.Struct, frozen=True, tag=True):
@@ -137,6 +139,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
         max_num_loras: most adapters that are used at the same time; 0 of a model that takes none.
         adapters: the names of those that are loaded.
         counts: before the first request.
+        num_replicas: of the model.
     """
 
     max_length: int
@@ -145,6 +148,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     max_num_loras: int
     adapters: list[str]
     counts: Counts
+    num_replicas: int = 1
 
 
 class Steps(msgspec.Struct, frozen=True, tag=True):
@@ -153,10 +157,13 @@ class Steps(msgspec.Struct, frozen=True, tag=True):
     Attributes:
         outputs: of requests that went on.
         counts: after it.
+        kv_events: of the pages of the KV cache, where somebody wants to know; one batch at most for each replica, as
+            MessagePack.
     """
 
     outputs: list[TextGenerationOutput]
     counts: Counts
+    kv_events: list[bytes] = []
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):

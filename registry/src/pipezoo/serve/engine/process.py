@@ -52,7 +52,7 @@ def _serve() -> None:
     gc.collect()
     gc.freeze()  # what is there now stays: no collection between two steps looks through it
     channel.send(encode(_ready(pipeline)))
-    EngineLoop(pipeline, channel, inbox).run()
+    EngineLoop(pipeline, channel, inbox, reports_pages=message.reports_pages).run()
 
 
 def _read(channel: Channel, inbox: Inbox) -> None:
@@ -89,6 +89,7 @@ def _ready(pipeline: TextGenerationPipeline) -> Ready:
         max_num_loras=0 if lora_manager is None else lora_manager.max_num_loras,
         adapters=pipeline.adapters,
         counts=counts_of(pipeline),
+        num_replicas=len(pipeline.models),
     )
 
 

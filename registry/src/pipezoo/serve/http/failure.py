@@ -19,6 +19,7 @@ from pipezoo.serve.errors import (
     FieldError,
     QueueFullError,
     ServerClosingError,
+    TooManyBodiesError,
     UnknownHostError,
     UnknownModelError,
 )
@@ -54,6 +55,7 @@ _KINDS: Mapping[type[Exception], tuple[int, str, str | None]] = {
     UnknownModelError: (404, _INVALID, "model_not_found"),
     AdapterNotFoundError: (404, _INVALID, "model_not_found"),
     AdapterInUseError: (409, _INVALID, "adapter_in_use"),
+    TooManyBodiesError: (429, _BUSY, "too_many_bodies"),
     QueueFullError: (429, _BUSY, "queue_full"),
     EngineUnavailableError: (503, _BUSY, "engine_unavailable"),
     EngineLostError: (503, _SERVER, "engine_lost"),
