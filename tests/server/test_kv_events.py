@@ -13,7 +13,13 @@ import torch
 import zmq
 from server.running_server import RunningServer
 
-from pipezoo.serve.engine.kv_events import AllBlocksCleared, KVEventBatch, PageRecorder, all_cleared
+from pipezoo.serve.engine.kv_events import (
+    AllBlocksCleared,
+    KVEventBatch,
+    PageRecorder,
+    all_cleared,
+    check_pages_suffice,
+)
 from pipezoo.serve.kv_events import KVEventPublisher, _is_here
 from pipezoo.serve.settings import ServeSettings
 from pipezoo_core.attention import AttentionBackends, AttentionSpec
@@ -22,6 +28,7 @@ from pipezoo_core.context import TextContext
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.kv_cache import KVCacheParams, PagedKVCacheManager
 from pipezoo_core.native import NativeKernels
+from pipezoo_core.recurrence import StateSpec
 from pipezoo_core.sampling_params import SamplingParams
 
 PAGE_SIZE = 4
@@ -67,6 +74,16 @@ def known(manager):
         for group, books in enumerate(manager._books)
         for hash_ in books._prefix_cache._page_by_hash
     }
+
+
+def test_pages_of_a_model_with_states_are_not_told_of():
+    state = StateSpec(shapes=((2, 3),))
+    attention = AttentionSpec(num_heads=1, num_kv_heads=1, head_dim=2, scale=1.0)
+    backends = AttentionBackends(AttentionName.paged, [state, attention], NativeKernels(CPU, torch.float32), PAGE_SIZE)
+    params = KVCacheParams(dtype=torch.float32, groups=backends.groups, page_size=PAGE_SIZE, states=(state, None))
+    with pytest.raises(InvalidSettingError, match="keep a state"):
+        check_pages_suffice(PagedKVCacheManager(params, [4], backends, CPU, 2))
+    check_pages_suffice(make_manager(4))
 
 
 class Reader:

@@ -16,6 +16,7 @@ from typing import TypeAlias
 import msgspec
 
 from pipezoo_core.context import TextContext
+from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.kv_cache import KVGroup, PagedKVCacheManager
 from pipezoo_core.paging import Claim
 
@@ -27,6 +28,7 @@ __all__ = [
     "KVEventBatch",
     "PageRecorder",
     "all_cleared",
+    "check_pages_suffice",
 ]
 
 
@@ -96,6 +98,20 @@ def all_cleared(rank: int) -> bytes:
 
 def _batch(events: list[KVEvent], rank: int) -> bytes:
     return msgspec.msgpack.encode(KVEventBatch(time.time(), events, rank))
+
+
+def check_pages_suffice(manager: PagedKVCacheManager) -> None:
+    """Checks that whoever knows the pages knows which prefixes can be gone on from.
+
+    Raises:
+        InvalidSettingError: layers keep a state, and a prefix is of use only where there is one of its end.
+    """
+    if manager.params.states:
+        raise InvalidSettingError(
+            "KV events tell of pages, and layers of this model keep a state, without which pages are of no use",
+            found="--kv-events-endpoint",
+            cure="Serve the model without it.",
+        )
 
 
 class PageRecorder:

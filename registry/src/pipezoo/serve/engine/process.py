@@ -17,6 +17,7 @@ from queue import SimpleQueue
 
 from pipezoo import registry
 from pipezoo.serve.engine.channel import Channel
+from pipezoo.serve.engine.kv_events import check_pages_suffice
 from pipezoo.serve.engine.loop import EngineLoop, Inbox, counts_of
 from pipezoo.serve.engine.messages import Load, LoadFailed, Loading, Ready, decode_to_engine, encode
 from pipezoo_core.errors import PipezooError
@@ -72,7 +73,10 @@ def _load(message: Load, channel: Channel) -> TextGenerationPipeline:
 
     try:
         with observed_weights(report):
-            return registry.load(message.model, **message.settings)
+            pipeline = registry.load(message.model, **message.settings)
+        if message.reports_pages:
+            check_pages_suffice(pipeline.model.kv_manager)
+        return pipeline
     except Exception as error:  # is told to the server's process, which says it
         if not isinstance(error, PipezooError):
             traceback.print_exc()
