@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-TESTS := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest # which start processes that would compile everything anew
+# They start processes, each of which would compile everything anew.
+TESTS := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 
 .PHONY: help demo chat serve install environment test quick check bench docs format clean
 
