@@ -13,6 +13,7 @@ from pipezoo import registry
 from pipezoo_core.attention import kv_groups
 from pipezoo_core.errors import CorruptCheckpointError, UnsupportedModelError
 from pipezoo_core.recurrence import StateSpec
+from pipezoo_core.testing.gguf_metadata import metadata_of
 from pipezoo_core.weights import LazyTensor
 from pipezoo_lfm2.config import Lfm2Config, config_from_gguf
 from pipezoo_lfm2.huggingface_config import Lfm2HuggingFaceConfig
@@ -72,7 +73,10 @@ def test_config_of_the_checkpoint(tmp_path):
     ids=str,
 )
 def test_configs_are_read_as_transformers_reads_them(said):
-    assert ours(said) == Lfm2Config.from_huggingface(TransformersLfm2Config.from_dict(deepcopy(said)))
+    """And a file that the kit writes of one says the size that the plugin computes with."""
+    theirs = TransformersLfm2Config.from_dict(deepcopy(said))
+    assert ours(said) == Lfm2Config.from_huggingface(theirs)
+    assert metadata_of(theirs)["feed_forward_length"] == ours(said).intermediate_size
 
 
 @pytest.mark.parametrize(

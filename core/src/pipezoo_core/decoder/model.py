@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipezoo_core.attention import AttentionBackends
-from pipezoo_core.config import KVCacheConfig, PipelineConfig, ReturnLogits, SpeculativeName, SupportedEncoding
+from pipezoo_core.config import KVCacheConfig, PipelineConfig, ReturnLogits, SupportedEncoding
 from pipezoo_core.context import TextContext
 from pipezoo_core.decoder.config import DecoderConfig
 from pipezoo_core.decoder.estimates import activation_memory, cache_params, part_of
@@ -24,7 +24,6 @@ from pipezoo_core.decoder.recorded_module import RecordedModule
 from pipezoo_core.decoder.replay import step_outlook, why_not_recorded
 from pipezoo_core.decoder.spoiled import spoiled_rows
 from pipezoo_core.distributed import DistributedGroup, Message
-from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.interfaces import (
     AlwaysSignalBuffersMixin,
     KVCacheMixin,
@@ -64,7 +63,6 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, PipelineModel[TextContext],
 
     config_class: ClassVar[type[DecoderConfig]]
     module_class: ClassVar[Any]
-    verifies_drafts: ClassVar[bool] = True
 
     _adapted: AdaptedModule | None = None
 
@@ -129,6 +127,13 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, PipelineModel[TextContext],
         return lora_memory(pipeline_config.lora, outline, torch.device(pipeline_config.device))
 
     @classmethod
+    def why_no_drafts(cls, huggingface_config: PretrainedConfig) -> str | None:
+        """Returns why there are no drafts of models with states; of others there are."""
+        if not cls.config_class.from_huggingface(huggingface_config).has_states:
+            return None
+        return "layers of this model keep a state, which a draft that does not come true would spoil"
+
+    @classmethod
     def step_outlook(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> StepOutlook:
         """Returns what will compute the steps, and whether they will be replayed. Loads nothing."""
         config = cls.config_class.from_huggingface(huggingface_config)
@@ -177,12 +182,6 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, PipelineModel[TextContext],
             return_logits,
         )
         self.config = self.config_class.from_huggingface(huggingface_config)
-        if self.config.has_states and pipeline_config.speculative is not SpeculativeName.off:
-            raise InvalidSettingError(
-                "layers of this model keep a state, which a draft that does not come true would spoil",
-                found=f"speculative={str(pipeline_config.speculative)!r}",
-                cure="Load it with speculative='off'.",
-            )
         self._device, self._group = session.device, session.group
         self._kernels = NativeKernels(self._device, self.dtype)
         specs = part_of(self.config, self._group.rank, self._group.size)

@@ -9,7 +9,7 @@ import abc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -94,15 +94,9 @@ class PipelineModel(abc.ABC, Generic[ContextT]):
         adapter: renames the checkpoint's tensors; None where they have the model's own names.
         return_logits: which rows of logits `execute` returns besides the next token's.
 
-    Attributes:
-        verifies_drafts: whether a chunk may end with a draft, of which, and of the token before it, `execute` returns
-            the logits.
-
     Raises:
         InvalidSettingError: there are to be drafts, and the model does not verify them.
     """
-
-    verifies_drafts: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -116,9 +110,10 @@ class PipelineModel(abc.ABC, Generic[ContextT]):
         adapter: WeightsAdapter | None,
         return_logits: ReturnLogits,
     ) -> None:
-        if pipeline_config.speculative is not SpeculativeName.off and not self.verifies_drafts:
+        has_drafts = pipeline_config.speculative is not SpeculativeName.off
+        if has_drafts and (obstacle := self.why_no_drafts(huggingface_config)) is not None:
             raise InvalidSettingError(
-                f"{type(self).__name__} does not return the logits that verify drafts",
+                obstacle,
                 found=f"speculative={str(pipeline_config.speculative)!r}",
                 cure="Load it with speculative='off'.",
             )
@@ -173,6 +168,15 @@ class PipelineModel(abc.ABC, Generic[ContextT]):
         Raises:
             ValueError: `pipeline_config.max_length` is above what the model can do.
         """
+
+    @classmethod
+    def why_no_drafts(cls, huggingface_config: PretrainedConfig) -> str | None:
+        """Returns why a chunk may not end with a draft; None if it may.
+
+        Then `execute` returns the logits of a draft's tokens, and of the token before it.
+        """
+        del huggingface_config
+        return f"{cls.__name__} does not return the logits that verify drafts"
 
     @abc.abstractmethod
     def prepare_initial_token_inputs(

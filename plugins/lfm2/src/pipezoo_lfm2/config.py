@@ -113,7 +113,12 @@ def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
     heads = _kv_heads(decoder.get("attention.head_count_kv"), decoder.size("block_count"))
     num_kv_heads = max(heads)
     if {*heads} - {0, num_kv_heads}:
-        raise UnsupportedModelError("the GGUF file's layers differ in their key/value heads", found=heads)
+        raise UnsupportedModelError(
+            "the GGUF file's layers differ in their key/value heads",
+            found=heads,
+            allowed=f"{num_kv_heads}, or 0 in layers with a convolution",
+            cure="No LFM2 that transformers computes has such layers: convert the model again.",
+        )
     fields = decoder.config(num_kv_heads=num_kv_heads)
     return {
         "model_type": "lfm2",
