@@ -5,7 +5,6 @@ import json
 from types import SimpleNamespace
 
 import pytest
-
 from starlette.exceptions import HTTPException
 
 from pipezoo.serve.http.body_limits import BodyLimits

@@ -2,7 +2,7 @@
 
 A message has three parts: the topic, the number of the batch in 8 bytes, big end first, and the batch as MessagePack.
 Who asks the replay address for a number gets that batch and all later ones that are still there, each as its number and
-the batch, and then the number -1. One asks at a time; one that stops to read is given up.
+the batch, and then the number -1. One is served at a time; one that stops reading is given up.
 """
 
 from __future__ import annotations

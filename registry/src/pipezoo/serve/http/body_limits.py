@@ -28,8 +28,8 @@ class BodyLimits:
     Args:
         app: what is behind.
         max_size: most bytes of a body.
-        seconds: after which a body that stopped arriving is given up, and so is one that began as long ago and a further
-            second for each 64 KiB that have come.
+        seconds: after which a body that stopped arriving is given up, and so is one that began as long ago and a second
+            for each 64 KiB that have come.
         max_arriving: most bodies that arrive at the same time; those that are there have 16 times `max_size` together.
     """
 
