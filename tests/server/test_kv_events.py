@@ -231,6 +231,18 @@ def test_an_event_has_vllms_fields():
     assert events[0] == {"type": "AllBlocksCleared"}
 
 
+def test_all_groups_are_cleared_by_one_event():
+    manager = make_manager(num_pages=8)
+    recorder = PageRecorder(manager, rank=0)
+    recorder.taken()
+    step(manager, begun(manager, list(range(9))))
+
+    manager.reset_prefix_cache()
+
+    _, events, _ = msgspec.msgpack.decode(recorder.taken())
+    assert [event["type"] for event in events] == ["BlockStored", "BlockStored", "AllBlocksCleared"]
+
+
 def test_what_a_subscriber_has_missed_is_given_out_again(tmp_path, endpoint):
     replay = f"ipc://{tmp_path}/replay"
     batches = [encoded(AllBlocksCleared(), ts=float(number)) for number in range(6)]

@@ -94,6 +94,7 @@ class ResponseParser:
         self._reader: CallReader | None = None
         self._raw = ""
         self._num_calls = 0
+        self._is_cut = False
         self._zero_width_at = -1
         self._fresh()
         if prompt:
@@ -133,13 +134,19 @@ class ResponseParser:
         self._text += text
         return self._advance(is_whole=False)
 
-    def finish(self) -> ResponseDelta:
-        """Returns the rest, because the answer has ended."""
+    def finish(self, *, is_cut: bool = True) -> ResponseDelta:
+        """Returns the rest, because the answer has ended.
+
+        Args:
+            is_cut: whether the model may have wanted to go on. A call whose arguments have not begun has none then, and
+                otherwise `{}`: the mark that ends it ends the answer, and is not in the text.
+        """
+        self._is_cut = is_cut
         return self._advance(is_whole=True)
 
-    def whole(self, text: str) -> ChatResponse:
-        """Returns the answer that a whole text is."""
-        return ChatResponse.joined([self.feed(text), self.finish()])
+    def whole(self, text: str, *, is_cut: bool = True) -> ChatResponse:
+        """Returns the answer that a whole text is; `is_cut` as for `finish`."""
+        return ChatResponse.joined([self.feed(text), self.finish(is_cut=is_cut)])
 
     def _advance(self, *, is_whole: bool) -> ResponseDelta:
         _guarded(lambda: self._steps(is_whole))
@@ -171,7 +178,7 @@ class ResponseParser:
             self._accept(certain)
             self._place = certain
         if is_whole:
-            self._close("")
+            self._close("", is_cut=self._is_cut)
         return False
 
     def _next_mark(self, is_whole: bool) -> tuple[tuple[str, Field | None, Any] | None, int]:
@@ -223,10 +230,10 @@ class ResponseParser:
             else:
                 self._texts_of(field).open()
 
-    def _close(self, mark: str) -> None:
+    def _close(self, mark: str, *, is_cut: bool = False) -> None:
         reader, self._reader = self._reader, None
         if reader is not None:
-            calls = reader.finish(is_cut=not mark)
+            calls = reader.finish(is_cut=is_cut)
             self._calls += calls
             self._num_calls += reader.num_calls
             if not reader.num_calls:

@@ -1,4 +1,4 @@
-"""How requests see the engine from outside its process."""
+"""The states of the engine, as the server's process knows them."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from pipezoo.serve.replies.positions import Position, PromptLogprob, positions_o
 from pipezoo.serve.replies.usage import Usage, UsageCount
 from pipezoo_core.chat_responses import ResponseParser, new_call_id
 from pipezoo_core.chat_responses import ToolCallDelta as CallPiece
-from pipezoo_core.request import TextGenerationOutput
+from pipezoo_core.request import FinishReason, TextGenerationOutput
 
 __all__ = ["ChatChunk", "ChatCompletion", "ChatReply"]
 
@@ -202,7 +202,7 @@ class ChatReply:
 
     def _deltas(self, output: TextGenerationOutput) -> list[Delta]:
         parser = self._parsers[output.index]
-        new = [parser.feed(output.text), *([parser.finish()] if output.is_done else [])]
+        new = [parser.feed(output.text), *([parser.finish(is_cut=_is_cut(output))] if output.is_done else [])]
         found: list[Delta] = []
         for each in new:
             if each.reasoning:
@@ -224,7 +224,7 @@ class ChatReply:
 
     def _choice(self, output: TextGenerationOutput) -> ChatChoice:
         _, own = positions_of(output, self._prompt)
-        response = self._new_parser().whole(output.text)
+        response = self._new_parser().whole(output.text, is_cut=_is_cut(output))
         calls = response.tool_calls
         message: AssistantMessage = {"role": "assistant", "content": response.content or (None if calls else "")}
         if response.reasoning:
@@ -267,6 +267,10 @@ class ChatReply:
         if count is None or not positions:
             return None
         return {"content": [_with_top(position, count) for position in positions]}
+
+
+def _is_cut(output: TextGenerationOutput) -> bool:
+    return output.finish_reason is FinishReason.LENGTH
 
 
 def _finish_reason(output: TextGenerationOutput, has_calls: bool) -> str | None:

@@ -53,10 +53,10 @@ class ResponsesReply:
         found = list(self._grown(self._parser.feed(output.text)))
         if not output.is_done:
             return self._numbered(found)
-        found += self._grown(self._parser.finish())
+        is_cut = output.finish_reason is FinishReason.LENGTH
+        found += self._grown(self._parser.finish(is_cut=is_cut))
         if not self._items:
             found += self._new(MessageItem(0))
-        is_cut = output.finish_reason is FinishReason.LENGTH
         status = "incomplete" if is_cut else "completed"
         found += self._end_item(status)
         response = self._response(status, usage=output.usage)
