@@ -227,11 +227,17 @@ def test_weights_and_pages_take_what_the_plan_says(tmp_path, tiny_gguf, dtype, l
     assert pages == planned.num_cache_tokens * 2 * 3 * 2 * 16 * llm.model.dtype.itemsize <= planned.kv_cache
 
 
-@pytest.fixture(scope="module", params=sorted(PUBLISHED.keys() & {*TYPES} - {"gemma3", "mistral3"}))
+OF_WHICH_THE_TEXT = {"gemma3", "mistral3", "qwen3_5", "qwen3_5_moe"}
+HYBRIDS = {"qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"}
+
+
+@pytest.fixture(scope="module", params=sorted(PUBLISHED.keys() & {*TYPES} - OF_WHICH_THE_TEXT))
 def folder_of_a_type(request, tmp_path_factory, tiny_gguf):
-    """A model of each type that a plugin serves; of two types the text alone, which is a type of its own."""
+    """A model of each type that a plugin serves; of those that also see the text alone, which is a type of its own."""
     folder = tmp_path_factory.mktemp(request.param)
     own = {"rotary_dim": 8} if request.param == "gptj" else {}
+    if request.param in HYBRIDS:
+        own = {"layer_types": ["linear_attention", "full_attention"]}
     make_reference(request.param, vocab_size=len(TOKENS), **own).save_pretrained(folder)
     tokenizer_from_gguf(open_gguf(tiny_gguf).metadata).save_pretrained(folder)
     return folder
