@@ -31,7 +31,7 @@ using pipezoo::Packing;
 // What pipezoo_core has to know of these functions: their arguments, the fields of `Step`, `StateStep`, `Layer`,
 // `Item`, `ExpertsLayer` and `RouterLayer`, the layout of packed weights. Another number for every change; pipezoo_core uses no
 // kernels of another number than its own.
-constexpr long kInterface = 9;
+constexpr long kInterface = 10;
 
 template <typename T>
 T from_python(PyObject* value) {
@@ -290,10 +290,22 @@ void gated_delta_rule(const void* qkv, std::int64_t qkv_stride, const void* a, s
 }
 
 template <typename T>
+void selective_scan(const void* xbc, std::int64_t xbc_stride, const void* dt, std::int64_t dt_stride,
+                    const void* of_heads, double shortest, double longest, void* state, void* y, const void* step,
+                    std::int64_t groups, std::int64_t heads, std::int64_t state_size, std::int64_t head_size) {
+    pipezoo::selective_scan<T>({static_cast<const T*>(xbc), xbc_stride, static_cast<const T*>(dt), dt_stride},
+                               {static_cast<const float*>(of_heads), float(shortest), float(longest)},
+                               static_cast<float*>(state), static_cast<T*>(y),
+                               *static_cast<const pipezoo::StateStep*>(step), {groups, heads, state_size, head_size});
+}
+
+template <typename T>
 void gated_rms_norm(const void* x, const void* weight, const void* gate, void* y, std::int64_t rows,
-                    std::int64_t heads, std::int64_t size, std::int64_t gate_stride, double eps) {
+                    std::int64_t heads, std::int64_t size, std::int64_t weight_stride, std::int64_t gate_stride,
+                    double eps, std::int64_t is_gated_first) {
     pipezoo::gated_rms_norm(static_cast<const T*>(x), static_cast<const T*>(weight), static_cast<const T*>(gate),
-                            static_cast<T*>(y), rows, heads, size, gate_stride, float(eps));
+                            static_cast<T*>(y), rows, heads, size, weight_stride, gate_stride, float(eps),
+                            is_gated_first != 0);
 }
 
 // A program is `num_calls` rows of 16 numbers: the address of a kernel, then its arguments. All threads of one team run
@@ -328,7 +340,8 @@ void replay(const void* program, std::int64_t num_calls) {
         apply(rms_norm) apply(layer_norm) apply(gated) apply(activate)                                    \
         apply(add) apply(multiply) apply(scale) apply(clamp)                                              \
         apply(attend) apply(embedding) apply(rotary_angles)                                               \
-        apply(short_convolution) apply(gated_delta_rule) apply(gated_rms_norm)
+        apply(short_convolution) apply(gated_delta_rule) apply(selective_scan)                            \
+        apply(gated_rms_norm)
 
 template <auto function, bool keeps_lock>
 PyCFunction python_function() {

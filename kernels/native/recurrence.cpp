@@ -80,6 +80,45 @@ void learn(float* state, std::int64_t stride, const float* q, const float* k, st
     for (int c = 0; c < vectors; ++c) write(y + c * kLanes, out[c]);
 }
 
+// One row of one head: y = SᵀC + skip · x, after S has decayed and B (length · x)ᵀ has come to it. S as in `learn`.
+template <int vectors, typename T>
+void scan(float* state, std::int64_t stride, const float* b, const float* c, std::int64_t state_size, const T* x, T* y,
+          float decay, float length, float skip, Mask lanes) {
+    const auto read = [=](const auto* from) __attribute__((always_inline)) {
+        return vectors == 1 ? load(from, lanes) : load(from);
+    };
+    const auto write = [=](auto* to, Vector value) __attribute__((always_inline)) {
+        vectors == 1 ? store(to, value, lanes) : store(to, value);
+    };
+    Vector input[vectors], out[vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) {
+        const Vector numbers = read(x + v * kLanes);
+        input[v] = all(length) * numbers;
+        out[v] = all(skip) * numbers;
+    }
+    for (std::int64_t i = 0; i < state_size; ++i) {
+        float* row = state + i * stride;
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) {
+            const Vector number = add_product(all(decay) * read(row + v * kLanes), all(b[i]), input[v]);
+            out[v] = add_product(out[v], all(c[i]), number);
+            write(row + v * kLanes, number);
+        }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) write(y + v * kLanes, out[v]);
+}
+
+// to = from, in float32.
+template <typename T>
+void widen(const T* from, float* to, std::int64_t size) {
+    for (std::int64_t i = 0; i < size; i += kLanes) {
+        const Mask lanes = first_lanes(size - i);
+        store(to + i, load(from + i, lanes), lanes);
+    }
+}
+
 }  // namespace
 
 template <typename T>
@@ -143,21 +182,67 @@ void gated_delta_rule(const DeltaRows<T>& rows, const float* decay_log, const fl
 }
 
 template <typename T>
+void selective_scan(const ScanRows<T>& rows, const ScanParameters& parameters, float* state, T* y, const StateStep& step,
+                    const ScanSizes& sizes) {
+    const std::int64_t dim = sizes.state_size, width = sizes.head_size, whole = width / (kBlock * kLanes);
+    const std::int64_t rest = width - whole * kBlock * kLanes, blocks = whole + (rest + kLanes - 1) / kLanes;
+    const std::int64_t slot_size = sizes.heads * dim * width, num_rows = step.num_rows();
+    on_team_each(sizes.heads * blocks * step.num_requests, num_rows * slot_size, [&](std::int64_t unit) {
+        const std::int64_t request = unit % step.num_requests, part = unit / step.num_requests;
+        const std::int64_t head = part / blocks, block = part % blocks;
+        const bool is_whole = block < whole;
+        const std::int64_t column = (is_whole ? block * kBlock : block - whole + whole * kBlock) * kLanes;
+        const std::int64_t columns = std::min<std::int64_t>(is_whole ? kBlock * kLanes : kLanes, width - column);
+        const std::int64_t group = head / (sizes.heads / sizes.groups), write = step.write_slots[request];
+        float *b = scratch<float>(2 * dim), *c = b + dim;
+        float* part_of_state = state + head * dim * width + column;
+        begin_state(part_of_state, slot_size, step.read_slots[request], write, dim, columns, width);
+        part_of_state += write * slot_size;
+        const float* of_head = parameters.of_heads + head;
+        const float rate = -std::exp(of_head[0]), bias = of_head[sizes.heads], skip = of_head[2 * sizes.heads];
+        for (std::int64_t row = step.row_offsets[request]; row < step.row_offsets[request + 1]; ++row) {
+            const T* x = rows.xbc + row * rows.xbc_stride;
+            const T* b_of_row = x + sizes.heads * width + group * dim;
+            widen(b_of_row, b, dim);
+            widen(b_of_row + sizes.groups * dim, c, dim);
+            float length = softplus(number_at(rows.dt + row * rows.dt_stride + head) + bias);
+            length = std::min(std::max(length, parameters.shortest), parameters.longest);  // in this order NaN stays NaN
+            const float decay = std::exp(rate * length);
+            const T* from = x + head * width + column;
+            T* to = y + (row * sizes.heads + head) * width + column;
+            if (is_whole)
+                scan<kBlock>(part_of_state, width, b, c, dim, from, to, decay, length, skip, all_lanes());
+            else
+                scan<1>(part_of_state, width, b, c, dim, from, to, decay, length, skip, first_lanes(columns));
+        }
+    });
+}
+
+template <typename T>
 void gated_rms_norm(const T* x, const T* weight, const T* gate, T* y, std::int64_t rows, std::int64_t heads,
-                    std::int64_t size, std::int64_t gate_stride, float eps) {
+                    std::int64_t size, std::int64_t weight_stride, std::int64_t gate_stride, float eps,
+                    bool is_gated_first) {
     on_team_each(rows * heads, rows * heads * size, [&](std::int64_t unit) {
         const T* from = x + unit * size;
         const T* gates = gate + unit / heads * gate_stride + unit % heads * size;
+        const T* weights = weight + unit % heads * weight_stride;
+        float* gated = is_gated_first ? scratch<float>(size) : nullptr;
         Vector squares = zeros();
         for (std::int64_t i = 0; i < size; i += kLanes) {
-            const Vector value = load(from + i, first_lanes(size - i));
+            const Mask lanes = first_lanes(size - i);
+            Vector value = load(from + i, lanes);
+            if (is_gated_first) {
+                value = value * silu(load(gates + i, lanes));
+                store(gated + i, value, lanes);
+            }
             squares = add_product(squares, value, value);
         }
         const Vector scale = all(1.0f / std::sqrt(sum(squares) / float(size) + eps));
         for (std::int64_t i = 0; i < size; i += kLanes) {
             const Mask lanes = first_lanes(size - i);
-            const Vector value = load(from + i, lanes) * scale * load(weight + i, lanes);
-            store(y + unit * size + i, value * silu(load(gates + i, lanes)), lanes);
+            Vector value = (is_gated_first ? load(gated + i, lanes) : load(from + i, lanes)) * scale;
+            value = value * load(weights + i, lanes);
+            store(y + unit * size + i, is_gated_first ? value : value * silu(load(gates + i, lanes)), lanes);
         }
     });
 }
@@ -167,8 +252,10 @@ void gated_rms_norm(const T* x, const T* weight, const T* gate, T* y, std::int64
                                        std::int64_t, bool, const StateStep&);                                           \
     template void gated_delta_rule<T>(const DeltaRows<T>&, const float*, const float*, float*, T*, const StateStep&,    \
                                       const DeltaSizes&);                                                               \
+    template void selective_scan<T>(const ScanRows<T>&, const ScanParameters&, float*, T*, const StateStep&,            \
+                                    const ScanSizes&);                                                                  \
     template void gated_rms_norm<T>(const T*, const T*, const T*, T*, std::int64_t, std::int64_t, std::int64_t,         \
-                                    std::int64_t, float);
+                                    std::int64_t, std::int64_t, float, bool);
 PIPEZOO_INSTANTIATE(float)
 PIPEZOO_INSTANTIATE(bfloat16)
 

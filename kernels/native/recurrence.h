@@ -1,5 +1,5 @@
-// Layers that carry a state of fixed size from one row of a request to its next: the short convolution and the gated delta
-// rule (Yang et al., 2024: Gated Delta Networks).
+// Layers that carry a state of fixed size from one row of a request to its next: the short convolution, the gated delta
+// rule (Yang et al., 2024: Gated Delta Networks) and the selective scan (Dao and Gu, 2024: Transformers are SSMs).
 //
 // Row by row, so that a request's results and states are the same bits in whatever chunks its rows come, and whatever else
 // is in the step. States are float32.
@@ -58,10 +58,41 @@ template <typename T>
 void gated_delta_rule(const DeltaRows<T>& rows, const float* decay_log, const float* decay_bias, float* state, T* y,
                       const StateStep& step, const DeltaSizes& sizes);
 
-// y = x / sqrt(mean(x²) + eps) · weight · silu(gate), head by head; x and y [rows, heads, size] contiguous, weight [size],
-// gate [rows, heads, size] with rows `gate_stride` numbers apart.
+// What the rows of a step are to the selective scan. Rows lie `stride` numbers apart.
+template <typename T>
+struct ScanRows {
+    const T* xbc;  // [T, heads · head_size + 2 · groups · state_size]: inputs, B, C
+    std::int64_t xbc_stride;
+    const T* dt;   // [T, heads], of the step's length
+    std::int64_t dt_stride;
+};
+
+struct ScanSizes {
+    std::int64_t groups, heads;  // each group's B and C serve as many heads, one after the other
+    std::int64_t state_size, head_size;
+};
+
+struct ScanParameters {
+    const float* of_heads;  // [3, heads]: logarithm of the decay's rate, what dt gets added, what x is let through by
+    float shortest, longest;
+};
+
+// For each row and head, with d = softplus(dt + bias), no less than `shortest` and no more than `longest`:
+//
+//     S = exp(-exp(decay_log) · d) · S + B (d · x)ᵀ
+//     y = SᵀC + skip · x
+//
+// state [slots, heads, state_size, head_size]; y [T, heads · head_size] contiguous.
+template <typename T>
+void selective_scan(const ScanRows<T>& rows, const ScanParameters& parameters, float* state, T* y, const StateStep& step,
+                    const ScanSizes& sizes);
+
+// y = x / sqrt(mean(x²) + eps) · weight · silu(gate), head by head, or with `is_gated_first` u / sqrt(mean(u²) + eps) · weight
+// of u = x · silu(gate). x and y [rows, heads, size] contiguous; gate [rows, heads, size], rows `gate_stride` numbers apart;
+// weight [size] of all heads, or [heads, size] where `weight_stride` is `size`, not 0.
 template <typename T>
 void gated_rms_norm(const T* x, const T* weight, const T* gate, T* y, std::int64_t rows, std::int64_t heads,
-                    std::int64_t size, std::int64_t gate_stride, float eps);
+                    std::int64_t size, std::int64_t weight_stride, std::int64_t gate_stride, float eps,
+                    bool is_gated_first);
 
 }  // namespace pipezoo

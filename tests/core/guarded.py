@@ -17,7 +17,15 @@ from pipezoo_core.layers.native_experts import NativeExperts
 from pipezoo_core.layers.native_product import NativeProduct
 from pipezoo_core.layers.quantized import QuantizedProduct
 from pipezoo_core.native import GATE, Activation, Form, NativeKernels, Packing
-from pipezoo_core.recurrence import NO_SLOT, GatedDeltaRule, GatedRMSNorm, ShortConvolution, StateStep
+from pipezoo_core.recurrence import (
+    NO_SLOT,
+    GatedDeltaRule,
+    GatedRMSNorm,
+    RMSNormOfGated,
+    SelectiveScan,
+    ShortConvolution,
+    StateStep,
+)
 
 CPU = torch.device("cpu")
 MAX_PAGE_SIZE = 4096
@@ -243,13 +251,15 @@ def check_recurrence(dtype, sizes, num_taps, at_end):
         GatedDeltaRule(*sizes),
         ShortConvolution(width, num_taps, bias=True, activation=True),
         GatedRMSNorm(value_size, 1e-6),
+        SelectiveScan(heads, value_size, key_heads, key_size, (0.1, 1.0)),  # its rows are as wide
+        RMSNormOfGated(heads * value_size, heads, 1e-6),
     ]
     for layer in layers:
         for name, parameter in layer.named_parameters():
             is_wide = name in getattr(layer, "keeps_float32", ())
             parameter.data = random(*parameter.shape).float() if is_wide else random(*parameter.shape)
             parameter.data = guarded(parameter.data, at_end)
-    rule, convolution, norm = layers
+    rule, convolution, norm, scan, norm_of_gated = layers
     step = StateStep.of(*(guarded(torch.tensor(x), at_end) for x in ([0, 1, 7, 9], [3, 1, NO_SLOT], [0, 1, 2])))
     x, gates, gate = random(9, width), [random(9, heads) for _ in range(2)], random(9, heads * value_size)
     inputs, states = (guarded(torch.randn(4, *layer.state_shape, generator=generator), at_end)
@@ -259,6 +269,8 @@ def check_recurrence(dtype, sizes, num_taps, at_end):
         kept = inputs.clone(), states.clone()
         found = [convolution(x, inputs, step), rule(x, *gates, states, step), norm(gate, gate)]
         found += [inputs.clone(), states.clone()]
+        states.copy_(kept[1])
+        found += [norm_of_gated(gate, gate), scan(x, gates[0], states, step), states.clone()]
         inputs.copy_(kept[0])
         states.copy_(kept[1])
         return [each.float() for each in found]
@@ -267,6 +279,7 @@ def check_recurrence(dtype, sizes, num_taps, at_end):
     for layer in layers:
         layer.compute_with(kernels)
     convolution._taps_KD = guarded(convolution._taps_KD, at_end)
+    scan._parameters_3H = guarded(scan._parameters_3H, at_end)
     tolerance = {"atol": 1e-4, "rtol": 1e-4} if dtype is torch.float32 else {"atol": 5e-2, "rtol": 3e-2}
     for found, right in zip(results(), expected, strict=True):
         torch.testing.assert_close(found, right, **tolerance)

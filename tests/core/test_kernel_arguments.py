@@ -107,11 +107,17 @@ def mistakes_of_states(k, x):
     def learned(rows, gate=right["gate"], decay=right["decay"], states=states):
         return k.gated_delta_rule(rows, (right["gate"], gate), (right["decay"], decay), states, step, 1)
 
+    def scanned(rows, dt=right["gate"], of_heads=torch.ones(3, 3), states=states, num_groups=1):
+        return k.selective_scan(rows, dt, of_heads, (0.0, 1.0), states, step, num_groups)
+
     def normed(gate, weight=right["weight"]):
         return k.gated_rms_norm(right["normed"], weight, gate, 1e-6)
 
+    def normed_in_groups(weight, num_groups=2):
+        return k.gated_rms_norm(right["normed"], weight, right["normed"], 1e-6, num_groups)
+
     rows, wide, gate = x(3, 96), x(3, 128), x(3, 64)
-    for found in (convolved(rows), learned(wide), normed(gate)):
+    for found in (convolved(rows), learned(wide), scanned(wide), normed(gate), normed_in_groups(x(64))):
         assert found.isfinite().all()
     return {
         "convolution: wider": (convolved, x(3, 128)),
@@ -128,6 +134,24 @@ def mistakes_of_states(k, x):
         "rule: decay": (lambda decay: learned(wide, decay=decay), torch.ones(3).double()),
         "rule: states": (lambda states: learned(wide, states=states), states.bfloat16()),
         "rule: states with gaps": (lambda states: learned(wide, states=states), states.transpose(2, 3).contiguous().mT),
+        "scan: narrower": (scanned, x(3, 96)),
+        "scan: rows": (scanned, x(2, 128)),
+        "scan: dtype": (scanned, x(3, 128, dtype=other(k.dtype))),
+        "scan: other groups": (lambda rows: scanned(rows, num_groups=3), wide),
+        "scan: no groups": (lambda states: scanned(wide, states=states, num_groups=0), states),
+        "scan: groups that heads do not share": (
+            lambda states: scanned(x(3, 160), states=states, num_groups=2),
+            states,
+        ),
+        "scan: dt of fewer rows": (lambda dt: scanned(wide, dt=dt), x(2, 3)),
+        "scan: dt of more heads": (lambda dt: scanned(wide, dt=dt), x(3, 4)),
+        "scan: parameters": (lambda of_heads: scanned(wide, of_heads=of_heads), torch.ones(2, 3)),
+        "scan: parameters' dtype": (lambda of_heads: scanned(wide, of_heads=of_heads), torch.ones(3, 3).double()),
+        "scan: states": (lambda states: scanned(wide, states=states), states.bfloat16()),
+        "norm of gated: a weight of one group": (normed_in_groups, x(32)),
+        "norm of gated: no groups": (lambda w: k.gated_rms_norm(right["normed"], w, gate, 1e-6, 0), x(3, 64)[0]),
+        "norm of gated: unequal groups": (lambda weight: normed_in_groups(weight, 3), x(64)),
+        "norm: no weight": (lambda weight: normed(gate, weight=weight), x(0)),
         "norm: no whole heads": (lambda weight: normed(gate, weight=weight), x(24)),
         "norm: a gate of fewer rows": (normed, x(2, 64)),
         "norm: a wider gate": (normed, x(3, 96)),

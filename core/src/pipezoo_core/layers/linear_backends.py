@@ -24,7 +24,7 @@ from pipezoo_core.layers.router import Router
 from pipezoo_core.layers.stored import StoredWeight, runs_of_parts
 from pipezoo_core.layers.stored_product import StoredProduct
 from pipezoo_core.native import HUGE_PAGE, Form, NativeKernels
-from pipezoo_core.recurrence import GatedDeltaRule, GatedRMSNorm, ShortConvolution
+from pipezoo_core.recurrence import GatedDeltaRule, GatedRMSNorm, RMSNormOfGated, SelectiveScan, ShortConvolution
 
 __all__ = [
     "OneDNNProduct",
@@ -38,8 +38,8 @@ __all__ = [
 
 # What the native kernels compute besides:
 _NATIVE = (
-    GatedDeltaRule, GatedMLP, GatedRMSNorm, LatentHeads, LayerNorm, MLP, RMSNorm, RotaryEmbedding, Router,
-    ShortConvolution,
+    GatedDeltaRule, GatedMLP, GatedRMSNorm, LatentHeads, LayerNorm, MLP, RMSNorm, RMSNormOfGated, RotaryEmbedding,
+    Router, SelectiveScan, ShortConvolution,
 )  # fmt: skip
 
 _TYPICAL_ROWS = 512  # oneDNN chooses the weights' layout for so many rows; it serves any number as well

@@ -397,26 +397,73 @@ class NativeKernels:
         self._run("gated_delta_rule", *strided, *addresses, num_key_heads, heads, key_size, value_size)
         return y
 
-    def gated_rms_norm(self, x: Tensor, weight: Tensor, gate: Tensor, eps: float) -> Tensor:
+    def selective_scan(
+        self,
+        xbc: Tensor,
+        dt: Tensor,
+        of_heads: Tensor,
+        length_limits: tuple[float, float],
+        state: Tensor,
+        step: StateRows,
+        num_groups: int,
+    ) -> Tensor:
+        """Returns what the rows read of the states that they change, [T, heads · head_size]; see `recurrence`.
+
+        Args:
+            xbc: [T, heads · head_size + 2 · num_groups · state_size]: x, B and C.
+            dt: of the step's length, [T, heads].
+            of_heads: the logarithm of the decay's rate, what dt gets added, and the part of x that is let through,
+                float32 [3, heads].
+            length_limits: the shortest and the longest step.
+            state: float32 [num_slots, heads, state_size, head_size], written.
+            step: of the rows.
+            num_groups: of B, and as many of C.
+        """
+        heads, state_size, head_size = state.shape[1:]
+        if num_groups < 1 or heads % num_groups:
+            raise _mismatch("selective_scan's state", state, f"a multiple of {num_groups} groups of heads, at least 1")
+        self._check("selective_scan", xbc, heads * head_size + 2 * num_groups * state_size)
+        self._check_states("selective_scan", xbc, state, (heads, state_size, head_size), step)
+        self._check("selective_scan's dt", dt, heads)
+        if len(dt) != len(xbc):
+            raise _mismatch("selective_scan's dt", dt, f"{len(xbc)} rows, as of x, B and C")
+        _check_float32("selective_scan's parameters", of_heads, (3, heads))
+        xbc, dt = (x if x.stride(-1) == 1 else x.contiguous() for x in (xbc, dt))
+        y = self._empty((len(xbc), heads * head_size), xbc.dtype)
+        strided = [number for x in (xbc, dt) for number in (x.data_ptr(), x.stride(0))]
+        addresses = (of_heads.data_ptr(), *map(float, length_limits), state.data_ptr(), y.data_ptr(), step.address)
+        self._run("selective_scan", *strided, *addresses, num_groups, heads, state_size, head_size)
+        return y
+
+    def gated_rms_norm(
+        self, x: Tensor, weight: Tensor, gate: Tensor, eps: float, num_groups: int | None = None
+    ) -> Tensor:
         """Returns `x / sqrt(mean(x²) + eps) · weight · silu(gate)` of each head, [T, heads · size].
+
+        With groups, `u / sqrt(mean(u²) + eps) · weight` of each of them, where `u = x · silu(gate)`.
 
         Args:
             x: [T, heads · size].
-            weight: [size].
+            weight: [size]; of groups [heads · size].
             gate: as `x`; rows of a wider tensor among them.
             eps: added to the mean.
+            num_groups: how many groups there are, or None for heads that have one weight.
         """
-        (rows, width), size = x.shape, weight.shape[0]
-        if width % size:
-            raise _mismatch("gated_rms_norm's weight", weight, f"a divisor of {width} numbers, those of whole heads")
-        for name, given, numbers in (("", x, width), ("'s weight", weight, size), ("'s gate", gate, width)):
+        rows, width = x.shape
+        size = weight.shape[0] if num_groups is None else width // max(1, num_groups)
+        if size < 1 or width % size or num_groups not in (None, width // size):
+            raise _mismatch("gated_rms_norm's weight", weight, f"one for {width} numbers, of whole heads or groups")
+        of_weight = size if num_groups is None else width
+        for name, given, numbers in (("", x, width), ("'s weight", weight, of_weight), ("'s gate", gate, width)):
             self._check(f"gated_rms_norm{name}", given, numbers)
         if len(gate) != rows:
             raise _mismatch("gated_rms_norm's gate", gate, f"{rows} rows")
         x, weight, gate = x.contiguous(), weight.contiguous(), gate if gate.stride(-1) == 1 else gate.contiguous()
         y = self._empty(x.shape, x.dtype)
         addresses = (x.data_ptr(), weight.data_ptr(), gate.data_ptr(), y.data_ptr())
-        self._run("gated_rms_norm", *addresses, rows, width // size, size, gate.stride(0), eps)
+        weight_stride, is_gated_first = (0, 0) if num_groups is None else (size, 1)
+        strides = (weight_stride, gate.stride(0))
+        self._run("gated_rms_norm", *addresses, rows, width // size, size, *strides, eps, is_gated_first)
         return y
 
     def route(self, x: Tensor, layer: int, sizes: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
