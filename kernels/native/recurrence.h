@@ -87,9 +87,9 @@ template <typename T>
 void selective_scan(const ScanRows<T>& rows, const ScanParameters& parameters, float* state, T* y, const StateStep& step,
                     const ScanSizes& sizes);
 
-// y = x / sqrt(mean(x²) + eps) · weight · silu(gate), head by head, or with `is_gated_first` u / sqrt(mean(u²) + eps) · weight
-// of u = x · silu(gate). x and y [rows, heads, size] contiguous; gate [rows, heads, size], rows `gate_stride` numbers apart;
-// weight [size] of all heads, or [heads, size] where `weight_stride` is `size`, not 0.
+// y = x / sqrt(mean(x²) + eps) · weight · silu(gate), head by head; with `is_gated_first` u / sqrt(mean(u²) + eps) · weight,
+// where u = x · silu(gate). x and y [rows, heads, size] contiguous; gate [rows, heads, size], rows `gate_stride` numbers
+// apart; weight [size] of all heads, or [heads, size] where `weight_stride` is `size`, not 0.
 template <typename T>
 void gated_rms_norm(const T* x, const T* weight, const T* gate, T* y, std::int64_t rows, std::int64_t heads,
                     std::int64_t size, std::int64_t weight_stride, std::int64_t gate_stride, float eps,

@@ -98,7 +98,7 @@ def mistakes(dtype):
 
 def mistakes_of_states(k, x):
     step = StateStep.of(*(torch.tensor(numbers) for numbers in ([0, 1, 3], [0, -1], [0, 1])))
-    inputs, states = torch.zeros(2, 3, 96), torch.zeros(2, 3, 16, 32)
+    inputs, states, of_heads = torch.zeros(2, 3, 96), torch.zeros(2, 3, 16, 32), torch.ones(3, 3)
     right = {"taps": x(4, 96), "gate": x(3, 3), "decay": torch.ones(3), "weight": x(32), "normed": x(3, 64)}
 
     def convolved(rows, taps=right["taps"], inputs=inputs):
@@ -107,7 +107,7 @@ def mistakes_of_states(k, x):
     def learned(rows, gate=right["gate"], decay=right["decay"], states=states):
         return k.gated_delta_rule(rows, (right["gate"], gate), (right["decay"], decay), states, step, 1)
 
-    def scanned(rows, dt=right["gate"], of_heads=torch.ones(3, 3), states=states, num_groups=1):
+    def scanned(rows, dt=right["gate"], of_heads=of_heads, states=states, num_groups=1):
         return k.selective_scan(rows, dt, of_heads, (0.0, 1.0), states, step, num_groups)
 
     def normed(gate, weight=right["weight"]):
@@ -139,10 +139,7 @@ def mistakes_of_states(k, x):
         "scan: dtype": (scanned, x(3, 128, dtype=other(k.dtype))),
         "scan: other groups": (lambda rows: scanned(rows, num_groups=3), wide),
         "scan: no groups": (lambda states: scanned(wide, states=states, num_groups=0), states),
-        "scan: groups that heads do not share": (
-            lambda states: scanned(x(3, 160), states=states, num_groups=2),
-            states,
-        ),
+        "scan: groups of unequal heads": (lambda states: scanned(x(3, 160), states=states, num_groups=2), states),
         "scan: dt of fewer rows": (lambda dt: scanned(wide, dt=dt), x(2, 3)),
         "scan: dt of more heads": (lambda dt: scanned(wide, dt=dt), x(3, 4)),
         "scan: parameters": (lambda of_heads: scanned(wide, of_heads=of_heads), torch.ones(2, 3)),

@@ -14,6 +14,7 @@ FILES = (
     "core/test_linear.py", "core/test_delta_rule.py", "core/test_memory.py", "core/test_quantized.py",
     "core/test_recording.py",
     "core/test_router.py", "core/test_quantized_checkpoints.py", "core/test_short_convolution.py",
+    "core/test_selective_scan.py",
     "core/test_stored_weights.py",
     "llama/test_llama_logits.py", "lora/test_lora_layers.py", "registry/test_quantize.py",
 )  # fmt: skip
