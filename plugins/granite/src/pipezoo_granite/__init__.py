@@ -1,0 +1,3 @@
+"""Granite 4 models for pipezoo. The registry finds `pipezoo_granite.plugin`; nothing else needs importing."""
+
+__all__: list[str] = []
