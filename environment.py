@@ -24,6 +24,7 @@ PACKAGES = [
     "plugins/gemma",
     "plugins/gpt",
     "plugins/gpt_oss",
+    "plugins/granite",
     "plugins/lfm2",
     "plugins/llama",
     "plugins/mistral",

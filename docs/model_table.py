@@ -25,12 +25,14 @@ HEAD = (
     "| --- | --- | --- | --- | --- | --- | --- |",
 )
 NUM_LAYERS = 4
-# Where the defaults of a config are no model's that was published: BLOOM-560M, DeepSeek-V2-Lite, Falcon-40B, LFM2.
+# Where the defaults of a config are no model's that was published: BLOOM-560M, DeepSeek-V2-Lite, Falcon-40B,
+# Granite 4.0, LFM2.
 SIZES: dict[str, dict[str, Any]] = {
     "bloom": {"hidden_size": 1024, "n_head": 16},
     "deepseek_v2": {"num_experts_per_tok": 6, "moe_intermediate_size": 1408, "q_lora_rank": None},
     "falcon": {"hidden_size": 8192, "num_attention_heads": 128, "num_kv_heads": 8, "new_decoder_architecture": True},
     "gemma3": {"text_config": {"model_type": "gemma3_text"}},
+    "granitemoehybrid": {"num_hidden_layers": 4, "layer_types": ["mamba", "mamba", "attention", "mamba"]},
     "lfm2": {"full_attn_idxs": [2]},
     "mistral3": {"text_config": {"model_type": "mistral"}},
     "qwen3_5": {"text_config": {"model_type": "qwen3_5_text"}},

@@ -228,7 +228,7 @@ def test_weights_and_pages_take_what_the_plan_says(tmp_path, tiny_gguf, dtype, l
 
 
 OF_WHICH_THE_TEXT = {"gemma3", "mistral3", "qwen3_5", "qwen3_5_moe"}
-HYBRIDS = {"qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"}
+HYBRIDS = {"granitemoehybrid", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"}
 
 
 @pytest.fixture(scope="module", params=sorted(PUBLISHED.keys() & {*TYPES} - OF_WHICH_THE_TEXT))

@@ -3,9 +3,10 @@
 import json
 
 from gguf_files import TOKENS
-from pipezoo_granite.plugin import pipezoo_architectures
 from tiny_models import TINY_LLAMA, randomize
 from transformers import GraniteMoeHybridConfig, GraniteMoeHybridForCausalLM
+
+from pipezoo_granite.plugin import pipezoo_architectures
 
 (ARCHITECTURE,) = pipezoo_architectures()
 LAYERS = ["linear_attention", "full_attention", "linear_attention"]

@@ -25,6 +25,7 @@ MEMBERS = {
     "pipezoo_gemma": "plugins/gemma",
     "pipezoo_gpt": "plugins/gpt",
     "pipezoo_gpt_oss": "plugins/gpt_oss",
+    "pipezoo_granite": "plugins/granite",
     "pipezoo_lfm2": "plugins/lfm2",
     "pipezoo_llama": "plugins/llama",
     "pipezoo_mistral": "plugins/mistral",

@@ -74,7 +74,7 @@ _WITHOUT_EFFECT = {
 _MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 _STATES = {
     "lfm2": "conv",
-    **dict.fromkeys(("qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"), "linear_attention"),
+    **dict.fromkeys(("granitemoehybrid", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"), "linear_attention"),
 }
 """What `layer_types` calls layers that keep a state, where by default there are none, or no others."""
 _EPS = 0.03  # a wrong one shows; one of 1e-6 does not

@@ -20,6 +20,7 @@ PUBLISHED = {
     "gpt_neox": "pipezoo-gpt",
     "gpt_oss": "pipezoo-gpt-oss",
     "gptj": "pipezoo-gpt",
+    "granitemoehybrid": "pipezoo-granite",
     "lfm2": "pipezoo-lfm2",
     "llama": "pipezoo-llama",
     "ministral3": "pipezoo-mistral",
