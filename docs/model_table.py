@@ -33,7 +33,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "falcon": {"hidden_size": 8192, "num_attention_heads": 128, "num_kv_heads": 8, "new_decoder_architecture": True},
     "gemma3": {"text_config": {"model_type": "gemma3_text"}},
     "granitemoehybrid": {"num_hidden_layers": 4, "layer_types": ["mamba", "mamba", "attention", "mamba"]},
-    "lfm2": {"full_attn_idxs": [2]},
+    "lfm2": {"hidden_size": 2048, "full_attn_idxs": [2]},
     "mistral3": {"text_config": {"model_type": "mistral"}},
     "qwen3_5": {"text_config": {"model_type": "qwen3_5_text"}},
     "qwen3_5_moe": {"text_config": {"model_type": "qwen3_5_moe_text"}},
