@@ -119,7 +119,8 @@ def selective_scan(
         for state_GRNP, begin, end in zip(states_BGRNP, offsets, offsets[1:], strict=False):
             for first in range(begin, end, _CHUNK):
                 chunk = slice(first, min(first + _CHUNK, end))
-                y_TGRP[chunk], state = _chunk(*(x[chunk].movedim(0, 2) for x in rows), state_GRNP)
+                x, b, c, decay = (each[chunk].movedim(0, 2) for each in rows)
+                y_TGRP[chunk], state = _chunk(x, b, c, decay, state_GRNP)
                 state_GRNP.copy_(state)
     state_SHNP[step.write_slots] = states_BGRNP.flatten(1, 2)
     return y_TGRP.flatten(1, 2)
