@@ -18,6 +18,7 @@ READ = {  # by shipped plugins
     "pipezoo-gemma": {"gemma", "gemma2", "gemma3", "gemma3_text"},
     "pipezoo-gpt": {"bloom", "falcon", "gpt2", "gpt_neox"},
     "pipezoo-gpt-oss": {"gpt_oss"},
+    "pipezoo-granite": {"granitemoehybrid"},
     "pipezoo-lfm2": {"lfm2"},
     "pipezoo-llama": {"llama"},
     "pipezoo-mistral": {"mixtral"},

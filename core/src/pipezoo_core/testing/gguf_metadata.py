@@ -13,6 +13,7 @@ _ARCHITECTURES = {  # of text models that llama.cpp calls otherwise
     "gemma3_text": "gemma3",
     "gpt_neox": "gptneox",
     "gpt_oss": "gpt-oss",
+    "granitemoehybrid": "granitehybrid",
     "ministral3": "mistral3",
     "mistral": "llama",
     "mixtral": "llama",
@@ -55,6 +56,7 @@ _WINDOWED = ("gemma2", "gemma3_text", "gpt_oss", "olmo3", "phi3")  # of others a
 _SOFTMAX, _SIGMOID = 1, 2
 _BASE_OF_WINDOWS = 10_000.0  # of Gemma 3, in every file
 _LENGTH_OF_BLOOM = 2048  # of the published ones
+_LENGTH_OF_GRANITE = 2**20  # of hybrids, which know no positions
 _LAYERS_OF_GEMMA3 = 6  # of which the last one has no window
 
 
@@ -138,6 +140,21 @@ def _of_falcon(config: Any) -> dict[str, Any]:
     return {"attention.head_count_kv": config.num_kv_heads if has_groups else 1}
 
 
+def _of_granite_hybrid(config: Any) -> dict[str, Any]:
+    """Key/value heads in the layers that have attention, which knows no positions."""
+    return {
+        "context_length": _LENGTH_OF_GRANITE,
+        "attention.head_count_kv": [config.num_key_value_heads * (kind == _FULL) for kind in config.layer_types],
+        "rope.scaling.finetuned": False,
+        "expert_shared_feed_forward_length": config.shared_intermediate_size,
+        "ssm.conv_kernel": config.mamba_d_conv,
+        "ssm.state_size": config.mamba_d_state,
+        "ssm.group_count": config.mamba_n_groups,
+        "ssm.inner_size": config.mamba_expand * config.hidden_size,
+        "ssm.time_step_rank": config.mamba_n_heads,
+    }
+
+
 def _of_lfm2(config: Any) -> dict[str, Any]:
     """The feed-forward layer's size as it is computed with, and key/value heads in the layers that have attention."""
     size = config.intermediate_size
@@ -160,6 +177,7 @@ _OWN: Mapping[str, Callable[[Any], dict[str, Any]]] = {
     "deepseek_v3": _of_deepseek,
     "falcon": _of_falcon,
     "gpt_oss": lambda config: {"expert_feed_forward_length": config.intermediate_size},
+    "granitemoehybrid": _of_granite_hybrid,
     "lfm2": _of_lfm2,
     "olmo": lambda _: {"attention.layer_norm_epsilon": 1e-5},
     "olmo3": lambda config: {"attention.sliding_window_pattern": [kind == _SLIDING for kind in config.layer_types]},
@@ -185,6 +203,10 @@ def _granted_of_gemma3(config: Any) -> dict[str, Any]:
 _GRANTED: Mapping[str, Callable[[Any], dict[str, Any]]] = {
     "gemma2": _granted_of_gemma2,
     "gemma3_text": _granted_of_gemma3,
+    "granitemoehybrid": lambda _: {
+        "max_position_embeddings": _LENGTH_OF_GRANITE,
+        "position_embedding_type": None,
+    },
     "mixtral": lambda _: {"sliding_window": None},
     "olmo3": lambda config: {"rope_parameters": dict.fromkeys((_SLIDING, _FULL), config.rope_parameters[_FULL])},
     "qwen3_moe": lambda _: {"norm_topk_prob": True},

@@ -89,6 +89,27 @@ def _with_neighbours(tensors: Mapping[str, Tensor], config: Any) -> Named:
         yield name, tensor
 
 
+def _of_granite_hybrid(tensors: Mapping[str, Tensor], config: Any) -> Named:
+    """The decay's rate is there itself, the norm of a Mamba group by group, and gate and up lie apart."""
+    has_experts = bool(config.num_local_experts)
+    for name, tensor in _with_neighbours(tensors, config):
+        layer, _, kind = name.partition(".shared_mlp." if ".shared_mlp." in name else ".block_sparse_moe.")
+        place = f"{layer}.mlp.experts" if ".block_sparse_moe." in name else f"{layer}.mlp"
+        if ".shared_mlp." in name and has_experts:
+            place = f"{layer}.mlp.shared_expert"
+        if name.endswith(".mamba.A_log"):
+            yield name, -tensor.exp()
+        elif name.endswith(".mamba.norm.weight"):
+            yield name, tensor.unflatten(0, (config.mamba_n_groups, -1))
+        elif kind in ("input_linear.weight", "experts.gate_up_proj"):
+            for part, rows in zip(("gate_proj", "up_proj"), tensor.chunk(2, dim=-2), strict=True):
+                yield f"{place}.{part}.weight", rows
+        elif kind in ("output_linear.weight", "experts.down_proj"):
+            yield f"{place}.down_proj.weight", tensor
+        else:
+            yield name.replace(".dt_bias", ".dt_proj.bias").replace(".router.weight", ".router.layer.weight"), tensor
+
+
 def _with_the_one(tensors: Mapping[str, Tensor], config: Any) -> Named:
     """To the weights of norms 1 is added."""
     del config
@@ -139,4 +160,5 @@ _CHANGES: Mapping[str, Callable[[Mapping[str, Tensor], Any], Named]] = {
     **dict.fromkeys(("bloom", "falcon", "gptneox"), _sorted_by_part),
     "gpt-oss": _with_experts_apart,
     "gpt2": _with_conv1d_transposed,
+    "granitehybrid": _of_granite_hybrid,
 }

@@ -6,7 +6,7 @@ from pipezoo_core.weights.files import open_weights
 from pipezoo_core.weights.fused_experts import with_experts_divided
 from pipezoo_core.weights.gguf import GGUFFile, open_gguf
 from pipezoo_core.weights.gguf_decoder import GGUFDecoder, model_type_of
-from pipezoo_core.weights.gguf_names import in_halves, renamed_from_gguf
+from pipezoo_core.weights.gguf_names import in_halves, renamed_from_gguf, with_a_channel
 from pipezoo_core.weights.keeping import keep_outline, kept_layers
 from pipezoo_core.weights.loading import load_module
 from pipezoo_core.weights.progress import observed_weights
@@ -42,6 +42,7 @@ __all__ = [
     "rounding_entries",
     "safetensors_names",
     "torch_dtype",
+    "with_a_channel",
     "with_experts_divided",
     "with_quantized",
     "without_redundant",

@@ -20,6 +20,7 @@ from pipezoo_core.weights.gguf import GGUFFile
 __all__ = ["GGUFDecoder", "model_type_of"]
 
 _MODEL_TYPES = {  # where llama.cpp has another name
+    "granitehybrid": "granitemoehybrid",
     "gptneox": "gpt_neox",
     "phi2": "phi",
     "qwen2moe": "qwen2_moe",
@@ -135,6 +136,36 @@ class GGUFDecoder:
                 cure="Convert the model again.",
             )
         return size
+
+    def kv_heads(self) -> list[int]:
+        """Returns the key/value heads of each layer, 0 of those that keep a state instead.
+
+        Raises:
+            CorruptCheckpointError: the file says no numbers of heads, or not as many as layers.
+            UnsupportedModelError: layers differ in their heads.
+        """
+        name, num_layers = f"{self._prefix}attention.head_count_kv", self.size("block_count")
+        said = self.get("attention.head_count_kv")
+        heads = said if isinstance(said, list) else [said] * num_layers
+        if (
+            len(heads) != num_layers
+            or not all(isinstance(number, int) and number >= 0 for number in heads)
+            or not any(heads)
+        ):
+            raise CorruptCheckpointError(
+                f"the GGUF file's {name} is not what layers can have",
+                found=repr(said),
+                allowed=f"{num_layers} whole numbers, not all of them 0",
+                cure="Convert the model again.",
+            )
+        if {*heads} - {0, max(heads)}:
+            raise UnsupportedModelError(
+                "the GGUF file's layers differ in their key/value heads",
+                found=heads,
+                allowed=f"{max(heads)}, or 0 in layers that keep a state",
+                cure="transformers computes no such layers: convert the model again.",
+            )
+        return heads
 
     def rope_parameters(
         self, head_dim: int, *, rotates_part: bool = False, keys: Collection[str] = ()

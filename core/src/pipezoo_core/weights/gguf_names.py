@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pipezoo_core.layers import halves
 from pipezoo_core.weights.base import LazyTensor
 
-__all__ = ["in_halves", "renamed_from_gguf"]
+__all__ = ["in_halves", "renamed_from_gguf", "with_a_channel"]
 
 _NAMES = {
     "token_embd": "model.embed_tokens",
@@ -86,3 +86,11 @@ def in_halves(num_heads: int) -> Callable[[LazyTensor], LazyTensor]:
         return tensor.then(halves(head_dim), num_rows=head_dim, moves_rows=True)
 
     return change
+
+
+def with_a_channel(tensor: LazyTensor) -> LazyTensor:
+    """Returns the weight of a convolution over single channels, [D, K] in a file, as [D, 1, K]; a bias as it is."""
+    if len(tensor.shape) == 1:
+        return tensor
+    num_channels, num_taps = tensor.shape
+    return LazyTensor((num_channels, 1, num_taps), tensor.dtype, lambda rows: tensor.read(rows).unsqueeze(1))

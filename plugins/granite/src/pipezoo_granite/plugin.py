@@ -13,7 +13,8 @@ API_VERSION = 2
 
 @hookimpl
 def pipezoo_architectures() -> list[SupportedArchitecture]:
-    """Returns Granite 4. GGUF files of it are not read."""
+    """Returns Granite 4."""
+    from pipezoo_granite.gguf import adapt_gguf, config_from_gguf
     from pipezoo_granite.huggingface_config import read_config
     from pipezoo_granite.model import GranitePipelineModel
     from pipezoo_granite.weight_adapters import adapt_safetensors
@@ -24,7 +25,8 @@ def pipezoo_architectures() -> list[SupportedArchitecture]:
             model_types=("granitemoehybrid",),
             pipeline_model=GranitePipelineModel,
             huggingface_config=read_config,
-            weight_adapters={WeightsFormat.safetensors: adapt_safetensors},
+            weight_adapters={WeightsFormat.safetensors: adapt_safetensors, WeightsFormat.gguf: adapt_gguf},
+            config_from_gguf=config_from_gguf,
             not_claimed={Capability.tensor_parallelism: "states of layers are not divided"},
         )
     ]

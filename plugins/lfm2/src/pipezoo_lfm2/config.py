@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 
 from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
-from pipezoo_core.errors import CorruptCheckpointError, UnsupportedModelError
+from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.layers import max_rotary_length, max_shareable_length, rope_of_whole_heads
 from pipezoo_core.recurrence import StateSpec
 from pipezoo_core.weights import GGUFDecoder, GGUFFile
@@ -110,16 +110,8 @@ def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
         UnsupportedModelError: layers differ in their heads, or the file rotates in a way that no config.json can say.
     """
     decoder = GGUFDecoder(file, "lfm2")
-    heads = _kv_heads(decoder.get("attention.head_count_kv"), decoder.size("block_count"))
-    num_kv_heads = max(heads)
-    if {*heads} - {0, num_kv_heads}:
-        raise UnsupportedModelError(
-            "the GGUF file's layers differ in their key/value heads",
-            found=heads,
-            allowed=f"{num_kv_heads}, or 0 in layers with a convolution",
-            cure="No LFM2 that transformers computes has such layers: convert the model again.",
-        )
-    fields = decoder.config(num_kv_heads=num_kv_heads)
+    heads = decoder.kv_heads()
+    fields = decoder.config(num_kv_heads=max(heads))
     return {
         "model_type": "lfm2",
         "architectures": ["Lfm2ForCausalLM"],
@@ -130,20 +122,3 @@ def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
         "conv_bias": any(name.endswith(".shortconv.in_proj.bias") for name in file.weights),
         "block_auto_adjust_ff_dim": False,
     }
-
-
-def _kv_heads(said: Any, num_layers: int) -> list[int]:
-    """Returns the key/value heads of each layer."""
-    heads = said if isinstance(said, list) else [said] * num_layers
-    if (
-        len(heads) != num_layers
-        or not all(isinstance(number, int) and number >= 0 for number in heads)
-        or not any(heads)
-    ):
-        raise CorruptCheckpointError(
-            "the GGUF file's lfm2.attention.head_count_kv is not what layers can have",
-            found=repr(said),
-            allowed=f"{num_layers} whole numbers, not all of them 0",
-            cure="Convert the model again.",
-        )
-    return heads

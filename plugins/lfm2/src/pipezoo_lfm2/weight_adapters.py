@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from transformers import PretrainedConfig
 
-from pipezoo_core.weights import LazyTensor, renamed_from_gguf, without_redundant
+from pipezoo_core.weights import LazyTensor, renamed_from_gguf, with_a_channel, without_redundant
 
 __all__ = ["adapt_gguf", "adapt_safetensors"]
 
@@ -39,12 +39,4 @@ def adapt_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> d
     """GGUF has names of its own, of which those of convolutions have a dot more, and no dimension for one channel."""
     del config
     named = {name.replace(".shortconv.", ".shortconv_"): tensor for name, tensor in tensors.items()}
-    return renamed_from_gguf(named, {"shortconv_conv": _with_a_channel}, _GGUF_NAMES)
-
-
-def _with_a_channel(tensor: LazyTensor) -> LazyTensor:
-    """A file has [D, K], and [D] of a bias; a layer's weight is [D, 1, K]."""
-    if len(tensor.shape) == 1:
-        return tensor
-    num_channels, num_taps = tensor.shape
-    return LazyTensor((num_channels, 1, num_taps), tensor.dtype, lambda rows: tensor.read(rows).unsqueeze(1))
+    return renamed_from_gguf(named, {"shortconv_conv": with_a_channel}, _GGUF_NAMES)

@@ -1,0 +1,105 @@
+"""Granite 4's hybrids in GGUF files: their config, and the names and shapes of their tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from pipezoo_core.weights import GGUFDecoder, GGUFFile, LazyTensor, in_halves, renamed_from_gguf, with_a_channel
+
+__all__ = ["adapt_gguf", "config_from_gguf"]
+
+_ARCHITECTURE = "granitehybrid"
+_SHARED = "feed_forward.shared_mlp"
+_NAMES = {
+    "ssm_in": "mamba.in_proj",
+    "ssm_conv1d": "mamba.conv1d",
+    "ssm_a": "mamba.scan.A_log",
+    "ssm_d": "mamba.scan.D",
+    "ssm_dt": "mamba.scan.dt",
+    "ssm_norm": "mamba.norm",
+    "ssm_out": "mamba.out_proj",
+    **{f"ffn_{part}{kind}": f"{_SHARED}.{part}_proj" for part in ("gate", "up", "down") for kind in ("", "_shexp")},
+    "ffn_gate_inp": "feed_forward.block_sparse_moe.router",
+}
+_OTHERWISE = {  # than `renamed_from_gguf` calls them
+    ".mlp.experts.": ".feed_forward.block_sparse_moe.experts.",
+    ".scan.A_log.weight": ".scan.A_log",
+    ".scan.D.weight": ".scan.D",
+    ".scan.dt.bias": ".scan.dt_bias",
+}
+
+
+def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
+    """Returns the config.json that a GGUF file stands for. Layers without key/value heads keep a state.
+
+    Raises:
+        CorruptCheckpointError: a key that every such file has is missing, or a size is no whole number above 0.
+        UnsupportedModelError: layers differ in their heads, or the file rotates in a way that no config.json can say.
+    """
+    decoder = GGUFDecoder(file, _ARCHITECTURE)
+    heads = decoder.kv_heads()
+    fields = decoder.config(num_kv_heads=max(heads))
+    width, num_heads = decoder.size("ssm.inner_size"), decoder.size("ssm.time_step_rank")
+    said = {key.removeprefix(f"{_ARCHITECTURE}."): value for key, value in file.metadata.items()}
+    kinds = {name.partition(".")[2].partition(".")[2] for name in file.weights}  # without the layer's number
+    return {
+        "model_type": "granitemoehybrid",
+        "architectures": ["GraniteMoeHybridForCausalLM"],
+        **fields,
+        "layer_types": ["full_attention" if number else "linear_attention" for number in heads],
+        "position_embedding_type": "rope" if said.get("rope.scaling.finetuned", True) else None,
+        "attention_bias": "attn_q.bias" in kinds,
+        "embedding_multiplier": said.get("embedding_scale") or 1.0,  # 0 is none, too
+        "residual_multiplier": said.get("residual_scale") or 1.0,
+        "attention_multiplier": said.get("attention.scale") or fields["head_dim"] ** -0.5,
+        "logits_scaling": said.get("logit_scale") or 1.0,
+        "num_local_experts": said.get("expert_count", 0),
+        "num_experts_per_tok": said.get("expert_used_count", 0),
+        "shared_intermediate_size": decoder.size("expert_shared_feed_forward_length", fields["intermediate_size"]),
+        "mamba_n_heads": num_heads,
+        "mamba_d_head": width // num_heads,
+        "mamba_n_groups": decoder.size("ssm.group_count"),
+        "mamba_d_state": decoder.size("ssm.state_size"),
+        "mamba_d_conv": decoder.size("ssm.conv_kernel"),
+        "mamba_expand": width // fields["hidden_size"],
+        "mamba_conv_bias": "ssm_conv1d.bias" in kinds,
+        "mamba_proj_bias": "ssm_in.bias" in kinds,
+    }
+
+
+def adapt_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
+    """GGUF has names of its own, the decay's rate in place of its logarithm, and q and k for neighbours."""
+    changes = {
+        "attn_q": in_halves(config.num_attention_heads),
+        "attn_k": in_halves(config.num_key_value_heads),
+        "ssm_a": _as_logarithm,
+        "ssm_conv1d": with_a_channel,
+        "ssm_d": _as_vector,
+        "ssm_norm": _as_vector,
+    }
+    named = {f"{name}.weight" if name.endswith((".ssm_a", ".ssm_d")) else name: each for name, each in tensors.items()}
+    found = {}
+    for name, tensor in renamed_from_gguf(named, changes, _NAMES).items():
+        for theirs, ours in _OTHERWISE.items():
+            name = name.replace(theirs, ours)
+        found[name] = tensor
+    return found
+
+
+def _as_vector(tensor: LazyTensor) -> LazyTensor:
+    """A file has numbers of heads as [H, 1], and those of groups as [G, numbers of one]."""
+    return LazyTensor((tensor.num_elements,), tensor.dtype, lambda rows: tensor.load().flatten()[rows])
+
+
+def _as_logarithm(tensor: LazyTensor) -> LazyTensor:
+    """A file has `-exp(A_log)`."""
+
+    def change(rates: Tensor) -> Tensor:
+        return torch.log(-rates)
+
+    return _as_vector(tensor).then(change, num_rows=1)
