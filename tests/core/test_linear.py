@@ -18,7 +18,7 @@ from pipezoo_core.layers import (
 )
 from pipezoo_core.layers.linear_backends import _why_not_onednn
 from pipezoo_core.layers.native_product import NativeProduct
-from pipezoo_core.native import GATE, Activation, Form, NativeKernels, kernels
+from pipezoo_core.native import GATE, Activation, Form, NativeKernels, calls
 from pipezoo_core.testing.tensors_alive import PeakOfTensors
 from pipezoo_core.weights import LazyTensor, load_module
 
@@ -183,7 +183,7 @@ def test_by_name_where_it_cannot_be_used(backend):
 @torch.inference_mode()
 def test_what_is_alive_in_a_gated_mlp(activation, backend, hidden, inner, fuse, monkeypatch):
     """Never more than the plan counts, and with most activations as much."""
-    monkeypatch.setattr(kernels, "_POOLED", 2**60)  # torch makes all tensors, and they are seen
+    monkeypatch.setattr(calls, "_POOLED", 2**60)  # torch makes all tensors, and they are seen
     skip_where_not_usable(backend, torch.float32)
     mlp, rows = GatedMLP(hidden, inner, activation), 64
     counted = sum(mlp.alive(KernelUse(is_native=backend is LinearName.native, fuse=fuse, fuse_experts=True))) * rows * 4
@@ -199,7 +199,7 @@ def test_what_is_alive_in_a_gated_mlp(activation, backend, hidden, inner, fuse, 
 @pytest.mark.parametrize(("hidden", "inner"), [(64, 512), (512, 64)])
 @torch.inference_mode()
 def test_what_is_alive_in_a_plain_mlp(activation, backend, hidden, inner, monkeypatch):
-    monkeypatch.setattr(kernels, "_POOLED", 2**60)
+    monkeypatch.setattr(calls, "_POOLED", 2**60)
     skip_where_not_usable(backend, torch.float32)
     mlp, rows = MLP(hidden, inner, activation), 64
     is_native = backend is LinearName.native

@@ -11,7 +11,7 @@ from tiny_models import load_model, logits_of, make_llama
 
 from pipezoo_core.config import KVCacheConfig
 from pipezoo_core.layers import RMSNorm
-from pipezoo_core.native import NativeKernels, kernels
+from pipezoo_core.native import NativeKernels, calls
 from pipezoo_core.native.program import Notes, Place, Program
 from pipezoo_core.native.step_memory import arrange
 from pipezoo_core.weights import LazyTensor
@@ -161,10 +161,10 @@ def test_however_many_threads(folder, encoding, chunk, num_threads):
 
 
 @pytest.mark.parametrize("chunk", [1, 7])
-@pytest.mark.parametrize("pooled", [1, kernels._POOLED])
+@pytest.mark.parametrize("pooled", [1, calls._POOLED])
 def test_replay_equals_eager(folder, chunk, pooled, monkeypatch):
     """Token by token, and in chunks: with 4 requests that end at different times, many numbers of rows come by."""
-    monkeypatch.setattr(kernels, "_POOLED", pooled)
+    monkeypatch.setattr(calls, "_POOLED", pooled)
     recorded, eager = load(folder), load(folder, enforce_eager=True)
     expected = logits_of(eager, PROMPTS, chunk)
     for _ in range(2):

@@ -16,8 +16,7 @@ from pipezoo_core.layers.native_product import NativeProduct
 from pipezoo_core.layers.quantized import GROUP
 from pipezoo_core.layers.stored import StoredType, StoredWeight
 from pipezoo_core.layers.stored_product import StoredProduct
-from pipezoo_core.native import Form
-from pipezoo_core.native import kernels as native_kernels
+from pipezoo_core.native import Form, calls
 from pipezoo_core.testing.tensors_alive import PeakOfTensors
 from pipezoo_core.weights import LazyTensor, Weights, keep_outline, load_module, resolve_encoding
 from pipezoo_core.weights.base import StoredTensor
@@ -165,7 +164,7 @@ def test_without_kernels(type_):
 @torch.inference_mode()
 def test_what_is_alive_where_gate_and_up_are_of_different_types(activation, linear, monkeypatch):
     """Never more than the plan counts, but for what plain torch dequantizes at once."""
-    monkeypatch.setattr(native_kernels, "_POOLED", 2**60)  # torch makes all tensors, and they are seen
+    monkeypatch.setattr(calls, "_POOLED", 2**60)  # torch makes all tensors, and they are seen
     mlp, rows, hidden, inner = GatedMLP(256, 512, activation), 2048, 256, 512
     mlp.down_proj.keep([random_weight(Type.Q4_K, hidden, inner)])
     mlp.gate_up_proj.merged.keep([random_weight(type_, inner, hidden) for type_ in (Type.Q4_K, Type.Q6_K)])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipezoo_core.native.activation import Activation
-from pipezoo_core.native.kernels import address_of
+from pipezoo_core.native.calls import address_of
 
 __all__ = ["KernelNotes", "note_kernel"]
 

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pipezoo_core.native.calls import as_integer
 from pipezoo_core.native.foreign_call import ForeignCall, Source, TensorPlace, each_of, with_each
 from pipezoo_core.native.kernel_notes import note_kernel
-from pipezoo_core.native.kernels import NativeKernels, as_integer
+from pipezoo_core.native.kernels import NativeKernels
 from pipezoo_core.native.made_memory import MadeMemory
 from pipezoo_core.native.operations import is_view, why_not_run_again, written_by
 from pipezoo_core.native.program import Place
