@@ -159,6 +159,7 @@ def test_several_devices_are_refused(tiny_folder, tmp_path):
         ({"layer_types": ["sliding_attention"] * 3}, "what its layers can be"),
         ({"hidden_act": "gelu"}, "activation function"),
         ({"num_experts": 2, "num_experts_per_tok": 3}, "experts cannot be chosen"),
+        *(({"full_attention_interval": interval}, "full_attention_interval") for interval in (0, -4, None, "4", 4.0, True)),
     ],
     ids=str,
 )
@@ -166,6 +167,13 @@ def test_refused(said, why):
     values = {**EXPERTS, "num_hidden_layers": 3, **said}
     with pytest.raises(UnsupportedModelError, match=why):
         QwenHybridConfig.from_huggingface(ARCHITECTURES["qwen3_next"].huggingface_config(values))
+
+
+def test_a_dense_model_whose_config_says_a_number_of_experts():
+    """It comes with what a config's writer took from the one of the others; the class has none."""
+    for said in ({**EXPERTS}, {"num_experts": 0}):
+        config = ARCHITECTURES["qwen3_5"].huggingface_config({"text_config": {**said, "num_hidden_layers": 3}})
+        assert QwenHybridConfig.from_huggingface(config).mixture is None
 
 
 @pytest.mark.parametrize("family", ["qwen3_5_text", "qwen3_5_moe_text"])
