@@ -243,7 +243,11 @@ def test_who_reads_much_lets_go_of_the_interpreters_lock(num_rows, is_long, monk
 def test_no_more_is_alive_than_they_say(linear, inner, activation, dtype):
     """In the worst case: all tokens choose the same experts."""
     experts = random_experts(64, inner, 6, 3, activation).to(dtype)
-    alive = sum(experts.alive(KernelUse(is_native=linear is LinearName.native, fuse=False, fuse_experts=False, itemsize=dtype.itemsize)))
+    alive = sum(
+        experts.alive(
+            KernelUse(is_native=linear is LinearName.native, fuse=False, fuse_experts=False, itemsize=dtype.itemsize)
+        )
+    )
     if linear is LinearName.native:
         use_native(experts, dtype, fuse=False)
     x, (_, weights) = rows_and_choices(500, 64, 6, 3)

@@ -129,7 +129,8 @@ def mistakes_of_states(k, x):
         "rule: gates of three dimensions": (lambda gate: learned(wide, gate=gate), x(3, 1, 3)),
         "rule: no key heads": (lambda states: learned(x(3, 96), states=states, num_key_heads=0), states),
         "rule: key heads for half of the heads": (
-            lambda states: learned(x(3, 160), states=states, num_key_heads=2), states
+            lambda states: learned(x(3, 160), states=states, num_key_heads=2),
+            states,
         ),
         "rule: more key heads than heads": (lambda states: learned(x(3, 288), states=states, num_key_heads=6), states),
         "rule: rows": (learned, x(2, 128)),

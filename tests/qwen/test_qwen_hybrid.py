@@ -159,7 +159,10 @@ def test_several_devices_are_refused(tiny_folder, tmp_path):
         ({"layer_types": ["sliding_attention"] * 3}, "what its layers can be"),
         ({"hidden_act": "gelu"}, "activation function"),
         ({"num_experts": 2, "num_experts_per_tok": 3}, "experts cannot be chosen"),
-        *(({"full_attention_interval": interval}, "full_attention_interval") for interval in (0, -4, None, "4", 4.0, True)),
+        *(
+            ({"full_attention_interval": interval}, "full_attention_interval")
+            for interval in (0, -4, None, "4", 4.0, True)
+        ),
     ],
     ids=str,
 )

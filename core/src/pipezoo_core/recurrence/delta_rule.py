@@ -117,9 +117,7 @@ def gated_delta_rule(
     return y_THV
 
 
-def _chunk(
-    q_HCK: Tensor, k_HCK: Tensor, v_HCV: Tensor, decay_HC: Tensor, beta_HC: Tensor, state_HKV: Tensor
-) -> Tensor:
+def _chunk(q_HCK: Tensor, k_HCK: Tensor, v_HCV: Tensor, decay_HC: Tensor, beta_HC: Tensor, state_HKV: Tensor) -> Tensor:
     """Computes some rows of one request together (section 3.3 of the paper), and changes the state.
 
     What row i learns depends on what earlier ones have learned, where g_i is how much is left of S by then:

@@ -135,7 +135,9 @@ class QwenHybridConfig(DecoderConfig):
             tie_word_embeddings=config.tie_word_embeddings,
             max_position_embeddings=config.max_position_embeddings,
             rope_parameters=rope,
-            mixture=None if isinstance(config, Qwen35HuggingFaceConfig) or not config.num_experts else QwenMixture.of(config),
+            mixture=None
+            if isinstance(config, Qwen35HuggingFaceConfig) or not config.num_experts
+            else QwenMixture.of(config),
         )
 
     @property

@@ -47,13 +47,14 @@ class GatedAttention(nn.Module):
     def forward(self, x_TH: Tensor, rotation: Rotation, kv: KVCacheInputs[Any]) -> Tensor:
         q, gate, k, v = self.qkv_proj(x_TH)
         y = self.attention(self.q_norm(q), self.k_norm(k), v, kv, rotation)
-        return self.o_proj(y * gate.sigmoid())
+        y *= gate.sigmoid()
+        return self.o_proj(y)
 
     def alive(self, kernels: KernelUse) -> list[int]:
         """See `Estimable`. Without kernels, a norm's input, what is left of it and the result are float32."""
         q, gate, k, v = self.qkv_proj.parts.values()
         norm = 0 if kernels.is_native else kernels.widened + 2 * kernels.wide
-        return [q + gate + k + v, *max([q, q, q], [norm * q], [q, norm * k], key=sum)]
+        return [q + gate + k + v, *max([q, k, q], [norm * q], [q, norm * k], key=sum)]
 
 
 class GatedDeltaNet(nn.Module):
