@@ -17,14 +17,8 @@ from pipezoo_core.native import NativeKernels
 from pipezoo_core.weights import torch_dtype
 
 CPU = torch.device("cpu")
-ELSEWHERE = {
-    "gemma3",
-    "gpt-oss",
-    "mistral3",
-    "qwen3_5",
-    "qwen3_5_moe",
-    "replit_lm",
-}  # whose text, or whose like, has a shape
+# whose text, or whose like, has a shape:
+ELSEWHERE = {"gemma3", "gpt-oss", "mistral3", "qwen3_5", "qwen3_5_moe", "replit_lm"}
 FIXED = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
 
 

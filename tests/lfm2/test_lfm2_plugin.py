@@ -6,20 +6,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from core.state_steps import step_of
 from lfm2.tiny_lfm2 import MIXED
 from transformers import Lfm2Config as TransformersLfm2Config
 
 from pipezoo import registry
 from pipezoo_core.attention import kv_groups
 from pipezoo_core.errors import CorruptCheckpointError, UnsupportedModelError
-from pipezoo_core.layers import KernelUse
 from pipezoo_core.recurrence import StateSpec
-from pipezoo_core.testing.tensors_alive import PeakOfTensors
 from pipezoo_core.weights import LazyTensor
 from pipezoo_lfm2.config import Lfm2Config, config_from_gguf
 from pipezoo_lfm2.huggingface_config import Lfm2HuggingFaceConfig
-from pipezoo_lfm2.model import Lfm2ShortConvolution
 
 # As the checkpoint's config.json, cut to what matters.
 LFM2_1B = {
@@ -125,15 +121,3 @@ def test_heads_that_no_layers_have(heads):
 def test_layers_that_differ_in_their_heads_are_refused():
     with pytest.raises(UnsupportedModelError, match="differ in their key/value heads"):
         config_of_file(attention__head_count_kv=[2, 0, 1])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_is_alive_in_a_convolution_in_torch(dtype):
-    rows, size = 512, 256
-    layer = Lfm2ShortConvolution(SimpleNamespace(hidden_size=size, conv_bias=False, num_taps=3), 0).to(dtype)
-    use = KernelUse(is_native=False, fuse=False, fuse_experts=False, itemsize=dtype.itemsize)
-    kv = SimpleNamespace(states=[(torch.zeros(1, 2, size),)], state_step=step_of([rows], [-1], [0]))
-    x = torch.zeros(rows, size, dtype=dtype)
-    with torch.no_grad(), PeakOfTensors() as alive:
-        layer(x, None, kv)
-    assert alive.peak / (sum(layer.alive(use)) * rows * dtype.itemsize) == pytest.approx(1, abs=0.02)

@@ -29,8 +29,8 @@ pytestmark = pytest.mark.matrix
 needs_kernels = pytest.mark.skipif(
     NativeKernels(torch.device("cpu"), torch.float32).obstacle is not None, reason="pipezoo-kernels cannot be used here"
 )
-# Of logits up to 10. A norm makes what a recurrence returns of nearly nothing as large as the rest, so that transformers'
-# float32 is up to 7e-4 off its own float64.
+# Of logits up to 10. A norm makes what a recurrence returns of nearly nothing as large as the rest, so that the
+# reference's float32 is up to 7e-4 off its own float64.
 LIMIT = 1e-3
 WIDE = {"head_dim": 32, "moe_intermediate_size": 32, "intermediate_size": 64}  # as the kernels of attention want it
 ALL = {
