@@ -57,6 +57,11 @@ class StateRows(Protocol):
         ...
 
     @property
+    def num_rows(self) -> int:
+        """How many rows there are."""
+        ...
+
+    @property
     def address(self) -> int:
         """Where the kernels find that and the slots."""
         ...
@@ -355,6 +360,9 @@ class NativeKernels:
         self._check("short_convolution's taps", taps, size)
         if bias is not None:
             self._check("short_convolution's bias", bias, size)
+            if bias.dim() != 1:
+                raise _mismatch("short_convolution's bias", bias, f"[{size}]")
+            bias = bias.contiguous()
         self._check_states("short_convolution", x, state, (num_taps - 1, size), step)
         x, taps = x if x.stride(-1) == 1 else x.contiguous(), taps.contiguous()
         y = self._empty(x.shape, x.dtype)
@@ -382,12 +390,14 @@ class NativeKernels:
             num_key_heads: heads of queries, and as many of keys.
         """
         heads, key_size, value_size = state.shape[1:]
+        if num_key_heads < 1 or heads % num_key_heads:
+            raise _mismatch("gated_delta_rule's state", state, f"heads that {num_key_heads} key heads serve evenly")
         self._check("gated_delta_rule", qkv, 2 * num_key_heads * key_size + heads * value_size)
         self._check_states("gated_delta_rule", qkv, state, (heads, key_size, value_size), step)
         for gate in gates:
             self._check("gated_delta_rule's gates", gate, heads)
-            if len(gate) != len(qkv):
-                raise _mismatch("gated_delta_rule's gates", gate, f"{len(qkv)} rows, as of queries, keys and values")
+            if gate.shape != (len(qkv), heads):
+                raise _mismatch("gated_delta_rule's gates", gate, f"{[len(qkv), heads]}, as many rows as queries")
         for parameter in decay:
             _check_float32("gated_delta_rule's decay", parameter, (heads,))
         qkv, a, b = (x if x.stride(-1) == 1 else x.contiguous() for x in (qkv, *gates))
@@ -495,10 +505,12 @@ class NativeKernels:
             raise _mismatch(kernel, x, f"{self.dtype} [..., {size}] on the CPU")
 
     def _check_states(self, kernel: str, x: Tensor, state: Tensor, shape: tuple[int, ...], step: StateRows) -> None:
-        """Raises for states of another form, and for another number of rows than the step has."""
+        """Raises for states of another form, for rows of another, and for another number of them than the step has."""
         _check_float32(f"{kernel}'s state", state, (len(state), *shape))
-        if self.observer is None and len(x) != (num_rows := int(step.row_offsets[-1])):
-            raise _mismatch(kernel, x, f"{num_rows} rows, those of the step")
+        if x.dim() != 2:
+            raise _mismatch(kernel, x, f"[T, {x.shape[-1]}]")
+        if self.observer is None and not (len(x) == step.num_rows and step.row_offsets.is_cpu):
+            raise _mismatch(kernel, x, f"{step.num_rows} rows, those of the step, which lies on the CPU")
 
     def _run(self, name: str, *arguments: float, is_long: bool = False) -> None:
         """Runs a kernel; a long one as a program of its own, during which other Python threads run."""
