@@ -6,11 +6,12 @@ import torch.nn.functional as F
 from core.state_steps import step_of
 from kernels_here import kernels, random
 
+from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.recurrence import NO_SLOT, GatedDeltaRule, GatedRMSNorm
 
 DTYPES = [torch.float32, torch.bfloat16]
 SIZES = [(2, 4, 16, 32), (1, 1, 5, 7), (3, 3, 8, 64), (2, 2, 12, 100), (1, 3, 33, 17), (1, 2, 64, 132)]
-LENGTHS = [(1, 1, 1), (66, 1, 130)]
+LENGTHS = [(1, 1, 1), (2, 0, 1), (66, 1, 130)]
 
 
 def rule_of(sizes, dtype=None):
@@ -43,14 +44,14 @@ def by_the_formula(rule, qkv, a, b, state):
     q, k, v = qkv.split(rule.sizes, -1)
     q, k = (x.unflatten(-1, (-1, key_size)).repeat_interleave(num_served, 1) for x in (q, k))
     q, k = (x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt() for x in (q, k))
-    v, results = v.unflatten(-1, (heads, value_size)), []
+    v, y = v.unflatten(-1, (heads, value_size)), torch.empty(len(qkv), heads, value_size, dtype=torch.float64)
     decay = (-rule.A_log.double().exp() * F.softplus(a + rule.dt_bias.double())).exp()
-    for query, key, value, left, strength in zip(q, k, v, decay, b.sigmoid(), strict=True):
+    for row, (query, key, value, left, strength) in enumerate(zip(q, k, v, decay, b.sigmoid(), strict=True)):
         state = state * left[:, None, None]
         known = torch.einsum("hk,hkv->hv", key, state)
         state = state + torch.einsum("hk,hv->hkv", key, strength[:, None] * (value - known))
-        results.append(torch.einsum("hk,hkv->hv", query, state).flatten() / key_size**0.5)
-    return torch.stack(results), state
+        y[row] = torch.einsum("hk,hkv->hv", query, state) / key_size**0.5
+    return y.flatten(1), state
 
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
@@ -108,14 +109,32 @@ def test_chunks_and_batches_are_the_same_bits_in_the_kernel(sizes, dtype):
 def test_what_is_no_number_stays_in_its_request(lengths, dtype):
     rule = rule_of(SIZES[0], dtype)
     qkv, a, b = (x.clone() for x in rows_of(rule, sum(lengths), dtype or torch.float32))
-    states, (first, second, _) = states_of(rule), lengths
+    states = states_of(rule)
     states[3] = torch.nan  # somebody's who is gone
-    qkv[first] = torch.inf
+    qkv[lengths[0]] = torch.inf
     y = rule(qkv, a, b, states, step_of(lengths, [0, 1, NO_SLOT], [0, 1, 3])).split(lengths)
     assert [part.isfinite().all().item() for part in y] == [True, False, True]
     assert y[1].isnan().all()
     assert states[[0, 3]].isfinite().all()
-    assert second
+    assert states[1].isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32], ids=["torch", "float32"])
+@torch.inference_mode()
+def test_rows_that_forget_all_between_rows_that_forget_little(dtype):
+    """What is left of a state between two rows does not depend on how much was forgotten before them."""
+    rule = rule_of(SIZES[0], dtype)
+    qkv, a, b = rows_of(rule, 64)
+    a = torch.where(torch.arange(64)[:, None] % 7 == 0, 300.0, -6.0) + a
+    y = rule(qkv, a, b, states_of(rule), step_of([64], [0], [0]))
+    expected, _ = by_the_formula(rule, qkv, a, b, states_of(rule)[0])
+    torch.testing.assert_close(y.double(), expected, atol=2e-6, rtol=2e-6)
+
+
+@pytest.mark.parametrize("num_key_heads", [0, 3, 8])
+def test_key_heads_that_serve_no_whole_heads(num_key_heads):
+    with pytest.raises(UnsupportedModelError, match=f"{num_key_heads} key heads, 4 value heads"):
+        GatedDeltaRule(num_key_heads, 4, 16, 16)
 
 
 @pytest.mark.parametrize("gates", [-1e4, -100.0, 0.0, 100.0, 1e4])

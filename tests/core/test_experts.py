@@ -243,7 +243,11 @@ def test_who_reads_much_lets_go_of_the_interpreters_lock(num_rows, is_long, monk
 def test_no_more_is_alive_than_they_say(linear, inner, activation, dtype):
     """In the worst case: all tokens choose the same experts."""
     experts = random_experts(64, inner, 6, 3, activation).to(dtype)
-    alive = sum(experts.alive(KernelUse(is_native=linear is LinearName.native, fuse=False, fuse_experts=False)))
+    alive = sum(
+        experts.alive(
+            KernelUse(is_native=linear is LinearName.native, fuse=False, fuse_experts=False, itemsize=dtype.itemsize)
+        )
+    )
     if linear is LinearName.native:
         use_native(experts, dtype, fuse=False)
     x, (_, weights) = rows_and_choices(500, 64, 6, 3)
@@ -257,7 +261,7 @@ def test_no_more_is_alive_than_they_say(linear, inner, activation, dtype):
 def test_no_more_is_alive_where_only_a_part_is_quantized(hidden, inner):
     """Products of other numbers of bits are not joined: of 48 numbers no groups can be made."""
     experts = random_experts(hidden, inner, 6, 3, "silu").to(torch.bfloat16)
-    alive = sum(experts.alive(KernelUse(is_native=True, fuse=False, fuse_experts=True)))
+    alive = sum(experts.alive(KernelUse(is_native=True, fuse=False, fuse_experts=True, itemsize=2)))
     skip_without_kernels()
     use_linear_backend(LinearName.native, experts, CPU, SupportedEncoding.int8, NativeKernels(CPU, torch.bfloat16))
     join_experts(experts)

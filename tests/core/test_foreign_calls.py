@@ -305,7 +305,9 @@ def test_a_step_that_may_have_written_states_is_not_run_again():
         assert not ran  # it is replayed
         with pytest.raises(UnsupportedModelError, match=r"changed their states already"):
             run(41)
-    assert not ran
+        assert not ran
+        assert run(41).shape == (3, SIZE)  # the failure is one step's
+        assert len(ran) == 1
 
 
 OPERATIONS = {

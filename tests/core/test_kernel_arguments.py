@@ -101,11 +101,11 @@ def mistakes_of_states(k, x):
     inputs, states, of_heads = torch.zeros(2, 3, 96), torch.zeros(2, 3, 16, 32), torch.ones(3, 3)
     right = {"taps": x(4, 96), "gate": x(3, 3), "decay": torch.ones(3), "weight": x(32), "normed": x(3, 64)}
 
-    def convolved(rows, taps=right["taps"], inputs=inputs):
-        return k.short_convolution(rows, taps, None, inputs, step, is_activated=True)
+    def convolved(rows, taps=right["taps"], inputs=inputs, bias=None):
+        return k.short_convolution(rows, taps, bias, inputs, step, is_activated=True)
 
-    def learned(rows, gate=right["gate"], decay=right["decay"], states=states):
-        return k.gated_delta_rule(rows, (right["gate"], gate), (right["decay"], decay), states, step, 1)
+    def learned(rows, gate=right["gate"], decay=right["decay"], states=states, num_key_heads=1):
+        return k.gated_delta_rule(rows, (right["gate"], gate), (right["decay"], decay), states, step, num_key_heads)
 
     def scanned(rows, dt=right["gate"], of_heads=of_heads, states=states, num_groups=1):
         return k.selective_scan(rows, dt, of_heads, (0.0, 1.0), states, step, num_groups)
@@ -127,7 +127,18 @@ def mistakes_of_states(k, x):
         "convolution: fewer inputs": (lambda inputs: convolved(rows, inputs=inputs), inputs[:, :2]),
         "convolution: inputs": (lambda inputs: convolved(rows, inputs=inputs), inputs.double()),
         "convolution: turned": (lambda inputs: convolved(rows, inputs=inputs), torch.zeros(2, 96, 3)),
+        "convolution: three dimensions": (convolved, x(3, 1, 96)),
+        "convolution: a bias of two": (lambda bias: convolved(rows, bias=bias), x(1, 96)),
+        "convolution: a wider bias": (lambda bias: convolved(rows, bias=bias), x(97)),
         "rule: narrower": (learned, x(3, 96)),
+        "rule: three dimensions": (learned, x(3, 1, 128)),
+        "rule: gates of three dimensions": (lambda gate: learned(wide, gate=gate), x(3, 1, 3)),
+        "rule: no key heads": (lambda states: learned(x(3, 96), states=states, num_key_heads=0), states),
+        "rule: key heads for half of the heads": (
+            lambda states: learned(x(3, 160), states=states, num_key_heads=2),
+            states,
+        ),
+        "rule: more key heads than heads": (lambda states: learned(x(3, 288), states=states, num_key_heads=6), states),
         "rule: rows": (learned, x(2, 128)),
         "rule: a gate of fewer rows": (lambda gate: learned(wide, gate=gate), x(2, 3)),
         "rule: a gate of more heads": (lambda gate: learned(wide, gate=gate), x(3, 4)),
@@ -163,6 +174,20 @@ def test_what_kernels_cannot_read(dtype):
             TensorMismatchError, match=rf"found: {re.escape(str(x.dtype))} {re.escape(str(list(x.shape)))}"
         ):
             pytest.fail(f"{name}: {call(x)}")
+
+
+@pytest.mark.parametrize("name", ["row_offsets", "read_slots", "write_slots"])
+@pytest.mark.parametrize("mistake", ["int32", "longer", "two dimensions", "gaps", "elsewhere"])
+def test_what_no_step_of_states_is_made_of(name, mistake):
+    """Kernels are told where the tensors are, and see no more of them."""
+    tensors = {"row_offsets": torch.tensor([0, 1, 3]), "read_slots": torch.tensor([0, -1]),
+               "write_slots": torch.tensor([0, 1])}  # fmt: skip
+    assert StateStep.of(**tensors).num_rows == 3
+    x = tensors[name]
+    tensors[name] = {"int32": x.int(), "longer": torch.cat((x, x)), "two dimensions": x[:, None],
+                     "gaps": x.repeat_interleave(2)[::2], "elsewhere": x.to("meta")}[mistake]  # fmt: skip
+    with pytest.raises(TensorMismatchError, match="a step of layers with a state"):
+        StateStep.of(**tensors)
 
 
 @needs_kernels

@@ -186,7 +186,11 @@ def test_what_is_alive_in_a_gated_mlp(activation, backend, hidden, inner, fuse, 
     monkeypatch.setattr(calls, "_POOLED", 2**60)  # torch makes all tensors, and they are seen
     skip_where_not_usable(backend, torch.float32)
     mlp, rows = GatedMLP(hidden, inner, activation), 64
-    counted = sum(mlp.alive(KernelUse(is_native=backend is LinearName.native, fuse=fuse, fuse_experts=True))) * rows * 4
+    counted = (
+        sum(mlp.alive(KernelUse(is_native=backend is LinearName.native, fuse=fuse, fuse_experts=True, itemsize=4)))
+        * rows
+        * 4
+    )
     use(backend, mlp, torch.float32, fuse=fuse)
     x = torch.randn(rows, hidden)
     with PeakOfTensors() as alive:
@@ -203,7 +207,7 @@ def test_what_is_alive_in_a_plain_mlp(activation, backend, hidden, inner, monkey
     skip_where_not_usable(backend, torch.float32)
     mlp, rows = MLP(hidden, inner, activation), 64
     is_native = backend is LinearName.native
-    counted = sum(mlp.alive(KernelUse(is_native=is_native, fuse=True, fuse_experts=True))) * rows * 4
+    counted = sum(mlp.alive(KernelUse(is_native=is_native, fuse=True, fuse_experts=True, itemsize=4))) * rows * 4
     use(backend, mlp, torch.float32)
     x = torch.randn(rows, hidden)
     with PeakOfTensors() as alive:

@@ -340,7 +340,7 @@ def test_no_more_is_alive_in_a_mixture_whose_columns_are_reordered():
     for expert in experts.experts:
         expert.gate_up_proj.merged.keep([stored(made("gptq act-order", shape=(256, 64))[1])])
         expert.down_proj.keep([stored(made("gptq act-order", shape=(64, 128))[1])])
-    alive = sum(experts.alive(KernelUse(is_native=True, fuse=False, fuse_experts=True)))
+    alive = sum(experts.alive(KernelUse(is_native=True, fuse=False, fuse_experts=True, itemsize=2)))
     use_linear_backend(LinearName.native, experts, CPU, SupportedEncoding.packed, kernels(torch.bfloat16))
     join_experts(experts)
     x, (_, weights) = rows_and_choices(500, 64, 4, 1)

@@ -89,6 +89,15 @@ def test_the_kernel_is_what_torch_computes(num_channels, num_taps, bias, activat
     assert torch.equal(*states)
 
 
+@torch.inference_mode()
+def test_parameters_that_are_columns_of_wider_tensors():
+    plain, native = layers_of(8, 4, torch.float32, bias=True, activation=False)
+    x, step = random(3, 8), step_of([3], [NO_SLOT], [0])
+    expected = plain(x, torch.empty(1, *plain.state_shape), step)
+    native.bias.data = native.bias.data[:, None].repeat(1, 3)[:, 1]
+    torch.testing.assert_close(native(x, torch.empty(1, *plain.state_shape), step), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
 def test_chunks_and_batches_are_the_same_bits_in_the_kernel(dtype):

@@ -169,7 +169,7 @@ def test_what_is_alive_where_gate_and_up_are_of_different_types(activation, line
     mlp.down_proj.keep([random_weight(Type.Q4_K, hidden, inner)])
     mlp.gate_up_proj.merged.keep([random_weight(type_, inner, hidden) for type_ in (Type.Q4_K, Type.Q6_K)])
     is_native = linear is LinearName.native
-    counted = sum(mlp.alive(KernelUse(is_native=is_native, fuse=True, fuse_experts=True))) * rows * 4
+    counted = sum(mlp.alive(KernelUse(is_native=is_native, fuse=True, fuse_experts=True, itemsize=4))) * rows * 4
     use_linear_backend(linear, mlp, CPU, SupportedEncoding.packed, kernels())
     x = random(rows, hidden)
     with PeakOfTensors() as alive:

@@ -123,7 +123,7 @@ def test_a_name_is_whole(header, name):
     assert response == ChatResponse("", "", (ToolCall(name, "{}"),))
 
 
-@pytest.mark.parametrize("length", [60, 250, 300, 8000])
+@pytest.mark.parametrize("length", [60, 250, 300, 1000])
 def test_thoughts_with_a_long_header_are_no_content(length):
     for more in (" " + "x" * length, " to=python <|constrain|>" + "x" * length):
         answer = f"<|channel|>analysis{more}<|message|>secret<|end|><|start|>assistant<|channel|>final<|message|>Well."

@@ -21,7 +21,7 @@ _THINK = {"open": "<think>", "close_pattern": r"</think>\s{0,8}"}
 _NAMED = {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}}
 _LISTED = {"type": "function", "function": {"name": "{name}", "arguments": "{arguments}"}}
 _CHATML = "<|im_start|>assistant\n"
-_HARMONY_THOUGHTS = r"[^<]{0,8192}(?:<\|constrain\|>[^<]{0,8192})?<\|message\|>"  # behind the channel: what is
+_HARMONY_THOUGHTS = r"[^<]{0,1024}(?:<\|constrain\|>[^<]{0,1024})?<\|message\|>"  # behind the channel: what is
 _HARMONY_HEADER = r"[^<]{0,256}(?:<\|constrain\|>[^<]{0,256})?<\|message\|>"  # longer is none, and its text content
 _HARMONY_CALL = r"\s+to=functions\.(?P<name>[^\s<]{1,256})(?=[\s<])"
 _NO_FUNCTION = r"(?!\s+to=functions\.)"

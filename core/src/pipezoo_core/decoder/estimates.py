@@ -84,7 +84,12 @@ def activation_memory(config: DecoderConfig, outline: nn.Module, pipeline_config
     inner = max(as_split(config.intermediate_size).sizes(num_ranks))
     attentions = {spec for spec in specs if isinstance(spec, AttentionSpec)}
     attention = [_attention(spec) for spec in attentions]
-    use = KernelUse(is_native=is_native, fuse=pipeline_config.fuses_layers, fuse_experts=pipeline_config.fuses_experts)
+    use = KernelUse(
+        is_native=is_native,
+        fuse=pipeline_config.fuses_layers,
+        fuse_experts=pipeline_config.fuses_experts,
+        itemsize=itemsize,
+    )
     layers = estimable_layers(outline)
     said = [layer.alive(use) for layer in layers]
     num_tokens, max_length = pipeline_config.max_batch_tokens, config.longest_request(pipeline_config.max_length)

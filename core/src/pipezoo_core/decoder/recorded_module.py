@@ -76,20 +76,21 @@ class RecordedModule:
                 if stretch.then is not None:
                     stretch.then()
         except UnforeseenShapeError as error:
+            obstacle = f"{error}, whose result's shape depends on numbers"
+            self._give_up(obstacle, num_rows, kv)
             if any(kv.states):
                 raise UnsupportedModelError(
-                    f"{error}, whose result's shape depends on numbers, and layers have changed their states already",
+                    f"{obstacle}, and layers have changed their states already",
                     cure="Load the model with enforce_eager=True.",
                 ) from error
-            return self._give_up(f"{error}, whose result's shape depends on numbers", tokens, kv)
+            return self.module(tokens, kv)
         return hidden
 
-    def _give_up(self, obstacle: str, tokens: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
-        """Runs a step anew that cannot be replayed to its end, and all later ones as they are."""
+    def _give_up(self, obstacle: str, num_rows: int, kv: KVCacheInputs[Any]) -> None:
+        """Runs all later steps as they are, since one could not be replayed to its end."""
         self._program, self._obstacle = None, obstacle
         self._checked.clear()
-        self._check(len(tokens), kv)
-        return self.module(tokens, kv)
+        self._check(num_rows, kv)
 
     @property
     def operations(self) -> tuple[str, ...]:

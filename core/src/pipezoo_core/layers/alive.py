@@ -9,6 +9,8 @@ from torch import nn
 
 __all__ = ["Estimable", "KernelUse", "estimable_layers"]
 
+_FLOAT_BYTES = 4
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelUse:
@@ -18,11 +20,23 @@ class KernelUse:
         is_native: whether they compute its layers; the others say nothing where they do not.
         fuse: see `use_linear_backend`.
         fuse_experts: likewise.
+        itemsize: bytes of one of the run's numbers.
     """
 
     is_native: bool
     fuse: bool
     fuse_experts: bool
+    itemsize: int
+
+    @property
+    def wide(self) -> int:
+        """How many of the run's numbers take as much as one of float32."""
+        return _FLOAT_BYTES // self.itemsize
+
+    @property
+    def widened(self) -> int:
+        """The same of a number that is turned into float32; none where it is that already, and nothing is copied."""
+        return self.wide if self.wide > 1 else 0
 
     @property
     def in_experts(self) -> KernelUse:

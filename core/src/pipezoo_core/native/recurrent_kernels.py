@@ -20,6 +20,11 @@ class StateRows(Protocol):
         ...
 
     @property
+    def num_rows(self) -> int:
+        """How many rows there are."""
+        ...
+
+    @property
     def address(self) -> int:
         """Where the kernels find that and the slots."""
         ...
@@ -46,6 +51,9 @@ class RecurrentKernels(KernelCalls):
         self._check("short_convolution's taps", taps, size)
         if bias is not None:
             self._check("short_convolution's bias", bias, size)
+            if bias.dim() != 1:
+                raise mismatch("short_convolution's bias", bias, f"[{size}]")
+            bias = bias.contiguous()
         self._check_states("short_convolution", x, state, (num_taps - 1, size), step)
         x, taps = x if x.stride(-1) == 1 else x.contiguous(), taps.contiguous()
         y = self._empty(x.shape, x.dtype)
@@ -73,12 +81,14 @@ class RecurrentKernels(KernelCalls):
             num_key_heads: heads of queries, and as many of keys.
         """
         heads, key_size, value_size = state.shape[1:]
+        if num_key_heads < 1 or heads % num_key_heads:
+            raise mismatch("gated_delta_rule's state", state, f"heads that {num_key_heads} key heads serve evenly")
         self._check("gated_delta_rule", qkv, 2 * num_key_heads * key_size + heads * value_size)
         self._check_states("gated_delta_rule", qkv, state, (heads, key_size, value_size), step)
         for gate in gates:
             self._check("gated_delta_rule's gates", gate, heads)
-            if len(gate) != len(qkv):
-                raise mismatch("gated_delta_rule's gates", gate, f"{len(qkv)} rows, as of queries, keys and values")
+            if gate.shape != (len(qkv), heads):
+                raise mismatch("gated_delta_rule's gates", gate, f"{[len(qkv), heads]}, as many rows as queries")
         for parameter in decay:
             check_float32("gated_delta_rule's decay", parameter, (heads,))
         qkv, a, b = (x if x.stride(-1) == 1 else x.contiguous() for x in (qkv, *gates))
@@ -116,8 +126,8 @@ class RecurrentKernels(KernelCalls):
         self._check("selective_scan", xbc, heads * head_size + 2 * num_groups * state_size)
         self._check_states("selective_scan", xbc, state, (heads, state_size, head_size), step)
         self._check("selective_scan's dt", dt, heads)
-        if len(dt) != len(xbc):
-            raise mismatch("selective_scan's dt", dt, f"{len(xbc)} rows, as of x, B and C")
+        if dt.shape != (len(xbc), heads):
+            raise mismatch("selective_scan's dt", dt, f"{[len(xbc), heads]}, as many rows as x, B and C")
         check_float32("selective_scan's parameters", of_heads, (3, heads))
         xbc, dt = (x if x.stride(-1) == 1 else x.contiguous() for x in (xbc, dt))
         y = self._empty((len(xbc), heads * head_size), xbc.dtype)
@@ -158,7 +168,9 @@ class RecurrentKernels(KernelCalls):
         return y
 
     def _check_states(self, kernel: str, x: Tensor, state: Tensor, shape: tuple[int, ...], step: StateRows) -> None:
-        """Raises for states of another form, and for another number of rows than the step has."""
+        """Raises for states of another form, for rows of another, and for another number of them than the step has."""
         check_float32(f"{kernel}'s state", state, (len(state), *shape))
-        if self.observer is None and len(x) != (num_rows := int(step.row_offsets[-1])):
-            raise mismatch(kernel, x, f"{num_rows} rows, those of the step")
+        if x.dim() != 2:
+            raise mismatch(kernel, x, f"[T, {x.shape[-1]}]")
+        if self.observer is None and not (len(x) == step.num_rows and step.row_offsets.is_cpu):
+            raise mismatch(kernel, x, f"{step.num_rows} rows, those of the step, which lies on the CPU")

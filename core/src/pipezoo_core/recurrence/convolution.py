@@ -75,13 +75,14 @@ def short_convolution(
     num_kept, num_requests = num_taps - 1, len(step.read_slots)
     is_known_B11 = (step.read_slots >= 0).view(-1, 1, 1)
     before_BKD = torch.where(is_known_B11, state_SKD[step.read_slots.clamp(min=0)], 0.0)
-    before_ND = before_BKD.reshape(num_requests * num_kept, num_channels)
-    inputs_ND = torch.cat((before_ND, x_TD.float()))
+    num_before = num_requests * num_kept
+    inputs_ND = torch.cat((before_BKD.reshape(num_before, num_channels), x_TD.float()))
+    del before_BKD
     starts_B = step.row_offsets[:-1]
 
     def places(requests: Tensor, offsets: Tensor) -> Tensor:
         """Returns where the inputs so far behind a request's first row are; those before it are in its state."""
-        of_state, of_rows = (requests + 1) * num_kept + offsets, len(before_ND) + starts_B[requests] + offsets
+        of_state, of_rows = (requests + 1) * num_kept + offsets, num_before + starts_B[requests] + offsets
         return torch.where(offsets < 0, of_state, of_rows)
 
     rows_T = torch.arange(num_rows, dtype=torch.int64, device=x_TD.device)

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.native import NativeKernels
-from pipezoo_core.recurrence.base import StateStep
+from pipezoo_core.recurrence.base import NO_SLOT, StateStep
 
 __all__ = ["GatedDeltaRule", "gated_delta_rule"]
 
@@ -32,12 +33,21 @@ class GatedDeltaRule(nn.Module):
         num_heads: heads of values; each key head serves as many of them in a row.
         key_size: numbers per head of queries and keys.
         value_size: numbers per head of values and of the result.
+
+    Raises:
+        UnsupportedModelError: the key heads cannot serve the others evenly.
     """
 
     keeps_float32 = ("A_log", "dt_bias")
 
     def __init__(self, num_key_heads: int, num_heads: int, key_size: int, value_size: int) -> None:
         super().__init__()
+        if num_key_heads < 1 or num_heads % num_key_heads:
+            raise UnsupportedModelError(
+                "the heads of a gated delta rule do not fit",
+                found=f"{num_key_heads} key heads, {num_heads} value heads",
+                allowed="as many value heads for each key head",
+            )
         self.A_log = nn.Parameter(torch.empty(num_heads))
         self.dt_bias = nn.Parameter(torch.empty(num_heads))
         self.sizes = [num_key_heads * key_size, num_key_heads * key_size, num_heads * value_size]
@@ -67,7 +77,7 @@ class GatedDeltaRule(nn.Module):
         num_served = len(self.A_log) // self._num_key_heads
         q, k = (_normalized(x).repeat_interleave(num_served, dim=1) for x in (q, k))
         decay_TH = -self.A_log.exp() * F.softplus(a_TH.float() + self.dt_bias)
-        y = gated_delta_rule(q * self._key_size**-0.5, k, v, decay_TH, b_TH.float().sigmoid(), state, step)
+        y = gated_delta_rule(q.mul_(self._key_size**-0.5), k, v, decay_TH, b_TH.float().sigmoid(), state, step)
         return y.flatten(1).to(qkv.dtype)
 
     def compute_with(self, kernels: NativeKernels) -> None:
@@ -92,54 +102,44 @@ def gated_delta_rule(
     Returns:
         float32 [T, H, V].
     """
-    is_known_B111 = (step.read_slots >= 0).view(-1, 1, 1, 1)
-    states_BHKV = torch.where(is_known_B111, state_SHKV[step.read_slots.clamp(min=0)], 0.0)
-    rows = (q_THK, k_THK, v_THV, decay_TH, beta_TH)
-    if len(q_THK) == len(states_BHKV):
-        y_THV, states_BHKV = _one_row_each(*rows, states_BHKV)
-    else:
-        y_THV = torch.empty_like(v_THV)
-        offsets = step.row_offsets.tolist()
-        for state_HKV, begin, end in zip(states_BHKV, offsets, offsets[1:], strict=False):
-            for first in range(begin, end, _CHUNK):
-                chunk = slice(first, min(first + _CHUNK, end))
-                q, k, v, decay, beta = (x[chunk].transpose(0, 1) for x in rows)
-                y_THV[chunk], state = _chunk(q, k, v, decay, beta, state_HKV)
-                state_HKV.copy_(state)
-    state_SHKV[step.write_slots] = states_BHKV
+    rows, y_THV = (q_THK, k_THK, v_THV, decay_TH, beta_TH), torch.empty_like(v_THV)
+    offsets, reads, writes = (x.tolist() for x in (step.row_offsets, step.read_slots, step.write_slots))
+    for begin, end, read, write in zip(offsets, offsets[1:], reads, writes, strict=False):
+        state_HKV = state_SHKV[write]
+        if read == NO_SLOT:
+            state_HKV.zero_()
+        elif read != write:
+            state_HKV.copy_(state_SHKV[read])
+        for first in range(begin, end, _CHUNK):
+            chunk = slice(first, min(first + _CHUNK, end))
+            q, k, v, decay, beta = (x[chunk].transpose(0, 1) for x in rows)
+            y_THV[chunk] = _chunk(q, k, v, decay, beta, state_HKV)
     return y_THV
 
 
-def _one_row_each(
-    q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, decay_BH: Tensor, beta_BH: Tensor, state_BHKV: Tensor
-) -> tuple[Tensor, Tensor]:
-    state_BHKV = state_BHKV * decay_BH.exp()[..., None, None]
-    known_BHV = (state_BHKV * k_BHK.unsqueeze(-1)).sum(-2)
-    learned_BHV = (v_BHV - known_BHV) * beta_BH.unsqueeze(-1)
-    state_BHKV = state_BHKV + k_BHK.unsqueeze(-1) * learned_BHV.unsqueeze(-2)
-    return (state_BHKV * q_BHK.unsqueeze(-1)).sum(-2), state_BHKV
-
-
-def _chunk(
-    q_HCK: Tensor, k_HCK: Tensor, v_HCV: Tensor, decay_HC: Tensor, beta_HC: Tensor, state_HKV: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Computes some rows of one request together (section 3.3 of the paper); returns their y, [C, H, V], and the state.
+def _chunk(q_HCK: Tensor, k_HCK: Tensor, v_HCV: Tensor, decay_HC: Tensor, beta_HC: Tensor, state_HKV: Tensor) -> Tensor:
+    """Computes some rows of one request together (section 3.3 of the paper), and changes the state.
 
     What row i learns depends on what earlier ones have learned, where g_i is how much is left of S by then:
     `u_i = beta_i (v_i - g_i Sᵀk_i - Σ_{j<i} g_i / g_j (k_i·k_j) u_j)`. These are the equations of a triangular matrix.
+    Logarithms of g are float64: where decay alternates, they are large and their differences small.
+
+    Returns:
+        [C, H, V].
     """
-    total_HC = decay_HC.cumsum(-1)
+    total_HC = decay_HC.double().cumsum(-1)
     num_rows = total_HC.shape[-1]
     is_later = torch.ones(num_rows, num_rows, dtype=torch.bool, device=q_HCK.device).triu(1)
-    left_HCC = (total_HC.unsqueeze(-1) - total_HC.unsqueeze(-2)).masked_fill(is_later, -torch.inf).exp()
-    left_HC1 = total_HC.exp().unsqueeze(-1)
+    left_HCC = (total_HC.unsqueeze(-1) - total_HC.unsqueeze(-2)).masked_fill(is_later, -torch.inf).exp().float()
+    left_HC1 = total_HC.exp().float().unsqueeze(-1)
     beta_HC1 = beta_HC.unsqueeze(-1)
     overlap_HCC = beta_HC1 * left_HCC * (k_HCK @ k_HCK.mT)
     new_HCV = beta_HC1 * (v_HCV - left_HC1 * (k_HCK @ state_HKV))
     learned_HCV = torch.linalg.solve_triangular(overlap_HCC, new_HCV, upper=False, unitriangular=True)
     y_HCV = left_HC1 * (q_HCK @ state_HKV) + (left_HCC * (q_HCK @ k_HCK.mT)) @ learned_HCV
     to_end_HC1 = left_HCC[:, -1].unsqueeze(-1)
-    return y_HCV.transpose(0, 1), left_HC1[:, -1:] * state_HKV + (to_end_HC1 * k_HCK).mT @ learned_HCV
+    state_HKV.mul_(left_HC1[:, -1:]).baddbmm_((to_end_HC1 * k_HCK).mT, learned_HCV)
+    return y_HCV.transpose(0, 1)
 
 
 def _normalized(x: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ class Lfm2ShortConvolution(nn.Module):
     def alive(self, kernels: KernelUse) -> list[int]:
         """See `Estimable`. In torch, the convolution's inputs, sum, a tap's inputs and their products are float32."""
         size = self.out_proj.in_features
-        return [3 * size, size, size] if kernels.is_native else [3 * size, size, *[2 * size] * 4]
+        return [3 * size, size, size] if kernels.is_native else [3 * size, size, *[kernels.wide * size] * 4]
 
 
 class Lfm2DecoderLayer(nn.Module):

@@ -18,7 +18,7 @@ from pipezoo_core.layers.stored import StoredType
 from pipezoo_core.weights.base import LazyTensor, StoredTensor
 from pipezoo_core.weights.quantized.grouping import groups_in_order
 
-__all__ = ["AffineWeight", "unpacked"]
+__all__ = ["AffineWeight", "of_words", "unpacked"]
 
 _HEAD = 5  # bytes of a block before its numbers
 _BLOCKS = {4: (128, 64, 32), 8: (64, 32)}  # by bits: the numbers that a block may have
@@ -26,10 +26,14 @@ _EXACT_SCALES = (torch.float16, torch.bfloat16)  # whose products with a number 
 _NUMBERS_AT_ONCE = 2**20
 
 
-def unpacked(words: Tensor, bits: int) -> Tensor:
-    """Returns the numbers of int32 [..., W], the lowest bits first: uint8 [..., W · 32 / bits]."""
-    of_bytes = words.contiguous().view(torch.uint8)
+def unpacked(of_bytes: Tensor, bits: int) -> Tensor:
+    """Returns the numbers of bytes, of 4 bits two in each, the first in the lower half: uint8 [..., N · 8 / bits]."""
     return of_bytes if bits == 8 else torch.stack([of_bytes & 15, of_bytes >> 4], dim=-1).flatten(-2)
+
+
+def of_words(words: Tensor) -> Tensor:
+    """Returns the bytes of int32 [..., W], the lowest first: uint8 [..., 4 · W]."""
+    return words.clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +44,8 @@ class AffineWeight:
         method: what has quantized it, for people.
         bits: of a number, 4 or 8.
         shape: out_features, in_features.
-        numbers: uint8 [R, in_features] of a range of rows.
+        numbers: uint8 [R, at least in_features · bits / 8] of a range of rows; of 4 bits two in a byte, the first in
+            the lower half.
         scales: float [R, groups] of a range of rows.
         zeros: uint8 [R, groups] of a range of rows; None for the middle of all numbers.
         scale_dtype: of the scales.
@@ -90,7 +95,10 @@ class AffineWeight:
 
     def _dequantized(self, rows: slice) -> Tensor:
         scales, zeros = self.scales(rows).float(), self._zeros(rows).float()
-        return (self.numbers(rows).float() - zeros[:, self.groups]) * scales[:, self.groups]
+        return self._unpacked(rows).float().sub_(zeros[:, self.groups]).mul_(scales[:, self.groups])
+
+    def _unpacked(self, rows: slice) -> Tensor:
+        return unpacked(self.numbers(rows), self.bits)[:, : self.shape[1]]
 
     def _zeros(self, rows: slice) -> Tensor:
         if self.zeros is not None:
@@ -100,22 +108,21 @@ class AffineWeight:
         return torch.full(shape, 2 ** (self.bits - 1), dtype=torch.uint8, device="cpu")
 
     def _blocks(self, rows: slice, block: int, order: Tensor | None) -> Tensor:
-        numbers = self.numbers(rows)
-        numbers = (numbers if order is None else numbers[:, order]).unflatten(-1, (-1, block))
+        numbers = self.numbers(rows) if order is None else self._packed(self._unpacked(rows)[:, order])
         scales, zeros = (
             part.repeat_interleave(self.group // block, dim=1).unsqueeze(-1)
             for part in (self.scales(rows).float(), self._zeros(rows))
         )
-        if self.bits == 4:
-            numbers = numbers[..., ::2] | numbers[..., 1::2] << 4
-        return torch.cat([scales.contiguous().view(torch.uint8), zeros, numbers], dim=-1).flatten(-2)
+        of_bytes = numbers.unflatten(-1, (-1, block * self.bits // 8))
+        return torch.cat([scales.contiguous().view(torch.uint8), zeros, of_bytes], dim=-1).flatten(-2)
+
+    def _packed(self, numbers: Tensor) -> Tensor:
+        return numbers if self.bits == 8 else numbers[:, ::2] | numbers[:, 1::2] << 4
 
 
 def _of_blocks(rows: Tensor, bits: int, block: int, places: Tensor | None) -> Tensor:
     blocks = rows.unflatten(-1, (-1, _HEAD + block * bits // 8))
     scales = blocks[..., :4].contiguous().view(torch.float32)
-    numbers = blocks[..., _HEAD:]
-    if bits == 4:
-        numbers = torch.stack([numbers & 15, numbers >> 4], dim=-1).flatten(-2)
+    numbers = unpacked(blocks[..., _HEAD:], bits)
     found = ((numbers.float() - blocks[..., 4:_HEAD].float()) * scales).flatten(-2)
     return found if places is None else found[:, places]

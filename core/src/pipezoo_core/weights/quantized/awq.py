@@ -14,7 +14,7 @@ from pydantic import AliasChoices, Field
 from torch import Tensor
 
 from pipezoo_core.weights.base import LazyTensor
-from pipezoo_core.weights.quantized.affine import AffineWeight
+from pipezoo_core.weights.quantized.affine import AffineWeight, of_words, unpacked
 from pipezoo_core.weights.quantized.entries import Entries, Size, not_read, parsed
 from pipezoo_core.weights.quantized.format import SCALE_DTYPES, QuantizedFormat, checked_part, suffix_of
 from pipezoo_core.weights.quantized.grouping import group_sizes, groups_in_order
@@ -24,6 +24,7 @@ __all__ = ["AWQ"]
 _PARTS = ("weight", "qweight", "qzeros", "scales")
 _BITS, _PER_WORD = 4, 8
 _PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # where in an int32 each of eight columns lies
+_LOWER = 0x0F0F0F0F
 _NUMBERS_AT_ONCE = 2**24  # each piece reads all of the file's tensor
 
 
@@ -76,9 +77,9 @@ class AWQ(QuantizedFormat):
             method="AWQ",
             bits=_BITS,
             shape=(num_rows, num_columns),
-            numbers=lambda rows: _rows(qweight, rows),
+            numbers=lambda rows: _packed_rows(qweight, rows),
             scales=lambda rows: scales.read(slice(0, num_groups))[:, rows].T,
-            zeros=lambda rows: _rows(qzeros, rows),
+            zeros=lambda rows: unpacked(_packed_rows(qzeros, rows), _BITS)[:, :num_groups],
             scale_dtype=scales.dtype,
             groups=groups_in_order(num_columns, group),
             group=group,
@@ -86,10 +87,14 @@ class AWQ(QuantizedFormat):
         ).tensor()
 
 
-def _rows(words: LazyTensor, rows: slice) -> Tensor:
-    """Returns a range of the columns of [I, W] words as rows: uint8 [R, I]."""
+def _packed_rows(words: LazyTensor, rows: slice) -> Tensor:
+    """Returns a range of the columns of [I, W] words as rows, two numbers in a byte: uint8 [R, I / 2], rounded up."""
     first, end = rows.start // _PER_WORD, -(-rows.stop // _PER_WORD)
-    of_words = words.read(slice(0, words.shape[0]))[:, first:end].T.unsqueeze(-1)  # transposed before it grows
-    of_bytes = of_words.clone(memory_format=torch.contiguous_format).view(torch.uint8)  # [W, I, 4]
-    found = torch.stack([of_bytes[..., place // 2] >> place % 2 * _BITS & 15 for place in _PLACES], dim=1)
-    return found.flatten(0, 1)[rows.start - first * _PER_WORD : rows.stop - first * _PER_WORD]
+    found = words.read(slice(0, words.shape[0]))[:, first:end]
+    found = torch.nn.functional.pad(found, (0, 0, 0, len(found) % 2))
+    even, odd = found[::2], found[1::2]
+    # of each byte of a word the lower half, and the upper half
+    halves = [even & _LOWER | (odd & _LOWER) << _BITS, even >> _BITS & _LOWER | odd & ~_LOWER]
+    of_bytes = [of_words(half.T).unflatten(-1, (-1, 4)) for half in halves]  # [W, I / 2, 4]
+    of_rows = torch.stack([of_bytes[place % 2][..., place // 2] for place in _PLACES], dim=1).flatten(0, 1)
+    return of_rows[rows.start - first * _PER_WORD : rows.stop - first * _PER_WORD]

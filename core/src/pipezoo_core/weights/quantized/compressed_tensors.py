@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pipezoo_core.errors import CorruptCheckpointError
 from pipezoo_core.weights.base import LazyTensor
-from pipezoo_core.weights.quantized.affine import AffineWeight, unpacked
+from pipezoo_core.weights.quantized.affine import AffineWeight, of_words, unpacked
 from pipezoo_core.weights.quantized.e4m3 import E4M3, E4M3Weight
 from pipezoo_core.weights.quantized.entries import Entries, Size, entry_naming, not_read, parsed
 from pipezoo_core.weights.quantized.format import SCALE_DTYPES, QuantizedFormat, checked_part, suffix_of
@@ -130,7 +130,7 @@ def _packed(name: str, parts: Mapping[str, LazyTensor], arguments: _Arguments) -
 
         def of_rows(rows: slice) -> Tensor:
             first, end = rows.start // per_word, -(-rows.stop // per_word)
-            found = unpacked(points.read(slice(first, end)).T, bits).T
+            found = unpacked(of_words(points.read(slice(first, end)).T), bits).T
             return found[rows.start - first * per_word : rows.stop - first * per_word]
 
         zeros = of_rows
@@ -139,7 +139,7 @@ def _packed(name: str, parts: Mapping[str, LazyTensor], arguments: _Arguments) -
         method="compressed-tensors",
         bits=bits,
         shape=(num_rows, num_columns),
-        numbers=lambda rows: unpacked(packed.read(rows), bits)[:, :num_columns],
+        numbers=lambda rows: of_words(packed.read(rows)),
         scales=scales.read,
         zeros=zeros,
         scale_dtype=scales.dtype,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pipezoo_core.weights.base import LazyTensor
-from pipezoo_core.weights.quantized.affine import AffineWeight, unpacked
+from pipezoo_core.weights.quantized.affine import AffineWeight, of_words, unpacked
 from pipezoo_core.weights.quantized.entries import Entries, Size, not_read, parsed
 from pipezoo_core.weights.quantized.format import SCALE_DTYPES, QuantizedFormat, checked_part, suffix_of
 from pipezoo_core.weights.quantized.grouping import column_groups, group_sizes
@@ -74,10 +74,10 @@ class GPTQ(QuantizedFormat):
         scales = checked_part(name, parts, "scales", SCALE_DTYPES, (num_groups, num_rows))
 
         def numbers(rows: slice) -> Tensor:
-            return unpacked(qweight.read(slice(0, qweight.shape[0]))[:, rows].T, bits)
+            return of_words(qweight.read(slice(0, qweight.shape[0]))[:, rows].T)
 
         def zeros(rows: slice) -> Tensor:
-            stored = unpacked(qzeros.read(slice(0, num_groups)), bits)[:, rows].T
+            stored = unpacked(of_words(qzeros.read(slice(0, num_groups))), bits)[:, rows].T
             return stored + self._added & 2**bits - 1
 
         return AffineWeight(

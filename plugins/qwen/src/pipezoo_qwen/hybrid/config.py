@@ -14,6 +14,7 @@ from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.layers import known_activation, max_rotary_length, max_shareable_length
 from pipezoo_core.recurrence import StateSpec
 from pipezoo_qwen.config import QwenMixture
+from pipezoo_qwen.hybrid.huggingface_config import Qwen35HuggingFaceConfig
 
 __all__ = ["DeltaNetSizes", "QwenHybridConfig"]
 
@@ -110,7 +111,6 @@ class QwenHybridConfig(DecoderConfig):
                 found=config.hidden_act,
                 allowed="silu",
             )
-        has_experts = hasattr(config, "num_experts")
         return cls(
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
@@ -135,7 +135,9 @@ class QwenHybridConfig(DecoderConfig):
             tie_word_embeddings=config.tie_word_embeddings,
             max_position_embeddings=config.max_position_embeddings,
             rope_parameters=rope,
-            mixture=QwenMixture.of(config) if has_experts and config.num_experts else None,
+            mixture=None
+            if isinstance(config, Qwen35HuggingFaceConfig) or not config.num_experts
+            else QwenMixture.of(config),
         )
 
     @property

@@ -11,6 +11,8 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PretrainedConfig
 
+from pipezoo_core.errors import UnsupportedModelError
+
 __all__ = [
     "Qwen3NextHuggingFaceConfig",
     "Qwen35HuggingFaceConfig",
@@ -35,6 +37,9 @@ class _HybridHuggingFaceConfig(PretrainedConfig):
         linear_value_head_dim: numbers per head of its values.
         linear_num_key_heads: its heads of queries, and as many of keys.
         linear_num_value_heads: its heads of values.
+
+    Raises:
+        UnsupportedModelError: `full_attention_interval` is needed, and no number of layers.
     """
 
     ignore_keys_at_rope_validation = {"mrope_interleaved", "mrope_section"}  # noqa: RUF012 - as transformers declares it
@@ -64,6 +69,12 @@ class _HybridHuggingFaceConfig(PretrainedConfig):
         others.setdefault("partial_rotary_factor", _PART_ROTATED)
         if self.layer_types is None:
             interval = others.pop("full_attention_interval", _FULL_ATTENTION_INTERVAL)
+            if type(interval) is not int or interval < 1:
+                raise UnsupportedModelError(
+                    "the config's full_attention_interval does not say which layers are attention",
+                    found=repr(interval),
+                    allowed="a whole number from 1",
+                )
             self.layer_types = [
                 "linear_attention" if (i + 1) % interval else "full_attention" for i in range(self.num_hidden_layers)
             ]

@@ -47,13 +47,14 @@ class GatedAttention(nn.Module):
     def forward(self, x_TH: Tensor, rotation: Rotation, kv: KVCacheInputs[Any]) -> Tensor:
         q, gate, k, v = self.qkv_proj(x_TH)
         y = self.attention(self.q_norm(q), self.k_norm(k), v, kv, rotation)
-        return self.o_proj(y * gate.sigmoid())
+        y *= gate.sigmoid()
+        return self.o_proj(y)
 
     def alive(self, kernels: KernelUse) -> list[int]:
-        """See `Estimable`."""
-        del kernels
+        """See `Estimable`. Without kernels, a norm's input, what is left of it and the result are float32."""
         q, gate, k, v = self.qkv_proj.parts.values()
-        return [q + gate + k + v, q, k, q]
+        norm = 0 if kernels.is_native else kernels.widened + 2 * kernels.wide
+        return [q + gate + k + v, *max([q, k, q], [norm * q], [q, norm * k], key=sum)]
 
 
 class GatedDeltaNet(nn.Module):
@@ -87,12 +88,16 @@ class GatedDeltaNet(nn.Module):
         return self.out_proj(self.norm(y, z))
 
     def alive(self, kernels: KernelUse) -> list[int]:
-        """See `Estimable`. Without kernels, what the convolution and the rule compute with is float32."""
+        """See `Estimable`. Without kernels, what the convolution, the rule and the norm compute with is float32."""
         qkv, z, b, a = self.in_proj.parts.values()
         heads, key_size, _ = self.rule.state_shape
         if kernels.is_native:
             return [qkv + z + b + a, qkv, z]
-        return [qkv + z + b + a, qkv, *[2 * qkv] * 3, *[2 * heads * key_size] * 3, 2 * z]
+        wide, widened = kernels.wide, kernels.widened
+        convolution = [wide * qkv] * 4  # inputs and their sum, and of a tap the inputs and products
+        rule = [qkv, widened * qkv, *[wide * heads * key_size] * 2, wide * z, z]
+        norm = [z, widened * z, *[wide * z] * 3]
+        return [qkv + z + b + a, *max(convolution, rule, norm, key=sum)]
 
 
 class QwenHybridDecoderLayer(nn.Module):
