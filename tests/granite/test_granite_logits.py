@@ -126,7 +126,10 @@ def test_replayed_steps_are_those_of_the_module(dtype, tiny_folder, tmp_path):
             outputs = llm.generate(requests, temperature=0.0, max_new_tokens=40, ignore_eos=True, log_probabilities=1)
             found.append([(output.tokens, [each.token_log_probabilities[0] for each in output.log_probabilities])
                           for output in outputs])  # fmt: skip
-    assert found[0] == found[1]
+    for (tokens, chances), (expected, wanted) in zip(*found, strict=True):
+        assert tokens == expected
+        # torch and the kernels may differ in the last place of a float32
+        assert chances == (wanted if dtype == "bfloat16" else pytest.approx(wanted, abs=1e-4))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])

@@ -7,6 +7,7 @@ from tiny_models import TINY_LLAMA, randomize
 from transformers import GraniteMoeHybridConfig, GraniteMoeHybridForCausalLM
 
 from pipezoo_granite.plugin import pipezoo_architectures
+from pipezoo_granite.weight_adapters import adapt_safetensors
 
 (ARCHITECTURE,) = pipezoo_architectures()
 LAYERS = ["linear_attention", "full_attention", "linear_attention"]
@@ -42,5 +43,4 @@ def saved(reference, folder):
     """What `load_model` takes, the config read from its file as the registry does."""
     reference.save_pretrained(folder)
     config = ARCHITECTURE.huggingface_config(json.loads((folder / "config.json").read_text()))
-    (adapter,) = ARCHITECTURE.weight_adapters.values()
-    return ARCHITECTURE.pipeline_model, folder, config, adapter
+    return ARCHITECTURE.pipeline_model, folder, config, adapt_safetensors

@@ -4,7 +4,7 @@ from pipezoo_core.recurrence.base import NO_SLOT, StateSpec, StateStep
 from pipezoo_core.recurrence.convolution import ShortConvolution, short_convolution
 from pipezoo_core.recurrence.delta_rule import GatedDeltaRule, gated_delta_rule
 from pipezoo_core.recurrence.gated_norm import GatedRMSNorm, RMSNormOfGated
-from pipezoo_core.recurrence.selective_scan import SelectiveScan, selective_scan
+from pipezoo_core.recurrence.scan import SelectiveScan, selective_scan
 
 __all__ = [
     "NO_SLOT",
