@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipezoo_core.native import NativeKernels
-from pipezoo_core.recurrence.base import StateStep
+from pipezoo_core.recurrence.base import NO_SLOT, StateStep
 
 __all__ = ["SelectiveScan", "selective_scan"]
 
 _CHUNK = 64  # rows whose products are computed together
+_ALL_FORGOTTEN = -1000.0  # of a decay, whose exp is 0 in float32: sums of such keep what smaller ones differ by
 
 
 class SelectiveScan(nn.Module):
@@ -94,11 +95,13 @@ def selective_scan(
 ) -> Tensor:
     """Returns `Sᵀc` of each row and head, after S has become `exp(decay) · S + b xᵀ`.
 
+    What is no number in a row stays in its request, but may show in rows before it, unlike with the kernels.
+
     Args:
         x_THP: the requests' rows one after another; all float32.
         b_TGN: likewise; head h has that of group `h // R`.
         c_TGN: likewise.
-        decay_TH: at most 0.
+        decay_TH: at most 0, or -inf.
         state_SHNP: float32. Slots that the step writes are changed.
         step: which slots, and which rows are whose.
 
@@ -106,47 +109,39 @@ def selective_scan(
         float32 [T, H, P].
     """
     num_groups = b_TGN.shape[1]
-    is_known_B111 = (step.read_slots >= 0).view(-1, 1, 1, 1)
-    states_BHNP = torch.where(is_known_B111, state_SHNP[step.read_slots.clamp(min=0)], 0.0)
-    states_BGRNP = states_BHNP.unflatten(1, (num_groups, -1))
     x_TGRP, decay_TGR = (x.unflatten(1, (num_groups, -1)) for x in (x_THP, decay_TH))
-    rows = (x_TGRP, b_TGN.unsqueeze(2), c_TGN.unsqueeze(2), decay_TGR)
-    if len(x_THP) == len(states_BHNP):
-        y_TGRP, states_BGRNP = _one_row_each(*rows, states_BGRNP)
-    else:
-        y_TGRP = torch.empty_like(x_TGRP)
-        offsets = step.row_offsets.tolist()
-        for state_GRNP, begin, end in zip(states_BGRNP, offsets, offsets[1:], strict=False):
-            for first in range(begin, end, _CHUNK):
-                chunk = slice(first, min(first + _CHUNK, end))
-                x, b, c, decay = (each[chunk].movedim(0, 2) for each in rows)
-                y_TGRP[chunk], state = _chunk(x, b, c, decay, state_GRNP)
-                state_GRNP.copy_(state)
-    state_SHNP[step.write_slots] = states_BGRNP.flatten(1, 2)
+    rows, y_TGRP = (x_TGRP, b_TGN.unsqueeze(2), c_TGN.unsqueeze(2), decay_TGR), torch.empty_like(x_TGRP)
+    offsets, reads, writes = (x.tolist() for x in (step.row_offsets, step.read_slots, step.write_slots))
+    for begin, end, read, write in zip(offsets, offsets[1:], reads, writes, strict=False):
+        state_HNP = state_SHNP[write]
+        if read == NO_SLOT:
+            state_HNP.zero_()
+        elif read != write:
+            state_HNP.copy_(state_SHNP[read])
+        state_GRNP = state_HNP.unflatten(0, (num_groups, -1))
+        for first in range(begin, end, _CHUNK):
+            chunk = slice(first, min(first + _CHUNK, end))
+            x, b, c, decay = (each[chunk].movedim(0, 2) for each in rows)
+            y_TGRP[chunk] = _chunk(x, b, c, decay, state_GRNP)
     return y_TGRP.flatten(1, 2)
 
 
-def _one_row_each(
-    x_BGRP: Tensor, b_BG1N: Tensor, c_BG1N: Tensor, decay_BGR: Tensor, state_BGRNP: Tensor
-) -> tuple[Tensor, Tensor]:
-    state_BGRNP = state_BGRNP * decay_BGR.exp()[..., None, None] + b_BG1N.unsqueeze(-1) * x_BGRP.unsqueeze(-2)
-    return (state_BGRNP * c_BG1N.unsqueeze(-1)).sum(-2), state_BGRNP
-
-
-def _chunk(
-    x_GRCP: Tensor, b_G1CN: Tensor, c_G1CN: Tensor, decay_GRC: Tensor, state_GRNP: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Computes some rows of one request together (section 6 of the paper); returns y, [C, G, R, P], and the state.
+def _chunk(x_GRCP: Tensor, b_G1CN: Tensor, c_G1CN: Tensor, decay_GRC: Tensor, state_GRNP: Tensor) -> Tensor:
+    """Computes some rows of one request together (section 6 of the paper), and changes the state.
 
     Row i reads what was there before as `g_i Sᵀc_i`, where g_i is how much is left of S by then, and of each row j up
     to itself `g_i / g_j (c_i·b_j) x_j`. The logarithm of that quotient is a difference of sums, which are float64: they
     may be large where it is small.
+
+    Returns:
+        [C, G, R, P].
     """
-    total_GRC = decay_GRC.double().cumsum(-1)
+    total_GRC = decay_GRC.clamp(min=_ALL_FORGOTTEN).double().cumsum(-1)
     num_rows = total_GRC.shape[-1]
     is_later = torch.ones(num_rows, num_rows, dtype=torch.bool, device=x_GRCP.device).triu(1)
     left_GRCC = (total_GRC.unsqueeze(-1) - total_GRC.unsqueeze(-2)).masked_fill(is_later, -torch.inf).exp().float()
     left_GRC1 = total_GRC.exp().float().unsqueeze(-1)
     y_GRCP = left_GRC1 * (c_G1CN @ state_GRNP) + (left_GRCC * (c_G1CN @ b_G1CN.mT)) @ x_GRCP
     to_end_GRC1 = left_GRCC[..., -1, :].unsqueeze(-1)
-    return y_GRCP.movedim(2, 0), left_GRC1[..., -1:, :] * state_GRNP + b_G1CN.mT @ (to_end_GRC1 * x_GRCP)
+    state_GRNP.mul_(left_GRC1[..., -1:, :]).add_(b_G1CN.mT @ (to_end_GRC1 * x_GRCP))
+    return y_GRCP.movedim(2, 0)
