@@ -16,7 +16,7 @@ from pipezoo_core.testing.gguf_metadata import metadata_of
 from pipezoo_core.testing.gguf_tensors import converted
 from pipezoo_core.weights import LazyTensor
 from pipezoo_granite.config import GraniteConfig
-from pipezoo_granite.gguf import config_from_gguf
+from pipezoo_granite.gguf import adapt_gguf, config_from_gguf
 
 pytestmark = pytest.mark.matrix
 
@@ -74,6 +74,16 @@ def test_positions(tmp_path):
 def test_kept_packed(tmp_path):
     reference = make(shared_intermediate_size=64)
     assert_near(reference, load_gguf(ARCHITECTURE, write(reference, tmp_path, Q8_0), SupportedEncoding.packed))
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5, math.nan])
+def test_rates_that_are_none(rate):
+    rates = torch.tensor([[-1.0], [rate]])
+    tensors = {"blk.0.ssm_a": LazyTensor(rates.shape, rates.dtype, rates.__getitem__)}
+    config = SimpleNamespace(num_attention_heads=2, num_key_value_heads=1)
+    (tensor,) = adapt_gguf(tensors, config).values()
+    with pytest.raises(CorruptCheckpointError, match="ssm_a has rates of decay that are none"):
+        tensor.load()
 
 
 SIZES = {

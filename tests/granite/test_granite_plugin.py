@@ -94,6 +94,10 @@ def test_a_limit_that_json_has_no_number_for():
     assert "__float__" in said
     for raw in (json.loads(said), {**HYBRID, "time_step_limit": json.loads("[0.5, Infinity]")}):
         assert ours(raw).mamba.length_limits == (0.5, math.inf)
+    for limits in ((-math.inf, 0.5), (0.5, math.nan), (math.inf, math.inf)):
+        said = GraniteMoeHybridConfig(**HYBRID, time_step_limit=limits).to_json_string()
+        with pytest.raises(UnsupportedModelError, match="time_step_limit"):
+            ours(json.loads(said))
 
 
 @pytest.mark.parametrize(
@@ -122,6 +126,9 @@ def test_a_limit_that_json_has_no_number_for():
         ({"time_step_limit": [1.0, 0.5]}, "time_step_limit"),
         ({"time_step_limit": None}, "time_step_limit"),
         ({"time_step_limit": [0.5]}, "time_step_limit"),
+        ({"time_step_limit": [math.inf, math.inf]}, "time_step_limit"),
+        ({"intermediate_size": 0}, "that of an expert, is not positive"),
+        ({"intermediate_size": -8}, "that of an expert, is not positive"),
         ({"num_experts_per_tok": 65}, "65 of 64 experts"),
         ({"num_experts_per_tok": None}, "0 of 64 experts"),
         ({"shared_intermediate_size": 0}, "intermediate_size is not positive"),

@@ -151,6 +151,12 @@ def _number(config: PretrainedConfig, name: str) -> float:
 def _routing(config: PretrainedConfig) -> Routing | None:
     if not config.num_local_experts:
         return None
+    if config.intermediate_size < 1:
+        raise UnsupportedModelError(
+            "the config's intermediate_size, that of an expert, is not positive",
+            found=config.intermediate_size,
+            allowed="at least 1",
+        )
     return Routing(
         num_experts=config.num_local_experts, top_k=config.num_experts_per_tok or 0, scores="softmax_of_chosen"
     )

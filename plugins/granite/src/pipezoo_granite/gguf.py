@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from pipezoo_core.errors import CorruptCheckpointError
 from pipezoo_core.weights import GGUFDecoder, GGUFFile, LazyTensor, in_halves, renamed_from_gguf, with_a_channel
 
 __all__ = ["adapt_gguf", "config_from_gguf"]
@@ -73,7 +74,11 @@ def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
 
 
 def adapt_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
-    """GGUF has names of its own, the decay's rate in place of its logarithm, and q and k for neighbours."""
+    """GGUF has names of its own, the decay's rate in place of its logarithm, and q and k for neighbours.
+
+    Raises:
+        CorruptCheckpointError: when a rate is read that is not below 0.
+    """
     changes = {
         "attn_q": in_halves(config.num_attention_heads),
         "attn_k": in_halves(config.num_key_value_heads),
@@ -100,6 +105,13 @@ def _as_logarithm(tensor: LazyTensor) -> LazyTensor:
     """A file has `-exp(A_log)`."""
 
     def change(rates: Tensor) -> Tensor:
+        if not (rates < 0).all():
+            raise CorruptCheckpointError(
+                "the GGUF file's ssm_a has rates of decay that are none",
+                found=rates[~(rates < 0)].tolist(),
+                allowed="numbers below 0",
+                cure="Convert the model again.",
+            )
         return torch.log(-rates)
 
     return _as_vector(tensor).then(change, num_rows=1)

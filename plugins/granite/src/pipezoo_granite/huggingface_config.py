@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 
 __all__ = ["GraniteHuggingFaceConfig", "read_config"]
 
-_INFINITY = {"__float__": "Infinity"}  # as transformers writes it into JSON, which has none
+_NUMBERS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}  # for which JSON has no form
 
 
 @strict
@@ -87,5 +87,10 @@ def read_config(config: Mapping[str, Any]) -> GraniteHuggingFaceConfig:
     """Returns what a config.json says; a step of any length may have a limit that is no number of JSON."""
     limits = config.get("time_step_limit")
     if isinstance(limits, list):
-        config = {**config, "time_step_limit": [math.inf if limit == _INFINITY else limit for limit in limits]}
+        config = {**config, "time_step_limit": [*map(_number, limits)]}
     return GraniteHuggingFaceConfig.from_dict(dict(config))
+
+
+def _number(limit: Any) -> Any:
+    """Returns the number that transformers writes as `{"__float__": "Infinity"}`; anything else as it is."""
+    return next((number for name, number in _NUMBERS.items() if limit == {"__float__": name}), limit)

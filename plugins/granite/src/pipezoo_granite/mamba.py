@@ -95,11 +95,10 @@ class MambaSizes:
 
 def _limits(config: PretrainedConfig) -> tuple[float, float]:
     found = config.time_step_limit
-    is_pair = found is not None and len(found) == 2 and not any(math.isnan(limit) for limit in found)
-    if not is_pair or not 0 <= found[0] <= found[1]:
+    if found is None or len(found) != 2 or not 0 <= found[0] <= found[1] or math.isinf(found[0]):
         raise UnsupportedModelError(
             "the config's time_step_limit is none",
             found=repr(found),
-            allowed="a number from 0 on, and one that is not less",
+            allowed="a finite number from 0 on, and one that is not less",
         )
     return float(found[0]), float(found[1])
