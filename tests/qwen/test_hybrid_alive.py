@@ -5,10 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from core.state_steps import step_of
-from kernels_here import random
+from kernels_here import kernels, random
 from qwen.tiny_hybrid import ARCHITECTURES
 
+from pipezoo_core.config import LinearName, SupportedEncoding
 from pipezoo_core.layers import KernelUse
+from pipezoo_core.layers.linear_backends import use_linear_backend
 from pipezoo_core.testing.tensors_alive import PeakOfTensors
 from pipezoo_qwen.hybrid import model
 from pipezoo_qwen.hybrid.config import QwenHybridConfig
@@ -37,15 +39,34 @@ def share_alive(layer, kv, dtype):
     return alive.peak / counted
 
 
+def delta_net_of(sizes):
+    names = ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim")
+    config = config_of(**{f"linear_{name}": size for name, size in zip(names, sizes, strict=True)})
+    states = tuple(random(2, *shape) for shape in config.delta_net.state.shapes)
+    step = step_of([ROWS - 300, 300], [-1, 1], [0, 1])
+    return model.GatedDeltaNet(config, 0), SimpleNamespace(states=[states], state_step=step)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("largest", SIZES)
 def test_what_is_alive_in_a_delta_net(largest, dtype):
-    names = ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim")
-    sizes = {f"linear_{name}": size for name, size in zip(names, SIZES[largest], strict=True)}
-    config = config_of(**sizes)
-    states = tuple(random(2, *shape) for shape in config.delta_net.state.shapes)
-    kv = SimpleNamespace(states=[states], state_step=step_of([ROWS - 300, 300], [-1, 1], [0, 1]))
-    assert share_alive(model.GatedDeltaNet(config, 0), kv, dtype) == pytest.approx(1, abs=0.1)
+    assert share_alive(*delta_net_of(SIZES[largest]), dtype) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("largest", SIZES)
+@torch.inference_mode()
+def test_what_is_alive_with_kernels(largest):
+    """By the pieces of memory that serve its results, the last of which takes a place that is free again by then."""
+    layer, kv = delta_net_of(SIZES[largest])
+    for parameter in layer.parameters():
+        parameter.data = random(*parameter.shape)
+        parameter.requires_grad_(requires_grad=False)
+    found = kernels()
+    use_linear_backend(LinearName.native, layer, torch.device("cpu"), SupportedEncoding.float32, found)
+    use = KernelUse(is_native=True, fuse=True, fuse_experts=True, itemsize=4)
+    layer(random(ROWS, 64), None, kv)
+    pieces, numbers = (len(piece) for piece, _ in found._pool._pieces), sum(layer.alive(use))
+    assert sum(pieces) == pytest.approx(4 * ROWS * numbers, rel=0.01)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

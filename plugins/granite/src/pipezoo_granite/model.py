@@ -76,15 +76,18 @@ class GraniteMamba(nn.Module):
         del rotation
         gate, xbc, dt = self.in_proj(x_TH).split(self.parts, -1)
         inputs, matrices = kv.states[self.layer_idx]
-        y = self.scan(self.conv1d(xbc, inputs, kv.state_step), dt, matrices, kv.state_step)
-        return self.out_proj(self.norm(y, gate))
+        y = self.norm(self.scan(self.conv1d(xbc, inputs, kv.state_step), dt, matrices, kv.state_step), gate)
+        return self.out_proj(y)
 
     def alive(self, kernels: KernelUse) -> list[int]:
         """See `Estimable`. Without kernels, what the convolution and the scan compute with is float32."""
         width, channels, heads = self.parts
         if kernels.is_native:
             return [width + channels + heads, channels, width]
-        return [width + channels + heads, channels, *[2 * channels] * 3, *[2 * width] * 3]
+        wide, widened = kernels.wide, kernels.widened
+        convolution = [wide * channels] * 4  # inputs and their sum, and of a tap the inputs and products
+        scan = [channels, widened * channels, *[wide * width] * 3, *[wide * heads] * 2]
+        return [width + channels + heads, *max(convolution, scan, key=sum)]
 
 
 class GraniteMixtureOfExperts(nn.Module):

@@ -84,8 +84,8 @@ class GatedDeltaNet(nn.Module):
         del rotation
         qkv, z, b, a = self.in_proj(x_TH)
         inputs, matrices = kv.states[self.layer_idx]
-        y = self.rule(self.conv1d(qkv, inputs, kv.state_step), a, b, matrices, kv.state_step)
-        return self.out_proj(self.norm(y, z))
+        y = self.norm(self.rule(self.conv1d(qkv, inputs, kv.state_step), a, b, matrices, kv.state_step), z)
+        return self.out_proj(y)
 
     def alive(self, kernels: KernelUse) -> list[int]:
         """See `Estimable`. Without kernels, what the convolution, the rule and the norm compute with is float32."""
