@@ -1,4 +1,4 @@
-"""What the plan counts of a Mamba layer is what is alive in it, whatever is largest."""
+"""What the plan counts of a Mamba layer, and of its adapters, is what is alive in it, whatever is largest."""
 
 from types import SimpleNamespace
 
@@ -8,9 +8,9 @@ from core.state_steps import step_of
 from granite.tiny_granite import ARCHITECTURE
 from kernels_here import kernels, random
 
-from pipezoo_core.config import LinearName, SupportedEncoding
-from pipezoo_core.layers import KernelUse
-from pipezoo_core.layers.linear_backends import use_linear_backend
+from pipezoo_core.config import LinearName, LoRAConfig, PipelineConfig, SupportedEncoding
+from pipezoo_core.layers import KernelUse, use_linear_backend
+from pipezoo_core.lora import LoRABatch, LoRAGroup, LoRALayer
 from pipezoo_core.testing.tensors_alive import PeakOfTensors
 from pipezoo_granite.config import GraniteConfig
 from pipezoo_granite.model import GraniteMamba
@@ -57,3 +57,26 @@ def test_what_is_alive_with_kernels(largest):
     layer(random(ROWS, HIDDEN), None, kv)
     pieces, numbers = (len(piece) for piece, _ in found._pool._pieces), sum(layer.alive(use))
     assert sum(pieces) == pytest.approx(4 * ROWS * numbers, rel=0.01)
+
+
+@torch.inference_mode()
+def test_what_an_adapter_adds_to_the_widest_layer():
+    """Which is none of the feed-forward layer's."""
+    said = {"layer_types": ["mamba", "attention"], "num_hidden_layers": 2, "shared_intermediate_size": 16}
+    config = ARCHITECTURE.huggingface_config(
+        {"hidden_size": HIDDEN, "num_attention_heads": 2, "num_local_experts": 0, "mamba_n_heads": 8, **said}
+    )
+    settings = PipelineConfig(model_path="", device="cpu", encoding="float32", linear="torch", max_batch_tokens=ROWS)
+    adapted = settings.updated(lora=LoRAConfig(max_num_loras=1, max_lora_rank=1))
+    counted, without = (
+        ARCHITECTURE.pipeline_model.estimate_activation_memory(each, config) for each in (adapted, settings)
+    )
+    sizes = GraniteConfig.from_huggingface(config).mamba
+    width, cpu = sizes.width + sizes.num_channels + sizes.num_heads, torch.device("cpu")
+    batch = LoRABatch([LoRAGroup(0, 1, torch.arange(ROWS))], ROWS)
+    layer = LoRALayer(batch, HIDDEN, {"in": width}, num_slots=1, max_rank=1, device=cpu, dtype=torch.float32)
+    layer.fill(0, "in", random(1, HIDDEN), random(width, 1))
+    x, y = random(ROWS, HIDDEN), random(ROWS, width)
+    with PeakOfTensors() as alive:
+        layer.add(x, y)
+    assert alive.peak <= counted - without <= 1.2 * alive.peak

@@ -9,8 +9,7 @@ from kernels_here import kernels, random
 from qwen.tiny_hybrid import ARCHITECTURES
 
 from pipezoo_core.config import LinearName, SupportedEncoding
-from pipezoo_core.layers import KernelUse
-from pipezoo_core.layers.linear_backends import use_linear_backend
+from pipezoo_core.layers import KernelUse, use_linear_backend
 from pipezoo_core.testing.tensors_alive import PeakOfTensors
 from pipezoo_qwen.hybrid import model
 from pipezoo_qwen.hybrid.config import QwenHybridConfig
