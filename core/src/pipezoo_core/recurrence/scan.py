@@ -101,7 +101,7 @@ def selective_scan(
         x_THP: the requests' rows one after another; all float32.
         b_TGN: likewise; head h has that of group `h // R`.
         c_TGN: likewise.
-        decay_TH: at most 0, or -inf.
+        decay_TH: at most 0; all is forgotten where it is -inf.
         state_SHNP: float32. Slots that the step writes are changed.
         step: which slots, and which rows are whose.
 
