@@ -137,7 +137,7 @@ def test_key_heads_that_serve_no_whole_heads(num_key_heads):
         GatedDeltaRule(num_key_heads, 4, 16, 16)
 
 
-@pytest.mark.parametrize("gates", [-1e4, -100.0, 0.0, 100.0, 1e4])
+@pytest.mark.parametrize("gates", [-1e4, -100.0, 0.0, 100.0, 1e4, 3e38])
 @pytest.mark.parametrize("lengths", [(1, 1), (3, 5)], ids=str)
 @torch.inference_mode()
 def test_gates_of_any_size(lengths, gates):

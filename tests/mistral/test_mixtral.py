@@ -1,5 +1,6 @@
 """Mixtral against transformers on the same weights, for everything that its config can express."""
 
+import json
 import shutil
 from dataclasses import fields
 from types import SimpleNamespace
@@ -30,7 +31,7 @@ from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from pipezoo import registry
 from pipezoo_core.config import SupportedEncoding
-from pipezoo_core.errors import UnsupportedModelError
+from pipezoo_core.errors import CheckpointMismatchError, UnsupportedModelError
 from pipezoo_core.layers import Experts
 from pipezoo_core.layers.native_experts import NativeExperts
 from pipezoo_core.native import NativeKernels
@@ -68,6 +69,14 @@ def saved(reference, folder):
     reference.save_pretrained(folder)
     config = MixtralHuggingFaceConfig.from_pretrained(folder)
     return MIXTRAL.pipeline_model, folder, config, MIXTRAL.weight_adapters["safetensors"]
+
+
+def test_more_experts_than_a_file_can_have_are_refused_before_they_are_made(tmp_path):
+    make().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_local_experts": 10**9}))
+    with pytest.raises(CheckpointMismatchError, match=r"num_experts: at most \d+ -> 1000000000"):
+        registry.load(tmp_path, device="cpu")
 
 
 @pytest.mark.parametrize("name", CONFIGS)

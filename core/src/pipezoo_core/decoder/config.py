@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Self
 
 from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.errors import CheckpointMismatchError, InvalidSettingError, UnsupportedModelError
 from pipezoo_core.interfaces import upper_bounded_default
-from pipezoo_core.layers import Heads
+from pipezoo_core.layers import Heads, Routing
 from pipezoo_core.recurrence import StateSpec
 from pipezoo_core.weights import LazyTensor
 
@@ -111,6 +111,9 @@ class DecoderConfig(abc.ABC):
             "intermediate_size": self.intermediate_size,
             "num_heads × head_dim": self.num_heads * self.head_dim,
         }
+        for field in fields(self):
+            if isinstance(value := getattr(self, field.name), Routing):
+                sizes["num_experts"] = value.num_experts  # rows of a router
         too_large = [f"{name}: at most {largest} -> {size}" for name, size in sizes.items() if size > largest]
         if too_large:
             raise CheckpointMismatchError(wrong_shape=too_large)

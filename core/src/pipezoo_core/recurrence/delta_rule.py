@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.native import NativeKernels
-from pipezoo_core.recurrence.base import NO_SLOT, StateStep
+from pipezoo_core.recurrence.base import ALL_FORGOTTEN, NO_SLOT, StateStep
 
 __all__ = ["GatedDeltaRule", "gated_delta_rule"]
 
@@ -127,7 +127,7 @@ def _chunk(q_HCK: Tensor, k_HCK: Tensor, v_HCV: Tensor, decay_HC: Tensor, beta_H
     Returns:
         [C, H, V].
     """
-    total_HC = decay_HC.double().cumsum(-1)
+    total_HC = decay_HC.clamp(min=ALL_FORGOTTEN).double().cumsum(-1)
     num_rows = total_HC.shape[-1]
     is_later = torch.ones(num_rows, num_rows, dtype=torch.bool, device=q_HCK.device).triu(1)
     left_HCC = (total_HC.unsqueeze(-1) - total_HC.unsqueeze(-2)).masked_fill(is_later, -torch.inf).exp().float()

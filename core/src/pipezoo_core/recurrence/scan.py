@@ -16,12 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipezoo_core.native import NativeKernels
-from pipezoo_core.recurrence.base import NO_SLOT, StateStep
+from pipezoo_core.recurrence.base import ALL_FORGOTTEN, NO_SLOT, StateStep
 
 __all__ = ["SelectiveScan", "selective_scan"]
 
 _CHUNK = 64  # rows whose products are computed together
-_ALL_FORGOTTEN = -1000.0  # of a decay, whose exp is 0 in float32: sums of such keep what smaller ones differ by
 
 
 class SelectiveScan(nn.Module):
@@ -136,7 +135,7 @@ def _chunk(x_GRCP: Tensor, b_G1CN: Tensor, c_G1CN: Tensor, decay_GRC: Tensor, st
     Returns:
         [C, G, R, P].
     """
-    total_GRC = decay_GRC.clamp(min=_ALL_FORGOTTEN).double().cumsum(-1)
+    total_GRC = decay_GRC.clamp(min=ALL_FORGOTTEN).double().cumsum(-1)
     num_rows = total_GRC.shape[-1]
     is_later = torch.ones(num_rows, num_rows, dtype=torch.bool, device=x_GRCP.device).triu(1)
     left_GRCC = (total_GRC.unsqueeze(-1) - total_GRC.unsqueeze(-2)).masked_fill(is_later, -torch.inf).exp().float()
