@@ -128,7 +128,8 @@ def test_what_a_file_leaves_open():
         ({"ssm.time_step_rank": 0}, CorruptCheckpointError, "ssm.time_step_rank is no size"),
         ({"ssm.inner_size": 100}, UnsupportedModelError, "do not fit their width"),
         ({"rope.dimension_count": 8}, UnsupportedModelError, "a part of each head"),
-        ({"expert_count": 4}, UnsupportedModelError, "0 of 4 experts"),
+        ({"expert_count": 4}, CorruptCheckpointError, "lacks 'granitehybrid.expert_used_count'"),
+        ({"expert_count": "4"}, CorruptCheckpointError, "expert_count is no size"),
     ],
     ids=str,
 )

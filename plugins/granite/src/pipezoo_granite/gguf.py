@@ -47,6 +47,7 @@ def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
     fields = decoder.config(num_kv_heads=max(heads))
     width, num_heads = decoder.size("ssm.inner_size"), decoder.size("ssm.time_step_rank")
     said = {key.removeprefix(f"{_ARCHITECTURE}."): value for key, value in file.metadata.items()}
+    has_experts = bool(said.get("expert_count"))
     kinds = {name.partition(".")[2].partition(".")[2] for name in file.weights}  # without the layer's number
     return {
         "model_type": "granitemoehybrid",
@@ -59,8 +60,8 @@ def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
         "residual_multiplier": said.get("residual_scale") or 1.0,
         "attention_multiplier": said.get("attention.scale") or fields["head_dim"] ** -0.5,
         "logits_scaling": said.get("logit_scale") or 1.0,
-        "num_local_experts": said.get("expert_count", 0),
-        "num_experts_per_tok": said.get("expert_used_count", 0),
+        "num_local_experts": decoder.size("expert_count") if has_experts else 0,
+        "num_experts_per_tok": decoder.size("expert_used_count") if has_experts else 0,
         "shared_intermediate_size": decoder.size("expert_shared_feed_forward_length", fields["intermediate_size"]),
         "mamba_n_heads": num_heads,
         "mamba_d_head": width // num_heads,
