@@ -136,7 +136,7 @@ class QwenHybridConfig(DecoderConfig):
             max_position_embeddings=config.max_position_embeddings,
             rope_parameters=rope,
             mixture=None
-            if isinstance(config, Qwen35HuggingFaceConfig) or not config.num_experts
+            if config.model_type == Qwen35HuggingFaceConfig.model_type or not config.num_experts
             else QwenMixture.of(config),
         )
 
