@@ -137,9 +137,10 @@ class DecoderConfig(abc.ABC):
         return (self.attention,) * self.num_layers
 
     @property
-    def has_states(self) -> bool:
-        """Whether layers keep a state."""
-        return any(isinstance(spec, StateSpec) for spec in self.layers)
+    def states(self) -> tuple[StateSpec | None, ...]:
+        """What each layer keeps instead of pages, None where it has pages; empty where all do."""
+        states = tuple(spec if isinstance(spec, StateSpec) else None for spec in self.layers)
+        return states if any(states) else ()
 
     @property
     def heads(self) -> Heads:

@@ -40,7 +40,7 @@ def part_of(config: DecoderConfig, rank: int, num_ranks: int) -> list[AttentionS
     Raises:
         InvalidSettingError: the heads cannot be divided among so many, or layers keep a state, which is not divided.
     """
-    if num_ranks > 1 and config.has_states:
+    if num_ranks > 1 and config.states:
         raise InvalidSettingError(
             "a model whose layers keep a state is computed on one device",
             found=f"{num_ranks} devices",
@@ -53,15 +53,14 @@ def cache_params(
     config: DecoderConfig, n_devices: int, kv_cache_config: KVCacheConfig, dtype: torch.dtype, *, model_id: str = ""
 ) -> KVCacheParams:
     """Returns the shape of the cache of one device, where devices differ of the one with most heads."""
-    specs = part_of(config, n_devices - 1, n_devices)  # the last one has what does not divide
     return KVCacheParams(
         dtype=dtype,
-        groups=kv_groups(specs),
+        groups=kv_groups(part_of(config, n_devices - 1, n_devices)),  # the last one has what does not divide
         page_size=kv_cache_config.page_size,
         enable_prefix_caching=kv_cache_config.enable_prefix_caching,
         model_id=model_id,
         max_shareable_prompt=config.max_shareable_prompt,
-        states=tuple(spec if isinstance(spec, StateSpec) else None for spec in specs) if config.has_states else (),
+        states=config.states,
     )
 
 

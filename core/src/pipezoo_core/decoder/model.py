@@ -129,7 +129,7 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, PipelineModel[TextContext],
     @classmethod
     def why_no_drafts(cls, huggingface_config: PretrainedConfig) -> str | None:
         """Returns why there are no drafts of models with states; of others there are."""
-        if not cls.config_class.from_huggingface(huggingface_config).has_states:
+        if not cls.config_class.from_huggingface(huggingface_config).states:
             return None
         return "layers of this model keep a state, which a draft that does not come true would spoil"
 

@@ -15,7 +15,6 @@ from pipezoo_core.decoder.recorded_module import RecordedModule
 from pipezoo_core.kv_cache import KVCacheInputs, KVCacheStorage, RaggedBatch
 from pipezoo_core.layers import join_experts, set_dtype, use_linear_backend
 from pipezoo_core.native import MemoryPool, NativeKernels, Recording
-from pipezoo_core.recurrence import StateSpec
 from pipezoo_core.weights import keep_outline, torch_dtype
 
 __all__ = ["step_outlook", "why_not_recorded"]
@@ -95,8 +94,8 @@ def _empty_step(
 ) -> KVCacheInputs[Any]:
     device, dtype = torch.device(pipeline_config.device), torch_dtype(pipeline_config.encoding)
     num_pages = [1] * len(backends.groups)
-    states = [spec if isinstance(spec, StateSpec) else None for spec in config.layers]
-    storage = KVCacheStorage(backends, num_pages, pipeline_config.kv_cache.page_size, dtype, device, states, 1)
+    page_size = pipeline_config.kv_cache.page_size
+    storage = KVCacheStorage(backends, num_pages, page_size, dtype, device, config.states, 1)
     integers = torch.zeros(1, dtype=torch.int64, device=device)
     return KVCacheInputs(
         positions=integers,

@@ -9,7 +9,7 @@ from pipezoo_core.layers.latent_heads import LatentHeads
 from pipezoo_core.layers.linear import ColumnParallelLinear, Linear, MergedLinear, RowParallelLinear
 from pipezoo_core.layers.linear_backends import choose_linear, join_experts, use_linear_backend, weights_memory
 from pipezoo_core.layers.mlp import MLP, GatedMLP
-from pipezoo_core.layers.norm import LayerNorm, ParallelLayerNorm, ParallelRMSNorm, RMSNorm
+from pipezoo_core.layers.norm import HeadNorm, LayerNorm, ParallelLayerNorm, ParallelRMSNorm, RMSNorm
 from pipezoo_core.layers.precision import KeepsFloat32, float32_parameters, set_dtype
 from pipezoo_core.layers.quantized import DEQUANTIZED_AT_ONCE
 from pipezoo_core.layers.rotary import RotaryEmbedding, apply_rotary, halves
@@ -35,6 +35,7 @@ __all__ = [
     "Estimable",
     "Experts",
     "GatedMLP",
+    "HeadNorm",
     "Heads",
     "KeepsFloat32",
     "KernelUse",

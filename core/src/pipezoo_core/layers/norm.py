@@ -10,7 +10,7 @@ from pipezoo_core.distributed import TensorParallelGroup
 from pipezoo_core.layers.split import Shard, Split, as_split, sharded
 from pipezoo_core.native import NativeKernels
 
-__all__ = ["LayerNorm", "ParallelLayerNorm", "ParallelRMSNorm", "RMSNorm"]
+__all__ = ["HeadNorm", "LayerNorm", "ParallelLayerNorm", "ParallelRMSNorm", "RMSNorm"]
 
 
 class RMSNorm(nn.Module):
@@ -41,6 +41,14 @@ class RMSNorm(nn.Module):
     def compute_with(self, kernels: NativeKernels) -> None:
         """Computes with the native kernels from now on."""
         self._kernels = kernels
+
+
+class HeadNorm(RMSNorm):
+    """An `RMSNorm` of each head, with the same weight for all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [T, heads · size] to the same."""
+        return super().forward(x.unflatten(-1, (-1, self.weight.shape[0]))).flatten(-2)
 
 
 class LayerNorm(nn.Module):

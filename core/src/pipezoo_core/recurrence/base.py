@@ -14,12 +14,9 @@ from torch import Tensor
 from pipezoo_core.errors import TensorMismatchError
 from pipezoo_core.paging import NO_SLOT
 
-__all__ = ["ALL_FORGOTTEN", "NO_SLOT", "StateSpec", "StateStep"]
+__all__ = ["NO_SLOT", "StateSpec", "StateStep"]
 
 _TENSORS = ("row_offsets", "read_slots", "write_slots")
-
-ALL_FORGOTTEN = -1000.0
-"""The least logarithm of a decay. Its exp is 0 in float32, and sums of such keep what smaller ones differ by."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.native import NativeKernels
-from pipezoo_core.recurrence.base import ALL_FORGOTTEN, NO_SLOT, StateStep
+from pipezoo_core.recurrence.base import StateStep
+from pipezoo_core.recurrence.chunks import chunks, left_of_states
 
 __all__ = ["GatedDeltaRule", "gated_delta_rule"]
 
-_CHUNK = 64  # rows whose products are computed together
 _LEAST = 1e-6  # added to the sum of squares of a query or key
 
 
@@ -103,17 +103,9 @@ def gated_delta_rule(
         float32 [T, H, V].
     """
     rows, y_THV = (q_THK, k_THK, v_THV, decay_TH, beta_TH), torch.empty_like(v_THV)
-    offsets, reads, writes = (x.tolist() for x in (step.row_offsets, step.read_slots, step.write_slots))
-    for begin, end, read, write in zip(offsets, offsets[1:], reads, writes, strict=False):
-        state_HKV = state_SHKV[write]
-        if read == NO_SLOT:
-            state_HKV.zero_()
-        elif read != write:
-            state_HKV.copy_(state_SHKV[read])
-        for first in range(begin, end, _CHUNK):
-            chunk = slice(first, min(first + _CHUNK, end))
-            q, k, v, decay, beta = (x[chunk].transpose(0, 1) for x in rows)
-            y_THV[chunk] = _chunk(q, k, v, decay, beta, state_HKV)
+    for chunk, state_HKV in chunks(state_SHKV, step):
+        q, k, v, decay, beta = (x[chunk].transpose(0, 1) for x in rows)
+        y_THV[chunk] = _chunk(q, k, v, decay, beta, state_HKV)
     return y_THV
 
 
@@ -122,16 +114,11 @@ def _chunk(q_HCK: Tensor, k_HCK: Tensor, v_HCV: Tensor, decay_HC: Tensor, beta_H
 
     What row i learns depends on what earlier ones have learned, where g_i is how much is left of S by then:
     `u_i = beta_i (v_i - g_i Sᵀk_i - Σ_{j<i} g_i / g_j (k_i·k_j) u_j)`. These are the equations of a triangular matrix.
-    Logarithms of g are float64: where decay alternates, they are large and their differences small.
 
     Returns:
         [C, H, V].
     """
-    total_HC = decay_HC.clamp(min=ALL_FORGOTTEN).double().cumsum(-1)
-    num_rows = total_HC.shape[-1]
-    is_later = torch.ones(num_rows, num_rows, dtype=torch.bool, device=q_HCK.device).triu(1)
-    left_HCC = (total_HC.unsqueeze(-1) - total_HC.unsqueeze(-2)).masked_fill(is_later, -torch.inf).exp().float()
-    left_HC1 = total_HC.exp().float().unsqueeze(-1)
+    left_HCC, left_HC1 = left_of_states(decay_HC)
     beta_HC1 = beta_HC.unsqueeze(-1)
     overlap_HCC = beta_HC1 * left_HCC * (k_HCK @ k_HCK.mT)
     new_HCV = beta_HC1 * (v_HCV - left_HC1 * (k_HCK @ state_HKV))

@@ -16,11 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipezoo_core.native import NativeKernels
-from pipezoo_core.recurrence.base import ALL_FORGOTTEN, NO_SLOT, StateStep
+from pipezoo_core.recurrence.base import StateStep
+from pipezoo_core.recurrence.chunks import chunks, left_of_states
 
 __all__ = ["SelectiveScan", "selective_scan"]
-
-_CHUNK = 64  # rows whose products are computed together
 
 
 class SelectiveScan(nn.Module):
@@ -110,18 +109,9 @@ def selective_scan(
     num_groups = b_TGN.shape[1]
     x_TGRP, decay_TGR = (x.unflatten(1, (num_groups, -1)) for x in (x_THP, decay_TH))
     rows, y_TGRP = (x_TGRP, b_TGN.unsqueeze(2), c_TGN.unsqueeze(2), decay_TGR), torch.empty_like(x_TGRP)
-    offsets, reads, writes = (x.tolist() for x in (step.row_offsets, step.read_slots, step.write_slots))
-    for begin, end, read, write in zip(offsets, offsets[1:], reads, writes, strict=False):
-        state_HNP = state_SHNP[write]
-        if read == NO_SLOT:
-            state_HNP.zero_()
-        elif read != write:
-            state_HNP.copy_(state_SHNP[read])
-        state_GRNP = state_HNP.unflatten(0, (num_groups, -1))
-        for first in range(begin, end, _CHUNK):
-            chunk = slice(first, min(first + _CHUNK, end))
-            x, b, c, decay = (each[chunk].movedim(0, 2) for each in rows)
-            y_TGRP[chunk] = _chunk(x, b, c, decay, state_GRNP)
+    for chunk, state_GRNP in chunks(state_SHNP.unflatten(1, (num_groups, -1)), step):
+        x, b, c, decay = (each[chunk].movedim(0, 2) for each in rows)
+        y_TGRP[chunk] = _chunk(x, b, c, decay, state_GRNP)
     return y_TGRP.flatten(1, 2)
 
 
@@ -129,17 +119,12 @@ def _chunk(x_GRCP: Tensor, b_G1CN: Tensor, c_G1CN: Tensor, decay_GRC: Tensor, st
     """Computes some rows of one request together (section 6 of the paper), and changes the state.
 
     Row i reads what was there before as `g_i Sᵀc_i`, where g_i is how much is left of S by then, and of each row j up
-    to itself `g_i / g_j (c_i·b_j) x_j`. The logarithm of that quotient is a difference of sums, which are float64: they
-    may be large where it is small.
+    to itself `g_i / g_j (c_i·b_j) x_j`.
 
     Returns:
         [C, G, R, P].
     """
-    total_GRC = decay_GRC.clamp(min=ALL_FORGOTTEN).double().cumsum(-1)
-    num_rows = total_GRC.shape[-1]
-    is_later = torch.ones(num_rows, num_rows, dtype=torch.bool, device=x_GRCP.device).triu(1)
-    left_GRCC = (total_GRC.unsqueeze(-1) - total_GRC.unsqueeze(-2)).masked_fill(is_later, -torch.inf).exp().float()
-    left_GRC1 = total_GRC.exp().float().unsqueeze(-1)
+    left_GRCC, left_GRC1 = left_of_states(decay_GRC)
     y_GRCP = left_GRC1 * (c_G1CN @ state_GRNP) + (left_GRCC * (c_G1CN @ b_G1CN.mT)) @ x_GRCP
     to_end_GRC1 = left_GRCC[..., -1, :].unsqueeze(-1)
     state_GRNP.mul_(left_GRC1[..., -1:, :]).add_(b_G1CN.mT @ (to_end_GRC1 * x_GRCP))

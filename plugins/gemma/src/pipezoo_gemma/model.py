@@ -16,6 +16,7 @@ from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.kv_cache import KVCacheInputs
 from pipezoo_core.layers import (
     GatedMLP,
+    HeadNorm,
     KernelUse,
     LMHead,
     MergedLinear,
@@ -36,14 +37,6 @@ class GemmaNorm(RMSNorm):
         super().__init__(size, config.rms_norm_eps, offset=1.0)
 
 
-class HeadNorm(GemmaNorm):
-    """A `GemmaNorm` of each head, with the same weight for all."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps [T, heads · D] to the same."""
-        return super().forward(x.unflatten(-1, (-1, self.weight.shape[0]))).flatten(-2)
-
-
 class GemmaAttention(nn.Module):
     """Grouped-query attention with rotary positions, each head of queries and keys normalized before in Gemma 3."""
 
@@ -53,8 +46,8 @@ class GemmaAttention(nn.Module):
         parts = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
         self.qkv_proj = MergedLinear(config.hidden_size, parts, bias=config.attention_bias)
         self.o_proj = RowParallelLinear(queries, config.hidden_size, bias=config.attention_bias)
-        self.q_norm = HeadNorm(config, config.head_dim) if config.qk_norm else nn.Identity()
-        self.k_norm = HeadNorm(config, config.head_dim) if config.qk_norm else nn.Identity()
+        self.q_norm = HeadNorm(config.head_dim, config.rms_norm_eps, offset=1.0) if config.qk_norm else nn.Identity()
+        self.k_norm = HeadNorm(config.head_dim, config.rms_norm_eps, offset=1.0) if config.qk_norm else nn.Identity()
         self.attention = Attention(layer_idx, backends)
 
     def forward(self, x_TH: Tensor, rotation: Rotation, kv: KVCacheInputs[Any]) -> Tensor:

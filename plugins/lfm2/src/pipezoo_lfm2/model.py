@@ -2,7 +2,7 @@
 
 The reference implementation is transformers' `modeling_lfm2`.
 
-Shape suffixes: T tokens of all requests in a row, H hidden size, D head size.
+Shape suffixes: T tokens of all requests in a row, H hidden size.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.kv_cache import KVCacheInputs
 from pipezoo_core.layers import (
     GatedMLP,
+    HeadNorm,
     KernelUse,
     Linear,
     LMHead,
@@ -31,17 +32,6 @@ from pipezoo_lfm2.config import Lfm2Config
 __all__ = ["Lfm2ForCausalLM", "Lfm2PipelineModel"]
 
 
-class HeadNorm(RMSNorm):
-    """An `RMSNorm` of each head, with the same weight for all."""
-
-    def __init__(self, config: Lfm2Config) -> None:
-        super().__init__(config.head_dim, config.norm_eps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps [T, heads · D] to the same."""
-        return super().forward(x.unflatten(-1, (-1, self.weight.shape[0]))).flatten(-2)
-
-
 class Lfm2Attention(nn.Module):
     """Grouped-query attention with rotary positions, each head of queries and keys normalized before."""
 
@@ -50,8 +40,8 @@ class Lfm2Attention(nn.Module):
         queries, keys = config.heads.queries, config.heads.keys
         self.qkv_proj = MergedLinear(config.hidden_size, {"q_proj": queries, "k_proj": keys, "v_proj": keys})
         self.out_proj = RowParallelLinear(queries, config.hidden_size)
-        self.q_layernorm = HeadNorm(config)
-        self.k_layernorm = HeadNorm(config)
+        self.q_layernorm = HeadNorm(config.head_dim, config.norm_eps)
+        self.k_layernorm = HeadNorm(config.head_dim, config.norm_eps)
         self.attention = Attention(layer_idx, backends)
 
     def forward(self, x_TH: Tensor, rotation: Rotation, kv: KVCacheInputs[Any]) -> Tensor:

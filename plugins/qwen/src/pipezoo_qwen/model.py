@@ -18,6 +18,7 @@ from pipezoo_core.kv_cache import KVCacheInputs
 from pipezoo_core.layers import (
     Experts,
     GatedMLP,
+    HeadNorm,
     KernelUse,
     Linear,
     LMHead,
@@ -55,14 +56,6 @@ class QwenAttention(nn.Module):
         del kernels
         q, k, v = self.qkv_proj.parts.values()
         return [q + k + v, q, k, q] if isinstance(self.q_norm, HeadNorm) else [q + k + v, q]
-
-
-class HeadNorm(RMSNorm):
-    """An `RMSNorm` of each head, with the same weight for all."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps [T, heads · D] to the same."""
-        return super().forward(x.unflatten(-1, (-1, self.weight.shape[0]))).flatten(-2)
 
 
 class QwenMixtureOfExperts(nn.Module):

@@ -16,6 +16,7 @@ from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.kv_cache import KVCacheInputs
 from pipezoo_core.layers import (
     GatedMLP,
+    HeadNorm,
     KernelUse,
     Linear,
     LMHead,
@@ -26,7 +27,7 @@ from pipezoo_core.layers import (
 )
 from pipezoo_core.recurrence import GatedDeltaRule, GatedRMSNorm, ShortConvolution
 from pipezoo_qwen.hybrid.config import QwenHybridConfig
-from pipezoo_qwen.model import HeadNorm, QwenMixtureOfExperts
+from pipezoo_qwen.model import QwenMixtureOfExperts
 
 __all__ = ["QwenHybridForCausalLM", "QwenHybridPipelineModel"]
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from pipezoo.serve.errors import TooManyBodiesError
 
@@ -31,9 +29,8 @@ class ArrivingBodies:
         self.number = 0
         self.size = 0
 
-    @contextmanager
-    def one_more(self) -> Iterator[ArrivingBody]:
-        """Counts a body, until it is complete or the context ends.
+    def one_more(self) -> ArrivingBody:
+        """Counts a body until `complete` is called, which whoever asked sees to.
 
         Raises:
             TooManyBodiesError: there are as many as may be.
@@ -43,11 +40,7 @@ class ArrivingBodies:
                 "too many bodies of requests are arriving", found=self.number, allowed="no further one", cure=_CURE
             )
         self.number += 1
-        body = ArrivingBody(self)
-        try:
-            yield body
-        finally:
-            body.complete()
+        return ArrivingBody(self)
 
     def grow(self, size: int) -> None:
         """Counts bytes that have come.

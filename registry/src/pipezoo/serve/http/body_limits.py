@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import ExitStack
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -56,13 +55,15 @@ class BodyLimits:
             await self._limited(scope, receive, send)
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with ExitStack() as stack:
-            try:
-                body = stack.enter_context(self._arriving.one_more())
-            except TooManyBodiesError as error:
-                await failure_response(error)(scope, receive, send)
-                return
+        try:
+            body = self._arriving.one_more()
+        except TooManyBodiesError as error:
+            await failure_response(error)(scope, receive, send)
+            return
+        try:
             await self._app(scope, lambda: self._receive(receive, body), send)
+        finally:
+            body.complete()
 
     async def _receive(self, receive: Receive, body: ArrivingBody) -> Message:
         if body.is_complete:  # what comes now is that the client goes away
