@@ -47,53 +47,91 @@ void begin_state(float* state, std::int64_t slot_size, std::int64_t read, std::i
     }
 }
 
-// One row of one head: y = Sᵀq, after S has decayed and learned. S is `vectors` wide; `lanes` are those of a narrower one.
+// Some columns of the state of one head and request, and the rows that change it.
+struct Block {
+    float* state;  // `stride` numbers from row to row
+    std::int64_t stride, head, column, columns, begin, end;
+    bool is_whole;  // `kBlock` vectors wide, else one, of which `columns` numbers are there
+};
+
+// Calls `work` with each block of a step: of states [slots, heads, rows, width]. It begins as its request's state.
+template <typename Work>
+void each_block(float* state, std::int64_t heads, std::int64_t rows, std::int64_t width, const StateStep& step, Work&& work) {
+    const std::int64_t slot_size = heads * rows * width, whole = width / (kBlock * kLanes);
+    const std::int64_t rest = width - whole * kBlock * kLanes, blocks = whole + (rest + kLanes - 1) / kLanes;
+    on_team_each(heads * blocks * step.num_requests, step.num_rows() * slot_size, [&](std::int64_t unit) {
+        const std::int64_t request = unit % step.num_requests, part = unit / step.num_requests;
+        const std::int64_t head = part / blocks, number = part % blocks;
+        const bool is_whole = number < whole;
+        const std::int64_t column = (is_whole ? number * kBlock : number - whole + whole * kBlock) * kLanes;
+        const std::int64_t columns = std::min<std::int64_t>(is_whole ? kBlock * kLanes : kLanes, width - column);
+        const std::int64_t write = step.write_slots[request];
+        float* of_head = state + head * rows * width + column;
+        begin_state(of_head, slot_size, step.read_slots[request], write, rows, columns, width);
+        work(Block{of_head + write * slot_size, width, head, column, columns, step.row_offsets[request],
+                   step.row_offsets[request + 1], is_whole});
+    });
+}
+
+// Reads and writes the columns of a block: all of each vector, or those of the only one that are there.
+template <int vectors>
+struct Columns {
+    Mask lanes;
+
+    template <typename T>
+    PIPEZOO_INLINE Vector read(const T* from) const {
+        return vectors == 1 ? load(from, lanes) : load(from);
+    }
+    template <typename T>
+    PIPEZOO_INLINE void write(T* to, Vector value) const {
+        vectors == 1 ? store(to, value, lanes) : store(to, value);
+    }
+};
+
+// Calls `row` with the columns of a block, whose number of vectors is known when it is compiled.
+template <typename Row>
+PIPEZOO_INLINE void with_columns(const Block& block, Row&& row) {
+    if (block.is_whole)
+        row(Columns<kBlock>{all_lanes()});
+    else
+        row(Columns<1>{first_lanes(block.columns)});
+}
+
+// One row of one head: y = Sᵀq, after S has decayed and learned.
 template <int vectors, typename T>
 void learn(float* state, std::int64_t stride, const float* q, const float* k, std::int64_t key_size, const T* v, T* y,
-           float decay, float strength, Mask lanes) {
-    const auto read = [=](const auto* from) __attribute__((always_inline)) {
-        return vectors == 1 ? load(from, lanes) : load(from);
-    };
-    const auto write = [=](auto* to, Vector value) __attribute__((always_inline)) {
-        vectors == 1 ? store(to, value, lanes) : store(to, value);
-    };
+           float decay, float strength, Columns<vectors> columns) {
     Vector learned[vectors], out[vectors];
 #pragma GCC unroll 4
     for (int c = 0; c < vectors; ++c) learned[c] = out[c] = zeros();
     for (std::int64_t i = 0; i < key_size; ++i)
 #pragma GCC unroll 4
         for (int c = 0; c < vectors; ++c)
-            learned[c] = add_product(learned[c], all(k[i]), read(state + i * stride + c * kLanes));
+            learned[c] = add_product(learned[c], all(k[i]), columns.read(state + i * stride + c * kLanes));
 #pragma GCC unroll 4
     for (int c = 0; c < vectors; ++c)
-        learned[c] = all(strength) * subtract_product(read(v + c * kLanes), all(decay), learned[c]);
+        learned[c] = all(strength) * subtract_product(columns.read(v + c * kLanes), all(decay), learned[c]);
     for (std::int64_t i = 0; i < key_size; ++i) {
         float* row = state + i * stride;
 #pragma GCC unroll 4
         for (int c = 0; c < vectors; ++c) {
-            const Vector number = add_product(all(decay) * read(row + c * kLanes), all(k[i]), learned[c]);
+            const Vector number = add_product(all(decay) * columns.read(row + c * kLanes), all(k[i]), learned[c]);
             out[c] = add_product(out[c], all(q[i]), number);
-            write(row + c * kLanes, number);
+            columns.write(row + c * kLanes, number);
         }
     }
 #pragma GCC unroll 4
-    for (int c = 0; c < vectors; ++c) write(y + c * kLanes, out[c]);
+    for (int c = 0; c < vectors; ++c) columns.write(y + c * kLanes, out[c]);
 }
 
-// One row of one head: y = SᵀC + skip · x, after S has decayed and B (length · x)ᵀ has come to it. S as in `learn`.
+// One row of one head: y = SᵀC + skip · x, after S has decayed and B (length · x)ᵀ has come to it.
 template <int vectors, typename T>
 void scan(float* state, std::int64_t stride, const float* b, const float* c, std::int64_t state_size, const T* x, T* y,
-          float decay, float length, float skip, Mask lanes) {
-    const auto read = [=](const auto* from) __attribute__((always_inline)) {
-        return vectors == 1 ? load(from, lanes) : load(from);
-    };
-    const auto write = [=](auto* to, Vector value) __attribute__((always_inline)) {
-        vectors == 1 ? store(to, value, lanes) : store(to, value);
-    };
+          float decay, float length, float skip, Columns<vectors> columns) {
     Vector input[vectors], out[vectors];
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) {
-        const Vector numbers = read(x + v * kLanes);
+        const Vector numbers = columns.read(x + v * kLanes);
         input[v] = all(length) * numbers;
         out[v] = all(skip) * numbers;
     }
@@ -101,13 +139,13 @@ void scan(float* state, std::int64_t stride, const float* b, const float* c, std
         float* row = state + i * stride;
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; ++v) {
-            const Vector number = add_product(all(decay) * read(row + v * kLanes), all(b[i]), input[v]);
+            const Vector number = add_product(all(decay) * columns.read(row + v * kLanes), all(b[i]), input[v]);
             out[v] = add_product(out[v], all(c[i]), number);
-            write(row + v * kLanes, number);
+            columns.write(row + v * kLanes, number);
         }
     }
 #pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) write(y + v * kLanes, out[v]);
+    for (int v = 0; v < vectors; ++v) columns.write(y + v * kLanes, out[v]);
 }
 
 // to = from, in float32.
@@ -148,35 +186,23 @@ void short_convolution(const T* x, std::int64_t stride, const T* weight, const T
 template <typename T>
 void gated_delta_rule(const DeltaRows<T>& rows, const float* decay_log, const float* decay_bias, float* state, T* y,
                       const StateStep& step, const DeltaSizes& sizes) {
-    const std::int64_t dim = sizes.key_size, width = sizes.value_size, whole = width / (kBlock * kLanes);
-    const std::int64_t rest = width - whole * kBlock * kLanes, blocks = whole + (rest + kLanes - 1) / kLanes;
-    const std::int64_t slot_size = sizes.heads * dim * width, num_rows = step.num_rows();
+    const std::int64_t dim = sizes.key_size, width = sizes.value_size, keys = sizes.key_heads * dim;
     const float shrunk = 1.0f / std::sqrt(float(dim));
-    on_team_each(sizes.heads * blocks * step.num_requests, num_rows * slot_size, [&](std::int64_t unit) {
-        const std::int64_t request = unit % step.num_requests, part = unit / step.num_requests;
-        const std::int64_t head = part / blocks, block = part % blocks;
-        const bool is_whole = block < whole;
-        const std::int64_t column = (is_whole ? block * kBlock : block - whole + whole * kBlock) * kLanes;
-        const std::int64_t columns = std::min<std::int64_t>(is_whole ? kBlock * kLanes : kLanes, width - column);
-        const std::int64_t key_head = head / (sizes.heads / sizes.key_heads), keys = sizes.key_heads * dim;
-        const std::int64_t write = step.write_slots[request];
+    each_block(state, sizes.heads, dim, width, step, [&](const Block& block) {
+        const std::int64_t head = block.head, key_head = head / (sizes.heads / sizes.key_heads);
         float *q = scratch<float>(2 * dim), *k = q + dim;
-        float* part_of_state = state + head * dim * width + column;
-        begin_state(part_of_state, slot_size, step.read_slots[request], write, dim, columns, width);
-        part_of_state += write * slot_size;
         const float rate = -std::exp(decay_log[head]), bias = decay_bias[head];
-        for (std::int64_t row = step.row_offsets[request]; row < step.row_offsets[request + 1]; ++row) {
+        for (std::int64_t row = block.begin; row < block.end; ++row) {
             const T* qkv = rows.qkv + row * rows.qkv_stride;
             normalize(qkv + key_head * dim, q, dim, shrunk);
             normalize(qkv + keys + key_head * dim, k, dim, 1.0f);
             const float decay = std::exp(rate * softplus(number_at(rows.a + row * rows.a_stride + head) + bias));
             const float strength = 1.0f / (1.0f + std::exp(-number_at(rows.b + row * rows.b_stride + head)));
-            const T* v = qkv + 2 * keys + head * width + column;
-            T* to = y + (row * sizes.heads + head) * width + column;
-            if (is_whole)
-                learn<kBlock>(part_of_state, width, q, k, dim, v, to, decay, strength, all_lanes());
-            else
-                learn<1>(part_of_state, width, q, k, dim, v, to, decay, strength, first_lanes(columns));
+            const T* v = qkv + 2 * keys + head * width + block.column;
+            T* to = y + (row * sizes.heads + head) * width + block.column;
+            with_columns(block, [&](auto columns) {
+                learn(block.state, block.stride, q, k, dim, v, to, decay, strength, columns);
+            });
         }
     });
 }
@@ -184,23 +210,13 @@ void gated_delta_rule(const DeltaRows<T>& rows, const float* decay_log, const fl
 template <typename T>
 void selective_scan(const ScanRows<T>& rows, const ScanParameters& parameters, float* state, T* y, const StateStep& step,
                     const ScanSizes& sizes) {
-    const std::int64_t dim = sizes.state_size, width = sizes.head_size, whole = width / (kBlock * kLanes);
-    const std::int64_t rest = width - whole * kBlock * kLanes, blocks = whole + (rest + kLanes - 1) / kLanes;
-    const std::int64_t slot_size = sizes.heads * dim * width, num_rows = step.num_rows();
-    on_team_each(sizes.heads * blocks * step.num_requests, num_rows * slot_size, [&](std::int64_t unit) {
-        const std::int64_t request = unit % step.num_requests, part = unit / step.num_requests;
-        const std::int64_t head = part / blocks, block = part % blocks;
-        const bool is_whole = block < whole;
-        const std::int64_t column = (is_whole ? block * kBlock : block - whole + whole * kBlock) * kLanes;
-        const std::int64_t columns = std::min<std::int64_t>(is_whole ? kBlock * kLanes : kLanes, width - column);
-        const std::int64_t group = head / (sizes.heads / sizes.groups), write = step.write_slots[request];
+    const std::int64_t dim = sizes.state_size, width = sizes.head_size;
+    each_block(state, sizes.heads, dim, width, step, [&](const Block& block) {
+        const std::int64_t head = block.head, group = head / (sizes.heads / sizes.groups);
         float *b = scratch<float>(2 * dim), *c = b + dim;
-        float* part_of_state = state + head * dim * width + column;
-        begin_state(part_of_state, slot_size, step.read_slots[request], write, dim, columns, width);
-        part_of_state += write * slot_size;
         const float* of_head = parameters.of_heads + head;
         const float rate = -std::exp(of_head[0]), bias = of_head[sizes.heads], skip = of_head[2 * sizes.heads];
-        for (std::int64_t row = step.row_offsets[request]; row < step.row_offsets[request + 1]; ++row) {
+        for (std::int64_t row = block.begin; row < block.end; ++row) {
             const T* x = rows.xbc + row * rows.xbc_stride;
             const T* b_of_row = x + sizes.heads * width + group * dim;
             widen(b_of_row, b, dim);
@@ -208,12 +224,11 @@ void selective_scan(const ScanRows<T>& rows, const ScanParameters& parameters, f
             float length = softplus(number_at(rows.dt + row * rows.dt_stride + head) + bias);
             length = std::min(std::max(length, parameters.shortest), parameters.longest);  // in this order NaN stays NaN
             const float decay = std::exp(rate * length);
-            const T* from = x + head * width + column;
-            T* to = y + (row * sizes.heads + head) * width + column;
-            if (is_whole)
-                scan<kBlock>(part_of_state, width, b, c, dim, from, to, decay, length, skip, all_lanes());
-            else
-                scan<1>(part_of_state, width, b, c, dim, from, to, decay, length, skip, first_lanes(columns));
+            const T* from = x + head * width + block.column;
+            T* to = y + (row * sizes.heads + head) * width + block.column;
+            with_columns(block, [&](auto columns) {
+                scan(block.state, block.stride, b, c, dim, from, to, decay, length, skip, columns);
+            });
         }
     });
 }
