@@ -330,8 +330,10 @@ def test_a_prefix_that_one_group_has_lost_is_not_gone_on_from():
     assert pages_of(manager, "again")[:4] == pages_of(manager, "first")[:4]
     assert pages_of(manager, "again", 1) == [NO_PAGE] * 3 + [pages_of(manager, "first", 1)[3]]
     manager.release("again")
-    manager._books[1].pool.release(pages_of(manager, "first", 1)[4], keep=False)  # as if the first were gone there
-    manager._books[1]._prefix_cache.forget(pages_of(manager, "first", 1)[3:4])
+    manager._books.groups[1].pool.release(
+        pages_of(manager, "first", 1)[4], keep=False
+    )  # as if the first were gone there
+    manager._books.groups[1]._prefix_cache.forget(pages_of(manager, "first", 1)[3:4])
     shorter = make_context(list(range(17)), "shorter")
     assert manager.num_known_pages(shorter) == 3  # whose window begins with page 2, idle and known
 
@@ -636,7 +638,7 @@ class ManagerMachine(RuleBasedStateMachine):
             for request_id, context in self.contexts.items():
                 read = self.manager._claims[request_id].state.read
                 assert (self.states[read] if read != NO_SLOT else []) == context.tokens[: context.cache_length]
-            for slot, hash_ in self.manager._states._snapshots._hash_by_page.items():
+            for slot, hash_ in self.manager._books.states._snapshots._hash_by_page.items():
                 assert self.hash_of(self.states[slot]) == hash_
 
     def hash_of(self, tokens):
@@ -658,7 +660,7 @@ class ManagerMachine(RuleBasedStateMachine):
             self.manager.release(request_id)
         if hasattr(self, "manager"):
             assert self.manager.num_free_pages == self.manager.total_num_pages
-            assert not self.num_slots or self.manager._states.pool.num_free == self.num_slots
+            assert not self.num_slots or self.manager._books.states.pool.num_free == self.num_slots
 
 
 ManagerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

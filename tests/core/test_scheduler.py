@@ -132,7 +132,7 @@ def test_a_prefix_is_computed_once():
     assert step(scheduler, manager) == {"a": 1, "b": 2, "c": 2, "other": 1}
     for context in contexts:
         scheduler.remove(context.request_id)
-    assert not manager._upcoming
+    assert not manager._books.upcoming
 
 
 def test_who_waits_for_a_prefix_is_passed_and_comes_first_when_it_is_there():
@@ -176,7 +176,7 @@ def test_who_waits_for_a_prefix_goes_on_when_its_owner_is_gone():
     scheduler.remove("a")
     assert step(scheduler, manager) == {"b": 8}
     scheduler.remove("b")
-    assert not manager._upcoming
+    assert not manager._books.upcoming
 
 
 def test_a_prompt_is_fed_to_the_end_where_its_state_is_kept_and_others_wait_for_that():
@@ -472,8 +472,8 @@ class ReplicasMachine(RuleBasedStateMachine):
             self.step()
         for manager in getattr(self, "managers", ()):
             assert manager.num_free_pages == manager.total_num_pages
-            assert not manager._upcoming
-            assert manager._states is None or manager._states.pool.num_free == manager._states.pool.num_pages
+            assert not manager._books.upcoming
+            assert (states := manager._books.states) is None or states.pool.num_free == states.pool.num_pages
         for manager in getattr(self, "lora_managers", ()):
             assert not manager._users
             assert not manager._slots._held

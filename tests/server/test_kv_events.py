@@ -71,7 +71,7 @@ def known(manager):
     """(group, hash) of the pages that the books know."""
     return {
         (group, int.from_bytes(hash_[:8], "big"))
-        for group, books in enumerate(manager._books)
+        for group, books in enumerate(manager._books.groups)
         for hash_ in books._prefix_cache._page_by_hash
     }
 

@@ -15,17 +15,14 @@ from pipezoo_core.kv_cache.inputs import KVCacheInputs, RaggedBatch, StepPlanner
 from pipezoo_core.kv_cache.params import KVCacheParams
 from pipezoo_core.kv_cache.storage import KVCacheStorage
 from pipezoo_core.paging import (
-    NO_SLOT,
+    CacheBooks,
     Claim,
     GroupBooks,
-    Holding,
     KVCacheMetrics,
+    PageObserver,
     StateBooks,
-    UpcomingPages,
-    known_prefix,
     root_hash,
 )
-from pipezoo_core.paging.observer import PageObserver
 from pipezoo_core.request import RequestID
 
 __all__ = ["PagedKVCacheManager"]
@@ -63,17 +60,14 @@ class PagedKVCacheManager:
         self._storage = KVCacheStorage(
             planner, num_pages, params.page_size, params.dtype, device, params.states, num_slots
         )
-        self._books = [
+        groups = [
             GroupBooks(i, count, page_size=params.page_size, sliding_window=group.sliding_window, chunk=group.chunk)
             for i, (group, count) in enumerate(zip(params.groups, num_pages, strict=True))
         ]
-        self._states = StateBooks(num_slots, params.page_size) if params.slot_bytes else None
-        self._all_books: list[GroupBooks | StateBooks] = [*self._books]
-        if self._states is not None:
-            self._all_books.append(self._states)
+        states = StateBooks(num_slots, params.page_size) if params.states else None
+        self._books = CacheBooks(groups, states, params.page_size)
         self._root = root_hash(params.model_id)
         self._claims: dict[RequestID, Claim] = {}
-        self._upcoming = UpcomingPages(params.page_size)
         self._num_prompt = self._num_hits = 0
 
     @property
@@ -84,20 +78,17 @@ class PagedKVCacheManager:
     @property
     def num_free_pages(self) -> int:
         """Pages no request refers to, those kept for their prefix included."""
-        return sum(books.pool.num_free for books in self._books)
+        return self._books.num_free_pages
 
     @property
     def free_room(self) -> str:
         """Free pages and all pages of each group of layers, and slots for states, for messages."""
-        groups = ", ".join(f"{books.pool.num_free} free of {books.pool.num_pages}" for books in self._books)
-        if self._states is None:
-            return f"pages: {groups}"
-        return f"pages: {groups}; slots for states: {self._states.pool.num_free} free of {self._states.pool.num_pages}"
+        return self._books.free_room
 
     @property
     def used_pages_pct(self) -> float:
         """Share of the pages that requests refer to, in percent; of the group with the greatest share."""
-        return max(100.0 * (1 - books.pool.num_free / books.pool.num_pages) for books in self._books)
+        return self._books.used_pages_pct
 
     @property
     def max_num_tokens(self) -> int:
@@ -112,7 +103,7 @@ class PagedKVCacheManager:
     @property
     def metrics(self) -> KVCacheMetrics:
         """Counters since the manager was made."""
-        return KVCacheMetrics(self._num_prompt, self._num_hits, sum(books.num_evicted for books in self._books))
+        return KVCacheMetrics(self._num_prompt, self._num_hits, self._books.num_evicted)
 
     def contains(self, request_id: RequestID) -> bool:
         """Whether the request was claimed and not yet released."""
@@ -129,9 +120,9 @@ class PagedKVCacheManager:
 
     def _new_claim(self, context: TextContext) -> Claim:
         """Returns a claim to the known pages of a request's tokens, without a reference to them."""
-        claim = Claim(self._root_of(context), [Holding() for _ in self._books])
+        claim = self._books.new_claim(self._root_of(context))
         if self._may_find_prefix(context):
-            known_prefix(claim, context.tokens, self._books, self.params.page_size, self._states)
+            self._books.find_prefix(claim, context.tokens)
         return claim
 
     def external_claim(self, context: TextContext) -> None:
@@ -146,20 +137,9 @@ class PagedKVCacheManager:
         claim = self._claims[context.request_id] = self._new_claim(context)
         if not self._may_find_prefix(context):
             return
-        for books in self._all_books:
-            books.retain(claim)
+        self._books.retain(claim)
         context.skip_to(claim.num_pages * self.params.page_size)
-        self._look_ahead(claim, context)
-
-    def _look_ahead(self, claim: Claim, context: TextContext) -> None:
-        """Notes up to where others can soon go on from what this request computes."""
-        num_tokens = len(context.tokens)
-        if self._states is None:
-            due = last = (claim.num_committed + 1) * self.params.page_size
-        else:
-            due = self._states.next_end(claim, context.cache_length, num_tokens)
-            last = self._states.last_end(num_tokens)
-        self._upcoming.look_ahead(claim, context.tokens, due, last)
+        self._books.look_ahead(claim, context)
 
     def awaits_prefix(self, context: TextContext) -> bool:
         """Whether the page after the request's known prefix is about to be computed for another request.
@@ -167,15 +147,13 @@ class PagedKVCacheManager:
         It is worth waiting for: when that request has made its step, the page can be shared. Where layers keep a state,
         it is the snapshot that the other one leaves.
         """
-        return self._upcoming.is_shared(self._claims[context.request_id])
+        return self._books.upcoming.is_shared(self._claims[context.request_id])
 
     def most_at_once(self, context: TextContext) -> int:
         """Returns how many tokens the request's next chunk may have: to where its state is to become a snapshot."""
-        if self._states is None or not self._shares(context):
+        if not self._shares(context):
             return sys.maxsize
-        claim = self._claims[context.request_id]
-        end = self._states.next_end(claim, context.cache_length, len(context.tokens))
-        return end - context.cache_length if end else sys.maxsize
+        return self._books.most_at_once(self._claims[context.request_id], context)
 
     def maybe_reserve(self, context: TextContext, num_steps: int = 1) -> bool:
         """Makes sure the request has pages for its chunk and up to `num_steps - 1` tokens after it, those it may get.
@@ -187,15 +165,8 @@ class PagedKVCacheManager:
         """
         claim = self._claims[context.request_id]
         count = self.params.num_pages_for(_num_tokens_after(context, num_steps)) - claim.num_pages
-        if self._states is not None and not self._states.can_reserve(claim):
+        if not self._books.reserve(claim, count):
             return False
-        if count > 0:
-            if any(books.pool.num_free < count for books in self._books):
-                return False
-            for books in self._books:
-                books.extend(claim, count)
-        if self._states is not None:
-            self._states.reserve(claim)
         if not claim.is_counted:
             claim.is_counted = True
             self._num_prompt += len(context.tokens)
@@ -215,8 +186,8 @@ class PagedKVCacheManager:
         position = context.cache_length
         most_held = self.params.num_pages_held(sys.maxsize, max_chunk)
         ends = (
-            books.first_visible_page(position) + min(held, count)
-            for books, held, count in zip(self._books, most_held, self.num_pages, strict=True)
+            group.first_visible_page(position) + min(held, count)
+            for group, held, count in zip(self._books.groups, most_held, self.num_pages, strict=True)
         )
         return min(ends) * self.params.page_size - position
 
@@ -236,23 +207,21 @@ class PagedKVCacheManager:
                     found=shown(context.request_id),
                     cure="Release it, and begin again with a new context.",
                 )
-            has_slot = self._states is None or claim.state.write != NO_SLOT
-            if not has_slot or _num_tokens_after(context, num_steps) > claim.num_pages * self.params.page_size:
+            num_tokens = _num_tokens_after(context, num_steps)
+            if not self._books.has_slot(claim) or num_tokens > claim.num_pages * self.params.page_size:
                 raise InsufficientPagesError(
                     "a request has not reserved what its next step needs",
                     found=f"{claim.num_pages} pages of its own; free {self.free_room}",
                     cure="Call `maybe_reserve` first, and run the step only if it returns True.",
                 )
-        if self._states is not None:
-            for claim in claims:
-                self._states.begin_step(claim)
+        read_slots, write_slots = self._books.begin_step(claims)
         ragged = RaggedBatch(
             active_lengths=[context.active_length for context in batch],
             cache_lengths=[context.cache_length for context in batch],
             prompt_lengths=[context.prompt_length for context in batch],
-            pages=[[claim.holdings[number].pages for claim in claims] for number in range(len(self._books))],
-            read_slots=[claim.state.read for claim in claims if self._states is not None],
-            write_slots=[claim.state.write for claim in claims if self._states is not None],
+            pages=[[claim.holdings[number].pages for claim in claims] for number in range(len(self._books.groups))],
+            read_slots=read_slots,
+            write_slots=write_slots,
         )
         return self.inputs_of(ragged)
 
@@ -268,33 +237,12 @@ class PagedKVCacheManager:
         Call it after the contexts have advanced.
         """
         for context in batch:
-            claim = self._claims[context.request_id]
-            if self._states is not None:
-                self._states.step(claim)
-            if self._shares(context):
-                self._commit(claim, context)
-            for books in self._books:
-                if books.is_bounded:
-                    books.free_expired(claim, context.cache_length)
-
-    def _commit(self, claim: Claim, context: TextContext) -> None:
-        page_size, before, fed = self.params.page_size, claim.num_committed, context.cache_length
-        while (end := (claim.num_committed + 1) * page_size) <= fed:
-            hash_ = claim.next_hash(context.tokens[end - page_size : end])
-            for books in self._books:
-                books.commit(claim, claim.num_committed, hash_, context)
-            claim.hashes.append(hash_)
-            claim.num_committed += 1
-        if self._states is not None and self._states.next_end(claim, fed - 1, len(context.tokens)) == fed:
-            self._states.keep(claim, claim.hashes[-1], is_passing=fed >= context.prompt_length)
-        if claim.num_committed > before or (not claim.upcoming and end <= len(context.tokens)):
-            self._look_ahead(claim, context)
+            self._books.step(self._claims[context.request_id], context, is_shared=self._shares(context))
 
     def shrink(self, context: TextContext) -> None:
         """Takes back the pages that none of a request's cached tokens is in: those of a draft that was wrong."""
         claim = self._claims[context.request_id]
-        for books in self._books:
-            books.shrink(claim, self.params.num_pages_for(context.cache_length))
+        self._books.shrink(claim, self.params.num_pages_for(context.cache_length))
 
     def release(self, request_id: RequestID) -> None:
         """Gives the request's pages back; those with a known prefix stay until others need the room.
@@ -302,21 +250,16 @@ class PagedKVCacheManager:
         Does nothing for a request that was never claimed or is released already.
         """
         claim = self._claims.pop(request_id, None)
-        if claim is None:
-            return
-        self._upcoming.forget(claim)
-        for books in self._all_books:
-            books.release(claim)
+        if claim is not None:
+            self._books.release(claim)
 
     def observe(self, observer: PageObserver) -> None:
         """Has somebody told which pages can be found, from now on."""
-        for books in self._books:
-            books.observer = observer
+        self._books.observe(observer)
 
     def reset_prefix_cache(self) -> None:
         """Forgets all shared prefixes. Running requests keep their pages."""
-        for books in self._all_books:
-            books.forget_prefixes()
+        self._books.forget_prefixes()
 
     def check_integrity(self) -> None:
         """Checks that free and referenced pages and slots are all there are and that every owner is counted.
@@ -324,8 +267,7 @@ class PagedKVCacheManager:
         Raises:
             CacheIntegrityError: they are not.
         """
-        for books in self._all_books:
-            books.check_integrity(self._claims.values())
+        self._books.check_integrity(self._claims.values())
 
     def _shares(self, context: TextContext) -> bool:
         limit = self.params.max_shareable_prompt

@@ -1,6 +1,7 @@
 """Which pages there are, who owns them, and what they hold. Decides on the host, and imports no torch."""
 
 from pipezoo_core.paging.books import GroupBooks, known_prefix
+from pipezoo_core.paging.cache_books import CacheBooks
 from pipezoo_core.paging.claim import NO_PAGE, NO_SLOT, Claim, Holding, StateHolding
 from pipezoo_core.paging.metrics import KVCacheMetrics
 from pipezoo_core.paging.observer import PageObserver
@@ -13,6 +14,7 @@ from pipezoo_core.paging.window import first_visible
 __all__ = [
     "NO_PAGE",
     "NO_SLOT",
+    "CacheBooks",
     "Claim",
     "GroupBooks",
     "Holding",
