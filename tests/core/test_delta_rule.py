@@ -1,9 +1,11 @@
 """The gated delta rule and the norm behind it, in torch and in kernels, against their formulas in float64."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
-from core.state_steps import step_of
+from core.state_steps import assert_chunks_and_batches_are_the_same_bits, assert_is_the_formula, states_of, step_of
 from kernels_here import kernels, random
 
 from pipezoo_core.errors import UnsupportedModelError
@@ -32,10 +34,6 @@ def rows_of(rule, num_rows, dtype=torch.float32):
     return whole.split([sum(rule.sizes), heads, heads], -1)
 
 
-def states_of(rule, num_slots=6):
-    return random(num_slots, *rule.state_shape, seed=4)
-
-
 def by_the_formula(rule, qkv, a, b, state):
     """One request's rows, one after the other: returns their y and the state."""
     heads, key_size, value_size = rule.state_shape
@@ -60,47 +58,16 @@ def by_the_formula(rule, qkv, a, b, state):
 @torch.inference_mode()
 def test_it_is_the_formula(dtype, sizes, lengths):
     rule = rule_of(sizes, dtype)
-    rows, states = rows_of(rule, sum(lengths), dtype or torch.float32), states_of(rule)
-    before = states.clone()
-    reads, writes = [4, NO_SLOT, 2], [0, 5, 2]
-    y = rule(*rows, states, step_of(lengths, reads, writes))
-    assert y.dtype is rows[0].dtype
-    exact = {"atol": 1e-4, "rtol": 1e-4}
-    tolerance = {"atol": 2e-2, "rtol": 2e-2} if dtype is torch.bfloat16 else exact
-    by_request = zip(y.split(lengths), *(x.split(lengths) for x in rows), reads, writes, strict=True)
-    for found, qkv, a, b, read, write in by_request:
-        start = torch.zeros_like(before[0]) if read == NO_SLOT else before[read]
-        expected, end = by_the_formula(rule, qkv, a, b, start)
-        torch.testing.assert_close(found.double(), expected, **tolerance)
-        torch.testing.assert_close(states[write].double(), end, **exact)
-    assert torch.equal(states[[1, 3, 4]], before[[1, 3, 4]])
+    rows = rows_of(rule, sum(lengths), dtype or torch.float32)
+    assert_is_the_formula(rule, rows, lengths, partial(by_the_formula, rule))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @torch.inference_mode()
 def test_chunks_and_batches_are_the_same_bits_in_the_kernel(sizes, dtype):
-    rule, num_rows = rule_of(sizes, dtype), 12
-    rows = rows_of(rule, num_rows, dtype)
-
-    def in_chunks(size):
-        states, read, results = states_of(rule), NO_SLOT, []
-        for chunk in zip(*(x.split(size) for x in rows), strict=True):
-            results.append(rule(*chunk, states, step_of([len(chunk[0])], [read], [1])))
-            read = 1
-        return torch.cat(results), states[1]
-
-    y, end = in_chunks(num_rows)
-    for size in range(1, num_rows):
-        found, state = in_chunks(size)
-        assert torch.equal(found, y)
-        assert torch.equal(state, end)
-    others = rows_of(rule, 5, dtype)
-    batch = [torch.cat((x[:2], y, x[2:])) for x, y in zip(others, rows, strict=True)]
-    states = states_of(rule)
-    found = rule(*batch, states, step_of([1, 1, num_rows, 3], [3, 4, NO_SLOT, NO_SLOT], [3, 0, 1, 2]))
-    assert torch.equal(found[2 : 2 + num_rows], y)
-    assert torch.equal(states[1], end)
+    rule = rule_of(sizes, dtype)
+    assert_chunks_and_batches_are_the_same_bits(rule, rows_of(rule, 12, dtype), rows_of(rule, 5, dtype))
 
 
 @pytest.mark.parametrize("dtype", [None, *DTYPES], ids=["torch", "float32", "bfloat16"])
