@@ -3,7 +3,7 @@
 from pipezoo_core.weights.base import LazyTensor, Weights, WeightsAdapter, concatenated, divided
 from pipezoo_core.weights.encoding import resolve_encoding, torch_dtype
 from pipezoo_core.weights.files import open_weights
-from pipezoo_core.weights.fused_experts import with_experts_divided
+from pipezoo_core.weights.fused_experts import with_experts_divided, with_experts_unstacked
 from pipezoo_core.weights.gguf import GGUFFile, open_gguf
 from pipezoo_core.weights.gguf_decoder import GGUFDecoder, model_type_of
 from pipezoo_core.weights.gguf_names import in_halves, renamed_from_gguf, with_a_channel
@@ -44,6 +44,7 @@ __all__ = [
     "torch_dtype",
     "with_a_channel",
     "with_experts_divided",
+    "with_experts_unstacked",
     "with_quantized",
     "without_redundant",
     "write_safetensors",

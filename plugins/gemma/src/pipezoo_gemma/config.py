@@ -9,7 +9,7 @@ from typing import Any, Self
 from transformers import PretrainedConfig
 
 from pipezoo_core.attention import AttentionSpec
-from pipezoo_core.decoder import DecoderConfig
+from pipezoo_core.decoder import DecoderConfig, known_layer_types
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.layers import known_activation, max_rotary_length, max_shareable_length, rope_of_whole_heads
 from pipezoo_core.weights import GGUFDecoder, GGUFFile
@@ -70,7 +70,7 @@ class GemmaConfig(DecoderConfig):
                 found=f"attn_logit_softcapping {config.attn_logit_softcapping}",
                 allowed="none",
             )
-        kinds = (_FULL,) * config.num_hidden_layers if is_first else _kinds(config.layer_types)
+        kinds = (_FULL,) * config.num_hidden_layers if is_first else known_layer_types(config.layer_types, _KINDS)
         rope_of_kinds = config.rope_parameters if is_third else dict.fromkeys(_KINDS, config.rope_parameters)
         ropes: list[Mapping[str, Any]] = []
         for rope in (rope_of_kinds[kind] for kind in kinds):
@@ -114,15 +114,6 @@ class GemmaConfig(DecoderConfig):
             softcap=self.attention_softcap,
         )
         return tuple(replace(full, sliding_window=window) for window in self.sliding_windows)
-
-
-def _kinds(layer_types: list[str]) -> tuple[str, ...]:
-    unknown = set(layer_types) - {*_KINDS}
-    if unknown:
-        raise UnsupportedModelError(
-            "the config's layer_types are not what its layers can be", found=sorted(unknown), allowed=_KINDS
-        )
-    return tuple(layer_types)  # as many as there are layers: every PretrainedConfig sees to that
 
 
 def _softcap(config: PretrainedConfig, name: str) -> float | None:

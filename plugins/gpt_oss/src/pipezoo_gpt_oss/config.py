@@ -9,7 +9,7 @@ from typing import Any, Self
 from transformers import PretrainedConfig
 
 from pipezoo_core.attention import AttentionSpec
-from pipezoo_core.decoder import DecoderConfig
+from pipezoo_core.decoder import DecoderConfig, known_layer_types
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.layers import ClampedGate, Routing, max_rotary_length, max_shareable_length
 from pipezoo_core.weights import GGUFDecoder, GGUFFile
@@ -90,13 +90,7 @@ class GptOssConfig(DecoderConfig):
 
 
 def _sliding_windows(config: PretrainedConfig) -> tuple[int | None, ...]:
-    kinds, window = config.layer_types, config.sliding_window
-    if not set(kinds) <= _HAS_WINDOW.keys():
-        raise UnsupportedModelError(
-            "the config's layer_types are not what its layers can be",
-            found=sorted(set(kinds)),
-            allowed=sorted(_HAS_WINDOW),
-        )
+    kinds, window = known_layer_types(config.layer_types, _HAS_WINDOW), config.sliding_window
     has_windows = any(map(_HAS_WINDOW.__getitem__, kinds))
     if has_windows and (window is None or window < 1):
         raise UnsupportedModelError(

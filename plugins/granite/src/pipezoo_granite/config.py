@@ -10,7 +10,7 @@ from typing import Any, Self
 from transformers import PretrainedConfig
 
 from pipezoo_core.attention import AttentionSpec
-from pipezoo_core.decoder import DecoderConfig
+from pipezoo_core.decoder import DecoderConfig, known_layer_types
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.layers import (
     Routing,
@@ -74,7 +74,7 @@ class GraniteConfig(DecoderConfig):
             UnsupportedModelError: a layer's kind, the activation or the kind of positions is unknown, a part of each
                 head alone is rotated, or numbers are none or do not fit.
         """
-        has_state = _has_state(config.layer_types)
+        has_state = tuple(_HAS_STATE[kind] for kind in known_layer_types(config.layer_types, _HAS_STATE))
         rope, length = _rope(config), config.max_position_embeddings
         if any(has_state) and config.hidden_act not in ("silu", "swish"):  # it is the convolution's, too
             raise UnsupportedModelError(
@@ -119,15 +119,6 @@ class GraniteConfig(DecoderConfig):
         return tuple(
             self.mamba.state if has_state and self.mamba is not None else self.attention for has_state in self.has_state
         )
-
-
-def _has_state(layer_types: list[str]) -> tuple[bool, ...]:
-    unknown = {*layer_types} - {*_HAS_STATE}
-    if unknown:
-        raise UnsupportedModelError(
-            "the config's layer_types are not what its layers can be", found=sorted(unknown), allowed=[*_HAS_STATE]
-        )
-    return tuple(_HAS_STATE[kind] for kind in layer_types)
 
 
 def _rope(config: PretrainedConfig) -> Mapping[str, Any] | None:

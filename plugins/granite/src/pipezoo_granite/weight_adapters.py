@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from transformers import PretrainedConfig
 
-from pipezoo_core.weights import LazyTensor, divided, with_experts_divided, without_redundant
+from pipezoo_core.weights import LazyTensor, divided, with_experts_divided, with_experts_unstacked, without_redundant
 
 __all__ = ["adapt_safetensors"]
 
@@ -19,7 +19,6 @@ _NAMES = (
     (re.compile(r"\.block_sparse_moe\.output_linear\.weight$"), ".block_sparse_moe.experts.down_proj"),
     (re.compile(r"\.block_sparse_moe\.router\.layer\."), ".block_sparse_moe.router."),
 )
-_STACKED = re.compile(r"(.*\.experts)\.(gate_up_proj|down_proj)")
 
 
 def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
@@ -33,12 +32,8 @@ def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfi
         name = key
         for theirs, ours in _NAMES:
             name = theirs.sub(ours, name)
-        stacked = _STACKED.fullmatch(name)
-        if stacked is not None:
-            experts, layer = stacked.groups()
-            found |= {f"{experts}.{i}.{layer}.weight": each for i, each in enumerate(tensor.unstacked())}
-        elif ".shared_mlp.input_linear." in name:
+        if ".shared_mlp.input_linear." in name:
             found |= divided(name, tensor, "input_linear", halves)
         else:
             found[name] = tensor
-    return without_redundant(with_experts_divided(found), config)
+    return without_redundant(with_experts_divided(with_experts_unstacked(found)), config)

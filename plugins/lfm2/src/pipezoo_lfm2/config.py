@@ -9,7 +9,7 @@ from typing import Any, Self
 from transformers import PretrainedConfig
 
 from pipezoo_core.attention import AttentionSpec
-from pipezoo_core.decoder import DecoderConfig
+from pipezoo_core.decoder import DecoderConfig, known_layer_types
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.layers import max_rotary_length, max_shareable_length, rope_of_whole_heads
 from pipezoo_core.recurrence import StateSpec
@@ -66,7 +66,7 @@ class Lfm2Config(DecoderConfig):
             max_seq_len=max_rotary_length(rope, length),
             max_shareable_prompt=max_shareable_length(rope, length),
             norm_eps=config.norm_eps,
-            has_attention=_has_attention(config.layer_types),
+            has_attention=tuple(_HAS_ATTENTION[kind] for kind in known_layer_types(config.layer_types, _HAS_ATTENTION)),
             num_taps=config.conv_L_cache,
             conv_bias=config.conv_bias,
             tie_word_embeddings=config.tie_word_embeddings,
@@ -79,15 +79,6 @@ class Lfm2Config(DecoderConfig):
         """Attention, or the inputs of a convolution that the next token needs."""
         state = StateSpec(((self.num_taps - 1, self.hidden_size),))
         return tuple(self.attention if has_attention else state for has_attention in self.has_attention)
-
-
-def _has_attention(layer_types: list[str]) -> tuple[bool, ...]:
-    unknown = {*layer_types} - {*_HAS_ATTENTION}
-    if unknown:
-        raise UnsupportedModelError(
-            "the config's layer_types are not what its layers can be", found=sorted(unknown), allowed=[*_HAS_ATTENTION]
-        )
-    return tuple(_HAS_ATTENTION[kind] for kind in layer_types)
 
 
 def _intermediate_size(config: PretrainedConfig) -> int:

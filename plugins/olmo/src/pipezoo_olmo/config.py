@@ -10,7 +10,7 @@ from typing import Any, Self
 from transformers import PretrainedConfig
 
 from pipezoo_core.attention import AttentionSpec
-from pipezoo_core.decoder import DecoderConfig
+from pipezoo_core.decoder import DecoderConfig, known_layer_types
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.layers import known_activation, max_rotary_length, max_shareable_length, rope_of_whole_heads
 from pipezoo_core.weights import GGUFDecoder, GGUFFile
@@ -58,7 +58,7 @@ class OlmoConfig(DecoderConfig):
             UnsupportedModelError: the config asks for what the model is not.
         """
         is_first, is_third = config.model_type == "olmo", config.model_type == "olmo3"
-        kinds = _kinds(config.layer_types) if is_third else (_FULL,) * config.num_hidden_layers
+        kinds = known_layer_types(config.layer_types, _KINDS) if is_third else (_FULL,) * config.num_hidden_layers
         rope_of_kinds = config.rope_parameters if is_third else {_FULL: config.rope_parameters}
         ropes: list[Mapping[str, Any]] = []
         for rope in (rope_of_kinds[kind] for kind in kinds):
@@ -95,15 +95,6 @@ class OlmoConfig(DecoderConfig):
     def layers(self) -> tuple[AttentionSpec, ...]:
         """Causal attention with grouped heads, each layer over its own window."""
         return tuple(replace(self.attention, sliding_window=window) for window in self.sliding_windows)
-
-
-def _kinds(layer_types: list[str]) -> tuple[str, ...]:
-    unknown = set(layer_types) - {*_KINDS}
-    if unknown:
-        raise UnsupportedModelError(
-            "the config's layer_types are not what its layers can be", found=sorted(unknown), allowed=_KINDS
-        )
-    return tuple(layer_types)  # as many as there are layers: every PretrainedConfig sees to that
 
 
 def _window(config: PretrainedConfig) -> int:

@@ -9,7 +9,7 @@ from typing import Any, Self
 from transformers import PretrainedConfig
 
 from pipezoo_core.attention import AttentionSpec
-from pipezoo_core.decoder import DecoderConfig
+from pipezoo_core.decoder import DecoderConfig, known_layer_types
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.layers import Routing, known_activation, max_rotary_length, max_shareable_length, rope_of_whole_heads
 from pipezoo_core.weights import GGUFDecoder, GGUFFile, model_type_of
@@ -129,15 +129,10 @@ class QwenConfig(DecoderConfig):
 
 def _sliding_windows(config: PretrainedConfig) -> tuple[int | None, ...]:
     if config.model_type == "qwen3_moe":  # has no layer_types
-        kinds = ["full_attention" if config.sliding_window is None else "sliding_attention"] * config.num_hidden_layers
+        kind = "full_attention" if config.sliding_window is None else "sliding_attention"
+        kinds = (kind,) * config.num_hidden_layers
     else:
-        kinds = config.layer_types  # as many as there are layers: every PretrainedConfig sees to that
-    if not set(kinds) <= _HAS_WINDOW.keys():
-        raise UnsupportedModelError(
-            "the config's layer_types are not what its layers can be",
-            found=sorted(set(kinds)),
-            allowed=sorted(_HAS_WINDOW),
-        )
+        kinds = known_layer_types(config.layer_types, _HAS_WINDOW)
     if not any(map(_HAS_WINDOW.__getitem__, kinds)):
         return (None,) * len(kinds)
     window = config.sliding_window

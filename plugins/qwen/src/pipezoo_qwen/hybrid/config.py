@@ -9,7 +9,7 @@ from typing import Any, Self
 from transformers import PretrainedConfig
 
 from pipezoo_core.attention import AttentionSpec
-from pipezoo_core.decoder import DecoderConfig
+from pipezoo_core.decoder import DecoderConfig, known_layer_types
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.layers import known_activation, max_rotary_length, max_shareable_length
 from pipezoo_core.recurrence import StateSpec
@@ -99,12 +99,6 @@ class QwenHybridConfig(DecoderConfig):
             UnsupportedModelError: a layer's kind or the activation is unknown, or sizes do not fit.
         """
         rope = config.rope_parameters
-        if not set(config.layer_types) <= _HAS_STATE.keys():
-            raise UnsupportedModelError(
-                "the config's layer_types are not what its layers can be",
-                found=sorted(set(config.layer_types)),
-                allowed=sorted(_HAS_STATE),
-            )
         if config.hidden_act != "silu":  # it is the convolution's, too
             raise UnsupportedModelError(
                 "the config has another activation function than any such model",
@@ -131,7 +125,7 @@ class QwenHybridConfig(DecoderConfig):
                 value_size=config.linear_value_head_dim,
                 num_taps=config.linear_conv_kernel_dim,
             ),
-            has_state=tuple(map(_HAS_STATE.__getitem__, config.layer_types)),
+            has_state=tuple(_HAS_STATE[kind] for kind in known_layer_types(config.layer_types, _HAS_STATE)),
             tie_word_embeddings=config.tie_word_embeddings,
             max_position_embeddings=config.max_position_embeddings,
             rope_parameters=rope,

@@ -8,7 +8,7 @@ from itertools import accumulate
 
 from transformers import PretrainedConfig
 
-from pipezoo_core.weights import LazyTensor, of_text_part
+from pipezoo_core.weights import LazyTensor, of_text_part, with_experts_unstacked
 from pipezoo_qwen.hybrid.config import QwenHybridConfig
 from pipezoo_qwen.weight_adapters import adapt_safetensors
 
@@ -16,7 +16,6 @@ __all__ = ["adapt_hybrid"]
 
 _DRAFTING = "mtp."  # layers that guess tokens ahead, which transformers leaves out, too
 _OF_THE_RULE = re.compile(r"(.*\.linear_attn)\.(A_log|dt_bias)")
-_STACKED = re.compile(r"(.*\.experts)\.(gate_up_proj|down_proj)")
 
 
 def adapt_hybrid(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
@@ -30,14 +29,8 @@ def adapt_hybrid(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) ->
     for key, tensor in of_text_part(tensors).items():
         if key.startswith(_DRAFTING):
             continue
-        name = _OF_THE_RULE.sub(r"\1.rule.\2", key)
-        stacked = _STACKED.fullmatch(name)
-        if stacked is not None:
-            experts, layer = stacked.groups()
-            found |= {f"{experts}.{i}.{layer}.weight": each for i, each in enumerate(tensor.unstacked())}
-        else:
-            found |= _sorted(name, tensor, hybrid)
-    return adapt_safetensors(found, config)
+        found |= _sorted(_OF_THE_RULE.sub(r"\1.rule.\2", key), tensor, hybrid)
+    return adapt_safetensors(with_experts_unstacked(found), config)
 
 
 def _sorted(name: str, tensor: LazyTensor, config: QwenHybridConfig) -> dict[str, LazyTensor]:
