@@ -7,7 +7,6 @@ from pathlib import Path
 from peers import NUM_THREADS, Prompts
 
 WEIGHTS = {"float32": "f16", "bfloat16": "f16", "int8": "q8_0", "int4": "q4_0"}  # it reads no bf16
-PRECISION = {"float32": "f32"}  # of the arithmetic; bf16 with all others
 KV_CACHE_GB = 4
 
 
@@ -22,7 +21,9 @@ class Engine:
         scheduling = genai.SchedulerConfig()
         scheduling.cache_size = KV_CACHE_GB
         scheduling.enable_prefix_caching = True
-        properties = {"INFERENCE_PRECISION_HINT": PRECISION.get(dtype, "bf16"), "INFERENCE_NUM_THREADS": NUM_THREADS}
+        can_do_bf16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")  # else it refuses
+        precision = "f32" if dtype == "float32" or not can_do_bf16 else "bf16"  # of the arithmetic
+        properties = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": NUM_THREADS}
         self.pipeline = genai.ContinuousBatchingPipeline(str(path), scheduling, "CPU", properties)
 
     def generate(self, prompts: Prompts, num_tokens: int) -> list[list[int]]:
