@@ -53,7 +53,8 @@ BUGS = [
         "gemma", "plain", "log_probabilities", r"embedding is scaled otherwise: .* 8 times.*√64",
     ),
     Bug(
-        "norm offset", GEMMA, "model.py", "offset=1.0", "offset=0.0",
+        "norm offset", GEMMA, "model.py",
+        "(size, config.rms_norm_eps, offset=1.0)", "(size, config.rms_norm_eps, offset=0.0)",
         "gemma", "plain", "log_probabilities", r"norm .* norm's offset: 1 is added to its weight",
     ),
     Bug(

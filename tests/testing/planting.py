@@ -36,14 +36,18 @@ class Bug:
     cause: str
 
 
+def folder_of(bug):
+    """Returns the folder of the plugin that is copied."""
+    return Path(importlib.import_module(bug.package).__file__).parent
+
+
 def plant(bug, site):
     """Installs a copy with the mistake into a folder that is imported from, and returns the distribution's name."""
     package = f"planted_{next(_numbers)}"
-    source = Path(importlib.import_module(bug.package).__file__).parent
+    source = folder_of(bug)
     for path in source.rglob("*.py"):
         text = path.read_text()
         if path.relative_to(source).as_posix() == bug.file:
-            assert text.count(bug.right) == 1, f"{bug.right!r} is not once in {bug.file}"
             text = text.replace(bug.right, bug.wrong)
         target = site / package / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 from testing.bugs import BUGS
-from testing.planting import forget, plant
+from testing.planting import folder_of, forget, plant
 
 from pipezoo_core.testing import CHECKS, ConformanceError, NotCheckedError, tiny_configs
 from pipezoo_core.testing.bench import Bench
@@ -28,6 +28,11 @@ def first_failure(bug, distribution, folder):
         except NotCheckedError:
             continue
     return None, ""
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def test_line_that_is_changed_is_in_the_plugin_once(bug):
+    assert (folder_of(bug) / bug.file).read_text().count(bug.right) == 1
 
 
 @pytest.mark.parametrize(
