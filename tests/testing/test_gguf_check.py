@@ -24,8 +24,11 @@ READ = {  # by shipped plugins
     "pipezoo-mistral": {"mixtral"},
     "pipezoo-olmo": {"olmo", "olmo2", "olmo3"},
     "pipezoo-phi": {"phi", "phi3"},
-    "pipezoo-qwen": {"qwen2", "qwen2_moe", "qwen3", "qwen3_moe"},
-}
+    "pipezoo-qwen": {
+        "qwen2", "qwen2_moe", "qwen3", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe",
+        "qwen3_next",
+    },
+}  # fmt: skip
 NORMS = "dict.fromkeys(_ALL_GGUF_NORMS, _without_the_one)"
 BUGS = [
     Bug(

@@ -127,6 +127,8 @@ def byte_level_of(byte_level_metadata):
         ("smollm", "It's 2024  ok", ["It", "'s", " ", "2", "0", "2", "4", " ", " ok"]),
         ("llama-bpe", "IT'S 12345\n\n x", ["IT", "'S", " ", "123", "45", "\n\n", " x"]),
         ("qwen2", "IT'S 123.\n x", ["IT", "'S", " ", "1", "2", "3", ".\n", " x"]),
+        ("qwen2", "e\u0301a 12", ["e", "\u0301a", " ", "1", "2"]),
+        ("qwen35", "e\u0301a 12", ["e\u0301a", " ", "1", "2"]),
         ("tekken", "HelloWorld 12/\nÉa", ["Hello", "World", " ", "1", "2", "/\n", "Éa"]),
         ("gpt-4o", "don't HelloWorld 1234", ["don't", " Hello", "World", " ", "123", "4"]),
         ("default", "a(b) $12345", ["a", "(", "b", ")", " ", "$", "123", "45"]),

@@ -20,7 +20,10 @@ _ARCHITECTURES = {  # of text models that llama.cpp calls otherwise
     "olmo3": "olmo2",
     "phi": "phi2",
     "qwen2_moe": "qwen2moe",
+    "qwen3_5_moe_text": "qwen35moe",
+    "qwen3_5_text": "qwen35",
     "qwen3_moe": "qwen3moe",
+    "qwen3_next": "qwen3next",
 }
 _ENTRIES: Mapping[str, tuple[type, tuple[str, ...]]] = {
     "context_length": (int, ("max_position_embeddings",)),
@@ -75,9 +78,9 @@ def metadata_of(config: Any) -> dict[str, Any]:
     found |= _of_heads(config) | _of_positions(config)
     if config.model_type in _WINDOWED and _SLIDING in (getattr(config, "layer_types", None) or [_SLIDING]):
         found["attention.sliding_window"] = config.sliding_window
+    found["feed_forward_length"] = found["feed_forward_length"] or 4 * config.hidden_size
     if config.model_type in _OWN:
         found |= _OWN[config.model_type](config)
-    found["feed_forward_length"] = found["feed_forward_length"] or 4 * config.hidden_size
     return {key: value for key, value in found.items() if value is not None}
 
 
@@ -171,6 +174,27 @@ def _of_lfm2(config: Any) -> dict[str, Any]:
     }
 
 
+def _of_qwen3_next(config: Any) -> dict[str, Any]:
+    """Sizes of the layers with a state, in the words of Mamba; which these are only by an interval."""
+    return {
+        "full_attention_interval": 4,
+        "ssm.conv_kernel": config.linear_conv_kernel_dim,
+        "ssm.state_size": config.linear_key_head_dim,
+        "ssm.group_count": config.linear_num_key_heads,
+        "ssm.time_step_rank": config.linear_num_value_heads,
+        "ssm.inner_size": config.linear_num_value_heads * config.linear_value_head_dim,
+    }
+
+
+def _of_qwen3_5(config: Any) -> dict[str, Any]:
+    """The same, and the sections of RoPE; of a mixture no size but those of its experts."""
+    return {
+        **_of_qwen3_next(config),
+        "rope.dimension_sections": [11, 11, 10, 0],
+        "feed_forward_length": getattr(config, "intermediate_size", None),
+    }
+
+
 _OWN: Mapping[str, Callable[[Any], dict[str, Any]]] = {
     "bloom": lambda config: {"context_length": getattr(config, "seq_length", _LENGTH_OF_BLOOM)},
     "deepseek_v2": _of_deepseek,
@@ -182,6 +206,9 @@ _OWN: Mapping[str, Callable[[Any], dict[str, Any]]] = {
     "olmo": lambda _: {"attention.layer_norm_epsilon": 1e-5},
     "olmo3": lambda config: {"attention.sliding_window_pattern": [kind == _SLIDING for kind in config.layer_types]},
     "phi3": lambda config: {"rope.scaling.original_context_length": config.original_max_position_embeddings},
+    "qwen3_5_moe_text": _of_qwen3_5,
+    "qwen3_5_text": _of_qwen3_5,
+    "qwen3_next": _of_qwen3_next,
 }
 
 
@@ -209,5 +236,5 @@ _GRANTED: Mapping[str, Callable[[Any], dict[str, Any]]] = {
     },
     "mixtral": lambda _: {"sliding_window": None},
     "olmo3": lambda config: {"rope_parameters": dict.fromkeys((_SLIDING, _FULL), config.rope_parameters[_FULL])},
-    "qwen3_moe": lambda _: {"norm_topk_prob": True},
+    **dict.fromkeys(("qwen3_moe", "qwen3_next"), lambda _: {"norm_topk_prob": True}),
 }

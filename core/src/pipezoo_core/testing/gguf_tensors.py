@@ -154,6 +154,51 @@ def _with_experts_apart(tensors: Mapping[str, Tensor], config: Any) -> Named:
             yield f"{place}.{kind}.{parameter}", rows
 
 
+def _of_qwen3_next(tensors: Mapping[str, Tensor], config: Any) -> Named:
+    """Rates as in Granite's files; norms have the 1, but for the one behind the rule; experts and heads lie apart."""
+    for name, tensor in tensors.items():
+        place, _, kind = name.rpartition(".")
+        if kind == "A_log":
+            yield name, -tensor.exp()
+        elif kind == "dt_bias":
+            yield f"{place}.dt_proj.bias", tensor
+        elif name.endswith("norm.weight") and not name.endswith("linear_attn.norm.weight"):
+            yield name, tensor + 1
+        elif name.endswith(".in_proj_qkvz.weight"):
+            key, heads = config.linear_key_head_dim, config.linear_num_key_heads
+            values = config.linear_num_value_heads // heads * config.linear_value_head_dim
+            parts = tensor.unflatten(0, (heads, -1)).split([key, key, values, values], dim=1)
+            q, k, v, z = (part.flatten(0, 1) for part in parts)
+            yield name.replace("qkvz", "qkv"), torch.cat([q, k, v])
+            yield name.replace("qkvz", "z"), z
+        elif name.endswith(".experts.gate_up_proj"):
+            for part, rows in zip(("gate_proj", "up_proj"), tensor.chunk(2, dim=1), strict=True):
+                yield f"{place}.{part}.weight", rows
+        else:
+            yield f"{name}.weight" if name.endswith(".experts.down_proj") else name, tensor
+
+
+def _of_qwen3_5(tensors: Mapping[str, Tensor], config: Any) -> Named:
+    """The value heads of a key head do not lie side by side, but each beside those of the other key heads."""
+    heads, size = config.linear_num_key_heads, config.linear_value_head_dim
+    num_keys = 2 * heads * config.linear_key_head_dim
+
+    def tiled(rows: Tensor, size: int) -> Tensor:
+        return rows.unflatten(0, (heads, -1, size)).transpose(0, 1).flatten(0, 2)
+
+    def change(name: str, tensor: Tensor) -> Tensor:
+        kind = name.partition(".linear_attn.")[2].partition(".")[0]
+        if kind in ("in_proj_qkv", "conv1d"):
+            return torch.cat([tensor[:num_keys], tiled(tensor[num_keys:], size)])
+        if kind in ("in_proj_a", "in_proj_b", "A_log", "dt_bias"):
+            return tiled(tensor, 1)
+        if kind == "out_proj":
+            return tiled(tensor.T, size).T
+        return tiled(tensor, size) if kind == "in_proj_z" else tensor
+
+    return _of_qwen3_next({name: change(name, tensor) for name, tensor in tensors.items()}, config)
+
+
 _CHANGES: Mapping[str, Callable[[Mapping[str, Tensor], Any], Named]] = {
     **dict.fromkeys(("arcee", "granite", "granitemoe", "llama", "mistral3", "olmo", "smollm3"), _with_neighbours),
     **dict.fromkeys(("gemma", "gemma2", "gemma3", "nemotron"), _with_the_one),
@@ -161,4 +206,6 @@ _CHANGES: Mapping[str, Callable[[Mapping[str, Tensor], Any], Named]] = {
     "gpt-oss": _with_experts_apart,
     "gpt2": _with_conv1d_transposed,
     "granitehybrid": _of_granite_hybrid,
+    "qwen3next": _of_qwen3_next,
+    **dict.fromkeys(("qwen35", "qwen35moe"), _of_qwen3_5),
 }

@@ -6,7 +6,13 @@ from pipezoo_core.weights.files import open_weights
 from pipezoo_core.weights.fused_experts import with_experts_divided, with_experts_unstacked
 from pipezoo_core.weights.gguf import GGUFFile, open_gguf
 from pipezoo_core.weights.gguf_decoder import GGUFDecoder, model_type_of
-from pipezoo_core.weights.gguf_names import in_halves, renamed_from_gguf, with_a_channel
+from pipezoo_core.weights.gguf_names import (
+    as_vector,
+    in_halves,
+    logarithm_of_rates,
+    renamed_from_gguf,
+    with_a_channel,
+)
 from pipezoo_core.weights.keeping import keep_outline, kept_layers
 from pipezoo_core.weights.loading import load_module
 from pipezoo_core.weights.progress import observed_weights
@@ -24,6 +30,7 @@ __all__ = [
     "Weights",
     "WeightsAdapter",
     "WrittenTensor",
+    "as_vector",
     "concatenated",
     "divided",
     "find_safetensors",
@@ -31,6 +38,7 @@ __all__ = [
     "keep_outline",
     "kept_layers",
     "load_module",
+    "logarithm_of_rates",
     "model_type_of",
     "observed_weights",
     "of_text_part",

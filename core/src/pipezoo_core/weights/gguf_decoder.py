@@ -24,7 +24,10 @@ _MODEL_TYPES = {  # where llama.cpp has another name
     "gptneox": "gpt_neox",
     "phi2": "phi",
     "qwen2moe": "qwen2_moe",
+    "qwen35": "qwen3_5_text",
+    "qwen35moe": "qwen3_5_moe_text",
     "qwen3moe": "qwen3_moe",
+    "qwen3next": "qwen3_next",
 }
 _SIGMOID = 2  # of llama.cpp's functions that make scores of a router's logits: DeepSeek-V3's, and not V2's
 _EMBEDDING = "token_embd.weight"
@@ -85,6 +88,7 @@ class GGUFDecoder:
         rotates_part: bool = False,
         rope_keys: Collection[str] = (),
         num_kv_heads: int | None = None,
+        intermediate_size: int | None = None,
     ) -> dict[str, Any]:
         """Returns the fields of a config.json that decoders share, a head that is tied where the file has none.
 
@@ -95,6 +99,7 @@ class GGUFDecoder:
                 each.
             rope_keys: as for `rope_parameters`.
             num_kv_heads: of the layers with attention, where the file says it layer by layer; None for what it says.
+            intermediate_size: where the file does not say it; None where it has to.
         """
         hidden_size, num_heads = self.size("embedding_length"), self.size("attention.head_count")
         head_dim = self.size("attention.key_length", hidden_size // num_heads)
@@ -104,7 +109,7 @@ class GGUFDecoder:
         fields = {
             "vocab_size": weights[_EMBEDDING].shape[0],
             "hidden_size": hidden_size,
-            "intermediate_size": self.size("feed_forward_length"),
+            "intermediate_size": self.size("feed_forward_length", intermediate_size),
             "num_hidden_layers": self.size("block_count"),
             "num_attention_heads": num_heads,
             "num_key_value_heads": num_kv_heads or self.size("attention.head_count_kv", num_heads),

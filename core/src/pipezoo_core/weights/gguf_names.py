@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
+import torch
+from torch import Tensor
+
+from pipezoo_core.errors import CorruptCheckpointError
 from pipezoo_core.layers import halves
 from pipezoo_core.weights.base import LazyTensor
 
-__all__ = ["in_halves", "renamed_from_gguf", "with_a_channel"]
+__all__ = ["as_vector", "in_halves", "logarithm_of_rates", "renamed_from_gguf", "with_a_channel"]
 
 _NAMES = {
     "token_embd": "model.embed_tokens",
@@ -94,3 +98,27 @@ def with_a_channel(tensor: LazyTensor) -> LazyTensor:
         return tensor
     num_channels, num_taps = tensor.shape
     return LazyTensor((num_channels, 1, num_taps), tensor.dtype, lambda rows: tensor.read(rows).unsqueeze(1))
+
+
+def as_vector(tensor: LazyTensor) -> LazyTensor:
+    """Returns all numbers in one row: of heads a file may have them as [H, 1], of groups as [G, numbers of one]."""
+    return LazyTensor((tensor.num_elements,), tensor.dtype, lambda rows: tensor.load().flatten()[rows])
+
+
+def logarithm_of_rates(tensor: LazyTensor) -> LazyTensor:
+    """Returns the logarithms `A_log` [H] of rates of decay, for which a file has `-exp(A_log)`.
+
+    Reading them raises a CorruptCheckpointError where a rate is not below 0.
+    """
+    return as_vector(tensor).then(_logarithms, num_rows=1)
+
+
+def _logarithms(rates: Tensor) -> Tensor:
+    if not (rates < 0).all():
+        raise CorruptCheckpointError(
+            "the GGUF file's ssm_a has rates of decay that are none",
+            found=rates[~(rates < 0)].tolist(),
+            allowed="numbers below 0",
+            cure="Convert the model again.",
+        )
+    return torch.log(-rates)

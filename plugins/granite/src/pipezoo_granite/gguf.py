@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import PretrainedConfig
 
-from pipezoo_core.errors import CorruptCheckpointError
-from pipezoo_core.weights import GGUFDecoder, GGUFFile, LazyTensor, in_halves, renamed_from_gguf, with_a_channel
+from pipezoo_core.weights import (
+    GGUFDecoder,
+    GGUFFile,
+    LazyTensor,
+    as_vector,
+    in_halves,
+    logarithm_of_rates,
+    renamed_from_gguf,
+    with_a_channel,
+)
 
 __all__ = ["adapt_gguf", "config_from_gguf"]
 
@@ -83,10 +89,10 @@ def adapt_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> d
     changes = {
         "attn_q": in_halves(config.num_attention_heads),
         "attn_k": in_halves(config.num_key_value_heads),
-        "ssm_a": _as_logarithm,
+        "ssm_a": logarithm_of_rates,
         "ssm_conv1d": with_a_channel,
-        "ssm_d": _as_vector,
-        "ssm_norm": _as_vector,
+        "ssm_d": as_vector,
+        "ssm_norm": as_vector,
     }
     named = {f"{name}.weight" if name.endswith((".ssm_a", ".ssm_d")) else name: each for name, each in tensors.items()}
     found = {}
@@ -95,24 +101,3 @@ def adapt_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> d
             name = name.replace(theirs, ours)
         found[name] = tensor
     return found
-
-
-def _as_vector(tensor: LazyTensor) -> LazyTensor:
-    """A file has numbers of heads as [H, 1], and those of groups as [G, numbers of one]."""
-    return LazyTensor((tensor.num_elements,), tensor.dtype, lambda rows: tensor.load().flatten()[rows])
-
-
-def _as_logarithm(tensor: LazyTensor) -> LazyTensor:
-    """A file has `-exp(A_log)`."""
-
-    def change(rates: Tensor) -> Tensor:
-        if not (rates < 0).all():
-            raise CorruptCheckpointError(
-                "the GGUF file's ssm_a has rates of decay that are none",
-                found=rates[~(rates < 0)].tolist(),
-                allowed="numbers below 0",
-                cure="Convert the model again.",
-            )
-        return torch.log(-rates)
-
-    return _as_vector(tensor).then(change, num_rows=1)

@@ -21,6 +21,7 @@ def pipezoo_architectures() -> list[SupportedArchitecture]:
         Qwen3HuggingFaceConfig,
         Qwen3MoeHuggingFaceConfig,
     )
+    from pipezoo_qwen.hybrid.gguf import adapt_hybrid_gguf, hybrid_config_from_gguf
     from pipezoo_qwen.hybrid.huggingface_config import (
         Qwen3NextHuggingFaceConfig,
         Qwen35HuggingFaceConfig,
@@ -39,7 +40,8 @@ def pipezoo_architectures() -> list[SupportedArchitecture]:
             model_types=(model_type,),
             pipeline_model=QwenHybridPipelineModel,
             huggingface_config=huggingface_config,
-            weight_adapters={WeightsFormat.safetensors: adapt_hybrid},
+            weight_adapters={WeightsFormat.safetensors: adapt_hybrid, WeightsFormat.gguf: adapt_hybrid_gguf},
+            config_from_gguf=hybrid_config_from_gguf,
             not_claimed={Capability.tensor_parallelism: "states of layers are not divided"},
         )
         for name, model_type, huggingface_config in (
