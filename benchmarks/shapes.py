@@ -75,6 +75,7 @@ TYPES: dict[str, dict[str, Any]] = {
         "mamba_d_state": 128,
     },
     "lfm2": {**_DENSE, "layer_types": ["conv", "conv", "full_attention", "conv"] * 2},
+    "lfm2_moe": {**_MIXTURE, "layer_types": ["conv", "conv", "full_attention", "conv"] * 2},
     "llama": _DENSE,
     "ministral3": _DENSE,
     "mistral": {**_DENSE, "sliding_window": 512},

@@ -34,6 +34,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "gemma3": {"text_config": {"model_type": "gemma3_text"}},
     "granitemoehybrid": {"num_hidden_layers": 4, "layer_types": ["mamba", "mamba", "attention", "mamba"]},
     "lfm2": {"hidden_size": 2048, "full_attn_idxs": [2]},
+    "lfm2_moe": {"num_hidden_layers": 4, "layer_types": ["conv", "conv", "full_attention", "conv"]},
     "mistral3": {"text_config": {"model_type": "mistral"}},
     "qwen3_5": {"text_config": {"model_type": "qwen3_5_text"}},
     "qwen3_5_moe": {"text_config": {"model_type": "qwen3_5_moe_text"}},

@@ -31,7 +31,7 @@ using pipezoo::Packing;
 // What pipezoo_core has to know of these functions: their arguments, the fields of `Step`, `StateStep`, `Layer`,
 // `Item`, `ExpertsLayer` and `RouterLayer`, the layout of packed weights. Another number for every change; pipezoo_core uses no
 // kernels of another number than its own.
-constexpr long kInterface = 10;
+constexpr long kInterface = 11;
 
 template <typename T>
 T from_python(PyObject* value) {

@@ -69,7 +69,7 @@ void route_row(const float* logits, std::int64_t* indices, float* weights, float
     if (layer.scores == Scores::softmax_of_chosen) softmax(weights, weights, top_k);
     float sum = 0;
     for (std::int64_t k = 0; k < top_k; ++k) sum += weights[k];
-    if (sum < float(layer.least_sum)) sum = float(layer.least_sum);
+    sum += float(layer.added_to_sum);
     for (std::int64_t k = 0; k < top_k; ++k)
         weights[k] = (layer.is_normalized ? weights[k] / sum : weights[k]) * float(layer.scale);
 }

@@ -17,7 +17,7 @@ struct RouterLayer {
     Scores scores;
     std::int64_t is_normalized;
     std::int64_t num_groups, num_chosen_groups, group_best;
-    double least_sum, scale;
+    double added_to_sum, scale;
 };
 
 // indices and weights [rows, top_k] of x [rows, hidden]. `logits` [rows, num_experts] is memory to work in.

@@ -9,7 +9,7 @@ from pipezoo_core.layers import Router, Routing, set_dtype
 ROUTINGS = {
     "softmax": {},
     "normalized": {"normalize": True},
-    "at_least": {"normalize": True, "least_sum": 0.9},
+    "more_than_the_sum": {"normalize": True, "added_to_sum": 0.9},
     "of_chosen": {"scores": "softmax_of_chosen", "scale": 2.5},
     "groups": {"num_groups": 4, "num_chosen_groups": 2, "scale": 2.5},
     "groups_by_their_best": {"scores": "sigmoid", "normalize": True, "num_groups": 5, "num_chosen_groups": 2,

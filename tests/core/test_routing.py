@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2TopkRouter
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
-from transformers.models.ernie4_5_moe.modeling_ernie4_5_moe import Ernie4_5_MoeTopKRouter
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssTopKRouter
+from transformers.models.lfm2_moe.modeling_lfm2_moe import Lfm2MoeTopKRouter
 from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 
@@ -17,13 +17,16 @@ from pipezoo_core.layers.routing import Routing
 SIZES = {"num_experts": 16, "num_local_experts": 16, "num_experts_per_tok": 4, "hidden_size": 24}
 GROUPS = {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5}
 V2, V3 = {"num_groups": 4, "num_chosen_groups": 2, "scale": 2.5}, {"scores": "sigmoid", "group_best": 2}
+LFM2 = {"use_expert_bias": False, "routed_scaling_factor": 1.5}
+LFM2_OURS = {"scores": "sigmoid", "added_to_sum": 1e-6, "scale": 1.5}
 # name -> the reference, its config, ours
 KINDS = {
     "mixtral": (MixtralTopKRouter, {}, {"normalize": True}),
     "qwen3_normalized": (Qwen3MoeTopKRouter, {"norm_topk_prob": True}, {"normalize": True}),
     "qwen3": (Qwen3MoeTopKRouter, {"norm_topk_prob": False}, {}),
     "gpt_oss": (GptOssTopKRouter, {}, {"scores": "softmax_of_chosen"}),
-    "ernie": (Ernie4_5_MoeTopKRouter, {"moe_norm_min": 1e-12}, {"normalize": True, "least_sum": 1e-12}),
+    "lfm2": (Lfm2MoeTopKRouter, {**LFM2, "norm_topk_prob": True}, {**LFM2_OURS, "normalize": True}),
+    "lfm2_as_they_are": (Lfm2MoeTopKRouter, {**LFM2, "norm_topk_prob": False}, LFM2_OURS),
     "deepseek_v2_greedy": (DeepseekV2TopkRouter, {**GROUPS, "topk_method": "greedy"}, {"scale": 2.5}),
     "deepseek_v2_groups": (DeepseekV2TopkRouter, {**GROUPS, "topk_method": "group_limited_greedy"}, V2),
     "deepseek_v3": (DeepseekV3TopkRouter, {**GROUPS, "norm_topk_prob": True}, {**V2, **V3, "normalize": True}),

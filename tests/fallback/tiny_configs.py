@@ -70,7 +70,7 @@ SPECIAL = {
         "d_model": 64,
         "max_seq_len": 256,
     },
-    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "zaya": {"num_experts_per_tok": 1},
     **dict.fromkeys(
         (

@@ -19,7 +19,7 @@ READ = {  # by shipped plugins
     "pipezoo-gpt": {"bloom", "falcon", "gpt2", "gpt_neox"},
     "pipezoo-gpt-oss": {"gpt_oss"},
     "pipezoo-granite": {"granitemoehybrid"},
-    "pipezoo-lfm2": {"lfm2"},
+    "pipezoo-lfm2": {"lfm2", "lfm2_moe"},
     "pipezoo-llama": {"llama"},
     "pipezoo-mistral": {"mixtral"},
     "pipezoo-olmo": {"olmo", "olmo2", "olmo3"},

@@ -61,7 +61,7 @@ class Router(nn.Module):
                 routing.num_groups,
                 routing.num_chosen_groups,
                 routing.group_best,
-                bits(float(routing.least_sum)),
+                bits(float(routing.added_to_sum)),
                 bits(float(routing.scale)),
             ],
             dtype=np.int64,

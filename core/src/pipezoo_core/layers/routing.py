@@ -24,10 +24,10 @@ class Routing:
     | --- | --- |
     | Mixtral, MiniMax | normalize |
     | Qwen2-MoE, Qwen3-MoE, OLMoE | normalize where `norm_topk_prob` |
-    | ERNIE 4.5 | normalize, least_sum=`moe_norm_min`, a correction |
     | gpt-oss, Granite | softmax_of_chosen |
     | DeepSeek-V2 | scale; where `group_limited_greedy`, groups |
     | DeepSeek-V3, GLM-4.5, dots.llm1 | sigmoid, normalize as Qwen, scale, groups, group_best=2, a correction |
+    | LFM2-MoE | sigmoid, normalize as Qwen, added_to_sum=1e-6, scale, a correction |
 
     Attributes:
         num_experts: E.
@@ -35,7 +35,7 @@ class Routing:
         scores: what a token's weights are made of: the softmax or the sigmoid of its logits, or the softmax of the
             chosen ones alone.
         normalize: whether the weights of a token are divided by their sum.
-        least_sum: that they are divided by at least.
+        added_to_sum: what that sum is more.
         scale: of the weights.
         num_groups: G, of experts side by side; only those of the best groups can be chosen.
         num_chosen_groups: how many groups these are.
@@ -49,7 +49,7 @@ class Routing:
     top_k: int
     scores: Literal["softmax", "sigmoid", "softmax_of_chosen"] = "softmax"
     normalize: bool = False
-    least_sum: float = 0.0
+    added_to_sum: float = 0.0
     scale: float = 1.0
     num_groups: int = 1
     num_chosen_groups: int = 1
@@ -89,7 +89,7 @@ class Routing:
         if self.scores == "softmax_of_chosen":
             weights_TK = weights_TK.softmax(-1)
         if self.normalize:
-            weights_TK = weights_TK / weights_TK.sum(-1, keepdim=True).clamp(min=self.least_sum)
+            weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + self.added_to_sum)
         return indices_TK, weights_TK * self.scale
 
     def _of_best_groups(self, ranked_TE: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ _ARCHITECTURES = {  # of text models that llama.cpp calls otherwise
     "gpt_neox": "gptneox",
     "gpt_oss": "gpt-oss",
     "granitemoehybrid": "granitehybrid",
+    "lfm2_moe": "lfm2moe",
     "ministral3": "mistral3",
     "mistral": "llama",
     "mixtral": "llama",
@@ -159,15 +160,27 @@ def _of_granite_hybrid(config: Any) -> dict[str, Any]:
 
 
 def _of_lfm2(config: Any) -> dict[str, Any]:
-    """The feed-forward layer's size as it is computed with, and key/value heads in the layers that have attention."""
+    """The feed-forward layer's size as it is computed with."""
     size = config.intermediate_size
     if config.block_auto_adjust_ff_dim:
         size = int(config.block_ffn_dim_multiplier * int(2 * size / 3))
         size = -(-size // config.block_multiple_of) * config.block_multiple_of
-    has_attention = [kind == _FULL for kind in config.layer_types]
+    return {**_of_short_convolutions(config), "feed_forward_length": size}
+
+
+def _of_lfm2_moe(config: Any) -> dict[str, Any]:
     return {
-        "feed_forward_length": size,
-        "attention.head_count_kv": [config.num_key_value_heads * each for each in has_attention],
+        **_of_short_convolutions(config),
+        "leading_dense_block_count": config.num_dense_layers,
+        "expert_gating_func": _SIGMOID,
+        "expert_weights_scale": None,
+    }
+
+
+def _of_short_convolutions(config: Any) -> dict[str, Any]:
+    """Key/value heads in the layers that have attention; one epsilon, by the name of RMSNorm's."""
+    return {
+        "attention.head_count_kv": [config.num_key_value_heads * (kind == _FULL) for kind in config.layer_types],
         "attention.layer_norm_rms_epsilon": config.norm_eps,
         "attention.layer_norm_epsilon": None,
         "shortconv.l_cache": config.conv_L_cache,
@@ -203,6 +216,7 @@ _OWN: Mapping[str, Callable[[Any], dict[str, Any]]] = {
     "gpt_oss": lambda config: {"expert_feed_forward_length": config.intermediate_size},
     "granitemoehybrid": _of_granite_hybrid,
     "lfm2": _of_lfm2,
+    "lfm2_moe": _of_lfm2_moe,
     "olmo": lambda _: {"attention.layer_norm_epsilon": 1e-5},
     "olmo3": lambda config: {"attention.sliding_window_pattern": [kind == _SLIDING for kind in config.layer_types]},
     "phi3": lambda config: {"rope.scaling.original_context_length": config.original_max_position_embeddings},
@@ -234,6 +248,7 @@ _GRANTED: Mapping[str, Callable[[Any], dict[str, Any]]] = {
         "max_position_embeddings": _LENGTH_OF_GRANITE,
         "position_embedding_type": None,
     },
+    "lfm2_moe": lambda _: {"norm_topk_prob": True, "routed_scaling_factor": 1.0},
     "mixtral": lambda _: {"sliding_window": None},
     "olmo3": lambda config: {"rope_parameters": dict.fromkeys((_SLIDING, _FULL), config.rope_parameters[_FULL])},
     **dict.fromkeys(("qwen3_moe", "qwen3_next"), lambda _: {"norm_topk_prob": True}),

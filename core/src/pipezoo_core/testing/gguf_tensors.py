@@ -24,6 +24,7 @@ KNOWN_ARCHITECTURES = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items(
 
 _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(\w+\.\w+)")
 _CONV1D = re.compile(r".*\.(?:c_attn|c_fc|c_proj)\.weight")
+_PARTS_OF_LFM2 = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 _CORRECTION = "e_score_correction_bias"
 
 Named = Iterator[tuple[str, Tensor]]
@@ -154,6 +155,23 @@ def _with_experts_apart(tensors: Mapping[str, Tensor], config: Any) -> Named:
             yield f"{place}.{kind}.{parameter}", rows
 
 
+def _of_lfm2_moe(tensors: Mapping[str, Tensor], config: Any) -> Named:
+    """Experts have the names of others' files, and the correction for their choice is a bias."""
+    del config
+    for name, tensor in tensors.items():
+        place, _, kind = name.rpartition(".")
+        if name.endswith(".experts.gate_up_proj"):
+            for part, rows in zip(("gate_proj", "up_proj"), tensor.chunk(2, dim=1), strict=True):
+                yield f"{place}.{part}.weight", rows
+        elif name.endswith((".experts.down_proj", ".expert_bias")):
+            yield f"{name}.bias" if kind == "expert_bias" else f"{name}.weight", tensor
+        elif ".experts." in name:
+            place, _, kind = place.rpartition(".")
+            yield f"{place}.{_PARTS_OF_LFM2[kind]}.weight", tensor
+        else:
+            yield name, tensor
+
+
 def _of_qwen3_next(tensors: Mapping[str, Tensor], config: Any) -> Named:
     """Rates as in Granite's files; norms have the 1, but for the one behind the rule; experts and heads lie apart."""
     for name, tensor in tensors.items():
@@ -206,6 +224,7 @@ _CHANGES: Mapping[str, Callable[[Mapping[str, Tensor], Any], Named]] = {
     "gpt-oss": _with_experts_apart,
     "gpt2": _with_conv1d_transposed,
     "granitehybrid": _of_granite_hybrid,
+    "lfm2moe": _of_lfm2_moe,
     "qwen3next": _of_qwen3_next,
     **dict.fromkeys(("qwen35", "qwen35moe"), _of_qwen3_5),
 }

@@ -37,6 +37,7 @@ _SIZES = {
     "n_group": 2,
     "topk_group": 1,
     "first_k_dense_replace": 1,
+    "num_dense_layers": 1,
     "kv_lora_rank": 16,
     "q_lora_rank": 24,
     "qk_rope_head_dim": 8,
@@ -73,7 +74,7 @@ _WITHOUT_EFFECT = {
 
 _MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 _STATES = {
-    "lfm2": "conv",
+    **dict.fromkeys(("lfm2", "lfm2_moe"), "conv"),
     **dict.fromkeys(("granitemoehybrid", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"), "linear_attention"),
 }
 """What `layer_types` calls layers that keep a state, where by default there are none, or no others."""

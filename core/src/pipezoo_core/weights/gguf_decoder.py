@@ -22,6 +22,7 @@ __all__ = ["GGUFDecoder", "model_type_of"]
 _MODEL_TYPES = {  # where llama.cpp has another name
     "granitehybrid": "granitemoehybrid",
     "gptneox": "gpt_neox",
+    "lfm2moe": "lfm2_moe",
     "phi2": "phi",
     "qwen2moe": "qwen2_moe",
     "qwen35": "qwen3_5_text",

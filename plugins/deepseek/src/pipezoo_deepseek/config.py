@@ -156,7 +156,7 @@ def _routing_v3(config: PretrainedConfig) -> Routing:
         top_k=config.num_experts_per_tok,
         scores="sigmoid",
         normalize=bool(config.norm_topk_prob),
-        least_sum=1e-20,
+        added_to_sum=1e-20,
         scale=config.routed_scaling_factor,
         num_groups=config.n_group or 0,
         num_chosen_groups=config.topk_group or 0,

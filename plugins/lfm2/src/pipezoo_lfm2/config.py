@@ -11,18 +11,63 @@ from transformers import PretrainedConfig
 from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig, known_layer_types
 from pipezoo_core.errors import UnsupportedModelError
-from pipezoo_core.layers import max_rotary_length, max_shareable_length, rope_of_whole_heads
+from pipezoo_core.layers import Routing, max_rotary_length, max_shareable_length, rope_of_whole_heads
 from pipezoo_core.recurrence import StateSpec
-from pipezoo_core.weights import GGUFDecoder, GGUFFile
+from pipezoo_core.weights import GGUFDecoder, GGUFFile, model_type_of
 
-__all__ = ["Lfm2Config", "config_from_gguf"]
+__all__ = ["Lfm2Config", "Lfm2Mixture", "config_from_gguf"]
 
 _HAS_ATTENTION = {"full_attention": True, "conv": False}
+_ARCHITECTURES = {"lfm2": "Lfm2ForCausalLM", "lfm2_moe": "Lfm2MoeForCausalLM"}
+_ADDED_TO_SUM = 1e-6  # of a token's weights, before they are divided by it
+_SIGMOID = 2  # of llama.cpp's functions that make scores of a router's logits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lfm2Mixture:
+    """The mixtures of experts that take the place of feed-forward layers in LFM2-MoE.
+
+    Attributes:
+        num_dense_layers: the first layers, so many, have none.
+        routing: how a token's experts are chosen.
+        has_correction: whether the scores have a correction for the choice.
+        expert_size: numbers per row inside an expert.
+    """
+
+    num_dense_layers: int
+    routing: Routing
+    has_correction: bool
+    expert_size: int
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> Self:
+        """Reads a `Lfm2MoeHuggingFaceConfig`, or transformers' own.
+
+        Raises:
+            UnsupportedModelError: there are not as many experts as a token goes to, or they have no size.
+        """
+        if config.moe_intermediate_size < 1:
+            raise UnsupportedModelError(
+                "the config's moe_intermediate_size is not positive", found=config.moe_intermediate_size
+            )
+        return cls(
+            num_dense_layers=config.num_dense_layers,
+            routing=Routing(
+                num_experts=config.num_experts,
+                top_k=config.num_experts_per_tok,
+                scores="sigmoid",
+                normalize=config.norm_topk_prob,
+                added_to_sum=_ADDED_TO_SUM,
+                scale=config.routed_scaling_factor,
+            ),
+            has_correction=config.use_expert_bias,
+            expert_size=config.moe_intermediate_size,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lfm2Config(DecoderConfig):
-    """LFM2: layers of which some have attention, and the others a short convolution.
+    """LFM2: layers of which some have attention, and the others a short convolution; with experts or without.
 
     Attributes:
         norm_eps: added to the mean square in the norms.
@@ -32,6 +77,7 @@ class Lfm2Config(DecoderConfig):
         tie_word_embeddings: whether the head's weight is the embedding's.
         max_position_embeddings: the trained length.
         rope_parameters: as in the Hugging Face config.
+        mixture: its mixtures of experts; None for none.
     """
 
     norm_eps: float
@@ -41,15 +87,20 @@ class Lfm2Config(DecoderConfig):
     tie_word_embeddings: bool
     max_position_embeddings: int
     rope_parameters: Mapping[str, Any]
+    mixture: Lfm2Mixture | None
 
     @classmethod
     def from_huggingface(cls, config: PretrainedConfig) -> Self:
-        """Reads a `Lfm2HuggingFaceConfig`, or transformers' own.
+        """Reads a `Lfm2HuggingFaceConfig`, a `Lfm2MoeHuggingFaceConfig`, or transformers' own.
 
         Raises:
-            UnsupportedModelError: a layer is of an unknown kind, a convolution sees one token alone, or a part of each
-                head alone is rotated.
+            UnsupportedModelError: a layer is of an unknown kind, or the config does not say of which; a convolution
+                sees one token alone, a part of each head alone is rotated, or experts cannot be chosen.
         """
+        if config.layer_types is None:
+            raise UnsupportedModelError(
+                "the config does not say which layers have attention", found="no layer_types", allowed=[*_HAS_ATTENTION]
+            )
         if config.conv_L_cache < 2:
             raise UnsupportedModelError(
                 "the config's conv_L_cache is too small", found=config.conv_L_cache, allowed="at least 2"
@@ -72,6 +123,7 @@ class Lfm2Config(DecoderConfig):
             tie_word_embeddings=config.tie_word_embeddings,
             max_position_embeddings=length,
             rope_parameters=rope,
+            mixture=Lfm2Mixture.of(config) if config.model_type == "lfm2_moe" else None,
         )
 
     @property
@@ -84,7 +136,7 @@ class Lfm2Config(DecoderConfig):
 def _intermediate_size(config: PretrainedConfig) -> int:
     """Returns the size as it is, or adjusted: of 100 that is 66 for a multiple of 2 and a factor of 1."""
     size: int = config.intermediate_size
-    if not config.block_auto_adjust_ff_dim:
+    if config.model_type == "lfm2_moe" or not config.block_auto_adjust_ff_dim:
         return size
     size = int(2 * size / 3)
     if config.block_ffn_dim_multiplier is None:
@@ -98,18 +150,41 @@ def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
 
     Raises:
         CorruptCheckpointError: a key that every LFM2 file has is missing, or a size is no whole number above 0.
-        UnsupportedModelError: layers differ in their heads, or the file rotates in a way that no config.json can say.
+        UnsupportedModelError: layers differ in their heads, or the file rotates or chooses experts in a way that no
+            config.json can say.
     """
-    decoder = GGUFDecoder(file, "lfm2")
+    architecture, model_type = file.metadata["general.architecture"], model_type_of(file)
+    decoder = GGUFDecoder(file, architecture)
     heads = decoder.kv_heads()
     fields = decoder.config(num_kv_heads=max(heads))
-    return {
-        "model_type": "lfm2",
-        "architectures": ["Lfm2ForCausalLM"],
+    config = {
+        "model_type": model_type,
+        "architectures": [_ARCHITECTURES[model_type]],
         **fields,
         "norm_eps": fields["rms_norm_eps"],
         "layer_types": ["full_attention" if number else "conv" for number in heads],
         "conv_L_cache": decoder.size("shortconv.l_cache"),
         "conv_bias": any(name.endswith(".shortconv.in_proj.bias") for name in file.weights),
-        "block_auto_adjust_ff_dim": False,
+    }
+    if model_type == "lfm2":
+        return {**config, "block_auto_adjust_ff_dim": False}
+    return config | _experts_from_gguf(file, decoder)
+
+
+def _experts_from_gguf(file: GGUFFile, decoder: GGUFDecoder) -> dict[str, Any]:
+    """Returns what a config.json says of experts; what a file cannot say is as in llama.cpp."""
+    if decoder.get("expert_gating_func") != _SIGMOID:
+        raise UnsupportedModelError(
+            "the GGUF file makes the scores of experts in another way than any such model",
+            found=f"lfm2moe.expert_gating_func = {decoder.get('expert_gating_func')}",
+            allowed=f"{_SIGMOID}, the sigmoid",
+        )
+    return {
+        "num_dense_layers": file.metadata.get("lfm2moe.leading_dense_block_count", 0),
+        "num_experts": decoder.size("expert_count"),
+        "num_experts_per_tok": decoder.size("expert_used_count"),
+        "moe_intermediate_size": decoder.size("expert_feed_forward_length"),
+        "use_expert_bias": any(name.endswith(".exp_probs_b.bias") for name in file.weights),
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 1.0,
     }

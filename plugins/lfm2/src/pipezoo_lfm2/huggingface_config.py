@@ -1,7 +1,7 @@
-"""The config.json of an LFM2 model as a class of our own.
+"""The config.json of an LFM2 model as classes of our own.
 
-Its fields and defaults are those of transformers' `Lfm2Config`, whose import brings in torch's compiler and tensors of
-many devices: a second, and 80 MB.
+Their fields and defaults are those of transformers' `Lfm2Config` and `Lfm2MoeConfig`, whose import brings in torch's
+compiler and tensors of many devices: a second, and 80 MB.
 """
 
 # No `from __future__ import annotations`: `strict` checks values by the annotations, and those must be types for that.
@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PretrainedConfig
 
-__all__ = ["Lfm2HuggingFaceConfig"]
+__all__ = ["Lfm2HuggingFaceConfig", "Lfm2MoeHuggingFaceConfig"]
 
 
 @strict
@@ -60,4 +60,54 @@ class Lfm2HuggingFaceConfig(PretrainedConfig):
             self.layer_types = ["full_attention" if number in with_attention else "conv" for number in numbers]
         self.tie_word_embeddings = others.pop("tie_embedding", self.tie_word_embeddings)
         self.intermediate_size = others.pop("block_ff_dim", self.intermediate_size)
+        super().__post_init__(**others)  # type: ignore[no-untyped-call]  # transformers'
+
+
+@strict
+class Lfm2MoeHuggingFaceConfig(PretrainedConfig):
+    """What a config.json of LFM2-MoE says, RoPE's settings in one place, `rope_parameters`.
+
+    Attributes:
+        head_dim: numbers per head; `hidden_size` over the heads where it is left out.
+        intermediate_size: of the layers without experts.
+        moe_intermediate_size: of an expert.
+        conv_bias: whether the convolutions and the layers around them have a bias.
+        conv_L_cache: taps of a convolution.
+        num_dense_layers: the first layers, so many, have no experts.
+        use_expert_bias: whether the scores of experts have a correction for the choice.
+        routed_scaling_factor: of the weights of a token's experts.
+        norm_topk_prob: whether these are divided by their sum before.
+        layer_types: `full_attention` or `conv` per layer.
+    """
+
+    model_type = "lfm2_moe"
+    default_theta = 1_000_000.0
+
+    vocab_size: int = 65536
+    hidden_size: int = 2048
+    intermediate_size: int = 7168
+    moe_intermediate_size: int = 1792
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 8
+    head_dim: int | None = None
+    max_position_embeddings: int = 128_000
+    norm_eps: float = 1e-5
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    tie_word_embeddings: bool = True
+    rope_parameters: dict[str, Any] | None = None
+    conv_bias: bool = False
+    conv_L_cache: int = 3  # noqa: N815 — the config.json's name
+    num_dense_layers: int = 2
+    num_experts_per_tok: int = 4
+    num_experts: int = 32
+    use_expert_bias: bool = True
+    routed_scaling_factor: float = 1.0
+    norm_topk_prob: bool = True
+    layer_types: list[str] | None = None
+
+    def __post_init__(self, **others: Any) -> None:
+        self.tie_word_embeddings = others.pop("tie_embedding", self.tie_word_embeddings)
         super().__post_init__(**others)  # type: ignore[no-untyped-call]  # transformers'

@@ -1,6 +1,7 @@
 """LFM2 (Liquid AI, 2025): short convolutions between gates in most layers, attention in the others.
 
-The reference implementation is transformers' `modeling_lfm2`.
+The reference implementations are transformers' `modeling_lfm2` and `modeling_lfm2_moe`, in which layers have
+experts.
 
 Shape suffixes: T tokens of all requests in a row, H hidden size.
 """
@@ -15,6 +16,7 @@ from pipezoo_core.attention import Attention, AttentionBackends, Rotation
 from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.kv_cache import KVCacheInputs
 from pipezoo_core.layers import (
+    Experts,
     GatedMLP,
     HeadNorm,
     KernelUse,
@@ -23,11 +25,12 @@ from pipezoo_core.layers import (
     MergedLinear,
     RMSNorm,
     RotaryEmbedding,
+    Router,
     RowParallelLinear,
     VocabParallelEmbedding,
 )
 from pipezoo_core.recurrence import ShortConvolution
-from pipezoo_lfm2.config import Lfm2Config
+from pipezoo_lfm2.config import Lfm2Config, Lfm2Mixture
 
 __all__ = ["Lfm2ForCausalLM", "Lfm2PipelineModel"]
 
@@ -78,6 +81,26 @@ class Lfm2ShortConvolution(nn.Module):
         return [3 * size, size, size] if kernels.is_native else [3 * size, size, *[kernels.wide * size] * 4]
 
 
+class Lfm2MixtureOfExperts(nn.Module):
+    """A few experts for each token."""
+
+    def __init__(self, hidden: int, mixture: Lfm2Mixture) -> None:
+        super().__init__()
+        routing = mixture.routing
+        self.gate = Router(hidden, routing, correction=mixture.has_correction)
+        self.experts = Experts(hidden, mixture.expert_size, routing.num_experts, routing.top_k, "silu")
+
+    def forward(self, x_TH: Tensor) -> Tensor:
+        """Maps [T, H] to [T, H]."""
+        return self.experts(x_TH, *self.gate(x_TH))
+
+
+def _feed_forward(config: Lfm2Config, layer_idx: int) -> nn.Module:
+    if config.mixture is not None and layer_idx >= config.mixture.num_dense_layers:
+        return Lfm2MixtureOfExperts(config.hidden_size, config.mixture)
+    return GatedMLP(config.hidden_size, config.intermediate_size, "silu")
+
+
 class Lfm2DecoderLayer(nn.Module):
     """Attention or a convolution, then the feed-forward layer, each on a normalized input and added to it."""
 
@@ -89,7 +112,7 @@ class Lfm2DecoderLayer(nn.Module):
         else:
             self.conv = Lfm2ShortConvolution(config, layer_idx)
         self.ffn_norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.feed_forward = GatedMLP(config.hidden_size, config.intermediate_size, "silu")
+        self.feed_forward = _feed_forward(config, layer_idx)
         self.has_attention = config.has_attention[layer_idx]
 
     def forward(self, x_TH: Tensor, rotation: Rotation, kv: KVCacheInputs[Any]) -> Tensor:

@@ -7,7 +7,14 @@ from collections.abc import Mapping
 
 from transformers import PretrainedConfig
 
-from pipezoo_core.weights import LazyTensor, renamed_from_gguf, with_a_channel, without_redundant
+from pipezoo_core.weights import (
+    LazyTensor,
+    renamed_from_gguf,
+    with_a_channel,
+    with_experts_divided,
+    with_experts_unstacked,
+    without_redundant,
+)
 
 __all__ = ["adapt_gguf", "adapt_safetensors"]
 
@@ -25,18 +32,33 @@ _GGUF_NAMES = {
     "ffn_gate": "feed_forward.gate_proj",
     "ffn_up": "feed_forward.up_proj",
     "ffn_down": "feed_forward.down_proj",
+    "ffn_gate_inp": "feed_forward.gate",
+    "exp_probs_b": "feed_forward.expert_bias",
 }
-_FEED_FORWARD = re.compile(r"(?<=\.feed_forward\.)w[123](?=\.)")
+_OTHERWISE = {".mlp.experts.": ".feed_forward.experts.", ".expert_bias.bias": ".expert_bias"}
+_FEED_FORWARD = re.compile(r"(\.feed_forward\.(?:experts\.\d+\.)?)(w[123])(?=\.)")
+_CORRECTION = ".feed_forward.gate.e_score_correction_bias"
 
 
 def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
-    """The names are the module's own, but for those of the feed-forward layers."""
-    named = {_FEED_FORWARD.sub(lambda match: _NAMES[match[0]], name): tensor for name, tensor in tensors.items()}
-    return without_redundant(named, config)
+    """The names are the module's own, but for those of the feed-forward layers.
+
+    All experts of a layer may be one tensor, and gate and up one matrix, as transformers has them.
+    """
+    found: dict[str, LazyTensor] = {}
+    for key, tensor in tensors.items():
+        name = _FEED_FORWARD.sub(lambda match: match[1] + _NAMES[match[2]], key)
+        found[name.replace(".feed_forward.expert_bias", _CORRECTION)] = tensor
+    return without_redundant(with_experts_divided(with_experts_unstacked(found)), config)
 
 
 def adapt_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
     """GGUF has names of its own, of which those of convolutions have a dot more, and no dimension for one channel."""
-    del config
     named = {name.replace(".shortconv.", ".shortconv_"): tensor for name, tensor in tensors.items()}
-    return renamed_from_gguf(named, {"shortconv_conv": with_a_channel}, _GGUF_NAMES)
+    renamed = renamed_from_gguf(named, {"shortconv_conv": with_a_channel}, _GGUF_NAMES)
+    found = {}
+    for name, tensor in renamed.items():
+        for theirs, ours in _OTHERWISE.items():
+            name = name.replace(theirs, ours)
+        found[name] = tensor
+    return adapt_safetensors(found, config)

@@ -22,6 +22,7 @@ PUBLISHED = {
     "gptj": "pipezoo-gpt",
     "granitemoehybrid": "pipezoo-granite",
     "lfm2": "pipezoo-lfm2",
+    "lfm2_moe": "pipezoo-lfm2",
     "llama": "pipezoo-llama",
     "ministral3": "pipezoo-mistral",
     "mistral": "pipezoo-mistral",

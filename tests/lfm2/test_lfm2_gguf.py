@@ -1,0 +1,120 @@
+"""GGUF files of LFM2, with experts and without: the logits of the transformers model that they were written from."""
+
+from types import SimpleNamespace
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from families import assert_equal_logits, expected_logits, load_gguf
+from gguf_files import TOKENS
+from lfm2.tiny_lfm2 import make, make_moe
+
+from pipezoo import registry
+from pipezoo_core.errors import CorruptCheckpointError, UnsupportedModelError
+from pipezoo_core.request import TextGenerationRequest
+from pipezoo_core.testing.gguf_metadata import architecture_of, metadata_of
+from pipezoo_core.testing.gguf_tensors import converted
+from pipezoo_core.weights import LazyTensor
+from pipezoo_lfm2.config import Lfm2Config, config_from_gguf
+from pipezoo_lfm2.plugin import pipezoo_architectures
+
+ARCHITECTURES = {architecture.model_types[0]: architecture for architecture in pipezoo_architectures()}
+ADDERS = {bool: "add_bool", float: "add_float32", int: "add_uint32", list: "add_array"}
+
+
+def write(reference, folder):
+    """As llama.cpp's converter does."""
+    config, path = reference.config, folder / "m.gguf"
+    architecture = architecture_of(config.model_type)
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in metadata_of(config).items():
+        getattr(writer, ADDERS[type(value)])(f"{architecture}.{key}", value)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("lfm2")
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([1] * (len(TOKENS) - 2) + [3, 3])
+    writer.add_token_merges(["h e"])
+    writer.add_bos_token_id(len(TOKENS) - 2)
+    stored = {name: tensor for name, tensor in reference.state_dict().items()
+              if name != "lm_head.weight" or not config.tie_word_embeddings}  # fmt: skip
+    for name, tensor in converted(stored, architecture, config).items():
+        writer.add_tensor(name, np.ascontiguousarray(tensor.numpy()))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+MAKERS = {"lfm2": make, "lfm2_moe": make_moe}
+CONFIGS = [
+    *((family, changes) for family in MAKERS for changes in ({}, {"conv_bias": True, "conv_L_cache": 4})),
+    ("lfm2_moe", {"use_expert_bias": False, "num_dense_layers": 0}),
+    ("lfm2_moe", {"num_experts_per_tok": 6, "num_dense_layers": 2, "norm_eps": 0.1}),
+]
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(("family", "changes"), CONFIGS, ids=str)
+def test_logits_equal_transformers(family, changes, tmp_path):
+    reference = MAKERS[family](**changes)
+    assert_equal_logits(reference, load_gguf(ARCHITECTURES[family], write(reference, tmp_path)))
+
+
+@pytest.mark.parametrize("family", MAKERS)
+def test_the_registry_loads_a_file(family, tmp_path):
+    reference = MAKERS[family]()
+    with registry.load(write(reference, tmp_path), dtype="float32", device="cpu", kv_cache_memory="4MiB") as llm:
+        (output,) = llm.generate(TextGenerationRequest(prompt=[5, 9, 2]), max_new_tokens=1, temperature=0.0)
+    assert output.tokens == [int(expected_logits(reference, [5, 9, 2])[-1].argmax())]
+
+
+SIZES = {
+    "block_count": 2,
+    "embedding_length": 64,
+    "feed_forward_length": 40,
+    "context_length": 256,
+    "attention.head_count": 2,
+    "attention.head_count_kv": [0, 1],
+    "attention.layer_norm_rms_epsilon": 1e-5,
+    "shortconv.l_cache": 3,
+    "expert_count": 8,
+    "expert_used_count": 2,
+    "expert_feed_forward_length": 24,
+    "expert_gating_func": 2,
+}
+
+
+def config_of_file(**changes):
+    said = {**SIZES, **changes}
+    metadata = {"general.architecture": "lfm2moe", **{f"lfm2moe.{key}": said[key] for key in said}}
+    embedding = LazyTensor((99, 64), torch.float32, lambda rows: torch.zeros(99, 64)[rows])
+    raw = config_from_gguf(SimpleNamespace(metadata=metadata, weights={"token_embd.weight": embedding}))
+    return Lfm2Config.from_huggingface(ARCHITECTURES["lfm2_moe"].huggingface_config(raw))
+
+
+def test_what_a_file_leaves_open():
+    config = config_of_file()
+    assert config.has_attention == (False, True)
+    assert (config.mixture.num_dense_layers, config.mixture.has_correction, config.mixture.expert_size) == (
+        0,
+        False,
+        24,
+    )
+    assert (config.mixture.routing.normalize, config.mixture.routing.scale) == (True, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"expert_gating_func": 1}, UnsupportedModelError, "lfm2moe.expert_gating_func = 1"),
+        ({"expert_count": 0}, CorruptCheckpointError, "expert_count is no size"),
+        ({"shortconv.l_cache": 1}, UnsupportedModelError, "conv_L_cache is too small"),
+        ({"attention.head_count_kv": [0, 0]}, CorruptCheckpointError, "lfm2moe.attention.head_count_kv"),
+    ],
+    ids=str,
+)
+def test_what_is_refused(changes, error, message):
+    with pytest.raises(error, match=message):
+        config_of_file(**changes)
