@@ -35,7 +35,7 @@ class Routing:
         scores: what a token's weights are made of: the softmax or the sigmoid of its logits, or the softmax of the
             chosen ones alone.
         normalize: whether the weights of a token are divided by their sum.
-        added_to_sum: what that sum is more.
+        added_to_sum: a small number that is added to that sum before.
         scale: of the weights.
         num_groups: G, of experts side by side; only those of the best groups can be chosen.
         num_chosen_groups: how many groups these are.

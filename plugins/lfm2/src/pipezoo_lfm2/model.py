@@ -1,7 +1,6 @@
 """LFM2 (Liquid AI, 2025): short convolutions between gates in most layers, attention in the others.
 
-The reference implementations are transformers' `modeling_lfm2` and `modeling_lfm2_moe`, in which layers have
-experts.
+The reference implementations are transformers' `modeling_lfm2` and `modeling_lfm2_moe`.
 
 Shape suffixes: T tokens of all requests in a row, H hidden size.
 """

@@ -57,7 +57,7 @@ _Change = Callable[[LazyTensor], LazyTensor]
 def hybrid_config_from_gguf(file: GGUFFile) -> dict[str, Any]:
     """Returns the config.json that a GGUF file stands for. Layers that have a decay keep a state.
 
-    The last layers, which predict further tokens, are left out. Of text alone all sections of RoPE have one position.
+    The last layers, which predict further tokens, are left out. RoPE's sections are not read: they matter for images.
 
     Raises:
         CorruptCheckpointError: a key that every such file has is missing, or a size is no whole number above 0.
