@@ -20,7 +20,7 @@ from torch import Tensor
 from pipezoo_core.attention.base import AttentionBackend, AttentionSpec, Rotation
 from pipezoo_core.errors import UnsupportedAttentionError
 from pipezoo_core.kv_cache import RaggedBatch
-from pipezoo_core.native import PANEL, NativeKernels, bits
+from pipezoo_core.native import PANEL, AttentionSizes, NativeKernels, bits
 from pipezoo_core.paging import first_visible
 
 __all__ = ["NativeAttention"]
@@ -65,6 +65,7 @@ class NativeAttention(AttentionBackend):
         if reason := self.why_not(spec, kernels, page_size):
             raise UnsupportedAttentionError(f"attention 'native' cannot be used: {reason}", cure="Leave it at auto.")
         self._kernels = kernels
+        self._sizes = AttentionSizes(spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.value_size, page_size)
         self._max_queries = max(1, _QUERIES // spec.num_groups)
         self._slopes = np.array(spec.alibi_slopes or (), dtype=np.float32)
         slopes = self._slopes.ctypes.data if spec.alibi_slopes else 0
@@ -139,7 +140,7 @@ class NativeAttention(AttentionBackend):
             [
                 *(len(row_pages), row_table, place_table, len(items), item_table, page_addresses),
                 *(len(splits), split_table, numbers, partials.ctypes.data),
-                *(spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.value_size, page_size),
+                *self._sizes,
                 *(spec.sliding_window or 0, spec.chunk or 0),
             ],
             dtype=np.int64,
@@ -199,7 +200,6 @@ class NativeAttention(AttentionBackend):
         sinks: Tensor | None = None,
     ) -> Tensor:
         """Does all of it in one call."""
-        width = self.spec.num_heads * self.spec.value_size
         descriptions = (plan.address, self._layer_address)
         pages = (key_pages, None if self.spec.values_in_keys else value_pages)
-        return self._kernels.attend((q, k, v), rotation, pages, descriptions, sinks, width)
+        return self._kernels.attend((q, k, v), rotation, pages, descriptions, sinks, self._sizes)

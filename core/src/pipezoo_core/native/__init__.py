@@ -1,9 +1,9 @@
 """The optional kernels of `pipezoo-kernels`, steps recorded as a list of them, and the memory they write to."""
 
 from pipezoo_core.native.activation import Activation
-from pipezoo_core.native.calls import address_of, bits
+from pipezoo_core.native.calls import address_of, bits, check_tensor, mismatch
 from pipezoo_core.native.foreign_calls import UnforeseenShapeError
-from pipezoo_core.native.kernels import NativeKernels
+from pipezoo_core.native.kernels import AttentionSizes, NativeKernels
 from pipezoo_core.native.memory_pool import HUGE_PAGE, MemoryPool, aligned, aligned_bytes
 from pipezoo_core.native.packing import GROUP, SPAN, Form, Packing, bits_per_number, packed_bytes, packed_size
 from pipezoo_core.native.packing_kernels import PackedStore
@@ -19,6 +19,7 @@ __all__ = [
     "PANEL",
     "SPAN",
     "Activation",
+    "AttentionSizes",
     "Form",
     "MemoryPool",
     "NativeKernels",
@@ -33,6 +34,8 @@ __all__ = [
     "aligned_bytes",
     "bits",
     "bits_per_number",
+    "check_tensor",
+    "mismatch",
     "packed_bytes",
     "packed_size",
 ]
