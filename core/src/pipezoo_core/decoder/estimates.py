@@ -97,6 +97,7 @@ def activation_memory(config: DecoderConfig, outline: nn.Module, pipeline_config
     others = _OTHERS + _THREAD * torch.get_num_threads()
     others += max(NUMBERS_SAMPLED_AT_ONCE, config.vocab_size) * _SAMPLED_BYTES
     others += max(backend.working_memory(num_tokens, max_length, itemsize) for backend in backends.of_layers)
+    others += sum(each.planned_memory(pipeline_config.max_batch_size, max_length) for each in backends.of_groups)
     if pipeline_config.lora is not None:  # what an adapter adds to the widest product
         adaptable = adaptable_layers(outline, experts=bool(pipeline_config.lora.lora_experts))
         others += num_tokens * itemsize * max((layer.out_features for layer, _ in adaptable), default=0)
