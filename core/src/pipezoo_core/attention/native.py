@@ -27,8 +27,8 @@ from pipezoo_core.paging import first_visible
 __all__ = ["NativeAttention"]
 
 _QUERIES = 48  # queries of one key/value head that an item has at most: four tiles of the kernel
-_KEYS = 256  # a decode is cut after so many keys, or after two, four, … times as many where there would be
-_CUTS = 64  # more pieces than these: each has a result that takes memory
+_KEYS = 256  # a decode is cut after so many keys at least
+_CUTS = 64  # into so many pieces at most: each has a result that takes memory
 _PAGE_MULTIPLE = 32
 _FLOAT_BYTES = 4
 _MAX_HEAD_DIM = 576  # of the kernels
@@ -178,7 +178,8 @@ class NativeAttention(AttentionBackend):
     def _key_ranges(self, position: int, end: int, page_size: int, *, is_decode: bool) -> list[tuple[int, int]]:
         """Returns the keys that the queries at positions `position` to `end` see, from a page's first one on.
 
-        Only those of a decode are cut: a prompt has queries enough to divide, and each piece takes memory.
+        Only those of a decode are cut: a prompt has queries enough to divide, and each piece takes memory. Where there
+        would be too many pieces, they are two, four, … times as long.
         """
         first = first_visible(position, self.spec.sliding_window, self.spec.chunk) // page_size * page_size
         if not is_decode:
@@ -198,7 +199,7 @@ class NativeAttention(AttentionBackend):
         """Returns the bytes of the pieces' results, where all requests decode and are of the greatest length."""
         spec, page_size = self.spec, self._sizes.page_size
         bounds = [bound + page_size for bound in (spec.sliding_window, spec.chunk) if bound is not None]
-        num_pieces = min(_CUTS, -(-min(max_length, *bounds, max_length) // _piece(page_size))) + bool(bounds)
+        num_pieces = min(_CUTS, -(-min([max_length, *bounds]) // _piece(page_size))) + bool(bounds)
         return num_requests * num_pieces * math.prod(self._partial_shape) * _FLOAT_BYTES if num_pieces > 1 else 0
 
     def attend(

@@ -5,36 +5,25 @@ The backends that call them live beside the others, in `attention` and `layers`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from pipezoo_core.native.activation import Activation
+from pipezoo_core.native.attention_kernels import AttentionKernels
 from pipezoo_core.native.calls import CPU, address_of, check_tensor, mismatch, of_packing, shape_of
 from pipezoo_core.native.packing import Form, Packing
 from pipezoo_core.native.packing_kernels import PackingKernels
 from pipezoo_core.native.recurrent_kernels import RecurrentKernels
 from pipezoo_core.native.variants import PANEL
 
-__all__ = ["AttentionSizes", "NativeKernels"]
+__all__ = ["NativeKernels"]
 
 # A product that takes about 5 ms, as long as a Python thread may keep the interpreter's lock from others: of so many
 # multiplications, or with a weight of so many bytes.
 _LONG_PRODUCT, _LONG_READ = 2**29, 2**27
 
 
-class AttentionSizes(NamedTuple):
-    """What an attention's heads and pages are, as the description of its steps says, too."""
-
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    value_dim: int
-    page_size: int
-
-
-class NativeKernels(PackingKernels, RecurrentKernels):
+class NativeKernels(AttentionKernels, PackingKernels, RecurrentKernels):
     """One model's kernels.
 
     All functions raise a `TensorMismatchError` for a tensor that they cannot read, and an `InsufficientMemoryError`.
@@ -169,56 +158,6 @@ class NativeKernels(PackingKernels, RecurrentKernels):
         addresses = (positions.data_ptr(), frequencies.data_ptr(), cos.data_ptr(), sin.data_ptr())
         self._run("rotary_angles", *addresses, len(positions), len(frequencies), scaling)
         return cos, sin
-
-    def attend(
-        self,
-        qkv: tuple[Tensor, Tensor | None, Tensor | None],
-        rotation: tuple[Tensor, Tensor] | None,
-        pages: tuple[Tensor, Tensor | None],
-        descriptions: tuple[int, int],
-        sinks: Tensor | None,
-        sizes: AttentionSizes,
-    ) -> Tensor:
-        """Returns what the queries see, and writes keys and values into their pages; see `attention.native`.
-
-        Args:
-            qkv: queries, keys and values, [T, heads · numbers] of each; `Attention` checks that T is the step's. None
-                for keys and values that are in the pages already, and for values in keys.
-            rotation: cosines and sines [T, rotary_dim], or None.
-            pages: the layer's keys and values, [num_pages, num_kv_heads, page_size · numbers]; None for values that are
-                the first numbers of the keys.
-            descriptions: addresses of the step's description and of the layer's.
-            sinks: [num_heads], or None.
-            sizes: of the step's description and of the pages.
-        """
-        rows, _ = shape_of("attend", qkv[0], 2)
-        kv_heads, width = sizes.num_kv_heads, sizes.num_heads * sizes.value_dim
-        widths = (sizes.num_heads * sizes.head_dim, kv_heads * sizes.head_dim, kv_heads * sizes.value_dim)
-        for x, numbers in zip(qkv, widths, strict=True):
-            if x is not None:
-                self._check("attend", x, rows, numbers)
-        for page, numbers in zip(pages, (sizes.head_dim, sizes.value_dim), strict=True):
-            if page is not None:
-                shape = (*page.shape[:1], kv_heads, sizes.page_size * numbers)
-                self._check("attend's pages", page, *shape, contiguous=True)
-        rotary_dim = 0
-        if rotation is not None:
-            _, rotary_dim = shape_of("attend's rotation", rotation[0], 2)
-            most = sizes.head_dim - (sizes.value_dim if pages[1] is None else 0)
-            if rotary_dim % 2 or not 0 < rotary_dim <= most:
-                raise mismatch("attend's rotation", rotation[0], f"pairs of numbers, {most} at most")
-            for x in rotation:
-                self._check("attend's rotation", x, rows, rotary_dim)
-            rotation = (rotation[0].contiguous(), rotation[1].contiguous())
-        if sinks is not None:
-            self._check("attend's sinks", sinks, sizes.num_heads, contiguous=True)
-        q, k, v = (x if x is None or x.stride(-1) == 1 else x.contiguous() for x in qkv)
-        out = self._empty((rows, width), self.dtype)
-        strided = [number for x in (q, k, v) for number in ((0, 0) if x is None else (x.data_ptr(), x.stride(0)))]
-        cos, sin = (0, 0) if rotation is None else (rotation[0].data_ptr(), rotation[1].data_ptr())
-        written = (pages[0].data_ptr(), address_of(pages[1]), out.data_ptr())
-        self._run("attend", *strided, cos, sin, rotary_dim, *written, *descriptions, address_of(sinks))
-        return out
 
     def route(self, x: Tensor, layer: int, sizes: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
         """Returns each row's experts, int64 [T, top_k], and their weights, float32 [T, top_k]; see `layers.router`.
