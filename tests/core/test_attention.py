@@ -173,6 +173,17 @@ def test_equals_reference(backend, spec_name, batch_name):
     torch.testing.assert_close(run(backend(spec, torch.float32), *case), expected, atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("spec_name", ["grouped", "window", "latent"])
+def test_decodes_that_are_cut_into_longer_pieces(spec_name, monkeypatch):
+    """As those of very long requests are: of 700 keys there are two pieces here, and not three."""
+    monkeypatch.setattr("pipezoo_core.attention.native._CUTS", 2)
+    spec = {**SPECS, **FURTHER}[spec_name]
+    active, cached, num_shared = BATCHES["long_shared_prefix"]
+    case = random_case(spec, 0, active, cached, num_shared=num_shared)
+    expected = run(ReferenceAttention(spec), *case)
+    torch.testing.assert_close(run(native(spec, torch.float32), *case), expected, atol=2e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bfloat16_stays_within_its_rounding(backend):
     spec = SPECS["grouped"]

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from pipezoo_core.attention import AttentionSpec, PagedAttention
+from pipezoo_core.attention import AttentionSpec, NativeAttention, PagedAttention
 from pipezoo_core.attention.paged_plan import plan_pages
 from pipezoo_core.kv_cache.inputs import RaggedBatch
+from pipezoo_core.native import NativeKernels
 
 HEADS, KV_HEADS, HEAD_DIM, PAGE_SIZE, LENGTH, CHUNK = 4, 2, 8, 32, 256, 64
 
@@ -27,3 +28,39 @@ def test_prompts_with_a_past_keep_a_bias_each(settings):
     rotated = 4 * CHUNK * (HEADS + KV_HEADS) * HEAD_DIM * 4
     assert biases >= 4 * CHUNK * (LENGTH - PAGE_SIZE) * 4
     assert memory(8 * CHUNK, LENGTH, 4) - memory(4 * CHUNK, LENGTH, 4) >= biases + rotated
+
+
+KERNELS = NativeKernels(torch.device("cpu"), torch.bfloat16)
+LATENT = {"num_heads": 128, "num_kv_heads": 1, "head_dim": 576, "value_dim": 512, "values_in_keys": True}
+
+
+def bytes_of_pieces(attention, lengths, page_size):
+    pages = [[0] * -(-length // page_size) for length in lengths]
+    batch = RaggedBatch([1] * len(lengths), [length - 1 for length in lengths], [1] * len(lengths), [pages])
+    _, partials, _ = attention.plan(batch, page_size, torch.device("cpu"), 0).arrays
+    return partials.nbytes
+
+
+@pytest.mark.skipif(KERNELS.obstacle is not None, reason="no kernels here")
+@pytest.mark.parametrize("page_size", [32, 96, 512])
+@pytest.mark.parametrize("settings", [{}, {"sliding_window": 4096}, {"chunk": 8192}, {"sliding_window": 100}, LATENT])
+def test_pieces_of_decodes_have_a_result_each(settings, page_size):
+    """With a window there may be two pieces less than planned: where it begins depends on the request."""
+    sizes = {"num_heads": HEADS, "num_kv_heads": KV_HEADS, "head_dim": 64} | settings
+    attention = NativeAttention(AttentionSpec(scale=0.3, **sizes), KERNELS, page_size)
+    most_pieces = 64 * (max(256, page_size) // page_size * page_size)
+    of_two = attention.planned_memory(4, 256 + page_size)
+    for max_length in (200, 257, 1000, 4097, most_pieces, most_pieces + 1, 2**17):
+        lengths = {max_length, max_length - 1, min(max_length, most_pieces), min(max_length, 8192)}
+        found = max(bytes_of_pieces(attention, [length] * 4, page_size) for length in lengths)
+        planned = attention.planned_memory(4, max_length)
+        assert found <= planned <= found + (of_two if "sliding_window" in settings or "chunk" in settings else 0)
+
+
+@pytest.mark.skipif(KERNELS.obstacle is not None, reason="no kernels here")
+def test_pieces_of_deepseek_v3_are_half_a_gigabyte():
+    """Of 32 requests of 16k; of longer ones no more, because they are cut less often."""
+    attention = NativeAttention(AttentionSpec(scale=0.1, **LATENT), KERNELS, 64)
+    found = bytes_of_pieces(attention, [2**14] * 32, 64)
+    assert found == attention.planned_memory(32, 2**14) == 32 * 64 * 128 * 514 * 4
+    assert attention.planned_memory(32, 2**20) == found

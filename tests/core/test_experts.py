@@ -236,7 +236,7 @@ def test_who_reads_much_lets_go_of_the_interpreters_lock(num_rows, is_long, monk
 
 
 @pytest.mark.parametrize("linear", [LinearName.torch, LinearName.native])
-@pytest.mark.parametrize("inner", [96, 100])
+@pytest.mark.parametrize("inner", [96, 100, 16])
 @pytest.mark.parametrize("activation", ["silu", ClampedGate(), ClampedGate(limit=5.0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
@@ -251,9 +251,12 @@ def test_no_more_is_alive_than_they_say(linear, inner, activation, dtype):
     if linear is LinearName.native:
         use_native(experts, dtype, fuse=False)
     x, (_, weights) = rows_and_choices(500, 64, 6, 3)
+    x = x.to(dtype)
     with PeakOfTensors() as tensors:
-        experts(x.to(dtype), torch.tensor([[4, 1, 2]]).expand(500, 3), weights)
-    assert tensors.peak <= (alive + 64) * 500 * dtype.itemsize  # and their input
+        experts(x, torch.tensor([[4, 1, 2]]).expand(500, 3), weights)
+    assert tensors.peak <= alive * 500 * dtype.itemsize
+    if linear is LinearName.torch:
+        assert tensors.peak >= 0.95 * alive * 500 * dtype.itemsize
 
 
 @pytest.mark.parametrize(("hidden", "inner"), [(64, 96), (64, 48), (48, 64)])

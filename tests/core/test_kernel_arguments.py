@@ -342,7 +342,7 @@ kernels.pack(few, 4)
 spec = AttentionSpec(num_heads=1, num_kv_heads=1, head_dim=32, scale=1.0)
 attention = NativeAttention(spec, kernels, 32)
 attention._max_queries = 1 << 17  # so that what an item works with is large
-q, pages = torch.zeros(1 << 17, 32), torch.zeros(1 << 12, 1024)
+q, pages = torch.zeros(1 << 17, 32), torch.zeros(1 << 12, 1, 1024)
 layer = attention._layer.ctypes.data
 plan = attention.plan(RaggedBatch([1 << 17], [0], [0], [[list(range(1 << 12))]]), 32, CPU, 0)
 out = q[:2].clone()
@@ -350,7 +350,7 @@ packed = kernels._allocate(1 << 27)
 resource.setrlimit(resource.RLIMIT_AS, (int(open("/proc/self/statm").read().split()[0]) * 4096 + (8 << 20),) * 2)
 def attend(step):
     kernels._empty = lambda shape, dtype: q
-    kernels.attend((q, q, q), None, (pages, pages), (step, layer), None, 32)
+    kernels.attend((q, q, q), None, (pages, pages), (step, layer), None, attention._sizes)
 kernels._allocate = lambda size: packed
 for call in (lambda: kernels.pack(weight, 4), lambda: attend(plan.address)):
     try:

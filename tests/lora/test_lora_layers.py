@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 
 from pipezoo_core.config import LinearName, SupportedEncoding
 from pipezoo_core.errors import TensorMismatchError
-from pipezoo_core.layers import Linear, LMHead, MergedLinear, use_linear_backend
-from pipezoo_core.lora import LoRABatch, LoRALayer, adaptable_layers, group_rows
+from pipezoo_core.layers import Heads, LatentHeads, Linear, LMHead, MergedLinear, use_linear_backend
+from pipezoo_core.lora import LoRABatch, LoRALayer, adaptable_layers, group_rows, numbers_while_added
+from pipezoo_core.lora.latent_heads import adapt_latent_heads
 from pipezoo_core.native import NativeKernels
+from pipezoo_core.testing.tensors_alive import PeakOfTensors
 
 CPU = torch.device("cpu")
 
@@ -119,3 +121,46 @@ def test_a_layer_that_computes_other_rows_than_the_step(num_rows):
         layer(torch.ones(9, 8))
         with pytest.raises(TensorMismatchError, match=rf"experts\.0 .*{num_rows} rows.*all 9 rows"):
             layer(torch.ones(num_rows, 8))
+
+
+def products_of(module, x):
+    """The calls of a layer, each with its input."""
+    if isinstance(module, LatentHeads):
+        keys, _ = module.sizes
+        return [
+            (module.queries, x[..., :keys].contiguous()),
+            (module.values, x[..., : module.in_features].contiguous()),
+        ]
+    return [(module, x[:, 0, : module.in_features].contiguous())]
+
+
+@pytest.mark.parametrize("max_rank", [4, 64])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Linear(32, 96),
+        lambda: Linear(96, 32),
+        lambda: MergedLinear(64, {"gate": 64, "up": 64}).merged,
+        lambda: LatentHeads(Heads(6, 1, 64), 32, 32, 96),
+        lambda: LatentHeads(Heads(6, 1, 64), 32, 96, 16),
+    ],
+)
+@torch.inference_mode()
+def test_what_is_alive_while_adapters_are_added(make, max_rank):
+    """Of an adapter that nearly all rows have, whose rows are one piece or two."""
+    module, count = make(), 400
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter)
+    sizes = {"0": 64, "1": 64} if module.out_features == 128 else {"0": module.out_features}
+    batch = LoRABatch(num_rows=count)
+    layer = LoRALayer(batch, module.in_features, sizes, num_slots=1, max_rank=max_rank, device=CPU, dtype=torch.float32)
+    layer.fill(0, "0", torch.randn(max_rank, module.in_features), torch.randn(sizes["0"], max_rank))
+    adapt_latent_heads(module, layer) if isinstance(module, LatentHeads) else module.add_to_product(layer.add)
+    peaks = []
+    for ids, offsets in (([0, -1], [0, count - 1, count]), ([0, -1, 0], [0, count // 2, count // 2 + 1, count])):
+        batch.groups = group_rows(ids, [max_rank] * len(ids), offsets, CPU)
+        for call, x in products_of(module, torch.randn(count, 6, 96)):
+            with PeakOfTensors() as alive:
+                y = call(x)
+            peaks.append((alive.peak - y.nbytes) / (count * 4))
+    assert max(peaks) == pytest.approx(numbers_while_added(module, len(sizes), max_rank), rel=0.1)

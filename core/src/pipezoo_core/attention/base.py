@@ -190,6 +190,16 @@ class AttentionBackend(abc.ABC):
             itemsize: bytes of a number.
         """
 
+    def planned_memory(self, num_requests: int, max_length: int) -> int:
+        """Returns the bytes that a step's plan keeps at most, as long as the step takes, beside `working_memory`.
+
+        Args:
+            num_requests: of a full batch.
+            max_length: tokens of the longest request.
+        """
+        del num_requests, max_length
+        return 0
+
     def heads(
         self, q: Tensor, k: Tensor | None, v: Tensor | None, rotation: Rotation | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:

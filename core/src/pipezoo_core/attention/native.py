@@ -9,6 +9,7 @@ in the batch.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
@@ -20,14 +21,16 @@ from torch import Tensor
 from pipezoo_core.attention.base import AttentionBackend, AttentionSpec, Rotation
 from pipezoo_core.errors import UnsupportedAttentionError
 from pipezoo_core.kv_cache import RaggedBatch
-from pipezoo_core.native import PANEL, NativeKernels, bits
+from pipezoo_core.native import PANEL, AttentionSizes, NativeKernels, bits
 from pipezoo_core.paging import first_visible
 
 __all__ = ["NativeAttention"]
 
 _QUERIES = 48  # queries of one key/value head that an item has at most: four tiles of the kernel
-_KEYS = 256  # a decode is cut after so many keys
+_KEYS = 256  # a decode is cut after so many keys at least
+_CUTS = 64  # into so many pieces at most: each has a result that takes memory
 _PAGE_MULTIPLE = 32
+_FLOAT_BYTES = 4
 _MAX_HEAD_DIM = 576  # of the kernels
 
 
@@ -65,7 +68,9 @@ class NativeAttention(AttentionBackend):
         if reason := self.why_not(spec, kernels, page_size):
             raise UnsupportedAttentionError(f"attention 'native' cannot be used: {reason}", cure="Leave it at auto.")
         self._kernels = kernels
+        self._sizes = AttentionSizes(spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.value_size, page_size)
         self._max_queries = max(1, _QUERIES // spec.num_groups)
+        self._partial_shape = (spec.num_heads, 2 + spec.value_size)  # in float32
         self._slopes = np.array(spec.alibi_slopes or (), dtype=np.float32)
         slopes = self._slopes.ctypes.data if spec.alibi_slopes else 0
         self._layer = np.array([bits(spec.scale), bits(spec.softcap or 0.0), slopes], dtype=np.int64)
@@ -134,12 +139,12 @@ class NativeAttention(AttentionBackend):
         addresses = accumulate((len(values) * tables.itemsize for values in lists), initial=tables.ctypes.data)
         row_table, place_table, item_table, page_addresses, split_table, numbers, _ = addresses
         spec = self.spec
-        partials = np.empty((num_partials, spec.num_heads, 2 + spec.value_size), dtype=np.float32)
+        partials = np.empty((num_partials, *self._partial_shape), dtype=np.float32)
         description = np.array(
             [
                 *(len(row_pages), row_table, place_table, len(items), item_table, page_addresses),
                 *(len(splits), split_table, numbers, partials.ctypes.data),
-                *(spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.value_size, page_size),
+                *self._sizes,
                 *(spec.sliding_window or 0, spec.chunk or 0),
             ],
             dtype=np.int64,
@@ -173,12 +178,15 @@ class NativeAttention(AttentionBackend):
     def _key_ranges(self, position: int, end: int, page_size: int, *, is_decode: bool) -> list[tuple[int, int]]:
         """Returns the keys that the queries at positions `position` to `end` see, from a page's first one on.
 
-        Only those of a decode are cut: a prompt has queries enough to divide, and each piece takes memory.
+        Only those of a decode are cut: a prompt has queries enough to divide, and each piece takes memory. Where there
+        would be too many pieces, they are two, four, … times as long.
         """
         first = first_visible(position, self.spec.sliding_window, self.spec.chunk) // page_size * page_size
         if not is_decode:
             return [(first, end)]
-        size = max(_KEYS, page_size) // page_size * page_size
+        size = _piece(page_size)
+        while end - first > _CUTS * size:
+            size *= 2
         cuts = [first, *range((first // size + 1) * size, end, size), end]
         return list(pairwise(cuts))
 
@@ -186,6 +194,13 @@ class NativeAttention(AttentionBackend):
         """Returns 0: what the kernels take is a few buffers of each thread."""
         del num_rows, max_length, itemsize
         return 0
+
+    def planned_memory(self, num_requests: int, max_length: int) -> int:
+        """Returns the bytes of the pieces' results, where all requests decode and are of the greatest length."""
+        spec, page_size = self.spec, self._sizes.page_size
+        bounds = [bound + page_size for bound in (spec.sliding_window, spec.chunk) if bound is not None]
+        num_pieces = min(_CUTS, -(-min([max_length, *bounds]) // _piece(page_size))) + bool(bounds)
+        return num_requests * num_pieces * math.prod(self._partial_shape) * _FLOAT_BYTES if num_pieces > 1 else 0
 
     def attend(
         self,
@@ -199,7 +214,11 @@ class NativeAttention(AttentionBackend):
         sinks: Tensor | None = None,
     ) -> Tensor:
         """Does all of it in one call."""
-        width = self.spec.num_heads * self.spec.value_size
         descriptions = (plan.address, self._layer_address)
         pages = (key_pages, None if self.spec.values_in_keys else value_pages)
-        return self._kernels.attend((q, k, v), rotation, pages, descriptions, sinks, width)
+        return self._kernels.attend((q, k, v), rotation, pages, descriptions, sinks, self._sizes)
+
+
+def _piece(page_size: int) -> int:
+    """Returns the keys of the smallest piece of a decode: whole pages."""
+    return max(_KEYS, page_size) // page_size * page_size

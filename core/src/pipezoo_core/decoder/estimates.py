@@ -15,9 +15,9 @@ from pipezoo_core.decoder.replay import why_not_recorded
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.kv_cache import KVCacheParams
 from pipezoo_core.layers import DEQUANTIZED_AT_ONCE, KernelUse, as_split, estimable_layers
-from pipezoo_core.lora import adaptable_layers
+from pipezoo_core.lora import adaptable_layers, numbers_while_added
 from pipezoo_core.native import NativeKernels
-from pipezoo_core.recurrence import StateSpec
+from pipezoo_core.recurrence import ShortConvolution, StateSpec
 from pipezoo_core.sampling_params import NUM_ECHOED_AT_ONCE, NUMBERS_SAMPLED_AT_ONCE
 from pipezoo_core.weights import torch_dtype
 
@@ -97,9 +97,16 @@ def activation_memory(config: DecoderConfig, outline: nn.Module, pipeline_config
     others = _OTHERS + _THREAD * torch.get_num_threads()
     others += max(NUMBERS_SAMPLED_AT_ONCE, config.vocab_size) * _SAMPLED_BYTES
     others += max(backend.working_memory(num_tokens, max_length, itemsize) for backend in backends.of_layers)
-    if pipeline_config.lora is not None:  # what an adapter adds to the widest product
-        adaptable = adaptable_layers(outline, experts=bool(pipeline_config.lora.lora_experts))
-        others += num_tokens * itemsize * max((layer.out_features for layer, _ in adaptable), default=0)
+    others += sum(each.planned_memory(pipeline_config.max_batch_size, max_length) for each in backends.of_groups)
+    if not is_native:
+        convolutions = [layer for layer in outline.modules() if isinstance(layer, ShortConvolution)]
+        of_states = [layer.working_memory(num_tokens, pipeline_config.max_batch_size) for layer in convolutions]
+        others += max(of_states, default=0)
+    if (lora := pipeline_config.lora) is not None:
+        assert lora.max_lora_rank is not None
+        adaptable = adaptable_layers(outline, experts=bool(lora.lora_experts))
+        added = (numbers_while_added(layer, len(parts), lora.max_lora_rank) for layer, parts in adaptable)
+        others += num_tokens * itemsize * max(added, default=0)
     if pipeline_config.encoding.is_quantized and not is_native:
         others += DEQUANTIZED_AT_ONCE * (_FLOAT_BYTES + itemsize)
     hidden, number = config.hidden_size, num_tokens * itemsize

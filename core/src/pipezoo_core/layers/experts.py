@@ -127,8 +127,8 @@ class Experts(nn.ModuleList):
         is_copied = bool(expert.gate_up_proj.merged.reordered or expert.down_proj.reordered)  # then none is joined
         if kernels.is_native and kernels.fuse_experts and expert.can_be_gated and not is_copied:
             return [products + self.top_k * inner + hidden]  # one kernel has all of them, and its input
-        indices = 3 * self.top_k * _INDEX_BYTES // 2  # chosen, their order, and a product's rows; numbers have 2 bytes
-        while_summed = [products, indices, 2 * hidden, 2 * hidden]  # float32 is up to two numbers of the run's
+        indices = -(-3 * self.top_k * _INDEX_BYTES // kernels.itemsize)  # chosen, their order, and a product's rows
+        while_summed = [products, indices, kernels.wide * hidden, kernels.wide * hidden]  # the sum and what it gets
         while_computed = [products, indices, hidden, *expert.alive(kernels.in_experts)]
         return max(while_summed, while_computed, key=sum)
 

@@ -109,7 +109,8 @@ class GatedMLP(nn.Module):
         hidden, inner = self.down_proj.out_features, self.down_proj.in_features
         gate_up = [2 * inner] if len(self.gate_up_proj.merged.stored) < 2 else [inner, inner]
         if not kernels.is_native or self.native_activation is None:
-            return [*gate_up, *([inner] * (3 if isinstance(self.activation, ClampedGate) else 2))]
+            computed = [inner] * (3 if isinstance(self.activation, ClampedGate) else 2)
+            return [*gate_up, *max(computed, [inner, hidden], key=sum)]  # while the last product is made, all are there
         if kernels.fuse and self.can_be_gated:
             copies = self.gate_up_proj.merged.reordered + self.down_proj.reordered  # one after the other
             return [inner, hidden] + ([max(copies)] if copies else [])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipezoo_core.layers.native_product import NativeProduct
-from pipezoo_core.native import address_of
+from pipezoo_core.native import address_of, mismatch
 
 __all__ = ["NativeExperts"]
 
@@ -22,6 +22,9 @@ class NativeExperts:
         downs: of each expert; packed alike.
         first: the number of the first one of these; others are left to other ranks.
         top_k: experts per token.
+
+    Raises:
+        TensorMismatchError: a product is of another size than the first one, or of another packing.
     """
 
     def __init__(
@@ -30,6 +33,9 @@ class NativeExperts:
         self._products = (*gate_ups, *downs)  # own the memory
         gate_up, down = gate_ups[0], downs[0]
         hidden, inner = down.shape
+        for products, shape in ((gate_ups, (2 * inner, hidden)), (downs, (hidden, inner))):
+            for product in products:
+                _check_alike(product, products[0], shape)
         self._sizes = (hidden, inner, top_k)
         self._packed = (len(downs), gate_up.packed.nbytes + down.packed.nbytes)
         self._kernels = down.kernels
@@ -57,6 +63,13 @@ class NativeExperts:
         """Maps [T, H] to [T, H], see `Experts.forward`."""
         description = self._description.ctypes.data
         return self._kernels.experts(x_TH, indices_TK, weights_TK, description, self._sizes, self._packed)
+
+
+def _check_alike(product: NativeProduct, first: NativeProduct, shape: tuple[int, int]) -> None:
+    """Raises for what the kernel would read as if it were packed as the first one is."""
+    is_alike = (product.packing, product.activation) == (first.packing, first.activation)
+    if product.shape != shape or not is_alike or (product.bias is None) is not (first.bias is None):
+        raise mismatch("experts", product.packed, f"products of {list(shape)}, packed alike, all with biases or none")
 
 
 def _stacked(products: Sequence[NativeProduct]) -> Tensor | None:

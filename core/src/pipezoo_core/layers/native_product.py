@@ -57,7 +57,7 @@ class NativeProduct(Product):
         else:
             self.packing, self._order = Packing.of_bits(bits), None
             self.packed = kernels.pack(weight.detach() if bits else weight.detach().to(kernels.dtype), bits, form)
-        self.bias = None if bias is None else bias.detach().to(kernels.dtype)
+        self.bias = None if bias is None else bias.detach().to(kernels.dtype).contiguous()
         self.shape = (weight.shape[0], weight.shape[1])
 
     @staticmethod

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipezoo_core.layers.routing import Routing
-from pipezoo_core.native import NativeKernels, address_of, bits
+from pipezoo_core.native import NativeKernels, address_of, bits, check_tensor
 
 __all__ = ["Router"]
 
@@ -47,11 +47,17 @@ class Router(nn.Module):
         return self.routing(F.linear(x_TH.float(), self.weight, self.bias), self.e_score_correction_bias)
 
     def compute_with(self, kernels: NativeKernels) -> None:
-        """Computes with the native kernels from now on; the parameters stay where they are."""
-        routing = self.routing
+        """Computes with the native kernels from now on; the parameters stay where they are.
+
+        Raises:
+            TensorMismatchError: a parameter is no contiguous one of the layer's sizes, in float32.
+        """
+        routing, hidden = self.routing, self._sizes[0]
         parameters = (self.weight, self.bias, self.e_score_correction_bias)
-        for parameter in parameters:  # which the kernel takes for that: nobody else checks it
-            assert parameter is None or (parameter.dtype is torch.float32 and parameter.is_contiguous())
+        shapes = ((routing.num_experts, hidden), (routing.num_experts,), (routing.num_experts,))
+        for parameter, shape in zip(parameters, shapes, strict=True):
+            if parameter is not None:
+                check_tensor("route's parameters", parameter, torch.float32, shape, contiguous=True)
         self._description = np.array(
             [
                 *map(address_of, parameters),

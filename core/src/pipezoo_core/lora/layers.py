@@ -24,6 +24,7 @@ __all__ = [
     "LoRATarget",
     "adaptable_layers",
     "group_rows",
+    "numbers_while_added",
 ]
 
 NO_LORA = -1
@@ -256,3 +257,18 @@ def adaptable_layers(
             yield child, {name: LoRATarget(child.full_shape, child.out_features, shards.get("weight"))}
         elif isinstance(child, LatentHeads):
             yield child, {name: LoRATarget(child.full_shape, child.out_features, child.shards.get("weight"))}
+
+
+def numbers_while_added(layer: Linear | LatentHeads, num_parts: int, max_rank: int) -> int:
+    """Returns the most numbers per row that there are while an adapter is added to a layer's product, besides this.
+
+    Args:
+        layer: see `adaptable_layers`.
+        num_parts: merged in it.
+        max_rank: of an adapter.
+    """
+    rank = num_parts * max_rank
+    if isinstance(layer, LatentHeads):  # to and from a latent for each head
+        num_heads = layer.out_features // sum(layer.sizes)
+        return num_heads * (rank + max(*layer.sizes, layer.in_features))
+    return rank + max(layer.in_features, layer.out_features)

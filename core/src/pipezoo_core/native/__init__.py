@@ -1,7 +1,8 @@
 """The optional kernels of `pipezoo-kernels`, steps recorded as a list of them, and the memory they write to."""
 
 from pipezoo_core.native.activation import Activation
-from pipezoo_core.native.calls import address_of, bits
+from pipezoo_core.native.attention_kernels import AttentionSizes
+from pipezoo_core.native.calls import address_of, bits, check_tensor, mismatch
 from pipezoo_core.native.foreign_calls import UnforeseenShapeError
 from pipezoo_core.native.kernels import NativeKernels
 from pipezoo_core.native.memory_pool import HUGE_PAGE, MemoryPool, aligned, aligned_bytes
@@ -19,6 +20,7 @@ __all__ = [
     "PANEL",
     "SPAN",
     "Activation",
+    "AttentionSizes",
     "Form",
     "MemoryPool",
     "NativeKernels",
@@ -33,6 +35,8 @@ __all__ = [
     "aligned_bytes",
     "bits",
     "bits_per_number",
+    "check_tensor",
+    "mismatch",
     "packed_bytes",
     "packed_size",
 ]

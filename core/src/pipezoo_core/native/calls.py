@@ -6,7 +6,7 @@ import importlib
 import math
 import struct
 from collections.abc import Callable, Sequence
-from types import ModuleType
+from types import EllipsisType, ModuleType
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipezoo_core.errors import InsufficientMemoryError, TensorMismatchError
 from pipezoo_core.native.memory_pool import MemoryPool
-from pipezoo_core.native.packing import Packing
+from pipezoo_core.native.packing import Packing, packed_bytes, plain_bytes
 from pipezoo_core.native.variants import DTYPES, MODULE, obstacle_to
 
 __all__ = [
@@ -26,9 +26,10 @@ __all__ = [
     "as_integer",
     "bits",
     "call",
-    "check_float32",
+    "check_tensor",
     "mismatch",
     "of_packing",
+    "shape_of",
 ]
 
 CPU = torch.device("cpu")
@@ -53,10 +54,10 @@ class CallObserver(Protocol):
 class KernelCalls:
     """The kernels of one model, as they are called. A step can be recorded: see `recording`.
 
-    A kernel reads memory and knows no tensors. So each call is checked before: dtype, device and sizes. A replayed step
-    was checked when it was recorded. Of the numbers that are indices, tokens are checked by the kernels, which give NaN
-    for one that is not in the vocabulary. Positions and pages are not checked: a `RaggedBatch` has those that the KV
-    cache's manager lent.
+    A kernel reads memory and knows no tensors. So every tensor of a call is checked before, by `check_tensor`: dtype,
+    device, sizes, and that it has no gaps where the kernel takes no strides. A replayed step was checked when it was
+    recorded. Of the numbers that are indices, tokens are checked by the kernels, which give NaN for one that is not in
+    the vocabulary. Positions and pages are not checked: a `RaggedBatch` has those that the KV cache's manager lent.
 
     Args:
         device: where the model runs.
@@ -92,10 +93,15 @@ class KernelCalls:
             return torch.empty(shape, dtype=dtype, device=CPU)
         return self._pool.empty(shape, dtype)
 
-    def _check(self, kernel: str, x: Tensor, size: int) -> None:
-        """Raises where the kernel would take a tensor's numbers for something else, or read beyond them."""
-        if x.dtype is not self.dtype or x.shape[-1] != size or not x.is_cpu:
-            raise mismatch(kernel, x, f"{self.dtype} [..., {size}] on the CPU")
+    def _check(self, kernel: str, x: Tensor, *shape: int | EllipsisType, contiguous: bool = False) -> None:
+        """Raises for what is not of this shape, in the model's dtype: see `check_tensor`."""
+        check_tensor(kernel, x, self.dtype, shape, contiguous=contiguous)
+
+    def _check_packed(self, kernel: str, packed: Tensor, shape: tuple[int, int], packing: Packing) -> None:
+        """Raises for what is no packed weight of this shape."""
+        is_plain = packing is Packing.none
+        size = plain_bytes(shape, self.dtype.itemsize) if is_plain else packed_bytes(shape, packing)
+        check_tensor(f"{kernel}'s weight", packed, torch.uint8, (size,), contiguous=True)
 
     def _run(self, name: str, *arguments: float, is_long: bool = False) -> None:
         """Runs a kernel; a long one as a program of its own, during which other Python threads run."""
@@ -126,16 +132,42 @@ def mismatch(kernel: str, x: Tensor, allowed: str) -> TensorMismatchError:
     """Returns the error for a tensor that a kernel cannot read."""
     return TensorMismatchError(
         f"the kernel {kernel!r} was given a tensor that it does not compute with",
-        found=f"{x.dtype} {list(x.shape)} on {x.device}",
+        found=f"{x.dtype} {list(x.shape)} on {x.device}{'' if x.is_contiguous() else ', with gaps'}",
         allowed=allowed,
         cure="Check the sizes and dtypes in the model's module.",
     )
 
 
-def check_float32(kernel: str, x: Tensor, shape: tuple[int, ...]) -> None:
-    """Raises for what is not of this shape, in float32 and contiguous, whatever the model's dtype is."""
-    if x.dtype is not torch.float32 or x.shape != shape or not (x.is_cpu and x.is_contiguous()):
-        raise mismatch(kernel, x, f"torch.float32 {list(shape)}, contiguous, on the CPU")
+def check_tensor(
+    kernel: str, x: Tensor, dtype: torch.dtype, shape: Sequence[int | EllipsisType], *, contiguous: bool = False
+) -> None:
+    """Raises where a kernel would take a tensor's numbers for something else, or read beyond them.
+
+    Args:
+        kernel: who is given it, and as what, for the error.
+        x: the tensor; on the CPU.
+        dtype: that it has to have.
+        shape: likewise. After `...` comes the size of the last dimension, whatever is before.
+        contiguous: whether it must be.
+
+    Raises:
+        TensorMismatchError: it is another.
+    """
+    is_of_shape = x.shape[-1:] == shape[1:] if shape[:1] == (...,) else x.shape == shape
+    if x.dtype is not dtype or not is_of_shape or not x.is_cpu or (contiguous and not x.is_contiguous()):
+        sizes = ", ".join("..." if size is ... else str(size) for size in shape)
+        raise mismatch(kernel, x, f"{dtype} [{sizes}]{', contiguous,' if contiguous else ''} on the CPU")
+
+
+def shape_of(kernel: str, x: Tensor, num_dimensions: int) -> torch.Size:
+    """Returns a tensor's shape.
+
+    Raises:
+        TensorMismatchError: it has another number of dimensions.
+    """
+    if x.dim() != num_dimensions:
+        raise mismatch(kernel, x, f"a tensor of {num_dimensions} dimensions")
+    return x.shape
 
 
 def of_packing(kernel: str, packing: Packing) -> str:

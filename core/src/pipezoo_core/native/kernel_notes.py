@@ -157,10 +157,12 @@ def _is_plain(notes: KernelNotes, *tensors: Tensor) -> bool:
 
 def _note_embedding(notes: KernelNotes, result: Tensor, weight: Tensor, tokens: Tensor, *options: Any) -> bool:
     del options  # they matter to training
+    is_plain = _is_plain(notes, weight) and tokens.is_cpu and tokens.is_contiguous() and weight.is_contiguous()
+    if not is_plain or tokens.dtype is not torch.int64:
+        return False
     rows = (tokens.data_ptr(), weight.data_ptr(), result.data_ptr(), tokens.numel(), weight.shape[1], len(weight))
     notes.add("embedding", rows)
-    is_plain = tokens.is_contiguous() and weight.is_contiguous() and weight.is_cpu
-    return is_plain and tokens.dtype is torch.int64 and weight.dtype is notes.dtype
+    return True
 
 
 _KERNELS: dict[Any, Callable[..., bool]] = {

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from pipezoo_core.native.activation import Activation
-from pipezoo_core.native.calls import CPU, address_of, check_float32, mismatch, of_packing
+from pipezoo_core.native.attention_kernels import AttentionKernels
+from pipezoo_core.native.calls import CPU, address_of, check_tensor, mismatch, of_packing, shape_of
 from pipezoo_core.native.packing import Form, Packing
 from pipezoo_core.native.packing_kernels import PackingKernels
 from pipezoo_core.native.recurrent_kernels import RecurrentKernels
+from pipezoo_core.native.variants import PANEL
 
 __all__ = ["NativeKernels"]
 
@@ -21,7 +23,7 @@ __all__ = ["NativeKernels"]
 _LONG_PRODUCT, _LONG_READ = 2**29, 2**27
 
 
-class NativeKernels(PackingKernels, RecurrentKernels):
+class NativeKernels(AttentionKernels, PackingKernels, RecurrentKernels):
     """One model's kernels.
 
     All functions raise a `TensorMismatchError` for a tensor that they cannot read, and an `InsufficientMemoryError`.
@@ -50,7 +52,10 @@ class NativeKernels(PackingKernels, RecurrentKernels):
             activation: of the gate, where the form is gated.
         """
         out_features, in_features = shape
-        self._check("linear", x, in_features)
+        self._check("linear", x, ..., in_features)
+        self._check_packed("linear", packed, shape, packing)
+        if bias is not None:
+            self._check("linear's bias", bias, out_features, contiguous=True)
         x = x.contiguous()
         size = out_features // 2 if form is Form.gated else out_features
         y = self._empty((*x.shape[:-1], size), torch.float32 if form is Form.wide else x.dtype)
@@ -70,11 +75,12 @@ class NativeKernels(PackingKernels, RecurrentKernels):
             shape: of one of them: out_features, a multiple of `PANEL`, and in_features.
         """
         out_features, in_features = shape
-        self._check("multiply_heads", x, in_features)
-        if x.dim() != 3 or packed.nbytes != x.shape[1] * out_features * in_features * x.itemsize:
+        rows, heads, _ = shape_of("multiply_heads", x, 3)
+        self._check("multiply_heads", x, ..., in_features)
+        if out_features % PANEL or packed.nbytes != heads * out_features * in_features * x.itemsize:
             raise mismatch("multiply_heads", x, f"[T, heads, {in_features}], the heads of the weight")
+        self._check_packed("multiply_heads", packed, (heads * out_features, in_features), Packing.none)
         x = x if x.stride(-1) == 1 else x.contiguous()
-        rows, heads = x.shape[:2]
         y = self._empty((rows, heads, out_features), x.dtype)
         addresses = (x.data_ptr(), x.stride(0), x.stride(1), packed.data_ptr(), y.data_ptr())
         is_long = rows * heads * in_features * out_features > _LONG_PRODUCT
@@ -84,6 +90,7 @@ class NativeKernels(PackingKernels, RecurrentKernels):
     def packed_rows(self, indices: Tensor, packed: Tensor, shape: tuple[int, int], packing: Packing) -> Tensor:
         """Returns rows of a packed weight of this shape: int64 [T] to [T, in_features]; NaN for what is no row."""
         indices, (num_rows, size) = _integers("packed_rows", indices), shape
+        self._check_packed("packed_rows", packed, shape, packing)
         y = self._empty((len(indices), size), self.dtype)
         addresses = (indices.data_ptr(), packed.data_ptr(), y.data_ptr())
         self._run(of_packing("packed_rows", packing), *addresses, len(indices), size, num_rows)
@@ -91,6 +98,8 @@ class NativeKernels(PackingKernels, RecurrentKernels):
 
     def rows(self, x: Tensor, indices: Tensor) -> Tensor:
         """Returns rows of a matrix: int64 [T] to [T, ...]."""
+        check_tensor("rows", x, x.dtype, x.shape)
+        indices = _integers("rows", indices)
         return torch.index_select(x, 0, indices, out=self._empty((len(indices), *x.shape[1:]), x.dtype))
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
@@ -98,9 +107,9 @@ class NativeKernels(PackingKernels, RecurrentKernels):
 
         Rows, and the heads of rows, are read where they lie in another tensor's rows.
         """
-        size = weight.shape[0]
-        self._check("rms_norm", x, size)
-        self._check("rms_norm's weight", weight, size)
+        size = weight.numel()
+        self._check("rms_norm", x, ..., size)
+        self._check("rms_norm's weight", weight, size, contiguous=True)
         shape, (x, heads, stride) = x.shape, _rows(x)
         y = self._empty(shape, x.dtype)
         addresses = (x.data_ptr(), weight.data_ptr(), y.data_ptr())
@@ -112,10 +121,10 @@ class NativeKernels(PackingKernels, RecurrentKernels):
 
         Contiguous; `x` is read as by `rms_norm`.
         """
-        self._check("layer_norm", x, size)
+        self._check("layer_norm", x, ..., size)
         for name, parameter in (("weight", weight), ("bias", bias)):
             if parameter is not None:
-                self._check(f"layer_norm's {name}", parameter, size)
+                self._check(f"layer_norm's {name}", parameter, size, contiguous=True)
         shape, (x, heads, stride) = x.shape, _rows(x)
         y = self._empty(shape, x.dtype)
         addresses = (x.data_ptr(), address_of(weight), address_of(bias), y.data_ptr())
@@ -125,7 +134,7 @@ class NativeKernels(PackingKernels, RecurrentKernels):
     def activate(self, x: Tensor, activation: Activation) -> Tensor:
         """Returns an activation of each number."""
         assert activation is not Activation.clamped, "it is of a gate and what that lets through"
-        self._check("activate", x, x.shape[-1])
+        self._check("activate", x, *x.shape)
         x = x.contiguous()
         y = self._empty(x.shape, x.dtype)
         self._run("activate", x.data_ptr(), y.data_ptr(), 1, x.numel(), x.numel(), activation)
@@ -133,8 +142,8 @@ class NativeKernels(PackingKernels, RecurrentKernels):
 
     def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
         """Returns `activation(gate) · up`: [..., 2 · size], gate first, to [..., size]."""
-        size = gate_up.shape[-1] // 2
-        self._check("gated", gate_up, 2 * size)
+        size = sum(gate_up.shape[-1:]) // 2
+        self._check("gated", gate_up, ..., 2 * size)
         gate_up = gate_up.contiguous()
         y = self._empty((*gate_up.shape[:-1], size), gate_up.dtype)
         self._run("gated", gate_up.data_ptr(), y.data_ptr(), y.numel() // size, size, activation)
@@ -143,51 +152,12 @@ class NativeKernels(PackingKernels, RecurrentKernels):
     def rotary_angles(self, positions: Tensor, frequencies: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
         """Returns cosines and sines of `positions · frequencies`, times `scaling`: two [T, 2 · len(frequencies)]."""
         positions = _integers("rotary_angles", positions)
-        check_float32("rotary_angles", frequencies, (len(frequencies),))
+        check_tensor("rotary_angles", frequencies, torch.float32, (frequencies.numel(),), contiguous=True)
         shape = (len(positions), 2 * len(frequencies))
         cos, sin = (torch.empty(shape, dtype=self.dtype, device=CPU) for _ in range(2))  # too small for the pool
         addresses = (positions.data_ptr(), frequencies.data_ptr(), cos.data_ptr(), sin.data_ptr())
         self._run("rotary_angles", *addresses, len(positions), len(frequencies), scaling)
         return cos, sin
-
-    def attend(
-        self,
-        qkv: tuple[Tensor, Tensor | None, Tensor | None],
-        rotation: tuple[Tensor, Tensor] | None,
-        pages: tuple[Tensor, Tensor | None],
-        descriptions: tuple[int, int],
-        sinks: Tensor | None,
-        width: int,
-    ) -> Tensor:
-        """Returns what the queries see, and writes keys and values into their pages; see `attention.native`.
-
-        Args:
-            qkv: queries, keys and values, [T, heads · numbers] of each. `Attention` checks that they are of the step's
-                sizes and of one dtype. None for keys and values that are in the pages already, and for values in keys.
-            rotation: cosines and sines [T, rotary_dim], or None.
-            pages: the layer's keys and values; None for values that are the first numbers of the keys.
-            descriptions: addresses of the step's description and of the layer's.
-            sinks: [num_heads], or None.
-            width: numbers per row of the result.
-        """
-        q, k, v = (x if x is None or x.stride(-1) == 1 else x.contiguous() for x in qkv)
-        assert q is not None, "queries are never in the pages"
-        for x in (q, k, v, sinks):
-            if x is not None:
-                self._check("attend", x, x.shape[-1])
-        rotary_dim = 0
-        if rotation is not None:
-            rotation = (rotation[0].contiguous(), rotation[1].contiguous())
-            rotary_dim = rotation[0].shape[-1]
-            if rotary_dim % 2 or rotary_dim == 0:
-                raise mismatch("attend", rotation[0], "a rotation of pairs of numbers")
-        sinks = None if sinks is None else sinks.contiguous()
-        out = self._empty((q.shape[0], width), q.dtype)
-        strided = [number for x in (q, k, v) for number in ((0, 0) if x is None else (x.data_ptr(), x.stride(0)))]
-        cos, sin = (0, 0) if rotation is None else (rotation[0].data_ptr(), rotation[1].data_ptr())
-        written = (pages[0].data_ptr(), address_of(pages[1]), out.data_ptr())
-        self._run("attend", *strided, cos, sin, rotary_dim, *written, *descriptions, address_of(sinks))
-        return out
 
     def route(self, x: Tensor, layer: int, sizes: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
         """Returns each row's experts, int64 [T, top_k], and their weights, float32 [T, top_k]; see `layers.router`.
@@ -198,9 +168,8 @@ class NativeKernels(PackingKernels, RecurrentKernels):
             sizes: hidden, num_experts, top_k.
         """
         hidden, num_experts, top_k = sizes
-        self._check("route", x, hidden)
-        x = x.contiguous()
-        rows = x.numel() // hidden
+        self._check("route", x, *x.shape[:1], hidden)
+        x, rows = x.contiguous(), len(x)
         logits = self._empty((rows, num_experts), torch.float32)
         weights = torch.empty((rows, top_k), dtype=torch.float32, device=CPU)  # too small for the pool
         indices = torch.empty((rows, top_k), dtype=torch.int64, device=CPU)
@@ -227,11 +196,10 @@ class NativeKernels(PackingKernels, RecurrentKernels):
             packed: how many experts the layer has here, and the bytes of one's weights.
         """
         hidden, inner, top_k = sizes
-        self._check("experts", x, hidden)
-        rows = x.numel() // hidden
+        self._check("experts", x, *x.shape[:1], hidden)
+        rows = len(x)
         for given, dtype in ((indices, torch.int64), (weights, torch.float32)):
-            if given.dtype is not dtype or given.shape != (rows, top_k) or not given.is_cpu:
-                raise mismatch("experts", given, f"{dtype} {[rows, top_k]} on the CPU")
+            check_tensor("experts", given, dtype, (rows, top_k))
         x, indices, weights = x.contiguous(), indices.contiguous(), weights.contiguous()
         gated, products = (self._empty((rows * top_k, size), x.dtype) for size in (inner, hidden))
         y = self._empty((rows, hidden), x.dtype)
@@ -244,8 +212,7 @@ class NativeKernels(PackingKernels, RecurrentKernels):
 
 
 def _integers(kernel: str, x: Tensor) -> Tensor:
-    if x.dtype is not torch.int64 or x.dim() != 1 or not x.is_cpu:
-        raise mismatch(kernel, x, "torch.int64 [T] on the CPU")
+    check_tensor(kernel, x, torch.int64, (x.numel(),))
     return x.contiguous()
 
 

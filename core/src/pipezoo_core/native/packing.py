@@ -19,6 +19,7 @@ __all__ = [
     "bits_per_number",
     "packed_bytes",
     "packed_size",
+    "plain_bytes",
     "stored_blocks",
 ]
 
@@ -148,8 +149,14 @@ _ROW_BYTES = {Packing.int4: 8}  # besides
 def packed_size(weight: Tensor, packing: Packing) -> int:
     """Returns the bytes of a weight, which may be on the meta device, when it is packed."""
     if packing is Packing.none:
-        return _padded(len(weight)) * weight.shape[1] * weight.dtype.itemsize
+        return plain_bytes(tuple(weight.shape), weight.dtype.itemsize)
     return packed_bytes(tuple(weight.shape), packing)
+
+
+def plain_bytes(shape: Sequence[int], itemsize: int) -> int:
+    """Returns the bytes of a packed weight of this shape whose numbers have `itemsize` bytes each."""
+    num_rows, size = shape
+    return _padded(num_rows) * size * itemsize
 
 
 def packed_bytes(shape: Sequence[int], packing: Packing) -> int:

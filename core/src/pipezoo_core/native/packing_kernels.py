@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pipezoo_core.native.calls import CPU, KernelCalls, call, mismatch, of_packing
+from pipezoo_core.native.calls import CPU, KernelCalls, call, mismatch, of_packing, shape_of
 from pipezoo_core.native.memory_pool import aligned, aligned_bytes
 from pipezoo_core.native.packing import GROUP, Form, Packing, packed_bytes, packed_size, stored_blocks
 from pipezoo_core.native.variants import DTYPES, PANEL
@@ -55,13 +55,13 @@ class PackingKernels(KernelCalls):
         unit = 2 if bits is None else GROUP
         is_known = weight.dtype is self.dtype or (bits is not None and weight.dtype in DTYPES)
         is_gated = form is Form.gated
-        is_whole = not (weight.shape[1] % unit or (is_gated and weight.shape[0] % PANEL))
+        rows, columns = shape_of("the packing of a weight", weight, 2)
+        is_whole = not (columns % unit or (is_gated and rows % PANEL))
         if not (is_known and is_whole and self._can_pack(weight)):
             sizes = f"[{f'a multiple of {PANEL}' if is_gated else 'any'}, a multiple of {unit}]"
             raise mismatch("the packing of a weight", weight, f"{self.dtype} {sizes} on the CPU")
         packing = Packing.of_bits(bits)
         kernel = f"{of_packing('pack', packing)}_{DTYPES[weight.dtype]}"
-        rows, columns = weight.shape
         return self._packed(kernel, weight, (rows, columns), packing, form, packed_size(weight, packing))
 
     def pack_stored(self, type_name: str, rows: Tensor, form: Form = Form.plain) -> Tensor:

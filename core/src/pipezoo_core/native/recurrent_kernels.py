@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from pipezoo_core.native.calls import KernelCalls, address_of, check_float32, mismatch
+from pipezoo_core.native.calls import KernelCalls, address_of, check_tensor, mismatch, shape_of
 
 __all__ = ["RecurrentKernels", "StateRows"]
 
@@ -46,13 +47,11 @@ class RecurrentKernels(KernelCalls):
             step: of the rows.
             is_activated: by silu.
         """
-        num_taps, size = taps.shape
-        self._check("short_convolution", x, size)
-        self._check("short_convolution's taps", taps, size)
+        num_taps, size = shape_of("short_convolution's taps", taps, 2)
+        self._check("short_convolution", x, ..., size)
+        self._check("short_convolution's taps", taps, num_taps, size)
         if bias is not None:
             self._check("short_convolution's bias", bias, size)
-            if bias.dim() != 1:
-                raise mismatch("short_convolution's bias", bias, f"[{size}]")
             bias = bias.contiguous()
         self._check_states("short_convolution", x, state, (num_taps - 1, size), step)
         x, taps = x if x.stride(-1) == 1 else x.contiguous(), taps.contiguous()
@@ -80,17 +79,15 @@ class RecurrentKernels(KernelCalls):
             step: of the rows.
             num_key_heads: heads of queries, and as many of keys.
         """
-        heads, key_size, value_size = state.shape[1:]
+        _, heads, key_size, value_size = shape_of("gated_delta_rule's state", state, 4)
         if num_key_heads < 1 or heads % num_key_heads:
             raise mismatch("gated_delta_rule's state", state, f"heads that {num_key_heads} key heads serve evenly")
-        self._check("gated_delta_rule", qkv, 2 * num_key_heads * key_size + heads * value_size)
+        self._check("gated_delta_rule", qkv, ..., 2 * num_key_heads * key_size + heads * value_size)
         self._check_states("gated_delta_rule", qkv, state, (heads, key_size, value_size), step)
         for gate in gates:
-            self._check("gated_delta_rule's gates", gate, heads)
-            if gate.shape != (len(qkv), heads):
-                raise mismatch("gated_delta_rule's gates", gate, f"{[len(qkv), heads]}, as many rows as queries")
+            self._check("gated_delta_rule's gates", gate, len(qkv), heads)
         for parameter in decay:
-            check_float32("gated_delta_rule's decay", parameter, (heads,))
+            check_tensor("gated_delta_rule's decay", parameter, torch.float32, (heads,), contiguous=True)
         qkv, a, b = (x if x.stride(-1) == 1 else x.contiguous() for x in (qkv, *gates))
         y = self._empty((len(qkv), heads * value_size), qkv.dtype)
         strided = [number for x in (qkv, a, b) for number in (x.data_ptr(), x.stride(0))]
@@ -120,15 +117,13 @@ class RecurrentKernels(KernelCalls):
             step: of the rows.
             num_groups: of B, and as many of C.
         """
-        heads, state_size, head_size = state.shape[1:]
+        _, heads, state_size, head_size = shape_of("selective_scan's state", state, 4)
         if num_groups < 1 or heads % num_groups:
             raise mismatch("selective_scan's state", state, f"a multiple of {num_groups} groups of heads, at least 1")
-        self._check("selective_scan", xbc, heads * head_size + 2 * num_groups * state_size)
+        self._check("selective_scan", xbc, ..., heads * head_size + 2 * num_groups * state_size)
         self._check_states("selective_scan", xbc, state, (heads, state_size, head_size), step)
-        self._check("selective_scan's dt", dt, heads)
-        if dt.shape != (len(xbc), heads):
-            raise mismatch("selective_scan's dt", dt, f"{[len(xbc), heads]}, as many rows as x, B and C")
-        check_float32("selective_scan's parameters", of_heads, (3, heads))
+        self._check("selective_scan's dt", dt, len(xbc), heads)
+        check_tensor("selective_scan's parameters", of_heads, torch.float32, (3, heads), contiguous=True)
         xbc, dt = (x if x.stride(-1) == 1 else x.contiguous() for x in (xbc, dt))
         y = self._empty((len(xbc), heads * head_size), xbc.dtype)
         strided = [number for x in (xbc, dt) for number in (x.data_ptr(), x.stride(0))]
@@ -150,16 +145,15 @@ class RecurrentKernels(KernelCalls):
             eps: added to the mean.
             num_groups: how many groups there are, or None for heads that have one weight.
         """
-        rows, width = x.shape
-        size = weight.shape[0] if num_groups is None else width // max(1, num_groups)
+        rows, width = shape_of("gated_rms_norm", x, 2)
+        size = weight.numel() if num_groups is None else width // max(1, num_groups)
         if size < 1 or width % size or num_groups not in (None, width // size):
             raise mismatch("gated_rms_norm's weight", weight, f"one for {width} numbers, of whole heads or groups")
         of_weight = size if num_groups is None else width
-        for name, given, numbers in (("", x, width), ("'s weight", weight, of_weight), ("'s gate", gate, width)):
-            self._check(f"gated_rms_norm{name}", given, numbers)
-        if len(gate) != rows:
-            raise mismatch("gated_rms_norm's gate", gate, f"{rows} rows")
-        x, weight, gate = x.contiguous(), weight.contiguous(), gate if gate.stride(-1) == 1 else gate.contiguous()
+        self._check("gated_rms_norm", x, rows, width)
+        self._check("gated_rms_norm's weight", weight, of_weight, contiguous=True)
+        self._check("gated_rms_norm's gate", gate, rows, width)
+        x, gate = x.contiguous(), gate if gate.stride(-1) == 1 else gate.contiguous()
         y = self._empty(x.shape, x.dtype)
         addresses = (x.data_ptr(), weight.data_ptr(), gate.data_ptr(), y.data_ptr())
         weight_stride, is_gated_first = (0, 0) if num_groups is None else (size, 1)
@@ -169,8 +163,7 @@ class RecurrentKernels(KernelCalls):
 
     def _check_states(self, kernel: str, x: Tensor, state: Tensor, shape: tuple[int, ...], step: StateRows) -> None:
         """Raises for states of another form, for rows of another, and for another number of them than the step has."""
-        check_float32(f"{kernel}'s state", state, (len(state), *shape))
-        if x.dim() != 2:
-            raise mismatch(kernel, x, f"[T, {x.shape[-1]}]")
+        check_tensor(f"{kernel}'s state", state, torch.float32, (*state.shape[:1], *shape), contiguous=True)
+        shape_of(kernel, x, 2)
         if self.observer is None and not (len(x) == step.num_rows and step.row_offsets.is_cpu):
             raise mismatch(kernel, x, f"{step.num_rows} rows, those of the step, which lies on the CPU")

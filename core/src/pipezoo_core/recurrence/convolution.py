@@ -15,6 +15,9 @@ from pipezoo_core.recurrence.base import StateStep
 __all__ = ["ShortConvolution", "short_convolution"]
 
 
+_FLOAT_BYTES = 4
+
+
 class ShortConvolution(nn.Module):
     """A `short_convolution` with its weights, named and shaped as those of a `Conv1d` whose groups are single channels.
 
@@ -38,6 +41,16 @@ class ShortConvolution(nn.Module):
         """Of one request's state: the inputs that the next row needs, the oldest first."""
         num_channels, _, num_taps = self.weight.shape
         return num_taps - 1, num_channels
+
+    def working_memory(self, num_rows: int, num_requests: int) -> int:
+        """Returns the bytes that a step in torch takes beyond four float32 numbers for each row and channel.
+
+        The four are inputs, their sum, and of a tap the inputs and products. Before the inputs lies what is read of the
+        requests' states; while both are put together, there are two of each.
+        """
+        num_kept, num_channels = self.state_shape
+        kept = num_kept * num_requests
+        return max(kept, 2 * (kept - num_rows)) * num_channels * _FLOAT_BYTES
 
     def forward(self, x_TD: Tensor, state_SKD: Tensor, step: StateStep) -> Tensor:
         """Maps [T, D] to the same; see `short_convolution`."""
