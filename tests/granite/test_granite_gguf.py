@@ -106,7 +106,8 @@ EMBEDDING = LazyTensor((99, 64), torch.float32, lambda rows: torch.zeros(99, 64)
 def config_of_file(**changes):
     said = {**SIZES, **changes}
     metadata = {"general.architecture": "granitehybrid", **{f"granitehybrid.{key}": said[key] for key in said}}
-    raw = config_from_gguf(SimpleNamespace(metadata=metadata, weights={"token_embd.weight": EMBEDDING}))
+    weights = {"token_embd.weight": EMBEDDING, "output_norm.weight": EMBEDDING}
+    raw = config_from_gguf(SimpleNamespace(metadata=metadata, weights=weights))
     return GraniteConfig.from_huggingface(ARCHITECTURE.huggingface_config(raw))
 
 

@@ -106,7 +106,8 @@ def config_of_file(**changes):
     said = {**sizes, "attention.head_count": 2, "attention.layer_norm_rms_epsilon": 1e-5, "shortconv.l_cache": 3}
     said |= {"attention.head_count_kv": [0, 1, 0], **{key.replace("__", "."): value for key, value in changes.items()}}
     metadata = {"general.architecture": "lfm2", **{f"lfm2.{key}": value for key, value in said.items()}}
-    return config_from_gguf(SimpleNamespace(metadata=metadata, weights={"token_embd.weight": EMBEDDING}))
+    norms = {f"blk.{number}.attn_norm.weight": EMBEDDING for number in range(3)}
+    return config_from_gguf(SimpleNamespace(metadata=metadata, weights={"token_embd.weight": EMBEDDING, **norms}))
 
 
 def test_layers_of_a_file_are_told_by_their_heads():

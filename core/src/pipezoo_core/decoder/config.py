@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Self
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Self
 
 from pipezoo_core.attention import AttentionSpec
-from pipezoo_core.errors import CheckpointMismatchError, InvalidSettingError, UnsupportedModelError
+from pipezoo_core.errors import CheckpointMismatchError, InvalidSettingError, UnsupportedModelError, shown
 from pipezoo_core.interfaces import upper_bounded_default
 from pipezoo_core.layers import Heads, Routing
 from pipezoo_core.recurrence import StateSpec
@@ -24,6 +25,7 @@ _SIZES = (
     "max_seq_len",
 )  # fmt: skip
 _MAX_SIZE = 2**31 - 1  # products of two sizes and a few bytes stay below 2^64
+_MAX_FLOAT32 = 2.0**128 * (1 - 2.0**-24)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +44,9 @@ class DecoderConfig(abc.ABC):
         max_shareable_prompt: see `KVCacheParams`.
 
     Raises:
-        UnsupportedModelError: a size is not positive or above 2³¹, or the key/value heads cannot share the query heads
-            evenly.
+        UnsupportedModelError: a size is not positive, a number of the config or of a part of it is one that is never
+            computed with (a whole one below 0 or above 2³¹, one that no float32 holds), or the key/value heads cannot
+            share the query heads evenly.
     """
 
     vocab_size: int
@@ -59,13 +62,15 @@ class DecoderConfig(abc.ABC):
     def __post_init__(self) -> None:
         for name in _SIZES:
             size = getattr(self, name)
+            if not isinstance(size, int):
+                raise UnsupportedModelError(f"the config's {name} is no whole number", found=shown(size))
             if size < 1:
                 raise UnsupportedModelError(f"the config's {name} is not positive", found=size, allowed="at least 1")
-            if size > _MAX_SIZE:
+        for name, number in chain.from_iterable(map(_numbers, _parts(self))):
+            least, most = (0, _MAX_SIZE) if isinstance(number, int) else (-_MAX_FLOAT32, _MAX_FLOAT32)
+            if not least <= number <= most:  # NaN is not, either
                 raise UnsupportedModelError(
-                    f"the config's {name} is above that of any model",
-                    found=f"{size:.0e}",
-                    allowed=f"at most {_MAX_SIZE}",
+                    f"the config's {name} is that of no model", found=shown(number), allowed=f"{least} to {most}"
                 )
         if self.num_heads % self.num_kv_heads:
             raise UnsupportedModelError(
@@ -111,9 +116,9 @@ class DecoderConfig(abc.ABC):
             "intermediate_size": self.intermediate_size,
             "num_heads × head_dim": self.num_heads * self.head_dim,
         }
-        for field in fields(self):
-            if isinstance(value := getattr(self, field.name), Routing):
-                sizes["num_experts"] = value.num_experts  # rows of a router
+        for part in _parts(self):
+            if isinstance(part, Routing):
+                sizes["num_experts"] = part.num_experts  # rows of a router
         too_large = [f"{name}: at most {largest} -> {size}" for name, size in sizes.items() if size > largest]
         if too_large:
             raise CheckpointMismatchError(wrong_shape=too_large)
@@ -146,3 +151,19 @@ class DecoderConfig(abc.ABC):
     def heads(self) -> Heads:
         """The attention heads, as dimensions that devices can divide."""
         return Heads(self.num_heads, self.num_kv_heads, self.head_dim)
+
+
+def _parts(config: object) -> Iterator[object]:
+    """Yields a config, and the parts that it and they consist of."""
+    yield config
+    assert is_dataclass(config)
+    for field in fields(config):
+        if is_dataclass(value := getattr(config, field.name)):
+            yield from _parts(value)
+
+
+def _numbers(part: Any) -> Iterator[tuple[str, int | float]]:
+    """Yields the numbers of a config or a part, by name."""
+    for field in fields(part):
+        if isinstance(value := getattr(part, field.name), int | float):
+            yield field.name, value

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipezoo_core.errors import CorruptCheckpointError, UnsupportedModelError
+from pipezoo_core.errors import CheckpointMismatchError, CorruptCheckpointError, UnsupportedModelError
 from pipezoo_core.layers import RotaryEmbedding
 from pipezoo_core.weights.gguf import GGUFFile
 
@@ -111,7 +111,7 @@ class GGUFDecoder:
             "vocab_size": weights[_EMBEDDING].shape[0],
             "hidden_size": hidden_size,
             "intermediate_size": self.size("feed_forward_length", intermediate_size),
-            "num_hidden_layers": self.size("block_count"),
+            "num_hidden_layers": self.num_layers(),
             "num_attention_heads": num_heads,
             "num_key_value_heads": num_kv_heads or self.size("attention.head_count_kv", num_heads),
             "head_dim": head_dim,
@@ -143,6 +143,17 @@ class GGUFDecoder:
             )
         return size
 
+    def num_layers(self) -> int:
+        """Returns how many layers the file has.
+
+        Raises:
+            CheckpointMismatchError: more than it has tensors.
+        """
+        number, tensors = self.size("block_count"), self._file.weights
+        if number > len(tensors):
+            raise CheckpointMismatchError(missing=[f"most of {number} layers, with {len(tensors)} tensors"])
+        return number
+
     def kv_heads(self) -> list[int]:
         """Returns the key/value heads of each layer, 0 of those that keep a state instead.
 
@@ -150,7 +161,7 @@ class GGUFDecoder:
             CorruptCheckpointError: the file says no numbers of heads, or not as many as layers.
             UnsupportedModelError: layers differ in their heads.
         """
-        name, num_layers = f"{self._prefix}attention.head_count_kv", self.size("block_count")
+        name, num_layers = f"{self._prefix}attention.head_count_kv", self.num_layers()
         said = self.get("attention.head_count_kv")
         heads = said if isinstance(said, list) else [said] * num_layers
         if (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,13 @@ from pipezoo_core.architecture import SupportedArchitecture
 from pipezoo_core.config_entries import entries_of_model
 from pipezoo_core.decoder import DecoderPipelineModel
 from pipezoo_core.errors import (
+    CheckpointMismatchError,
     CorruptCheckpointError,
     InvalidSettingError,
     PipezooError,
     UnsupportedCheckpointError,
     UnsupportedModelError,
+    shown,
 )
 from pipezoo_core.file_names import GENERATION_CONFIG
 from pipezoo_core.json_file import read_json_object
@@ -99,6 +102,7 @@ def _huggingface_config(
 
     A config of a larger model than the weights is refused before anything is built.
     """
+    _check_num_layers(raw_config, weights)
     try:
         config = architecture.huggingface_config(entries_of_model(raw_config))
         if issubclass(architecture.pipeline_model, DecoderPipelineModel):
@@ -114,6 +118,14 @@ def _huggingface_config(
     if getattr(config, "tie_word_embeddings", False):
         config.tie_word_embeddings = HEAD not in weights.adapted(architecture.weight_adapters[weights.format], config)
     return config
+
+
+def _check_num_layers(raw_config: Mapping[str, Any], weights: Weights) -> None:
+    """Checks that there can be as many layers, of which config classes make lists, as the config says."""
+    for entries in (raw_config, raw_config.get("text_config")):
+        number = entries.get("num_hidden_layers") if isinstance(entries, Mapping) else None
+        if isinstance(number, int) and number > len(weights):
+            raise CheckpointMismatchError(missing=[f"most of {shown(number)} layers, with {len(weights)} tensors"])
 
 
 def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:

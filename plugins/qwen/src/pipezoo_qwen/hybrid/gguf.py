@@ -66,7 +66,7 @@ def hybrid_config_from_gguf(file: GGUFFile) -> dict[str, Any]:
     architecture, model_type = file.metadata["general.architecture"], model_type_of(file)
     decoder = GGUFDecoder(file, architecture)
     has_further = bool(file.metadata.get(f"{architecture}.nextn_predict_layers"))
-    num_layers = decoder.size("block_count") - (decoder.size("nextn_predict_layers") if has_further else 0)
+    num_layers = decoder.num_layers() - (decoder.size("nextn_predict_layers") if has_further else 0)
     num_heads, is_mixture = decoder.size("ssm.time_step_rank"), model_type != "qwen3_5_text"
     shared_size = decoder.size("expert_shared_feed_forward_length") if is_mixture else None
     config = {
