@@ -25,7 +25,7 @@ environment: ## create the virtual environment, with what the demo needs
 install: ## create the virtual environment, with what tests and checks need
 	@$(PYTHON) environment.py $(VENV) --dev
 
-test: quick ## run all tests; but for those that want the machine alone, beside each other, their threads asleep while they wait
+test: quick ## run all tests; the slow ones beside each other, their threads asleep while they wait, but for those marked alone
 	@OMP_WAIT_POLICY=passive $(TESTS) -m "slow and not alone" -n auto --dist worksteal
 	@$(TESTS) -m "slow and alone"
 
