@@ -25,9 +25,9 @@ environment: ## create the virtual environment, with what the demo needs
 install: ## create the virtual environment, with what tests and checks need
 	@$(PYTHON) environment.py $(VENV) --dev
 
-test: quick ## run all tests; those of a matrix beside each other, their threads asleep while they wait
-	@OMP_WAIT_POLICY=passive $(TESTS) -m "slow and matrix" -n auto --dist worksteal
-	@$(TESTS) -m "slow and not matrix"
+test: quick ## run all tests; the slow ones beside each other, their threads asleep while they wait, but for those marked alone
+	@OMP_WAIT_POLICY=passive $(TESTS) -m "slow and not alone" -n auto --dist worksteal
+	@$(TESTS) -m "slow and alone"
 
 quick: install ## run most tests, in about two minutes; a thread for each process, because busy teams slow each other
 	@OMP_NUM_THREADS=1 $(TESTS) -m "not slow" -n auto --dist worksteal

@@ -134,6 +134,7 @@ def test_the_table_says_how_many_times_better_pipezoo_is(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_run_of_two_engines_with_peers_that_cannot(folder, tmp_path, monkeypatch, capsys):
     """One peer is not installed, one cannot do the dtype, and one breaks when it is imported."""
     monkeypatch.setattr(compare, "ENVIRONMENTS", tmp_path)

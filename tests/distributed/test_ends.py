@@ -15,7 +15,7 @@ from pipezoo import registry
 from pipezoo_core.distributed import Workers
 from pipezoo_core.errors import InvalidSettingError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 BEGIN = """
 import os, signal, sys, threading, time

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 # A host is a network namespace with a /dev/shm of its own. The first has the address 10.77.0.1, the second 10.77.0.2.
 SECOND_HOST = """

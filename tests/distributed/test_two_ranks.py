@@ -29,7 +29,7 @@ SETTINGS = {"dtype": "float32", "page_size": 8, "kv_cache_memory": "4MiB", "max_
 GREEDY = {"temperature": 0.0, "max_new_tokens": 16, "ignore_eos": True}
 PROMPTS = ["hello", "he said that he", "h" * 100, "a quick brown fox jumps over the lazy dog, then"]
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 def texts(llm, prompts, **sampling):

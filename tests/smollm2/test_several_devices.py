@@ -8,7 +8,7 @@ import pytest
 
 from pipezoo import registry
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "several_devices.py"
 PROMPTS = ["Once upon a time", "The capital of France is", "def fibonacci(n):\n    ", "In 1969, the first human"]
