@@ -90,7 +90,8 @@ def config_of_file(**changes):
     said = {**SIZES, **changes}
     metadata = {"general.architecture": "lfm2moe", **{f"lfm2moe.{key}": said[key] for key in said}}
     embedding = LazyTensor((99, 64), torch.float32, lambda rows: torch.zeros(99, 64)[rows])
-    raw = config_from_gguf(SimpleNamespace(metadata=metadata, weights={"token_embd.weight": embedding}))
+    weights = {"token_embd.weight": embedding, "output_norm.weight": embedding}
+    raw = config_from_gguf(SimpleNamespace(metadata=metadata, weights=weights))
     return Lfm2Config.from_huggingface(ARCHITECTURES["lfm2_moe"].huggingface_config(raw))
 
 
