@@ -48,7 +48,7 @@ def planned(**settings):
     values = {"hidden_size": SIZE, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100}
     config = {**values, "conv_L_cache": 4, "num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]}
     pipeline_config = PipelineConfig(model_path="", device="cpu", encoding="float32", max_batch_tokens=ROWS, **settings)
-    (served,) = pipezoo_architectures()
+    served = pipezoo_architectures()[0]
     return served.pipeline_model.estimate_activation_memory(pipeline_config, served.huggingface_config(config))
 
 
