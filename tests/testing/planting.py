@@ -48,6 +48,7 @@ def plant(bug, site):
     for path in source.rglob("*.py"):
         text = path.read_text()
         if path.relative_to(source).as_posix() == bug.file:
+            assert text.count(bug.right) == 1, f"{bug.right!r} is not once in {bug.file}"
             text = text.replace(bug.right, bug.wrong)
         target = site / package / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
