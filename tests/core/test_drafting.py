@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipezoo_core.drafting import Acceptance, Drafter, Match, PromptLookup, StepBalance, prompt_lookup
+from pipezoo_core.drafting import Acceptance, Drafter, Match, PromptLookup, StepBalance, StepTimes, prompt_lookup
 
 MAX_LENGTH = 16  # of a match
 TOKENS = st.lists(st.integers(0, 2), max_size=60)
@@ -109,13 +109,59 @@ def test_what_was_long_ago_is_forgotten():
     [(1, 1, 0.2, 0), (1, 1, 0.99, 8), (8, 8, 0.9, 4), (64, 64, 0.7, 0), (64, 64, 0.99, 8), (1000, 4, 0.2, 3)],
 )
 def test_what_a_draft_is_worth(num_rows, num_tokens, rate, expected):
-    balance = StepBalance(num_rows, num_tokens)
+    balance = StepBalance(StepTimes(), num_rows, num_tokens)
     assert balance.num_worthwhile(rate, 8) == expected
     assert balance.num_worthwhile(rate, 1) == min(1, expected)
     assert balance.num_worthwhile(rate, 0) == balance.num_worthwhile(rate, -3) == 0
 
 
 def test_drafts_of_a_step_are_counted():
-    balance = StepBalance(8, 8)
+    balance = StepBalance(StepTimes(), 8, 8)
     balance.add(0.5, 2)
     assert (balance.num_rows, balance.num_tokens) == (10, 8.75)
+
+
+def measured(*steps):
+    times = StepTimes()
+    for num_rows, seconds in steps:
+        times.note(num_rows, seconds)
+    return times
+
+
+def worth(times, num_rows, rate):
+    return StepBalance(times, num_rows, num_rows).num_worthwhile(rate, 8)
+
+
+def test_what_was_measured_decides():
+    """Of eight requests whose steps of more rows take twice as long, and of others where they take no longer."""
+    assert worth(StepTimes(), 8, 0.9) == 4
+    assert worth(measured(*[(8, 1.0), (10, 2.0), (14, 2.1)] * 2), 8, 0.9) == 0
+    assert worth(measured(*[(8, 1.0), (10, 1.0), (14, 1.0)] * 2), 8, 0.9) == 8
+
+
+def test_a_step_costs_what_alike_steps_took():
+    times = measured((8, 3.0), (8, 2.0), (8, 4.0), (40, 9.0), (40, 9.0))
+    assert times.cost(8) == pytest.approx(2.0)
+    assert times.cost(40) == pytest.approx(9.0)
+    assert times.cost(5) == pytest.approx(2.0 * 1.2 / 1.32)  # in the proportion that is expected
+    assert times.cost(1) == pytest.approx(2.0 * 0.85 / 1.32)  # as the nearest
+    assert times.cost(60) == pytest.approx(9.0 * 6.3 / 4.7)
+
+
+def test_the_first_of_alike_steps_says_nothing_yet():
+    times = measured((8, 1.0), (8, 1.0), (10, 50.0))
+    assert times.cost(10) == pytest.approx(1.4 / 1.32)
+    times.note(10, 1.2)
+    assert times.cost(10) == pytest.approx(1.2)
+
+
+def test_times_are_forgotten():
+    times = measured((10, 9.0), (10, 9.0), *[(8, 1.0)] * 256)
+    assert times.cost(10) == pytest.approx(9.0)
+    times.note(8, 1.0)
+    assert times.cost(10) == pytest.approx(1.4 / 1.32)
+    assert times.cost(8) == pytest.approx(1.0)
+
+
+def test_the_latest_times_count():
+    assert measured((8, 1.0), *[(8, 2.0)] * 5).cost(8) == pytest.approx(2.0)

@@ -8,7 +8,7 @@ import pytest
 from tiny_models import cache_memory, make_llama
 
 from pipezoo_core.context import TextContext, TextGenerationInputs
-from pipezoo_core.drafting import Drafter, Guess, StepBalance
+from pipezoo_core.drafting import Drafter, Guess, StepBalance, StepTimes
 from pipezoo_core.pipeline.draft_rows import DraftRows
 from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.sampling_params import NUM_ECHOED_AT_ONCE, SamplingParams
@@ -63,6 +63,14 @@ def told_beside(output):
 def logged(outputs):
     entries = [entry for output in outputs for entry in output.log_probabilities or []]
     return [value for entry in entries for value in entry.token_log_probabilities]
+
+
+@pytest.fixture(autouse=True)
+def noted(monkeypatch):
+    """The rows of the steps that were measured; what was measured decides nothing here."""
+    rows = []
+    monkeypatch.setattr(StepTimes, "note", lambda times, num_rows, seconds: rows.append((num_rows, seconds)))
+    return rows
 
 
 @pytest.fixture
@@ -256,7 +264,7 @@ def test_a_draft_without_free_pages_fills_those_that_there_are(load_tiny, monkey
         context.advance(5)
         context.set_chunk(1)
     assert not manager.num_free_pages
-    add_drafts(contexts, manager, num_rows=3, room=16, max_chunk=64)
+    add_drafts(contexts, manager, StepTimes(), num_rows=3, room=16, max_chunk=64)
     assert [list(context.draft) for context in contexts] == [[], [20, 21, 22], [20, 21, 22, 23]]
     assert [context.num_draft_tokens for context in contexts] == [0, 3, 4]
     assert counted == [3, 4]
@@ -284,6 +292,20 @@ def test_a_wrong_draft_that_is_not_finite_ends_nothing(load_tiny, monkeypatch, b
         monkeypatch.setattr(Drafter, "greatest_rate", 0.999)
     assert answers[0] == answers[1]
     assert sum(output.usage.num_draft_tokens - output.usage.num_accepted_tokens for output in outputs) > 10
+
+
+def test_each_step_is_measured_with_all_its_rows(load_tiny, plain, noted):
+    llm = load_tiny(speculative="lookup", max_batch_tokens=64)
+    execute, rows = llm.model.execute, []
+
+    def counting(inputs):
+        rows.append(len(inputs.tokens))
+        return execute(inputs)
+
+    llm.model.execute = counting
+    assert said(llm.generate(requests())) == plain
+    assert [num_rows for num_rows, _ in noted] == rows
+    assert all(seconds > 0 for _, seconds in noted)
 
 
 def test_drafts_take_no_rows_of_logits_that_the_plan_does_not_count(load_tiny, plain):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["StepBalance"]
+from pipezoo_core.drafting.step_times import StepTimes
 
-_FEW = 12  # rows, up to which a row costs next to nothing
-_SINGLE_COST = 0.85
+__all__ = ["StepBalance"]
 
 
 @dataclass(slots=True)
@@ -15,14 +14,15 @@ class StepBalance:
     """What a step takes and what it is expected to yield.
 
     A draft is worth it where a token takes less time with it. So it may be long where the step has a single row, or
-    where a prompt's chunk is the most of it, and has to be nearly certain where many requests decode. What rows cost
-    was measured, see docs/decisions/drafts.md.
+    where a prompt's chunk is the most of it, and has to be nearly certain where many requests decode.
 
     Attributes:
+        times: what rows cost.
         num_rows: of the step.
         num_tokens: that are expected to come of it.
     """
 
+    times: StepTimes
     num_rows: int
     num_tokens: float
 
@@ -33,23 +33,17 @@ class StepBalance:
             rate: how likely each of them is, where those before it are right.
             most: that there may be.
         """
-        best, best_count = self.num_tokens / _cost(self.num_rows), 0
+        best, best_count = self.num_tokens / self.times.cost(self.num_rows), 0
         num_tokens, likely = self.num_tokens, 1.0
         for count in range(1, most + 1):
             likely *= rate
             num_tokens += likely
-            if num_tokens > best * _cost(self.num_rows + count):
-                best, best_count = num_tokens / _cost(self.num_rows + count), count
+            cost = self.times.cost(self.num_rows + count)
+            if num_tokens > best * cost:
+                best, best_count = num_tokens / cost, count
         return best_count
 
     def add(self, rate: float, count: int) -> None:
         """Adds a draft of so many tokens to the step."""
         self.num_rows += count
         self.num_tokens += sum(rate**place for place in range(1, count + 1))
-
-
-def _cost(num_rows: int) -> float:
-    """Returns what a step of so many rows takes, where 1 is what it takes for the weights alone."""
-    if num_rows == 1:
-        return _SINGLE_COST
-    return 1 + 0.04 * num_rows if num_rows <= _FEW else 1.5 + 0.08 * num_rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -156,6 +157,7 @@ class Engine:
             InsufficientPagesError: no request can begin.
             BaseException: one that is no Exception, such as KeyboardInterrupt.
         """
+        begin = time.perf_counter()
         work = self._assigned(self.scheduler.schedule())
         if not work:
             raise InsufficientPagesError(
@@ -164,6 +166,7 @@ class Engine:
             )
         outcomes = self._run(work, ModelRunner.step)
         self._deliver(work, outcomes)
+        self.scheduler.note_time(time.perf_counter() - begin)
 
     def execute(self, inputs: TextGenerationInputs) -> dict[RequestID, TextGenerationOutput]:
         """Runs batches that no scheduler has chosen; the contract is that of `TextGenerationPipeline.execute`."""

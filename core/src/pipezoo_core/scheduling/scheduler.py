@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipezoo_core.context import TextContext, TextGenerationInputs
+from pipezoo_core.drafting import StepTimes
 from pipezoo_core.errors import InvalidRequestError, shown
 from pipezoo_core.request import RequestID
 from pipezoo_core.sampling_params import NUM_ECHOED_AT_ONCE
@@ -94,7 +95,8 @@ class Scheduler:
     ) -> None:
         self._max_batch_size = max_batch_size
         self._max_batch_tokens = max_batch_tokens
-        self._with_drafts = with_drafts
+        self._times = StepTimes() if with_drafts else None
+        self._num_rows = 0  # of the largest batch of a step with drafts
         self._waiting: OrderedDict[RequestID, TextContext] = OrderedDict()
         adapters = lora_managers or [None] * len(managers)
         self._replicas = [_Replica(*both) for both in zip(managers, adapters, strict=True)]
@@ -156,9 +158,8 @@ class Scheduler:
         for context in self._first_of(self._waiting):
             if not self._admit(context, self._waiting, self._by_preference(context)):
                 break
-        if self._with_drafts:
-            for replica in self._replicas:
-                self._add_drafts(replica)
+        if self._times is not None:
+            self._num_rows = max([self._add_drafts(replica, self._times) for replica in self._replicas])
         batches = [replica.batch for replica in self._replicas]
         return TextGenerationInputs(batches if any(batches) else [])
 
@@ -187,10 +188,16 @@ class Scheduler:
                 if is_next and replica.budget:
                     self._grow(context, replica)
 
-    def _add_drafts(self, replica: _Replica) -> None:
-        add_drafts(
+    def note_time(self, seconds: float) -> None:
+        """Notes how long the step took that was chosen last, which says what a draft is worth in the next ones."""
+        if self._times is not None:
+            self._times.note(self._num_rows, seconds)
+
+    def _add_drafts(self, replica: _Replica, times: StepTimes) -> int:
+        return add_drafts(
             replica.batch.values(),
             replica.manager,
+            times,
             num_rows=self._max_batch_tokens - replica.budget,
             room=min(replica.budget, replica.logits_budget),
             max_chunk=self._max_batch_tokens,
