@@ -49,6 +49,12 @@ def test_they_name_files_that_exist():
             assert any((root / path).exists() for root in ROOTS), f"{document}: {path}"
 
 
+def test_every_decision_is_listed():
+    folder = ROOT / "docs/decisions"
+    listed = re.findall(r"\]\(([\w-]+\.md)\)", (folder / "README.md").read_text())
+    assert sorted([*listed, "README.md"]) == sorted(path.name for path in folder.glob("*.md"))
+
+
 def test_python_in_the_readme_is_the_examples():
     """The README's Python blocks run: each is one of the examples, which the tests of SmolLM2 run."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

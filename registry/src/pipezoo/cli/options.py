@@ -102,10 +102,11 @@ EnableAdapters = Annotated[bool, typer.Option("--enable-adapters", help="Let cli
 OnEngineDeath = Annotated[str, typer.Option(help="restart the engine when its process dies, or exit.")]
 MetricsPrefix = Annotated[str, typer.Option(help="What the names at /metrics begin with.")]
 OTLPTracesEndpoint = Annotated[
-    str | None, typer.Option(help="Where traces go, as http://localhost:4318/v1/traces. Needs pipezoo[otel].")
+    str | None, typer.Option(help="Where traces go, as http://localhost:4318/v1/traces. Needs the extra `otel`.")
 ]
 KVEventsEndpoint = Annotated[
-    str | None, typer.Option(help="Where KV events are published, as tcp://127.0.0.1:5557. Needs pipezoo[kv-events].")
+    str | None,
+    typer.Option(help="Where KV events are published, as tcp://127.0.0.1:5557. Needs the extra `kv-events`."),
 ]
 KVEventsReplayEndpoint = Annotated[str | None, typer.Option(help="Where past KV events are given out again.")]
 KVEventsTopic = Annotated[str, typer.Option(help="What KV events are published under.")]
