@@ -1,13 +1,14 @@
 """GGUF files of Granite 4's hybrids: the logits of the transformers model that they were written from."""
 
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import gguf
 import numpy as np
 import pytest
 import torch
-from families import assert_equal_logits, assert_near, load_gguf
+from families import assert_adapters_equal_merged, assert_equal_logits, assert_near, load_gguf
 from granite.tiny_granite import ARCHITECTURE, make
 
 from pipezoo_core.config import SupportedEncoding
@@ -76,11 +77,21 @@ def test_kept_packed(tmp_path):
     assert_near(reference, load_gguf(ARCHITECTURE, write(reference, tmp_path, Q8_0), SupportedEncoding.packed))
 
 
+def test_adapters_equal_merged_models(tmp_path):
+    """They have the names of the model that they were trained on."""
+    reference = make()
+    model = partial(load_gguf, ARCHITECTURE, write(reference, tmp_path))
+    targets = ["q_proj", "v_proj", "o_proj", "in_proj", "out_proj", "input_linear", "output_linear"]
+    experts = [f"block_sparse_moe.experts.{layer}" for layer in ("gate_up_proj", "down_proj")]
+    others = {"target_modules": ["k_proj", "in_proj"], "target_parameters": experts}
+    assert_adapters_equal_merged(reference, model, tmp_path, targets=targets, **others)
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.5, math.nan])
 def test_rates_that_are_none(rate):
     rates = torch.tensor([[-1.0], [rate]])
     tensors = {"blk.0.ssm_a": LazyTensor(rates.shape, rates.dtype, rates.__getitem__)}
-    config = SimpleNamespace(num_attention_heads=2, num_key_value_heads=1)
+    config = make().config
     (tensor,) = adapt_gguf(tensors, config).values()
     with pytest.raises(CorruptCheckpointError, match="ssm_a has rates of decay that are none"):
         tensor.load()

@@ -1,12 +1,13 @@
 """GGUF files of LFM2, with experts and without: the logits of the transformers model that they were written from."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import gguf
 import numpy as np
 import pytest
 import torch
-from families import assert_equal_logits, expected_logits, load_gguf
+from families import assert_adapters_equal_merged, assert_equal_logits, expected_logits, load_gguf
 from gguf_files import TOKENS
 from lfm2.tiny_lfm2 import make, make_moe
 
@@ -23,8 +24,8 @@ ARCHITECTURES = {architecture.model_types[0]: architecture for architecture in p
 ADDERS = {bool: "add_bool", float: "add_float32", int: "add_uint32", list: "add_array"}
 
 
-def write(reference, folder):
-    """As llama.cpp's converter does."""
+def write(reference, folder, tensors=None):
+    """As llama.cpp's converter does, with tensors beside or in place of its own; None for one that is left out."""
     config, path = reference.config, folder / "m.gguf"
     architecture = architecture_of(config.model_type)
     writer = gguf.GGUFWriter(path, architecture)
@@ -38,8 +39,9 @@ def write(reference, folder):
     writer.add_bos_token_id(len(TOKENS) - 2)
     stored = {name: tensor for name, tensor in reference.state_dict().items()
               if name != "lm_head.weight" or not config.tie_word_embeddings}  # fmt: skip
-    for name, tensor in converted(stored, architecture, config).items():
-        writer.add_tensor(name, np.ascontiguousarray(tensor.numpy()))
+    for name, tensor in {**converted(stored, architecture, config), **(tensors or {})}.items():
+        if tensor is not None:
+            writer.add_tensor(name, np.ascontiguousarray(tensor.numpy()))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -70,6 +72,29 @@ def test_the_registry_loads_a_file(family, tmp_path):
     assert output.tokens == [int(expected_logits(reference, [5, 9, 2])[-1].argmax())]
 
 
+def test_gate_and_up_of_experts_in_one_tensor(tmp_path):
+    """Where the converter was told so."""
+    reference = make_moe()
+    changes = {}
+    for number in (1, 2):
+        changes |= {f"blk.{number}.ffn_{kind}_exps.weight": None for kind in ("gate", "up")}
+        fused = reference.state_dict()[f"model.layers.{number}.feed_forward.experts.gate_up_proj"]
+        changes[f"blk.{number}.ffn_gate_up_exps.weight"] = fused
+    assert_equal_logits(reference, load_gguf(ARCHITECTURES["lfm2_moe"], write(reference, tmp_path, changes)))
+
+
+@pytest.mark.parametrize("family", MAKERS)
+def test_adapters_equal_merged_models(family, tmp_path):
+    """They have the names of the model that they were trained on."""
+    reference = MAKERS[family]()
+    model = partial(load_gguf, ARCHITECTURES[family], write(reference, tmp_path))
+    others = {"target_modules": ["q_proj", "in_proj"]}
+    if family == "lfm2_moe":
+        others["target_parameters"] = [f"feed_forward.experts.{layer}" for layer in ("gate_up_proj", "down_proj")]
+    targets = ["q_proj", "v_proj", "in_proj", "w1", "w2"]
+    assert_adapters_equal_merged(reference, model, tmp_path, targets=targets, **others)
+
+
 SIZES = {
     "block_count": 2,
     "embedding_length": 64,
@@ -83,6 +108,15 @@ SIZES = {
     "expert_used_count": 2,
     "expert_feed_forward_length": 24,
     "expert_gating_func": 2,
+}
+
+
+NOT_NEUTRAL = {
+    "attention.sliding_window": 8,
+    "expert_group_count": 2,
+    "expert_group_used_count": 2,
+    "expert_weights_norm": False,
+    "expert_weights_scale": 2.5,
 }
 
 
@@ -110,6 +144,14 @@ def test_what_a_file_leaves_open():
     ("changes", "error", "message"),
     [
         ({"expert_gating_func": 1}, UnsupportedModelError, "lfm2moe.expert_gating_func = 1"),
+        *(
+            ({key: value}, UnsupportedModelError, rf"lfm2moe\.{key} asks for something")
+            for key, value in NOT_NEUTRAL.items()
+        ),
+        *(
+            ({"leading_dense_block_count": number}, CorruptCheckpointError, "leading_dense_block_count is not what")
+            for number in ("1", 1.0, True, -1, 3)
+        ),
         ({"expert_count": 0}, CorruptCheckpointError, "expert_count is no size"),
         ({"shortconv.l_cache": 1}, UnsupportedModelError, "conv_L_cache is too small"),
         ({"attention.head_count_kv": [0, 0]}, CorruptCheckpointError, "lfm2moe.attention.head_count_kv"),

@@ -11,6 +11,7 @@ from torch import Tensor
 from pipezoo_core.errors import CorruptCheckpointError
 from pipezoo_core.layers import halves
 from pipezoo_core.weights.base import LazyTensor
+from pipezoo_core.weights.fused_experts import with_experts_divided
 
 __all__ = ["as_vector", "in_halves", "logarithm_of_rates", "renamed_from_gguf", "with_a_channel"]
 
@@ -35,7 +36,12 @@ _NAMES = {
     "ffn_up_shexp": "mlp.shared_expert.up_proj",
     "ffn_down_shexp": "mlp.shared_expert.down_proj",
 }
-_STACKED = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
+_STACKED = {
+    "ffn_gate_exps": "gate_proj",
+    "ffn_up_exps": "up_proj",
+    "ffn_gate_up_exps": "gate_up_proj",  # in place of these two, where the converter was told to
+    "ffn_down_exps": "down_proj",
+}
 _OF_ONE_EXPERT = {"ffn_gate": "gate_proj", "ffn_up": "up_proj", "ffn_down": "down_proj"}
 _OF_A_LAYER = re.compile(r"(?:blk\.(\d+)\.)?(\w+?)(?:\.(\d+))?\.(weight|bias)")
 _TABLES = ("rope_factors_long.weight", "rope_factors_short.weight", "rope_freqs.weight")  # the config has them
@@ -75,7 +81,9 @@ def renamed_from_gguf(
             found[f"{prefix}mlp.experts.{number}.{_OF_ONE_EXPERT[kind]}.{parameter}"] = tensor
         elif kind in _STACKED:
             experts = enumerate(tensor.unstacked())
-            found |= {f"{prefix}mlp.experts.{i}.{_STACKED[kind]}.{parameter}": expert for i, expert in experts}
+            found |= with_experts_divided(
+                {f"{prefix}mlp.experts.{i}.{_STACKED[kind]}.{parameter}": expert for i, expert in experts}
+            )
         else:
             change = changes.get(kind)
             found[f"{prefix}{known[kind]}.{parameter}"] = tensor if change is None else change(tensor)

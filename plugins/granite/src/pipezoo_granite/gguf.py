@@ -17,27 +17,27 @@ from pipezoo_core.weights import (
     renamed_from_gguf,
     with_a_channel,
 )
+from pipezoo_granite.weight_adapters import adapt_safetensors
 
 __all__ = ["adapt_gguf", "config_from_gguf"]
 
 _ARCHITECTURE = "granitehybrid"
-_SHARED = "feed_forward.shared_mlp"
 _NAMES = {
     "ssm_in": "mamba.in_proj",
     "ssm_conv1d": "mamba.conv1d",
-    "ssm_a": "mamba.scan.A_log",
-    "ssm_d": "mamba.scan.D",
-    "ssm_dt": "mamba.scan.dt",
+    "ssm_a": "mamba.A_log",
+    "ssm_d": "mamba.D",
+    "ssm_dt": "mamba.dt",
     "ssm_norm": "mamba.norm",
     "ssm_out": "mamba.out_proj",
-    **{f"ffn_{part}{kind}": f"{_SHARED}.{part}_proj" for part in ("gate", "up", "down") for kind in ("", "_shexp")},
-    "ffn_gate_inp": "feed_forward.block_sparse_moe.router",
+    **{f"ffn_{part}{kind}": f"shared_mlp.{part}_proj" for part in ("gate", "up", "down") for kind in ("", "_shexp")},
+    "ffn_gate_inp": "block_sparse_moe.router",
 }
 _OTHERWISE = {  # than `renamed_from_gguf` calls them
-    ".mlp.experts.": ".feed_forward.block_sparse_moe.experts.",
-    ".scan.A_log.weight": ".scan.A_log",
-    ".scan.D.weight": ".scan.D",
-    ".scan.dt.bias": ".scan.dt_bias",
+    ".mlp.experts.": ".block_sparse_moe.experts.",
+    ".mamba.A_log.weight": ".mamba.A_log",
+    ".mamba.D.weight": ".mamba.D",
+    ".mamba.dt.bias": ".mamba.dt_bias",
 }
 
 
@@ -100,4 +100,4 @@ def adapt_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> d
         for theirs, ours in _OTHERWISE.items():
             name = name.replace(theirs, ours)
         found[name] = tensor
-    return found
+    return adapt_safetensors(found, config)  # an adapter has the names of the checkpoint that it was trained on

@@ -61,4 +61,4 @@ def adapt_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> d
         for theirs, ours in _OTHERWISE.items():
             name = name.replace(theirs, ours)
         found[name] = tensor
-    return adapt_safetensors(found, config)
+    return adapt_safetensors(found, config)  # an adapter has the names of the checkpoint that it was trained on
