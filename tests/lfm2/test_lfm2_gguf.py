@@ -3,50 +3,21 @@
 from functools import partial
 from types import SimpleNamespace
 
-import gguf
-import numpy as np
 import pytest
 import torch
 from families import assert_adapters_equal_merged, assert_equal_logits, expected_logits, load_gguf
-from gguf_files import TOKENS
+from gguf_files import write_converted
 from lfm2.tiny_lfm2 import make, make_moe
 
 from pipezoo import registry
 from pipezoo_core.errors import CorruptCheckpointError, UnsupportedModelError
 from pipezoo_core.request import TextGenerationRequest
-from pipezoo_core.testing.gguf_metadata import architecture_of, metadata_of
-from pipezoo_core.testing.gguf_tensors import converted
 from pipezoo_core.weights import LazyTensor
 from pipezoo_lfm2.config import Lfm2Config, config_from_gguf
 from pipezoo_lfm2.plugin import pipezoo_architectures
 
 ARCHITECTURES = {architecture.model_types[0]: architecture for architecture in pipezoo_architectures()}
-ADDERS = {bool: "add_bool", float: "add_float32", int: "add_uint32", list: "add_array"}
-
-
-def write(reference, folder, tensors=None):
-    """As llama.cpp's converter does, with tensors beside or in place of its own; None for one that is left out."""
-    config, path = reference.config, folder / "m.gguf"
-    architecture = architecture_of(config.model_type)
-    writer = gguf.GGUFWriter(path, architecture)
-    for key, value in metadata_of(config).items():
-        getattr(writer, ADDERS[type(value)])(f"{architecture}.{key}", value)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("lfm2")
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([1] * (len(TOKENS) - 2) + [3, 3])
-    writer.add_token_merges(["h e"])
-    writer.add_bos_token_id(len(TOKENS) - 2)
-    stored = {name: tensor for name, tensor in reference.state_dict().items()
-              if name != "lm_head.weight" or not config.tie_word_embeddings}  # fmt: skip
-    for name, tensor in {**converted(stored, architecture, config), **(tensors or {})}.items():
-        if tensor is not None:
-            writer.add_tensor(name, np.ascontiguousarray(tensor.numpy()))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+write = partial(write_converted, pre="lfm2")
 
 
 MAKERS = {"lfm2": make, "lfm2_moe": make_moe}
@@ -80,7 +51,7 @@ def test_gate_and_up_of_experts_in_one_tensor(tmp_path):
         changes |= {f"blk.{number}.ffn_{kind}_exps.weight": None for kind in ("gate", "up")}
         fused = reference.state_dict()[f"model.layers.{number}.feed_forward.experts.gate_up_proj"]
         changes[f"blk.{number}.ffn_gate_up_exps.weight"] = fused
-    assert_equal_logits(reference, load_gguf(ARCHITECTURES["lfm2_moe"], write(reference, tmp_path, changes)))
+    assert_equal_logits(reference, load_gguf(ARCHITECTURES["lfm2_moe"], write(reference, tmp_path, tensors=changes)))
 
 
 @pytest.mark.parametrize("family", MAKERS)

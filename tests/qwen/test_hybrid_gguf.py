@@ -7,58 +7,24 @@ import gguf
 import pytest
 import torch
 from families import assert_adapters_equal_merged, assert_equal_logits, expected_logits, load_gguf
-from gguf_blocks import as_quantized, quantized
-from gguf_files import TOKENS
+from gguf_blocks import as_quantized
+from gguf_files import write_converted
 from qwen.tiny_hybrid import ARCHITECTURES, CLASSES, make
 
 from pipezoo import registry
 from pipezoo_core.errors import CheckpointMismatchError, CorruptCheckpointError, UnsupportedModelError
 from pipezoo_core.request import TextGenerationRequest
-from pipezoo_core.testing.gguf_metadata import architecture_of, metadata_of
-from pipezoo_core.testing.gguf_tensors import converted
 from pipezoo_core.weights import LazyTensor, open_gguf
 from pipezoo_qwen.hybrid.config import QwenHybridConfig
 from pipezoo_qwen.hybrid.gguf import adapt_hybrid_gguf, hybrid_config_from_gguf
 
 F32, Q4_K, Q8_0 = (gguf.GGMLQuantizationType[kind] for kind in ("F32", "Q4_K", "Q8_0"))
-ADDERS = {bool: "add_bool", float: "add_float32", int: "add_uint32", list: "add_array"}
-KEPT = ("ssm_conv1d", "ffn_gate_inp", "norm")
 LIMIT = 1e-3  # as of the same models in safetensors
 
 
-def write(reference, folder, quantization=F32, metadata=None, tensors=None):
-    """As llama.cpp's converter does.
-
-    Args:
-        reference: what is written.
-        folder: where.
-        quantization: of its matrices, or what makes it of their names in the file.
-        metadata: entries beside or in place of those of the config.
-        tensors: likewise; None for one that is left out.
-    """
-    config, path = reference.config, folder / "m.gguf"
-    architecture = architecture_of(config.model_type)
-    writer = gguf.GGUFWriter(path, architecture)
-    for key, value in {**metadata_of(config), **(metadata or {})}.items():
-        getattr(writer, ADDERS[type(value)])(f"{architecture}.{key}", value)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2" if architecture == "qwen3next" else "qwen35")
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([1] * (len(TOKENS) - 2) + [3, 3])
-    writer.add_token_merges(["h e"])
-    stored = {name: tensor for name, tensor in reference.state_dict().items()
-              if name != "lm_head.weight" or not config.tie_word_embeddings}  # fmt: skip
-    for name, tensor in {**converted(stored, architecture, config), **(tensors or {})}.items():
-        if tensor is not None:
-            values = tensor.numpy()
-            of_matrix = quantization(name) if callable(quantization) else quantization
-            kind = of_matrix if values.ndim > 1 and not any(each in name for each in KEPT) else F32
-            writer.add_tensor(name, quantized(values, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+def write(reference, folder, *settings, **named):
+    pre = "qwen2" if reference.config.model_type == "qwen3_next" else "qwen35"
+    return write_converted(reference, folder, *settings, pre=pre, **named)
 
 
 CONFIGS = {

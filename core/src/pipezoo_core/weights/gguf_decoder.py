@@ -135,7 +135,7 @@ class GGUFDecoder:
         """Returns how many of something there are, from 0 to `most`, or the default as in `size`.
 
         Raises:
-            CorruptCheckpointError: it is another number, or none.
+            CorruptCheckpointError: it is none of these numbers.
         """
         number = self._found(key, default)
         if not _is_whole(number) or not 0 <= number <= most:
@@ -146,14 +146,14 @@ class GGUFDecoder:
         """Returns how many of the file's layers, its last ones, predict further tokens.
 
         Raises:
-            CorruptCheckpointError: all of them, or a number that is none.
+            CorruptCheckpointError: that would be all of them, or it is no such number.
         """
         return self.number("nextn_predict_layers", 0, most=self.num_layers() - 1)
 
     def check_neutral(self, **others: Collection[object]) -> None:
-        """Refuses a window, and another choice or other weights of experts than normalized ones of all experts.
+        """Refuses windows, groups of experts, and weights of experts that are scaled or not normalized.
 
-        For architectures whose models have none of these, and whose plugins read none of these keys.
+        For architectures whose models have none of these, and whose plugins do not read the keys for them.
 
         Args:
             others: what further keys may say.
@@ -170,17 +170,6 @@ class GGUFDecoder:
                     found=said[name],
                     allowed=allowed,
                 )
-
-    def _found(self, key: str, default: int | None) -> Any:
-        return self.get(key) if default is None else self._file.metadata.get(self._prefix + key, default)
-
-    def _wrong(self, key: str, found: object, what: str, allowed: str) -> CorruptCheckpointError:
-        return CorruptCheckpointError(
-            f"the GGUF file's {self._prefix}{key} {what}",
-            found=repr(found),
-            allowed=allowed,
-            cure="Convert the model again.",
-        )
 
     def num_layers(self) -> int:
         """Returns how many layers the file has.
@@ -277,6 +266,17 @@ class GGUFDecoder:
             ),
             **{key: weights[name].load().flatten().tolist() for key, name in _LONGROPE_FACTORS.items()},
         }
+
+    def _found(self, key: str, default: int | None) -> Any:
+        return self.get(key) if default is None else self._file.metadata.get(self._prefix + key, default)
+
+    def _wrong(self, key: str, found: object, what: str, allowed: str) -> CorruptCheckpointError:
+        return CorruptCheckpointError(
+            f"the GGUF file's {self._prefix}{key} {what}",
+            found=repr(found),
+            allowed=allowed,
+            cure="Convert the model again.",
+        )
 
 
 def _is_whole(value: object) -> bool:

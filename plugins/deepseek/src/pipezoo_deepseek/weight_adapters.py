@@ -32,7 +32,7 @@ _GGUF_NAMES = {
     "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
     "ffn_up_shexp": "mlp.shared_experts.up_proj",
     "ffn_down_shexp": "mlp.shared_experts.down_proj",
-    "exp_probs_b": "mlp.gate.e_score_correction_bias",
+    "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
 }
 
 
@@ -68,9 +68,7 @@ def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfi
 def adapt_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
     """GGUF has names of its own; rotated rows are neighbours, as in DeepSeek's own checkpoints."""
     known = without_further_layers(tensors, config.num_hidden_layers)
-    renamed = renamed_from_gguf(_with_whole_matrices(known), names=_GGUF_NAMES)
-    correction = "e_score_correction_bias"
-    return adapt_safetensors({name.replace(f"{correction}.bias", correction): x for name, x in renamed.items()}, config)
+    return adapt_safetensors(renamed_from_gguf(_with_whole_matrices(known), names=_GGUF_NAMES), config)
 
 
 def _with_whole_matrices(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:

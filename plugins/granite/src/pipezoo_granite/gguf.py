@@ -27,17 +27,11 @@ _NAMES = {
     "ssm_conv1d": "mamba.conv1d",
     "ssm_a": "mamba.A_log",
     "ssm_d": "mamba.D",
-    "ssm_dt": "mamba.dt",
+    "ssm_dt.bias": "mamba.dt_bias",
     "ssm_norm": "mamba.norm",
     "ssm_out": "mamba.out_proj",
     **{f"ffn_{part}{kind}": f"shared_mlp.{part}_proj" for part in ("gate", "up", "down") for kind in ("", "_shexp")},
     "ffn_gate_inp": "block_sparse_moe.router",
-}
-_OTHERWISE = {  # than `renamed_from_gguf` calls them
-    ".mlp.experts.": ".block_sparse_moe.experts.",
-    ".mamba.A_log.weight": ".mamba.A_log",
-    ".mamba.D.weight": ".mamba.D",
-    ".mamba.dt.bias": ".mamba.dt_bias",
 }
 
 
@@ -83,6 +77,8 @@ def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
 def adapt_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
     """GGUF has names of its own, the decay's rate in place of its logarithm, and q and k for neighbours.
 
+    The names of a LoRA adapter are those of the checkpoint that it was trained on: they become the module's, too.
+
     Raises:
         CorruptCheckpointError: when a rate is read that is not below 0.
     """
@@ -94,10 +90,5 @@ def adapt_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> d
         "ssm_d": as_vector,
         "ssm_norm": as_vector,
     }
-    named = {f"{name}.weight" if name.endswith((".ssm_a", ".ssm_d")) else name: each for name, each in tensors.items()}
-    found = {}
-    for name, tensor in renamed_from_gguf(named, changes, _NAMES).items():
-        for theirs, ours in _OTHERWISE.items():
-            name = name.replace(theirs, ours)
-        found[name] = tensor
-    return adapt_safetensors(found, config)  # an adapter has the names of the checkpoint that it was trained on
+    renamed = renamed_from_gguf(tensors, changes, _NAMES, experts="block_sparse_moe.experts")
+    return adapt_safetensors(renamed, config)

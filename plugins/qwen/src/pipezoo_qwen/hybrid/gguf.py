@@ -43,11 +43,10 @@ _NAMES = {
     "ssm_alpha": "linear_attn.in_proj_a",
     "ssm_conv1d": "linear_attn.conv1d",
     "ssm_a": "linear_attn.A_log",
-    "ssm_dt": "linear_attn.dt",
+    "ssm_dt.bias": "linear_attn.dt_bias",
     "ssm_norm": "linear_attn.norm",
     "ssm_out": "linear_attn.out_proj",
 }
-_OTHERWISE = {".linear_attn.A_log.weight": ".linear_attn.A_log", ".linear_attn.dt.bias": ".linear_attn.dt_bias"}
 _NORMS = ("attn_norm", "post_attention_norm", "attn_q_norm", "attn_k_norm", "output_norm")
 _SOFTMAX = (0, 1)  # of llama.cpp's functions that make scores of a router's logits; 0 is none
 
@@ -120,16 +119,8 @@ def adapt_hybrid_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfi
     if config.model_type != "qwen3_next" and sizes.num_heads > sizes.num_key_heads:
         for kind, change in _put_back(sizes).items():
             changes[kind] = _both(changes[kind], change) if kind in changes else change
-    named = {
-        f"{name}.weight" if name.endswith(".ssm_a") else name: tensor
-        for name, tensor in without_further_layers(tensors, config.num_hidden_layers).items()
-    }
-    found = {}
-    for name, tensor in renamed_from_gguf(named, changes, _NAMES).items():
-        for theirs, ours in _OTHERWISE.items():
-            name = name.replace(theirs, ours)
-        found[name] = tensor
-    return adapt_hybrid(found, config)
+    known = without_further_layers(tensors, config.num_hidden_layers)
+    return adapt_hybrid(renamed_from_gguf(known, changes, _NAMES), config)
 
 
 def _put_back(sizes: DeltaNetSizes) -> dict[str, _Change]:
@@ -140,7 +131,7 @@ def _put_back(sizes: DeltaNetSizes) -> dict[str, _Change]:
     return {
         **dict.fromkeys(("attn_qkv", "ssm_conv1d"), _with_rows(behind_keys)),
         "attn_gate": _with_rows(values),
-        **dict.fromkeys(("ssm_alpha", "ssm_beta", "ssm_a", "ssm_dt"), _with_rows(numbers)),
+        **dict.fromkeys(("ssm_alpha", "ssm_beta", "ssm_a", "ssm_dt.bias"), _with_rows(numbers)),
         "ssm_out": _with_columns(values),
     }
 
