@@ -5,6 +5,7 @@ Each function takes transformers' model of random weights, and pipezoo's model, 
 
 import itertools
 import shutil
+from functools import partial
 
 import torch
 from distributed.ranks import loaded_on_ranks
@@ -155,7 +156,7 @@ def assert_adapters_equal_merged(reference, model, folder, *, targets="all-linea
 
     Args:
         reference: transformers' model.
-        model: what `load_model` takes.
+        model: what `load_model` takes, or what loads it with further settings.
         folder: for the adapters.
         targets: the layers that the first adapter changes.
         limit: by how much logits may differ.
@@ -166,7 +167,8 @@ def assert_adapters_equal_merged(reference, model, folder, *, targets="all-linea
     references = {None: reference, **{name: merged(reference, folder / name) for name in ("one", "two")}}
     paths = [f"{name}={folder / name}" for name in ("one", "two")]
     names = ["one", None, "two", "one"]
-    loaded = load_model(*model, lora=LoRAConfig(lora_paths=paths, max_num_loras=3))
+    load = model if callable(model) else partial(load_model, *model)
+    loaded = load(lora=LoRAConfig(lora_paths=paths, max_num_loras=3))
     for chunk in (None, 7):
         for prompt, name, found in zip(PROMPTS, names, logits_of(loaded, PROMPTS, chunk, names), strict=True):
             assert (found - expected_logits(references[name], prompt)).abs().max() < limit

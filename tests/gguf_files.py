@@ -4,6 +4,9 @@ import gguf
 import numpy as np
 from gguf_blocks import quantized
 
+from pipezoo_core.testing.gguf_metadata import architecture_of, metadata_of
+from pipezoo_core.testing.gguf_tensors import converted
+
 NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -25,7 +28,8 @@ NAMES = {
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
 }
-ADDERS = {str: "add_string", bool: "add_bool", int: "add_uint32", float: "add_float32"}
+ADDERS = {str: "add_string", bool: "add_bool", int: "add_uint32", float: "add_float32", list: "add_array"}
+KEPT = ("ssm_conv1d", "ffn_gate_inp", "norm")  # of what has more than one dimension, in float32
 # A byte-level vocabulary: the 256 bytes in their printable form, one merge, and the special tokens.
 BYTES = [chr(b) if 33 <= b <= 126 or 161 <= b <= 172 or 174 <= b <= 255 else None for b in range(256)]
 _FILLERS = iter(range(256, 512))
@@ -144,6 +148,49 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def write_converted(reference, folder, quantization=gguf.GGMLQuantizationType.F32, metadata=None, tensors=None, *, pre):
+    """Writes a transformers model as `pipezoo_core.testing` says that llama.cpp's converter does; returns the file.
+
+    Args:
+        reference: what is written.
+        folder: where.
+        quantization: of its matrices, or what makes it of their names in the file.
+        metadata: entries below the architecture's name, beside or in place of those of the config.
+        tensors: likewise; None for one that is left out.
+        pre: the name of the vocabulary's pre-tokenizer.
+    """
+    config, path = reference.config, folder / "m.gguf"
+    architecture = architecture_of(config.model_type)
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in {**metadata_of(config), **(metadata or {})}.items():
+        getattr(writer, ADDERS[type(value)])(f"{architecture}.{key}", value)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([1] * (len(TOKENS) - 2) + [3, 3])
+    writer.add_token_merges(["h e"])
+    writer.add_bos_token_id(len(TOKENS) - 2)
+    for name, tensor in {**converted_tensors(reference), **(tensors or {})}.items():
+        if tensor is not None:
+            values, of_matrix = tensor.numpy(), quantization(name) if callable(quantization) else quantization
+            is_matrix = values.ndim > 1 and values.shape[-1] > 1 and not any(kept in name for kept in KEPT)
+            kind = of_matrix if is_matrix else gguf.GGMLQuantizationType.F32
+            writer.add_tensor(name, quantized(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def converted_tensors(reference):
+    """Returns the tensors of a transformers model as `write_converted` writes them, by their names in the file."""
+    config = reference.config
+    stored = {name: tensor for name, tensor in reference.state_dict().items()
+              if name != "lm_head.weight" or not config.tie_word_embeddings}  # fmt: skip
+    return converted(stored, architecture_of(config.model_type), config)
 
 
 def write_parts(folder, model, whole):

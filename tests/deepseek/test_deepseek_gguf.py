@@ -14,7 +14,7 @@ from tiny_models import logits_of
 
 from pipezoo import registry
 from pipezoo_core.config import LoRAConfig
-from pipezoo_core.errors import CorruptCheckpointError, UnsupportedModelError
+from pipezoo_core.errors import CheckpointMismatchError, CorruptCheckpointError, UnsupportedModelError
 from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.weights import open_gguf
 from pipezoo_deepseek.config import DeepseekConfig, config_from_gguf
@@ -188,6 +188,12 @@ def test_layers_that_predict_further_tokens_are_left_out(tmp_path):
     assert_equal_logits(reference, load_gguf(ARCHITECTURES["deepseek_v3"], path), chunks=(7,))
 
 
+def test_layers_that_the_file_does_not_count_are_left_over(tmp_path):
+    path = write(tmp_path, make("deepseek_v3"), block_count=2)
+    with pytest.raises(CheckpointMismatchError, match=r"model\.layers\.2\."):
+        load_gguf(ARCHITECTURES["deepseek_v3"], path)
+
+
 @pytest.mark.parametrize("form", ["whole", "divided"])
 @pytest.mark.parametrize(
     "rope", [{"rope_type": "default", "rope_theta": 1e6}, {**YARN, "mscale": 0.7, "mscale_all_dim": 0.7}]
@@ -227,7 +233,16 @@ def test_what_is_missing_is_named(key, tmp_path):
         config_from_gguf(file)
 
 
-@pytest.mark.parametrize("key", ["expert_group_count", "expert_group_used_count", "nextn_predict_layers"])
+@pytest.mark.parametrize("wrong", ["4", 1.0, True, -1, 4])
+@pytest.mark.parametrize("key", ["leading_dense_block_count", "nextn_predict_layers"])
+def test_what_is_no_number_of_layers_is_named(key, wrong, tmp_path):
+    file = open_gguf(write(tmp_path, make("deepseek_v2")))
+    file.metadata[f"deepseek2.{key}"] = wrong
+    with pytest.raises(CorruptCheckpointError, match=rf"deepseek2\.{key} is not what"):
+        config_from_gguf(file)
+
+
+@pytest.mark.parametrize("key", ["expert_group_count", "expert_group_used_count"])
 def test_what_is_no_number_is_named(key, tmp_path):
     file = open_gguf(write(tmp_path, make("deepseek_v2")))
     file.metadata[f"deepseek2.{key}"] = "4"

@@ -23,7 +23,7 @@ from tiny_models import load_model, logits_of
 
 from pipezoo import registry
 from pipezoo_core.config import LoRAConfig, SupportedEncoding
-from pipezoo_core.errors import UnsupportedCheckpointError
+from pipezoo_core.errors import CheckpointMismatchError, UnsupportedCheckpointError
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.request import TextGenerationRequest
 
@@ -291,3 +291,10 @@ def test_layers_that_predict_further_tokens_are_left_out(tmp_path):
         )
 
     assert_equal_logits(reference, load_model(model_class, folder, config, longer), chunks=(7,))
+
+
+def test_layers_that_the_config_does_not_count_are_left_over(tmp_path):
+    model_class, folder, config, adapt = saved(make("deepseek_v3"), tmp_path)
+    config.num_hidden_layers = 2
+    with pytest.raises(CheckpointMismatchError, match=r"model\.layers\.2\."):
+        load_model(model_class, folder, config, adapt)

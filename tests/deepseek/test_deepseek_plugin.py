@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import DeepseekV2Config, DeepseekV3Config
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
 
 from pipezoo import registry
 from pipezoo_core.errors import UnsupportedModelError
@@ -101,6 +103,22 @@ def test_configs_of_the_checkpoints(raw, query_rank, temperature, groups, tmp_pa
     assert (config.max_seq_len, config.query_rank) == (163840, query_rank)
     assert (config.routing.num_groups, config.routing.top_k) == (groups, raw["num_experts_per_tok"])
     assert config.has_correction == (raw is V3)
+
+
+@pytest.mark.parametrize("logit", [-46.0, -200.0])
+@torch.inference_mode()
+def test_what_is_added_to_the_sum_of_small_scores(logit):
+    """The sigmoids' sum is about as small as that, or 0."""
+    sizes = {"n_routed_experts": 16, "hidden_size": 16, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 4}
+    router = DeepseekV3TopkRouter(DeepseekV3Config(**sizes))
+    router.weight.copy_(torch.eye(16))
+    logits, weights, indices = router(torch.randn(50, 16, generator=torch.Generator().manual_seed(0)) + logit)
+    assert weights.isfinite().all()
+    routing = DeepseekConfig.from_huggingface(DeepseekV3HuggingFaceConfig(**sizes)).routing
+    assert (weights.sum(-1) < 0.9 * routing.scale).any()
+    found, found_weights = routing(logits)
+    ours, theirs = (torch.zeros(50, 16).scatter(1, i, w) for i, w in ((found, found_weights), (indices, weights)))
+    torch.testing.assert_close(ours, theirs, atol=0, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", OURS)

@@ -1,19 +1,18 @@
 """GGUF files of Granite 4's hybrids: the logits of the transformers model that they were written from."""
 
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import gguf
-import numpy as np
 import pytest
 import torch
-from families import assert_equal_logits, assert_near, load_gguf
+from families import assert_adapters_equal_merged, assert_equal_logits, assert_near, load_gguf
+from gguf_files import converted_tensors, write_converted
 from granite.tiny_granite import ARCHITECTURE, make
 
 from pipezoo_core.config import SupportedEncoding
 from pipezoo_core.errors import CorruptCheckpointError, UnsupportedModelError
-from pipezoo_core.testing.gguf_metadata import metadata_of
-from pipezoo_core.testing.gguf_tensors import converted
 from pipezoo_core.weights import LazyTensor
 from pipezoo_granite.config import GraniteConfig
 from pipezoo_granite.gguf import adapt_gguf, config_from_gguf
@@ -22,28 +21,12 @@ pytestmark = pytest.mark.matrix
 
 F32, Q8_0 = gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.Q8_0
 OF_HEADS = (".ssm_a", ".ssm_d")
-ADDERS = {bool: "add_bool", float: "add_float32", int: "add_uint32", list: "add_array"}
 
 
-def write(reference, folder, quantization=F32, **changes):
-    """As llama.cpp's converter does; a number for each head is a row of its own."""
-    config, path = reference.config, folder / "m.gguf"
-    writer = gguf.GGUFWriter(path, "granitehybrid")
-    for key, value in {**metadata_of(config), **changes}.items():
-        getattr(writer, ADDERS[type(value)])(f"granitehybrid.{key}", value)
-    tensors = {name: tensor for name, tensor in reference.state_dict().items()
-               if name != "lm_head.weight" or not config.tie_word_embeddings}  # fmt: skip
-    for name, tensor in converted(tensors, "granitehybrid", config).items():
-        values = np.ascontiguousarray(tensor.numpy())
-        is_matrix = values.ndim > 1 and "ssm_conv1d" not in name and "ssm_norm" not in name
-        kind = quantization if is_matrix and "ffn_gate_inp" not in name else F32
-        values = values[:, None] if name.endswith(OF_HEADS) else values
-        writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+def write(reference, folder, quantization=F32, **metadata):
+    """A number for each head is a row of its own."""
+    tensors = {name: x[:, None] for name, x in converted_tensors(reference).items() if name.endswith(OF_HEADS)}
+    return write_converted(reference, folder, quantization, metadata, tensors, pre="gpt-2")
 
 
 @pytest.mark.parametrize(
@@ -76,11 +59,21 @@ def test_kept_packed(tmp_path):
     assert_near(reference, load_gguf(ARCHITECTURE, write(reference, tmp_path, Q8_0), SupportedEncoding.packed))
 
 
+def test_adapters_equal_merged_models(tmp_path):
+    """They have the names of the model that they were trained on."""
+    reference = make()
+    model = partial(load_gguf, ARCHITECTURE, write(reference, tmp_path))
+    targets = ["q_proj", "v_proj", "o_proj", "in_proj", "out_proj", "input_linear", "output_linear"]
+    experts = [f"block_sparse_moe.experts.{layer}" for layer in ("gate_up_proj", "down_proj")]
+    others = {"target_modules": ["k_proj", "in_proj"], "target_parameters": experts}
+    assert_adapters_equal_merged(reference, model, tmp_path, targets=targets, **others)
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.5, math.nan])
 def test_rates_that_are_none(rate):
     rates = torch.tensor([[-1.0], [rate]])
     tensors = {"blk.0.ssm_a": LazyTensor(rates.shape, rates.dtype, rates.__getitem__)}
-    config = SimpleNamespace(num_attention_heads=2, num_key_value_heads=1)
+    config = make().config
     (tensor,) = adapt_gguf(tensors, config).values()
     with pytest.raises(CorruptCheckpointError, match="ssm_a has rates of decay that are none"):
         tensor.load()

@@ -1,50 +1,23 @@
 """GGUF files of LFM2, with experts and without: the logits of the transformers model that they were written from."""
 
+from functools import partial
 from types import SimpleNamespace
 
-import gguf
-import numpy as np
 import pytest
 import torch
-from families import assert_equal_logits, expected_logits, load_gguf
-from gguf_files import TOKENS
+from families import assert_adapters_equal_merged, assert_equal_logits, expected_logits, load_gguf
+from gguf_files import write_converted
 from lfm2.tiny_lfm2 import make, make_moe
 
 from pipezoo import registry
 from pipezoo_core.errors import CorruptCheckpointError, UnsupportedModelError
 from pipezoo_core.request import TextGenerationRequest
-from pipezoo_core.testing.gguf_metadata import architecture_of, metadata_of
-from pipezoo_core.testing.gguf_tensors import converted
 from pipezoo_core.weights import LazyTensor
 from pipezoo_lfm2.config import Lfm2Config, config_from_gguf
 from pipezoo_lfm2.plugin import pipezoo_architectures
 
 ARCHITECTURES = {architecture.model_types[0]: architecture for architecture in pipezoo_architectures()}
-ADDERS = {bool: "add_bool", float: "add_float32", int: "add_uint32", list: "add_array"}
-
-
-def write(reference, folder):
-    """As llama.cpp's converter does."""
-    config, path = reference.config, folder / "m.gguf"
-    architecture = architecture_of(config.model_type)
-    writer = gguf.GGUFWriter(path, architecture)
-    for key, value in metadata_of(config).items():
-        getattr(writer, ADDERS[type(value)])(f"{architecture}.{key}", value)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("lfm2")
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([1] * (len(TOKENS) - 2) + [3, 3])
-    writer.add_token_merges(["h e"])
-    writer.add_bos_token_id(len(TOKENS) - 2)
-    stored = {name: tensor for name, tensor in reference.state_dict().items()
-              if name != "lm_head.weight" or not config.tie_word_embeddings}  # fmt: skip
-    for name, tensor in converted(stored, architecture, config).items():
-        writer.add_tensor(name, np.ascontiguousarray(tensor.numpy()))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+write = partial(write_converted, pre="lfm2")
 
 
 MAKERS = {"lfm2": make, "lfm2_moe": make_moe}
@@ -70,6 +43,29 @@ def test_the_registry_loads_a_file(family, tmp_path):
     assert output.tokens == [int(expected_logits(reference, [5, 9, 2])[-1].argmax())]
 
 
+def test_gate_and_up_of_experts_in_one_tensor(tmp_path):
+    """Where the converter was told so."""
+    reference = make_moe()
+    changes = {}
+    for number in (1, 2):
+        changes |= {f"blk.{number}.ffn_{kind}_exps.weight": None for kind in ("gate", "up")}
+        fused = reference.state_dict()[f"model.layers.{number}.feed_forward.experts.gate_up_proj"]
+        changes[f"blk.{number}.ffn_gate_up_exps.weight"] = fused
+    assert_equal_logits(reference, load_gguf(ARCHITECTURES["lfm2_moe"], write(reference, tmp_path, tensors=changes)))
+
+
+@pytest.mark.parametrize("family", MAKERS)
+def test_adapters_equal_merged_models(family, tmp_path):
+    """They have the names of the model that they were trained on."""
+    reference = MAKERS[family]()
+    model = partial(load_gguf, ARCHITECTURES[family], write(reference, tmp_path))
+    others = {"target_modules": ["q_proj", "in_proj"]}
+    if family == "lfm2_moe":
+        others["target_parameters"] = [f"feed_forward.experts.{layer}" for layer in ("gate_up_proj", "down_proj")]
+    targets = ["q_proj", "v_proj", "in_proj", "w1", "w2"]
+    assert_adapters_equal_merged(reference, model, tmp_path, targets=targets, **others)
+
+
 SIZES = {
     "block_count": 2,
     "embedding_length": 64,
@@ -83,6 +79,15 @@ SIZES = {
     "expert_used_count": 2,
     "expert_feed_forward_length": 24,
     "expert_gating_func": 2,
+}
+
+
+NOT_NEUTRAL = {
+    "attention.sliding_window": 8,
+    "expert_group_count": 2,
+    "expert_group_used_count": 2,
+    "expert_weights_norm": False,
+    "expert_weights_scale": 2.5,
 }
 
 
@@ -110,6 +115,14 @@ def test_what_a_file_leaves_open():
     ("changes", "error", "message"),
     [
         ({"expert_gating_func": 1}, UnsupportedModelError, "lfm2moe.expert_gating_func = 1"),
+        *(
+            ({key: value}, UnsupportedModelError, rf"lfm2moe\.{key} asks for something")
+            for key, value in NOT_NEUTRAL.items()
+        ),
+        *(
+            ({"leading_dense_block_count": number}, CorruptCheckpointError, "leading_dense_block_count is not what")
+            for number in ("1", 1.0, True, -1, 3)
+        ),
         ({"expert_count": 0}, CorruptCheckpointError, "expert_count is no size"),
         ({"shortconv.l_cache": 1}, UnsupportedModelError, "conv_L_cache is too small"),
         ({"attention.head_count_kv": [0, 0]}, CorruptCheckpointError, "lfm2moe.attention.head_count_kv"),

@@ -1,64 +1,30 @@
 """GGUF files of Qwen3-Next and Qwen3.5: the logits of the transformers model that they were written from."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import gguf
-import numpy as np
 import pytest
 import torch
-from families import assert_equal_logits, expected_logits, load_gguf
-from gguf_files import TOKENS
+from families import assert_adapters_equal_merged, assert_equal_logits, expected_logits, load_gguf
+from gguf_blocks import as_quantized
+from gguf_files import write_converted
 from qwen.tiny_hybrid import ARCHITECTURES, CLASSES, make
 
 from pipezoo import registry
-from pipezoo_core.errors import CorruptCheckpointError, UnsupportedModelError
+from pipezoo_core.errors import CheckpointMismatchError, CorruptCheckpointError, UnsupportedModelError
 from pipezoo_core.request import TextGenerationRequest
-from pipezoo_core.testing.gguf_metadata import architecture_of, metadata_of
-from pipezoo_core.testing.gguf_tensors import converted
 from pipezoo_core.weights import LazyTensor, open_gguf
 from pipezoo_qwen.hybrid.config import QwenHybridConfig
 from pipezoo_qwen.hybrid.gguf import adapt_hybrid_gguf, hybrid_config_from_gguf
 
-pytestmark = pytest.mark.matrix
-
-F32, Q8_0 = gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.Q8_0
-ADDERS = {bool: "add_bool", float: "add_float32", int: "add_uint32", list: "add_array"}
-KEPT = ("ssm_conv1d", "ffn_gate_inp", "norm")
+F32, Q4_K, Q8_0 = (gguf.GGMLQuantizationType[kind] for kind in ("F32", "Q4_K", "Q8_0"))
 LIMIT = 1e-3  # as of the same models in safetensors
 
 
-def write(reference, folder, quantization=F32, metadata=None, tensors=None):
-    """As llama.cpp's converter does.
-
-    Args:
-        reference: what is written.
-        folder: where.
-        quantization: of its matrices.
-        metadata: entries beside or in place of those of the config.
-        tensors: likewise; None for one that is left out.
-    """
-    config, path = reference.config, folder / "m.gguf"
-    architecture = architecture_of(config.model_type)
-    writer = gguf.GGUFWriter(path, architecture)
-    for key, value in {**metadata_of(config), **(metadata or {})}.items():
-        getattr(writer, ADDERS[type(value)])(f"{architecture}.{key}", value)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2" if architecture == "qwen3next" else "qwen35")
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([1] * (len(TOKENS) - 2) + [3, 3])
-    writer.add_token_merges(["h e"])
-    stored = {name: tensor for name, tensor in reference.state_dict().items()
-              if name != "lm_head.weight" or not config.tie_word_embeddings}  # fmt: skip
-    for name, tensor in {**converted(stored, architecture, config), **(tensors or {})}.items():
-        if tensor is not None:
-            values = np.ascontiguousarray(tensor.numpy())
-            kind = quantization if values.ndim > 1 and not any(each in name for each in KEPT) else F32
-            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+def write(reference, folder, *settings, **named):
+    pre = "qwen2" if reference.config.model_type == "qwen3_next" else "qwen35"
+    return write_converted(reference, folder, *settings, pre=pre, **named)
 
 
 CONFIGS = {
@@ -74,6 +40,7 @@ CONFIGS = {
 }
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("family", "name"),
     [
@@ -86,6 +53,7 @@ def test_logits_equal_transformers(family, name, tmp_path):
     assert_equal_logits(reference, load_gguf(ARCHITECTURES[family], write(reference, tmp_path)), limit=LIMIT)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("family", CLASSES)
 def test_a_quantized_file_keeps_its_numbers(family, tmp_path):
     """Columns that lie in another order, too: where a value head is some whole blocks."""
@@ -93,7 +61,7 @@ def test_a_quantized_file_keeps_its_numbers(family, tmp_path):
     reference = make(family, **sizes, **({} if family == "qwen3_5_text" else {"shared_expert_intermediate_size": 32}))
     for name, parameter in reference.named_parameters():
         if parameter.ndim > 1 and not any(each in name for each in ("conv1d", "mlp.gate.", "shared_expert_gate")):
-            parameter.data = torch.tensor(through(parameter.detach().numpy(), Q8_0))
+            parameter.data = torch.tensor(as_quantized(parameter.detach().numpy(), Q8_0))
     path = write(reference, tmp_path, Q8_0)
     assert_equal_logits(reference, load_gguf(ARCHITECTURES[family], path), limit=LIMIT)
     file = open_gguf(path)
@@ -105,8 +73,23 @@ def test_a_quantized_file_keeps_its_numbers(family, tmp_path):
         assert torch.equal(torch.tensor(kept), tensor.load())
 
 
-def through(values, kind):
-    return gguf.quants.dequantize(gguf.quants.quantize(values, kind), kind)
+@pytest.mark.parametrize("num_key_heads", [2, 4])
+def test_columns_of_blocks_that_heads_divide_are_dequantized(num_key_heads, tmp_path):
+    """In blocks of 256 numbers lie two value heads of 128, which belong elsewhere where there are fewer key heads."""
+    heads = {"linear_num_value_heads": 4, "linear_num_key_heads": num_key_heads, "linear_value_head_dim": 128}
+    reference = make("qwen3_5_text", **heads)
+    matrix = reference.state_dict()["model.layers.0.linear_attn.out_proj.weight"]
+    served = 4 // num_key_heads
+    in_file = matrix.unflatten(1, (num_key_heads, served, 128)).transpose(1, 2).flatten(1)
+    path = write(reference, tmp_path, lambda name: Q4_K if "ssm_out" in name else F32)
+    file = open_gguf(path)
+    config = ARCHITECTURES["qwen3_5_text"].huggingface_config(hybrid_config_from_gguf(file))
+    tensor = adapt_hybrid_gguf(file.weights, config)["model.layers.0.linear_attn.out_proj.weight"]
+    assert file.weights["blk.0.ssm_out.weight"].stored is not None
+    assert (tensor.stored is None) == (served > 1)
+    rounded = torch.tensor(as_quantized(in_file.numpy(), Q4_K))
+    assert torch.equal(tensor.load(), rounded.unflatten(1, (served, num_key_heads, 128)).transpose(1, 2).flatten(1))
+    assert (tensor.load() - matrix).abs().max() < 0.1 * matrix.abs().max()
 
 
 @pytest.mark.parametrize("family", CLASSES)
@@ -137,6 +120,37 @@ def test_layers_that_predict_further_tokens_are_left_out(family, tmp_path):
     assert_equal_logits(reference, load_gguf(ARCHITECTURES[family], path), limit=LIMIT)
 
 
+@pytest.mark.parametrize("family", CLASSES)
+def test_layers_that_the_file_does_not_count_are_left_over(family, tmp_path):
+    path = write(make(family), tmp_path, metadata={"block_count": 2})
+    with pytest.raises(CheckpointMismatchError, match=r"model\.layers\.2\."):
+        load_gguf(ARCHITECTURES[family], path)
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "qwen3_5_moe_text"])
+def test_gate_and_up_of_experts_in_one_tensor(family, tmp_path):
+    """Where the converter was told so."""
+    reference, tensors = make(family), {}
+    for number in range(3):
+        tensors |= {f"blk.{number}.ffn_{kind}_exps.weight": None for kind in ("gate", "up")}
+        fused = reference.state_dict()[f"model.layers.{number}.mlp.experts.gate_up_proj"]
+        tensors[f"blk.{number}.ffn_gate_up_exps.weight"] = fused
+    path = write(reference, tmp_path, tensors=tensors)
+    assert_equal_logits(reference, load_gguf(ARCHITECTURES[family], path), limit=LIMIT)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("family", CLASSES)
+def test_adapters_equal_merged_models(family, tmp_path):
+    """They have the names and the order of the model that they were trained on."""
+    reference = make(family)
+    linear = ["in_proj_qkvz", "in_proj_ba"] if family == "qwen3_next" else ["in_proj_qkv", "in_proj_z", "in_proj_a"]
+    model = partial(load_gguf, ARCHITECTURES[family], write(reference, tmp_path))
+    targets = ["q_proj", "v_proj", "o_proj", "out_proj", *linear]
+    others = ["k_proj", "q_proj"]
+    assert_adapters_equal_merged(reference, model, tmp_path, targets=targets, target_modules=others, limit=LIMIT)
+
+
 def test_the_types_that_also_see_read_the_file_of_their_text(tmp_path):
     for family in ("qwen3_5_text", "qwen3_5_moe_text"):
         reference = make(family, tie_word_embeddings=True)
@@ -164,6 +178,16 @@ SIZES = {
 }
 
 
+NOT_NEUTRAL = {
+    "attention.sliding_window": 8,
+    "expert_gating_func": 2,
+    "expert_group_count": 2,
+    "expert_group_used_count": 2,
+    "expert_weights_norm": False,
+    "expert_weights_scale": 2.5,
+}
+
+
 def raw_config(architecture="qwen35moe", **changes):
     said = {**SIZES, **changes}
     metadata = {"general.architecture": architecture, **{f"{architecture}.{key}": said[key] for key in said}}
@@ -182,12 +206,31 @@ def test_what_a_file_says():
 
 
 @pytest.mark.parametrize(
+    "neutral",
+    [
+        dict.fromkeys(["attention.sliding_window", "expert_group_count", "expert_weights_scale"], 0),
+        dict.fromkeys(["expert_gating_func", "expert_group_count", "expert_weights_norm", "expert_weights_scale"], 1),
+    ],
+)
+def test_what_changes_nothing_is_passed_over(neutral):
+    assert raw_config(**neutral) == raw_config()
+
+
+@pytest.mark.parametrize(
     ("architecture", "changes", "error", "message"),
     [
         ("qwen3next", {"ssm.time_step_rank": 0}, CorruptCheckpointError, "ssm.time_step_rank is no size"),
         ("qwen3next", {"expert_count": 0}, CorruptCheckpointError, "expert_count is no size"),
         ("qwen35", {}, CorruptCheckpointError, "lacks 'qwen35.feed_forward_length'"),
-        ("qwen35moe", {"nextn_predict_layers": "1"}, CorruptCheckpointError, "nextn_predict_layers is no size"),
+        *(
+            ("qwen35moe", {"nextn_predict_layers": number}, CorruptCheckpointError, "nextn_predict_layers is not what")
+            for number in ("1", 1.0, True, -1, 2)
+        ),
+        *(
+            (architecture, {key: value}, UnsupportedModelError, rf"{architecture}\.{key} asks for something")
+            for architecture in ("qwen3next", "qwen35moe")
+            for key, value in NOT_NEUTRAL.items()
+        ),
         ("qwen35moe", {"rope.dimension_count": 33}, CorruptCheckpointError, "rotates more of each head"),
         ("qwen35moe", {"attention.head_count_kv": [2, 1]}, UnsupportedModelError, "differ in their key/value heads"),
     ],

@@ -5,7 +5,7 @@ from pipezoo_core.weights.encoding import resolve_encoding, torch_dtype
 from pipezoo_core.weights.files import open_weights
 from pipezoo_core.weights.fused_experts import with_experts_divided, with_experts_unstacked
 from pipezoo_core.weights.gguf import GGUFFile, open_gguf
-from pipezoo_core.weights.gguf_decoder import GGUFDecoder, model_type_of
+from pipezoo_core.weights.gguf_decoder import SIGMOID, GGUFDecoder, model_type_of
 from pipezoo_core.weights.gguf_names import (
     as_vector,
     in_halves,
@@ -17,13 +17,14 @@ from pipezoo_core.weights.keeping import keep_outline, kept_layers
 from pipezoo_core.weights.loading import load_module
 from pipezoo_core.weights.progress import observed_weights
 from pipezoo_core.weights.quantized import rounding_entries, with_quantized
-from pipezoo_core.weights.redundant import HEAD, without_redundant
+from pipezoo_core.weights.redundant import HEAD, without_further_layers, without_redundant
 from pipezoo_core.weights.safetensors import find_safetensors, open_safetensors, safetensors_names
 from pipezoo_core.weights.safetensors_writer import WrittenTensor, write_safetensors
 from pipezoo_core.weights.text_part import of_text_part
 
 __all__ = [
     "HEAD",
+    "SIGMOID",
     "GGUFDecoder",
     "GGUFFile",
     "LazyTensor",
@@ -54,6 +55,7 @@ __all__ = [
     "with_experts_divided",
     "with_experts_unstacked",
     "with_quantized",
+    "without_further_layers",
     "without_redundant",
     "write_safetensors",
 ]

@@ -6,18 +6,17 @@ The keys are those that llama.cpp's converters write (`gguf-py/gguf/constants.py
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from pipezoo_core.errors import CheckpointMismatchError, CorruptCheckpointError, UnsupportedModelError
-from pipezoo_core.layers import RotaryEmbedding
 from pipezoo_core.weights.gguf import GGUFFile
+from pipezoo_core.weights.gguf_rope import YARN_KEYS, check_rope_keys, llama3_from_divisors, part_of_head
 
-__all__ = ["GGUFDecoder", "model_type_of"]
+__all__ = ["SIGMOID", "GGUFDecoder", "model_type_of"]
+
+SIGMOID = 2
+"""Of llama.cpp's functions that make scores of a router's logits, under `expert_gating_func`."""
 
 _MODEL_TYPES = {  # where llama.cpp has another name
     "granitehybrid": "granitemoehybrid",
@@ -30,20 +29,15 @@ _MODEL_TYPES = {  # where llama.cpp has another name
     "qwen3moe": "qwen3_moe",
     "qwen3next": "qwen3_next",
 }
-_SIGMOID = 2  # of llama.cpp's functions that make scores of a router's logits: DeepSeek-V3's, and not V2's
-_EMBEDDING = "token_embd.weight"
-_ROPE_SCALINGS = ("linear", "none", "yarn")
-_ROPE_KEYS = (
-    "dimension_count", "freq_base", "scale_linear", "scaling.factor", "scaling.finetuned",
-    "scaling.original_context_length", "scaling.type",
-)  # fmt: skip
-_YARN_KEYS = {  # as a config.json calls them, from which converters take them
-    "scaling.yarn_attn_factor": "attention_factor",
-    "scaling.yarn_beta_fast": "beta_fast",
-    "scaling.yarn_beta_slow": "beta_slow",
+_NEUTRAL = {
+    "attention.sliding_window": (0,),
+    "expert_group_count": (0, 1),
+    "expert_group_used_count": (0, 1),
+    "expert_weights_norm": (True,),
+    "expert_weights_scale": (0, 1),  # 0 is none
 }
+_EMBEDDING = "token_embd.weight"
 _LONGROPE_FACTORS = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
-_NEUTRAL = {"scaling.attn_factor": 1, "scaling.yarn_ext_factor": 1, "scaling.yarn_log_multiplier": 0}
 
 
 def model_type_of(file: GGUFFile) -> str:
@@ -60,7 +54,7 @@ def model_type_of(file: GGUFFile) -> str:
     if architecture == "llama" and file.metadata.get("llama.expert_count"):
         return "mixtral"
     if architecture == "deepseek2":
-        is_v3 = file.metadata.get("deepseek2.expert_gating_func") == _SIGMOID
+        is_v3 = file.metadata.get("deepseek2.expert_gating_func") == SIGMOID
         return "deepseek_v3" if is_v3 else "deepseek_v2"
     return _MODEL_TYPES.get(architecture, architecture)
 
@@ -132,16 +126,50 @@ class GGUFDecoder:
 
     def size(self, key: str, default: int | None = None) -> int:
         """Returns a size, or where the file leaves it out the default, if there is one."""
-        name = self._prefix + key
-        size = self.get(key) if default is None else self._file.metadata.get(name, default)
-        if not isinstance(size, int) or size < 1:
-            raise CorruptCheckpointError(
-                f"the GGUF file's {name} is no size",
-                found=repr(size),
-                allowed="a whole number above 0",
-                cure="Convert the model again.",
-            )
+        size = self._found(key, default)
+        if not _is_whole(size) or size < 1:
+            raise self._wrong(key, size, "is no size", "a whole number above 0")
         return size
+
+    def number(self, key: str, default: int | None = None, *, most: int) -> int:
+        """Returns how many of something there are, from 0 to `most`, or the default as in `size`.
+
+        Raises:
+            CorruptCheckpointError: it is none of these numbers.
+        """
+        number = self._found(key, default)
+        if not _is_whole(number) or not 0 <= number <= most:
+            raise self._wrong(key, number, "is not what it can be", f"a whole number from 0 to {most}")
+        return number
+
+    def num_further_layers(self) -> int:
+        """Returns how many of the file's layers, its last ones, predict further tokens.
+
+        Raises:
+            CorruptCheckpointError: that would be all of them, or it is no such number.
+        """
+        return self.number("nextn_predict_layers", 0, most=self.num_layers() - 1)
+
+    def check_neutral(self, **others: Collection[object]) -> None:
+        """Refuses windows, groups of experts, and weights of experts that are scaled or not normalized.
+
+        For architectures whose models have none of these, and whose plugins do not read the keys for them.
+
+        Args:
+            others: what further keys may say.
+
+        Raises:
+            UnsupportedModelError: the file says such a thing.
+        """
+        said = self._file.metadata
+        for key, allowed in {**_NEUTRAL, **others}.items():
+            name = self._prefix + key
+            if name in said and said[name] not in allowed:
+                raise UnsupportedModelError(
+                    f"the GGUF file's {name} asks for something that no such model has",
+                    found=said[name],
+                    allowed=allowed,
+                )
 
     def num_layers(self) -> int:
         """Returns how many layers the file has.
@@ -161,20 +189,12 @@ class GGUFDecoder:
             CorruptCheckpointError: the file says no numbers of heads, or not as many as layers.
             UnsupportedModelError: layers differ in their heads.
         """
-        name, num_layers = f"{self._prefix}attention.head_count_kv", self.num_layers()
+        num_layers = self.num_layers()
         said = self.get("attention.head_count_kv")
         heads = said if isinstance(said, list) else [said] * num_layers
-        if (
-            len(heads) != num_layers
-            or not all(isinstance(number, int) and number >= 0 for number in heads)
-            or not any(heads)
-        ):
-            raise CorruptCheckpointError(
-                f"the GGUF file's {name} is not what layers can have",
-                found=repr(said),
-                allowed=f"{num_layers} whole numbers, not all of them 0",
-                cure="Convert the model again.",
-            )
+        if len(heads) != num_layers or not all(_is_whole(number) and number >= 0 for number in heads) or not any(heads):
+            allowed = f"{num_layers} whole numbers, not all of them 0"
+            raise self._wrong("attention.head_count_kv", said, "is not what layers can have", allowed)
         if {*heads} - {0, max(heads)}:
             raise UnsupportedModelError(
                 "the GGUF file's layers differ in their key/value heads",
@@ -201,7 +221,7 @@ class GGUFDecoder:
         rope: dict[str, Any] = {"rope_type": "default", "rope_theta": found.get("freq_base", 10000.0)}
         rotated = found.pop("dimension_count", head_dim)
         if rotates_part:
-            rope["partial_rotary_factor"] = _part(rotated, head_dim)
+            rope["partial_rotary_factor"] = part_of_head(rotated, head_dim)
         elif rotated != head_dim:
             raise UnsupportedModelError(
                 "the GGUF file rotates only a part of each head", found=rotated, allowed=head_dim
@@ -209,11 +229,11 @@ class GGUFDecoder:
         scaled = self._longrope(found)
         kind = found.get("scaling.type", "linear")
         factor = found.get("scaling.factor", found.get("scale_linear")) or 1.0  # 0 is none, too
-        _check_rope_keys({key: value for key, value in found.items() if key not in keys}, kind, prefix)
+        check_rope_keys({key: value for key, value in found.items() if key not in keys}, kind, prefix)
         if kind == "yarn":
             original = found.get("scaling.original_context_length", self.get("context_length"))
             scaled |= {"rope_type": kind, "factor": factor, "original_max_position_embeddings": original}
-            scaled |= {name: found[key] for key, name in _YARN_KEYS.items() if key in found}
+            scaled |= {name: found[key] for key, name in YARN_KEYS.items() if key in found}
         elif kind == "linear" and factor != 1:
             scaled |= {"rope_type": kind, "factor": factor}
         divisors = self._file.weights.get("rope_freqs.weight")
@@ -221,7 +241,7 @@ class GGUFDecoder:
             return rope | scaled
         if scaled:
             raise UnsupportedModelError("the GGUF file scales RoPE twice", found=f"rope_freqs and {kind} by {factor}")
-        return rope | _llama3_from_divisors(divisors.load().float(), rope["rope_theta"], rotated)
+        return rope | llama3_from_divisors(divisors.load().float(), rope["rope_theta"], rotated)
 
     def _longrope(self, found: dict[str, Any]) -> dict[str, Any]:
         """Returns LongRoPE's parameters where the file has its factors, and takes from `found` what says the same.
@@ -247,50 +267,21 @@ class GGUFDecoder:
             **{key: weights[name].load().flatten().tolist() for key, name in _LONGROPE_FACTORS.items()},
         }
 
+    def _found(self, key: str, default: int | None) -> Any:
+        return self.get(key) if default is None else self._file.metadata.get(self._prefix + key, default)
+
+    def _wrong(self, key: str, found: object, what: str, allowed: str) -> CorruptCheckpointError:
+        return CorruptCheckpointError(
+            f"the GGUF file's {self._prefix}{key} {what}",
+            found=repr(found),
+            allowed=allowed,
+            cure="Convert the model again.",
+        )
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
 
 def _incomplete(name: str) -> CorruptCheckpointError:
     return CorruptCheckpointError(f"the GGUF file lacks {name!r}", cure="Convert the model again.")
-
-
-def _part(dimension_count: Any, head_dim: int) -> float:
-    """Returns what part of a head so many numbers are, such that `rotary_dim_of` makes of it the same number."""
-    if not isinstance(dimension_count, int) or not 0 < dimension_count <= head_dim:
-        raise CorruptCheckpointError(
-            "the GGUF file rotates more of each head than there is, or nothing",
-            found=repr(dimension_count),
-            allowed=f"a whole number from 1 to {head_dim}",
-            cure="Convert the model again.",
-        )
-    part = dimension_count / head_dim
-    return part if int(head_dim * part) == dimension_count else math.nextafter(part, 1)
-
-
-def _check_rope_keys(found: Mapping[str, Any], kind: object, prefix: str) -> None:
-    if kind not in _ROPE_SCALINGS:
-        raise UnsupportedModelError("the GGUF file scales RoPE in an unknown way", found=kind, allowed=_ROPE_SCALINGS)
-    read = {*_ROPE_KEYS, *(_YARN_KEYS if kind == "yarn" else ())}
-    refused = [
-        f"{prefix}{key} = {value!s:.80}"
-        for key, value in found.items()
-        if key not in read and not (key in _NEUTRAL and value == _NEUTRAL[key])
-    ]
-    if refused:
-        raise UnsupportedModelError("the GGUF file has settings of RoPE that no config.json can say", found=refused)
-
-
-def _llama3_from_divisors(divisors: Tensor, theta: float, rotary_dim: int) -> dict[str, Any]:
-    """Recognizes Llama 3.1's scaling in the divisors per frequency, which are all that a GGUF file keeps of it."""
-    scaled = {
-        "rope_type": "llama3",
-        "factor": float(divisors.max()),
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }
-    plain = RotaryEmbedding({"rope_type": "default", "rope_theta": theta}, rotary_dim, 8192).inverse_frequencies
-    guess = RotaryEmbedding({**scaled, "rope_theta": theta}, rotary_dim, 8192).inverse_frequencies
-    if divisors.shape != plain.shape or not torch.allclose(plain / divisors, guess, rtol=1e-3):
-        raise UnsupportedModelError(
-            "the GGUF file scales RoPE by factors of its own (rope_freqs)", allowed="those of Llama 3.1"
-        )
-    return scaled

@@ -11,6 +11,7 @@ from torch import Tensor
 from pipezoo_core.errors import CorruptCheckpointError
 from pipezoo_core.layers import halves
 from pipezoo_core.weights.base import LazyTensor
+from pipezoo_core.weights.fused_experts import with_experts_divided
 
 __all__ = ["as_vector", "in_halves", "logarithm_of_rates", "renamed_from_gguf", "with_a_channel"]
 
@@ -35,9 +36,15 @@ _NAMES = {
     "ffn_up_shexp": "mlp.shared_expert.up_proj",
     "ffn_down_shexp": "mlp.shared_expert.down_proj",
 }
-_STACKED = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
+_STACKED = {
+    "ffn_gate_exps": "gate_proj",
+    "ffn_up_exps": "up_proj",
+    "ffn_gate_up_exps": "gate_up_proj",  # in place of these two, where the converter was told to
+    "ffn_down_exps": "down_proj",
+}
 _OF_ONE_EXPERT = {"ffn_gate": "gate_proj", "ffn_up": "up_proj", "ffn_down": "down_proj"}
-_OF_A_LAYER = re.compile(r"(?:blk\.(\d+)\.)?(\w+?)(?:\.(\d+))?\.(weight|bias)")
+_PLACE = re.compile(r"(?:blk\.(\d+)\.)?(.*)", re.DOTALL)
+_KIND = re.compile(r"(.+?)(?:\.(\d+))?\.(weight|bias)")
 _TABLES = ("rope_factors_long.weight", "rope_factors_short.weight", "rope_freqs.weight")  # the config has them
 
 
@@ -46,6 +53,7 @@ def renamed_from_gguf(
     changes: Mapping[str, Callable[[LazyTensor], LazyTensor]] | None = None,
     names: Mapping[str, str] | None = None,
     layers: str = "model.layers",
+    experts: str = "mlp.experts",
 ) -> dict[str, LazyTensor]:
     """Returns tensors by the names of a module: `blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`.
 
@@ -56,30 +64,41 @@ def renamed_from_gguf(
 
     Args:
         tensors: of a GGUF file.
-        changes: what becomes of those of a kind, e.g. of `attn_q`.
-        names: of kinds that are not Llama's, or are called otherwise in the module: `{"ffn_norm": "norm_2"}`.
+        changes: what becomes of those of a kind, e.g. of `attn_q`, or of a whole name, by the same word as in `names`.
+        names: of kinds that are not Llama's, or are called otherwise in the module: `{"ffn_norm": "norm_2"}`. So are
+            whole names, which a file may have without `weight` or `bias`, and a module: `{"ssm_dt.bias": "dt_bias"}`.
         layers: what the module calls its layers.
+        experts: what it calls the experts of a layer.
     """
     found: dict[str, LazyTensor] = {}
     known, changes = {**_NAMES, **(names or {})}, changes or {}
     for name, tensor in tensors.items():
-        match = _OF_A_LAYER.fullmatch(name)
+        place = _PLACE.fullmatch(name)
+        assert place is not None  # whatever the name
         if name in _TABLES:
             continue
-        if match is None or match[2] not in ({**known, **_STACKED} if match[3] is None else _OF_ONE_EXPERT):
-            found[name] = tensor
-            continue
-        layer, kind, number, parameter = match.groups()
+        layer, own = place.groups()
         prefix = "" if layer is None else f"{layers}.{layer}."
-        if number is not None:
-            found[f"{prefix}mlp.experts.{number}.{_OF_ONE_EXPERT[kind]}.{parameter}"] = tensor
+        match = _KIND.fullmatch(own)
+        kind, number, parameter = match.groups() if match else (own, None, None)
+        if own in known:
+            found[prefix + known[own]] = _changed(tensor, changes.get(own))
+        elif match is None or kind not in ({**known, **_STACKED} if number is None else _OF_ONE_EXPERT):
+            found[name] = tensor
+        elif number is not None:
+            found[f"{prefix}{experts}.{number}.{_OF_ONE_EXPERT[kind]}.{parameter}"] = tensor
         elif kind in _STACKED:
-            experts = enumerate(tensor.unstacked())
-            found |= {f"{prefix}mlp.experts.{i}.{_STACKED[kind]}.{parameter}": expert for i, expert in experts}
+            stacked = enumerate(tensor.unstacked())
+            found |= with_experts_divided(
+                {f"{prefix}{experts}.{i}.{_STACKED[kind]}.{parameter}": expert for i, expert in stacked}
+            )
         else:
-            change = changes.get(kind)
-            found[f"{prefix}{known[kind]}.{parameter}"] = tensor if change is None else change(tensor)
+            found[f"{prefix}{known[kind]}.{parameter}"] = _changed(tensor, changes.get(kind))
     return found
+
+
+def _changed(tensor: LazyTensor, change: Callable[[LazyTensor], LazyTensor] | None) -> LazyTensor:
+    return tensor if change is None else change(tensor)
 
 
 def in_halves(num_heads: int) -> Callable[[LazyTensor], LazyTensor]:

@@ -1,4 +1,7 @@
-"""What a file of weights says besides what its model needs: tables that can be computed, and a head that is tied."""
+"""What a file of weights has besides what its model needs.
+
+Tables that can be computed, a head that is tied, and layers that predict further tokens.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,13 @@ from pipezoo_core.weights.base import LazyTensor
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["HEAD", "without_redundant"]
+__all__ = ["HEAD", "without_further_layers", "without_redundant"]
 
 HEAD = "lm_head.weight"
 """What a model's head is called, in a checkpoint and in the module."""
 
 _TABLES = re.compile(r"(?:.*\.)?(?:rotary_emb\..+|masked_bias)")  # old checkpoints store them
+_OF_A_LAYER = re.compile(r"(?:blk|model\.layers)\.(\d+)\.(nextn\.|eh_proj\.|enorm\.|hnorm\.)?.+")
 _NUMBERS_AT_ONCE = 2**20
 
 
@@ -41,6 +45,21 @@ def without_redundant(
     if head is not None and config.tie_word_embeddings and _are_equal(found.setdefault(embedding, head), head):
         del found[HEAD]
     return found
+
+
+def without_further_layers(tensors: Mapping[str, LazyTensor], num_layers: int) -> dict[str, LazyTensor]:
+    """Returns a checkpoint's tensors without the layers behind the model's that predict further tokens.
+
+    They are known by tensors that no other layer has: `blk.61.nextn.eh_proj.weight`, `model.layers.61.eh_proj.weight`.
+    Any other layer behind the model's stays, to be reported as left over.
+
+    Args:
+        tensors: by their names in a GGUF file or in safetensors.
+        num_layers: of the model.
+    """
+    layers = {name: _OF_A_LAYER.fullmatch(name) for name in tensors}
+    further = {layer[1] for layer in layers.values() if layer and layer[2] and int(layer[1]) >= num_layers}
+    return {name: tensor for name, tensor in tensors.items() if not (layer := layers[name]) or layer[1] not in further}
 
 
 def _are_equal(one: LazyTensor, other: LazyTensor) -> bool:

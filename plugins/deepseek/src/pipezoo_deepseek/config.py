@@ -13,14 +13,14 @@ from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.layers import ACTIVATIONS, Heads, Routing, max_rotary_length, max_shareable_length
-from pipezoo_core.weights import GGUFDecoder, GGUFFile, model_type_of
+from pipezoo_core.weights import SIGMOID, GGUFDecoder, GGUFFile, model_type_of
 
 __all__ = ["DeepseekConfig", "config_from_gguf"]
 
 _GGUF = "deepseek2"  # what llama.cpp calls V2 and V3
 _ARCHITECTURES = {"deepseek_v2": "DeepseekV2ForCausalLM", "deepseek_v3": "DeepseekV3ForCausalLM"}
 _METHODS_V2 = ("greedy", "group_limited_greedy")
-_GATING_FUNCTIONS = (0, 1, 2)  # none, which is softmax, softmax, and sigmoid
+_GATING_FUNCTIONS = (0, 1, SIGMOID)  # none, which is softmax, softmax, and sigmoid
 _LOG_MULTIPLIER = "scaling.yarn_log_multiplier"
 
 _SIZES = (
@@ -209,13 +209,12 @@ def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
     if (weight := metadata.get(f"{_GGUF}.rope.{_LOG_MULTIPLIER}")) and config["rope_parameters"]["rope_type"] == "yarn":
         config["rope_parameters"] |= {"mscale": 10 * weight, "mscale_all_dim": 10 * weight}
     num_groups = decoder.size("expert_group_count", 1)
-    further = "nextn_predict_layers"
-    num_further = decoder.size(further) if metadata.get(f"{_GGUF}.{further}") else 0
+    num_layers = config["num_hidden_layers"] - decoder.num_further_layers()
     return {
         **config,
         "model_type": model_type,
         "architectures": [_ARCHITECTURES[model_type]],
-        "num_hidden_layers": config["num_hidden_layers"] - num_further,
+        "num_hidden_layers": num_layers,
         "num_key_value_heads": config["num_attention_heads"],
         "kv_lora_rank": decoder.size("attention.kv_lora_rank"),
         "q_lora_rank": metadata.get(f"{_GGUF}.attention.q_lora_rank"),
@@ -226,7 +225,7 @@ def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
         "num_experts_per_tok": decoder.size("expert_used_count"),
         "n_shared_experts": decoder.size("expert_shared_count"),
         "moe_intermediate_size": decoder.size("expert_feed_forward_length"),
-        "first_k_dense_replace": decoder.get("leading_dense_block_count"),
+        "first_k_dense_replace": decoder.number("leading_dense_block_count", most=num_layers),
         "routed_scaling_factor": metadata.get(f"{_GGUF}.expert_weights_scale") or 1.0,  # 0 is none
         "norm_topk_prob": metadata.get(f"{_GGUF}.expert_weights_norm", False),
         "n_group": num_groups,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 
 from torch import Tensor
@@ -15,12 +14,12 @@ from pipezoo_core.weights import (
     concatenated,
     renamed_from_gguf,
     with_experts_divided,
+    without_further_layers,
     without_redundant,
 )
 
 __all__ = ["adapt_gguf", "adapt_safetensors"]
 
-_LAYER = re.compile(r"(?:model\.layers|blk)\.(\d+)\.")
 _SCALES = ".weight_scale_inv"
 _WHOLE, _OF_KEYS, _OF_VALUES = "attn_kv_b.weight", "attn_k_b.weight", "attn_v_b.weight"
 _GGUF_NAMES = {
@@ -33,7 +32,7 @@ _GGUF_NAMES = {
     "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
     "ffn_up_shexp": "mlp.shared_experts.up_proj",
     "ffn_down_shexp": "mlp.shared_experts.down_proj",
-    "exp_probs_b": "mlp.gate.e_score_correction_bias",
+    "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
 }
 
 
@@ -57,10 +56,7 @@ def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfi
     rope, is_by_neighbours = config.qk_rope_head_dim, getattr(config, "rope_interleave", True)
     head, keys = config.qk_nope_head_dim + rope, config.kv_lora_rank + rope
     found: dict[str, LazyTensor] = {}
-    for name, tensor in tensors.items():
-        layer = _LAYER.match(name)
-        if layer is not None and int(layer[1]) >= config.num_hidden_layers:
-            continue
+    for name, tensor in without_further_layers(tensors, config.num_hidden_layers).items():
         if is_by_neighbours and (".q_proj." in name or ".q_b_proj." in name):
             tensor = tensor.then(_last_to_halves(head, rope), num_rows=head, moves_rows=True)
         elif is_by_neighbours and ".kv_a_proj_with_mqa." in name:
@@ -71,9 +67,8 @@ def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfi
 
 def adapt_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
     """GGUF has names of its own; rotated rows are neighbours, as in DeepSeek's own checkpoints."""
-    renamed = renamed_from_gguf(_with_whole_matrices(tensors), names=_GGUF_NAMES)
-    correction = "e_score_correction_bias"
-    return adapt_safetensors({name.replace(f"{correction}.bias", correction): x for name, x in renamed.items()}, config)
+    known = without_further_layers(tensors, config.num_hidden_layers)
+    return adapt_safetensors(renamed_from_gguf(_with_whole_matrices(known), names=_GGUF_NAMES), config)
 
 
 def _with_whole_matrices(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:

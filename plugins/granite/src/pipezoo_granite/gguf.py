@@ -17,27 +17,21 @@ from pipezoo_core.weights import (
     renamed_from_gguf,
     with_a_channel,
 )
+from pipezoo_granite.weight_adapters import adapt_safetensors
 
 __all__ = ["adapt_gguf", "config_from_gguf"]
 
 _ARCHITECTURE = "granitehybrid"
-_SHARED = "feed_forward.shared_mlp"
 _NAMES = {
     "ssm_in": "mamba.in_proj",
     "ssm_conv1d": "mamba.conv1d",
-    "ssm_a": "mamba.scan.A_log",
-    "ssm_d": "mamba.scan.D",
-    "ssm_dt": "mamba.scan.dt",
+    "ssm_a": "mamba.A_log",
+    "ssm_d": "mamba.D",
+    "ssm_dt.bias": "mamba.dt_bias",
     "ssm_norm": "mamba.norm",
     "ssm_out": "mamba.out_proj",
-    **{f"ffn_{part}{kind}": f"{_SHARED}.{part}_proj" for part in ("gate", "up", "down") for kind in ("", "_shexp")},
-    "ffn_gate_inp": "feed_forward.block_sparse_moe.router",
-}
-_OTHERWISE = {  # than `renamed_from_gguf` calls them
-    ".mlp.experts.": ".feed_forward.block_sparse_moe.experts.",
-    ".scan.A_log.weight": ".scan.A_log",
-    ".scan.D.weight": ".scan.D",
-    ".scan.dt.bias": ".scan.dt_bias",
+    **{f"ffn_{part}{kind}": f"shared_mlp.{part}_proj" for part in ("gate", "up", "down") for kind in ("", "_shexp")},
+    "ffn_gate_inp": "block_sparse_moe.router",
 }
 
 
@@ -83,6 +77,8 @@ def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
 def adapt_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
     """GGUF has names of its own, the decay's rate in place of its logarithm, and q and k for neighbours.
 
+    The names of a LoRA adapter are those of the checkpoint that it was trained on: they become the module's, too.
+
     Raises:
         CorruptCheckpointError: when a rate is read that is not below 0.
     """
@@ -94,10 +90,5 @@ def adapt_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> d
         "ssm_d": as_vector,
         "ssm_norm": as_vector,
     }
-    named = {f"{name}.weight" if name.endswith((".ssm_a", ".ssm_d")) else name: each for name, each in tensors.items()}
-    found = {}
-    for name, tensor in renamed_from_gguf(named, changes, _NAMES).items():
-        for theirs, ours in _OTHERWISE.items():
-            name = name.replace(theirs, ours)
-        found[name] = tensor
-    return found
+    renamed = renamed_from_gguf(tensors, changes, _NAMES, experts="block_sparse_moe.experts")
+    return adapt_safetensors(renamed, config)

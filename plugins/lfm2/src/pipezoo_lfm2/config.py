@@ -13,14 +13,13 @@ from pipezoo_core.decoder import DecoderConfig, known_layer_types
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.layers import Routing, max_rotary_length, max_shareable_length, rope_of_whole_heads
 from pipezoo_core.recurrence import StateSpec
-from pipezoo_core.weights import GGUFDecoder, GGUFFile, model_type_of
+from pipezoo_core.weights import SIGMOID, GGUFDecoder, GGUFFile, model_type_of
 
 __all__ = ["Lfm2Config", "Lfm2Mixture", "config_from_gguf"]
 
 _HAS_ATTENTION = {"full_attention": True, "conv": False}
 _ARCHITECTURES = {"lfm2": "Lfm2ForCausalLM", "lfm2_moe": "Lfm2MoeForCausalLM"}
 _ADDED_TO_SUM = 1e-6  # of a token's weights, before they are divided by it
-_SIGMOID = 2  # of llama.cpp's functions that make scores of a router's logits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,11 +149,12 @@ def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
 
     Raises:
         CorruptCheckpointError: a key that every LFM2 file has is missing, or a size is no whole number above 0.
-        UnsupportedModelError: layers differ in their heads, or the file rotates or chooses experts in a way that no
-            config.json can say.
+        UnsupportedModelError: layers differ in their heads, or the file rotates, chooses experts or has windows in a
+            way that no config.json can say.
     """
     architecture, model_type = file.metadata["general.architecture"], model_type_of(file)
     decoder = GGUFDecoder(file, architecture)
+    decoder.check_neutral()
     heads = decoder.kv_heads()
     fields = decoder.config(num_kv_heads=max(heads))
     config = {
@@ -173,14 +173,14 @@ def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
 
 def _experts_from_gguf(file: GGUFFile, decoder: GGUFDecoder) -> dict[str, Any]:
     """Returns what a config.json says of experts; what a file cannot say is as in llama.cpp."""
-    if decoder.get("expert_gating_func") != _SIGMOID:
+    if decoder.get("expert_gating_func") != SIGMOID:
         raise UnsupportedModelError(
             "the GGUF file makes the scores of experts in another way than any such model",
             found=f"lfm2moe.expert_gating_func = {decoder.get('expert_gating_func')}",
-            allowed=f"{_SIGMOID}, the sigmoid",
+            allowed=f"{SIGMOID}, the sigmoid",
         )
     return {
-        "num_dense_layers": file.metadata.get("lfm2moe.leading_dense_block_count", 0),
+        "num_dense_layers": decoder.number("leading_dense_block_count", 0, most=decoder.num_layers()),
         "num_experts": decoder.size("expert_count"),
         "num_experts_per_tok": decoder.size("expert_used_count"),
         "moe_intermediate_size": decoder.size("expert_feed_forward_length"),

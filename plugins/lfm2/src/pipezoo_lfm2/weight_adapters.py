@@ -25,17 +25,16 @@ _GGUF_NAMES = {
     "attn_q_norm": "self_attn.q_layernorm",
     "attn_k_norm": "self_attn.k_layernorm",
     "attn_output": "self_attn.out_proj",
-    "shortconv_conv": "conv.conv",
-    "shortconv_in_proj": "conv.in_proj",
-    "shortconv_out_proj": "conv.out_proj",
+    "shortconv.conv": "conv.conv",
+    "shortconv.in_proj": "conv.in_proj",
+    "shortconv.out_proj": "conv.out_proj",
     "ffn_norm": "ffn_norm",
     "ffn_gate": "feed_forward.gate_proj",
     "ffn_up": "feed_forward.up_proj",
     "ffn_down": "feed_forward.down_proj",
     "ffn_gate_inp": "feed_forward.gate",
-    "exp_probs_b": "feed_forward.expert_bias",
+    "exp_probs_b.bias": "feed_forward.expert_bias",
 }
-_OTHERWISE = {".mlp.experts.": ".feed_forward.experts.", ".expert_bias.bias": ".expert_bias"}
 _FEED_FORWARD = re.compile(r"(\.feed_forward\.(?:experts\.\d+\.)?)(w[123])(?=\.)")
 _CORRECTION = ".feed_forward.gate.e_score_correction_bias"
 
@@ -53,12 +52,9 @@ def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfi
 
 
 def adapt_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
-    """GGUF has names of its own, of which those of convolutions have a dot more, and no dimension for one channel."""
-    named = {name.replace(".shortconv.", ".shortconv_"): tensor for name, tensor in tensors.items()}
-    renamed = renamed_from_gguf(named, {"shortconv_conv": with_a_channel}, _GGUF_NAMES)
-    found = {}
-    for name, tensor in renamed.items():
-        for theirs, ours in _OTHERWISE.items():
-            name = name.replace(theirs, ours)
-        found[name] = tensor
-    return adapt_safetensors(found, config)
+    """GGUF has names of its own, and no dimension for a convolution's one channel.
+
+    The names of a LoRA adapter are those of the checkpoint that it was trained on: they become the module's, too.
+    """
+    changes = {"shortconv.conv": with_a_channel}
+    return adapt_safetensors(renamed_from_gguf(tensors, changes, _GGUF_NAMES, experts="feed_forward.experts"), config)

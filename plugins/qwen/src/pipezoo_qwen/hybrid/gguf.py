@@ -6,7 +6,6 @@ What is in a file is as llama.cpp's converter writes it (`conversion/qwen.py`), 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from pipezoo_core.weights import (
     model_type_of,
     renamed_from_gguf,
     with_a_channel,
+    without_further_layers,
 )
 from pipezoo_qwen.hybrid.config import DeltaNetSizes, QwenHybridConfig
 from pipezoo_qwen.hybrid.weight_adapters import adapt_hybrid
@@ -43,13 +43,12 @@ _NAMES = {
     "ssm_alpha": "linear_attn.in_proj_a",
     "ssm_conv1d": "linear_attn.conv1d",
     "ssm_a": "linear_attn.A_log",
-    "ssm_dt": "linear_attn.dt",
+    "ssm_dt.bias": "linear_attn.dt_bias",
     "ssm_norm": "linear_attn.norm",
     "ssm_out": "linear_attn.out_proj",
 }
-_OTHERWISE = {".linear_attn.A_log.weight": ".linear_attn.A_log", ".linear_attn.dt.bias": ".linear_attn.dt_bias"}
 _NORMS = ("attn_norm", "post_attention_norm", "attn_q_norm", "attn_k_norm", "output_norm")
-_OF_A_LAYER = re.compile(r"blk\.(\d+)\..*")
+_SOFTMAX = (0, 1)  # of llama.cpp's functions that make scores of a router's logits; 0 is none
 
 _Change = Callable[[LazyTensor], LazyTensor]
 
@@ -61,12 +60,13 @@ def hybrid_config_from_gguf(file: GGUFFile) -> dict[str, Any]:
 
     Raises:
         CorruptCheckpointError: a key that every such file has is missing, or a size is no whole number above 0.
-        UnsupportedModelError: layers differ in their heads, or the file rotates in a way that no config.json can say.
+        UnsupportedModelError: layers differ in their heads, or the file rotates, chooses experts or has windows in a
+            way that no config.json can say.
     """
     architecture, model_type = file.metadata["general.architecture"], model_type_of(file)
     decoder = GGUFDecoder(file, architecture)
-    has_further = bool(file.metadata.get(f"{architecture}.nextn_predict_layers"))
-    num_layers = decoder.num_layers() - (decoder.size("nextn_predict_layers") if has_further else 0)
+    decoder.check_neutral(expert_gating_func=_SOFTMAX)
+    num_layers = decoder.num_layers() - decoder.num_further_layers()
     num_heads, is_mixture = decoder.size("ssm.time_step_rank"), model_type != "qwen3_5_text"
     shared_size = decoder.size("expert_shared_feed_forward_length") if is_mixture else None
     config = {
@@ -116,25 +116,11 @@ def adapt_hybrid_gguf(tensors: Mapping[str, LazyTensor], config: PretrainedConfi
         "ssm_a": logarithm_of_rates,
         "ssm_conv1d": with_a_channel,
     }
-    if config.model_type != "qwen3_next":
+    if config.model_type != "qwen3_next" and sizes.num_heads > sizes.num_key_heads:
         for kind, change in _put_back(sizes).items():
             changes[kind] = _both(changes[kind], change) if kind in changes else change
-    named = {
-        f"{name}.weight" if name.endswith(".ssm_a") else name: tensor
-        for name, tensor in tensors.items()
-        if not _is_of_a_further_layer(name, config.num_hidden_layers)
-    }
-    found = {}
-    for name, tensor in renamed_from_gguf(named, changes, _NAMES).items():
-        for theirs, ours in _OTHERWISE.items():
-            name = name.replace(theirs, ours)
-        found[name] = tensor
-    return adapt_hybrid(found, config)
-
-
-def _is_of_a_further_layer(name: str, num_layers: int) -> bool:
-    match = _OF_A_LAYER.fullmatch(name)
-    return match is not None and int(match[1]) >= num_layers
+    known = without_further_layers(tensors, config.num_hidden_layers)
+    return adapt_hybrid(renamed_from_gguf(known, changes, _NAMES), config)
 
 
 def _put_back(sizes: DeltaNetSizes) -> dict[str, _Change]:
@@ -145,7 +131,7 @@ def _put_back(sizes: DeltaNetSizes) -> dict[str, _Change]:
     return {
         **dict.fromkeys(("attn_qkv", "ssm_conv1d"), _with_rows(behind_keys)),
         "attn_gate": _with_rows(values),
-        **dict.fromkeys(("ssm_alpha", "ssm_beta", "ssm_a", "ssm_dt"), _with_rows(numbers)),
+        **dict.fromkeys(("ssm_alpha", "ssm_beta", "ssm_a", "ssm_dt.bias"), _with_rows(numbers)),
         "ssm_out": _with_columns(values),
     }
 
