@@ -40,10 +40,17 @@ def resized(x, dim, size):
     return x.index_select(dim, torch.arange(size) % x.shape[dim])
 
 
+def negated(x):
+    """The same numbers, kept with the other sign, as torch does where it can spare a copy."""
+    return torch._neg_view(-x)
+
+
 def wrong_ones(given):
     """name -> a tensor that the function must refuse."""
     x, free = given.x, given.free
-    wrong = {"elsewhere": x.to("meta")}
+    wrong = {"elsewhere": x.to("meta"), "sparse": x.to_sparse(), "negated": negated(x)}
+    if x.dtype in (torch.float32, torch.bfloat16):
+        wrong["of mkldnn"] = x.contiguous().to_mkldnn()
     if given.dtypes is not None:
         wrong |= {str(dtype): x.to(dtype) for dtype in DTYPES if dtype is not x.dtype and dtype not in given.dtypes}
     if free is None:
@@ -52,6 +59,8 @@ def wrong_ones(given):
     for dim in dims:
         wrong |= {f"{size} of {dim}": resized(x, dim, size) for size in
                   (x.shape[dim] - 1, x.shape[dim] + 1, 2 * x.shape[dim] + 1)}  # fmt: skip
+    if free == ROWS or x.dim() - 1 not in free:
+        wrong["nothing in a row"] = x[..., :0]
     if free != ROWS:
         wrong |= {"one more dimension": x[None], "one dimension less": x[0]}
     return wrong | {"a column": x[..., None], "a number": x.flatten()[0]}
@@ -66,14 +75,14 @@ def laid_out(x):
     if x.dim() > 1:
         layouts["turned"] = x.mT.contiguous().mT
         layouts["every other row"] = torch.stack((x, torch.zeros_like(x)), 1)[:, 0]
-    return layouts
+    return {name: y for name, y in layouts.items() if not y.is_contiguous()}
 
 
 def after(example, **others):
     """Everything that there is after a call: what it returned, and what its tensors have become."""
     tensors = {name: given.x.clone() for name, given in example.given.items()} | others
     returned = example.call(**tensors)
-    return [*(returned if isinstance(returned, tuple) else (returned,)), *tensors.values()]
+    return [] if returned is None else [*(returned if isinstance(returned, tuple) else (returned,)), *tensors.values()]
 
 
 def same(found, right):
@@ -90,11 +99,12 @@ def test_wrong_tensors_are_refused(dtype):
                 with pytest.raises(TensorMismatchError):
                     pytest.fail(f"{example.function}, {name}, {mistake}: {after(example, **{name: x})[0].shape}")
             for layout, x in laid_out(given.x).items():
-                try:
-                    found = after(example, **{name: x})
-                except TensorMismatchError:
-                    continue
-                assert same(found, right), f"{example.function}, {name}, {layout}"
+                told = f"{example.function}, {name}, {layout}"
+                if given.contiguous:
+                    with pytest.raises(TensorMismatchError, match="not contiguous"):
+                        pytest.fail(f"{told}: {after(example, **{name: x})}")
+                else:
+                    assert same(after(example, **{name: x}), right), told
 
 
 def test_each_function_has_an_example_with_all_its_tensors():
