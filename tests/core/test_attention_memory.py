@@ -65,3 +65,12 @@ def test_pieces_grow_with_the_logarithm_of_the_length(length, num_pieces):
     attention = NativeAttention(AttentionSpec(scale=0.1, **LATENT), KERNELS, 64)
     found = bytes_of_pieces(attention, [length] * 32, 64)
     assert found == attention.planned_memory(32, length) == 32 * num_pieces * 128 * 514 * 4
+
+
+@pytest.mark.skipif(KERNELS.obstacle is not None, reason="no kernels here")
+@pytest.mark.parametrize(("settings", "num_pieces"), [({"sliding_window": 20_000}, 80), ({"chunk": 20_000}, 79)])
+def test_pieces_of_a_window_do_not_become_longer(settings, num_pieces):
+    """20,000 keys are 78.1 times 256. A window begins and ends anywhere in a piece, a chunk at multiples of 32 keys."""
+    sizes = {"num_heads": HEADS, "num_kv_heads": KV_HEADS, "head_dim": 64}
+    attention = NativeAttention(AttentionSpec(scale=0.3, **sizes, **settings), KERNELS, 32)
+    assert attention.planned_memory(1, 2**20) == num_pieces * HEADS * 66 * 4

@@ -180,6 +180,7 @@ def test_what_is_noted_of_an_operation_computes_the_same(dtype):
                 continue
             others = {str(other): x.to(other) for other in DTYPES if other is not x.dtype}
             others |= {"one row": x[:1], "a number": x.flatten()[0], "elsewhere": x.to("meta"), **laid_out(x)}
+            others["negated"] = negated(x)
             for mistake, other in others.items():
                 try:
                     calls, result = notes_of(kernels, function, name, [*args[:i], other, *args[i + 1 :]])
