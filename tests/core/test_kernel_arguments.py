@@ -144,7 +144,10 @@ def mistakes_of_states(k, x):
         "rule: a gate of more heads": (lambda gate: learned(wide, gate=gate), x(3, 4)),
         "rule: decay": (lambda decay: learned(wide, decay=decay), torch.ones(3).double()),
         "rule: states": (lambda states: learned(wide, states=states), states.bfloat16()),
-        "rule: states with gaps": (lambda states: learned(wide, states=states), states.transpose(2, 3).contiguous().mT),
+        "rule: states that are not contiguous": (
+            lambda states: learned(wide, states=states),
+            states.transpose(2, 3).contiguous().mT,
+        ),
         "scan: narrower": (scanned, x(3, 96)),
         "scan: rows": (scanned, x(2, 128)),
         "scan: dtype": (scanned, x(3, 128, dtype=other(k.dtype))),

@@ -11,7 +11,7 @@ import torch
 from core.kernel_examples import ROWS, examples
 
 from pipezoo_core.errors import TensorMismatchError
-from pipezoo_core.layers import Router, Routing
+from pipezoo_core.layers import Heads, LatentHeads, Router, Routing
 from pipezoo_core.layers.native_experts import NativeExperts
 from pipezoo_core.layers.native_product import NativeProduct
 from pipezoo_core.native import Form, NativeKernels, kernel_notes, variants
@@ -222,7 +222,28 @@ def test_what_a_router_or_experts_are_described_by():
             NativeExperts([gate_ups[0], wrong], downs, first=0, top_k=1)
 
 
-def test_a_bias_with_gaps_is_copied_by_its_layer():
+def heads_of(kernels):
+    heads = LatentHeads(Heads(3, 1, 64), 64, 32, 32)
+    heads.compute_with(kernels)
+
+
+@pytest.mark.parametrize("size", [36, 38, 74])
+def test_a_layer_has_a_bias_of_its_size(size):
+    with pytest.raises(TensorMismatchError, match="a bias"):
+        NativeProduct(NativeKernels(CPU, torch.float32), torch.ones(37, 64), torch.ones(size))
+
+
+@pytest.mark.parametrize("of", [lambda k: NativeProduct(k, torch.ones(37, 64), None), heads_of])
+def test_a_layer_has_a_packed_weight_of_its_size(of, monkeypatch):
+    """Whoever has packed it: here it is cut short."""
+    k = NativeKernels(CPU, torch.float32)
+    pack = k.pack
+    monkeypatch.setattr(k, "pack", lambda *given: pack(*given)[:-1])
+    with pytest.raises(TensorMismatchError, match="a packed weight"):
+        of(k)
+
+
+def test_a_bias_that_is_not_contiguous_is_copied_by_its_layer():
     k = NativeKernels(CPU, torch.float32)
     weight, bias, x = torch.randn(37, 64), torch.randn(74), torch.randn(3, 64)
     found = NativeProduct(k, weight, bias[::2])(x)
