@@ -24,6 +24,7 @@ class Given:
     """A tensor of a call.
 
     Attributes:
+        contiguous: whether it has to be; else its numbers may lie anywhere, and are copied where a kernel wants it.
         free: dimensions that may have any size; `ROWS` for all but the last one, of which there may be any number, and
             None where all of them are free.
         dtypes: that it may have besides its own; None for any.
@@ -32,6 +33,12 @@ class Given:
     x: torch.Tensor
     free: Any = frozenset()
     dtypes: Any = frozenset()
+    contiguous: bool = False
+
+
+def whole(x: torch.Tensor, free: Any = frozenset()) -> Given:
+    """A tensor that has to be contiguous."""
+    return Given(x, free, contiguous=True)
 
 
 @dataclass(frozen=True)
@@ -53,35 +60,39 @@ def examples(dtype: torch.dtype) -> tuple[NativeKernels, list[Example]]:
     def wide(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator)
 
+    def heads(x, packed):  # type: ignore[no-untyped-def]
+        k.check_packed(packed, None, (192, 32), Packing.none)
+        return k.multiply_heads(x, packed, (64, 32))
+
     step = StateStep.of(*(torch.tensor(numbers) for numbers in ([0, 1, 3], [0, -1], [0, 1])))
     first = frozenset({0})
     calls = [
-        Example("multiply_heads", lambda x, packed: k.multiply_heads(x, packed, (64, 32)),
-                {"x": Given(x(5, 3, 32), first), "packed": Given(k.pack(x(192, 32)))}),
+        Example("multiply_heads", heads,
+                {"x": Given(x(5, 3, 32), first), "packed": whole(k.pack(x(192, 32)))}),
         Example("rows", k.rows, {"x": Given(x(6, 4), None, None), "indices": Given(torch.tensor([3, 1]), first)}),
         Example("rms_norm", lambda x, weight: k.rms_norm(x, weight, 1e-6),
-                {"x": Given(x(5, 34), ROWS), "weight": Given(x(34))}),
+                {"x": Given(x(5, 34), ROWS), "weight": whole(x(34))}),
         Example("layer_norm", lambda x, weight, bias: k.layer_norm(x, weight, bias, 1e-6, 34),
-                {"x": Given(x(5, 34), ROWS), "weight": Given(x(34)), "bias": Given(x(34))}),
+                {"x": Given(x(5, 34), ROWS), "weight": whole(x(34)), "bias": whole(x(34))}),
         Example("activate", lambda x: k.activate(x, Activation.gelu), {"x": Given(x(5, 34), None)}),
         Example("gated", lambda x: k.gated(x, Activation.silu), {"x": Given(x(5, 34), ROWS)}),
         Example("rotary_angles", lambda positions, frequencies: k.rotary_angles(positions, frequencies, 1.5),
-                {"positions": Given(torch.arange(5), first), "frequencies": Given(wide(16), first)}),
+                {"positions": Given(torch.arange(5), first), "frequencies": whole(wide(16), first)}),
         Example("short_convolution", lambda x, taps, bias, state: k.short_convolution(
                     x, taps, bias, state, step, is_activated=True),
                 {"x": Given(x(3, 20)), "taps": Given(x(4, 20)), "bias": Given(x(20)),
-                 "state": Given(wide(2, 3, 20), first)}),
+                 "state": whole(wide(2, 3, 20), first)}),
         Example("gated_delta_rule", lambda qkv, a, b, log, bias, state: k.gated_delta_rule(
                     qkv, (a, b), (log, bias), state, step, 2),
-                {"qkv": Given(x(3, 144)), "a": Given(x(3, 4)), "b": Given(x(3, 4)), "log": Given(wide(4)),
-                 "bias": Given(wide(4)), "state": Given(wide(2, 4, 16, 20), first)}),
+                {"qkv": Given(x(3, 144)), "a": Given(x(3, 4)), "b": Given(x(3, 4)), "log": whole(wide(4)),
+                 "bias": whole(wide(4)), "state": whole(wide(2, 4, 16, 20), first)}),
         Example("selective_scan", lambda xbc, dt, of_heads, state: k.selective_scan(
                     xbc, dt, of_heads, (0.0, 1.0), state, step, 2),
-                {"xbc": Given(x(3, 144)), "dt": Given(x(3, 4)), "of_heads": Given(wide(3, 4)),
-                 "state": Given(wide(2, 4, 16, 20), first)}),
+                {"xbc": Given(x(3, 144)), "dt": Given(x(3, 4)), "of_heads": whole(wide(3, 4)),
+                 "state": whole(wide(2, 4, 16, 20), first)}),
         *(Example("gated_rms_norm", lambda x, weight, gate, groups=groups: k.gated_rms_norm(
                       x, weight, gate, 1e-6, groups),
-                  {"x": Given(x(3, 64)), "weight": Given(x(size)), "gate": Given(x(3, 64))})
+                  {"x": Given(x(3, 64)), "weight": whole(x(size)), "gate": Given(x(3, 64))})
           for groups, size in ((None, 32), (2, 64))),
         *(Example("pack", lambda weight, bits=bits, form=form: k.pack(weight, bits, form),
                   {"weight": Given(weight, frozenset() if form is Form.gated else first, dtypes)})
@@ -94,6 +105,15 @@ def examples(dtype: torch.dtype) -> tuple[NativeKernels, list[Example]]:
 
 def _of_packings(k: NativeKernels, x: Callable[..., torch.Tensor]) -> list[Example]:
     """Of rows of a file, of all kinds, and of weights that were packed otherwise."""
+
+    def product(x, packed, bias, packing):  # type: ignore[no-untyped-def]
+        k.check_packed(packed, bias, (37, 256), packing)
+        return k.linear(x, packed, bias, (37, 256), packing=packing)
+
+    def taken(indices, packed, packing):  # type: ignore[no-untyped-def]
+        k.check_packed(packed, None, (37, 256), packing)
+        return k.packed_rows(indices, packed, (37, 256), packing)
+
     calls, packed = [], {Packing.none: k.pack(x(37, 256)), Packing.int4: k.pack(x(37, 256), 4)}
     for name, stored in _OF_TYPES.items():
         rows = torch.zeros(37, stored.row_bytes + 256 // stored.block * stored.block_bytes, dtype=torch.uint8)
@@ -102,12 +122,13 @@ def _of_packings(k: NativeKernels, x: Callable[..., torch.Tensor]) -> list[Examp
         packed.setdefault(stored.packing, k.pack_stored(name, rows))
     for packing, weight in packed.items():
         calls += [
-            Example("linear", lambda x, packed, bias, packing=packing: k.linear(
-                        x, packed, bias, (37, 256), packing=packing),
-                    {"x": Given(x(5, 256), ROWS), "packed": Given(weight), "bias": Given(x(37))}),
-            Example("packed_rows", lambda indices, packed, packing=packing: k.packed_rows(
-                        indices, packed, (37, 256), packing),
-                    {"indices": Given(torch.tensor([3, 36, 0]), frozenset({0})), "packed": Given(weight)}),
+            Example("linear", lambda x, packed, bias, packing=packing: product(x, packed, bias, packing),
+                    {"x": Given(x(5, 256), ROWS), "packed": whole(weight), "bias": whole(x(37))}),
+            Example("packed_rows", lambda indices, packed, packing=packing: taken(indices, packed, packing),
+                    {"indices": Given(torch.tensor([3, 36, 0]), frozenset({0})), "packed": whole(weight)}),
+            Example("check_packed", lambda packed, bias, packing=packing: k.check_packed(
+                        packed, bias, (37, 256), packing),
+                    {"packed": whole(weight), "bias": whole(x(37))}),
         ]  # fmt: skip
     return calls
 
@@ -137,6 +158,6 @@ def _of_attention(k: NativeKernels, x: Callable[..., torch.Tensor]) -> list[Exam
     return [
         Example("attend", attend,
                 {"q": Given(x(3, 256)), "k": Given(x(3, 128)), "v": Given(x(3, 64)), "cos": Given(x(3, 64)),
-                 "sin": Given(x(3, 64)), "keys": Given(pages[0], frozenset({0})),
-                 "values": Given(pages[1], frozenset({0})), "sinks": Given(x(4))}),
+                 "sin": Given(x(3, 64)), "keys": whole(pages[0], frozenset({0})),
+                 "values": whole(pages[1], frozenset({0})), "sinks": whole(x(4))}),
     ]  # fmt: skip

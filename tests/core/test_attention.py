@@ -173,15 +173,46 @@ def test_equals_reference(backend, spec_name, batch_name):
     torch.testing.assert_close(run(backend(spec, torch.float32), *case), expected, atol=2e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("spec_name", ["grouped", "window", "latent"])
-def test_decodes_that_are_cut_into_longer_pieces(spec_name, monkeypatch):
-    """As those of very long requests are: of 700 keys there are two pieces here, and not three."""
-    monkeypatch.setattr("pipezoo_core.attention.native._CUTS", 2)
-    spec = {**SPECS, **FURTHER}[spec_name]
-    active, cached, num_shared = BATCHES["long_shared_prefix"]
+CUT = {"all": spec(), "alibi": SPECS["alibi"], "latent": FURTHER["latent"],
+       "window": spec(sliding_window=600), "chunk": spec(chunk=700)}  # fmt: skip
+LONGER = [1, 3, 1, 1], [900, 800, 1300, 850], 25  # prefixes of 800 keys
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_decodes_that_are_cut_into_longer_pieces(name, monkeypatch):
+    """As those of long requests are: pieces of 256, 512 and 1,024 keys here, with a window or chunks of 256 each."""
+    monkeypatch.setattr("pipezoo_core.attention.native._ALIKE", 1)
+    spec = CUT[name]
+    active, cached, num_shared = LONGER
     case = random_case(spec, 0, active, cached, num_shared=num_shared)
     expected = run(ReferenceAttention(spec), *case)
     torch.testing.assert_close(run(native(spec, torch.float32), *case), expected, atol=2e-6, rtol=1e-5)
+
+
+def keys_read(attention, lengths, num_shared):
+    """The sum over all items of a step in which requests of these lengths decode, whose first pages are the same."""
+    pages = [[*range(num_shared), *(i * 10_000 + j for j in range(num_shared, -(-length // PAGE_SIZE)))]
+             for i, length in enumerate(lengths, 1)]  # fmt: skip
+    batch = RaggedBatch([1] * len(lengths), [length - 1 for length in lengths], [1] * len(lengths), [pages])
+    tables, _, description = attention.plan(batch, PAGE_SIZE, CPU, 0).arrays
+    first = (description[4] - tables.ctypes.data) // tables.itemsize
+    items = tables[first : first + 7 * description[3]].reshape(-1, 7)
+    return int((items[:, 4] - items[:, 3]).sum())
+
+
+@pytest.mark.parametrize("border", [8192, 16384, 24576, 32768, 57344])
+def test_decodes_of_any_lengths_share_the_reading_of_a_prefix(border):
+    """All of it but a piece's part at its end, which is a 32nd of it and 256 keys at most."""
+    attention = native(spec(), torch.float32)
+    for common, lengths in (
+        (border - 64, [border, border + 1]),
+        (border // 2, [border - 1, 2 * border]),
+        (border, [border + 1, border + 700, 4 * border]),
+    ):
+        apart = sum(length - common for length in lengths)
+        read = keys_read(attention, lengths, common // PAGE_SIZE)
+        assert read <= common + apart + (len(lengths) - 1) * (common // 32 + 256)
+        assert read >= common + apart
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -241,8 +272,18 @@ def test_rows_of_a_merged_product():
 @pytest.mark.parametrize("batch_name", ["mixed", "long_shared_prefix", "long_shared_and_chunk"])
 def test_a_request_does_not_depend_on_the_batch(dtype, spec_name, batch_name):
     """Bit for bit: alone, and in the batch of all, where some share a prefix."""
-    spec = {**SPECS, **FURTHER}[spec_name]
-    active, cached, num_shared = BATCHES[batch_name]
+    check_each_alone({**SPECS, **FURTHER}[spec_name], dtype, *BATCHES[batch_name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", CUT)
+def test_a_long_request_does_not_depend_on_the_batch(dtype, name, monkeypatch):
+    """With pieces of several sizes, of which some are shared."""
+    monkeypatch.setattr("pipezoo_core.attention.native._ALIKE", 1)
+    check_each_alone(CUT[name], dtype, *LONGER)
+
+
+def check_each_alone(spec, dtype, active, cached, num_shared):
     batch, q, k, v, past_k, past_v = random_case(spec, 0, active, cached, dtype=dtype, num_shared=num_shared)
     together = run(native(spec, dtype), batch, q, k, v, past_k, past_v)
     for i in range(len(active)):
@@ -329,6 +370,15 @@ def test_where_native_cannot_be_used(changes, dtype, page_size, reason):
         AttentionBackends(AttentionName.auto, [spec(**changes)], NativeKernels(CPU, dtype), page_size)[0].name
         == "paged"
     )
+
+
+@pytest.mark.parametrize("page_size", [64, 96, 16])
+def test_pages_of_another_size_are_refused(page_size):
+    """The kernel would read and write beyond their end."""
+    backend, batch = native(spec(), torch.float32), RaggedBatch([1], [0], [1], [[[0]]])
+    for ask in (lambda: backend.page_shapes(4, page_size), lambda: backend.plan(batch, page_size, CPU, 0)):
+        with pytest.raises(UnsupportedAttentionError, match=f"found: {page_size}; allowed: {PAGE_SIZE}"):
+            ask()
 
 
 def test_values_do_not_reach_beyond_the_keys_that_they_lie_in():

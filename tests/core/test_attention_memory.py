@@ -43,24 +43,34 @@ def bytes_of_pieces(attention, lengths, page_size):
 
 @pytest.mark.skipif(KERNELS.obstacle is not None, reason="no kernels here")
 @pytest.mark.parametrize("page_size", [32, 96, 512])
-@pytest.mark.parametrize("settings", [{}, {"sliding_window": 4096}, {"chunk": 8192}, {"sliding_window": 100}, LATENT])
+@pytest.mark.parametrize("settings", [{}, LATENT, *({name: size} for name in ("sliding_window", "chunk")
+                                                    for size in (100, 600, 20_000))])  # fmt: skip
 def test_pieces_of_decodes_have_a_result_each(settings, page_size):
-    """With a window there may be two pieces less than planned: where it begins depends on the request."""
+    """What is planned is what the length takes that takes most; with a window or chunks it need not be the longest."""
     sizes = {"num_heads": HEADS, "num_kv_heads": KV_HEADS, "head_dim": 64} | settings
     attention = NativeAttention(AttentionSpec(scale=0.3, **sizes), KERNELS, page_size)
-    most_pieces = 64 * (max(256, page_size) // page_size * page_size)
-    of_two = attention.planned_memory(4, 256 + page_size)
-    for max_length in (200, 257, 1000, 4097, most_pieces, most_pieces + 1, 2**17):
-        lengths = {max_length, max_length - 1, min(max_length, most_pieces), min(max_length, 8192)}
-        found = max(bytes_of_pieces(attention, [length] * 4, page_size) for length in lengths)
-        planned = attention.planned_memory(4, max_length)
-        assert found <= planned <= found + (of_two if "sliding_window" in settings or "chunk" in settings else 0)
+    found = {length: bytes_of_pieces(attention, [length], page_size) for length in range(1, 42_000, 64)}
+    for max_length in (1, 257, 1000, 8192, 8193, 24_576, 24_577, 41_985):
+        found[max_length] = bytes_of_pieces(attention, [max_length], page_size)
+        most = max(size for length, size in found.items() if length <= max_length)
+        assert attention.planned_memory(1, max_length) == most
+        assert attention.planned_memory(4, max_length) == 4 * most
+    assert bytes_of_pieces(attention, [41_985] * 4, page_size) == 4 * found[41_985]
 
 
 @pytest.mark.skipif(KERNELS.obstacle is not None, reason="no kernels here")
-def test_pieces_of_deepseek_v3_are_half_a_gigabyte():
-    """Of 32 requests of 16k; of longer ones no more, because they are cut less often."""
+@pytest.mark.parametrize(("length", "num_pieces"), [(2**13, 32), (2**14, 48), (2**15, 72), (2**20, 225)])
+def test_pieces_grow_with_the_logarithm_of_the_length(length, num_pieces):
+    """Of 32 requests of DeepSeek-V3 of 16k, their results are 404 MB."""
     attention = NativeAttention(AttentionSpec(scale=0.1, **LATENT), KERNELS, 64)
-    found = bytes_of_pieces(attention, [2**14] * 32, 64)
-    assert found == attention.planned_memory(32, 2**14) == 32 * 64 * 128 * 514 * 4
-    assert attention.planned_memory(32, 2**20) == found
+    found = bytes_of_pieces(attention, [length] * 32, 64)
+    assert found == attention.planned_memory(32, length) == 32 * num_pieces * 128 * 514 * 4
+
+
+@pytest.mark.skipif(KERNELS.obstacle is not None, reason="no kernels here")
+@pytest.mark.parametrize(("settings", "num_pieces"), [({"sliding_window": 20_000}, 80), ({"chunk": 20_000}, 79)])
+def test_pieces_of_a_window_do_not_become_longer(settings, num_pieces):
+    """20,000 keys are 78.1 times 256. A window begins and ends anywhere in a piece, a chunk at multiples of 32 keys."""
+    sizes = {"num_heads": HEADS, "num_kv_heads": KV_HEADS, "head_dim": 64}
+    attention = NativeAttention(AttentionSpec(scale=0.3, **sizes, **settings), KERNELS, 32)
+    assert attention.planned_memory(1, 2**20) == num_pieces * HEADS * 66 * 4

@@ -144,7 +144,10 @@ def mistakes_of_states(k, x):
         "rule: a gate of more heads": (lambda gate: learned(wide, gate=gate), x(3, 4)),
         "rule: decay": (lambda decay: learned(wide, decay=decay), torch.ones(3).double()),
         "rule: states": (lambda states: learned(wide, states=states), states.bfloat16()),
-        "rule: states with gaps": (lambda states: learned(wide, states=states), states.transpose(2, 3).contiguous().mT),
+        "rule: states that are not contiguous": (
+            lambda states: learned(wide, states=states),
+            states.transpose(2, 3).contiguous().mT,
+        ),
         "scan: narrower": (scanned, x(3, 96)),
         "scan: rows": (scanned, x(2, 128)),
         "scan: dtype": (scanned, x(3, 128, dtype=other(k.dtype))),
@@ -260,8 +263,22 @@ def test_what_no_attention_computes(backend, name, mistake):
     shape = {"rows": (4, width), "fewer rows": (2, width), "wider": (*rows, 2 * width), "narrower": (*rows, width // 2)}
     tensors[name] = torch.ones(shape.get(mistake, (*rows, width)), dtype=BF16 if mistake == "dtype" else F32)
     named = "sin" if (name, mistake) == ("cos", "narrower") else name  # a part of each head may be rotated
-    with pytest.raises(TensorMismatchError, match=f"layer 0 .*{named!r}"):
+    said = f"attend's {named}" if backend == "native" else f"layer 0 .*{named!r}"
+    with pytest.raises(TensorMismatchError, match=said):
         attend()
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["k", "v", "sinks"])
+def test_what_the_kernel_of_attention_has_no_use_for_or_cannot_do_without(name):
+    """The second layer reads the keys of the first one, and has no sinks."""
+    specs = [SPEC, replace(SPEC, kv_layer=0, has_sinks=False)]
+    backends = AttentionBackends(AttentionName.native, specs, NativeKernels(CPU, F32), 32)
+    kv, given = inputs_of(backends), {"k": torch.ones(3, 64), "v": torch.ones(3, 64), "sinks": torch.ones(4)}
+    pages = (kv.key_pages[0], kv.value_pages[0], kv.plans[0])
+    for layer, tensors in enumerate((given | {name: None}, dict.fromkeys(given) | {name: given[name]})):
+        with pytest.raises(TensorMismatchError, match="other tensors than its layer has"):
+            backends[layer].attend(torch.ones(3, 128), tensors["k"], tensors["v"], *pages, sinks=tensors["sinks"])
 
 
 @pytest.mark.parametrize("missing", ["k", "v", "sinks"])
@@ -350,7 +367,7 @@ packed = kernels._allocate(1 << 27)
 resource.setrlimit(resource.RLIMIT_AS, (int(open("/proc/self/statm").read().split()[0]) * 4096 + (8 << 20),) * 2)
 def attend(step):
     kernels._empty = lambda shape, dtype: q
-    kernels.attend((q, q, q), None, (pages, pages), (step, layer), None, attention._sizes)
+    kernels.attend((q, q, q), None, (pages, pages), (step, layer), None, attention._sizes, 1 << 17)
 kernels._allocate = lambda size: packed
 for call in (lambda: kernels.pack(weight, 4), lambda: attend(plan.address)):
     try:

@@ -11,7 +11,7 @@ import torch
 from core.kernel_examples import ROWS, examples
 
 from pipezoo_core.errors import TensorMismatchError
-from pipezoo_core.layers import Router, Routing
+from pipezoo_core.layers import Heads, LatentHeads, Router, Routing
 from pipezoo_core.layers.native_experts import NativeExperts
 from pipezoo_core.layers.native_product import NativeProduct
 from pipezoo_core.native import Form, NativeKernels, kernel_notes, variants
@@ -40,10 +40,17 @@ def resized(x, dim, size):
     return x.index_select(dim, torch.arange(size) % x.shape[dim])
 
 
+def negated(x):
+    """The same numbers, kept with the other sign, as torch does where it can spare a copy."""
+    return torch._neg_view(-x)
+
+
 def wrong_ones(given):
     """name -> a tensor that the function must refuse."""
     x, free = given.x, given.free
-    wrong = {"elsewhere": x.to("meta")}
+    wrong = {"elsewhere": x.to("meta"), "sparse": x.to_sparse(), "negated": negated(x)}
+    if x.dtype in (torch.float32, torch.bfloat16):
+        wrong["of mkldnn"] = x.contiguous().to_mkldnn()
     if given.dtypes is not None:
         wrong |= {str(dtype): x.to(dtype) for dtype in DTYPES if dtype is not x.dtype and dtype not in given.dtypes}
     if free is None:
@@ -52,6 +59,8 @@ def wrong_ones(given):
     for dim in dims:
         wrong |= {f"{size} of {dim}": resized(x, dim, size) for size in
                   (x.shape[dim] - 1, x.shape[dim] + 1, 2 * x.shape[dim] + 1)}  # fmt: skip
+    if free == ROWS or x.dim() - 1 not in free:
+        wrong["nothing in a row"] = x[..., :0]
     if free != ROWS:
         wrong |= {"one more dimension": x[None], "one dimension less": x[0]}
     return wrong | {"a column": x[..., None], "a number": x.flatten()[0]}
@@ -66,14 +75,14 @@ def laid_out(x):
     if x.dim() > 1:
         layouts["turned"] = x.mT.contiguous().mT
         layouts["every other row"] = torch.stack((x, torch.zeros_like(x)), 1)[:, 0]
-    return layouts
+    return {name: y for name, y in layouts.items() if not y.is_contiguous()}
 
 
 def after(example, **others):
     """Everything that there is after a call: what it returned, and what its tensors have become."""
     tensors = {name: given.x.clone() for name, given in example.given.items()} | others
     returned = example.call(**tensors)
-    return [*(returned if isinstance(returned, tuple) else (returned,)), *tensors.values()]
+    return [] if returned is None else [*(returned if isinstance(returned, tuple) else (returned,)), *tensors.values()]
 
 
 def same(found, right):
@@ -90,11 +99,12 @@ def test_wrong_tensors_are_refused(dtype):
                 with pytest.raises(TensorMismatchError):
                     pytest.fail(f"{example.function}, {name}, {mistake}: {after(example, **{name: x})[0].shape}")
             for layout, x in laid_out(given.x).items():
-                try:
-                    found = after(example, **{name: x})
-                except TensorMismatchError:
-                    continue
-                assert same(found, right), f"{example.function}, {name}, {layout}"
+                told = f"{example.function}, {name}, {layout}"
+                if given.contiguous:
+                    with pytest.raises(TensorMismatchError, match="not contiguous"):
+                        pytest.fail(f"{told}: {after(example, **{name: x})}")
+                else:
+                    assert same(after(example, **{name: x}), right), told
 
 
 def test_each_function_has_an_example_with_all_its_tensors():
@@ -170,6 +180,7 @@ def test_what_is_noted_of_an_operation_computes_the_same(dtype):
                 continue
             others = {str(other): x.to(other) for other in DTYPES if other is not x.dtype}
             others |= {"one row": x[:1], "a number": x.flatten()[0], "elsewhere": x.to("meta"), **laid_out(x)}
+            others["negated"] = negated(x)
             for mistake, other in others.items():
                 try:
                     calls, result = notes_of(kernels, function, name, [*args[:i], other, *args[i + 1 :]])
@@ -211,7 +222,28 @@ def test_what_a_router_or_experts_are_described_by():
             NativeExperts([gate_ups[0], wrong], downs, first=0, top_k=1)
 
 
-def test_a_bias_with_gaps_is_copied_by_its_layer():
+def heads_of(kernels):
+    heads = LatentHeads(Heads(3, 1, 64), 64, 32, 32)
+    heads.compute_with(kernels)
+
+
+@pytest.mark.parametrize("size", [36, 38, 74])
+def test_a_layer_has_a_bias_of_its_size(size):
+    with pytest.raises(TensorMismatchError, match="a bias"):
+        NativeProduct(NativeKernels(CPU, torch.float32), torch.ones(37, 64), torch.ones(size))
+
+
+@pytest.mark.parametrize("of", [lambda k: NativeProduct(k, torch.ones(37, 64), None), heads_of])
+def test_a_layer_has_a_packed_weight_of_its_size(of, monkeypatch):
+    """Whoever has packed it: here it is cut short."""
+    k = NativeKernels(CPU, torch.float32)
+    pack = k.pack
+    monkeypatch.setattr(k, "pack", lambda *given: pack(*given)[:-1])
+    with pytest.raises(TensorMismatchError, match="a packed weight"):
+        of(k)
+
+
+def test_a_bias_that_is_not_contiguous_is_copied_by_its_layer():
     k = NativeKernels(CPU, torch.float32)
     weight, bias, x = torch.randn(37, 64), torch.randn(74), torch.randn(3, 64)
     found = NativeProduct(k, weight, bias[::2])(x)

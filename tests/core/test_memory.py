@@ -140,6 +140,12 @@ def test_what_does_not_fit_is_refused_before_it_is_loaded(tiny_folder, monkeypat
     [
         ("dtype: float32 needs", {}, lambda of: of.weights // 2),
         ("max_batch_tokens: 1024 needs", {}, lambda of: of.weights + of.activations // 2),
+        ("max_batch_size: 5000 needs", {"max_batch_size": 5000}, lambda of: of.weights + of.activations // 2),
+        (
+            "max_length: 256 needs",
+            {"max_batch_size": 1, "max_batch_tokens": 1},
+            lambda of: of.weights + of.activations // 2,
+        ),
         ("max_num_loras: 3 needs", {"max_num_loras": 3}, lambda of: of.weights + of.activations + of.lora // 2),
         ("data_parallel_degree: 2 needs", {"data_parallel_degree": 2}, lambda of: of.weights),
     ],

@@ -183,7 +183,7 @@ def plan_memory(
         concurrency=min(count / needed for count, needed in zip(num_pages, held, strict=True)),
     )
     if left < 0:
-        raise _too_large(plan, pipeline_config, -left)
+        raise _too_large(plan, model, pipeline_config, huggingface_config, -left)
     if (kv_config.kv_cache_memory or 0) > left:
         or_fewer = " or data_parallel_degree" if plan.num_replicas > 1 else ""
         raise InsufficientMemoryError(
@@ -205,7 +205,13 @@ def plan_memory(
     return completed, plan
 
 
-def _too_large(plan: MemoryPlan, config: PipelineConfig, excess: int) -> InsufficientMemoryError:
+def _too_large(
+    plan: MemoryPlan,
+    model: type[PipelineModel[Any]],
+    config: PipelineConfig,
+    huggingface_config: PretrainedConfig,
+    excess: int,
+) -> InsufficientMemoryError:
     """Names the setting to change: the first of which a smaller value can help, else the precision of the weights."""
     name, value, size = "dtype", str(config.encoding), plan.weights
     if plan.num_replicas > 1:
@@ -215,10 +221,23 @@ def _too_large(plan: MemoryPlan, config: PipelineConfig, excess: int) -> Insuffi
     elif excess < plan.states:
         name, value, size = "max_batch_size", str(config.max_batch_size), plan.states
     elif excess < plan.activations:
-        name, value, size = "max_batch_tokens", str(config.max_batch_tokens), plan.activations
+        name, value = _setting_of_steps(model, config, huggingface_config)
+        size = plan.activations
     return InsufficientMemoryError(
         "the model does not fit the memory",
         found=plan,
         allowed=f"{_readable(excess)} less",
         cure=f"Take a smaller {name}: {value} needs {_readable(size)}. Or take a machine with more memory.",
     )
+
+
+def _setting_of_steps(
+    model: type[PipelineModel[Any]], config: PipelineConfig, huggingface_config: PretrainedConfig
+) -> tuple[str, str]:
+    """Returns the setting of which the smallest value saves most of a step's activations, and what it is."""
+    least = {"max_batch_tokens": 1, "max_batch_size": 1, "max_length": 2}
+    name = min(
+        least,
+        key=lambda name: model.estimate_activation_memory(config.updated(**{name: least[name]}), huggingface_config),
+    )
+    return name, str(getattr(config, name) or model.calculate_max_seq_len(config, huggingface_config))

@@ -133,11 +133,15 @@ class AttentionBackend(abc.ABC):
     Args:
         spec: what the layers need that it serves.
 
+    Attributes:
+        checks_tensors: whether `attend` checks what it is given; else `Attention` does.
+
     Raises:
         UnsupportedAttentionError: the backend cannot do that.
     """
 
     name: ClassVar[str]
+    checks_tensors: ClassVar[bool] = False
 
     def __init__(self, spec: AttentionSpec) -> None:
         self.spec = spec

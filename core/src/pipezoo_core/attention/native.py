@@ -1,10 +1,10 @@
 """Attention by the optional kernels of `pipezoo-kernels`: one pass over the pages for decode and prefill alike.
 
 A step is cut into *items*: some queries of one request against a range of its keys, which the kernel works through on
-all cores. A decode over many keys is cut along them, so that one long request keeps all cores busy, and its partial
+all cores. A decode over many keys is cut along them, so that one long request keeps many cores busy, and its partial
 results are joined. Decodes that share the pages of a cut go through it together, so that a common prefix is read once
-for all of them. Where the cuts lie depends on the request alone: its result is the same, bit for bit, whatever else is
-in the batch.
+for all of them. The cuts lie at the same positions in all requests: those of any length share a prefix, and a request's
+result is the same, bit for bit, whatever else is in the batch.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, chain, compress, pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipezoo_core.attention.base import AttentionBackend, AttentionSpec, Rotation
-from pipezoo_core.errors import UnsupportedAttentionError
+from pipezoo_core.errors import TensorMismatchError, UnsupportedAttentionError
 from pipezoo_core.kv_cache import RaggedBatch
 from pipezoo_core.native import PANEL, AttentionSizes, NativeKernels, bits
 from pipezoo_core.paging import first_visible
@@ -27,8 +27,8 @@ from pipezoo_core.paging import first_visible
 __all__ = ["NativeAttention"]
 
 _QUERIES = 48  # queries of one key/value head that an item has at most: four tiles of the kernel
-_KEYS = 256  # a decode is cut after so many keys at least
-_CUTS = 64  # into so many pieces at most: each has a result that takes memory
+_KEYS = 256  # a decode is cut after so many keys at first
+_ALIKE = 32  # so many pieces are equally long, and the next ones twice as long: each has a result that takes memory
 _PAGE_MULTIPLE = 32
 _FLOAT_BYTES = 4
 _MAX_HEAD_DIM = 576  # of the kernels
@@ -41,10 +41,12 @@ class NativePlan:
     Attributes:
         arrays: what the description points into, and itself. Of numpy, as in `kv_cache.as_tensors`.
         address: where the description lies.
+        num_rows: of the step.
     """
 
     arrays: tuple[np.ndarray, ...]
     address: int
+    num_rows: int
 
 
 class NativeAttention(AttentionBackend):
@@ -62,6 +64,7 @@ class NativeAttention(AttentionBackend):
     """
 
     name = "native"
+    checks_tensors = True
 
     def __init__(self, spec: AttentionSpec, kernels: NativeKernels, page_size: int) -> None:
         super().__init__(spec)
@@ -69,7 +72,10 @@ class NativeAttention(AttentionBackend):
             raise UnsupportedAttentionError(f"attention 'native' cannot be used: {reason}", cure="Leave it at auto.")
         self._kernels = kernels
         self._sizes = AttentionSizes(spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.value_size, page_size)
+        self._given = (spec.kv_layer is None, spec.kv_layer is None and not spec.values_in_keys, spec.has_sinks)
+        self._sees_all = spec.sliding_window is None and spec.chunk is None
         self._max_queries = max(1, _QUERIES // spec.num_groups)
+        self._piece = max(_KEYS, page_size) // page_size * page_size  # keys of the smallest one: whole pages
         self._partial_shape = (spec.num_heads, 2 + spec.value_size)  # in float32
         self._slopes = np.array(spec.alibi_slopes or (), dtype=np.float32)
         slopes = self._slopes.ctypes.data if spec.alibi_slopes else 0
@@ -87,10 +93,24 @@ class NativeAttention(AttentionBackend):
         return kernels.obstacle
 
     def page_shapes(self, num_pages: int, page_size: int) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-        """Returns the shapes of a layer's key and value pages; None for values that lie in the keys."""
+        """Returns the shapes of a layer's key and value pages; None for values that lie in the keys.
+
+        Raises:
+            UnsupportedAttentionError: the pages are not those that it was made for.
+        """
+        self._check_page_size(page_size)
         cells = (num_pages, self.spec.num_kv_heads)
         values = None if self.spec.values_in_keys else (*cells, page_size * self.spec.value_size)
         return (*cells, page_size * self.spec.head_dim), values
+
+    def _check_page_size(self, page_size: int) -> None:
+        if page_size != self._sizes.page_size:
+            raise UnsupportedAttentionError(
+                "attention 'native' was made for pages of another size",
+                found=page_size,
+                allowed=str(self._sizes.page_size),
+                cure="Make the backends and the KV cache with the same page_size.",
+            )
 
     def plan(self, batch: RaggedBatch, page_size: int, device: torch.device, group: int) -> NativePlan:
         """Cuts the step into items.
@@ -98,15 +118,19 @@ class NativeAttention(AttentionBackend):
         With 3 query heads per key/value head, pages of 64 and a request of 300 tokens that feeds one more: items
         (keys 0 to 255) and (keys 256 to 300), joined. One that begins with 20 tokens: items of 16 and 4 queries. Two
         of 300 tokens that share their first 256: an item (keys 0 to 255) of 2 queries, and one each (keys 256 to 300).
+
+        Raises:
+            UnsupportedAttentionError: the pages are not those that it was made for.
         """
         del device
+        self._check_page_size(page_size)
         items: list[tuple[int, ...]] = []
         alike: dict[tuple[int, ...], list[tuple[int, int, int]]] = defaultdict(list)
         page_table: list[int] = []
         spans = zip(batch.row_offsets, batch.active_lengths, batch.cache_lengths, batch.pages[group], strict=False)
         for row, active, cached, pages in spans:
             for first, end in self._query_ranges(active):
-                keys = self._key_ranges(cached + first, cached + end, page_size, is_decode=active == 1)
+                keys = self._key_ranges(cached + first, cached + end, is_decode=active == 1)
                 start = (row + first, cached + first, len(page_table))
                 if len(keys) == 1:
                     items.append((start[0], end - first, start[1], *keys[0], start[2], -1))
@@ -149,7 +173,8 @@ class NativeAttention(AttentionBackend):
             ],
             dtype=np.int64,
         )
-        return NativePlan(arrays=(tables, partials, description), address=description.ctypes.data)
+        arrays = (tables, partials, description)
+        return NativePlan(arrays=arrays, address=description.ctypes.data, num_rows=len(row_pages))
 
     def _seen(self, key: int, end_key: int, pages: list[int], page_size: int, row: int) -> tuple[int, ...]:
         """Returns what a decode sees in a range of keys; the same for two that share the pages.
@@ -175,20 +200,29 @@ class NativeAttention(AttentionBackend):
         size = self._max_queries
         return [(first, min(first + size, active)) for first in range(0, active, size)]
 
-    def _key_ranges(self, position: int, end: int, page_size: int, *, is_decode: bool) -> list[tuple[int, int]]:
+    def _key_ranges(self, position: int, end: int, *, is_decode: bool) -> list[tuple[int, int]]:
         """Returns the keys that the queries at positions `position` to `end` see, from a page's first one on.
 
-        Only those of a decode are cut: a prompt has queries enough to divide, and each piece takes memory. Where there
-        would be too many pieces, they are two, four, … times as long.
+        Only those of a decode are cut: a prompt has queries enough to divide, and each piece takes memory.
         """
-        first = first_visible(position, self.spec.sliding_window, self.spec.chunk) // page_size * page_size
-        if not is_decode:
-            return [(first, end)]
-        size = _piece(page_size)
-        while end - first > _CUTS * size:
-            size *= 2
-        cuts = [first, *range((first // size + 1) * size, end, size), end]
-        return list(pairwise(cuts))
+        spec, page_size = self.spec, self._sizes.page_size
+        first = first_visible(position, spec.sliding_window, spec.chunk) // page_size * page_size
+        return list(pairwise([first, *(self._cuts(first, end) if is_decode else ()), end]))
+
+    def _cuts(self, first: int, end: int) -> list[int]:
+        """Returns the positions between these two at which every decode is cut.
+
+        Without a window or chunks there are 32 pieces of 256 keys, which end at 8,192, then 32 of 512, which end at
+        24,576, and so on.
+        """
+        cuts: list[int] = []
+        size = self._piece
+        at = first // size * size
+        while (at := at + size) < end:
+            cuts.append(at)
+            if self._sees_all and len(cuts) % _ALIKE == 0:
+                size *= 2
+        return cuts
 
     def working_memory(self, num_rows: int, max_length: int, itemsize: int) -> int:
         """Returns 0: what the kernels take is a few buffers of each thread."""
@@ -196,10 +230,9 @@ class NativeAttention(AttentionBackend):
         return 0
 
     def planned_memory(self, num_requests: int, max_length: int) -> int:
-        """Returns the bytes of the pieces' results, where all requests decode and are of the greatest length."""
-        spec, page_size = self.spec, self._sizes.page_size
-        bounds = [bound + page_size for bound in (spec.sliding_window, spec.chunk) if bound is not None]
-        num_pieces = min(_CUTS, -(-min([max_length, *bounds]) // _piece(page_size))) + bool(bounds)
+        """Returns the bytes of the pieces' results, where all requests decode and are of the length that has most."""
+        lasts = [max_length - 1] if self._sees_all else range(0, max_length, self._piece)
+        num_pieces = max(len(self._key_ranges(last, last + 1, is_decode=True)) for last in lasts)
         return num_requests * num_pieces * math.prod(self._partial_shape) * _FLOAT_BYTES if num_pieces > 1 else 0
 
     def attend(
@@ -213,12 +246,24 @@ class NativeAttention(AttentionBackend):
         rotation: Rotation | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor:
-        """Does all of it in one call."""
+        """Does all of it in one call.
+
+        Raises:
+            TensorMismatchError: a tensor has not the plan's rows or the spec's heads, or not the kernels' dtype, or one
+                is missing or too many.
+        """
+        given = (k is not None, v is not None, sinks is not None)
+        if given != self._given:
+            raise TensorMismatchError(
+                "attention 'native' was given other tensors than its layer has",
+                found=_names(given),
+                allowed=_names(self._given),
+                cure="Check the calls in the model's module.",
+            )
         descriptions = (plan.address, self._layer_address)
         pages = (key_pages, None if self.spec.values_in_keys else value_pages)
-        return self._kernels.attend((q, k, v), rotation, pages, descriptions, sinks, self._sizes)
+        return self._kernels.attend((q, k, v), rotation, pages, descriptions, sinks, self._sizes, plan.num_rows)
 
 
-def _piece(page_size: int) -> int:
-    """Returns the keys of the smallest piece of a decode: whole pages."""
-    return max(_KEYS, page_size) // page_size * page_size
+def _names(given: tuple[bool, bool, bool]) -> str:
+    return ", ".join(["q", *compress(("k", "v", "sinks"), given)])

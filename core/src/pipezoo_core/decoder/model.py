@@ -115,7 +115,7 @@ class DecoderPipelineModel(AlwaysSignalBuffersMixin, PipelineModel[TextContext],
 
     @classmethod
     def estimate_activation_memory(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> int:
-        """Returns the bytes of a full step's layer, and of a full batch's logits and sampling."""
+        """Returns the bytes of a full step's layer, and of a full batch's logits and sampling; `lora` is complete."""
         config = cls.config_class.from_huggingface(huggingface_config)
         return activation_memory(config, cls._kept_outline(pipeline_config, huggingface_config), pipeline_config)
 

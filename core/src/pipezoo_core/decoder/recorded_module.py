@@ -145,7 +145,7 @@ class RecordedModule:
         integers = torch.zeros(3, num_rows, dtype=torch.int64, device="cpu")
         tokens, positions, context_lengths = integers
         plans = torch.zeros(len(kv.plans) + 1, dtype=torch.int64, device="cpu")
-        stand_ins = tuple(_Plan(plan.data_ptr()) for plan in plans)
+        stand_ins = tuple(_Plan(plan.data_ptr(), num_rows) for plan in plans)
         of_attention, of_states = stand_ins[:-1], cast("StateStep", stand_ins[-1])
         lengths = {"positions": positions, "context_lengths": context_lengths}
         step = replace(kv, **lengths, plans=of_attention, state_step=of_states)
@@ -184,6 +184,7 @@ class _Plan(NamedTuple):
     """What a kernel is told of the step that is recorded: nothing, at an address that is seen again in the notes."""
 
     address: int
+    num_rows: int
 
 
 def _arguments_that_are(address: int, calls: Sequence[Sequence[int]]) -> list[tuple[int, int]]:

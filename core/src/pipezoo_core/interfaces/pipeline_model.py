@@ -262,7 +262,10 @@ class PipelineModel(abc.ABC, Generic[ContextT]):
 
     @classmethod
     def estimate_activation_memory(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> int:
-        """Returns the bytes a step needs on each device besides weights and KV cache; 0 where a model does not say."""
+        """Returns the bytes a step needs on each device besides weights and KV cache; 0 where a model does not say.
+
+        `pipeline_config.lora` is complete, where there is one: see `lora.resolve_lora_config`.
+        """
         del pipeline_config, huggingface_config
         return 0
 

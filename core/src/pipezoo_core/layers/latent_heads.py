@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipezoo_core.distributed import TensorParallelGroup
 from pipezoo_core.layers.split import Heads, Shard, sharded
-from pipezoo_core.native import PANEL, NativeKernels
+from pipezoo_core.native import PANEL, NativeKernels, Packing
 
 __all__ = ["LatentHeads"]
 
@@ -87,8 +87,7 @@ class LatentHeads(nn.Module):
         key_dim, value_dim = self.sizes
         if self.in_features % PANEL or value_dim % PANEL or key_dim % 2:
             return
-        matrices = (matrix.to(kernels.dtype).reshape(-1, matrix.shape[2]) for matrix in self._matrices())
-        keys, values = (kernels.pack(matrix.detach()) for matrix in matrices)
+        keys, values = (_packed(kernels, matrix.detach()) for matrix in self._matrices())
         self._kernels, self._packed = kernels, (keys, values)
         del self.weight
 
@@ -103,3 +102,11 @@ class LatentHeads(nn.Module):
         self.out_features = rows.stop - rows.start
         self.shards = {"weight": Shard(0, (rows,))}
         self.weight = sharded(self.weight, self.shards["weight"])
+
+
+def _packed(kernels: NativeKernels, heads: Tensor) -> Tensor:
+    """Returns the matrices of heads, one below the other, as the kernels read them."""
+    matrix = heads.to(kernels.dtype).reshape(-1, heads.shape[2])
+    packed = kernels.pack(matrix)
+    kernels.check_packed(packed, None, (matrix.shape[0], matrix.shape[1]), Packing.none)
+    return packed

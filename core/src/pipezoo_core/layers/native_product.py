@@ -59,6 +59,7 @@ class NativeProduct(Product):
             self.packed = kernels.pack(weight.detach() if bits else weight.detach().to(kernels.dtype), bits, form)
         self.bias = None if bias is None else bias.detach().to(kernels.dtype).contiguous()
         self.shape = (weight.shape[0], weight.shape[1])
+        kernels.check_packed(self.packed, self.bias, self.shape, self.packing)
 
     @staticmethod
     def size_of(weight: Tensor, bits: int | None) -> int:

@@ -6,7 +6,7 @@ import importlib
 import math
 import struct
 from collections.abc import Callable, Sequence
-from types import EllipsisType, ModuleType
+from types import ModuleType
 from typing import Protocol
 
 import numpy as np
@@ -27,6 +27,7 @@ __all__ = [
     "bits",
     "call",
     "check_tensor",
+    "is_plain",
     "mismatch",
     "of_packing",
     "shape_of",
@@ -55,9 +56,10 @@ class KernelCalls:
     """The kernels of one model, as they are called. A step can be recorded: see `recording`.
 
     A kernel reads memory and knows no tensors. So every tensor of a call is checked before, by `check_tensor`: dtype,
-    device, sizes, and that it has no gaps where the kernel takes no strides. A replayed step was checked when it was
-    recorded. Of the numbers that are indices, tokens are checked by the kernels, which give NaN for one that is not in
-    the vocabulary. Positions and pages are not checked: a `RaggedBatch` has those that the KV cache's manager lent.
+    device, sizes, and that it is contiguous where the kernel takes no strides. Weights that a layer has packed are
+    checked once, by `check_packed`. A replayed step was checked when it was recorded. Of the numbers that are indices,
+    tokens are checked by the kernels, which give NaN for one that is not in the vocabulary. Positions and pages are not
+    checked: a `RaggedBatch` has those that the KV cache's manager lent.
 
     Args:
         device: where the model runs.
@@ -93,15 +95,25 @@ class KernelCalls:
             return torch.empty(shape, dtype=dtype, device=CPU)
         return self._pool.empty(shape, dtype)
 
-    def _check(self, kernel: str, x: Tensor, *shape: int | EllipsisType, contiguous: bool = False) -> None:
+    def check_packed(self, packed: Tensor, bias: Tensor | None, shape: tuple[int, int], packing: Packing) -> None:
+        """Raises for what is no packed weight of this shape, or no bias of it.
+
+        A layer calls it once: `linear`, `packed_rows` and `multiply_heads` take both as they are.
+        """
+        is_packed = packing is not Packing.none
+        size = packed_bytes(shape, packing) if is_packed else plain_bytes(shape, self.dtype.itemsize)
+        check_tensor("a packed weight", packed, torch.uint8, (size,), contiguous=True)
+        if bias is not None:
+            self._check("a bias", bias, shape[0], contiguous=True)
+
+    def _check(self, kernel: str, x: Tensor, *shape: int, contiguous: bool = False) -> None:
         """Raises for what is not of this shape, in the model's dtype: see `check_tensor`."""
         check_tensor(kernel, x, self.dtype, shape, contiguous=contiguous)
 
-    def _check_packed(self, kernel: str, packed: Tensor, shape: tuple[int, int], packing: Packing) -> None:
-        """Raises for what is no packed weight of this shape."""
-        is_plain = packing is Packing.none
-        size = plain_bytes(shape, self.dtype.itemsize) if is_plain else packed_bytes(shape, packing)
-        check_tensor(f"{kernel}'s weight", packed, torch.uint8, (size,), contiguous=True)
+    def _check_rows(self, kernel: str, x: Tensor, size: int) -> None:
+        """Raises for what are no rows of this size, in the model's dtype; their dimensions may be of any number."""
+        if x.dtype is not self.dtype or x.shape[-1:] != (size,) or not size or not is_plain(x):
+            raise mismatch(kernel, x, f"{self.dtype} [..., {size or 'at least 1'}] on the CPU")
 
     def _run(self, name: str, *arguments: float, is_long: bool = False) -> None:
         """Runs a kernel; a long one as a program of its own, during which other Python threads run."""
@@ -132,31 +144,41 @@ def mismatch(kernel: str, x: Tensor, allowed: str) -> TensorMismatchError:
     """Returns the error for a tensor that a kernel cannot read."""
     return TensorMismatchError(
         f"the kernel {kernel!r} was given a tensor that it does not compute with",
-        found=f"{x.dtype} {list(x.shape)} on {x.device}{'' if x.is_contiguous() else ', with gaps'}",
+        found=f"{x.dtype} {list(x.shape)} on {x.device}{_unusual(x)}",
         allowed=allowed,
         cure="Check the sizes and dtypes in the model's module.",
     )
 
 
-def check_tensor(
-    kernel: str, x: Tensor, dtype: torch.dtype, shape: Sequence[int | EllipsisType], *, contiguous: bool = False
-) -> None:
+def _unusual(x: Tensor) -> str:
+    if x.layout is not torch.strided:
+        return f", {x.layout}"
+    return ", negated" if x.is_neg() else "" if x.is_contiguous() else ", not contiguous"
+
+
+def is_plain(x: Tensor) -> bool:
+    """Returns whether a tensor's numbers lie in the CPU's memory as its strides say, and mean what they are there."""
+    return x.is_cpu and x.layout is torch.strided and not x.is_neg() and not x.is_conj()
+
+
+def check_tensor(kernel: str, x: Tensor, dtype: torch.dtype, shape: Sequence[int], *, contiguous: bool = False) -> None:
     """Raises where a kernel would take a tensor's numbers for something else, or read beyond them.
 
     Args:
         kernel: who is given it, and as what, for the error.
-        x: the tensor; on the CPU.
+        x: the tensor; plain, see `is_plain`.
         dtype: that it has to have.
-        shape: likewise. After `...` comes the size of the last dimension, whatever is before.
+        shape: likewise; the last dimension has one number at least.
         contiguous: whether it must be.
 
     Raises:
         TensorMismatchError: it is another.
     """
-    is_of_shape = x.shape[-1:] == shape[1:] if shape[:1] == (...,) else x.shape == shape
-    if x.dtype is not dtype or not is_of_shape or not x.is_cpu or (contiguous and not x.is_contiguous()):
-        sizes = ", ".join("..." if size is ... else str(size) for size in shape)
-        raise mismatch(kernel, x, f"{dtype} [{sizes}]{', contiguous,' if contiguous else ''} on the CPU")
+    is_right = x.dtype is dtype and x.shape == shape and 0 not in shape[-1:] and is_plain(x)
+    if not is_right or (contiguous and not x.is_contiguous()):
+        sizes = [*shape[:-1], *(size or "at least 1" for size in shape[-1:])]
+        allowed = f"{dtype} [{', '.join(map(str, sizes))}]{', contiguous,' if contiguous else ''} on the CPU"
+        raise mismatch(kernel, x, allowed)
 
 
 def shape_of(kernel: str, x: Tensor, num_dimensions: int) -> torch.Size:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipezoo_core.native.activation import Activation
-from pipezoo_core.native.calls import address_of
+from pipezoo_core.native.calls import address_of, is_plain
 
 __all__ = ["KernelNotes", "note_kernel"]
 
@@ -152,13 +152,13 @@ def _row_of(x: Tensor) -> tuple[int, int | None]:
 
 def _is_plain(notes: KernelNotes, *tensors: Tensor) -> bool:
     """Whether these are numbers that the kernels compute."""
-    return all(x.dtype is notes.dtype and x.is_cpu and x.numel() > 0 for x in tensors)
+    return all(x.dtype is notes.dtype and is_plain(x) and x.numel() > 0 for x in tensors)
 
 
 def _note_embedding(notes: KernelNotes, result: Tensor, weight: Tensor, tokens: Tensor, *options: Any) -> bool:
     del options  # they matter to training
-    is_plain = _is_plain(notes, weight) and tokens.is_cpu and tokens.is_contiguous() and weight.is_contiguous()
-    if not is_plain or tokens.dtype is not torch.int64:
+    are_plain = _is_plain(notes, weight) and is_plain(tokens)
+    if not (are_plain and tokens.is_contiguous() and weight.is_contiguous()) or tokens.dtype is not torch.int64:
         return False
     rows = (tokens.data_ptr(), weight.data_ptr(), result.data_ptr(), tokens.numel(), weight.shape[1], len(weight))
     notes.add("embedding", rows)

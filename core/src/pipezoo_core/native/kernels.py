@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipezoo_core.native.activation import Activation
 from pipezoo_core.native.attention_kernels import AttentionKernels
-from pipezoo_core.native.calls import CPU, address_of, check_tensor, mismatch, of_packing, shape_of
+from pipezoo_core.native.calls import CPU, address_of, check_tensor, is_plain, mismatch, of_packing, shape_of
 from pipezoo_core.native.packing import Form, Packing
 from pipezoo_core.native.packing_kernels import PackingKernels
 from pipezoo_core.native.recurrent_kernels import RecurrentKernels
@@ -27,6 +27,7 @@ class NativeKernels(AttentionKernels, PackingKernels, RecurrentKernels):
     """One model's kernels.
 
     All functions raise a `TensorMismatchError` for a tensor that they cannot read, and an `InsufficientMemoryError`.
+    Packed weights and their biases are those that `check_packed` has seen.
     """
 
     def linear(
@@ -52,10 +53,7 @@ class NativeKernels(AttentionKernels, PackingKernels, RecurrentKernels):
             activation: of the gate, where the form is gated.
         """
         out_features, in_features = shape
-        self._check("linear", x, ..., in_features)
-        self._check_packed("linear", packed, shape, packing)
-        if bias is not None:
-            self._check("linear's bias", bias, out_features, contiguous=True)
+        self._check_rows("linear", x, in_features)
         x = x.contiguous()
         size = out_features // 2 if form is Form.gated else out_features
         y = self._empty((*x.shape[:-1], size), torch.float32 if form is Form.wide else x.dtype)
@@ -76,10 +74,9 @@ class NativeKernels(AttentionKernels, PackingKernels, RecurrentKernels):
         """
         out_features, in_features = shape
         rows, heads, _ = shape_of("multiply_heads", x, 3)
-        self._check("multiply_heads", x, ..., in_features)
+        self._check_rows("multiply_heads", x, in_features)
         if out_features % PANEL or packed.nbytes != heads * out_features * in_features * x.itemsize:
             raise mismatch("multiply_heads", x, f"[T, heads, {in_features}], the heads of the weight")
-        self._check_packed("multiply_heads", packed, (heads * out_features, in_features), Packing.none)
         x = x if x.stride(-1) == 1 else x.contiguous()
         y = self._empty((rows, heads, out_features), x.dtype)
         addresses = (x.data_ptr(), x.stride(0), x.stride(1), packed.data_ptr(), y.data_ptr())
@@ -90,7 +87,6 @@ class NativeKernels(AttentionKernels, PackingKernels, RecurrentKernels):
     def packed_rows(self, indices: Tensor, packed: Tensor, shape: tuple[int, int], packing: Packing) -> Tensor:
         """Returns rows of a packed weight of this shape: int64 [T] to [T, in_features]; NaN for what is no row."""
         indices, (num_rows, size) = _integers("packed_rows", indices), shape
-        self._check_packed("packed_rows", packed, shape, packing)
         y = self._empty((len(indices), size), self.dtype)
         addresses = (indices.data_ptr(), packed.data_ptr(), y.data_ptr())
         self._run(of_packing("packed_rows", packing), *addresses, len(indices), size, num_rows)
@@ -98,7 +94,8 @@ class NativeKernels(AttentionKernels, PackingKernels, RecurrentKernels):
 
     def rows(self, x: Tensor, indices: Tensor) -> Tensor:
         """Returns rows of a matrix: int64 [T] to [T, ...]."""
-        check_tensor("rows", x, x.dtype, x.shape)
+        if not is_plain(x):
+            raise mismatch("rows", x, "a plain tensor on the CPU")
         indices = _integers("rows", indices)
         return torch.index_select(x, 0, indices, out=self._empty((len(indices), *x.shape[1:]), x.dtype))
 
@@ -108,7 +105,7 @@ class NativeKernels(AttentionKernels, PackingKernels, RecurrentKernels):
         Rows, and the heads of rows, are read where they lie in another tensor's rows.
         """
         size = weight.numel()
-        self._check("rms_norm", x, ..., size)
+        self._check_rows("rms_norm", x, size)
         self._check("rms_norm's weight", weight, size, contiguous=True)
         shape, (x, heads, stride) = x.shape, _rows(x)
         y = self._empty(shape, x.dtype)
@@ -121,7 +118,7 @@ class NativeKernels(AttentionKernels, PackingKernels, RecurrentKernels):
 
         Contiguous; `x` is read as by `rms_norm`.
         """
-        self._check("layer_norm", x, ..., size)
+        self._check_rows("layer_norm", x, size)
         for name, parameter in (("weight", weight), ("bias", bias)):
             if parameter is not None:
                 self._check(f"layer_norm's {name}", parameter, size, contiguous=True)
@@ -134,7 +131,8 @@ class NativeKernels(AttentionKernels, PackingKernels, RecurrentKernels):
     def activate(self, x: Tensor, activation: Activation) -> Tensor:
         """Returns an activation of each number."""
         assert activation is not Activation.clamped, "it is of a gate and what that lets through"
-        self._check("activate", x, *x.shape)
+        if x.dtype is not self.dtype or not is_plain(x):
+            raise mismatch("activate", x, f"{self.dtype} on the CPU")
         x = x.contiguous()
         y = self._empty(x.shape, x.dtype)
         self._run("activate", x.data_ptr(), y.data_ptr(), 1, x.numel(), x.numel(), activation)
@@ -143,7 +141,7 @@ class NativeKernels(AttentionKernels, PackingKernels, RecurrentKernels):
     def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
         """Returns `activation(gate) · up`: [..., 2 · size], gate first, to [..., size]."""
         size = sum(gate_up.shape[-1:]) // 2
-        self._check("gated", gate_up, ..., 2 * size)
+        self._check_rows("gated", gate_up, 2 * size)
         gate_up = gate_up.contiguous()
         y = self._empty((*gate_up.shape[:-1], size), gate_up.dtype)
         self._run("gated", gate_up.data_ptr(), y.data_ptr(), y.numel() // size, size, activation)
@@ -212,7 +210,8 @@ class NativeKernels(AttentionKernels, PackingKernels, RecurrentKernels):
 
 
 def _integers(kernel: str, x: Tensor) -> Tensor:
-    check_tensor(kernel, x, torch.int64, (x.numel(),))
+    if x.dtype is not torch.int64 or x.dim() != 1 or not is_plain(x):
+        raise mismatch(kernel, x, "torch.int64 [T] on the CPU")
     return x.contiguous()
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pipezoo_core.native.calls import CPU, KernelCalls, call, mismatch, of_packing, shape_of
+from pipezoo_core.native.calls import CPU, KernelCalls, call, is_plain, mismatch, of_packing, shape_of
 from pipezoo_core.native.memory_pool import aligned, aligned_bytes
 from pipezoo_core.native.packing import GROUP, Form, Packing, packed_bytes, packed_size, stored_blocks
 from pipezoo_core.native.variants import DTYPES, PANEL
@@ -56,7 +56,7 @@ class PackingKernels(KernelCalls):
         is_known = weight.dtype is self.dtype or (bits is not None and weight.dtype in DTYPES)
         is_gated = form is Form.gated
         rows, columns = shape_of("the packing of a weight", weight, 2)
-        is_whole = not (columns % unit or (is_gated and rows % PANEL))
+        is_whole = columns > 0 and not (columns % unit or (is_gated and rows % PANEL))
         if not (is_known and is_whole and self._can_pack(weight)):
             sizes = f"[{f'a multiple of {PANEL}' if is_gated else 'any'}, a multiple of {unit}]"
             raise mismatch("the packing of a weight", weight, f"{self.dtype} {sizes} on the CPU")
@@ -76,15 +76,16 @@ class PackingKernels(KernelCalls):
         packing, block, size, row_bytes = stored_blocks(type_name)
         is_gated = form is Form.gated
         is_known = rows.dtype is torch.uint8 and self._can_pack(rows) and rows.dim() == 2
-        if not is_known or (rows.shape[1] - row_bytes) % size or (is_gated and rows.shape[0] % PANEL):
+        num_bytes = rows.shape[-1] - row_bytes if is_known else 0
+        if num_bytes <= 0 or num_bytes % size or (is_gated and rows.shape[0] % PANEL):
             columns = f"a multiple of {size}" + (f" and {row_bytes} more" if row_bytes else "")
             sizes = f"[{f'a multiple of {PANEL}' if is_gated else 'any'}, {columns}]"
             raise mismatch(f"the packing of a file's rows of {type_name}", rows, f"torch.uint8 {sizes} on the CPU")
-        shape = (rows.shape[0], (rows.shape[1] - row_bytes) // size * block)
+        shape = (rows.shape[0], num_bytes // size * block)
         return self._packed(f"pack_{type_name.lower()}", rows, shape, packing, form, packed_bytes(shape, packing))
 
     def _can_pack(self, weight: Tensor) -> bool:
-        return weight.is_cpu or (weight.is_meta and self.store is not None)
+        return is_plain(weight) or (weight.is_meta and self.store is not None)
 
     def _packed(
         self, kernel: str, weight: Tensor, shape: tuple[int, int], packing: Packing, form: Form, size: int

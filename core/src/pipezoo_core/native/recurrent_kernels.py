@@ -48,7 +48,7 @@ class RecurrentKernels(KernelCalls):
             is_activated: by silu.
         """
         num_taps, size = shape_of("short_convolution's taps", taps, 2)
-        self._check("short_convolution", x, ..., size)
+        self._check_rows("short_convolution", x, size)
         self._check("short_convolution's taps", taps, num_taps, size)
         if bias is not None:
             self._check("short_convolution's bias", bias, size)
@@ -82,7 +82,7 @@ class RecurrentKernels(KernelCalls):
         _, heads, key_size, value_size = shape_of("gated_delta_rule's state", state, 4)
         if num_key_heads < 1 or heads % num_key_heads:
             raise mismatch("gated_delta_rule's state", state, f"heads that {num_key_heads} key heads serve evenly")
-        self._check("gated_delta_rule", qkv, ..., 2 * num_key_heads * key_size + heads * value_size)
+        self._check_rows("gated_delta_rule", qkv, 2 * num_key_heads * key_size + heads * value_size)
         self._check_states("gated_delta_rule", qkv, state, (heads, key_size, value_size), step)
         for gate in gates:
             self._check("gated_delta_rule's gates", gate, len(qkv), heads)
@@ -120,7 +120,7 @@ class RecurrentKernels(KernelCalls):
         _, heads, state_size, head_size = shape_of("selective_scan's state", state, 4)
         if num_groups < 1 or heads % num_groups:
             raise mismatch("selective_scan's state", state, f"a multiple of {num_groups} groups of heads, at least 1")
-        self._check("selective_scan", xbc, ..., heads * head_size + 2 * num_groups * state_size)
+        self._check_rows("selective_scan", xbc, heads * head_size + 2 * num_groups * state_size)
         self._check_states("selective_scan", xbc, state, (heads, state_size, head_size), step)
         self._check("selective_scan's dt", dt, len(xbc), heads)
         check_tensor("selective_scan's parameters", of_heads, torch.float32, (3, heads), contiguous=True)
