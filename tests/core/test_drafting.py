@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipezoo_core.drafting import Acceptance, Drafter, Match, PromptLookup, StepBalance, StepTimes, prompt_lookup
+from pipezoo_core.drafting import (
+    Acceptance,
+    Drafter,
+    Match,
+    PromptLookup,
+    StepBalance,
+    StepCosts,
+    StepTimes,
+    prompt_lookup,
+)
 
 MAX_LENGTH = 16  # of a match
 TOKENS = st.lists(st.integers(0, 2), max_size=60)
@@ -109,59 +118,83 @@ def test_what_was_long_ago_is_forgotten():
     [(1, 1, 0.2, 0), (1, 1, 0.99, 8), (8, 8, 0.9, 4), (64, 64, 0.7, 0), (64, 64, 0.99, 8), (1000, 4, 0.2, 3)],
 )
 def test_what_a_draft_is_worth(num_rows, num_tokens, rate, expected):
-    balance = StepBalance(StepTimes(), num_rows, num_tokens)
+    balance = StepBalance(StepCosts(), num_rows, num_tokens)
     assert balance.num_worthwhile(rate, 8) == expected
     assert balance.num_worthwhile(rate, 1) == min(1, expected)
     assert balance.num_worthwhile(rate, 0) == balance.num_worthwhile(rate, -3) == 0
 
 
 def test_drafts_of_a_step_are_counted():
-    balance = StepBalance(StepTimes(), 8, 8)
+    balance = StepBalance(StepCosts(), 8, 8)
     balance.add(0.5, 2)
     assert (balance.num_rows, balance.num_tokens) == (10, 8.75)
 
 
 def measured(*steps):
-    times = StepTimes()
+    costs = StepCosts()
     for num_rows, seconds in steps:
-        times.note(num_rows, seconds)
-    return times
+        costs.note(num_rows, seconds)
+    return costs
 
 
-def worth(times, num_rows, rate):
-    return StepBalance(times, num_rows, num_rows).num_worthwhile(rate, 8)
+def worth(costs, num_rows, rate):
+    return StepBalance(costs, num_rows, num_rows).num_worthwhile(rate, 8)
 
 
 def test_what_was_measured_decides():
     """Of eight requests whose steps of more rows take twice as long, and of others where they take no longer."""
-    assert worth(StepTimes(), 8, 0.9) == 4
+    assert worth(StepCosts(), 8, 0.9) == 4
     assert worth(measured(*[(8, 1.0), (10, 2.0), (14, 2.1)] * 2), 8, 0.9) == 0
     assert worth(measured(*[(8, 1.0), (10, 1.0), (14, 1.0)] * 2), 8, 0.9) == 8
 
 
 def test_a_step_costs_what_alike_steps_took():
-    times = measured((8, 3.0), (8, 2.0), (8, 4.0), (40, 9.0), (40, 9.0))
-    assert times.cost(8) == pytest.approx(2.0)
-    assert times.cost(40) == pytest.approx(9.0)
-    assert times.cost(5) == pytest.approx(2.0 * 1.2 / 1.32)  # in the proportion that is expected
-    assert times.cost(1) == pytest.approx(2.0 * 0.85 / 1.32)  # as the nearest
-    assert times.cost(60) == pytest.approx(9.0 * 6.3 / 4.7)
+    costs = measured((8, 3.0), (8, 2.0), (8, 4.0), (40, 9.0), (40, 9.0))
+    assert costs.of(8) == pytest.approx(2.0)
+    assert costs.of(40) == pytest.approx(9.0)
+    assert costs.of(5) == pytest.approx(2.0 * 1.2 / 1.32)  # in the proportion that is expected
+    assert costs.of(1) == pytest.approx(2.0 * 0.85 / 1.32)  # as the nearest
+    assert costs.of(60) == pytest.approx(9.0 * 6.3 / 4.7)
+    assert costs.of(1000) == pytest.approx(9.0 * 81.5 / 4.7)
 
 
-def test_the_first_of_alike_steps_says_nothing_yet():
-    times = measured((8, 1.0), (8, 1.0), (10, 50.0))
-    assert times.cost(10) == pytest.approx(1.4 / 1.32)
-    times.note(10, 1.2)
-    assert times.cost(10) == pytest.approx(1.2)
+def test_a_single_time_of_alike_steps_says_nothing_yet():
+    costs = measured((8, 1.0), (8, 1.0), (10, 50.0))
+    assert costs.of(10) == pytest.approx(1.4 / 1.32)
+    costs.note(10, 1.2)
+    assert costs.of(10) == pytest.approx(1.2)
 
 
-def test_times_are_forgotten():
-    times = measured((10, 9.0), (10, 9.0), *[(8, 1.0)] * 256)
-    assert times.cost(10) == pytest.approx(9.0)
-    times.note(8, 1.0)
-    assert times.cost(10) == pytest.approx(1.4 / 1.32)
-    assert times.cost(8) == pytest.approx(1.0)
+def test_times_are_forgotten_one_by_one():
+    costs = measured((10, 9.0), (10, 2.0), *[(8, 1.0)] * 200, (10, 9.0), *[(8, 1.0)] * 54)
+    assert costs.of(10) == pytest.approx(2.0)
+    costs.note(10, 9.0)
+    assert costs.of(10) == pytest.approx(9.0)
+    for _ in range(256):
+        costs.note(8, 1.0)
+    assert costs.of(10) == pytest.approx(1.4 / 1.32)
+    assert costs.of(8) == pytest.approx(1.0)
 
 
 def test_the_latest_times_count():
-    assert measured((8, 1.0), *[(8, 2.0)] * 5).cost(8) == pytest.approx(2.0)
+    assert measured((8, 1.0), *[(8, 2.0)] * 5).of(8) == pytest.approx(2.0)
+
+
+def test_times_of_many_requests_say_nothing_of_one():
+    times = StepTimes()
+    for _ in range(4):
+        times.note(8, 8, 40.0)
+        times.note(1, 1, 8.0)
+    assert times.costs(6).of(8) == pytest.approx(40.0)
+    assert times.costs(1).of(8) == pytest.approx(8.0 * 1.32 / 0.85)
+
+
+def test_the_first_step_of_so_many_rows_is_not_measured():
+    """It may have been recorded; so may each other one of a number of rows that is new."""
+    times = StepTimes()
+    for num_rows in (5, 6, 7, 8):
+        times.note(1, num_rows, 50.0)
+    assert times.costs(1).of(8) == pytest.approx(1.32)
+    for num_rows in (5, 6):
+        times.note(1, num_rows, 2.0)
+    assert times.costs(1).of(6) == pytest.approx(2.0)

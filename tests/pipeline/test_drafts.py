@@ -8,7 +8,7 @@ import pytest
 from tiny_models import cache_memory, make_llama
 
 from pipezoo_core.context import TextContext, TextGenerationInputs
-from pipezoo_core.drafting import Drafter, Guess, StepBalance, StepTimes
+from pipezoo_core.drafting import Drafter, Guess, StepBalance, StepCosts, StepTimes
 from pipezoo_core.pipeline.draft_rows import DraftRows
 from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.sampling_params import NUM_ECHOED_AT_ONCE, SamplingParams
@@ -67,10 +67,10 @@ def logged(outputs):
 
 @pytest.fixture(autouse=True)
 def noted(monkeypatch):
-    """The rows of the steps that were measured; what was measured decides nothing here."""
-    rows = []
-    monkeypatch.setattr(StepTimes, "note", lambda times, num_rows, seconds: rows.append((num_rows, seconds)))
-    return rows
+    """Requests, rows and seconds of the steps that were measured; what was measured decides nothing here."""
+    steps = []
+    monkeypatch.setattr(StepTimes, "note", lambda times, *step: steps.append(step))
+    return steps
 
 
 @pytest.fixture
@@ -264,7 +264,7 @@ def test_a_draft_without_free_pages_fills_those_that_there_are(load_tiny, monkey
         context.advance(5)
         context.set_chunk(1)
     assert not manager.num_free_pages
-    add_drafts(contexts, manager, StepTimes(), num_rows=3, room=16, max_chunk=64)
+    add_drafts(contexts, manager, StepCosts(), num_rows=3, room=16, max_chunk=64)
     assert [list(context.draft) for context in contexts] == [[], [20, 21, 22], [20, 21, 22, 23]]
     assert [context.num_draft_tokens for context in contexts] == [0, 3, 4]
     assert counted == [3, 4]
@@ -296,16 +296,28 @@ def test_a_wrong_draft_that_is_not_finite_ends_nothing(load_tiny, monkeypatch, b
 
 def test_each_step_is_measured_with_all_its_rows(load_tiny, plain, noted):
     llm = load_tiny(speculative="lookup", max_batch_tokens=64)
-    execute, rows = llm.model.execute, []
+    execute, steps = llm.model.execute, []
 
     def counting(inputs):
-        rows.append(len(inputs.tokens))
+        steps.append((len(inputs.logit_offsets) - 1, len(inputs.tokens)))
         return execute(inputs)
 
     llm.model.execute = counting
     assert said(llm.generate(requests())) == plain
-    assert [num_rows for num_rows, _ in noted] == rows
-    assert all(seconds > 0 for _, seconds in noted)
+    assert [step[:2] for step in noted] == steps
+    assert all(seconds > 0 for *_, seconds in noted)
+
+
+def test_a_step_that_fails_is_not_measured(load_tiny, noted):
+    llm = load_tiny(speculative="lookup")
+
+    def failing(inputs):
+        raise RuntimeError("no step")
+
+    llm.model.execute = failing
+    (output,) = llm.generate([TextGenerationRequest(prompt=PROMPTS[3])])
+    assert "no step" in str(output.error)
+    assert noted == []
 
 
 def test_drafts_take_no_rows_of_logits_that_the_plan_does_not_count(load_tiny, plain):

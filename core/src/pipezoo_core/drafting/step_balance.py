@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipezoo_core.drafting.step_times import StepTimes
+from pipezoo_core.drafting.step_times import StepCosts
 
 __all__ = ["StepBalance"]
 
@@ -17,12 +17,12 @@ class StepBalance:
     where a prompt's chunk is the most of it, and has to be nearly certain where many requests decode.
 
     Attributes:
-        times: what rows cost.
+        costs: of steps.
         num_rows: of the step.
         num_tokens: that are expected to come of it.
     """
 
-    times: StepTimes
+    costs: StepCosts
     num_rows: int
     num_tokens: float
 
@@ -33,12 +33,12 @@ class StepBalance:
             rate: how likely each of them is, where those before it are right.
             most: that there may be.
         """
-        best, best_count = self.num_tokens / self.times.cost(self.num_rows), 0
+        best, best_count = self.num_tokens / self.costs.of(self.num_rows), 0
         num_tokens, likely = self.num_tokens, 1.0
         for count in range(1, most + 1):
             likely *= rate
             num_tokens += likely
-            cost = self.times.cost(self.num_rows + count)
+            cost = self.costs.of(self.num_rows + count)
             if num_tokens > best * cost:
                 best, best_count = num_tokens / cost, count
         return best_count

@@ -3,50 +3,73 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import deque
+from collections import defaultdict, deque
 
-__all__ = ["StepTimes"]
+__all__ = ["StepCosts", "StepTimes"]
 
-_LARGEST = (1, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # rows of the steps that are taken for alike
+_LARGEST = (1, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # of the numbers that are taken for alike
 _FEW = 12  # rows, up to which a row is expected to cost next to nothing
 _SINGLE_COST = 0.85
 _NUM_KEPT = 5  # times of alike steps, the latest
-_NUM_BELIEVED = 2  # of them, before which one may be that of a recording or of another process
+_NUM_BELIEVED = 2  # of them, before which one may be another process's doing
 _NUM_REMEMBERED = 256  # steps, after which a time is that of another context
 
 
-class StepTimes:
-    """Measures steps, and expects of those that were not measured what they took elsewhere.
+class StepCosts:
+    """What steps of alike numbers of requests cost, by their rows.
 
     Steps are alike whose rows are between the same two of a few numbers. Their time is the least of the latest: what
-    comes to it is another process's doing. It is forgotten after a while, because requests grow and others come. So a
-    draft that was once too dear is tried again, in one step of some hundred.
+    comes to it is another process's doing. Of those that were not measured, the nearest tell how the machine compares
+    with what is expected. A time is forgotten after a while, because requests grow. So a draft that was once too dear
+    is tried again, in a few steps of some hundred.
     """
 
     def __init__(self) -> None:
-        self._times: dict[int, deque[float]] = {}
-        self._noted: dict[int, int] = {}  # when the last time of alike steps was noted, in steps
+        self._times: dict[int, deque[tuple[int, float]]] = {}  # by kind: in which step, and how many times the expected
+        self._factors = [1.0] * (len(_LARGEST) + 1)
         self._num_steps = 0
+
+    def of(self, num_rows: int) -> float:
+        """Returns what a step of so many rows takes, in a unit of its own."""
+        return _expected(num_rows) * self._factors[_kind(num_rows)]
 
     def note(self, num_rows: int, seconds: float) -> None:
         """Notes how long a step took."""
-        kind = bisect_left(_LARGEST, num_rows)
         self._num_steps += 1
-        for old in [each for each, noted in self._noted.items() if noted < self._num_steps - _NUM_REMEMBERED]:
-            del self._times[old], self._noted[old]
-        self._times.setdefault(kind, deque(maxlen=_NUM_KEPT)).append(seconds / _expected(num_rows))
-        self._noted[kind] = self._num_steps
+        times = self._times.setdefault(_kind(num_rows), deque(maxlen=_NUM_KEPT))
+        times.append((self._num_steps, seconds / _expected(num_rows)))
+        known = {}
+        for kind, times in self._times.items():
+            while times and times[0][0] <= self._num_steps - _NUM_REMEMBERED:
+                times.popleft()
+            if len(times) >= _NUM_BELIEVED:
+                known[kind] = min(factor for _, factor in times)
+        for kind in range(len(self._factors)):
+            nearest = min(known, key=lambda each: (abs(each - kind), each), default=None)
+            self._factors[kind] = 1.0 if nearest is None else known[nearest]
 
-    def cost(self, num_rows: int) -> float:
-        """Returns what a step of so many rows takes, in a unit of its own.
 
-        That is what is expected of it, times how much dearer than expected were alike steps, or where none were
-        measured, those nearest to them.
-        """
-        kind = bisect_left(_LARGEST, num_rows)
-        known = [each for each, times in self._times.items() if len(times) >= _NUM_BELIEVED]
-        nearest = min(known, key=lambda each: abs(each - kind), default=None)
-        return _expected(num_rows) * (1.0 if nearest is None else min(self._times[nearest]))
+class StepTimes:
+    """Measures steps, apart for few requests and for many: a row of one that is alone costs otherwise."""
+
+    def __init__(self) -> None:
+        self._costs: dict[int, StepCosts] = defaultdict(StepCosts)
+        self._recorded: set[int] = set()
+
+    def costs(self, num_requests: int) -> StepCosts:
+        """Returns what steps of about so many requests cost."""
+        return self._costs[_kind(num_requests)]
+
+    def note(self, num_requests: int, num_rows: int, seconds: float) -> None:
+        """Notes how long a step took, but for the first one of so many rows, in which it may have been recorded."""
+        if num_rows in self._recorded or num_rows > _LARGEST[-1]:
+            self.costs(num_requests).note(num_rows, seconds)
+        else:
+            self._recorded.add(num_rows)
+
+
+def _kind(number: int) -> int:
+    return bisect_left(_LARGEST, number)
 
 
 def _expected(num_rows: int) -> float:

@@ -164,9 +164,11 @@ class Engine:
                 "no request can begin, because requests outside the scheduler hold the KV cache's pages or slots",
                 cure="Release what was given to `execute` directly.",
             )
+        num_rows, largest = max((sum(each.active_length for each in batch), len(batch)) for _, batch in work)
         outcomes = self._run(work, ModelRunner.step)
         self._deliver(work, outcomes)
-        self.scheduler.note_time(time.perf_counter() - begin)
+        if not any(isinstance(outcome, BaseException) for outcome in outcomes):
+            self.scheduler.note_time(largest, num_rows, time.perf_counter() - begin)
 
     def execute(self, inputs: TextGenerationInputs) -> dict[RequestID, TextGenerationOutput]:
         """Runs batches that no scheduler has chosen; the contract is that of `TextGenerationPipeline.execute`."""

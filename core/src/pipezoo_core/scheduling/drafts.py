@@ -7,7 +7,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from pipezoo_core.context import TextContext
-from pipezoo_core.drafting import MAX_GUESSED, Guess, StepBalance, StepTimes
+from pipezoo_core.drafting import MAX_GUESSED, Guess, StepBalance, StepCosts
 
 if TYPE_CHECKING:
     from pipezoo_core.kv_cache import PagedKVCacheManager
@@ -20,12 +20,12 @@ _PROBED = 8  # tokens: a request whose guesses are not worth it is looked at aft
 def add_drafts(
     batch: Collection[TextContext],
     manager: PagedKVCacheManager,
-    times: StepTimes,
+    costs: StepCosts,
     *,
     num_rows: int,
     room: int,
     max_chunk: int,
-) -> int:
+) -> None:
     """Adds drafts to the decoding requests of a step whose chunks are set and whose pages are reserved.
 
     A draft takes pages that are free, and after the step a request gives back those in which no token came.
@@ -33,15 +33,12 @@ def add_drafts(
     Args:
         batch: the step's requests.
         manager: gives their pages.
-        times: what rows cost.
+        costs: of steps of as many requests.
         num_rows: of the step.
         room: how many rows more it may have.
         max_chunk: most tokens of a step.
-
-    Returns:
-        The rows of the step, with the drafts'.
     """
-    balance = StepBalance(times, num_rows, sum(context.samples for context in batch))
+    balance = StepBalance(costs, num_rows, sum(context.samples for context in batch))
     for context in batch:
         if context.num_generated and context.active_length == context.num_pending == 1:
             most = min(
@@ -54,7 +51,6 @@ def add_drafts(
             if guess is not None and _is_set(context, guess.tokens, manager):
                 balance.add(guess.rate, len(context.draft))
                 room -= len(context.draft)
-    return balance.num_rows
 
 
 def _guess_for(context: TextContext, balance: StepBalance, most: int) -> Guess | None:

@@ -96,7 +96,6 @@ class Scheduler:
         self._max_batch_size = max_batch_size
         self._max_batch_tokens = max_batch_tokens
         self._times = StepTimes() if with_drafts else None
-        self._num_rows = 0  # of the largest batch of a step with drafts
         self._waiting: OrderedDict[RequestID, TextContext] = OrderedDict()
         adapters = lora_managers or [None] * len(managers)
         self._replicas = [_Replica(*both) for both in zip(managers, adapters, strict=True)]
@@ -159,7 +158,8 @@ class Scheduler:
             if not self._admit(context, self._waiting, self._by_preference(context)):
                 break
         if self._times is not None:
-            self._num_rows = max([self._add_drafts(replica, self._times) for replica in self._replicas])
+            for replica in self._replicas:
+                self._add_drafts(replica, self._times)
         batches = [replica.batch for replica in self._replicas]
         return TextGenerationInputs(batches if any(batches) else [])
 
@@ -188,16 +188,16 @@ class Scheduler:
                 if is_next and replica.budget:
                     self._grow(context, replica)
 
-    def note_time(self, seconds: float) -> None:
-        """Notes how long the step took that was chosen last, which says what a draft is worth in the next ones."""
+    def note_time(self, num_requests: int, num_rows: int, seconds: float) -> None:
+        """Notes how long a step's largest batch took, which says what a draft is worth in the next ones."""
         if self._times is not None:
-            self._times.note(self._num_rows, seconds)
+            self._times.note(num_requests, num_rows, seconds)
 
-    def _add_drafts(self, replica: _Replica, times: StepTimes) -> int:
-        return add_drafts(
+    def _add_drafts(self, replica: _Replica, times: StepTimes) -> None:
+        add_drafts(
             replica.batch.values(),
             replica.manager,
-            times,
+            times.costs(len(replica.batch)),
             num_rows=self._max_batch_tokens - replica.budget,
             room=min(replica.budget, replica.logits_budget),
             max_chunk=self._max_batch_tokens,
