@@ -124,6 +124,9 @@ def test_what_a_file_leaves_open():
         ({"rope.dimension_count": 8}, UnsupportedModelError, "a part of each head"),
         ({"expert_count": 4}, CorruptCheckpointError, "lacks 'granitehybrid.expert_used_count'"),
         ({"expert_count": "4"}, CorruptCheckpointError, "expert_count is no size"),
+        ({"attention.sliding_window": 8}, UnsupportedModelError, "granitehybrid.attention.sliding_window"),
+        ({"expert_gating_func": 2}, UnsupportedModelError, "granitehybrid.expert_gating_func"),
+        ({"expert_weights_scale": 2.5}, UnsupportedModelError, "granitehybrid.expert_weights_scale"),
     ],
     ids=str,
 )

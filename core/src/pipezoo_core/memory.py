@@ -221,8 +221,7 @@ def _too_large(
     elif excess < plan.states:
         name, value, size = "max_batch_size", str(config.max_batch_size), plan.states
     elif excess < plan.activations:
-        name, value = _setting_of_steps(model, config, huggingface_config)
-        size = plan.activations
+        name, value, size = _setting_of_steps(model, config, huggingface_config)
     return InsufficientMemoryError(
         "the model does not fit the memory",
         found=plan,
@@ -233,11 +232,13 @@ def _too_large(
 
 def _setting_of_steps(
     model: type[PipelineModel[Any]], config: PipelineConfig, huggingface_config: PretrainedConfig
-) -> tuple[str, str]:
-    """Returns the setting of which the smallest value saves most of a step's activations, and what it is."""
+) -> tuple[str, str, int]:
+    """Returns the setting of which the smallest value saves most of a step's activations, what it is, and how much."""
     least = {"max_batch_tokens": 1, "max_batch_size": 1, "max_length": 2}
-    name = min(
-        least,
-        key=lambda name: model.estimate_activation_memory(config.updated(**{name: least[name]}), huggingface_config),
-    )
-    return name, str(getattr(config, name) or model.calculate_max_seq_len(config, huggingface_config))
+
+    def needed(**changes: int) -> int:
+        return model.estimate_activation_memory(config.updated(**changes), huggingface_config)
+
+    name = min(least, key=lambda name: needed(**{name: least[name]}))
+    value = getattr(config, name) or model.calculate_max_seq_len(config, huggingface_config)
+    return name, str(value), needed() - needed(**{name: least[name]})

@@ -62,7 +62,11 @@ class Attention(nn.Module):
         key_pages, value_pages = kv.key_pages[self.layer_idx], kv.value_pages[self.layer_idx]
         if not self.backend.checks_tensors:
             self._check(q, k, v, rotation, sinks, kv.positions.shape[0], key_pages.dtype)
-        return self.backend.attend(q, k, v, key_pages, value_pages, kv.plans[self.group], rotation, sinks)
+        try:
+            return self.backend.attend(q, k, v, key_pages, value_pages, kv.plans[self.group], rotation, sinks)
+        except TensorMismatchError as error:
+            what = f"the attention of layer {self.layer_idx}: {error.what}"
+            raise TensorMismatchError(what, found=error.found, allowed=error.allowed, cure=error.cure) from error
 
     def _check(
         self,

@@ -56,7 +56,7 @@ class PackingKernels(KernelCalls):
         is_known = weight.dtype is self.dtype or (bits is not None and weight.dtype in DTYPES)
         is_gated = form is Form.gated
         rows, columns = shape_of("the packing of a weight", weight, 2)
-        is_whole = columns > 0 and not (columns % unit or (is_gated and rows % PANEL))
+        is_whole = rows * columns > 0 and not (columns % unit or (is_gated and rows % PANEL))
         if not (is_known and is_whole and self._can_pack(weight)):
             sizes = f"[{f'a multiple of {PANEL}' if is_gated else 'any'}, a multiple of {unit}]"
             raise mismatch("the packing of a weight", weight, f"{self.dtype} {sizes} on the CPU")
@@ -77,7 +77,7 @@ class PackingKernels(KernelCalls):
         is_gated = form is Form.gated
         is_known = rows.dtype is torch.uint8 and self._can_pack(rows) and rows.dim() == 2
         num_bytes = rows.shape[-1] - row_bytes if is_known else 0
-        if num_bytes <= 0 or num_bytes % size or (is_gated and rows.shape[0] % PANEL):
+        if num_bytes <= 0 or not rows.shape[0] or num_bytes % size or (is_gated and rows.shape[0] % PANEL):
             columns = f"a multiple of {size}" + (f" and {row_bytes} more" if row_bytes else "")
             sizes = f"[{f'a multiple of {PANEL}' if is_gated else 'any'}, {columns}]"
             raise mismatch(f"the packing of a file's rows of {type_name}", rows, f"torch.uint8 {sizes} on the CPU")

@@ -5,7 +5,7 @@ from pipezoo_core.weights.encoding import resolve_encoding, torch_dtype
 from pipezoo_core.weights.files import open_weights
 from pipezoo_core.weights.fused_experts import with_experts_divided, with_experts_unstacked
 from pipezoo_core.weights.gguf import GGUFFile, open_gguf
-from pipezoo_core.weights.gguf_decoder import SIGMOID, GGUFDecoder, model_type_of
+from pipezoo_core.weights.gguf_decoder import SIGMOID, SOFTMAX, GGUFDecoder, model_type_of
 from pipezoo_core.weights.gguf_names import (
     as_vector,
     in_halves,
@@ -25,6 +25,7 @@ from pipezoo_core.weights.text_part import of_text_part
 __all__ = [
     "HEAD",
     "SIGMOID",
+    "SOFTMAX",
     "GGUFDecoder",
     "GGUFFile",
     "LazyTensor",

@@ -13,9 +13,9 @@ from pipezoo_core.errors import CheckpointMismatchError, CorruptCheckpointError,
 from pipezoo_core.weights.gguf import GGUFFile
 from pipezoo_core.weights.gguf_rope import YARN_KEYS, check_rope_keys, llama3_from_divisors, part_of_head
 
-__all__ = ["SIGMOID", "GGUFDecoder", "model_type_of"]
+__all__ = ["SIGMOID", "SOFTMAX", "GGUFDecoder", "model_type_of"]
 
-SIGMOID = 2
+SOFTMAX, SIGMOID = (0, 1), 2  # of llama.cpp's functions that make scores of a router's logits; 0 is none
 """Of llama.cpp's functions that make scores of a router's logits, under `expert_gating_func`."""
 
 _MODEL_TYPES = {  # where llama.cpp has another name

@@ -13,14 +13,14 @@ from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.layers import ACTIVATIONS, Heads, Routing, max_rotary_length, max_shareable_length
-from pipezoo_core.weights import SIGMOID, GGUFDecoder, GGUFFile, model_type_of
+from pipezoo_core.weights import SIGMOID, SOFTMAX, GGUFDecoder, GGUFFile, model_type_of
 
 __all__ = ["DeepseekConfig", "config_from_gguf"]
 
 _GGUF = "deepseek2"  # what llama.cpp calls V2 and V3
 _ARCHITECTURES = {"deepseek_v2": "DeepseekV2ForCausalLM", "deepseek_v3": "DeepseekV3ForCausalLM"}
 _METHODS_V2 = ("greedy", "group_limited_greedy")
-_GATING_FUNCTIONS = (0, 1, SIGMOID)  # none, which is softmax, softmax, and sigmoid
+_GATING_FUNCTIONS = (*SOFTMAX, SIGMOID)
 _LOG_MULTIPLIER = "scaling.yarn_log_multiplier"
 
 _SIZES = (

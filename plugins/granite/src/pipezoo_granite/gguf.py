@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from pipezoo_core.weights import (
+    SOFTMAX,
     GGUFDecoder,
     GGUFFile,
     LazyTensor,
@@ -40,9 +41,11 @@ def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
 
     Raises:
         CorruptCheckpointError: a key that every such file has is missing, or a size is no whole number above 0.
-        UnsupportedModelError: layers differ in their heads, or the file rotates in a way that no config.json can say.
+        UnsupportedModelError: layers differ in their heads, or the file rotates, chooses experts or has windows in a
+            way that no config.json can say.
     """
     decoder = GGUFDecoder(file, _ARCHITECTURE)
+    decoder.check_neutral(expert_gating_func=SOFTMAX)
     heads = decoder.kv_heads()
     fields = decoder.config(num_kv_heads=max(heads))
     width, num_heads = decoder.size("ssm.inner_size"), decoder.size("ssm.time_step_rank")

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from pipezoo_core.weights import (
+    SOFTMAX,
     GGUFDecoder,
     GGUFFile,
     LazyTensor,
@@ -48,7 +49,6 @@ _NAMES = {
     "ssm_out": "linear_attn.out_proj",
 }
 _NORMS = ("attn_norm", "post_attention_norm", "attn_q_norm", "attn_k_norm", "output_norm")
-_SOFTMAX = (0, 1)  # of llama.cpp's functions that make scores of a router's logits; 0 is none
 
 _Change = Callable[[LazyTensor], LazyTensor]
 
@@ -65,7 +65,7 @@ def hybrid_config_from_gguf(file: GGUFFile) -> dict[str, Any]:
     """
     architecture, model_type = file.metadata["general.architecture"], model_type_of(file)
     decoder = GGUFDecoder(file, architecture)
-    decoder.check_neutral(expert_gating_func=_SOFTMAX)
+    decoder.check_neutral(expert_gating_func=SOFTMAX)
     num_layers = decoder.num_layers() - decoder.num_further_layers()
     num_heads, is_mixture = decoder.size("ssm.time_step_rank"), model_type != "qwen3_5_text"
     shared_size = decoder.size("expert_shared_feed_forward_length") if is_mixture else None
