@@ -154,11 +154,15 @@ class DecoderConfig(abc.ABC):
 
 
 def _parts(config: object) -> Iterator[object]:
-    """Yields a config, and the parts that it and they consist of."""
+    """Yields a config, and the parts that it and they consist of.
+
+    They are frozen. A config of transformers, which may be a field, too, is not: its numbers are not computed with.
+    """
     yield config
     assert is_dataclass(config)
     for field in fields(config):
-        if is_dataclass(value := getattr(config, field.name)):
+        value = getattr(config, field.name)
+        if is_dataclass(value) and getattr(value, "__dataclass_params__").frozen:  # noqa: B009 - mypy knows no such name
             yield from _parts(value)
 
 
