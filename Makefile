@@ -29,7 +29,7 @@ test: quick ## run all tests; the slow ones beside each other, their threads asl
 	@OMP_WAIT_POLICY=passive $(TESTS) -m "slow and not alone" -n auto --dist worksteal
 	@$(TESTS) -m "slow and alone"
 
-quick: install ## run most tests, in about two minutes; a thread for each process, because busy teams slow each other
+quick: install ## run most tests, in about three minutes on two cores; a thread for each process, because busy teams slow each other
 	@OMP_NUM_THREADS=1 $(TESTS) -m "not slow" -n auto --dist worksteal
 
 check: install ## lint, types, import rules
