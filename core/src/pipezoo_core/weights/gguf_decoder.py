@@ -15,8 +15,10 @@ from pipezoo_core.weights.gguf_rope import YARN_KEYS, check_rope_keys, llama3_fr
 
 __all__ = ["SIGMOID", "SOFTMAX", "GGUFDecoder", "model_type_of"]
 
-SOFTMAX, SIGMOID = (0, 1), 2  # of llama.cpp's functions that make scores of a router's logits; 0 is none
-"""Of llama.cpp's functions that make scores of a router's logits, under `expert_gating_func`."""
+SOFTMAX = (0, 1)
+"""What a file's `expert_gating_func` says for scores of a router that softmax makes; 0 stands for none."""
+SIGMOID = 2
+"""What it says for scores that the sigmoid makes."""
 
 _MODEL_TYPES = {  # where llama.cpp has another name
     "granitehybrid": "granitemoehybrid",
