@@ -119,11 +119,7 @@ def write_gguf(
     writer.add_key_length(head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(rope["rope_theta"])
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([1] * (len(TOKENS) - 2) + [3, 3])
-    writer.add_token_merges(["h e"])
+    add_vocabulary(writer, pre)
     writer.add_eos_token_id(END)
     writer.add_chat_template(CHAT_TEMPLATE)
     for key, value in (metadata or {}).items():
@@ -150,6 +146,15 @@ def write_gguf(
     return path
 
 
+def add_vocabulary(writer, pre):
+    """Adds a byte-level vocabulary of `TOKENS`, whose pre-tokenizer has this name."""
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([1] * (len(TOKENS) - 2) + [3, 3])
+    writer.add_token_merges(["h e"])
+
+
 def write_converted(reference, folder, quantization=gguf.GGMLQuantizationType.F32, metadata=None, tensors=None, *, pre):
     """Writes a transformers model as `pipezoo_core.testing` says that llama.cpp's converter does; returns the file.
 
@@ -166,11 +171,7 @@ def write_converted(reference, folder, quantization=gguf.GGMLQuantizationType.F3
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in {**metadata_of(config), **(metadata or {})}.items():
         getattr(writer, ADDERS[type(value)])(f"{architecture}.{key}", value)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([1] * (len(TOKENS) - 2) + [3, 3])
-    writer.add_token_merges(["h e"])
+    add_vocabulary(writer, pre)
     writer.add_bos_token_id(len(TOKENS) - 2)
     for name, tensor in {**converted_tensors(reference), **(tensors or {})}.items():
         if tensor is not None:

@@ -6,7 +6,11 @@ import torch
 from pipezoo_core.layers.quantized import GROUP
 from pipezoo_core.native import NativeKernels
 
-__all__ = ["kernels", "random", "rounded_rows"]
+__all__ = ["kernels", "needs_kernels", "random", "rounded_rows"]
+
+needs_kernels = pytest.mark.skipif(
+    NativeKernels(torch.device("cpu"), torch.float32).obstacle is not None, reason="pipezoo-kernels cannot be used here"
+)
 
 
 def kernels(dtype=torch.float32):

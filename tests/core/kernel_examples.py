@@ -60,7 +60,7 @@ def examples(dtype: torch.dtype) -> tuple[NativeKernels, list[Example]]:
     def wide(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator)
 
-    def heads(x, packed):  # type: ignore[no-untyped-def]
+    def heads(x, packed):
         k.check_packed(packed, None, (192, 32), Packing.none)
         return k.multiply_heads(x, packed, (64, 32))
 
@@ -106,11 +106,11 @@ def examples(dtype: torch.dtype) -> tuple[NativeKernels, list[Example]]:
 def _of_packings(k: NativeKernels, x: Callable[..., torch.Tensor]) -> list[Example]:
     """Of rows of a file, of all kinds, and of weights that were packed otherwise."""
 
-    def product(x, packed, bias, packing):  # type: ignore[no-untyped-def]
+    def product(x, packed, bias, packing):
         k.check_packed(packed, bias, (37, 256), packing)
         return k.linear(x, packed, bias, (37, 256), packing=packing)
 
-    def taken(indices, packed, packing):  # type: ignore[no-untyped-def]
+    def taken(indices, packed, packing):
         k.check_packed(packed, None, (37, 256), packing)
         return k.packed_rows(indices, packed, (37, 256), packing)
 
@@ -151,7 +151,7 @@ def _of_attention(k: NativeKernels, x: Callable[..., torch.Tensor]) -> list[Exam
     attention = NativeAttention(spec, k, 32)
     plan = attention.plan(RaggedBatch([2, 1], [0, 0], [2, 1], [[[0], [1]]]), 32, CPU, 0)
 
-    def attend(q, k, v, cos, sin, keys, values, sinks):  # type: ignore[no-untyped-def]
+    def attend(q, k, v, cos, sin, keys, values, sinks):
         return attention.attend(q, k, v, keys, values, plan, (cos, sin), sinks)
 
     pages = [torch.zeros(shape, dtype=k.dtype) for shape in attention.page_shapes(2, 32) if shape is not None]

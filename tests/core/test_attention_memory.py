@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from kernels_here import needs_kernels
 
 from pipezoo_core.attention import AttentionSpec, NativeAttention, PagedAttention
 from pipezoo_core.attention.paged_plan import plan_pages
@@ -41,7 +42,7 @@ def bytes_of_pieces(attention, lengths, page_size):
     return partials.nbytes
 
 
-@pytest.mark.skipif(KERNELS.obstacle is not None, reason="no kernels here")
+@needs_kernels
 @pytest.mark.parametrize("page_size", [32, 96, 512])
 @pytest.mark.parametrize("settings", [{}, LATENT, *({name: size} for name in ("sliding_window", "chunk")
                                                     for size in (100, 600, 20_000))])  # fmt: skip
@@ -58,7 +59,7 @@ def test_pieces_of_decodes_have_a_result_each(settings, page_size):
     assert bytes_of_pieces(attention, [41_985] * 4, page_size) == 4 * found[41_985]
 
 
-@pytest.mark.skipif(KERNELS.obstacle is not None, reason="no kernels here")
+@needs_kernels
 @pytest.mark.parametrize(("length", "num_pieces"), [(2**13, 32), (2**14, 48), (2**15, 72), (2**20, 225)])
 def test_pieces_grow_with_the_logarithm_of_the_length(length, num_pieces):
     """Of 32 requests of DeepSeek-V3 of 16k, their results are 404 MB."""
@@ -67,7 +68,7 @@ def test_pieces_grow_with_the_logarithm_of_the_length(length, num_pieces):
     assert found == attention.planned_memory(32, length) == 32 * num_pieces * 128 * 514 * 4
 
 
-@pytest.mark.skipif(KERNELS.obstacle is not None, reason="no kernels here")
+@needs_kernels
 @pytest.mark.parametrize(("settings", "num_pieces"), [({"sliding_window": 20_000}, 80), ({"chunk": 20_000}, 79)])
 def test_pieces_of_a_window_do_not_become_longer(settings, num_pieces):
     """20,000 keys are 78.1 times 256. A window begins and ends anywhere in a piece, a chunk at multiples of 32 keys."""

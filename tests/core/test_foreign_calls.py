@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernels_here import needs_kernels
 
 from pipezoo_core.decoder.recorded_module import RecordedModule
 from pipezoo_core.errors import UnsupportedModelError
@@ -19,7 +20,7 @@ from pipezoo_core.native.made_memory import MadeMemory
 from pipezoo_core.native.program import Notes, Place, lifetimes
 
 KERNELS = NativeKernels(torch.device("cpu"), torch.float32)
-pytestmark = pytest.mark.skipif(KERNELS.obstacle is not None, reason="pipezoo-kernels cannot be used here")
+pytestmark = needs_kernels
 VOCABULARY, SIZE, MAX_ROWS = 50, 32, 48
 
 

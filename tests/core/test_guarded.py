@@ -5,15 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-
-from pipezoo_core.native import NativeKernels
+from kernels_here import needs_kernels
 
 SCRIPT = Path(__file__).with_name("guarded.py")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(NativeKernels(torch.device("cpu"), torch.float32).obstacle is not None, reason="no kernels here")
+@needs_kernels
 @pytest.mark.parametrize("what", ["attention", "experts", "layers", "recurrence"])
 def test_nothing_beyond_is_touched(what):
     done = subprocess.run([sys.executable, SCRIPT, what], capture_output=True, text=True, timeout=300)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kernels_here import needs_kernels
 
 from pipezoo_core.attention import Attention, AttentionBackends, AttentionSpec, NativeAttention
 from pipezoo_core.config import AttentionName
@@ -23,7 +24,6 @@ from pipezoo_core.recurrence import StateStep
 
 CPU = torch.device("cpu")
 F32, BF16 = torch.float32, torch.bfloat16
-needs_kernels = pytest.mark.skipif(NativeKernels(CPU, F32).obstacle is not None, reason="no kernels here")
 
 
 def other(dtype):

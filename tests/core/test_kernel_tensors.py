@@ -9,6 +9,7 @@ import inspect
 import pytest
 import torch
 from core.kernel_examples import ROWS, examples
+from kernels_here import needs_kernels
 
 from pipezoo_core.errors import TensorMismatchError
 from pipezoo_core.layers import Heads, LatentHeads, Router, Routing
@@ -19,7 +20,7 @@ from pipezoo_core.native import Form, NativeKernels, kernel_notes, variants
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32, torch.uint8)
 pytestmark = [
-    pytest.mark.skipif(NativeKernels(CPU, torch.float32).obstacle is not None, reason="no kernels here"),
+    needs_kernels,
     pytest.mark.filterwarnings("ignore:.*out of the range:UserWarning"),
 ]
 

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
+from kernels_here import needs_kernels
 
-from pipezoo_core.native import NativeKernels, variants
+from pipezoo_core.native import variants
 
 FILES = (
     "core/test_attention.py", "core/test_e4m3.py", "core/test_experts.py", "core/test_latent_heads.py",
@@ -43,7 +43,7 @@ def is_passed_over(variant):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(NativeKernels(torch.device("cpu"), torch.float32).obstacle is not None, reason="no kernels here")
+@needs_kernels
 @pytest.mark.parametrize("variant", HIDDEN)
 def test_their_own_tests(variant):
     if not is_passed_over(variant):

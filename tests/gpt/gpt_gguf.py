@@ -2,7 +2,7 @@
 
 import gguf
 import numpy as np
-from gguf_files import ADDERS, CHAT_TEMPLATE, END, TOKENS
+from gguf_files import ADDERS, CHAT_TEMPLATE, END, add_vocabulary
 
 F32 = gguf.GGMLQuantizationType.F32
 
@@ -21,11 +21,7 @@ def write(path, architecture, metadata, tensors, quantization=F32, *, pre):
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in metadata.items():
         getattr(writer, ADDERS[type(value)])(f"{architecture}.{key}", value)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([1] * (len(TOKENS) - 2) + [3, 3])
-    writer.add_token_merges(["h e"])
+    add_vocabulary(writer, pre)
     writer.add_bos_token_id(END)
     writer.add_eos_token_id(END)
     writer.add_chat_template(CHAT_TEMPLATE)

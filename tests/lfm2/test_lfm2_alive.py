@@ -5,11 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from core.state_steps import step_of
-from kernels_here import random
+from kernels_here import needs_kernels, random
 
 from pipezoo_core.config import PipelineConfig
 from pipezoo_core.layers import KernelUse
-from pipezoo_core.native import NativeKernels
 from pipezoo_core.testing.tensors_alive import PeakOfTensors
 from pipezoo_lfm2.model import Lfm2ShortConvolution
 from pipezoo_lfm2.plugin import pipezoo_architectures
@@ -58,7 +57,7 @@ def test_what_requests_add_to_the_plan():
     assert (added[1] - added[0]) / 1.1 == pytest.approx(55 * (3 * SIZE + 2 * 100) * 4, abs=2)
 
 
-@pytest.mark.skipif(NativeKernels(torch.device("cpu"), torch.float32).obstacle is not None, reason="no kernels here")
+@needs_kernels
 def test_what_long_decodes_add_to_the_plan():
     """A result for each head of each piece, of 256 keys."""
     added = [planned(max_batch_size=8, max_length=length) for length in (256, 2048)]

@@ -43,7 +43,7 @@ _STACKED = {
     "ffn_down_exps": "down_proj",
 }
 _OF_ONE_EXPERT = {"ffn_gate": "gate_proj", "ffn_up": "up_proj", "ffn_down": "down_proj"}
-_PLACE = re.compile(r"(?:blk\.(\d+)\.)?(.*)", re.DOTALL)
+_LAYER = re.compile(r"blk\.(\d+)\.")
 _KIND = re.compile(r"(.+?)(?:\.(\d+))?\.(weight|bias)")
 _TABLES = ("rope_factors_long.weight", "rope_factors_short.weight", "rope_freqs.weight")  # the config has them
 
@@ -72,18 +72,17 @@ def renamed_from_gguf(
     """
     found: dict[str, LazyTensor] = {}
     known, changes = {**_NAMES, **(names or {})}, changes or {}
+    kinds = known.keys() | _STACKED.keys()
     for name, tensor in tensors.items():
-        place = _PLACE.fullmatch(name)
-        assert place is not None  # whatever the name
         if name in _TABLES:
             continue
-        layer, own = place.groups()
-        prefix = "" if layer is None else f"{layers}.{layer}."
+        layer = _LAYER.match(name)
+        prefix, own = (f"{layers}.{layer[1]}.", name[layer.end() :]) if layer else ("", name)
         match = _KIND.fullmatch(own)
         kind, number, parameter = match.groups() if match else (own, None, None)
         if own in known:
             found[prefix + known[own]] = _changed(tensor, changes.get(own))
-        elif match is None or kind not in ({**known, **_STACKED} if number is None else _OF_ONE_EXPERT):
+        elif match is None or kind not in (kinds if number is None else _OF_ONE_EXPERT):
             found[name] = tensor
         elif number is not None:
             found[f"{prefix}{experts}.{number}.{_OF_ONE_EXPERT[kind]}.{parameter}"] = tensor
