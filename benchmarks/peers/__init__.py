@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-NAMES = ("pipezoo", "pipezoo_torch", "transformers", "vllm", "llamacpp", "openvino", "max")
+NAMES = ("pipezoo", "pipezoo_torch", "pipezoo_fallback", "transformers", "vllm", "llamacpp", "openvino", "max")
 FILE_TYPES = {name: name for name in ("q4_k_m", "q5_k_m", "q6_k", "q8_0")}
 """Quantized GGUF files that engines compute from as they lie, each a dtype by its own name."""
 NUM_THREADS = len(os.sched_getaffinity(0))
