@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tokenizers.models import BPE
+    from tokenizers.normalizers import Normalizer
+    from tokenizers.pre_tokenizers import PreTokenizer
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["TokenLength"]
@@ -40,14 +43,16 @@ class TokenLength:
         backend = getattr(delegate, "backend_tokenizer", None)
         if backend is None:
             return None
-        settings = json.loads(backend.to_str())
-        model, normalizers = settings["model"], list(_parts(settings["normalizer"], "normalizers"))
-        pre_tokenizers = list(_parts(settings["pre_tokenizer"], "pretokenizers"))
+        from tokenizers import models
+
+        model = backend.model
+        normalizers = list(_parts(backend.normalizer, "normalizers"))
+        pre_tokenizers = list(_parts(backend.pre_tokenizer, "pretokenizers"))
         keeps_all = (
-            model["type"] == "BPE"
+            isinstance(model, models.BPE)
             and all(_keeps_text(part) for part in normalizers)
             and all(part["type"] in _KEEP_TEXT and part.get("behavior") != "Removed" for part in pre_tokenizers)
-            and not any(token["lstrip"] or token["rstrip"] for token in settings["added_tokens"])
+            and not any(token.lstrip or token.rstrip for token in backend.get_added_tokens_decoder().values())
         )
         vanishing = _vanishing(model, pre_tokenizers) if keeps_all else None
         if vanishing is None:
@@ -60,11 +65,17 @@ class TokenLength:
         return -(-(len(text) - sum(map(text.count, self.vanishing))) // self.max_characters)
 
 
-def _parts(part: Mapping[str, Any] | None, name: str) -> Iterator[Mapping[str, Any]]:
-    if part is not None and part["type"] == "Sequence":
+def _parts(component: Normalizer | PreTokenizer | None, name: str) -> Iterator[Mapping[str, Any]]:
+    """Reads the settings of what a sequence consists of; those of the whole tokenizer hold its vocabulary, too."""
+    if component is not None:
+        yield from _flat(json.loads(component.__getstate__()), name)
+
+
+def _flat(part: Mapping[str, Any], name: str) -> Iterator[Mapping[str, Any]]:
+    if part["type"] == "Sequence":
         for inner in part[name]:
-            yield from _parts(inner, name)
-    elif part is not None:
+            yield from _flat(inner, name)
+    else:
         yield part
 
 
@@ -75,15 +86,18 @@ def _keeps_text(normalizer: Mapping[str, Any]) -> bool:
     return normalizer["type"] in ("NFC", "Prepend")
 
 
-def _vanishing(model: Mapping[str, Any], pre_tokenizers: list[Mapping[str, Any]]) -> str | None:
+def _vanishing(model: BPE, pre_tokenizers: list[Mapping[str, Any]]) -> str | None:
     """Returns the characters without any byte in the vocabulary; None where these are not only ASCII's."""
     if not any(part["type"] == "ByteLevel" for part in pre_tokenizers):
-        has_all = model["byte_fallback"] and all(f"<0x{byte:02X}>" in model["vocab"] for byte in range(_NUM_BYTES))
-        return "" if has_all else None
+        return "" if model.byte_fallback and all(_has(model, f"<0x{byte:02X}>") for byte in range(_NUM_BYTES)) else None
     letters = _letters_of_bytes()
-    if any(letters[byte] not in model["vocab"] for byte in _CONTINUATION):  # every other character has one of these
+    if not all(_has(model, letters[byte]) for byte in _CONTINUATION):  # every other character has one of these
         return None
-    return "".join(chr(byte) for byte in range(_NUM_ASCII) if letters[byte] not in model["vocab"])
+    return "".join(chr(byte) for byte in range(_NUM_ASCII) if not _has(model, letters[byte]))
+
+
+def _has(model: BPE, piece: str) -> bool:
+    return model.token_to_id(piece) is not None
 
 
 def _letters_of_bytes() -> dict[int, str]:
