@@ -196,6 +196,9 @@ def test_the_librarys_own_stream_of_a_response_with_a_call(client):
         max_output_tokens=4,
     )
     assert second.usage.input_tokens > whole.usage.input_tokens + whole.usage.output_tokens
+    dumped = [item.model_dump() for item in (call, *second.output)]  # with null for all that the library knows
+    third = client.responses.create(model="tiny", input=[*dumped, result], tools=RESPONSE_TOOLS, max_output_tokens=4)
+    assert third.usage.input_tokens > 0
 
 
 def test_a_response_follows_a_schema(client):
@@ -215,7 +218,11 @@ def test_a_response_follows_a_schema(client):
         ({"background": True}, "background"),
         ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://x"}]}]}, None),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://x"}]}]},
+            "input.0.content.0.type",
+        ),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0"),
         ({"conversation": "c"}, "conversation"),
         ({"text": {"format": {"type": "text", "schema": {"type": "object"}}}}, "text.format.schema"),
         ({"text": {"format": {"type": "json_object", "schema": {}}}}, "text.format.schema"),

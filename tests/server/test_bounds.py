@@ -105,11 +105,14 @@ def test_completions(client, fields, param):
         ({"messages": [{"role": "user"}]}, None),
         ({"messages": [{"content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": "x", "contents": "y"}]}, "messages.0.contents"),
-        ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages.0.content.0.image_url"),
+        ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages.0.content.0.type"),
         ({"messages": [{"role": "user", "content": "x" * 20_000}]}, None),
         ({"messages": [{"role": "user", "content": "x"}] * 70_000}, None),
         ({"chat_template": "{{ x }}"}, "chat_template"),
         ({"chat_template_kwargs": {"messages": []}}, None),
+        ({"tools": [{"type": "web_search", "size": 1}]}, "tools.0.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "text", "json_schema": {"schema": {}}}}, "response_format"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 1000}, "top_logprobs"),
@@ -147,7 +150,29 @@ def test_chats(client, fields, param):
 def test_bodies_that_are_none(client, content):
     for path in ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"):
         refused(client, path, None, content=content, headers={"content-type": "application/json"})
-    refused(client, "/v1/completions", None, content=content)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"content-type": "application/x-www-form-urlencoded"},  # what `curl -d` says
+        {"content-type": "text/plain;application/json"},
+        {"content-type": "application/jsonl"},
+        {"content-type": "application/json", "content-encoding": "gzip"},
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/tokenize"])
+def test_a_body_that_is_not_said_to_be_json(client, path, headers):
+    error = refused(client, path, None, 415, content=b'{"prompt": "secret"}', headers=headers)
+    assert error["code"] == "unsupported_body"
+    assert "Content-" in error["message"]
+    assert "secret" not in error["message"]
+
+
+@pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "Application/JSON", "application/problem+json"])
+def test_one_that_is(client, kind):
+    assert client.post("/tokenize", content=b'{"prompt": "hi"}', headers={"content-type": kind}).status_code == 200
 
 
 def test_a_body_that_is_too_large(client):

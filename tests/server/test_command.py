@@ -15,6 +15,9 @@ from server.test_disconnects import LONG, until
 from typer.testing import CliRunner
 
 from pipezoo.cli.main import app
+from pipezoo.serve.run import bound
+from pipezoo.serve.settings import ServeSettings
+from pipezoo_core.errors import InvalidSettingError
 
 SMALL = ["--dtype", "float32", "--device", "cpu", "--kv-cache-memory", "4MiB", "--port", "0"]
 
@@ -118,6 +121,14 @@ def test_no_engine_outlives_its_server(tiny_gguf):
             return True
 
     until(lambda: all(map(is_gone, pids)))
+
+
+def test_an_address_is_one_servers_from_the_moment_it_is_taken():
+    """And not only when it speaks HTTP there: a model may have to be found first."""
+    with bound(ServeSettings(port=0)) as first:
+        taken = ServeSettings(port=first.getsockname()[1])
+        with pytest.raises(InvalidSettingError, match="cannot listen at this address"):
+            bound(taken)
 
 
 def test_bad_options():

@@ -3,6 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
+from pipezoo.serve.fields.body import UNKNOWN_FIELD
 from pipezoo.serve.fields.chat import ChatBody
 from pipezoo.serve.fields.message import MAX_MESSAGES
 from pipezoo.serve.fields.responses import ResponsesBody
@@ -43,6 +44,37 @@ def test_many_bad_items_cost_no_more_than_one(body, fields):
 def test_lists_have_a_bound(body, fields):
     with pytest.raises(ValidationError, match="too_long"):
         body.model_validate(fields)
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        (ChatBody, {"messages": [{**MESSAGE, "audio": None, "refusal": None, "phase": None}], "user": None}),
+        (ChatBody, {"messages": [MESSAGE], "response_format": {"type": "text", "strict": None}}),
+        (ResponsesBody, {"input": [{**MESSAGE, "phase": None}], "conversation": None, "include": None}),
+    ],
+)
+def test_what_is_null_is_not_given_even_if_it_is_not_known(body, fields):
+    """Clients that write out all fields they know send what a later version of the interface has."""
+    assert body.model_validate(fields)
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        (ChatBody, {"messages": [{**MESSAGE, "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}),
+        (ChatBody, {"messages": [MESSAGE], "tools": [{"type": "custom", "custom": {"name": "x"}}]}),
+        (ResponsesBody, {"input": [{**MESSAGE, "content": [{"type": "input_image", **dict.fromkeys("abcdef", 1)}]}]}),
+        (ResponsesBody, {"input": "hi", "tools": [{"type": "web_search", "search_context_size": "low"}]}),
+    ],
+)
+def test_an_object_of_another_type_is_refused_for_its_type(body, fields):
+    """And not for the fields that only such ones have."""
+    with pytest.raises(ValidationError) as caught:
+        body.model_validate(fields)
+
+    assert "type" in {error["loc"][-1] for error in caught.value.errors()}
+    assert UNKNOWN_FIELD not in {error["type"] for error in caught.value.errors()}
 
 
 def test_what_an_assistant_wrote_in_several_items_is_one_message():

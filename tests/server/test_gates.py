@@ -114,6 +114,29 @@ def test_no_page_may_ask_unless_told_so():
     assert ask(app, "POST", "/v1/completions", headers={"Origin": "https://page.example"}).status_code == 401
 
 
+def test_a_page_that_may_ask_may_send_headers_of_its_client():
+    """OpenAI's client for browsers tells its version in headers of its own."""
+    asks = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
+    asks["Access-Control-Request-Headers"] = "authorization,content-type,x-stainless-lang,x-stainless-os"
+    response = ask(app_of(cors_origins=("https://page.example",)), "OPTIONS", "/v1/chat/completions", headers=asks)
+    assert response.status_code == 200
+    allowed = response.headers["access-control-allow-headers"].lower()
+    assert all(name in allowed for name in asks["Access-Control-Request-Headers"].split(","))
+
+
+def test_head_is_get_without_a_body():
+    app = app_of()
+    paths = [path.replace("{name}", "x") for path, methods in app.openapi()["paths"].items() if "get" in methods]
+    assert {"/health", "/ready", "/metrics", "/v1/models"} <= {*paths}
+    for path in [*paths, "/", "/openapi.json", "/nothing"]:
+        head, get = (ask(app, method, path) for method in ("HEAD", "GET"))
+        assert head.status_code == get.status_code
+        assert head.headers["content-type"] == get.headers["content-type"]
+        assert not head.content
+    assert ask(app, "HEAD", "/v1/completions").status_code == 405
+    assert ask(app_of(api_keys=KEYS), "HEAD", "/version").status_code == 401
+
+
 def test_before_the_engine_is_ready():
     app = app_of()
     assert ask(app, "GET", "/health").json() == {"status": "loading"}

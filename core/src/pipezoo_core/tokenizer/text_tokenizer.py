@@ -234,7 +234,7 @@ class TextTokenizer:
             fewest = 0 if self._token_length is None else self._token_length.fewest_tokens(prompt)
         if max_length is not None and fewest > max_length:
             raise PromptTooLongError(
-                "the prompt is longer than the model's context",
+                "the prompt is too long for the model's context",
                 found=f"at least {fewest} tokens",
                 allowed=f"at most {max_length - 1}, which leaves room for one new token",
                 cure="Shorten the prompt, or raise max_length if the model allows it.",

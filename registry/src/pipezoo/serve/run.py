@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["new_server", "serve"]
 
+_MAX_UNACCEPTED = 2048  # connections; as many as uvicorn's own listeners let wait
+
 
 def serve(
     model: str | Path,
@@ -51,7 +53,7 @@ def serve(
 
 
 def bound(settings: ServeSettings) -> socket.socket:
-    """Returns a socket at the address of the settings.
+    """Returns a socket that listens at the address of the settings: before it does, another server could have it, too.
 
     Raises:
         InvalidSettingError: it cannot be had.
@@ -61,6 +63,7 @@ def bound(settings: ServeSettings) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((settings.host, settings.port))
+        listener.listen(_MAX_UNACCEPTED)
     except OSError as error:
         listener.close()
         raise InvalidSettingError(

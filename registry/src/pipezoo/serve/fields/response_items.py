@@ -66,7 +66,6 @@ class ReasoningItem(Body):
     id: str | None = None
     summary: Listed[ReasoningPart] | None = None
     content: Listed[ReasoningPart] | None = None
-    encrypted_content: None = None
     status: str | None = None
 
 

@@ -22,6 +22,7 @@ from pipezoo.serve.errors import (
     TooManyBodiesError,
     UnknownHostError,
     UnknownModelError,
+    UnsupportedBodyError,
 )
 from pipezoo.serve.fields.body import UNKNOWN_FIELD
 from pipezoo_core.errors import (
@@ -52,6 +53,7 @@ _KINDS: Mapping[type[Exception], tuple[int, str, str | None]] = {
     AuthenticationError: (401, "authentication_error", "invalid_api_key"),
     UnknownHostError: (421, _INVALID, "unknown_host"),
     BodyTooLargeError: (413, _INVALID, "body_too_large"),
+    UnsupportedBodyError: (415, _INVALID, "unsupported_body"),
     UnknownModelError: (404, _INVALID, "model_not_found"),
     AdapterNotFoundError: (404, _INVALID, "model_not_found"),
     AdapterInUseError: (409, _INVALID, "adapter_in_use"),
@@ -157,6 +159,8 @@ def _of_validation(error: RequestValidationError) -> Failure:
         return Failure(400, f"field {name!r} is missing" if name else "the body is missing", _INVALID, name)
     what = f"field {param!r} is not valid" if param else "the body is not valid"
     allowed = first["msg"].removeprefix("Input should be ")
+    if first["type"] == "union_tag_invalid":
+        what, allowed = f"the type of {param!r} is not known", first["ctx"]["expected_tags"]
     return Failure(400, f"{what} (found: {shown(first.get('input'))}; allowed: {allowed})", _INVALID, param)
 
 

@@ -206,9 +206,23 @@ class _ChoiceWriter:
         logs["token_logprobs"].append(None)
         logs["top_logprobs"].append(None)
         logs["text_offset"].append(0)
-        self._length = len(self._decode([first]))
-        self._log(logs, positions, Detokenizer(self._decode, prompt_tokens=[first]).push)
+        decode, self._length = self._prompt_decoding()
+        push = Detokenizer(decode, prompt_tokens=[]).push
+        self._length += len(push(first))
+        self._log(logs, positions, push)
         self._length = len(self._prompt_text())
+
+    def _prompt_decoding(self) -> tuple[Callable[[Sequence[int]], str], int]:
+        """Returns what gives the prompt's tokens their text in it, and where this begins.
+
+        A text that the client gave has the special tokens that are written in it, and none that the tokenizer put in
+        front: where `hi` has become `<s>` and `hi`, the tokens' text begins at -3.
+        """
+        given, keep = self._prompt.given, partial(self._tokenizer.decode, skip_special_tokens=False)
+        written = keep(self._prompt.tokens)
+        if self._prompt_text() == given and written.endswith(given):
+            return keep, len(given) - len(written)
+        return self._decode, 0
 
     def _log(self, logs: CompletionLogprobs, positions: Sequence[Position], push: Callable[[int], str]) -> None:
         count = self._wishes.num_logprobs
@@ -220,7 +234,7 @@ class _ChoiceWriter:
             for _, text, value in position.most_likely(count, with_itself=True):
                 top[text] = max(value, top.get(text, value))  # two tokens may have the same text
             logs["top_logprobs"].append(top)
-            logs["text_offset"].append(self._length)
+            logs["text_offset"].append(max(0, self._length))
             self._length += len(push(position.token))
 
 
