@@ -65,7 +65,7 @@ class FakeServer:
             and request.url.path not in PAGE_PATHS
             and request.headers.get("authorization") != f"Bearer {self.key}"
         ):
-            return refusal(401, "the API key is missing or not one of the server's")
+            return refusal(401, "the API key is missing or not one of the server's.")
         return await call_next(request)
 
     async def list_models(self):

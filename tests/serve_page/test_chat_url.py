@@ -124,11 +124,16 @@ def test_without_its_key_a_server_refuses(chat, fake, monkeypatch):
     fake.key = "sesame"
     assert "Put its API key into PIPEZOO_API_KEY." in chat("hello", status=1).stderr
     monkeypatch.setenv("PIPEZOO_API_KEY", "wrong")
-    assert "the server refuses: the API key is missing or not one of the server's" in chat("hello", status=1).stderr
+    said = chat("hello", status=1).stderr
+    assert "the server refuses: the API key is missing or not one of the server's. Put" in said
     monkeypatch.setenv("PIPEZOO_API_KEY", "sesame")
     assert chat("hello").stdout == "You said: hello \n"
     monkeypatch.setenv("PIPEZOO_API_KEY", "two\nlines")
     assert "cannot be sent" in chat("hello", status=1).stderr
+
+
+def test_an_address_with_no_models_is_named(chat, fake):
+    assert f"{fake.url}/nowhere has no /v1/models" in chat("hello", url=f"{fake.url}/nowhere", status=1).stderr
 
 
 @contextmanager

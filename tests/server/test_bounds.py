@@ -153,6 +153,26 @@ def test_bodies_that_are_none(client, content):
 
 
 @pytest.mark.parametrize(
+    ("fields", "param", "allowed"),
+    [
+        ({"prompt": 5.0}, "prompt", ["string", "list"]),
+        ({"prompt": [True]}, "prompt.0", ["string", "integer", "list"]),
+        ({"stop": 3}, "stop", ["string", "list"]),
+    ],
+)
+def test_all_types_that_a_field_may_have_are_told(client, fields, param, allowed):
+    error = refused(client, "/v1/completions", {**PROMPT, **fields})
+    assert error["param"] == param
+    assert all(f"a valid {name}" in error["message"] or f"an {name}" in error["message"] for name in allowed)
+
+
+def test_a_field_too_many_of_an_object_that_may_be_a_word_is_the_one_to_blame(client):
+    choice = {"type": "function", "function": {"name": "f"}, "extra": 1}
+    error = refused(client, "/v1/chat/completions", {**CHAT, "tool_choice": choice})
+    assert (error["param"], error["code"]) == ("tool_choice.extra", "unknown_field")
+
+
+@pytest.mark.parametrize(
     "headers",
     [
         {},

@@ -53,16 +53,24 @@ class ServerConnection:
         Raises:
             ServerUnreachableError: nobody answers at the address.
             ServerRefusedError: the key is missing, or not one of the server's.
-            InvalidRequestError: the server says that the request cannot be served.
-            ServerFailedError: the server says that it has failed, or nothing that can be understood.
+            ServerFailedError: the server does not have the path, says that it has failed, or nothing that can be
+                understood.
         """
-        with self._response("GET", path, None) as response, self._whole(f"{self._url} went away"):
-            return _parsed(response.read(_MAX_BODY))
+        try:
+            with self._response("GET", path, None) as response, self._whole(f"{self._url} went away"):
+                return _parsed(response.read(_MAX_BODY))
+        except InvalidRequestError as error:
+            raise ServerFailedError(
+                f"{self._url} has no {path}, as servers of models do",
+                found=error,
+                cure="See whether the address is right.",
+            ) from error
 
     def events(self, path: str, body: Mapping[str, Any]) -> Generator[Any]:
         """Sends JSON to a path, and yields what comes back as server-sent events, until the server says `[DONE]`.
 
         Raises:
+            InvalidRequestError: the server says that the request cannot be served.
             What `get` does; ServerUnreachableError also where the server goes away before the end.
         """
         with self._response("POST", path, json.dumps(body).encode()) as response:
@@ -138,8 +146,8 @@ def _refuse(status: int, body: bytes) -> NoReturn:
     except ServerFailedError:
         said = f"HTTP status {status}"
     if status in (401, 403):
-        raise ServerRefusedError(f"the server refuses: {said}", cure=f"Put its API key into {API_KEY}.")
-    if status in (400, 404, 413, 422):
+        raise ServerRefusedError(f"the server refuses: {said.rstrip('.')}", cure=f"Put its API key into {API_KEY}.")
+    if status in (400, 404, 413, 415, 422):
         raise InvalidRequestError(said)
     raise ServerFailedError(f"the server does not answer: {said}", found=f"HTTP status {status}")
 

@@ -147,10 +147,10 @@ class Failure:
 def _of_validation(error: RequestValidationError) -> Failure:
     """Returns what is said of the deepest place that is not valid.
 
-    Of several types that a field may have, that is the one that was meant.
+    Of several types that a field may have, that is the one that was meant, or if none was, all of them are told.
     """
     found = [(_place(error.body, each["loc"][1:]), each) for each in error.errors()]
-    place, first = max(found, key=lambda item: len(item[0]))
+    place, first = max(found, key=lambda item: (len(item[0]), item[1]["type"] == UNKNOWN_FIELD))
     param = ".".join(place) or None
     if first["type"] == UNKNOWN_FIELD:
         return Failure(400, first["msg"], _INVALID, ".".join([*place, first["ctx"]["name"]]), "unknown_field")
@@ -158,7 +158,8 @@ def _of_validation(error: RequestValidationError) -> Failure:
         name = ".".join([*place, *map(str, first["loc"][-1:])]) if first["loc"][1:] else None
         return Failure(400, f"field {name!r} is missing" if name else "the body is missing", _INVALID, name)
     what = f"field {param!r} is not valid" if param else "the body is not valid"
-    allowed = first["msg"].removeprefix("Input should be ")
+    said = dict.fromkeys(each["msg"].removeprefix("Input should be ") for other, each in found if other == place)
+    allowed = " or ".join(said)
     if first["type"] == "union_tag_invalid":
         what, allowed = f"the type of {param!r} is not known", first["ctx"]["expected_tags"]
     return Failure(400, f"{what} (found: {shown(first.get('input'))}; allowed: {allowed})", _INVALID, param)
