@@ -235,3 +235,9 @@ def test_what_a_response_cannot_have_is_refused_by_name(client, fields, param):
         client.responses.create(**{"model": "tiny", "input": "Is it?", **fields})
 
     assert param is None or caught.value.param == param
+
+
+def test_the_tokens_of_a_chat_with_tools_are_those_that_are_counted(client, http):
+    question = {"messages": [{"role": "user", "content": "Is it warm?"}], "tools": TOOLS}
+    answer = client.chat.completions.create(model="tiny", max_tokens=1, **question)
+    assert http.post("/tokenize", json=question).json()["count"] == answer.usage.prompt_tokens
