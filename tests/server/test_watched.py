@@ -66,6 +66,17 @@ def test_an_error_behind_it_is_an_event():
     assert end == "data: [DONE]"
 
 
+def test_among_typed_events_it_has_the_next_number(monkeypatch):
+    monkeypatch.setattr(watched, "_SECONDS_OF_SILENCE", 0.02)  # comments have none
+    before = [{"type": "response.created", "sequence_number": 0}, 0.1, {"type": "response.a", "sequence_number": 1}]
+    sent = asyncio.run(call(EventStream(events_of(*before, PromptTooLongError("too long")), is_typed=True)))
+    events = [block for block in body_of(sent).split("\n\n") if block.startswith("event: ")]
+    name, data = events[-1].split("\n")
+    assert name == "event: error"
+    error = json.loads(data.removeprefix("data: "))
+    assert (error["type"], error["code"], error["sequence_number"]) == ("error", "context_length_exceeded", 2)
+
+
 def test_what_nobody_foresaw_is_logged_and_not_told(caplog):
     sent = asyncio.run(call(EventStream(events_of({}, RuntimeError("secret of the machine")))))
     assert "secret" not in body_of(sent)

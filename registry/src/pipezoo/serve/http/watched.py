@@ -84,7 +84,8 @@ class EventStream(_Watched):
 
     Args:
         events: the objects; it is closed when the client goes away.
-        is_typed: whether the events are named by their `type`, an error among them, and there is no `[DONE]`.
+        is_typed: whether the events are named by their `type` and numbered from 0 on, an error among them, and there is
+            no `[DONE]`.
     """
 
     def __init__(self, events: AsyncGenerator[Any], *, is_typed: bool = False) -> None:
@@ -94,6 +95,7 @@ class EventStream(_Watched):
 
     async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
         has_begun = False
+        num_events = 0
 
         async def begin() -> None:
             nonlocal has_begun
@@ -109,12 +111,14 @@ class EventStream(_Watched):
             async with aclosing(self._events), aclosing(_with_silences(self._events)) as events:
                 async for event in events:
                     await send_body(_SILENCE if event is None else self._as_event(event))
+                    num_events += event is not None
         except Exception as error:  # becomes the response, or the last event of one that has begun
             if not has_begun:
                 await failure_response(error)(scope, receive, send)
                 return
             body = Failure.of(error).body
-            await send_body(self._as_event({**body["error"], "type": "error"} if self._is_typed else body))
+            typed = {**body["error"], "type": "error", "sequence_number": num_events}
+            await send_body(self._as_event(typed if self._is_typed else body))
         await send_body(b"" if self._is_typed else _END, more=False)
 
     def _as_event(self, content: Any) -> bytes:
