@@ -5,8 +5,11 @@ from pydantic import ValidationError
 
 from pipezoo.serve.fields.body import UNKNOWN_FIELD
 from pipezoo.serve.fields.chat import ChatBody
+from pipezoo.serve.fields.completion import CompletionBody
 from pipezoo.serve.fields.message import MAX_MESSAGES
 from pipezoo.serve.fields.responses import ResponsesBody
+from pipezoo.serve.fields.stream_options import StreamOptions
+from pipezoo.serve.fields.tokens import TokenizeBody
 from pipezoo_core.chat_responses import MAX_TOOLS
 
 MESSAGE = {"role": "user", "content": "hi"}
@@ -49,12 +52,27 @@ def test_lists_have_a_bound(body, fields):
 @pytest.mark.parametrize(
     ("body", "fields"),
     [
+        (ChatBody, {"messages": [MESSAGE]}),
+        (CompletionBody, {"prompt": "hi"}),
+        (ResponsesBody, {"input": [MESSAGE]}),
+        (TokenizeBody, {"prompt": "hi"}),
+        (StreamOptions, {}),
+    ],
+)
+def test_what_is_null_is_not_given(body, fields):
+    nulls = {field.alias or name: None for name, field in body.model_fields.items()}
+    assert body.model_validate(nulls | fields) == body.model_validate(fields)
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
         (ChatBody, {"messages": [{**MESSAGE, "audio": None, "refusal": None, "phase": None}], "user": None}),
         (ChatBody, {"messages": [MESSAGE], "response_format": {"type": "text", "strict": None}}),
         (ResponsesBody, {"input": [{**MESSAGE, "phase": None}], "conversation": None, "include": None}),
     ],
 )
-def test_what_is_null_is_not_given_even_if_it_is_not_known(body, fields):
+def test_nor_is_what_is_null_and_not_known(body, fields):
     """Clients that write out all fields they know send what a later version of the interface has."""
     assert body.model_validate(fields)
 

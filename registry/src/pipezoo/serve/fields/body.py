@@ -47,10 +47,11 @@ class Body(BaseModel):
     def _knows_all_fields(cls, values: Any) -> Any:
         if isinstance(values, Mapping):
             known = {field.alias or name for name, field in cls.model_fields.items()}
-            unknown = next((name for name, value in values.items() if value is not None and name not in known), None)
-            if unknown is not None and _is_of_known_type(cls, values):
+            given = {name: value for name, value in values.items() if value is not None}
+            unknown = next((name for name in given if name not in known), None)
+            if unknown is not None and _is_of_known_type(cls, given):
                 raise _unknown(unknown, sorted(known))
-            return {name: value for name, value in values.items() if name in known}
+            return {name: value for name, value in given.items() if name in known}
         return values
 
     def given(self) -> dict[str, Any]:
