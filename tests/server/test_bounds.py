@@ -104,6 +104,7 @@ def test_completions(client, fields, param):
         ({"messages": []}, None),
         ({"messages": [{"role": "user"}]}, None),
         ({"messages": [{"content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"content": "x", "role": None}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": "x", "contents": "y"}]}, "messages.0.contents"),
         ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages.0.content.0.type"),
         ({"messages": [{"role": "user", "content": "x" * 20_000}]}, None),

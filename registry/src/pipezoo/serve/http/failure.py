@@ -155,7 +155,8 @@ def _of_validation(error: RequestValidationError) -> Failure:
     if first["type"] == UNKNOWN_FIELD:
         return Failure(400, first["msg"], _INVALID, ".".join([*place, first["ctx"]["name"]]), "unknown_field")
     if first["type"] == "missing":
-        name = ".".join([*place, *map(str, first["loc"][-1:])]) if first["loc"][1:] else None
+        *outer, last = first["loc"][1:] or [None]  # a null is one, too, and has a place
+        name = None if last is None else ".".join([*_place(error.body, outer), str(last)])
         return Failure(400, f"field {name!r} is missing" if name else "the body is missing", _INVALID, name)
     what = f"field {param!r} is not valid" if param else "the body is not valid"
     said = dict.fromkeys(each["msg"].removeprefix("Input should be ") for other, each in found if other == place)
