@@ -1,15 +1,16 @@
 """Lists of a client's: bounded, given up at the first bad item, and conversations of items as messages."""
 
+import importlib
+import pkgutil
+
 import pytest
 from pydantic import ValidationError
 
-from pipezoo.serve.fields.body import UNKNOWN_FIELD
+from pipezoo.serve import fields as field_modules
+from pipezoo.serve.fields.body import UNKNOWN_FIELD, Body
 from pipezoo.serve.fields.chat import ChatBody
-from pipezoo.serve.fields.completion import CompletionBody
 from pipezoo.serve.fields.message import MAX_MESSAGES
 from pipezoo.serve.fields.responses import ResponsesBody
-from pipezoo.serve.fields.stream_options import StreamOptions
-from pipezoo.serve.fields.tokens import TokenizeBody
 from pipezoo_core.chat_responses import MAX_TOOLS
 
 MESSAGE = {"role": "user", "content": "hi"}
@@ -49,19 +50,57 @@ def test_lists_have_a_bound(body, fields):
         body.model_validate(fields)
 
 
-@pytest.mark.parametrize(
-    ("body", "fields"),
-    [
-        (ChatBody, {"messages": [MESSAGE]}),
-        (CompletionBody, {"prompt": "hi"}),
-        (ResponsesBody, {"input": [MESSAGE]}),
-        (TokenizeBody, {"prompt": "hi"}),
-        (StreamOptions, {}),
-    ],
-)
-def test_what_is_null_is_not_given(body, fields):
+FUNCTION = {"name": "f"}
+NEEDED = {
+    "ChatBody": {"messages": [MESSAGE]},
+    "CompletionBody": {"prompt": "hi"},
+    "ContentPart": {"type": "text", "text": "hi"},
+    "DetokenizeBody": {"tokens": [1]},
+    "FunctionCall": {"name": "f", "arguments": "{}"},
+    "FunctionCallItem": {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"},
+    "FunctionCallOutputItem": {"type": "function_call_output", "call_id": "a", "output": "1"},
+    "FunctionName": FUNCTION,
+    "FunctionSpec": FUNCTION,
+    "FunctionTool": {"type": "function", "function": FUNCTION},
+    "LoadAdapterBody": {"lora_name": "a", "lora_path": "b"},
+    "Message": {"role": "user"},
+    "MessageItem": MESSAGE,
+    "NamedTool": {"type": "function", "function": FUNCTION},
+    "ReasoningItem": {"type": "reasoning"},
+    "ReasoningPart": {"type": "summary_text", "text": "hi"},
+    "ResponseFormat": {"type": "text"},
+    "ResponseTextFormat": {"type": "text"},
+    "ResponseTool": TOOL,
+    "ResponseToolChoice": TOOL,
+    "ResponsesBody": {"input": "hi"},
+    "TextPart": {"type": "text", "text": "hi"},
+    "ToolCall": {"function": {"name": "f", "arguments": "{}"}},
+    "UnloadAdapterBody": {"lora_name": "a"},
+}
+
+
+for module in pkgutil.iter_modules(field_modules.__path__, f"{field_modules.__name__}."):
+    importlib.import_module(module.name)
+
+
+def kinds_of(base):
+    """All bodies, and the objects in them."""
+    return [kind for own in base.__subclasses__() for kind in (own, *kinds_of(own))]
+
+
+@pytest.mark.parametrize("body", kinds_of(Body), ids=lambda body: body.__name__)
+def test_what_is_null_is_not_given(body):
+    fields = NEEDED.get(body.__name__, {})
     nulls = {field.alias or name: None for name, field in body.model_fields.items()}
     assert body.model_validate(nulls | fields) == body.model_validate(fields)
+
+
+@pytest.mark.parametrize("name", [name for name in NEEDED if name.endswith("Item")])
+def test_nor_where_it_says_which_of_several_objects_one_is(name):
+    nulls = dict.fromkeys(("type", "id", "status", "phase"))
+    [item] = ResponsesBody.model_validate({"input": [nulls | NEEDED[name]]}).input
+    assert type(item).__name__ == name
+    assert [item] == ResponsesBody.model_validate({"input": [NEEDED[name]]}).input
 
 
 @pytest.mark.parametrize(

@@ -48,8 +48,10 @@ class Body(BaseModel):
         if isinstance(values, Mapping):
             known = {field.alias or name for name, field in cls.model_fields.items()}
             given = {name: value for name, value in values.items() if value is not None}
+            if not _is_of_known_type(cls, given):
+                return {"type": given["type"]}  # which is to blame, and nothing else of the object
             unknown = next((name for name in given if name not in known), None)
-            if unknown is not None and _is_of_known_type(cls, given):
+            if unknown is not None:
                 raise _unknown(unknown, sorted(known))
             return {name: value for name, value in given.items() if name in known}
         return values
@@ -72,7 +74,7 @@ def check_size(value: Any, most: int) -> Any:
 
 
 def _is_of_known_type(cls: type[Body], values: Mapping[str, Any]) -> bool:
-    """Whether an object's `type` is one that is read here; else that is to blame, and not its fields."""
+    """Whether an object has no `type`, or one that is read here."""
     annotation: Any = cls.model_fields["type"].annotation if "type" in cls.model_fields else None
     return get_origin(annotation) is not Literal or values.get("type") in (None, *get_args(annotation))
 
