@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ from server.test_disconnects import LONG, until
 from typer.testing import CliRunner
 
 from pipezoo.cli.main import app
-from pipezoo.serve.run import bound
+from pipezoo.serve.run import bound, listen
 from pipezoo.serve.settings import ServeSettings
 from pipezoo_core.errors import InvalidSettingError
 
@@ -123,12 +124,19 @@ def test_no_engine_outlives_its_server(tiny_gguf):
     until(lambda: all(map(is_gone, pids)))
 
 
-def test_an_address_is_one_servers_from_the_moment_it_is_taken():
-    """And not only when it speaks HTTP there: a model may have to be found first."""
+def test_an_address_is_one_servers_and_nobody_connects_before_it_answers():
+    """A model may have to be found first, and downloaded."""
     with bound(ServeSettings(port=0)) as first:
-        taken = ServeSettings(port=first.getsockname()[1])
+        same = ServeSettings(port=first.getsockname()[1])
+        with bound(same) as second:
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection((same.host, same.port))
+            listen(first, same)
+            socket.create_connection((same.host, same.port)).close()
+            with pytest.raises(InvalidSettingError, match="cannot listen at this address"):
+                listen(second, same)
         with pytest.raises(InvalidSettingError, match="cannot listen at this address"):
-            bound(taken)
+            bound(same)
 
 
 def test_bad_options():

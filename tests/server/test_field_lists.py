@@ -95,6 +95,23 @@ def test_what_is_null_is_not_given(body):
     assert body.model_validate(nulls | fields) == body.model_validate(fields)
 
 
+def num_errors(body, fields):
+    try:
+        body.model_validate(fields)
+    except ValidationError as error:
+        return error.error_count()
+    return 0
+
+
+@pytest.mark.parametrize("body", kinds_of(Body), ids=lambda body: body.__name__)
+def test_no_field_has_an_error_for_each_of_many_entries(body):
+    for name, field in body.model_fields.items():
+        for entry in (None, 1, "x", [], {}):
+            for value in ([entry] * 5000, {str(number): entry for number in range(5000)}):
+                given = {**NEEDED.get(body.__name__, {}), field.alias or name: value}
+                assert num_errors(body, given) < 10, name
+
+
 @pytest.mark.parametrize("name", [name for name in NEEDED if name.endswith("Item")])
 def test_nor_where_it_says_which_of_several_objects_one_is(name):
     nulls = dict.fromkeys(("type", "id", "status", "phase"))

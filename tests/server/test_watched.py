@@ -66,15 +66,16 @@ def test_an_error_behind_it_is_an_event():
     assert end == "data: [DONE]"
 
 
-def test_among_typed_events_it_has_the_next_number(monkeypatch):
+def test_typed_events_are_numbered_an_error_among_them(monkeypatch):
     monkeypatch.setattr(watched, "_SECONDS_OF_SILENCE", 0.02)  # comments have none
-    before = [{"type": "response.created", "sequence_number": 0}, 0.1, {"type": "response.a", "sequence_number": 1}]
+    before = [{"type": "response.created"}, 0.1, {"type": "response.a"}]
     sent = asyncio.run(call(EventStream(events_of(*before, PromptTooLongError("too long")), is_typed=True)))
     events = [block for block in body_of(sent).split("\n\n") if block.startswith("event: ")]
-    name, data = events[-1].split("\n")
-    assert name == "event: error"
-    error = json.loads(data.removeprefix("data: "))
-    assert (error["type"], error["code"], error["sequence_number"]) == ("error", "context_length_exceeded", 2)
+    names, contents = zip(*(event.removeprefix("event: ").split("\ndata: ") for event in events), strict=True)
+    contents = [json.loads(content) for content in contents]
+    assert [content["type"] for content in contents] == [*names] == ["response.created", "response.a", "error"]
+    assert [content["sequence_number"] for content in contents] == [0, 1, 2]
+    assert contents[-1]["code"] == "context_length_exceeded"
 
 
 def test_what_nobody_foresaw_is_logged_and_not_told(caplog):

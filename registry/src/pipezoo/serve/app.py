@@ -75,7 +75,7 @@ def _add_gates(app: FastAPI, settings: ServeSettings) -> None:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],  # OpenAI's client sends some of its own
             expose_headers=["X-Request-Id"],
         )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Server"]
 
-_SECONDS_TO_KEEP_ALIVE = 75  # longer than proxies and clients do, who would ask just when it ends
+_SECONDS_TO_KEEP_ALIVE = 120  # longer than clients keep one: they would ask just when it ends (nginx 60, Go 90)
 _SECONDS_TO_SAY_GOODBYE = 5  # for responses to end, once their requests have
 
 

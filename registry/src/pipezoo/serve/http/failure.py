@@ -167,8 +167,8 @@ def _of_validation(error: RequestValidationError) -> Failure:
 def _weight(place: Sequence[str | int], error: Mapping[str, Any]) -> tuple[int, int, bool, bool]:
     """Returns how much an error tells, to be compared with others.
 
-    An object that lacks a field is nearly of its type, and a list whose second item is wrong more so than one of another
-    type, whose first item is.
+    An object that lacks a field is nearly of its type, and a list whose second item is wrong is so more than one of
+    another type, whose first item is.
     """
     index = place[-1] if place and isinstance(place[-1], int) else -1
     is_incomplete = error["type"] == "missing" and isinstance(error["input"], Mapping)

@@ -92,10 +92,10 @@ class EventStream(_Watched):
         super().__init__()
         self._events = events
         self._is_typed = is_typed
+        self._num_events = 0
 
     async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
         has_begun = False
-        num_events = 0
 
         async def begin() -> None:
             nonlocal has_begun
@@ -111,18 +111,20 @@ class EventStream(_Watched):
             async with aclosing(self._events), aclosing(_with_silences(self._events)) as events:
                 async for event in events:
                     await send_body(_SILENCE if event is None else self._as_event(event))
-                    num_events += event is not None
         except Exception as error:  # becomes the response, or the last event of one that has begun
             if not has_begun:
                 await failure_response(error)(scope, receive, send)
                 return
             body = Failure.of(error).body
-            typed = {**body["error"], "type": "error", "sequence_number": num_events}
-            await send_body(self._as_event(typed if self._is_typed else body))
+            await send_body(self._as_event({**body["error"], "type": "error"} if self._is_typed else body))
         await send_body(b"" if self._is_typed else _END, more=False)
 
     def _as_event(self, content: Any) -> bytes:
-        name = f"event: {content['type']}\n".encode() if self._is_typed else b""
+        name = b""
+        if self._is_typed:
+            name = f"event: {content['type']}\n".encode()
+            content = {**content, "sequence_number": self._num_events}
+        self._num_events += 1
         return name + b"data: " + msgspec.json.encode(content) + b"\n\n"
 
 

@@ -16,9 +16,9 @@ class PromptPlaces:
     """Goes through a prompt's tokens and its text at once.
 
     The text need not be what the tokens decode to: it may lack special tokens that the tokenizer added, have others
-    written out, or lack a space that SentencePiece puts in front of a word. So a special token has a place where the text
-    has its name, and none elsewhere; and white space that only one of the token and the text has is passed over. Where
-    the tokenizer rewrites text, as to small letters or another number of characters, places are as near as that allows.
+    written out, or lack a space that SentencePiece puts in front of a word. So a special token takes up its name where
+    the text has it, and nothing elsewhere; and white space that only one of the token and the text has is passed over.
+    Where the tokenizer rewrites text, as to another number of characters, places are as near as that allows.
 
         text "a</s>b"      <s>  ▁  a  </s>  ▁  b
         begins at            0  0  0     1  5  5

@@ -33,9 +33,10 @@ class Text(TypedDict):
 
 @router.post("/tokenize")
 async def tokenize(body: TokenizeBody, service: Served) -> Tokens:
-    """Make tokens of a text, or of a chat: those that the prompt of `/v1/chat/completions` has.
+    """Make tokens of a text, or of a chat: those that `/v1/chat/completions` gives the model.
 
-    They may be more than the model takes.
+    That is where its `tool_choice` is `auto`, and without `truncate_prompt_tokens`. They may be more than the model
+    takes.
     """
     body.check()
     model = service.ready_model()
