@@ -176,7 +176,7 @@ def test_what_cannot_be_written_is_said_and_leaves_nothing_behind(chat, tmp_path
 
 def test_an_answer_that_fails_keeps_the_chat(chat):
     result = chat("hello", "hello " * 200, "/reset", "hi", status=1)
-    assert "longer than the model's context" in result.stderr
+    assert "too long for the model's context" in result.stderr
     assert "/reset begins anew." in result.stderr
     assert len(result.stdout.splitlines()) >= 2
 

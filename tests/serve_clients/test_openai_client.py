@@ -196,6 +196,9 @@ def test_the_librarys_own_stream_of_a_response_with_a_call(client):
         max_output_tokens=4,
     )
     assert second.usage.input_tokens > whole.usage.input_tokens + whole.usage.output_tokens
+    dumped = [item.model_dump() for item in (call, *second.output)]  # with null for all that the library knows
+    third = client.responses.create(model="tiny", input=[*dumped, result], tools=RESPONSE_TOOLS, max_output_tokens=4)
+    assert third.usage.input_tokens > 0
 
 
 def test_a_response_follows_a_schema(client):
@@ -215,7 +218,11 @@ def test_a_response_follows_a_schema(client):
         ({"background": True}, "background"),
         ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://x"}]}]}, None),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://x"}]}]},
+            "input.0.content.0.type",
+        ),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0"),
         ({"conversation": "c"}, "conversation"),
         ({"text": {"format": {"type": "text", "schema": {"type": "object"}}}}, "text.format.schema"),
         ({"text": {"format": {"type": "json_object", "schema": {}}}}, "text.format.schema"),
@@ -228,3 +235,9 @@ def test_what_a_response_cannot_have_is_refused_by_name(client, fields, param):
         client.responses.create(**{"model": "tiny", "input": "Is it?", **fields})
 
     assert param is None or caught.value.param == param
+
+
+def test_the_tokens_of_a_chat_with_tools_are_those_that_are_counted(client, http):
+    question = {"messages": [{"role": "user", "content": "Is it warm?"}], "tools": TOOLS}
+    answer = client.chat.completions.create(model="tiny", max_tokens=1, **question)
+    assert http.post("/tokenize", json=question).json()["count"] == answer.usage.prompt_tokens

@@ -55,6 +55,25 @@ print(json.dumps([whole.choices[0].message.content, "".join(pieces), call.name, 
     jsonschema.validate(json.loads(arguments), PARAMETERS)
 
 
+def test_a_prompt_that_is_too_long_is_known_as_one(address, tmp_path):
+    """Clients that shorten a chat then tell it from other errors by words of the message."""
+    program = """
+import os, litellm, langchain_core.exceptions, langchain_openai
+asked = [{"role": "user", "content": "a" * 9999}]
+found = []
+try:
+    litellm.completion(model="openai/tiny", api_base=os.environ["BASE"], api_key="none", messages=asked)
+except litellm.ContextWindowExceededError:
+    found.append("litellm")
+try:
+    langchain_openai.ChatOpenAI(model="tiny", base_url=os.environ["BASE"], api_key="none").invoke("a" * 9999)
+except langchain_core.exceptions.ContextOverflowError:
+    found.append("langchain")
+print(*found)
+"""
+    assert _run(address, tmp_path, program).splitlines()[-1] == "litellm langchain"
+
+
 def test_langchain_answers_streams_calls_and_structures(address, tmp_path):
     program = f"""
 import json, os

@@ -65,7 +65,7 @@ class FakeServer:
             and request.url.path not in PAGE_PATHS
             and request.headers.get("authorization") != f"Bearer {self.key}"
         ):
-            return refusal(401, "the API key is missing or not one of the server's")
+            return refusal(401, "the API key is missing or not one of the server's.")
         return await call_next(request)
 
     async def list_models(self):
@@ -135,7 +135,9 @@ def refusal(status, message):
 def running(app):
     """Serves an app in a thread, and yields its port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app, log_level="error", ws="none", lifespan="off", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(
+            app, http="h11", log_level="error", ws="none", lifespan="off", timeout_graceful_shutdown=1
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -124,11 +124,16 @@ def test_without_its_key_a_server_refuses(chat, fake, monkeypatch):
     fake.key = "sesame"
     assert "Put its API key into PIPEZOO_API_KEY." in chat("hello", status=1).stderr
     monkeypatch.setenv("PIPEZOO_API_KEY", "wrong")
-    assert "the server refuses: the API key is missing or not one of the server's" in chat("hello", status=1).stderr
+    said = chat("hello", status=1).stderr
+    assert "the server refuses: the API key is missing or not one of the server's. Put" in said
     monkeypatch.setenv("PIPEZOO_API_KEY", "sesame")
     assert chat("hello").stdout == "You said: hello \n"
     monkeypatch.setenv("PIPEZOO_API_KEY", "two\nlines")
     assert "cannot be sent" in chat("hello", status=1).stderr
+
+
+def test_an_address_with_no_models_is_named(chat, fake):
+    assert f"{fake.url}/nowhere has no /v1/models" in chat("hello", url=f"{fake.url}/nowhere", status=1).stderr
 
 
 @contextmanager
@@ -162,7 +167,8 @@ def answering(*parts, status="200 OK"):
         (b'{"data": [{"id": 1}]}', "200 OK", "lists no models"),
         (b'{"data": []}', "200 OK", "lists no models"),
         (b'{"error": {"message": "loading \\u001b[2J"}}', "503 Busy", "the server does not answer: loading \\x1b[2J"),
-        (b'{"error": "gone"}', "404 Not Found", "gone"),
+        (b'{"error": "gone"}', "404 Not Found", "has no /v1/models, as servers of models do (found: gone)"),
+        (b"", "405 Method Not Allowed", "has no /v1/models, as servers of models do (found: HTTP status 405)"),
         (b'{"detail": 1}', "500 Oh", "HTTP status 500"),
         (b"moved", "307 Moved", "HTTP status 307"),
     ],
@@ -172,6 +178,14 @@ def test_what_is_no_server_of_models(chat, body, status, said):
         result = chat("hello", url=url, status=1)
     assert said in result.stderr
     assert len(result.stderr.encode()) < 1100
+
+
+@pytest.mark.parametrize("status", [400, 413, 415, 422, 429])
+def test_only_of_an_address_that_is_none_it_is_said_so(chat, status):
+    with answering(b'{"error": {"message": "the Host header is bad"}}', status=f"{status} No") as url:
+        said = chat("hello", url=url, status=1).stderr
+    assert "the Host header is bad" in said
+    assert "/v1/models" not in said
 
 
 def test_a_server_that_is_not_there(chat):

@@ -104,12 +104,17 @@ def test_completions(client, fields, param):
         ({"messages": []}, None),
         ({"messages": [{"role": "user"}]}, None),
         ({"messages": [{"content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"content": "x", "role": None}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": "x", "contents": "y"}]}, "messages.0.contents"),
-        ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages.0.content.0.image_url"),
+        ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages.0.content.0.type"),
         ({"messages": [{"role": "user", "content": "x" * 20_000}]}, None),
         ({"messages": [{"role": "user", "content": "x"}] * 70_000}, None),
         ({"chat_template": "{{ x }}"}, "chat_template"),
         ({"chat_template_kwargs": {"messages": []}}, None),
+        ({"tools": [{"type": "web_search", "size": 1}]}, "tools.0.type"),
+        ({"tools": [{"type": "web_search", "function": {"name": "f", "bad": 1}}]}, "tools.0.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "text", "json_schema": {"schema": {}}}}, "response_format"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 1000}, "top_logprobs"),
@@ -147,7 +152,87 @@ def test_chats(client, fields, param):
 def test_bodies_that_are_none(client, content):
     for path in ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"):
         refused(client, path, None, content=content, headers={"content-type": "application/json"})
-    refused(client, "/v1/completions", None, content=content)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "allowed"),
+    [
+        ({"prompt": 5.0}, "prompt", ["string", "list"]),
+        ({"prompt": [True]}, "prompt.0", ["string", "integer", "list"]),
+        ({"stop": 3}, "stop", ["string", "list"]),
+        ({"prompt": [1, "a"]}, "prompt.1", ["integer"]),
+        ({"prompt": ["a", 1]}, "prompt.1", ["string"]),
+        ({"prompt": [[1], "a"]}, "prompt.1", ["list"]),
+        ({"prompt": [[1], [2, "a"]]}, "prompt.1.1", ["integer"]),
+    ],
+)
+def test_all_types_that_a_field_may_have_are_told(client, fields, param, allowed):
+    error = refused(client, "/v1/completions", {**PROMPT, **fields})
+    assert error["param"] == param
+    assert error["message"].endswith(f"allowed: {' or '.join(f'a valid {name}' for name in allowed)})")
+
+
+@pytest.mark.parametrize(
+    "item", ["x", None, [], 5, {"type": 5}, {"type": []}, {"type": "x"}, {"type": None, "role": 1}]
+)
+def test_what_is_said_of_an_item_is_about_the_item(client, item):
+    """And not about our code, or about one of the types that it might have had."""
+    error = refused(client, "/v1/responses", {"input": [item]})
+    is_message = item == {"type": None, "role": 1}
+    assert error["param"] == ("input.0.role" if is_message else "input.0")
+    assert ("an object" in error["message"]) == (not isinstance(item, dict))
+    assert not any(word in error["message"] for word in ("_kind", "instance", "Item", "discriminator"))
+
+
+@pytest.mark.parametrize(
+    ("choice", "param"),
+    [
+        ({}, "tool_choice.type"),
+        ({"type": "function"}, "tool_choice.function"),
+        ({"type": "function", "function": None}, "tool_choice.function"),
+        ({"type": "function", "function": {}}, "tool_choice.function.name"),
+        ({"type": "custom", "function": {"name": "f", "bad": 1}}, "tool_choice.type"),
+    ],
+)
+def test_an_object_that_may_be_a_word_is_refused_as_an_object(client, choice, param):
+    error = refused(client, "/v1/chat/completions", {**CHAT, "tool_choice": choice})
+    assert error["param"] == param
+    assert ("is missing" in error["message"]) == ("type" not in choice or choice["type"] == "function")
+    assert "Field required" not in error["message"]
+
+
+def test_a_word_that_may_be_an_object(client):
+    error = refused(client, "/v1/chat/completions", {**CHAT, "tool_choice": "sometimes"})
+    assert error["message"].endswith("allowed: 'none', 'auto' or 'required' or an object)")
+
+
+def test_a_field_too_many_of_an_object_that_may_be_a_word_is_the_one_to_blame(client):
+    choice = {"type": "function", "function": {"name": "f"}, "extra": 1}
+    error = refused(client, "/v1/chat/completions", {**CHAT, "tool_choice": choice})
+    assert (error["param"], error["code"]) == ("tool_choice.extra", "unknown_field")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"content-type": "application/x-www-form-urlencoded"},  # what `curl -d` says
+        {"content-type": "text/plain;application/json"},
+        {"content-type": "application/jsonl"},
+        {"content-type": "application/json", "content-encoding": "gzip"},
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/tokenize"])
+def test_a_body_that_is_not_said_to_be_json(client, path, headers):
+    error = refused(client, path, None, 415, content=b'{"prompt": "secret"}', headers=headers)
+    assert error["code"] == "unsupported_body"
+    assert "Content-" in error["message"]
+    assert "secret" not in error["message"]
+
+
+@pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "Application/JSON", "application/problem+json"])
+def test_one_that_is(client, kind):
+    assert client.post("/tokenize", content=b'{"prompt": "hi"}', headers={"content-type": kind}).status_code == 200
 
 
 def test_a_body_that_is_too_large(client):

@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +16,9 @@ from server.test_disconnects import LONG, until
 from typer.testing import CliRunner
 
 from pipezoo.cli.main import app
+from pipezoo.serve.run import bound, listen
+from pipezoo.serve.settings import ServeSettings
+from pipezoo_core.errors import InvalidSettingError
 
 SMALL = ["--dtype", "float32", "--device", "cpu", "--kv-cache-memory", "4MiB", "--port", "0"]
 
@@ -118,6 +122,21 @@ def test_no_engine_outlives_its_server(tiny_gguf):
             return True
 
     until(lambda: all(map(is_gone, pids)))
+
+
+def test_an_address_is_one_servers_and_nobody_connects_before_it_answers():
+    """A model may have to be found first, and downloaded."""
+    with bound(ServeSettings(port=0)) as first:
+        same = ServeSettings(port=first.getsockname()[1])
+        with bound(same) as second:
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection((same.host, same.port))
+            listen(first, same)
+            socket.create_connection((same.host, same.port)).close()
+            with pytest.raises(InvalidSettingError, match="cannot listen at this address"):
+                listen(second, same)
+        with pytest.raises(InvalidSettingError, match="cannot listen at this address"):
+            bound(same)
 
 
 def test_bad_options():

@@ -154,6 +154,22 @@ def test_what_evaluators_ask(client, llm, max_tokens):
                 assert choice["text"].startswith(token, offset)
 
 
+@pytest.mark.parametrize("prompt", ["é the sea", "🙂🙂", "<|im_start|>user he<|im_end|> the", "a<|im_end|>"])
+def test_each_token_of_an_echo_is_where_its_offset_says(client, prompt):
+    """Also behind a first character of several tokens, and behind special tokens."""
+    asked = {"prompt": prompt, "max_tokens": 4, "temperature": 0, "logprobs": 0, "echo": True}
+    [choice] = complete(client, **asked)["choices"]
+    logs = choice["logprobs"]
+    of_prompt = client.post("/tokenize", json={"prompt": prompt}).json()["count"]
+    places = [*zip(logs["tokens"], logs["text_offset"], strict=True)]
+
+    for token, offset in places[:of_prompt]:
+        assert choice["text"].startswith(token, offset) or "\N{REPLACEMENT CHARACTER}" in token
+    assert places[of_prompt][1] == len(prompt)
+    pieces = events(client, **asked)
+    assert [at for each in pieces for at in each["choices"][0]["logprobs"]["text_offset"]] == logs["text_offset"]
+
+
 def test_echo_without_log_probabilities(client, llm):
     expected = llm.generate(PROMPT, max_new_tokens=4, temperature=0)[0].text
     [choice] = complete(client, prompt=PROMPT, max_tokens=4, temperature=0, echo=True)["choices"]

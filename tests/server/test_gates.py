@@ -1,11 +1,14 @@
 """What stands in front of all routes: keys, names, limits. No engine is needed for it."""
 
 import asyncio
+import json
 import re
+import socket
 import traceback
 
 import httpx
 import pytest
+from serve_page.fake_server import running
 
 from pipezoo.serve.app import build_app
 from pipezoo.serve.engine.client import EngineClient
@@ -112,6 +115,48 @@ def test_no_page_may_ask_unless_told_so():
     other = ask(app, "OPTIONS", "/v1/completions", headers={**asks, "Origin": "https://other.example"})
     assert "access-control-allow-origin" not in other.headers
     assert ask(app, "POST", "/v1/completions", headers={"Origin": "https://page.example"}).status_code == 401
+
+
+def test_a_page_that_may_ask_may_send_headers_of_its_client():
+    """OpenAI's client for browsers tells its version in headers of its own."""
+    asks = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
+    asks["Access-Control-Request-Headers"] = "authorization,content-type,x-stainless-lang,x-stainless-os"
+    response = ask(app_of(cors_origins=("https://page.example",)), "OPTIONS", "/v1/chat/completions", headers=asks)
+    assert response.status_code == 200
+    allowed = response.headers["access-control-allow-headers"].lower()
+    assert all(name in allowed for name in asks["Access-Control-Request-Headers"].split(","))
+
+
+def test_a_page_that_may_ask_may_ask_so_whatever_a_route_takes():
+    app = app_of(cors_origins=("https://page.example",))
+    methods = {method.upper() for paths in app.openapi()["paths"].values() for method in paths} | {"HEAD"}
+    for method in methods:
+        asks = {"Origin": "https://page.example", "Access-Control-Request-Method": method}
+        assert ask(app, "OPTIONS", "/v1/models", headers=asks).status_code == 200, method
+
+
+def test_nothing_follows_the_head():
+    """A body would be taken for the beginning of the next response."""
+    with running(app_of()) as port, socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        heading = f"HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+        connection.sendall(f"HEAD / {heading}\r\nGET /version {heading}Connection: close\r\n\r\n".encode())
+        received = b"".join(iter(lambda: connection.recv(65536), b""))
+    head, get, body = received.split(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200")
+    assert get.startswith(b"HTTP/1.1 200")
+    assert "version" in json.loads(body)
+
+
+def test_head_is_get():
+    app = app_of()
+    paths = [path.replace("{name}", "x") for path, methods in app.openapi()["paths"].items() if "get" in methods]
+    assert {"/health", "/ready", "/metrics", "/v1/models"} <= {*paths}
+    for path in [*paths, "/", "/openapi.json", "/nothing"]:
+        head, get = (ask(app, method, path) for method in ("HEAD", "GET"))
+        assert head.status_code == get.status_code
+        assert head.headers["content-type"] == get.headers["content-type"]
+    assert ask(app, "HEAD", "/v1/completions").status_code == 405
+    assert ask(app_of(api_keys=KEYS), "HEAD", "/version").status_code == 401
 
 
 def test_before_the_engine_is_ready():

@@ -66,6 +66,18 @@ def test_an_error_behind_it_is_an_event():
     assert end == "data: [DONE]"
 
 
+def test_typed_events_are_numbered_an_error_among_them(monkeypatch):
+    monkeypatch.setattr(watched, "_SECONDS_OF_SILENCE", 0.02)  # comments have none
+    before = [{"type": "response.created"}, 0.1, {"type": "response.a"}]
+    sent = asyncio.run(call(EventStream(events_of(*before, PromptTooLongError("too long")), is_typed=True)))
+    events = [block for block in body_of(sent).split("\n\n") if block.startswith("event: ")]
+    names, contents = zip(*(event.removeprefix("event: ").split("\ndata: ") for event in events), strict=True)
+    contents = [json.loads(content) for content in contents]
+    assert [content["type"] for content in contents] == [*names] == ["response.created", "response.a", "error"]
+    assert [content["sequence_number"] for content in contents] == [0, 1, 2]
+    assert contents[-1]["code"] == "context_length_exceeded"
+
+
 def test_what_nobody_foresaw_is_logged_and_not_told(caplog):
     sent = asyncio.run(call(EventStream(events_of({}, RuntimeError("secret of the machine")))))
     assert "secret" not in body_of(sent)

@@ -96,7 +96,7 @@ class TextContext:
             raise EmptyPromptError("the prompt is empty", cure="Give at least one token of text.")
         if len(prompt_tokens) >= max_length:
             raise PromptTooLongError(
-                "the prompt is longer than the model's context",
+                "the prompt is too long for the model's context",
                 found=f"{len(prompt_tokens)} tokens",
                 allowed=f"at most {max_length - 1}, which leaves room for one new token",
                 cure="Shorten the prompt, or raise max_length if the model allows it.",

@@ -187,6 +187,14 @@ class TextTokenizer:
         )
         return self._chats.text(chat)
 
+    def chat_tokens(self, chat: Chat) -> NDArray[np.integer[Any]]:
+        """Returns the tokens of a chat, as those of a request with it, be they more than the model takes.
+
+        Raises:
+            What `apply_chat_template` does.
+        """
+        return self._chat_tokens(chat, max_length=None)
+
     def _whole_prompt(self, request: TextGenerationRequest, max_length: int | None) -> NDArray[np.integer[Any]]:
         """Returns the request's tokens; where there cannot be as few as `max_length`, an error before they are made."""
         if (request.prompt is None) == (request.messages is None):
@@ -195,7 +203,13 @@ class TextTokenizer:
                 found="neither" if request.prompt is None else "both",
             )
         if request.messages is not None:
-            return self._chat_tokens(request, max_length)
+            chat = Chat(
+                messages=request.messages,
+                tools=request.tools,
+                chat_template_kwargs=request.chat_template_kwargs,
+                continue_final_message=request.continue_final_message,
+            )
+            return self._chat_tokens(chat, max_length)
         if request.tools or request.chat_template_kwargs or request.continue_final_message:
             raise InvalidRequestError(
                 "a prompt that is no chat has no tools, chat_template_kwargs or continue_final_message",
@@ -207,14 +221,7 @@ class TextTokenizer:
             raise EmptyPromptError("the prompt is empty", cure="Give at least one character of text.")
         return self._encoded(request.prompt, max_length)
 
-    def _chat_tokens(self, request: TextGenerationRequest, max_length: int | None) -> NDArray[np.integer[Any]]:
-        assert request.messages is not None
-        chat = Chat(
-            messages=request.messages,
-            tools=request.tools,
-            chat_template_kwargs=request.chat_template_kwargs,
-            continue_final_message=request.continue_final_message,
-        )
+    def _chat_tokens(self, chat: Chat, max_length: int | None) -> NDArray[np.integer[Any]]:
         text, encode = self._chats.prompt(chat)
         if encode is None:
             return self._encoded(text, max_length, add_special_tokens=False)
@@ -234,7 +241,7 @@ class TextTokenizer:
             fewest = 0 if self._token_length is None else self._token_length.fewest_tokens(prompt)
         if max_length is not None and fewest > max_length:
             raise PromptTooLongError(
-                "the prompt is longer than the model's context",
+                "the prompt is too long for the model's context",
                 found=f"at least {fewest} tokens",
                 allowed=f"at most {max_length - 1}, which leaves room for one new token",
                 cure="Shorten the prompt, or raise max_length if the model allows it.",

@@ -54,7 +54,8 @@ class ServerConnection:
             ServerUnreachableError: nobody answers at the address.
             ServerRefusedError: the key is missing, or not one of the server's.
             InvalidRequestError: the server says that the request cannot be served.
-            ServerFailedError: the server says that it has failed, or nothing that can be understood.
+            ServerFailedError: the server does not have the path, says that it has failed, or nothing that can be
+                understood.
         """
         with self._response("GET", path, None) as response, self._whole(f"{self._url} went away"):
             return _parsed(response.read(_MAX_BODY))
@@ -97,7 +98,13 @@ class ServerConnection:
             with response:
                 if response.status != 200:
                     with self._whole(f"{self._url} went away"):
-                        said = response.read(_MAX_BODY)
+                        said = _said_of(response.status, response.read(_MAX_BODY))
+                    if method == "GET" and response.status in (404, 405):
+                        raise ServerFailedError(
+                            f"{self._url} has no {path}, as servers of models do",
+                            found=said,
+                            cure="See whether the address is right.",
+                        )
                     _refuse(response.status, said)
                 yield response
 
@@ -131,15 +138,19 @@ def _parts(url: str) -> tuple[str, int | None, str, bool]:
     return host, port, parts.path.rstrip("/").removesuffix("/v1"), parts.scheme == "https"
 
 
-def _refuse(status: int, body: bytes) -> NoReturn:
-    """Raises what an HTTP status other than 200 means."""
+def _said_of(status: int, body: bytes) -> str:
+    """Returns what a server says that refuses."""
     try:
-        said = _said(_parsed(body))
+        return _said(_parsed(body))
     except ServerFailedError:
-        said = f"HTTP status {status}"
+        return f"HTTP status {status}"
+
+
+def _refuse(status: int, said: str) -> NoReturn:
+    """Raises what an HTTP status other than 200 means."""
     if status in (401, 403):
-        raise ServerRefusedError(f"the server refuses: {said}", cure=f"Put its API key into {API_KEY}.")
-    if status in (400, 404, 413, 422):
+        raise ServerRefusedError(f"the server refuses: {said.rstrip('.')}", cure=f"Put its API key into {API_KEY}.")
+    if status in (400, 404, 413, 415, 422):
         raise InvalidRequestError(said)
     raise ServerFailedError(f"the server does not answer: {said}", found=f"HTTP status {status}")
 

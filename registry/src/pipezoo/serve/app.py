@@ -14,6 +14,7 @@ from starlette.responses import Response
 from pipezoo.serve.http.api_keys import APIKeys
 from pipezoo.serve.http.body_limits import BodyLimits
 from pipezoo.serve.http.failure import FailureBody
+from pipezoo.serve.http.head_requests import HeadRequests
 from pipezoo.serve.http.hosts import LocalHosts, is_loopback
 from pipezoo.serve.http.request_ids import RequestIDs
 from pipezoo.serve.http.watched import failure_response
@@ -63,6 +64,7 @@ def build_app(service: Service) -> FastAPI:
 
 def _add_gates(app: FastAPI, settings: ServeSettings) -> None:
     """Puts what every request passes in front of the routes; the last one is the first to be passed."""
+    app.add_middleware(HeadRequests)
     app.add_middleware(BodyLimits, max_size=settings.max_body_size)
     if settings.api_keys:
         app.add_middleware(APIKeys, keys=settings.api_keys)
@@ -73,8 +75,8 @@ def _add_gates(app: FastAPI, settings: ServeSettings) -> None:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["*"],  # OpenAI's client sends some of its own
             expose_headers=["X-Request-Id"],
         )
 

@@ -15,6 +15,7 @@ __all__ = [
     "TooManyBodiesError",
     "UnknownHostError",
     "UnknownModelError",
+    "UnsupportedBodyError",
 ]
 
 
@@ -39,6 +40,10 @@ class AuthenticationError(PipezooError, PermissionError):
 
 class BodyTooLargeError(PipezooError, ValueError):
     """A request's body is larger than the server reads."""
+
+
+class UnsupportedBodyError(PipezooError, ValueError):
+    """A request's body is compressed, or not said to be JSON."""
 
 
 class UnknownHostError(PipezooError, PermissionError):

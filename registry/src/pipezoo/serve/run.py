@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from pipezoo_core.tokenizer import TextTokenizer
 
 __all__ = ["new_server", "serve"]
+
+_MAX_UNACCEPTED = 2048  # connections; as many as uvicorn's own listeners let wait
 
 
 def serve(
@@ -51,7 +54,7 @@ def serve(
 
 
 def bound(settings: ServeSettings) -> socket.socket:
-    """Returns a socket at the address of the settings.
+    """Returns a socket at the address of the settings, which does not listen yet: nobody would answer.
 
     Raises:
         InvalidSettingError: it cannot be had.
@@ -59,16 +62,35 @@ def bound(settings: ServeSettings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((settings.host, settings.port))
-    except OSError as error:
+        with _at_address_of(settings):
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((settings.host, settings.port))
+    except InvalidSettingError:
         listener.close()
+        raise
+    return listener
+
+
+def listen(listener: socket.socket, settings: ServeSettings) -> None:
+    """Has a socket of `bound` listen.
+
+    Raises:
+        InvalidSettingError: another server has begun to listen at the address since.
+    """
+    with _at_address_of(settings):
+        listener.listen(_MAX_UNACCEPTED)
+
+
+@contextmanager
+def _at_address_of(settings: ServeSettings) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
         raise InvalidSettingError(
             "the server cannot listen at this address",
             found=f"{settings.host}, port {settings.port}: {error.strerror}",
             cure="Take another --host or --port, or end the program that has it.",
         ) from error
-    return listener
 
 
 async def _run(
@@ -80,6 +102,7 @@ async def _run(
     on_ready: Callable[[str], None],
 ) -> None:
     server = new_server(model, load_settings, settings, on_progress=on_progress, on_ready=on_ready)
+    listen(listener, settings)  # from now on somebody answers
     await server.run(listener)
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Server"]
 
+_SECONDS_TO_KEEP_ALIVE = 120  # longer than clients keep one: they would ask just when it ends (nginx 60, Go 90)
 _SECONDS_TO_SAY_GOODBYE = 5  # for responses to end, once their requests have
 
 
@@ -141,6 +142,7 @@ class Server:
             lifespan="off",
             server_header=False,
             ws="none",
+            timeout_keep_alive=_SECONDS_TO_KEEP_ALIVE,
             timeout_graceful_shutdown=int(self._settings.shutdown_timeout) + _SECONDS_TO_SAY_GOODBYE,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, model_validator
 from pydantic_core import CoreSchema, PydanticCustomError
@@ -35,7 +35,10 @@ Listed = Annotated[list[Item], _GivenUpEarly()]
 
 
 class Body(BaseModel):
-    """Base of all bodies, and of the objects in them. A field that is null is one that is not given."""
+    """Base of all bodies, and of the objects in them.
+
+    A field that is null is one that is not given, also where it is not known: many clients write all fields they know.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -43,10 +46,14 @@ class Body(BaseModel):
     @classmethod
     def _knows_all_fields(cls, values: Any) -> Any:
         if isinstance(values, Mapping):
-            known = [field.alias or name for name, field in cls.model_fields.items()]
-            for name in values:
-                if name not in known:
-                    raise _unknown(name, known)
+            known = {field.alias or name for name, field in cls.model_fields.items()}
+            given = {name: value for name, value in values.items() if value is not None}
+            if not _is_of_known_type(cls, given):
+                return {"type": given["type"]}  # which is to blame, and nothing else of the object
+            unknown = next((name for name in given if name not in known), None)
+            if unknown is not None:
+                raise _unknown(unknown, sorted(known))
+            return {name: value for name, value in given.items() if name in known}
         return values
 
     def given(self) -> dict[str, Any]:
@@ -66,11 +73,17 @@ def check_size(value: Any, most: int) -> Any:
     return value
 
 
+def _is_of_known_type(cls: type[Body], values: Mapping[str, Any]) -> bool:
+    """Whether an object has no `type`, or one that is read here."""
+    annotation: Any = cls.model_fields["type"].annotation if "type" in cls.model_fields else None
+    return get_origin(annotation) is not Literal or values.get("type") in (None, *get_args(annotation))
+
+
 def _unknown(name: object, known: list[str]) -> PydanticCustomError:
     near = difflib.get_close_matches(str(name)[:_MAX_COMPARED], known, n=1)
     cure = f"Did you mean {near[0]!r}?" if near else "Leave it out."
     return PydanticCustomError(
         UNKNOWN_FIELD,
         "unknown field {field} (allowed: {allowed}). {cure}",
-        {"field": shown(name), "name": str(name)[:_MAX_COMPARED], "allowed": ", ".join(sorted(known)), "cure": cure},
+        {"field": shown(name), "name": str(name)[:_MAX_COMPARED], "allowed": ", ".join(known), "cure": cure},
     )

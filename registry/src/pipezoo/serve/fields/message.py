@@ -47,10 +47,6 @@ class Message(Body):
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
-    refusal: None = None
-    annotations: None = None
-    audio: None = None
-    function_call: None = None
 
     def plain(self) -> dict[str, Any]:
         """Returns the message as chat templates know it."""

@@ -66,13 +66,17 @@ class ReasoningItem(Body):
     id: str | None = None
     summary: Listed[ReasoningPart] | None = None
     content: Listed[ReasoningPart] | None = None
-    encrypted_content: None = None
     status: str | None = None
 
 
 def _kind(item: Any) -> str | None:
-    kind = item.get("type", "message") if isinstance(item, Mapping) else getattr(item, "type", None)
-    return kind if isinstance(kind, str) else None
+    """Returns an item's type; what is no text becomes the name of none, and what is no item has none."""
+    if not isinstance(item, Mapping):
+        return getattr(item, "type", None)
+    kind = item.get("type")
+    if kind is None:
+        return "message"
+    return kind if isinstance(kind, str) else type(kind).__name__
 
 
 InputItem: TypeAlias = Annotated[

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from pipezoo.serve.errors import FieldError
-from pipezoo.serve.fields.body import Body, Listed
+from pipezoo.serve.fields.body import Body, Listed, check_size
 from pipezoo.serve.fields.message import MAX_MESSAGES
 from pipezoo.serve.fields.response_items import InputItem, messages_of
 from pipezoo.serve.fields.sampling import ANY_OBJECT, checked_params
@@ -19,6 +19,11 @@ from pipezoo_core.sampling_params import SamplingParams
 __all__ = ["ResponsesBody"]
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed", "cache_salt")
+_MAX_METADATA = 16  # entries, as OpenAI has it
+
+
+def _few_entries(value: object) -> object:
+    return check_size(value, _MAX_METADATA)
 
 
 class ResponseTool(Body):
@@ -75,7 +80,9 @@ class ResponsesBody(Body):
     tool_choice: Literal["none", "auto", "required"] | ResponseToolChoice | None = None
     parallel_tool_calls: bool = True
     text: ResponseText | None = None
-    metadata: dict[str, str] | None = Field(default=None, description="Comes back with the response.")
+    metadata: Annotated[dict[str, str] | None, BeforeValidator(_few_entries)] = Field(
+        default=None, description="Comes back with the response."
+    )
     stream: bool = False
     store: bool | None = Field(default=None, description="Only false: nothing is stored.")
     previous_response_id: str | None = Field(default=None, description="Refused: nothing is stored.")

@@ -45,10 +45,12 @@ class ResponseFormat(Body):
         Raises:
             FieldError: there is a schema and it is not asked for, or it is, and there is none.
         """
-        if (self.type == "json_schema") != (self.json_schema is not None):
+        if self.type != "json_schema" and self.json_schema is not None:
             raise FieldError(
                 "response_format", "'json_schema' goes with the type 'json_schema', and with no other", found=self.type
             )
+        if self.type == "json_schema" and self.json_schema is None:
+            raise FieldError("response_format", "the type 'json_schema' goes with a field 'json_schema'", found="none")
         if self.json_schema is None:
             return {"json_schema": ANY_OBJECT} if self.type == "json_object" else {}
         if self.json_schema.schema_ is None:

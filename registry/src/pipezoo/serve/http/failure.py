@@ -22,6 +22,7 @@ from pipezoo.serve.errors import (
     TooManyBodiesError,
     UnknownHostError,
     UnknownModelError,
+    UnsupportedBodyError,
 )
 from pipezoo.serve.fields.body import UNKNOWN_FIELD
 from pipezoo_core.errors import (
@@ -52,6 +53,7 @@ _KINDS: Mapping[type[Exception], tuple[int, str, str | None]] = {
     AuthenticationError: (401, "authentication_error", "invalid_api_key"),
     UnknownHostError: (421, _INVALID, "unknown_host"),
     BodyTooLargeError: (413, _INVALID, "body_too_large"),
+    UnsupportedBodyError: (415, _INVALID, "unsupported_body"),
     UnknownModelError: (404, _INVALID, "model_not_found"),
     AdapterNotFoundError: (404, _INVALID, "model_not_found"),
     AdapterInUseError: (409, _INVALID, "adapter_in_use"),
@@ -143,33 +145,62 @@ class Failure:
 
 
 def _of_validation(error: RequestValidationError) -> Failure:
-    """Returns what is said of the deepest place that is not valid.
+    """Returns what is said of the deepest place that is not valid, and of a list's items that of the last such one.
 
-    Of several types that a field may have, that is the one that was meant.
+    Of several types that a field may have, that is the one that was meant, or if none was, all of them are told.
     """
-    found = [(_place(error.body, each["loc"][1:]), each) for each in error.errors()]
-    place, first = max(found, key=lambda item: len(item[0]))
-    param = ".".join(place) or None
+    found = [(_place(error.body, each), each) for each in error.errors()]
+    place, first = max(found, key=lambda item: _weight(*item))
+    param = _name(place) or None
     if first["type"] == UNKNOWN_FIELD:
-        return Failure(400, first["msg"], _INVALID, ".".join([*place, first["ctx"]["name"]]), "unknown_field")
+        return Failure(400, first["msg"], _INVALID, _name([*place, first["ctx"]["name"]]), "unknown_field")
     if first["type"] == "missing":
-        name = ".".join([*place, *map(str, first["loc"][-1:])]) if first["loc"][1:] else None
+        name = _name([*place, *first["loc"][1:][-1:]]) or None
         return Failure(400, f"field {name!r} is missing" if name else "the body is missing", _INVALID, name)
     what = f"field {param!r} is not valid" if param else "the body is not valid"
-    allowed = first["msg"].removeprefix("Input should be ")
+    if first["type"] == "union_tag_invalid":
+        what = f"the type of {param!r} is not known"
+    allowed = " or ".join(dict.fromkeys(_allowed(each) for other, each in found if other == place))
     return Failure(400, f"{what} (found: {shown(first.get('input'))}; allowed: {allowed})", _INVALID, param)
 
 
-def _place(body: Any, parts: Sequence[str | int]) -> list[str]:
-    """Returns the names and numbers that lead to a place in a body, without those that name a type that was tried."""
-    place: list[str] = []
-    for part in parts:
+def _weight(place: Sequence[str | int], error: Mapping[str, Any]) -> tuple[int, int, bool, bool]:
+    """Returns how much an error tells, to be compared with others.
+
+    An object that lacks a field is nearly of its type, and a list whose second item is wrong is so more than one of
+    another type, whose first item is.
+    """
+    index = place[-1] if place and isinstance(place[-1], int) else -1
+    is_incomplete = error["type"] == "missing" and isinstance(error["input"], Mapping)
+    return len(place), index, error["type"] == UNKNOWN_FIELD, is_incomplete
+
+
+def _allowed(error: Mapping[str, Any]) -> str:
+    """Returns what an error says would be valid."""
+    if error["type"] in ("model_type", "model_attributes_type", "union_tag_not_found"):
+        return "an object"
+    if error["type"] == "union_tag_invalid":
+        return str(error["ctx"]["expected_tags"])
+    return str(error["msg"]).removeprefix("Input should be ")
+
+
+def _place(body: Any, error: Mapping[str, Any]) -> list[str | int]:
+    """Returns the names and numbers that lead to what is not valid, without those that name a type that was tried.
+
+    Where a field is missing, that is the object that lacks it: a null is missing, too.
+    """
+    place: list[str | int] = []
+    for part in error["loc"][1:-1] if error["type"] == "missing" else error["loc"][1:]:
         try:
             body = body[part]
         except (KeyError, IndexError, TypeError):
             continue
-        place.append(str(part))
+        place.append(part)
     return place
+
+
+def _name(place: Sequence[str | int]) -> str:
+    return ".".join(map(str, place))
 
 
 def _encodable(text: str) -> str:

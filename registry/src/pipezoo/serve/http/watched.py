@@ -84,13 +84,15 @@ class EventStream(_Watched):
 
     Args:
         events: the objects; it is closed when the client goes away.
-        is_typed: whether the events are named by their `type`, an error among them, and there is no `[DONE]`.
+        is_typed: whether the events are named by their `type` and numbered from 0 on, an error among them, and there is
+            no `[DONE]`.
     """
 
     def __init__(self, events: AsyncGenerator[Any], *, is_typed: bool = False) -> None:
         super().__init__()
         self._events = events
         self._is_typed = is_typed
+        self._num_events = 0
 
     async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
         has_begun = False
@@ -118,7 +120,11 @@ class EventStream(_Watched):
         await send_body(b"" if self._is_typed else _END, more=False)
 
     def _as_event(self, content: Any) -> bytes:
-        name = f"event: {content['type']}\n".encode() if self._is_typed else b""
+        name = b""
+        if self._is_typed:
+            name = f"event: {content['type']}\n".encode()
+            content = {**content, "sequence_number": self._num_events}
+        self._num_events += 1
         return name + b"data: " + msgspec.json.encode(content) + b"\n\n"
 
 

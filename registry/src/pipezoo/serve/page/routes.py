@@ -60,10 +60,10 @@ PAGE_PATHS = frozenset(_path_of(path.name) for path in _FOLDER.iterdir())
 
 
 def page_router() -> APIRouter:
-    """Returns the routes of the page, for GET and HEAD. They are no part of the API, and its schema lacks them."""
+    """Returns the routes of the page. They are no part of the API, and its schema lacks them."""
     router = APIRouter(include_in_schema=False)
     for path in sorted(_FOLDER.iterdir()):
-        router.add_api_route(_path_of(path.name), _endpoint(_read(path)), methods=["GET", "HEAD"])
+        router.add_api_route(_path_of(path.name), _endpoint(_read(path)), methods=["GET"])
     return router
 
 

@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 
 from pipezoo.serve.replies.heading import Heading
 from pipezoo.serve.replies.positions import Position, PromptLogprob, positions_of, prompt_logprobs
+from pipezoo.serve.replies.prompt_places import PromptPlaces
 from pipezoo.serve.replies.usage import Usage, UsageCount
 from pipezoo_core.request import GenerationStatus, TextGenerationOutput
 from pipezoo_core.tokenizer import TextTokenizer
@@ -170,8 +171,8 @@ class _ChoiceWriter:
         self._has_begun = False
 
     @cached_property
-    def _push(self) -> Callable[[int], str]:
-        return Detokenizer(self._decode, prompt_tokens=self._prompt.tokens).push
+    def _detokenizer(self) -> Detokenizer:
+        return Detokenizer(self._decode, prompt_tokens=self._prompt.tokens)
 
     def choice(self, output: TextGenerationOutput) -> CompletionChoice:
         before, own = positions_of(output, self._prompt.tokens)
@@ -180,11 +181,12 @@ class _ChoiceWriter:
         has_logs = self._wishes.num_logprobs is not None
         text = output.text
         if is_first and self._wishes.echo:
-            text = self._prompt_text() + text
+            prompt = self._prompt_text()
+            text = prompt + text
             if has_logs:
-                self._log_prompt(logs, before)
+                self._log_prompt(logs, prompt, before)
         if has_logs and self._wishes.num_tokens:
-            self._log(logs, own, self._push)
+            self._log(logs, own, self._next_place)
         choice = CompletionChoice(
             index=self._index,
             text=text,
@@ -200,17 +202,23 @@ class _ChoiceWriter:
         given, tokens = self._prompt.given, self._prompt.tokens
         return given if isinstance(given, str) and not self._prompt.may_be_cut else self._decode(tokens)
 
-    def _log_prompt(self, logs: CompletionLogprobs, positions: Sequence[Position]) -> None:
+    def _log_prompt(self, logs: CompletionLogprobs, text: str, positions: Sequence[Position]) -> None:
+        places = PromptPlaces(text, self._tokenizer)
         first, *_ = self._prompt.tokens
         logs["tokens"].append(self._tokenizer.text_of(first))
         logs["token_logprobs"].append(None)
         logs["top_logprobs"].append(None)
-        logs["text_offset"].append(0)
-        self._length = len(self._decode([first]))
-        self._log(logs, positions, Detokenizer(self._decode, prompt_tokens=[first]).push)
-        self._length = len(self._prompt_text())
+        logs["text_offset"].append(places.next(first))
+        self._log(logs, positions, places.next)
+        self._length = len(text)
 
-    def _log(self, logs: CompletionLogprobs, positions: Sequence[Position], push: Callable[[int], str]) -> None:
+    def _next_place(self, token: int) -> int:
+        """Returns where the answer's next token begins."""
+        place = self._length
+        self._length += len(self._detokenizer.push(token))
+        return place
+
+    def _log(self, logs: CompletionLogprobs, positions: Sequence[Position], place: Callable[[int], int]) -> None:
         count = self._wishes.num_logprobs
         assert count is not None, "log probabilities are wanted"
         for position in positions:
@@ -220,8 +228,7 @@ class _ChoiceWriter:
             for _, text, value in position.most_likely(count, with_itself=True):
                 top[text] = max(value, top.get(text, value))  # two tokens may have the same text
             logs["top_logprobs"].append(top)
-            logs["text_offset"].append(self._length)
-            self._length += len(push(position.token))
+            logs["text_offset"].append(place(position.token))
 
 
 def _without_answer(output: TextGenerationOutput) -> TextGenerationOutput:

@@ -41,18 +41,17 @@ class ResponsesReply:
         self._num_tokens = num_tokens
         self._items: list[Item] = []
         self._ended: list[Event] = []
-        self._num_events = 0
 
     def begin(self) -> list[Event]:
         """Returns the first events."""
         kinds = ("response.created", "response.in_progress")
-        return self._numbered({"type": kind, "response": self._response("in_progress")} for kind in kinds)
+        return [{"type": kind, "response": self._response("in_progress")} for kind in kinds]
 
     def events(self, output: TextGenerationOutput) -> list[Event]:
         """Returns what an output makes certain, and where it is the last one, the end."""
         found = list(self._grown(self._parser.feed(output.text)))
         if not output.is_done:
-            return self._numbered(found)
+            return found
         is_cut = output.finish_reason is FinishReason.LENGTH
         found += self._grown(self._parser.finish(is_cut=is_cut))
         if not self._items:
@@ -63,7 +62,7 @@ class ResponsesReply:
         if is_cut:
             response["incomplete_details"] = {"reason": "max_output_tokens"}
         found.append({"type": f"response.{status}", "response": response})
-        return self._numbered(found)
+        return found
 
     def whole(self, output: TextGenerationOutput) -> Event:
         """Returns the response of a whole answer."""
@@ -102,11 +101,6 @@ class ResponsesReply:
             return []
         self._ended.append(self._open.plain(status))
         return self._items[-1].end(status)
-
-    def _numbered(self, events: Any) -> list[Event]:
-        found = [{**event, "sequence_number": number} for number, event in enumerate(events, start=self._num_events)]
-        self._num_events += len(found)
-        return found
 
     def _response(self, status: str, usage: Usage | None = None) -> Event:
         return {

@@ -7,8 +7,9 @@ from typing_extensions import TypedDict
 
 from pipezoo.serve.fields.tokens import DetokenizeBody, TokenizeBody
 from pipezoo.serve.http.json_body import JSONRoute
+from pipezoo.serve.model import ServedModel
 from pipezoo.serve.service import Served
-from pipezoo_core.tokenizer import TextTokenizer
+from pipezoo_core.tokenizer.chat import Chat
 
 __all__ = ["router"]
 
@@ -32,13 +33,17 @@ class Text(TypedDict):
 
 @router.post("/tokenize")
 async def tokenize(body: TokenizeBody, service: Served) -> Tokens:
-    """Make tokens of a text, or of a chat by the model's template. They may be more than the model takes."""
+    """Make tokens of a text, or of a chat: those that `/v1/chat/completions` gives the model.
+
+    That is where its `tool_choice` is `auto`, and without `truncate_prompt_tokens`. They may be more than the model
+    takes.
+    """
     body.check()
     model = service.ready_model()
     model.adapter_of(body.model, service.engine.adapters)
 
     def work() -> Tokens:
-        tokens = _tokens(model.tokenizer, body)
+        tokens = _tokens(model, body)
         texts = [model.tokenizer.text_of(token) for token in tokens] if body.return_token_strs else None
         return {
             "count": len(tokens),
@@ -65,16 +70,18 @@ async def detokenize(body: DetokenizeBody, service: Served) -> Text:
         return await model.in_thread(work)
 
 
-def _tokens(tokenizer: TextTokenizer, body: TokenizeBody) -> list[int]:
+def _tokens(model: ServedModel, body: TokenizeBody) -> list[int]:
     if body.messages is None:
         assert body.prompt is not None, "there is one of them"
-        tokens: list[int] = tokenizer.encode(body.prompt, body.add_special_tokens).tolist()
+        tokens: list[int] = model.tokenizer.encode(body.prompt, body.add_special_tokens).tolist()
         return tokens
-    text = tokenizer.apply_chat_template(
-        [message.plain() for message in body.messages],
+    messages, tools = model.chat_format.told.chat([message.plain() for message in body.messages], body.tools_read())
+    chat = Chat(
+        messages=messages,
+        tools=tools,
         chat_template_kwargs=body.chat_template_kwargs,
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=body.continue_final_message,
     )
-    of_chat: list[int] = tokenizer.encode(text, add_special_tokens=False).tolist()
+    of_chat: list[int] = model.tokenizer.chat_tokens(chat).tolist()
     return of_chat
