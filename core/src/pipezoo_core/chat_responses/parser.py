@@ -236,8 +236,7 @@ class ResponseParser:
             calls = reader.finish(is_cut=is_cut)
             self._calls += calls
             self._num_calls += reader.num_calls
-            if not reader.num_calls:
-                self._give_text("content", self._raw + mark)
+            self._give_text("content", reader.left.strip() if reader.num_calls else self._raw + mark)
             self._raw = ""
         self._field, self._is_explicit = self._template.implicit, False
 
