@@ -218,6 +218,11 @@ DAMAGED = {
         "up_proj is not quantized, and its weight is",
     ),
     "a group of text": ({}, awq_config(group="many"), "quantization_config.group_size"),
+    "digits of text": ({}, awq_config(group="32"), "quantization_config.group_size"),
+    "true for a number": ({}, awq_config(group=True), "quantization_config.group_size"),
+    "a number for true": ({}, awq_config(zero_point=1), "quantization_config.zero_point"),
+    "a weight beside it": ({"weight": torch.ones(16, 64)}, awq_config(), "contradict each other"),
+    "groups that do not divide": ({}, awq_config(group=48), "groups that do not divide its columns"),
 }
 
 
@@ -255,6 +260,49 @@ def test_a_column_of_no_group_is_an_error():
     parts["g_idx"][3] = 2
     with pytest.raises(CorruptCheckpointError, match="names a group that is not there"):
         opened(parts, gptq_config())
+
+
+MOVED = gptq_parts(affine(random(16, 64).numpy(), act_order=True, seed=7))
+
+
+@pytest.mark.parametrize("named", [None, torch.full((64,), -1, dtype=torch.int32)], ids=["missing", "unset"])
+def test_columns_in_any_order_need_their_groups(named):
+    """One after the other they would be other numbers."""
+    parts = {**MOVED, "g_idx": named} if named is not None else {k: v for k, v in MOVED.items() if k != "g_idx"}
+    with pytest.raises(CorruptCheckpointError, match="g_idx"):
+        opened(parts, gptq_config(desc_act=True))
+    assert opened(parts, gptq_config(desc_act=False))
+    assert opened(parts | {"qzeros": parts["qzeros"][:1], "scales": parts["scales"][:1]}, gptq_config(4, -1))
+
+
+@pytest.mark.parametrize("says", [{"symmetric": True}, {}])
+@pytest.mark.parametrize("kind", ["packed", "int8"])
+def test_zero_points_of_a_file_are_read_whatever_the_config_says(kind, says):
+    """Passed over, they would leave other numbers."""
+    if kind == "packed":
+        weight = affine(random(16, 64).numpy(), dtype=torch.bfloat16)
+        parts, config, expected = packed_parts(weight), packed_config(), torch.from_numpy(weight.values)
+    else:
+        numbers = torch.arange(-64, 64, dtype=torch.int8).view(2, 64)
+        points = torch.tensor([[3], [-5]], dtype=torch.int8)
+        parts = {"weight": numbers, "weight_scale": torch.ones(2, 1), "weight_zero_point": points}
+        config, expected = rows_config("int"), numbers.float() - points.float()
+    weights = config["config_groups"]["group_0"]["weights"]
+    del weights["symmetric"]
+    weights |= says
+    assert torch.equal(weight_of(parts, config).load(), expected)
+
+
+@pytest.mark.parametrize("other", ["weight_scale", "weight_zero_point"])
+def test_floats_with_tensors_that_nobody_reads_are_an_error(other):
+    parts = {"weight": random(16, 128).to(torch.float8_e4m3fn), "weight_scale_inv": torch.ones(1, 1)}
+    config = fp8_config([128, 128])
+    if other == "weight_zero_point":
+        parts = {"weight": parts["weight"], "weight_scale": torch.ones(16, 1)}
+        config = rows_config("float")
+        assert opened({**parts, other: torch.zeros(16, 1)}, config)
+    with pytest.raises(CorruptCheckpointError, match="contradict each other"):
+        opened({**parts, other: torch.ones(16, 1)}, config)
 
 
 def test_names_of_left_out_modules():

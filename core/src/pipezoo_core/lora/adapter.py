@@ -51,7 +51,7 @@ _READ = {
 _OFF: tuple[object, ...] = (None, False, [], {})
 
 
-class _AdapterConfig(BaseModel, extra="ignore", allow_inf_nan=False):
+class _AdapterConfig(BaseModel, extra="ignore", allow_inf_nan=False, strict=True):
     """The numbers in adapter_config.json; PEFT's own defaults."""
 
     r: int = Field(default=8, ge=1)

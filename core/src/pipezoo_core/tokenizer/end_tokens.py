@@ -31,4 +31,4 @@ def eos_token_ids(
         of_model = getattr(config, "eos_token_id", None)
     named = of_model if isinstance(of_model, list | tuple) else [of_model]
     of_tokenizer = [getattr(tokenizer, name, None) for name in _TOKENIZER_ENDS]
-    return frozenset(end for end in [*named, *of_tokenizer] if isinstance(end, int) and end >= 0)
+    return frozenset(end for end in [*named, *of_tokenizer] if type(end) is int and end >= 0)

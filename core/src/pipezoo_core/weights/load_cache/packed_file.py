@@ -132,6 +132,8 @@ class PackedFile:
     """
 
     def __init__(self, path: Path, key: str) -> None:
+        if path.exists() and not path.is_file():  # to open a pipe waits for who writes to it
+            raise OSError("it is no file")
         with path.open("rb", buffering=0) as file:
             index = _read_index(file)
             if index["key"] != key:
@@ -178,9 +180,25 @@ def _read_index(file: FileIO) -> dict[str, Any]:
         index = parse_json_object(data, "its index")
     except CorruptCheckpointError as error:
         raise StaleEntryError(str(error)) from error
-    if index["size"] != num_bytes or len(index["chunks"]) != -(-num_bytes // _CHUNK):
-        raise StaleEntryError("its index is of another length")
+    if not _is_of(index, num_bytes):
+        raise StaleEntryError("its index is of another form or length")
     return index
+
+
+def _is_of(index: dict[str, Any], num_bytes: int) -> bool:
+    """Whether an index is one, of so many bytes of weights."""
+    weights, chunks = index.get("weights"), index.get("chunks")
+    if not (isinstance(weights, list) and isinstance(chunks, list) and isinstance(index.get("key"), str)):
+        return False
+    if index.get("size") != num_bytes or len(chunks) != -(-num_bytes // _CHUNK):
+        return False
+    return all(isinstance(weight, list) and len(weight) == 3 and _is_within(*weight, num_bytes) for weight in weights)
+
+
+def _is_within(name: object, start: object, size: object, num_bytes: int) -> bool:
+    if not (isinstance(name, str) and isinstance(start, int) and isinstance(size, int)):
+        return False
+    return 0 <= start <= start + size <= num_bytes
 
 
 def _read_weights(file: FileIO, index: dict[str, Any]) -> np.ndarray:

@@ -16,8 +16,8 @@ from torch import Tensor
 from pipezoo_core.weights.base import LazyTensor
 from pipezoo_core.weights.quantized.affine import AffineWeight, of_words, unpacked
 from pipezoo_core.weights.quantized.entries import Entries, Size, not_read, parsed
-from pipezoo_core.weights.quantized.format import SCALE_DTYPES, QuantizedFormat, checked_part, suffix_of
-from pipezoo_core.weights.quantized.grouping import group_sizes, groups_in_order
+from pipezoo_core.weights.quantized.format import SCALE_DTYPES, QuantizedFormat, check_parts, checked_part, suffix_of
+from pipezoo_core.weights.quantized.grouping import check_divided, group_sizes, groups_in_order
 
 __all__ = ["AWQ"]
 
@@ -71,8 +71,10 @@ class AWQ(QuantizedFormat):
         num_columns, num_words = qweight.shape
         num_rows = num_words * _PER_WORD
         group, num_groups = group_sizes(name, num_columns, self._group_size)
+        check_divided(name, num_columns, group)
         qzeros = checked_part(name, parts, "qzeros", (torch.int32,), (num_groups, num_words))
         scales = checked_part(name, parts, "scales", SCALE_DTYPES, (num_groups, num_rows))
+        check_parts(name, parts, ("qweight", "qzeros", "scales"))
         return AffineWeight(
             method="AWQ",
             bits=_BITS,

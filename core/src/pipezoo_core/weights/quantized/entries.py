@@ -11,10 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipezoo_core.errors import CorruptCheckpointError, UnsupportedCheckpointError, shown
 
-__all__ = ["Entries", "Size", "entry_naming", "not_read", "parsed"]
+__all__ = ["Block", "Entries", "Size", "entry_naming", "not_read", "parsed"]
 
 Size: TypeAlias = Annotated[int, Field(ge=-1, le=2**31 - 1)]
 """Numbers of a group or a block, where -1 is all of them."""
+
+Block: TypeAlias = Annotated[tuple[Size, Size], Field(strict=False)]  # JSON has lists
+"""Rows and columns of a block."""
 
 _MAX_SHOWN = 500
 _MAX_LENGTH = 1000  # of a pattern, which bounds what it takes to compile it
@@ -22,9 +25,12 @@ _MAX_SECONDS = 1.0  # to match a pattern with a name, of which real ones take mi
 
 
 class Entries(BaseModel):
-    """Entries of a `quantization_config` that say how weights are stored; others are passed over."""
+    """Entries of a `quantization_config` that say how weights are stored; others are passed over.
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    A number is one: neither `true` nor a text stands for it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
 
 SomeEntries = TypeVar("SomeEntries", bound=Entries)

@@ -12,7 +12,7 @@ from pipezoo_core.errors import CorruptCheckpointError
 from pipezoo_core.weights.base import LazyTensor
 from pipezoo_core.weights.quantized.format import checked_part
 
-__all__ = ["column_groups", "group_sizes", "groups_in_order"]
+__all__ = ["check_divided", "column_groups", "group_sizes", "groups_in_order"]
 
 
 def group_sizes(name: str, num_columns: int, group_size: int) -> tuple[int, int]:
@@ -36,13 +36,30 @@ def group_sizes(name: str, num_columns: int, group_size: int) -> tuple[int, int]
     return group, -(-num_columns // group)
 
 
+def check_divided(name: str, num_columns: int, group: int) -> None:
+    """Checks that all groups have as many columns.
+
+    Raises:
+        CorruptCheckpointError: the last one has fewer.
+    """
+    if num_columns % group:
+        raise CorruptCheckpointError(
+            f"{name} has groups that do not divide its columns, by the quantization_config",
+            found=f"groups of {group}, {num_columns} columns",
+            allowed=f"a divisor of {num_columns}",
+            cure="Correct the quantization_config.",
+        )
+
+
 @lru_cache(maxsize=256)
 def groups_in_order(num_columns: int, group: int) -> Tensor:
     """Returns the group of each column, int64 [in_features], where one comes after the other; many weights share it."""
     return torch.arange(num_columns, dtype=torch.int64, device="cpu") // group
 
 
-def column_groups(name: str, parts: Mapping[str, LazyTensor], part: str, num_columns: int, group: int) -> Tensor:
+def column_groups(
+    name: str, parts: Mapping[str, LazyTensor], part: str, num_columns: int, group: int, *, is_needed: bool = False
+) -> Tensor:
     """Returns the group of each column, int64 [in_features]: those that a part names, else one after the other.
 
     These are what `groups_in_order` returns wherever they are the same.
@@ -53,15 +70,17 @@ def column_groups(name: str, parts: Mapping[str, LazyTensor], part: str, num_col
         part: the one that names groups, int32 [in_features]; all of it is -1 where it says nothing.
         num_columns: in_features.
         group: columns of a group.
+        is_needed: whether the groups may be in any order, so that the part has to say which.
 
     Raises:
-        CorruptCheckpointError: it is of another shape or dtype, or names a group that is not there.
+        CorruptCheckpointError: it is of another shape or dtype, names a group that is not there, or is missing.
     """
     in_order = groups_in_order(num_columns, group)
-    if part not in parts:
+    is_needed = is_needed and group < num_columns
+    if part not in parts and not is_needed:
         return in_order
     named = checked_part(name, parts, part, (torch.int32, torch.int64), (num_columns,)).load().long()
-    if torch.equal(named, in_order) or bool((named == -1).all()):
+    if torch.equal(named, in_order) or (bool((named == -1).all()) and not is_needed):
         return in_order
     last = int(in_order[-1])
     if not 0 <= int(named.min()) <= int(named.max()) <= last:
