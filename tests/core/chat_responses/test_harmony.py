@@ -68,6 +68,29 @@ def test_a_header_says_what_its_text_is(header):
     assert FORMAT.response(_answer(messages), TOOLS, prompt=CHAT.prompt) == _response(messages)
 
 
+def in_pieces(text):
+    """Reads an answer character by character, which is what it is read as in one piece."""
+    parser = FORMAT.parser(TOOLS, prompt=CHAT.prompt)
+    found = ChatResponse.joined([*map(parser.feed, text), parser.finish()])
+    assert FORMAT.parser(TOOLS, prompt=CHAT.prompt).whole(text) == found
+    return found
+
+
+@pytest.mark.parametrize("end", ["", "<|return|>", "<|end|>", "<|call|>"])
+@pytest.mark.parametrize("text", ["Rome.", "1 < 2, and\n<b>", "Rome " * 100])
+def test_text_without_any_header_is_content(text, end):
+    assert in_pieces(text + end) == ChatResponse(text)
+    assert in_pieces("Rome<|channel|>final<|message|>Paris") == ChatResponse("Paris")
+    assert in_pieces(" to=functions.wea") == ChatResponse()
+
+
+@pytest.mark.parametrize("behind", [" x", "}", ' {"city": "Paris"}'])
+def test_what_stands_behind_the_arguments_of_a_call_is_content(behind):
+    call = f"<|channel|>commentary to=functions.weather json<|message|>{CALL.arguments}"
+    assert in_pieces(f"{call}{behind}<|call|>") == ChatResponse(behind.strip(), "", (CALL,))
+    assert in_pieces(f"{call} \n<|call|>") == ChatResponse("", "", (CALL,))
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_messages_in_any_order_and_in_any_pieces_are_read(seed):
     messages, draw = _texts(seed), random.Random(seed)

@@ -25,9 +25,8 @@ _HARMONY_THOUGHTS = r"[^<]{0,1024}(?:<\|constrain\|>[^<]{0,1024})?<\|message\|>"
 _HARMONY_HEADER = r"[^<]{0,256}(?:<\|constrain\|>[^<]{0,256})?<\|message\|>"  # longer is none, and its text content
 _HARMONY_CALL = r"\s+to=functions\.(?P<name>[^\s<]{1,256})(?=[\s<])"
 _NO_FUNCTION = r"(?!\s+to=functions\.)"
-_HARMONY_TEXT = r"(?:[^<]|<(?!\|))"
-_NO_HARMONY = (  # an answer that begins with text, and no header: it ends, or is too long for one
-    rf"\A(?!\s{{0,8}}(?:to=|<))(?={_HARMONY_TEXT}{{257}}|{_HARMONY_TEXT}{{1,256}}(?:<\|(?:end|return|call)\|>|\Z))"
+_BARE = (  # an answer that begins with text and has no header: it ends, or is too long for one
+    r"\A(?!\s{0,8}(?:to=|<))(?=(?:[^<]|<(?!\|)){257}|(?:[^<]|<(?!\|)){1,256}(?:<\|(?:end|return|call)\|>|\Z))"
 )
 
 
@@ -89,7 +88,7 @@ FAMILIES = (
                     transform=_NAMED,
                 ),
                 "content": {
-                    "open_pattern": rf"(?:<\|channel\|>(?:final|commentary){_NO_FUNCTION})?{_HARMONY_HEADER}|{_NO_HARMONY}",
+                    "open_pattern": rf"(?:<\|channel\|>(?:final|commentary){_NO_FUNCTION})?{_HARMONY_HEADER}|{_BARE}",
                     "close": ["<|end|>", "<|return|>", "<|call|>"],
                     "repeats": True,
                     "join": "\n",
