@@ -192,10 +192,13 @@ def _is_of(index: dict[str, Any], num_bytes: int) -> bool:
         return False
     if index.get("size") != num_bytes or len(chunks) != -(-num_bytes // _CHUNK):
         return False
-    return all(isinstance(weight, list) and len(weight) == 3 and _is_within(*weight, num_bytes) for weight in weights)
+    return all(_is_within(weight, num_bytes) for weight in weights)
 
 
-def _is_within(name: object, start: object, size: object, num_bytes: int) -> bool:
+def _is_within(weight: object, num_bytes: int) -> bool:
+    if not isinstance(weight, list) or len(weight) != 3:
+        return False
+    name, start, size = weight
     if not (isinstance(name, str) and isinstance(start, int) and isinstance(size, int)):
         return False
     return 0 <= start <= start + size <= num_bytes

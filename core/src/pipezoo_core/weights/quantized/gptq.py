@@ -49,13 +49,8 @@ class GPTQ(QuantizedFormat):
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         entries = parsed(_Entries, config)
-        kind = (
-            "marlin"
-            if entries.is_marlin_format
-            else "gptq"
-            if entries.checkpoint_format is None
-            else entries.checkpoint_format
-        )
+        named = "gptq" if entries.checkpoint_format is None else entries.checkpoint_format
+        kind = "marlin" if entries.is_marlin_format else named
         if kind not in _ADDED:
             raise not_read("the checkpoint is of a format of GPTQ", kind, sorted(_ADDED))
         if entries.bits not in _BITS:
