@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -80,15 +81,38 @@ def in_pieces(text):
 @pytest.mark.parametrize("text", ["Rome.", "1 < 2, and\n<b>", "Rome " * 100])
 def test_text_without_any_header_is_content(text, end):
     assert in_pieces(text + end) == ChatResponse(text)
-    assert in_pieces("Rome<|channel|>final<|message|>Paris") == ChatResponse("Paris")
+    thought = "<|channel|>analysis<|message|>so<|end|><|start|>assistant"
+    assert in_pieces(thought + text + end) == ChatResponse(text, "so")
+
+
+@pytest.mark.parametrize("end", ["<|start|>assistant", "<|end|><|start|>assistant", ""])
+@pytest.mark.parametrize("header", [header for header in HEADERS if header.startswith("<|channel|>")])
+def test_a_message_behind_text_without_a_header_is_read(header, end):
+    message = f"{header}{CALL.arguments}{ENDS[HEADERS[header]]}"
+    read = _response([(header, CALL.arguments)])
+    for length in (257, 5000) if "json<" in header else (257,):
+        text = "a" * length
+        content = f"{text}\n{read.content}" if read.content else text
+        assert in_pieces(text + end + message) == ChatResponse(content, read.reasoning, read.tool_calls)
+    if "<|end|>" not in end:  # as short as a header, it is taken for one
+        assert in_pieces("a" * 256 + end + message) == read
+
+
+def test_a_header_that_is_cut_is_no_content():
     assert in_pieces(" to=functions.wea") == ChatResponse()
+    assert in_pieces("<|channel|>fin") == ChatResponse()
 
 
-@pytest.mark.parametrize("behind", [" x", "}", ' {"city": "Paris"}'])
-def test_what_stands_behind_the_arguments_of_a_call_is_content(behind):
+@pytest.mark.parametrize(("behind", "left"), [(" x", "x"), (' {"city": "Paris"}', '{"city": "Paris"}'), ("} ]\n}", "")])
+def test_what_stands_behind_the_arguments_of_a_call_is_content(behind, left):
     call = f"<|channel|>commentary to=functions.weather json<|message|>{CALL.arguments}"
-    assert in_pieces(f"{call}{behind}<|call|>") == ChatResponse(behind.strip(), "", (CALL,))
-    assert in_pieces(f"{call} \n<|call|>") == ChatResponse("", "", (CALL,))
+    assert in_pieces(f"{call}{behind}<|call|>") == ChatResponse(left, "", (CALL,))
+    final = "<|channel|>final<|message|>Hi<|end|><|start|>assistant"
+    assert in_pieces(f"{final}{call}{behind}<|call|>") == ChatResponse(f"Hi\n{left}".strip(), "", (CALL,))
+    both = f"{call}<|call|><|start|>assistant{call}{behind}<|call|>"
+    assert FORMAT.response(both, replace(TOOLS, may_call_several=False), prompt=CHAT.prompt) == ChatResponse(
+        "", "", (CALL,)
+    )
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -19,7 +19,7 @@ class CallReader(Protocol):
 
     Attributes:
         num_calls: those that were given out so far, the field's own ones.
-        left: text of the field behind its calls, which is of none.
+        left: text of the field behind the whole JSON of its calls.
     """
 
     num_calls: int
@@ -139,7 +139,7 @@ class StreamedCalls:
         self._is_blank = self._is_blank and not text.strip()
         if self._is_open and self._is_out and self._held is None:
             self._give(text)
-        else:
+        elif self._scanner.is_complete:
             self.left += text
         return self._taken()
 

@@ -25,8 +25,9 @@ _HARMONY_THOUGHTS = r"[^<]{0,1024}(?:<\|constrain\|>[^<]{0,1024})?<\|message\|>"
 _HARMONY_HEADER = r"[^<]{0,256}(?:<\|constrain\|>[^<]{0,256})?<\|message\|>"  # longer is none, and its text content
 _HARMONY_CALL = r"\s+to=functions\.(?P<name>[^\s<]{1,256})(?=[\s<])"
 _NO_FUNCTION = r"(?!\s+to=functions\.)"
-_BARE = (  # an answer that begins with text and has no header: it ends, or is too long for one
-    r"\A(?!\s{0,8}(?:to=|<))(?=(?:[^<]|<(?!\|)){257}|(?:[^<]|<(?!\|)){1,256}(?:<\|(?:end|return|call)\|>|\Z))"
+_BARE = (  # text without a header: the answer's beginning or a later message's; it ends, or is too long for a header
+    r"(?:\A|<\|start\|>assistant)(?!\s{0,8}(?:to=|<))"
+    r"(?=(?:[^<]|<(?!\|)){257}|(?:[^<]|<(?!\|)){1,256}(?:<\|(?:end|return|call)\|>|\Z))"
 )
 
 
@@ -89,7 +90,7 @@ FAMILIES = (
                 ),
                 "content": {
                     "open_pattern": rf"(?:<\|channel\|>(?:final|commentary){_NO_FUNCTION})?{_HARMONY_HEADER}|{_BARE}",
-                    "close": ["<|end|>", "<|return|>", "<|call|>"],
+                    "close_pattern": r"<\|(?:end|return|call)\|>|(?=<\|(?:start|channel)\|>)",
                     "repeats": True,
                     "join": "\n",
                     **_CONTENT,
