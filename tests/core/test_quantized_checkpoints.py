@@ -276,33 +276,33 @@ def test_columns_in_any_order_need_their_groups(named):
 
 
 @pytest.mark.parametrize("says", [{"symmetric": True}, {}])
-@pytest.mark.parametrize("kind", ["packed", "int8"])
-def test_zero_points_of_a_file_are_read_whatever_the_config_says(kind, says):
-    """Passed over, they would leave other numbers."""
+@pytest.mark.parametrize("kind", ["packed", "int8", "float8"])
+def test_zero_points_of_a_symmetric_weight_are_0_or_contradict_it(kind, says):
+    """Old files have them, in shapes and dtypes that are no zero points of a weight that is not symmetric."""
     if kind == "packed":
-        weight = affine(random(16, 64).numpy(), dtype=torch.bfloat16)
-        parts, config, expected = packed_parts(weight), packed_config(), torch.from_numpy(weight.values)
+        weight = affine(random(16, 64).numpy(), symmetric=True, dtype=torch.bfloat16)
+        parts, config = packed_parts(weight), packed_config()
     else:
-        numbers = torch.arange(-64, 64, dtype=torch.int8).view(2, 64)
-        points = torch.tensor([[3], [-5]], dtype=torch.int8)
-        parts = {"weight": numbers, "weight_scale": torch.ones(2, 1), "weight_zero_point": points}
-        config, expected = rows_config("int"), numbers.float() - points.float()
+        dtype = torch.int8 if kind == "int8" else torch.float8_e4m3fn
+        numbers = torch.arange(-64, 64, dtype=torch.int8).view(2, 64).to(dtype)
+        parts, config = {"weight": numbers, "weight_scale": torch.ones(2, 1)}, rows_config(kind.removesuffix("8"))
+    parts.pop("weight_zero_point", None)
     weights = config["config_groups"]["group_0"]["weights"]
     del weights["symmetric"]
     weights |= says
-    assert torch.equal(weight_of(parts, config).load(), expected)
+    expected = weight_of(parts, config).load()
+    for shape in ((2, 2), (16, 2), (1,), (16, 1)):
+        for dtype in (torch.int32, torch.int8, torch.float8_e4m3fn, torch.bfloat16):
+            zeros = torch.zeros(shape, dtype=dtype)
+            assert torch.equal(weight_of(parts | {"weight_zero_point": zeros}, config).load(), expected)
+            with pytest.raises(CorruptCheckpointError, match="contradict each other"):
+                opened(parts | {"weight_zero_point": torch.ones(shape).to(dtype)}, config)
 
 
-@pytest.mark.parametrize("other", ["weight_scale", "weight_zero_point"])
-def test_floats_with_tensors_that_nobody_reads_are_an_error(other):
+def test_floats_with_two_scales_are_an_error():
     parts = {"weight": random(16, 128).to(torch.float8_e4m3fn), "weight_scale_inv": torch.ones(1, 1)}
-    config = fp8_config([128, 128])
-    if other == "weight_zero_point":
-        parts = {"weight": parts["weight"], "weight_scale": torch.ones(16, 1)}
-        config = rows_config("float")
-        assert opened({**parts, other: torch.zeros(16, 1)}, config)
     with pytest.raises(CorruptCheckpointError, match="contradict each other"):
-        opened({**parts, other: torch.ones(16, 1)}, config)
+        opened({**parts, "weight_scale": torch.ones(16, 1)}, fp8_config([128, 128]))
 
 
 def test_names_of_left_out_modules():

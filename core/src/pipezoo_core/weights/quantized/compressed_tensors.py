@@ -125,7 +125,9 @@ def _packed(name: str, parts: Mapping[str, LazyTensor], arguments: _Arguments) -
     scales = checked_part(name, parts, "weight_scale", SCALE_DTYPES, (num_rows, num_groups))
     check_parts(name, parts, ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx"))
     zeros: Callable[[slice], Tensor] | None = None
-    if _has_zeros(parts, arguments):
+    if arguments.symmetric:
+        _check_symmetric(name, parts)
+    else:
         zero_shape = (-(-num_rows // per_word), num_groups)
         points = checked_part(name, parts, "weight_zero_point", (torch.int32,), zero_shape)
 
@@ -159,9 +161,8 @@ def _eights(name: str, parts: Mapping[str, LazyTensor], arguments: _Arguments) -
 
 
 def _floats(name: str, parts: Mapping[str, LazyTensor], arguments: _Arguments) -> LazyTensor:
-    points = parts.get("weight_zero_point")
-    is_without = points is not None and not points.load().float().any()
-    check_parts(name, parts, ("weight", "weight_scale", *(["weight_zero_point"] if is_without else [])))
+    check_parts(name, parts, ("weight", "weight_scale", "weight_zero_point"))
+    _check_symmetric(name, parts)
     numbers, block = checked_part(name, parts, "weight", (E4M3,), (None, None)), arguments.block_structure
     if arguments.strategy == "block" and block is not None and min(block) > 0:
         scales = block_scales(name, parts, "weight_scale", block)
@@ -179,7 +180,9 @@ def _integers(name: str, parts: Mapping[str, LazyTensor], arguments: _Arguments)
     numbers = checked_part(name, parts, "weight", (torch.int8,), (None, None))
     num_rows, num_columns = numbers.shape
     points = None
-    if _has_zeros(parts, arguments):
+    if arguments.symmetric:
+        _check_symmetric(name, parts)
+    else:
         found = parts.get("weight_zero_point")
         is_single = found is not None and found.shape == (1,)
         points = checked_part(name, parts, "weight_zero_point", (torch.int8,), (1,) if is_single else (num_rows, 1))
@@ -196,9 +199,11 @@ def _integers(name: str, parts: Mapping[str, LazyTensor], arguments: _Arguments)
     ).tensor()
 
 
-def _has_zeros(parts: Mapping[str, LazyTensor], arguments: _Arguments) -> bool:
-    """Whether a weight has zero points: what the tensors say wins over `symmetric`."""
-    return not arguments.symmetric or "weight_zero_point" in parts
+def _check_symmetric(name: str, parts: Mapping[str, LazyTensor]) -> None:
+    """Checks that the zero points of a symmetric weight, which old files have in any shape and dtype, are all 0."""
+    points = parts.get("weight_zero_point")
+    if points is not None and points.load().float().any():
+        check_parts(name, parts, set(_PARTS) - {"weight_zero_point"})
 
 
 def _zero_points(points: LazyTensor) -> Callable[[slice], Tensor]:

@@ -69,7 +69,7 @@ def check_parts(name: str, parts: Collection[str], read: Collection[str]) -> Non
             f"{name} has tensors that contradict each other, or the quantization_config",
             found=sorted(parts),
             allowed=f"none that is called {' or '.join(others)}",
-            cure="Download the checkpoint again.",
+            cure="Download the checkpoint again, or correct the quantization_config.",
         )
 
 
