@@ -201,7 +201,8 @@ def test_a_damaged_entry_is_dropped_with_a_line_and_made_anew(damage, made, tmp_
     "changes",
     [
         {"weights": None}, {"weights": [["a", 0]]}, {"weights": [["a", "0", 8]]}, {"weights": [["a", -64, 8]]},
-        {"weights": [["a", 10**9, 8]]}, {"chunks": None}, {"size": None}, {"key": None},
+        {"weights": [["a", 10**9, 8]]}, {"weights": [["a", True, 8]]}, {"weights": [["a", 0, 8.0]]}, {"chunks": None},
+        {"chunks": []}, {"key": None},
     ],
     ids=str,
 )  # fmt: skip

@@ -203,6 +203,14 @@ def test_nothing_is_written_over_and_nothing_is_left_of_what_ends(saved, tmp_pat
 def test_nothing_is_left_of_what_a_signal_ends(number, saved, tmp_path, monkeypatch):
     source = saved(make_llama(**SIZES))
     monkeypatch.setattr(quantizing, "write_safetensors", lambda *_, **__: signal.raise_signal(number))
+    rmtree = shutil.rmtree
+
+    def interrupted(*given, **named):
+        for further in (signal.SIGTERM, signal.SIGHUP):
+            signal.raise_signal(further)
+        rmtree(*given, **named)
+
+    monkeypatch.setattr(quantizing.shutil, "rmtree", interrupted)
     result = RUNNER.invoke(app, ["quantize", str(source), str(tmp_path / "out")])
     assert result.exit_code == 128 + number
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -79,7 +79,7 @@ def open_gguf(path: Path) -> GGUFFile:
     """
     file = _open_one(path)
     num_parts = file.metadata.get("split.count", 0)
-    if type(num_parts) is not int or num_parts < 2:
+    if not isinstance(num_parts, int) or num_parts < 2:
         return file
     paths = [path.with_name(name) for name in part_names(path.name)]
     if len(paths) != num_parts:

@@ -40,6 +40,8 @@ def _ended_by_signals() -> Iterator[None]:
     """Lets signals that would end the process at once end it like an interrupt, so that no half of a folder stays."""
 
     def end(number: int, _: object) -> None:
+        for other in ending:  # the first one's cleaning up goes on
+            signal.signal(other, signal.SIG_IGN)
         raise SystemExit(128 + number)
 
     ending = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
