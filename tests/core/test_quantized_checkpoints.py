@@ -220,7 +220,7 @@ DAMAGED = {
     "a group of text": ({}, awq_config(group="many"), "quantization_config.group_size"),
     "digits of text": ({}, awq_config(group="32"), "quantization_config.group_size"),
     "true for a number": ({}, awq_config(group=True), "quantization_config.group_size"),
-    "a number for true": ({}, awq_config(zero_point=1), "quantization_config.zero_point"),
+    "a text for a number": ({}, awq_config(group="32"), "quantization_config.group_size"),
     "a weight beside it": ({"weight": torch.ones(16, 64)}, awq_config(), "contradict each other"),
     "groups that do not divide": ({}, awq_config(group=48), "groups that do not divide its columns"),
 }
@@ -253,6 +253,12 @@ def test_numbers_that_are_all_there_are_read_whatever_is_said_of_their_sparsity(
     weight = affine(random(16, 64).numpy(), dtype=torch.bfloat16)
     tensor = weight_of(packed_parts(weight), packed_config(sparsity_config=sparsity))
     assert torch.equal(tensor.load(), torch.from_numpy(weight.values))
+
+
+def test_numbers_that_are_written_otherwise_are_numbers():
+    weight = affine(random(16, 64).numpy())
+    config = gptq_config(4.0, 32.0, desc_act=0)
+    assert torch.equal(weight_of(gptq_parts(weight), config).load(), torch.from_numpy(weight.values))
 
 
 def test_a_column_of_no_group_is_an_error():

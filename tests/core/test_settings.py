@@ -41,7 +41,9 @@ def test_a_bad_value_is_named_with_what_is_allowed_in_our_words(kind, name):
         (SamplingParams, "temperature", True),
         (SamplingParams, "top_k", False),
         (SamplingParams, "stop_token_ids", [7, True]),
+        (SamplingParams, "stop_token_ids", {True}),
         (SamplingParams, "logit_bias", {7: True}),
+        (SamplingParams, "logit_bias", {True: 1.0}),
     ],
 )
 def test_true_and_false_are_no_numbers(kind, name, value):

@@ -85,7 +85,9 @@ def _not_valid(cls: type[Settings], name: str, found: object) -> InvalidSettingE
 
 
 def _has_bool(value: object) -> bool:
-    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [value]
+    if isinstance(value, Mapping):
+        return _has_bool([*value, *value.values()])
+    items = value if isinstance(value, list | tuple | set | frozenset) else [value]
     return any(isinstance(item, bool) for item in items)
 
 

@@ -16,7 +16,7 @@ nearer to the model before quantization, and what a file says of it is passed ov
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from pipezoo_core.errors import CorruptCheckpointError
 from pipezoo_core.weights.base import LazyTensor
 from pipezoo_core.weights.quantized.affine import AffineWeight, of_words, unpacked
 from pipezoo_core.weights.quantized.e4m3 import E4M3, E4M3Weight
-from pipezoo_core.weights.quantized.entries import Block, Entries, Size, entry_naming, not_read, parsed
+from pipezoo_core.weights.quantized.entries import NUMBER, Entries, Size, entry_naming, not_read, parsed
 from pipezoo_core.weights.quantized.format import SCALE_DTYPES, QuantizedFormat, check_parts, checked_part, suffix_of
 from pipezoo_core.weights.quantized.grouping import column_groups, group_sizes, groups_in_order
 from pipezoo_core.weights.quantized.scales import block_scales, row_scales
@@ -38,12 +38,12 @@ _BITS = (4, 8)
 
 
 class _Arguments(Entries):
-    num_bits: int = 8
+    num_bits: Annotated[int, NUMBER] = 8
     type: str = "int"
     symmetric: bool = True
     strategy: str | None = None
     group_size: Size | None = None
-    block_structure: Block | None = None
+    block_structure: tuple[Size, Size] | None = None
 
 
 class _Group(Entries):

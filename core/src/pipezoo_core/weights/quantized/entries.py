@@ -7,17 +7,24 @@ from functools import lru_cache
 from typing import Annotated, Any, TypeAlias, TypeVar
 
 import regex
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from pipezoo_core.errors import CorruptCheckpointError, UnsupportedCheckpointError, shown
 
-__all__ = ["Block", "Entries", "Size", "entry_naming", "not_read", "parsed"]
+__all__ = ["NUMBER", "Entries", "Size", "entry_naming", "not_read", "parsed"]
 
-Size: TypeAlias = Annotated[int, Field(ge=-1, le=2**31 - 1)]
+
+def _number(value: object) -> object:
+    if isinstance(value, bool | str):
+        raise ValueError("a number is wanted")
+    return value
+
+
+NUMBER = BeforeValidator(_number)
+"""Of fields that are numbers: neither `true` nor a text stands for one."""
+
+Size: TypeAlias = Annotated[int, NUMBER, Field(ge=-1, le=2**31 - 1)]
 """Numbers of a group or a block, where -1 is all of them."""
-
-Block: TypeAlias = Annotated[tuple[Size, Size], Field(strict=False)]  # JSON has lists
-"""Rows and columns of a block."""
 
 _MAX_SHOWN = 500
 _MAX_LENGTH = 1000  # of a pattern, which bounds what it takes to compile it
@@ -25,12 +32,9 @@ _MAX_SECONDS = 1.0  # to match a pattern with a name, of which real ones take mi
 
 
 class Entries(BaseModel):
-    """Entries of a `quantization_config` that say how weights are stored; others are passed over.
+    """Entries of a `quantization_config` that say how weights are stored; others are passed over."""
 
-    A number is one: neither `true` nor a text stands for it.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 SomeEntries = TypeVar("SomeEntries", bound=Entries)

@@ -16,7 +16,7 @@ from pydantic import AliasChoices, Field
 
 from pipezoo_core.weights.base import LazyTensor
 from pipezoo_core.weights.quantized.e4m3 import E4M3, E4M3Weight
-from pipezoo_core.weights.quantized.entries import Block, Entries, not_read, parsed
+from pipezoo_core.weights.quantized.entries import Entries, Size, not_read, parsed
 from pipezoo_core.weights.quantized.format import QuantizedFormat, check_parts, checked_part, suffix_of
 from pipezoo_core.weights.quantized.scales import block_scales, row_scales
 
@@ -27,7 +27,7 @@ _PARTS = ("weight", *_SCALES, "input_scale", "activation_scale")
 
 
 class _Entries(Entries):
-    weight_block_size: Block | None = None
+    weight_block_size: tuple[Size, Size] | None = None
     fmt: str = "e4m3"
     left_out: list[str] | None = Field(
         default=None, validation_alias=AliasChoices("modules_to_not_convert", "ignored_layers")

@@ -8,14 +8,14 @@ is `(q - zero) · scale`; of zeros the format `gptq` stores one less, modulo 2^b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from pipezoo_core.weights.base import LazyTensor
 from pipezoo_core.weights.quantized.affine import AffineWeight, of_words, unpacked
-from pipezoo_core.weights.quantized.entries import Entries, Size, not_read, parsed
+from pipezoo_core.weights.quantized.entries import NUMBER, Entries, Size, not_read, parsed
 from pipezoo_core.weights.quantized.format import SCALE_DTYPES, QuantizedFormat, check_parts, checked_part, suffix_of
 from pipezoo_core.weights.quantized.grouping import column_groups, group_sizes
 
@@ -28,7 +28,7 @@ _NUMBERS_AT_ONCE = 2**24  # each piece reads all of the file's tensor
 
 
 class _Entries(Entries):
-    bits: int
+    bits: Annotated[int, NUMBER]
     group_size: Size = 128
     desc_act: bool | None = None
     checkpoint_format: str | None = None

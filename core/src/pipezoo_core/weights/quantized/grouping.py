@@ -12,7 +12,7 @@ from pipezoo_core.errors import CorruptCheckpointError
 from pipezoo_core.weights.base import LazyTensor
 from pipezoo_core.weights.quantized.format import checked_part
 
-__all__ = ["check_divided", "column_groups", "group_sizes", "groups_in_order"]
+__all__ = ["column_groups", "group_sizes", "groups_in_order"]
 
 
 def group_sizes(name: str, num_columns: int, group_size: int) -> tuple[int, int]:
@@ -34,21 +34,6 @@ def group_sizes(name: str, num_columns: int, group_size: int) -> tuple[int, int]
             allowed="1, or more, or -1",
         )
     return group, -(-num_columns // group)
-
-
-def check_divided(name: str, num_columns: int, group: int) -> None:
-    """Checks that all groups have as many columns.
-
-    Raises:
-        CorruptCheckpointError: the last one has fewer.
-    """
-    if num_columns % group:
-        raise CorruptCheckpointError(
-            f"{name} has groups that do not divide its columns, by the quantization_config",
-            found=f"groups of {group}, {num_columns} columns",
-            allowed=f"a divisor of {num_columns}",
-            cure="Correct the quantization_config.",
-        )
 
 
 @lru_cache(maxsize=256)
