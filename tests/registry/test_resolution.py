@@ -59,7 +59,7 @@ def test_the_model_type_decides_and_every_plugin_has_its_reason(site):
     assert str(resolution).splitlines() == [
         "model_type 'llama', architectures LlamaForCausalLM: LlamaForCausalLM of pipezoo-llama 1.0",
         "taken     llama (pipezoo-llama 1.0): serves model_type 'llama'",
-        "rejected  what serves others: 1 more, which `pipezoo plugins` lists",
+        "rejected  plugins that serve others: 1; `pipezoo plugins` lists them",
     ]
 
 
@@ -164,7 +164,7 @@ def test_no_plugin_says_what_is_installed_and_what_to_install(site):
     assert str(caught.value) == (
         "no plugin for model_type 'llama' (installed: replit_lm, mistral, mpt). Try: pip install pipezoo-llama"
     )
-    assert explained(caught.value) == "rejected  what serves others: 2 more, which `pipezoo plugins` lists"
+    assert explained(caught.value) == "rejected  plugins that serve others: 2; `pipezoo plugins` lists them"
 
 
 def test_what_is_said_stays_short_however_much_is_installed(site):

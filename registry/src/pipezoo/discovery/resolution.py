@@ -187,7 +187,7 @@ def _lines(candidates: Sequence[Candidate]) -> list[str]:
     """Returns a line for each candidate that came into question, the taken one first, and the number of others."""
     asked = sorted((one for one in candidates if one.is_asked), key=lambda one: not one.taken)
     num_others = len({one.plugin.distribution for one in candidates} - {one.plugin.distribution for one in asked})
-    others = f"rejected  what serves others: {num_others} more, which `pipezoo plugins` lists"
+    others = f"rejected  plugins that serve others: {num_others}; `pipezoo plugins` lists them"
     return [*map(str, asked), *([others] if num_others else [])]
 
 
