@@ -25,10 +25,8 @@ _HARMONY_THOUGHTS = r"[^<]{0,1024}(?:<\|constrain\|>[^<]{0,1024})?<\|message\|>"
 _HARMONY_HEADER = r"[^<]{0,256}(?:<\|constrain\|>[^<]{0,256})?<\|message\|>"  # longer is none, and its text content
 _HARMONY_CALL = r"\s+to=functions\.(?P<name>[^\s<]{1,256})(?=[\s<])"
 _NO_FUNCTION = r"(?!\s+to=functions\.)"
-_BARE = (  # text without a header: the answer's beginning or a later message's; it ends, or is too long for a header
-    r"(?:\A|<\|start\|>assistant)(?!\s{0,8}(?:to=|<))"
-    r"(?=(?:[^<]|<(?!\|)){257}|(?:[^<]|<(?!\|)){1,256}(?:<\|(?:end|return|call)\|>|\Z))"
-)
+_ANY = r"(?:[^<]|<(?!\|))"  # begins no mark: a message of such alone has no header, and ends or is too long for one
+_BARE = rf"(?:\A|<\|start\|>assistant)(?!\s{{0,8}}(to=|<))(?={_ANY}{{257}}|{_ANY}{{1,256}}(<\|(end|return|call)\|>|\Z))"
 
 
 def _calls(**spec: Any) -> dict[str, Any]:
