@@ -197,6 +197,39 @@ def test_a_damaged_entry_is_dropped_with_a_line_and_made_anew(damage, made, tmp_
     assert path.read_bytes() == whole
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"weights": None}, {"weights": [["a", 0]]}, {"weights": [["a", "0", 8]]}, {"weights": [["a", -64, 8]]},
+        {"weights": [["a", 10**9, 8]]}, {"weights": [["a", True, 8]]}, {"weights": [["a", 0, 8.0]]}, {"chunks": None},
+        {"chunks": []}, {"key": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_index_of_another_form_is_of_no_entry(changes, tmp_path):
+    entry = LoadCache(tmp_path, 10**6).entry({"name": "a"})
+    with entry.written() as writer:
+        writer.add("weight", torch.zeros(1000, dtype=torch.uint8))
+    (path,) = entries(tmp_path)
+    data, end = path.read_bytes(), packed_file._END
+    length, _, magic = end.unpack(data[-end.size :])
+    begin = len(data) - end.size - length
+    index = json.dumps({**json.loads(data[begin : -end.size]), **changes}).encode()
+    path.write_bytes(data[:begin] + index + end.pack(len(index), hashlib.sha256(index).digest(), magic))
+    assert entry.read() is None
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_not_waited_for(make, made, tmp_path, caplog):
+    expected = load(made, tmp_path)
+    (path,) = entries(tmp_path)
+    path.unlink()
+    make(path)
+    assert torch.equal(load(made, tmp_path), expected)
+    assert "are not used: it is no file" in caplog.text
+
+
 def test_an_entry_with_other_weights_than_are_wanted_is_dropped(made, tmp_path, caplog, monkeypatch):
     take = PackedFileWriter.add
     monkeypatch.setattr(PackedFileWriter, "add", lambda self, name, packed: take(self, f"other {name}", packed))

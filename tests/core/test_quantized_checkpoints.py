@@ -218,6 +218,11 @@ DAMAGED = {
         "up_proj is not quantized, and its weight is",
     ),
     "a group of text": ({}, awq_config(group="many"), "quantization_config.group_size"),
+    "digits of text": ({}, awq_config(group="32"), "quantization_config.group_size"),
+    "true for a number": ({}, awq_config(group=True), "quantization_config.group_size"),
+    "a text for a number": ({}, awq_config(group="32"), "quantization_config.group_size"),
+    "a weight beside it": ({"weight": torch.ones(16, 64)}, awq_config(), "contradict each other"),
+    "groups that do not divide": ({}, awq_config(group=48), "groups that do not divide its columns"),
 }
 
 
@@ -250,11 +255,60 @@ def test_numbers_that_are_all_there_are_read_whatever_is_said_of_their_sparsity(
     assert torch.equal(tensor.load(), torch.from_numpy(weight.values))
 
 
+def test_numbers_that_are_written_otherwise_are_numbers():
+    weight = affine(random(16, 64).numpy())
+    config = gptq_config(4.0, 32.0, desc_act=0)
+    assert torch.equal(weight_of(gptq_parts(weight), config).load(), torch.from_numpy(weight.values))
+
+
 def test_a_column_of_no_group_is_an_error():
     parts = gptq_parts(affine(random(16, 64).numpy()))
     parts["g_idx"][3] = 2
     with pytest.raises(CorruptCheckpointError, match="names a group that is not there"):
         opened(parts, gptq_config())
+
+
+MOVED = gptq_parts(affine(random(16, 64).numpy(), act_order=True, seed=7))
+
+
+@pytest.mark.parametrize("named", [None, torch.full((64,), -1, dtype=torch.int32)], ids=["missing", "unset"])
+def test_columns_in_any_order_need_their_groups(named):
+    """One after the other they would be other numbers."""
+    parts = {**MOVED, "g_idx": named} if named is not None else {k: v for k, v in MOVED.items() if k != "g_idx"}
+    with pytest.raises(CorruptCheckpointError, match="g_idx"):
+        opened(parts, gptq_config(desc_act=True))
+    assert opened(parts, gptq_config(desc_act=False))
+    assert opened(parts | {"qzeros": parts["qzeros"][:1], "scales": parts["scales"][:1]}, gptq_config(4, -1))
+
+
+@pytest.mark.parametrize("says", [{"symmetric": True}, {}])
+@pytest.mark.parametrize("kind", ["packed", "int8", "float8"])
+def test_zero_points_of_a_symmetric_weight_are_0_or_contradict_it(kind, says):
+    """Old files have them, in shapes and dtypes that are no zero points of a weight that is not symmetric."""
+    if kind == "packed":
+        weight = affine(random(16, 64).numpy(), symmetric=True, dtype=torch.bfloat16)
+        parts, config = packed_parts(weight), packed_config()
+    else:
+        dtype = torch.int8 if kind == "int8" else torch.float8_e4m3fn
+        numbers = torch.arange(-64, 64, dtype=torch.int8).view(2, 64).to(dtype)
+        parts, config = {"weight": numbers, "weight_scale": torch.ones(2, 1)}, rows_config(kind.removesuffix("8"))
+    parts.pop("weight_zero_point", None)
+    weights = config["config_groups"]["group_0"]["weights"]
+    del weights["symmetric"]
+    weights |= says
+    expected = weight_of(parts, config).load()
+    for shape in ((2, 2), (16, 2), (1,), (16, 1)):
+        for dtype in (torch.int32, torch.int8, torch.float8_e4m3fn, torch.bfloat16):
+            zeros = torch.zeros(shape, dtype=dtype)
+            assert torch.equal(weight_of(parts | {"weight_zero_point": zeros}, config).load(), expected)
+            with pytest.raises(CorruptCheckpointError, match="contradict each other"):
+                opened(parts | {"weight_zero_point": torch.ones(shape).to(dtype)}, config)
+
+
+def test_floats_with_two_scales_are_an_error():
+    parts = {"weight": random(16, 128).to(torch.float8_e4m3fn), "weight_scale_inv": torch.ones(1, 1)}
+    with pytest.raises(CorruptCheckpointError, match="contradict each other"):
+        opened({**parts, "weight_scale": torch.ones(16, 1)}, fp8_config([128, 128]))
 
 
 def test_names_of_left_out_modules():

@@ -33,6 +33,24 @@ def test_a_bad_value_is_named_with_what_is_allowed_in_our_words(kind, name):
     assert len(message.encode()) < 1024
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (LoadSettings, "max_batch_size", True),
+        (KVCacheConfig, "page_size", True),
+        (SamplingParams, "temperature", True),
+        (SamplingParams, "top_k", False),
+        (SamplingParams, "stop_token_ids", [7, True]),
+        (SamplingParams, "stop_token_ids", {True}),
+        (SamplingParams, "logit_bias", {7: True}),
+        (SamplingParams, "logit_bias", {True: 1.0}),
+    ],
+)
+def test_true_and_false_are_no_numbers(kind, name, value):
+    with pytest.raises(InvalidSettingError, match=f"setting '{name}' is not valid .found: .*(True|False)"):
+        kind(**{name: value})
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_unknown_name_lists_all_that_are_known(kind):
     known = list(kind.model_fields)

@@ -4,10 +4,16 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from families import save
+from granite import tiny_granite
+from lfm2 import tiny_lfm2
+from quantized_files import affine, gptq_config, gptq_parts, packed_config, packed_parts, write_quantized
+from qwen import tiny_hybrid
 from safetensors.torch import save_file
 
 NAMES = (
@@ -15,6 +21,17 @@ NAMES = (
     "model/model.safetensors.index.json", "model/model-1.safetensors", "tiny.gguf", "adapter/adapter_config.json",
     "adapter/adapter_model.safetensors",
 )  # fmt: skip
+QUANTIZED = {
+    "gptq": (gptq_config(4, 32, desc_act=True), gptq_parts, {"act_order": True}),
+    "packed": (packed_config(4, 32), packed_parts, {"dtype": torch.bfloat16}),
+}
+STATES = {
+    "granite": tiny_granite.make,
+    "lfm2": tiny_lfm2.make,
+    "lfm2_moe": tiny_lfm2.make_moe,
+    **{family: partial(tiny_hybrid.make, family) for family in tiny_hybrid.CLASSES},
+}
+OTHERS = {kind: (f"{kind}/config.json", f"{kind}/model.safetensors") for kind in (*QUANTIZED, *STATES)}
 MAX_SECONDS, MAX_GROWN = 5, 1 << 30
 
 
@@ -36,6 +53,11 @@ def base(tiny_folder, tiny_gguf, tmp_path_factory):
     save_file(tensors, folder / "adapter" / "adapter_model.safetensors")
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "rank_pattern": {}, "bias": "none"}
     (folder / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    for kind, (config, parts_of, settings) in QUANTIZED.items():
+        shutil.copytree(tiny_folder, folder / kind)
+        write_quantized(folder / kind, config, parts_of, lambda _, values, how=settings: affine(values, **how))
+    for kind, make in STATES.items():
+        save(make(), folder / kind, tiny_folder)
     return folder
 
 
@@ -67,7 +89,9 @@ def faults(base, work, cases):
 @pytest.mark.slow
 @pytest.mark.alone
 def test_a_sample(base, tmp_path):
-    assert faults(base, tmp_path / "work", [[name, number] for name in NAMES for number in range(2)]) == {}
+    cases = [[name, number] for name in NAMES for number in range(2)]
+    cases += [[name, 0] for names in OTHERS.values() for name in names]
+    assert faults(base, tmp_path / "work", cases) == {}
 
 
 @pytest.mark.slow
@@ -76,3 +100,11 @@ def test_a_sample(base, tmp_path):
 def test_two_thousand(base, tmp_path, name):
     """The number of a case is the seed of its damage."""
     assert faults(base, tmp_path / "work", [[name, number] for number in range(2, 230)]) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.parametrize("kind", OTHERS)
+def test_files_of_other_forms(kind, base, tmp_path):
+    """Quantized numbers, and layers that keep a state."""
+    assert faults(base, tmp_path / "work", [[name, number] for name in OTHERS[kind] for number in range(1, 11)]) == {}

@@ -21,7 +21,7 @@ SETTINGS = {"dtype": "float32", "device": "cpu", "page_size": 8, "kv_cache_memor
 
 def load(folder, name):
     adapter = name.startswith("adapter/")
-    model = folder / name if name.endswith(".gguf") else folder / "model"
+    model = folder / name if name.endswith(".gguf") else folder / ("model" if adapter else Path(name).parent)
     settings = {**SETTINGS, "lora_paths": [f"a={folder / 'adapter'}"]} if adapter else SETTINGS
     llm = registry.load(model, **settings)
     llm.generate("hi", max_new_tokens=1)

@@ -133,6 +133,7 @@ REFUSED_FILES = {
     "lora_bias": ({"config": {"lora_bias": True}}, UnsupportedAdapterError, "lora_bias=True"),
     "head": ({"layer": "lm_head", "shape": (99, 32)}, UnsupportedAdapterError, "lm_head is no linear layer"),
     "unknown_entry": ({"config": {"use_later_idea": {"x": 1}}}, UnsupportedAdapterError, "use_later_idea="),
+    "rank_true": ({"config": {"r": True}}, CorruptCheckpointError, "not sound .found: .*r"),
     "rank_of_nothing": ({"config": {"r": 0}}, CorruptCheckpointError, "not sound .found: .*r"),
     "alpha_of_nan": ({"config": {"lora_alpha": math.nan}}, CorruptCheckpointError, "lora_alpha"),
     "no_pattern": ({"config": {"alpha_pattern": {"(": 1}}}, CorruptCheckpointError, r"invalid regular .*found: '\('"),

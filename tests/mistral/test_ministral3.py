@@ -95,10 +95,10 @@ def test_adapters_equal_merged_models(tmp_path):
     assert_adapters_equal_merged(reference, saved(reference, tmp_path / "model"), tmp_path, target_modules=["q_proj"])
 
 
-@pytest.mark.parametrize("missing", ["llama_4_scaling_beta", "original_max_position_embeddings"])
-def test_a_config_that_does_not_say_the_scale_is_refused(missing):
-    rope = {**ROPE, "rope_type": "default"}
-    del rope[missing]
+@pytest.mark.parametrize("wrong", [None, True])
+@pytest.mark.parametrize("name", ["llama_4_scaling_beta", "original_max_position_embeddings"])
+def test_a_config_that_does_not_say_the_scale_is_refused(name, wrong):
+    rope = {**ROPE, "rope_type": "default", name: wrong}
     config = Ministral3HuggingFaceConfig.from_dict({"rope_parameters": rope})
     with pytest.raises(UnsupportedModelError, match="how Ministral 3 scales its queries"):
         MistralConfig.from_huggingface(config)

@@ -232,6 +232,7 @@ def test_what_changes_nothing_is_passed_over(neutral):
             for key, value in NOT_NEUTRAL.items()
         ),
         ("qwen35moe", {"rope.dimension_count": 33}, CorruptCheckpointError, "rotates more of each head"),
+        ("qwen35moe", {"rope.dimension_count": True}, CorruptCheckpointError, "found: True; allowed: a whole number"),
         ("qwen35moe", {"attention.head_count_kv": [2, 1]}, UnsupportedModelError, "differ in their key/value heads"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 
 import pytest
 import torch
@@ -196,6 +197,24 @@ def test_nothing_is_written_over_and_nothing_is_left_of_what_ends(saved, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     with pytest.raises(UnwritableFileError):
         registry.quantize(source, source / "config.json" / "out")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_nothing_is_left_of_what_a_signal_ends(number, saved, tmp_path, monkeypatch):
+    source = saved(make_llama(**SIZES))
+    monkeypatch.setattr(quantizing, "write_safetensors", lambda *_, **__: signal.raise_signal(number))
+    rmtree = shutil.rmtree
+
+    def interrupted(*given, **named):
+        for further in (signal.SIGTERM, signal.SIGHUP):
+            signal.raise_signal(further)
+        rmtree(*given, **named)
+
+    monkeypatch.setattr(quantizing.shutil, "rmtree", interrupted)
+    result = RUNNER.invoke(app, ["quantize", str(source), str(tmp_path / "out")])
+    assert result.exit_code == 128 + number
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert signal.getsignal(number) is signal.SIG_DFL
 
 
 @pytest.mark.parametrize("name", ["nul\0x", "\ud800", "nul\0x/out"])

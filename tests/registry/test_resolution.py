@@ -59,7 +59,7 @@ def test_the_model_type_decides_and_every_plugin_has_its_reason(site):
     assert str(resolution).splitlines() == [
         "model_type 'llama', architectures LlamaForCausalLM: LlamaForCausalLM of pipezoo-llama 1.0",
         "taken     llama (pipezoo-llama 1.0): serves model_type 'llama'",
-        "rejected  what serves others: mistral (pipezoo-mistral 1.0)",
+        "rejected  plugins that serve others: 1; `pipezoo plugins` lists them",
     ]
 
 
@@ -162,10 +162,22 @@ def test_no_plugin_says_what_is_installed_and_what_to_install(site):
     with pytest.raises(PluginNotFoundError) as caught:
         resolve(index_of(site), LLAMA)
     assert str(caught.value) == (
-        "no plugin for model_type 'llama' (installed: mistral, mpt, replit_lm). Try: pip install pipezoo-llama"
+        "no plugin for model_type 'llama' (installed: replit_lm, mistral, mpt). Try: pip install pipezoo-llama"
     )
-    others = "mistral (pipezoo-mistral 1.0); mpt, replit_lm (pipezoo-replit 1.0)"
-    assert explained(caught.value) == f"rejected  what serves others: {others}"
+    assert explained(caught.value) == "rejected  plugins that serve others: 2; `pipezoo plugins` lists them"
+
+
+def test_what_is_said_stays_short_however_much_is_installed(site):
+    types = [f"type_{number}" for number in range(40)]
+    install(site, "many", *types, source=working(", ".join(map(repr, ("A", *types)))))
+    for number in range(20):
+        install(site, f"other-{number}", f"other_{number}")
+    with pytest.raises(PluginNotFoundError) as caught:
+        resolve(index_of(site), {"model_type": "tipe_17"})
+    assert str(caught.value).startswith("no plugin for model_type 'tipe_17' (installed: type_17, ")
+    assert f"and 56 more). Did you mean 'type_17'? {NONE}" in str(caught.value)
+    for text in (explained(caught.value), str(resolve(index_of(site), {"model_type": "type_3"}))):
+        assert max(map(len, text.splitlines())) < 120
 
 
 @pytest.mark.parametrize(

@@ -38,9 +38,11 @@ class Settings(BaseModel):
     elsewhere: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, /, **values: Any) -> None:
-        for name in values:
+        for name, value in values.items():
             if name not in type(self).model_fields:
                 raise _unknown_setting(type(self), name)
+            if _has_bool(value) and _is_of_numbers(type(self).model_fields[name].annotation):
+                raise _not_valid(type(self), name, value)
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -70,13 +72,35 @@ def _invalid_setting(cls: type[Settings], error: ValidationError) -> InvalidSett
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, InvalidSettingError):  # a validator of ours said it all
         return cause
-    name = str(first["loc"][0])
+    return _not_valid(cls, str(first["loc"][0]), first["input"])
+
+
+def _not_valid(cls: type[Settings], name: str, found: object) -> InvalidSettingError:
     field = cls.model_fields[name]
     return InvalidSettingError(
         f"setting {name!r} is not valid",
-        found=shown(first["input"]),
+        found=shown(found),
         allowed=field.description or _words(field.annotation, field.metadata),
     )
+
+
+def _has_bool(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return _has_bool([*value, *value.values()])
+    items = value if isinstance(value, list | tuple | set | frozenset) else [value]
+    return any(isinstance(item, bool) for item in items)
+
+
+def _is_of_numbers(annotation: Any) -> bool:
+    """Whether a field has numbers and no bools, which pydantic would take as 0 and 1."""
+    kinds = list(_kinds(annotation))
+    return (int in kinds or float in kinds) and bool not in kinds
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for argument in get_args(annotation):
+        yield from _kinds(argument)
 
 
 def _words(annotation: Any, metadata: Iterable[Any] = ()) -> str:

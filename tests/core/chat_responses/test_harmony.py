@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -66,6 +67,52 @@ def test_a_header_says_what_its_text_is(header):
     messages = [(header, text)]
 
     assert FORMAT.response(_answer(messages), TOOLS, prompt=CHAT.prompt) == _response(messages)
+
+
+def in_pieces(text):
+    """Reads an answer character by character, which is what it is read as in one piece."""
+    parser = FORMAT.parser(TOOLS, prompt=CHAT.prompt)
+    found = ChatResponse.joined([*map(parser.feed, text), parser.finish()])
+    assert FORMAT.parser(TOOLS, prompt=CHAT.prompt).whole(text) == found
+    return found
+
+
+@pytest.mark.parametrize("end", ["", "<|return|>", "<|end|>", "<|call|>"])
+@pytest.mark.parametrize("text", ["Rome.", "1 < 2, and\n<b>", "Rome " * 100])
+def test_text_without_any_header_is_content(text, end):
+    assert in_pieces(text + end) == ChatResponse(text)
+    thought = "<|channel|>analysis<|message|>so<|end|><|start|>assistant"
+    assert in_pieces(thought + text + end) == ChatResponse(text, "so")
+
+
+@pytest.mark.parametrize("end", ["<|start|>assistant", ""])
+@pytest.mark.parametrize("header", [header for header in HEADERS if header.startswith("<|channel|>")])
+def test_a_message_behind_text_without_a_header_is_read(header, end):
+    message = f"{header}{CALL.arguments}{ENDS[HEADERS[header]]}"
+    read = _response([(header, CALL.arguments)])
+    for length in (257, 5000) if "json<" in header else (257,):
+        text = "a" * length
+        content = f"{text}\n{read.content}" if read.content else text
+        assert in_pieces(text + end + message) == ChatResponse(content, read.reasoning, read.tool_calls)
+    short = FORMAT.response("a" * 256 + end + message, TOOLS, prompt=CHAT.prompt)
+    assert short == read  # it is taken for a header
+
+
+def test_a_header_that_is_cut_is_no_content():
+    assert in_pieces(" to=functions.wea") == ChatResponse()
+    assert in_pieces("<|channel|>fin") == ChatResponse()
+
+
+@pytest.mark.parametrize(("behind", "left"), [(" x", "x"), (' {"city": "Paris"}', '{"city": "Paris"}'), ("} ]\n}", "")])
+def test_what_stands_behind_the_arguments_of_a_call_is_content(behind, left):
+    call = f"<|channel|>commentary to=functions.weather json<|message|>{CALL.arguments}"
+    assert in_pieces(f"{call}{behind}<|call|>") == ChatResponse(left, "", (CALL,))
+    final = "<|channel|>final<|message|>Hi<|end|><|start|>assistant"
+    assert in_pieces(f"{final}{call}{behind}<|call|>") == ChatResponse(f"Hi\n{left}".strip(), "", (CALL,))
+    both = f"{call}<|call|><|start|>assistant{call}{behind}<|call|>"
+    assert FORMAT.response(both, replace(TOOLS, may_call_several=False), prompt=CHAT.prompt) == ChatResponse(
+        "", "", (CALL,)
+    )
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -349,3 +349,16 @@ def test_a_call_that_is_cut_behind_its_name_has_no_arguments_and_no_marks_in_the
 
     assert response.tool_calls == (ToolCall(first.name, ""),)
     assert chat.response.content.startswith(response.content)
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("Qwen and Hermes", '<tool_call>{"name": "f", "arguments": {"a": 1}}}</tool_call>'),
+        ("Mistral, as a list", '[TOOL_CALLS] [{"name": "f", "arguments": {"a": 1}}, {"name": }] tail'),
+        ("Mistral, as a list", '[TOOL_CALLS] [{"name": "f", "arguments": {"a": 1}}]]'),
+    ],
+)
+def test_remains_of_a_calls_json_are_no_content(name, answer):
+    chat = FAMILY_CHATS[name]
+    assert chat.format.response(answer, TOOLS, prompt=chat.prompt) == ChatResponse("", "", (ToolCall("f", '{"a": 1}'),))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pipezoo_core.errors import (
+    CorruptCheckpointError,
     EmptyPromptError,
     InvalidRequestError,
     PromptTooLongError,
@@ -219,6 +220,13 @@ def test_a_tokenizer_that_needs_the_folders_code(tmp_path):
 )
 def test_end_tokens(byte_level, config, generation_config, expected):
     assert eos_token_ids(byte_level, SimpleNamespace(eos_token_id=config), generation_config) == expected
+
+
+@pytest.mark.parametrize("end", [True, [6, False], "2", [[2]], 2.5])
+def test_an_end_that_is_no_token_is_an_error(byte_level, end):
+    for config, generation_config in ((5, {"eos_token_id": end}), (end, {})):
+        with pytest.raises(CorruptCheckpointError, match="eos_token_id is no number of a token"):
+            eos_token_ids(byte_level, SimpleNamespace(eos_token_id=config), generation_config)
 
 
 def test_a_tokenizer_without_special_tokens_is_no_reason_for_noise(byte_level_metadata, warnings_logged):

@@ -19,9 +19,11 @@ class CallReader(Protocol):
 
     Attributes:
         num_calls: those that were given out so far, the field's own ones.
+        left: text of the field behind the whole JSON of its calls.
     """
 
     num_calls: int
+    left: str
 
     def wants_more(self) -> bool:
         """Whether what comes next is fed, and the field's close is not looked for in it."""
@@ -96,6 +98,7 @@ class StreamedCalls:
 
     def __init__(self, name: JsonPath | str, arguments: JsonPath, *, first_index: int) -> None:
         self.num_calls = 0
+        self.left = ""
         self._name_path = name if isinstance(name, tuple) else None
         self._only_name = name if isinstance(name, str) else None
         self._arguments_path = arguments
@@ -136,6 +139,8 @@ class StreamedCalls:
         self._is_blank = self._is_blank and not text.strip()
         if self._is_open and self._is_out and self._held is None:
             self._give(text)
+        elif self._scanner.is_complete:
+            self.left += text
         return self._taken()
 
     def finish(self, *, is_cut: bool) -> list[ToolCallDelta]:
@@ -212,6 +217,7 @@ class CollectedCalls:
         properties: Mapping[str, Mapping[str, Any]],
     ) -> None:
         self.num_calls = 0
+        self.left = ""
         self._field = field
         self._captures = captures
         self._first_index = first_index

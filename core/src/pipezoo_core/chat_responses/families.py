@@ -25,6 +25,8 @@ _HARMONY_THOUGHTS = r"[^<]{0,1024}(?:<\|constrain\|>[^<]{0,1024})?<\|message\|>"
 _HARMONY_HEADER = r"[^<]{0,256}(?:<\|constrain\|>[^<]{0,256})?<\|message\|>"  # longer is none, and its text content
 _HARMONY_CALL = r"\s+to=functions\.(?P<name>[^\s<]{1,256})(?=[\s<])"
 _NO_FUNCTION = r"(?!\s+to=functions\.)"
+_ANY = r"(?:[^<]|<(?!\|))"  # begins no mark: a message of such alone has no header, and ends or is too long for one
+_BARE = rf"(?:\A|<\|start\|>assistant)(?!\s{{0,8}}(to=|<))(?={_ANY}{{257}}|{_ANY}{{1,256}}(<\|(end|return|call)\|>|\Z))"
 
 
 def _calls(**spec: Any) -> dict[str, Any]:
@@ -85,8 +87,8 @@ FAMILIES = (
                     transform=_NAMED,
                 ),
                 "content": {
-                    "open_pattern": rf"(?:<\|channel\|>(?:final|commentary){_NO_FUNCTION})?" + _HARMONY_HEADER,
-                    "close": ["<|end|>", "<|return|>", "<|call|>"],
+                    "open_pattern": rf"(?:<\|channel\|>(?:final|commentary){_NO_FUNCTION})?{_HARMONY_HEADER}|{_BARE}",
+                    "close_pattern": r"<\|(?:end|return|call)\|>|(?=<\|(?:start|channel)\|>)",
                     "repeats": True,
                     "join": "\n",
                     **_CONTENT,

@@ -183,7 +183,7 @@ class ResponseParser:
 
     def _next_mark(self, is_whole: bool) -> tuple[tuple[str, Field | None, Any] | None, int]:
         """Returns the next mark, and where the text before any begins to be uncertain."""
-        best: tuple[tuple[int, int, bool], tuple[str, Field | None, Any]] | None = None
+        best: tuple[tuple[int, bool, int, bool], tuple[str, Field | None, Any]] | None = None
         certain = len(self._text)
         for kind, field, anchor in self._watched():
             match = anchor.find(self._text, self._place, is_whole=is_whole)
@@ -194,7 +194,7 @@ class ResponseParser:
                 continue
             if match.start() == match.end() and (kind == "end" or match.start() == self._zero_width_at):
                 continue
-            key = (match.start(), match.start() - match.end(), kind != "open")
+            key = (match.start(), kind == "drop", match.start() - match.end(), kind != "open")
             if best is None or key < best[0]:
                 best = key, (kind, field, match)
         if best is None or (best[0][0] >= certain and not is_whole):
@@ -238,8 +238,18 @@ class ResponseParser:
             self._num_calls += reader.num_calls
             if not reader.num_calls:
                 self._give_text("content", self._raw + mark)
+            elif self._may_call_several or self._num_calls == reader.num_calls:
+                self._give_left(reader.left.strip())
             self._raw = ""
         self._field, self._is_explicit = self._template.implicit, False
+
+    def _give_left(self, text: str) -> None:
+        """Gives out a text behind a call's JSON, as a part of the content; brackets alone are a slip of the model."""
+        for field in self._fields:
+            if field.name == "content" and text.strip("]} \n"):
+                texts = self._texts_of(field)
+                texts.open()
+                self._give_text(field.name, texts.push(text))
 
     def _accept(self, end: int) -> None:
         text = self._text[max(self._place, self._begin) : end]

@@ -62,7 +62,7 @@ class DecoderConfig(abc.ABC):
     def __post_init__(self) -> None:
         for name in _SIZES:
             size = getattr(self, name)
-            if not isinstance(size, int):
+            if type(size) is not int:
                 raise UnsupportedModelError(f"the config's {name} is no whole number", found=shown(size))
             if size < 1:
                 raise UnsupportedModelError(f"the config's {name} is not positive", found=size, allowed="at least 1")

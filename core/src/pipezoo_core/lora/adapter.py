@@ -29,6 +29,7 @@ from pipezoo_core.local_file import is_folder, local_path, readable
 from pipezoo_core.lora.expert_adapters import EXPERT, is_stacked, of_each_expert, stacked_name
 from pipezoo_core.lora.layer_patterns import LayerPatterns
 from pipezoo_core.weights import LazyTensor, open_safetensors
+from pipezoo_core.weights.quantized.entries import NUMBER
 
 __all__ = ["LoRAModel", "LoRAWeights", "name_and_path", "open_adapter"]
 
@@ -54,11 +55,11 @@ _OFF: tuple[object, ...] = (None, False, [], {})
 class _AdapterConfig(BaseModel, extra="ignore", allow_inf_nan=False):
     """The numbers in adapter_config.json; PEFT's own defaults."""
 
-    r: int = Field(default=8, ge=1)
-    lora_alpha: float = 8
+    r: Annotated[int, NUMBER] = Field(default=8, ge=1)
+    lora_alpha: Annotated[float, NUMBER] = 8
     use_rslora: bool = False
-    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
-    alpha_pattern: dict[str, float] = {}
+    rank_pattern: dict[str, Annotated[int, NUMBER, Field(ge=1)]] = {}
+    alpha_pattern: dict[str, Annotated[float, NUMBER]] = {}
     target_parameters: list[str] | None = None
 
 

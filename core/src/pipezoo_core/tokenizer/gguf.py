@@ -152,7 +152,7 @@ class _Metadata:
         keys = [key.removeprefix(prefix) for key in self._metadata if key.startswith(prefix)]
         found = {key: self._metadata[prefix + key] for key in keys if key.endswith("_token_id")}
         for key, value in found.items():
-            if not isinstance(value, int):
+            if type(value) is not int:
                 raise UnsupportedTokenizerError(
                     f"the GGUF file's {prefix}{key} is no number of a token", found=repr(value), cure=_CURE
                 )

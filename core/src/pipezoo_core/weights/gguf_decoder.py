@@ -129,7 +129,7 @@ class GGUFDecoder:
     def size(self, key: str, default: int | None = None) -> int:
         """Returns a size, or where the file leaves it out the default, if there is one."""
         size = self._found(key, default)
-        if not _is_whole(size) or size < 1:
+        if type(size) is not int or size < 1:
             raise self._wrong(key, size, "is no size", "a whole number above 0")
         return size
 
@@ -140,7 +140,7 @@ class GGUFDecoder:
             CorruptCheckpointError: it is none of these numbers.
         """
         number = self._found(key, default)
-        if not _is_whole(number) or not 0 <= number <= most:
+        if type(number) is not int or not 0 <= number <= most:
             raise self._wrong(key, number, "is not what it can be", f"a whole number from 0 to {most}")
         return number
 
@@ -194,7 +194,8 @@ class GGUFDecoder:
         num_layers = self.num_layers()
         said = self.get("attention.head_count_kv")
         heads = said if isinstance(said, list) else [said] * num_layers
-        if len(heads) != num_layers or not all(_is_whole(number) and number >= 0 for number in heads) or not any(heads):
+        are_numbers = all(type(number) is int and number >= 0 for number in heads)
+        if len(heads) != num_layers or not are_numbers or not any(heads):
             allowed = f"{num_layers} whole numbers, not all of them 0"
             raise self._wrong("attention.head_count_kv", said, "is not what layers can have", allowed)
         if {*heads} - {0, max(heads)}:
@@ -279,10 +280,6 @@ class GGUFDecoder:
             allowed=allowed,
             cure="Convert the model again.",
         )
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _incomplete(name: str) -> CorruptCheckpointError:

@@ -31,7 +31,7 @@ _NEUTRAL = {"scaling.attn_factor": 1, "scaling.yarn_ext_factor": 1, "scaling.yar
 
 def part_of_head(dimension_count: Any, head_dim: int) -> float:
     """Returns what part of a head so many numbers are, such that `rotary_dim_of` makes of it the same number."""
-    if not isinstance(dimension_count, int) or not 0 < dimension_count <= head_dim:
+    if type(dimension_count) is not int or not 0 < dimension_count <= head_dim:
         raise CorruptCheckpointError(
             "the GGUF file rotates more of each head than there is, or nothing",
             found=repr(dimension_count),

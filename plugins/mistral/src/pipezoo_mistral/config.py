@@ -99,7 +99,7 @@ def _routing(config: PretrainedConfig) -> Routing:
 
 def _query_growth(rope: Mapping[str, Any]) -> float:
     growth, length = rope.get("llama_4_scaling_beta"), rope.get("original_max_position_embeddings")
-    if not isinstance(growth, int | float) or not isinstance(length, int) or length < 1:
+    if isinstance(growth, bool) or not isinstance(growth, int | float) or type(length) is not int or length < 1:
         raise UnsupportedModelError(
             "the config's rope_parameters do not say how Ministral 3 scales its queries",
             found=f"llama_4_scaling_beta {growth}, original_max_position_embeddings {length}",

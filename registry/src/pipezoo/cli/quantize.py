@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -27,9 +30,28 @@ def quantize(
     from pipezoo import registry
     from pipezoo.cli.loading import weights_bar
 
-    with errors_as_text(), weights_bar("rounding and writing weights"):
+    with _ended_by_signals(), errors_as_text(), weights_bar("rounding and writing weights"):
         sizes = registry.quantize(model, out, dtype=dtype, revision=revision, plugin=plugin)
     typer.echo(f"{out}: weights of {_size(sizes.after)}, before {_size(sizes.before)}")
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Lets signals that would end the process at once end it like an interrupt, so that no half of a folder stays."""
+
+    def end(number: int, _: object) -> None:
+        for other in ending:  # the first one's cleaning up goes on
+            signal.signal(other, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    ending = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ending:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in ending:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _size(num_bytes: int) -> str:

@@ -19,6 +19,9 @@ from pipezoo_core.errors import PluginConflictError, PluginNotFoundError, shown
 
 __all__ = ["AskedName", "PluginChoice", "choose_plugin", "not_found"]
 
+_MAX_NAMED = 4  # of the names that come nearest to the one that is asked for
+_MAX_COMPARED = 100  # characters of that: to compare long ones takes seconds
+
 
 class AskedName(NamedTuple):
     """A name that a config asks for, and the key where it stands, e.g. `text_config.model_type`."""
@@ -107,16 +110,22 @@ def not_found(index: PluginIndex, asked: Sequence[AskedName], found: str | None 
     disabled = [info.distribution for name in asked for info in index.serving(name.name)]
     usable = sorted({info.name for info in index.plugins() if info.state is not PluginState.disabled} - {ANY})
     return PluginNotFoundError(
-        f"no plugin for {asked[0]} (installed: {', '.join(usable) or 'none'})",
+        f"no plugin for {asked[0]} (installed: {_nearest(asked[0].name, usable)})",
         found=found,
         cure=f"Take '-{disabled[0]}' out of {VARIABLE}" if disabled else _hint(asked, usable),
     )
+
+
+def _nearest(name: str, usable: Sequence[str]) -> str:
+    nearest = difflib.get_close_matches(name[:_MAX_COMPARED], usable, n=_MAX_NAMED, cutoff=0.0)
+    rest = f" and {len(usable) - len(nearest)} more" if len(usable) > len(nearest) else ""
+    return (", ".join(nearest) or "none") + rest
 
 
 def _hint(asked: Sequence[AskedName], usable: Sequence[str]) -> str:
     known = [PUBLISHED[name.name] for name in asked if name.where == "model_type" and name.name in PUBLISHED]
     if known:
         return how_to_install(known[0])
-    near = difflib.get_close_matches(asked[0].name, {*usable, *PUBLISHED}, n=1, cutoff=0.8)
+    near = difflib.get_close_matches(asked[0].name[:_MAX_COMPARED], {*usable, *PUBLISHED}, n=1, cutoff=0.8)
     guess = f"Did you mean {near[0]!r}? " if near else ""
     return f"{guess}`pipezoo plugins --available` lists all; docs/writing-a-plugin.md shows how to write one."

@@ -184,14 +184,11 @@ def _candidates(
 
 
 def _lines(candidates: Sequence[Candidate]) -> list[str]:
-    """Returns a line for each candidate that came into question, the taken one first, and one for all others."""
+    """Returns a line for each candidate that came into question, the taken one first, and the number of others."""
     asked = sorted((one for one in candidates if one.is_asked), key=lambda one: not one.taken)
-    others: dict[str, list[str]] = {}
-    for one in candidates:
-        if not one.is_asked:
-            others.setdefault(f"{one.plugin.distribution} {one.plugin.version}", []).append(one.plugin.name)
-    named = "; ".join(f"{', '.join(names)} ({plugin})" for plugin, names in others.items())
-    return [*map(str, asked), *([f"rejected  what serves others: {named}"] if named else [])]
+    num_others = len({one.plugin.distribution for one in candidates} - {one.plugin.distribution for one in asked})
+    others = f"rejected  plugins that serve others: {num_others}; `pipezoo plugins` lists them"
+    return [*map(str, asked), *([others] if num_others else [])]
 
 
 def _rejection(info: PluginInfo, asked: Sequence[AskedName], choice: PluginChoice | None) -> str:

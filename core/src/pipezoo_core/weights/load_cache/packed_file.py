@@ -82,7 +82,7 @@ class PackedFileWriter:
             return
         if self._in_chunk:
             self._end_chunk()
-        found = {"key": self._key, "weights": self._weights, "chunks": self._chunks, "size": self._size}
+        found = {"key": self._key, "weights": self._weights, "chunks": self._chunks}
         index = json.dumps(found).encode()
         rest = memoryview(index + _END.pack(len(index), hashlib.sha256(index).digest(), _MAGIC))
         if not self._has_room(self._size + len(rest)):
@@ -132,11 +132,13 @@ class PackedFile:
     """
 
     def __init__(self, path: Path, key: str) -> None:
+        if path.exists() and not path.is_file():  # to open a pipe waits for who writes to it
+            raise OSError("it is no file")
         with path.open("rb", buffering=0) as file:
-            index = _read_index(file)
+            index, num_bytes = _read_index(file)
             if index["key"] != key:
                 raise StaleEntryError("it is of another load")
-            self._data = torch.from_numpy(_read_weights(file, index))
+            self._data = torch.from_numpy(_read_weights(file, index, num_bytes))
         self._weights: Iterator[tuple[str, int, int]] = iter(index["weights"])
 
     def take(self, name: str, size: int) -> Tensor:
@@ -163,7 +165,8 @@ class PackedFile:
             raise StaleEntryError(f"it has {left[0]}, which nobody wants")
 
 
-def _read_index(file: FileIO) -> dict[str, Any]:
+def _read_index(file: FileIO) -> tuple[dict[str, Any], int]:
+    """Returns the index, and how many bytes of weights are before it."""
     size = file.seek(0, os.SEEK_END)
     if size < _END.size:
         raise StaleEntryError(f"it has {size} bytes")
@@ -178,14 +181,31 @@ def _read_index(file: FileIO) -> dict[str, Any]:
         index = parse_json_object(data, "its index")
     except CorruptCheckpointError as error:
         raise StaleEntryError(str(error)) from error
-    if index["size"] != num_bytes or len(index["chunks"]) != -(-num_bytes // _CHUNK):
-        raise StaleEntryError("its index is of another length")
-    return index
+    if not _is_of(index, num_bytes):
+        raise StaleEntryError("its index is of another form or length")
+    return index, num_bytes
 
 
-def _read_weights(file: FileIO, index: dict[str, Any]) -> np.ndarray:
+def _is_of(index: dict[str, Any], num_bytes: int) -> bool:
+    """Whether an index is one, of so many bytes of weights."""
+    weights, chunks = index.get("weights"), index.get("chunks")
+    if not (isinstance(weights, list) and isinstance(chunks, list) and isinstance(index.get("key"), str)):
+        return False
+    return len(chunks) == -(-num_bytes // _CHUNK) and all(_is_within(weight, num_bytes) for weight in weights)
+
+
+def _is_within(weight: object, num_bytes: int) -> bool:
+    if not isinstance(weight, list) or len(weight) != 3:
+        return False
+    name, start, size = weight
+    if not (isinstance(name, str) and type(start) is type(size) is int):
+        return False
+    return 0 <= start <= start + size <= num_bytes
+
+
+def _read_weights(file: FileIO, index: dict[str, Any], num_bytes: int) -> np.ndarray:
     """Returns the bytes of all weights; while some are read, those before are hashed."""
-    data = aligned_bytes(index["size"])
+    data = aligned_bytes(num_bytes)
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         hashes = []
         for start in range(0, len(data), _CHUNK):

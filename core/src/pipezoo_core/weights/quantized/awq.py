@@ -7,16 +7,17 @@ bits on, an int32 holds columns 0, 2, 4, 6, 1, 3, 5 and 7 of eight. A number is 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import AliasChoices, Field
 from torch import Tensor
 
+from pipezoo_core.errors import CorruptCheckpointError
 from pipezoo_core.weights.base import LazyTensor
 from pipezoo_core.weights.quantized.affine import AffineWeight, of_words, unpacked
-from pipezoo_core.weights.quantized.entries import Entries, Size, not_read, parsed
-from pipezoo_core.weights.quantized.format import SCALE_DTYPES, QuantizedFormat, checked_part, suffix_of
+from pipezoo_core.weights.quantized.entries import NUMBER, Entries, Size, not_read, parsed
+from pipezoo_core.weights.quantized.format import SCALE_DTYPES, QuantizedFormat, check_parts, checked_part, suffix_of
 from pipezoo_core.weights.quantized.grouping import group_sizes, groups_in_order
 
 __all__ = ["AWQ"]
@@ -29,7 +30,7 @@ _NUMBERS_AT_ONCE = 2**24  # each piece reads all of the file's tensor
 
 
 class _Entries(Entries):
-    bits: int = Field(default=_BITS, validation_alias=AliasChoices("bits", "w_bit"))
+    bits: Annotated[int, NUMBER] = Field(default=_BITS, validation_alias=AliasChoices("bits", "w_bit"))
     group_size: Size = Field(default=128, validation_alias=AliasChoices("group_size", "q_group_size"))
     version: str = "gemm"
     zero_point: bool = True
@@ -71,8 +72,10 @@ class AWQ(QuantizedFormat):
         num_columns, num_words = qweight.shape
         num_rows = num_words * _PER_WORD
         group, num_groups = group_sizes(name, num_columns, self._group_size)
+        _check_divided(name, num_columns, group)
         qzeros = checked_part(name, parts, "qzeros", (torch.int32,), (num_groups, num_words))
         scales = checked_part(name, parts, "scales", SCALE_DTYPES, (num_groups, num_rows))
+        check_parts(name, parts, ("qweight", "qzeros", "scales"))
         return AffineWeight(
             method="AWQ",
             bits=_BITS,
@@ -98,3 +101,14 @@ def _packed_rows(words: LazyTensor, rows: slice) -> Tensor:
     of_bytes = [of_words(half.T).unflatten(-1, (-1, 4)) for half in halves]  # [W, I / 2, 4]
     of_rows = torch.stack([of_bytes[place % 2][..., place // 2] for place in _PLACES], dim=1).flatten(0, 1)
     return of_rows[rows.start - first * _PER_WORD : rows.stop - first * _PER_WORD]
+
+
+def _check_divided(name: str, num_columns: int, group: int) -> None:
+    """Checks that all groups have as many columns."""
+    if num_columns % group:
+        raise CorruptCheckpointError(
+            f"{name} has groups that do not divide its columns, by the quantization_config",
+            found=f"groups of {group}, {num_columns} columns",
+            allowed=f"a divisor of {num_columns}",
+            cure="Correct the quantization_config.",
+        )

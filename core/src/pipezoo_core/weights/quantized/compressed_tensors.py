@@ -16,7 +16,7 @@ nearer to the model before quantization, and what a file says of it is passed ov
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -25,8 +25,8 @@ from pipezoo_core.errors import CorruptCheckpointError
 from pipezoo_core.weights.base import LazyTensor
 from pipezoo_core.weights.quantized.affine import AffineWeight, of_words, unpacked
 from pipezoo_core.weights.quantized.e4m3 import E4M3, E4M3Weight
-from pipezoo_core.weights.quantized.entries import Entries, Size, entry_naming, not_read, parsed
-from pipezoo_core.weights.quantized.format import SCALE_DTYPES, QuantizedFormat, checked_part, suffix_of
+from pipezoo_core.weights.quantized.entries import NUMBER, Entries, Size, entry_naming, not_read, parsed
+from pipezoo_core.weights.quantized.format import SCALE_DTYPES, QuantizedFormat, check_parts, checked_part, suffix_of
 from pipezoo_core.weights.quantized.grouping import column_groups, group_sizes, groups_in_order
 from pipezoo_core.weights.quantized.scales import block_scales, row_scales
 
@@ -38,7 +38,7 @@ _BITS = (4, 8)
 
 
 class _Arguments(Entries):
-    num_bits: int = 8
+    num_bits: Annotated[int, NUMBER] = 8
     type: str = "int"
     symmetric: bool = True
     strategy: str | None = None
@@ -123,8 +123,11 @@ def _packed(name: str, parts: Mapping[str, LazyTensor], arguments: _Arguments) -
     size = -1 if arguments.strategy == "channel" else arguments.group_size or -1
     group, num_groups = group_sizes(name, num_columns, size)
     scales = checked_part(name, parts, "weight_scale", SCALE_DTYPES, (num_rows, num_groups))
+    check_parts(name, parts, ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx"))
     zeros: Callable[[slice], Tensor] | None = None
-    if not arguments.symmetric:
+    if arguments.symmetric:
+        _check_symmetric(name, parts)
+    else:
         zero_shape = (-(-num_rows // per_word), num_groups)
         points = checked_part(name, parts, "weight_zero_point", (torch.int32,), zero_shape)
 
@@ -158,6 +161,8 @@ def _eights(name: str, parts: Mapping[str, LazyTensor], arguments: _Arguments) -
 
 
 def _floats(name: str, parts: Mapping[str, LazyTensor], arguments: _Arguments) -> LazyTensor:
+    check_parts(name, parts, ("weight", "weight_scale", "weight_zero_point"))
+    _check_symmetric(name, parts)
     numbers, block = checked_part(name, parts, "weight", (E4M3,), (None, None)), arguments.block_structure
     if arguments.strategy == "block" and block is not None and min(block) > 0:
         scales = block_scales(name, parts, "weight_scale", block)
@@ -171,10 +176,13 @@ def _floats(name: str, parts: Mapping[str, LazyTensor], arguments: _Arguments) -
 def _integers(name: str, parts: Mapping[str, LazyTensor], arguments: _Arguments) -> LazyTensor:
     if arguments.strategy not in (None, "tensor", "channel"):
         raise not_read(f"{name} has scales in a way", arguments.strategy, ["tensor", "channel"])
+    check_parts(name, parts, ("weight", "weight_scale", "weight_zero_point"))
     numbers = checked_part(name, parts, "weight", (torch.int8,), (None, None))
     num_rows, num_columns = numbers.shape
     points = None
-    if not arguments.symmetric:
+    if arguments.symmetric:
+        _check_symmetric(name, parts)
+    else:
         found = parts.get("weight_zero_point")
         is_single = found is not None and found.shape == (1,)
         points = checked_part(name, parts, "weight_zero_point", (torch.int8,), (1,) if is_single else (num_rows, 1))
@@ -189,6 +197,13 @@ def _integers(name: str, parts: Mapping[str, LazyTensor], arguments: _Arguments)
         groups=groups_in_order(num_columns, num_columns),
         group=num_columns,
     ).tensor()
+
+
+def _check_symmetric(name: str, parts: Mapping[str, LazyTensor]) -> None:
+    """Checks that the zero points of a symmetric weight, which old files have in any shape and dtype, are all 0."""
+    points = parts.get("weight_zero_point")
+    if points is not None and points.load().float().any():
+        check_parts(name, parts, set(_PARTS) - {"weight_zero_point"})
 
 
 def _zero_points(points: LazyTensor) -> Callable[[slice], Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Protocol
 
@@ -10,7 +11,10 @@ import torch
 from pipezoo_core.errors import CorruptCheckpointError
 from pipezoo_core.weights.base import LazyTensor
 
-__all__ = ["SCALE_DTYPES", "QuantizedFormat", "checked_part", "suffix_of"]
+__all__ = ["OF_ROWS", "SCALE_DTYPES", "QuantizedFormat", "check_parts", "checked_part", "suffix_of"]
+
+OF_ROWS = re.compile(r"(?:input|output|activation)_(?:scale|zero_point)")
+"""Scales of what layers compute with or make: a plain weight beside these is not quantized."""
 
 SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 """Those that the scales of a checkpoint may have."""
@@ -46,6 +50,27 @@ def suffix_of(name: str, suffixes: Collection[str]) -> tuple[str, str] | None:
     """Returns the weight and the part that a tensor is whose name ends in a part's; None for others."""
     module, _, suffix = name.rpartition(".")
     return (f"{module}.weight", suffix) if module and suffix in suffixes else None
+
+
+def check_parts(name: str, parts: Collection[str], read: Collection[str]) -> None:
+    """Checks that a weight has no part that would be passed over and could say something else of its numbers.
+
+    Args:
+        name: of the weight.
+        parts: all of them.
+        read: those that are read. Scales and zero points of what a layer computes with or makes are none of the weight.
+
+    Raises:
+        CorruptCheckpointError: there is another part.
+    """
+    others = sorted(part for part in parts if part not in read and not OF_ROWS.fullmatch(part))
+    if others:
+        raise CorruptCheckpointError(
+            f"{name} has tensors that contradict each other, or the quantization_config",
+            found=sorted(parts),
+            allowed=f"none that is called {' or '.join(others)}",
+            cure="Download the checkpoint again, or correct the quantization_config.",
+        )
 
 
 def checked_part(

@@ -17,7 +17,7 @@ from pydantic import AliasChoices, Field
 from pipezoo_core.weights.base import LazyTensor
 from pipezoo_core.weights.quantized.e4m3 import E4M3, E4M3Weight
 from pipezoo_core.weights.quantized.entries import Entries, Size, not_read, parsed
-from pipezoo_core.weights.quantized.format import QuantizedFormat, checked_part, suffix_of
+from pipezoo_core.weights.quantized.format import QuantizedFormat, check_parts, checked_part, suffix_of
 from pipezoo_core.weights.quantized.scales import block_scales, row_scales
 
 __all__ = ["FP8"]
@@ -60,6 +60,7 @@ class FP8(QuantizedFormat):
         """See `QuantizedFormat`."""
         numbers = checked_part(name, parts, "weight", (E4M3,), (None, None))
         named = next((part for part in _SCALES if part in parts), _SCALES[0])
+        check_parts(name, parts, ("weight", named))
         block = self._entries.weight_block_size
         if block is None:
             return E4M3Weight(numbers=numbers, scales=row_scales(name, parts, named), span=numbers.shape[1]).tensor()

@@ -8,15 +8,15 @@ is `(q - zero) · scale`; of zeros the format `gptq` stores one less, modulo 2^b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from pipezoo_core.weights.base import LazyTensor
 from pipezoo_core.weights.quantized.affine import AffineWeight, of_words, unpacked
-from pipezoo_core.weights.quantized.entries import Entries, Size, not_read, parsed
-from pipezoo_core.weights.quantized.format import SCALE_DTYPES, QuantizedFormat, checked_part, suffix_of
+from pipezoo_core.weights.quantized.entries import NUMBER, Entries, Size, not_read, parsed
+from pipezoo_core.weights.quantized.format import SCALE_DTYPES, QuantizedFormat, check_parts, checked_part, suffix_of
 from pipezoo_core.weights.quantized.grouping import column_groups, group_sizes
 
 __all__ = ["GPTQ"]
@@ -28,8 +28,9 @@ _NUMBERS_AT_ONCE = 2**24  # each piece reads all of the file's tensor
 
 
 class _Entries(Entries):
-    bits: int
+    bits: Annotated[int, NUMBER]
     group_size: Size = 128
+    desc_act: bool | None = None
     checkpoint_format: str | None = None
     is_marlin_format: bool = False
     pack_dtype: str | None = None
@@ -48,7 +49,8 @@ class GPTQ(QuantizedFormat):
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         entries = parsed(_Entries, config)
-        kind = "marlin" if entries.is_marlin_format else entries.checkpoint_format or "gptq"
+        named = "gptq" if entries.checkpoint_format is None else entries.checkpoint_format
+        kind = "marlin" if entries.is_marlin_format else named
         if kind not in _ADDED:
             raise not_read("the checkpoint is of a format of GPTQ", kind, sorted(_ADDED))
         if entries.bits not in _BITS:
@@ -58,6 +60,7 @@ class GPTQ(QuantizedFormat):
         if any(entries.dynamic or ()) and any(not rule.startswith("-:") for rule in entries.dynamic or ()):
             raise not_read("the checkpoint has settings of GPTQ for some modules,", "dynamic", ["-:pattern"])
         self._bits, self._group_size, self._added = entries.bits, entries.group_size, _ADDED[kind]
+        self._is_moved = bool(entries.desc_act)
         self.left_out = tuple(f"re:{rule.removeprefix('-:')}" for rule in entries.dynamic or ())
 
     def part_of(self, name: str) -> tuple[str, str] | None:
@@ -72,6 +75,7 @@ class GPTQ(QuantizedFormat):
         group, num_groups = group_sizes(name, num_columns, self._group_size)
         qzeros = checked_part(name, parts, "qzeros", (torch.int32,), (num_groups, -(-num_rows // per_word)))
         scales = checked_part(name, parts, "scales", SCALE_DTYPES, (num_groups, num_rows))
+        check_parts(name, parts, ("qweight", "qzeros", "scales", "g_idx"))
 
         def numbers(rows: slice) -> Tensor:
             return of_words(qweight.read(slice(0, qweight.shape[0]))[:, rows].T)
@@ -88,7 +92,7 @@ class GPTQ(QuantizedFormat):
             scales=lambda rows: scales.read(slice(0, num_groups))[:, rows].T,
             zeros=zeros,
             scale_dtype=scales.dtype,
-            groups=column_groups(name, parts, "g_idx", num_columns, group),
+            groups=column_groups(name, parts, "g_idx", num_columns, group, is_needed=self._is_moved),
             group=group,
             numbers_at_once=_NUMBERS_AT_ONCE,
         ).tensor()

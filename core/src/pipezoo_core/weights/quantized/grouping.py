@@ -42,7 +42,9 @@ def groups_in_order(num_columns: int, group: int) -> Tensor:
     return torch.arange(num_columns, dtype=torch.int64, device="cpu") // group
 
 
-def column_groups(name: str, parts: Mapping[str, LazyTensor], part: str, num_columns: int, group: int) -> Tensor:
+def column_groups(
+    name: str, parts: Mapping[str, LazyTensor], part: str, num_columns: int, group: int, *, is_needed: bool = False
+) -> Tensor:
     """Returns the group of each column, int64 [in_features]: those that a part names, else one after the other.
 
     These are what `groups_in_order` returns wherever they are the same.
@@ -53,15 +55,17 @@ def column_groups(name: str, parts: Mapping[str, LazyTensor], part: str, num_col
         part: the one that names groups, int32 [in_features]; all of it is -1 where it says nothing.
         num_columns: in_features.
         group: columns of a group.
+        is_needed: whether the groups may be in any order, so that the part has to say which.
 
     Raises:
-        CorruptCheckpointError: it is of another shape or dtype, or names a group that is not there.
+        CorruptCheckpointError: it is of another shape or dtype, names a group that is not there, or is missing.
     """
     in_order = groups_in_order(num_columns, group)
-    if part not in parts:
+    is_needed = is_needed and group < num_columns
+    if part not in parts and not is_needed:
         return in_order
     named = checked_part(name, parts, part, (torch.int32, torch.int64), (num_columns,)).load().long()
-    if torch.equal(named, in_order) or bool((named == -1).all()):
+    if torch.equal(named, in_order) or (bool((named == -1).all()) and not is_needed):
         return in_order
     last = int(in_order[-1])
     if not 0 <= int(named.min()) <= int(named.max()) <= last:

@@ -17,7 +17,7 @@ from pipezoo_core.weights.base import LazyTensor, Weights
 from pipezoo_core.weights.quantized.awq import AWQ
 from pipezoo_core.weights.quantized.compressed_tensors import CompressedTensors
 from pipezoo_core.weights.quantized.entries import entry_naming, not_read
-from pipezoo_core.weights.quantized.format import QuantizedFormat
+from pipezoo_core.weights.quantized.format import OF_ROWS, QuantizedFormat
 from pipezoo_core.weights.quantized.fp8 import FP8
 from pipezoo_core.weights.quantized.gptq import GPTQ
 from pipezoo_core.weights.quantized.mxfp4 import MXFP4
@@ -40,9 +40,6 @@ _LOGGER = logging.getLogger("pipezoo")
 
 _OF_CACHE = re.compile(r".*\.(?:[qkv]|kv)_(?:scale|zero_point)")
 """Scales of keys and values, and of queries, for a KV cache of 8 bits."""
-
-_OF_ROWS = re.compile(r"(?:input|output|activation)_(?:scale|zero_point)")
-"""Scales of what layers compute with or make: a plain weight beside these is not quantized."""
 
 _BUFFERS = (torch.int64, torch.bool)  # of another implementation: positions, masks
 
@@ -81,7 +78,7 @@ def with_quantized(weights: Weights, config: Mapping[str, Any]) -> Weights:
             layers.setdefault(found[0], {})[found[1]] = tensor
     for name, parts in layers.items():
         plain = parts.get("weight")
-        is_alone = all(part == "weight" or _OF_ROWS.fullmatch(part) for part in parts)
+        is_alone = all(part == "weight" or OF_ROWS.fullmatch(part) for part in parts)
         if plain is not None and is_alone and not _is_quantized(plain):
             tensors[name] = plain
             continue
