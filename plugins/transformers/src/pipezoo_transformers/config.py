@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,6 +16,8 @@ from pipezoo_transformers.outline import class_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+    from pipezoo_core.weights import LazyTensor
 
 __all__ = ["TransformersConfig", "read_huggingface_config"]
 
@@ -50,7 +52,7 @@ class TransformersConfig(DecoderConfig):
         return cls(
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
-            intermediate_size=found.widest,
+            intermediate_size=max(found.widest, found.merged_widest),
             num_layers=len(found.specs),
             num_heads=first.num_heads,
             num_kv_heads=first.num_kv_heads,
@@ -59,6 +61,10 @@ class TransformersConfig(DecoderConfig):
             huggingface_config=config,
             found=found,
         )
+
+    def check_against(self, tensors: Mapping[str, LazyTensor]) -> None:
+        """See `DecoderConfig`. Of layers that are joined to one, a checkpoint has each by itself."""
+        DecoderConfig.check_against(replace(self, intermediate_size=self.found.widest), tensors)
 
     @property
     def layers(self) -> tuple[AttentionSpec, ...]:
