@@ -11,15 +11,18 @@ from tiny_models import logits_of
 from torch import nn
 from transformers.activations import ACT2FN
 from transformers.integrations.moe import use_experts_implementation
+from transformers.models.olmoe.modeling_olmoe import OlmoeForCausalLM, OlmoeSparseMoeBlock
 
 from pipezoo import registry
 from pipezoo_core.config import LoRAConfig
 from pipezoo_core.errors import UnsupportedAdapterError
 from pipezoo_core.layers import ACTIVATIONS, ClampedGate, Experts, Linear
 from pipezoo_core.weights import LazyTensor
+from pipezoo_transformers import outline
 from pipezoo_transformers.config import read_huggingface_config
 from pipezoo_transformers.expert_weights import with_experts_unstacked
 from pipezoo_transformers.interface import register
+from pipezoo_transformers.layers import layers_of
 from pipezoo_transformers.mixtures import mixture_like
 from pipezoo_transformers.weight_adapter import adapt_safetensors
 
@@ -217,6 +220,39 @@ def test_what_has_no_kernel_stays(settings):
 def test_what_is_not_of_the_interface_stays():
     assert mixture_like(Stacked(None), CHOSEN) is None
     assert mixture_like(nn.Linear(4, 4), CHOSEN) is None
+
+
+class LikeOlmoe(OlmoeForCausalLM):
+    """An olmoe whose blocks with experts are of another class."""
+
+    block = OlmoeSparseMoeBlock
+
+    def __init__(self, config):
+        super().__init__(config)
+        for layer in self.model.layers:
+            layer.mlp.__class__ = self.block
+
+
+class AsksForAStack(OlmoeSparseMoeBlock):
+    def forward(self, hidden_states):
+        assert self.experts.gate_up_proj.dim() == 3
+        return super().forward(hidden_states)
+
+
+class ChoosesOneMore(OlmoeSparseMoeBlock):
+    """Asks its experts twice, for other numbers of them."""
+
+    def forward(self, hidden_states):
+        rows = hidden_states.flatten(0, -2)
+        _, weights, chosen = self.gate(rows)
+        return super().forward(hidden_states) + self.experts(rows, chosen[:, :1], weights[:, :1])
+
+
+@pytest.mark.parametrize(("block", "num_found"), [(OlmoeSparseMoeBlock, 2), (AsksForAStack, 0), (ChoosesOneMore, 0)])
+def test_nothing_is_replaced_where_the_model_fails_over_it(block, num_found, monkeypatch):
+    monkeypatch.setattr(LikeOlmoe, "block", block)
+    monkeypatch.setattr(outline, "class_of", lambda config: LikeOlmoe)
+    assert len(layers_of(config_of("olmoe"), 256).mixtures) == num_found
 
 
 def config_of(model_type):
