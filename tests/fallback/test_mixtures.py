@@ -7,20 +7,22 @@ from fallback.tiny_configs import tiny_config
 from gguf_files import TOKENS
 from kernels_here import needs_kernels
 from lora.peft_adapters import merged, save_adapter
+from quantized_files import edit_config
 from tiny_models import logits_of
 from torch import nn
 from transformers.activations import ACT2FN
 from transformers.integrations.moe import use_experts_implementation
+from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 from transformers.models.olmoe.modeling_olmoe import OlmoeForCausalLM, OlmoeSparseMoeBlock
 
 from pipezoo import registry
 from pipezoo_core.config import LoRAConfig
-from pipezoo_core.errors import UnsupportedAdapterError
-from pipezoo_core.layers import ACTIVATIONS, ClampedGate, Experts, Linear
+from pipezoo_core.errors import CheckpointMismatchError, UnsupportedAdapterError
+from pipezoo_core.layers import ACTIVATIONS, ClampedGate, Experts
 from pipezoo_core.weights import LazyTensor
 from pipezoo_transformers import outline
 from pipezoo_transformers.config import read_huggingface_config
-from pipezoo_transformers.expert_weights import with_experts_unstacked
+from pipezoo_transformers.expert_weights import one_by_one
 from pipezoo_transformers.interface import register
 from pipezoo_transformers.layers import layers_of
 from pipezoo_transformers.mixtures import mixture_like
@@ -109,7 +111,7 @@ def made(kind, form=(), **settings):
 def computed(mixture, module, step):
     """Returns what core's layer computes, with weights that went through the weight adapter."""
     stacks = {f"{PLACE}.{name}": _lazy(stack.detach()) for name, stack in module.named_parameters()}
-    weights = with_experts_unstacked(stacks, {PLACE: mixture})
+    weights = one_by_one(stacks, {PLACE: mixture})
     layer = mixture.made().to_empty(device="cpu")
     slots = {f"{number}.{name}": slot for number, expert in layer.named_children() for name, slot in _slots(expert)}
     assert weights.keys() == {f"{PLACE}.{name}" for name in slots}
@@ -150,6 +152,15 @@ def test_mixtures(kind, form, activation):
         assert ACTIVATIONS[mixture.activation] is ACTIVATIONS[activation]
     step = random_step(9)
     torch.testing.assert_close(computed(mixture, module, step), type(module).forward.__wrapped__(module, *step))
+
+
+@pytest.mark.parametrize("num_experts", [1, 2, 3])
+def test_mixtures_of_few_experts(num_experts):
+    """As of two models that were merged."""
+    config = tiny_config("mixtral", num_local_experts=num_experts, num_experts_per_tok=1)
+    mixture = mixture_like(MixtralExperts(config), 1)
+    assert mixture is not None
+    assert mixture.num_experts == num_experts
 
 
 class WeightsFirst(Stacked):
@@ -249,10 +260,38 @@ class ChoosesOneMore(OlmoeSparseMoeBlock):
 
 
 @pytest.mark.parametrize(("block", "num_found"), [(OlmoeSparseMoeBlock, 2), (AsksForAStack, 0), (ChoosesOneMore, 0)])
-def test_nothing_is_replaced_where_the_model_fails_over_it(block, num_found, monkeypatch):
+def test_no_mixture_is_replaced_where_the_model_fails_over_it(block, num_found, monkeypatch):
     monkeypatch.setattr(LikeOlmoe, "block", block)
     monkeypatch.setattr(outline, "class_of", lambda config: LikeOlmoe)
-    assert len(layers_of(config_of("olmoe"), 256).mixtures) == num_found
+    found = layers_of(config_of("olmoe"), 256)
+    assert len(found.mixtures) == num_found
+    assert found.in_experts == 0 if num_found else found.in_experts > 0
+    assert len(found.merged) == 2, "queries, keys and values of each layer"
+    assert len(found.rotations) == 2
+    assert found.angles
+
+
+class SharesExperts(LikeOlmoe):
+    """Its layers have one mixture together."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        first, second = self.model.layers
+        second.mlp.experts = first.mlp.experts
+
+
+def test_a_mixture_that_layers_share_stays(monkeypatch):
+    monkeypatch.setattr(outline, "class_of", lambda config: SharesExperts)
+    found = layers_of(config_of("olmoe"), 256)
+    assert not found.mixtures
+    assert found.merged
+
+
+def test_more_experts_than_a_file_can_have_are_refused_before_they_are_made(tmp_path):
+    make_reference("olmoe").save_pretrained(tmp_path)
+    edit_config(tmp_path, num_experts=10**5)
+    with pytest.raises(CheckpointMismatchError, match=r"num_experts: at most \d+ -> 100000"):
+        registry.plan(tmp_path, plugin="pipezoo-transformers", device="cpu")
 
 
 def config_of(model_type):
@@ -349,12 +388,3 @@ def test_without_a_kernel_transformers_computes_them_as_one_operation(tmp_path):
     model = load_served(reference, tmp_path / "loaded")
     assert not [module for module in model.module.modules() if isinstance(module, Experts)]
     assert_equal_logits(reference, model, prompts=PROMPTS[:2])
-
-
-def test_experts_in_8_bits(tmp_path):
-    """Each weight is off by half a step of its group's scale at most."""
-    model = load_served(make_reference("glm4_moe"), tmp_path, encoding="int8", linear="torch")
-    layers = [layer for layer in model.module.modules() if isinstance(layer, Linear)]
-    mixtures = [layer for layer in model.module.modules() if isinstance(layer, Experts)]
-    assert [len(mixture.experts) for mixture in mixtures] == [4]
-    assert all(layer._product is not None for layer in layers)

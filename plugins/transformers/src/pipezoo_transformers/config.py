@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
-from pipezoo_core.errors import UnsupportedModelError
+from pipezoo_core.errors import CheckpointMismatchError, UnsupportedModelError
 from pipezoo_transformers.config_key import ConfigKey
 from pipezoo_transformers.layers import Layers, layers_of
 from pipezoo_transformers.outline import class_of
@@ -65,6 +65,10 @@ class TransformersConfig(DecoderConfig):
     def check_against(self, tensors: Mapping[str, LazyTensor]) -> None:
         """See `DecoderConfig`. Of layers that are joined to one, a checkpoint has each by itself."""
         DecoderConfig.check_against(replace(self, intermediate_size=self.found.widest), tensors)
+        largest = max(size for tensor in tensors.values() for size in tensor.shape)
+        num_experts = max((mixture.num_experts for mixture in self.found.mixtures.values()), default=0)
+        if num_experts > largest:  # rows of a router
+            raise CheckpointMismatchError(wrong_shape=[f"num_experts: at most {largest} -> {num_experts}"])
 
     @property
     def layers(self) -> tuple[AttentionSpec, ...]:

@@ -15,7 +15,7 @@ from pipezoo_transformers.mixtures import Mixture
 if TYPE_CHECKING:
     from transformers.core_model_loading import WeightTransform
 
-__all__ = ["of_list", "with_experts_unstacked"]
+__all__ = ["of_list", "one_by_one"]
 
 _PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 _OF_LIST = re.compile(r"\.experts\.(\d+)\.")
@@ -53,7 +53,7 @@ def of_list(
     return found
 
 
-def with_experts_unstacked(tensors: Mapping[str, LazyTensor], mixtures: Mapping[str, Mixture]) -> dict[str, LazyTensor]:
+def one_by_one(tensors: Mapping[str, LazyTensor], mixtures: Mapping[str, Mixture]) -> dict[str, LazyTensor]:
     """Returns tensors with those of each expert by itself in place of a stack's; no other one changes.
 
     An adapter of stacked experts has gate and up of each expert in one, which become two.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -107,14 +107,13 @@ def layers_of(config: PretrainedConfig, max_length: int) -> Layers:
         in_experts=_alive_in_experts(model, {}),
         kept=frozenset(names[module] for module in watch.asked),
     )
-    mixtures = _mixtures(model)
-    wanted = replace(
-        layers, in_experts=_alive_in_experts(model, mixtures), mixtures=mixtures, merged=_groups(model, watch)
-    )
-    return _joined(config, layers, wanted, max_length)
+    wanted, mixtures = [replace(layers, merged=_groups(model, watch))], _mixtures(model)
+    if mixtures:
+        wanted.insert(0, replace(wanted[0], in_experts=_alive_in_experts(model, mixtures), mixtures=mixtures))
+    return next(filter(None, (_joined(config, layers, each, max_length) for each in wanted)), layers)
 
 
-def _with_experts(model: nn.Module) -> Iterator[tuple[str, nn.Module, int]]:
+def _asked_for_experts(model: nn.Module) -> Iterator[tuple[str, nn.Module, int]]:
     """Yields the modules that were asked for what experts make of tokens, and for how many of each token."""
     for name, module in model.named_modules():
         if hasattr(module, NUM_CHOSEN):
@@ -122,12 +121,17 @@ def _with_experts(model: nn.Module) -> Iterator[tuple[str, nn.Module, int]]:
 
 
 def _alive_in_experts(model: nn.Module, mixtures: Mapping[str, Mixture]) -> int:
-    of_transformers = (each for each in _with_experts(model) if each[0] not in mixtures)
+    of_transformers = (each for each in _asked_for_experts(model) if each[0] not in mixtures)
     return max((alive_in_experts(module, num_chosen) for _, module, num_chosen in of_transformers), default=0)
 
 
 def _mixtures(model: nn.Module) -> dict[str, Mixture]:
-    found = ((name, mixture_like(module, num_chosen)) for name, module, num_chosen in _with_experts(model))
+    times = Counter(module for _, module in model.named_modules(remove_duplicate=False))  # more where layers share it
+    found = (
+        (name, mixture_like(module, num_chosen))
+        for name, module, num_chosen in _asked_for_experts(model)
+        if times[module] == 1
+    )
     return {name: mixture for name, mixture in found if mixture is not None}
 
 
@@ -144,8 +148,8 @@ def _groups(model: PreTrainedModel, watch: LinearWatch) -> tuple[tuple[str, ...]
     return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
 
-def _joined(config: PretrainedConfig, layers: Layers, wanted: Layers, max_length: int) -> Layers:
-    """Returns what is wanted of a model, and what more can be joined, where it does the same with core's layers in it.
+def _joined(config: PretrainedConfig, layers: Layers, wanted: Layers, max_length: int) -> Layers | None:
+    """Returns what is wanted of a model, and what more can be joined; None where it fails or does another thing so.
 
     Args:
         config: of the model.
@@ -170,9 +174,9 @@ def _joined(config: PretrainedConfig, layers: Layers, wanted: Layers, max_length
         rotations = watch.left_to_attention([call for call, _ in calls], angles)
         known = {names[module]: kinds for module, kinds in angles.known().items()}
     except Exception:  # transformers' code may ask a linear layer for what a part of one has not, or anything else
-        return layers
+        return None
     if not is_the_same(calls):
-        return layers
+        return None
     in_mixtures = {part for name in wanted.mixtures for part in model.get_submodule(name).modules()}
     joint = [module for module in model.modules() if isinstance(module, MergedLinear) and module not in in_mixtures]
     joined = replace(

@@ -15,15 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from pipezoo_core.layers import ACTIVATIONS, ClampedGate, Experts, KernelUse
+from pipezoo_transformers.comparison import ACTIVATION_NAMES, INPUTS, RandomNumbers, is_near
 from pipezoo_transformers.experts import has_experts
 
 __all__ = ["Mixture", "RowsExperts", "mixture_like"]
 
-_NUM_EXPERTS, _HIDDEN, _INNER, _CHOSEN = 3, 6, 10, 2  # of the copy
-_INPUTS = ((4.0, 32), (1e4, 80))
-"""Size and number of the rows that it is given: see `gates`."""
+_MAX_EXPERTS, _MAX_CHOSEN, _HIDDEN, _INNER = 3, 2, 6, 10  # of the copy
 _MOST_LANES = 16  # numbers of a vector, with which a kernel computes gate and up
-_NEAR = 1e-9  # of the largest number, in float64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +53,6 @@ class Mixture:
         """Those of transformers' stacks, by their names in the module."""
         sizes = (self.num_experts, self.hidden_size, self.intermediate_size)
         return _shapes(*sizes, is_transposed=self.is_transposed, bias=self.bias)
-
-    def alive(self, kernels: KernelUse) -> int:
-        """Returns the numbers per token that are alive in it at once."""
-        return sum(Experts.alive(self.alone.made(), kernels))
 
     @property
     def alone(self) -> Mixture:
@@ -95,8 +89,14 @@ class RowsExperts(Experts):
         sizes = (mixture.hidden_size, mixture.intermediate_size, mixture.num_experts, mixture.top_k)
         super().__init__(*sizes, mixture.activation, bias=mixture.bias)
 
+    def most_alive(self, kernels: KernelUse) -> int:
+        """Returns the numbers per token that are alive in it at once."""
+        return sum(super().alive(kernels))
+
     def forward(self, x_TH: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """Maps [T, H] to [T, H]; the weights may have the dtype of x."""
+        assert x_TH.dim() == 2, "its own code takes rows"
+        assert indices_TK.shape == weights_TK.shape, "its own code takes a weight of each choice"
         assert indices_TK.shape[-1] == self.top_k, "a step that was followed chose as many"
         if x_TH.is_meta:  # of a step that is followed, which has no numbers to choose by
             return torch.empty_like(x_TH)
@@ -123,7 +123,7 @@ def mixture_like(module: nn.Module, top_k: int) -> Mixture | None:
     hidden, inner = reversed(sizes) if its.is_transposed else sizes
     if shapes != _shapes(num_experts, hidden, inner, **form):
         return None
-    activation = _activation(module, **form)
+    activation = _activation(module, num_experts, **form)
     if activation is None:
         return None
     mixture = Mixture(
@@ -152,36 +152,33 @@ def _shapes(
 
 
 @torch.no_grad()
-def _activation(module: nn.Module, *, is_transposed: bool, bias: bool) -> str | ClampedGate | None:
-    """Returns what becomes of gate and up, where all else is as core has it."""
-    generator = torch.Generator(device="cpu").manual_seed(0)
+def _activation(module: nn.Module, num_experts: int, *, is_transposed: bool, bias: bool) -> str | ClampedGate | None:
+    """Returns what becomes of gate and up, where all else is as core has it.
 
-    def random(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
-
-    sizes = (_NUM_EXPERTS, _HIDDEN, _INNER)
+    It takes for granted that the module does to every expert what it does to the first ones: nothing in it tells them
+    apart but their weights.
+    """
+    random = RandomNumbers()
+    num_experts = min(num_experts, _MAX_EXPERTS)  # a module may count its own
+    num_chosen = min(num_experts, _MAX_CHOSEN)
+    sizes = (num_experts, _HIDDEN, _INNER)
     stacks = {name: random(*shape) for name, shape in _shapes(*sizes, is_transposed=is_transposed, bias=bias).items()}
     its: Any = copy.copy(module)
     its._parameters = {name: nn.Parameter(stack, requires_grad=False) for name, stack in stacks.items()}
     steps = [
-        (size * random(rows, _HIDDEN), random(rows, _NUM_EXPERTS).argsort()[:, :_CHOSEN], random(rows, _CHOSEN))
-        for size, rows in _INPUTS
+        (size * random(rows, _HIDDEN), random(rows, num_experts).argsort()[:, :num_chosen], random(rows, num_chosen))
+        for size, rows in INPUTS
     ]
     with torch.device("cpu"):
         try:
             results = [type(its).forward.__wrapped__(its, *step) for step in steps]
         except Exception:  # a module of any other kind
             return None
-        for activation in _activations():
+        for activation in (*ACTIVATION_NAMES, ClampedGate()):
             computed = (_computed(activation, stacks, step, its) for step in steps)
-            if all(map(_is_near, results, computed)):
+            if all(map(is_near, results, computed)):
                 return activation
     return None
-
-
-def _activations() -> Iterator[str | ClampedGate]:
-    yield from {function: name for name, function in ACTIVATIONS.items()}.values()  # one name of each
-    yield ClampedGate()
 
 
 def _computed(
@@ -203,9 +200,3 @@ def _product(x: Tensor, name: str, stacks: dict[str, Tensor], form: Any) -> Tens
     matrices = stacks[name] if form.is_transposed else stacks[name].transpose(1, 2)
     biases = stacks.get(f"{name}_bias")
     return x @ matrices if biases is None else x @ matrices + biases.unsqueeze(1)
-
-
-def _is_near(result: object, expected: Tensor) -> bool:
-    if not isinstance(result, Tensor) or result.shape != expected.shape or result.dtype != expected.dtype:
-        return False
-    return bool((result - expected).abs().max() <= _NEAR * expected.abs().max())

@@ -21,6 +21,7 @@ from pipezoo_transformers.angles import RowsRotary
 from pipezoo_transformers.body import Body
 from pipezoo_transformers.config import TransformersConfig
 from pipezoo_transformers.interface import HANDLER, PAGED, PagedCalls
+from pipezoo_transformers.mixtures import RowsExperts
 from pipezoo_transformers.outline import body_of, outline_of_transformers
 from pipezoo_transformers.replacements import replace_layers
 from pipezoo_transformers.rotations import leave_to_attention
@@ -74,8 +75,9 @@ class TransformersPipelineModel(DecoderPipelineModel):
     def estimate_activation_memory(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> int:
         """Returns what core plans for the widest linear layers, and what a mixture of experts takes beyond it."""
         config, use = cls.config_class.from_huggingface(huggingface_config), kernel_use(pipeline_config)
-        mixtures = {*config.found.mixtures.values()}
-        alive = max([config.found.in_experts, *(mixture.alive(use) for mixture in mixtures)])
+        outline = cls._kept_outline(pipeline_config, huggingface_config)
+        mixtures = (layer.most_alive(use) for layer in outline.modules() if isinstance(layer, RowsExperts))
+        alive = max([config.found.in_experts, *mixtures])
         more = max(0, alive - 2 * config.intermediate_size)
         row = more * torch_dtype(pipeline_config.encoding).itemsize
         planned = super().estimate_activation_memory(pipeline_config, huggingface_config)
