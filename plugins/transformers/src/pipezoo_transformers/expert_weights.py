@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from pipezoo_core.weights import LazyTensor
+from pipezoo_core.weights import LazyTensor, divided
 from pipezoo_transformers.mixtures import Mixture
 
 if TYPE_CHECKING:
@@ -70,7 +67,7 @@ def one_by_one(tensors: Mapping[str, LazyTensor], mixtures: Mapping[str, Mixture
             for number, expert in enumerate(tensor.unstacked()):
                 found |= _named(f"{prefix}.{number}", parameter, expert, mixture)
         elif fused and (mixture := mixtures.get(fused[1])) and not tensor.shape[0] % 2:
-            found |= {f"{fused[1]}.{fused[2]}.{part}.weight": rows for part, rows in _divided(tensor, mixture)}
+            found |= {f"{fused[1]}.{fused[2]}.{part}.weight": rows for part, rows in _divided(tensor, mixture).items()}
         else:
             found[name] = tensor
     return found
@@ -80,20 +77,13 @@ def _named(expert: str, parameter: str, tensor: LazyTensor, mixture: Mixture) ->
     layer, form = parameter.removesuffix("_bias"), "bias" if parameter.endswith("_bias") else "weight"
     if mixture.is_transposed and form == "weight":
         tensor = tensor.transposed()
-    parts = [(layer, tensor)] if layer == "down_proj" else _divided(tensor, mixture)
-    return {f"{expert}.{part}.{form}": rows for part, rows in parts}
+    parts = {layer: tensor} if layer == "down_proj" else _divided(tensor, mixture)
+    return {f"{expert}.{part}.{form}": rows for part, rows in parts.items()}
 
 
-def _divided(tensor: LazyTensor, mixture: Mixture) -> Iterator[tuple[str, LazyTensor]]:
-    """Yields the rows of gate, and those of up."""
-    half = tensor.shape[0] // 2
-    for number, part in enumerate(_PARTS["gate_up_proj"]):
-        rows = slice(number * half, (number + 1) * half)
-        yield part, _every_other(tensor, number) if mixture.is_interleaved else tensor.rows(rows)
-
-
-def _every_other(tensor: LazyTensor, first: int) -> LazyTensor:
-    def read(rows: slice) -> Tensor:
-        return tensor.read(slice(2 * rows.start, 2 * rows.stop))[first::2]
-
-    return replace(tensor, shape=(tensor.shape[0] // 2, *tensor.shape[1:]), read=read, read_vectors=None, stored=None)
+def _divided(tensor: LazyTensor, mixture: Mixture) -> dict[str, LazyTensor]:
+    """Returns the rows of gate, and those of up."""
+    gate_up, parts = "gate_up_proj", _PARTS["gate_up_proj"]
+    if mixture.is_interleaved:
+        return {part: tensor.every_other(first) for first, part in enumerate(parts)}
+    return divided(gate_up, tensor, gate_up, dict.fromkeys(parts, tensor.shape[0] // 2))

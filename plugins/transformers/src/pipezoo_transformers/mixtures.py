@@ -21,6 +21,7 @@ from pipezoo_transformers.experts import has_experts
 __all__ = ["Mixture", "RowsExperts", "mixture_like"]
 
 _MAX_EXPERTS, _MAX_CHOSEN, _HIDDEN, _INNER = 3, 2, 6, 10  # of the copy
+_ACTIVATIONS: tuple[str | ClampedGate, ...] = (*ACTIVATION_NAMES, ClampedGate())
 _MOST_LANES = 16  # numbers of a vector, with which a kernel computes gate and up
 
 
@@ -174,7 +175,7 @@ def _activation(module: nn.Module, num_experts: int, *, is_transposed: bool, bia
             results = [type(its).forward.__wrapped__(its, *step) for step in steps]
         except Exception:  # a module of any other kind
             return None
-        for activation in (*ACTIVATION_NAMES, ClampedGate()):
+        for activation in _ACTIVATIONS:
             computed = (_computed(activation, stacks, step, its) for step in steps)
             if all(map(is_near, results, computed)):
                 return activation
