@@ -16,6 +16,7 @@ from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.testing.checked_distribution import check_distribution
 from pipezoo_transformers import layers
 from pipezoo_transformers.config import _layers
+from pipezoo_transformers.weight_adapter import _names
 
 SETTINGS = {"dtype": "float32", "device": "cpu", "page_size": 8, "kv_cache_memory": "4MiB"}
 FALLBACK = "pipezoo-transformers"
@@ -113,9 +114,12 @@ def test_a_mixture_of_experts(tmp_path):
 @pytest.fixture
 def no_kept_layers():
     """Nothing that was found of a config before, or is found now, is known to another test."""
-    _layers.cache_clear()
+    caches = (_layers, _names)
+    for cache in caches:
+        cache.cache_clear()
     yield
-    _layers.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
 
 
 @needs_kernels
