@@ -45,6 +45,13 @@ def test_transposed(on_disk):
     check(on_disk(x).transposed().columns(slice(1, 3)), x.T[:, 1:3])
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_every_other_row(first, on_disk):
+    x = torch.randn(6, 5)
+    check(on_disk(x).every_other(first), x[first::2])
+    check(on_disk(x).every_other(first).columns(slice(1, 3)), x[first::2, 1:3])
+
+
 def test_queries_keys_and_values_that_alternate_head_by_head(on_disk):
     fused = torch.randn(3 * 3 * 2, 5)  # three heads of two rows each of q, k and v
     for part in range(3):

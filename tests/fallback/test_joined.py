@@ -13,7 +13,7 @@ from transformers.models.phi3.modeling_phi3 import Phi3MLP
 from pipezoo_core.layers import ACTIVATIONS, Estimable, MergedLinear
 from pipezoo_transformers import angles, followed_step, outline
 from pipezoo_transformers.angles import AngleWatch, RowsRotary, angles_like
-from pipezoo_transformers.config import read_huggingface_config
+from pipezoo_transformers.config import TransformersConfig, read_huggingface_config
 from pipezoo_transformers.gates import RowsGatedMLP, gated_like
 from pipezoo_transformers.interface import register
 from pipezoo_transformers.layers import layers_of
@@ -204,8 +204,9 @@ def test_gates_in_one_layer():
 
 def test_the_memory_of_gate_and_up_is_planned():
     """They are one product of twice as many numbers."""
-    assert layers(intermediate_size=192).widest == 384
-    assert layers("phi3", intermediate_size=192).widest == 384
+    for model_type in ("llama", "phi3"):
+        found = read_huggingface_config(tiny_config(model_type, intermediate_size=192).to_dict())
+        assert TransformersConfig.from_huggingface(found).intermediate_size == 384
 
 
 def test_the_memory_of_a_layer_is_not_that_of_its_gate():

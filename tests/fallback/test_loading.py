@@ -14,6 +14,9 @@ from pipezoo_core.errors import InvalidSettingError, PluginNotFoundError, Unsupp
 from pipezoo_core.native import NativeKernels
 from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.testing.checked_distribution import check_distribution
+from pipezoo_transformers import layers
+from pipezoo_transformers.config import _layers
+from pipezoo_transformers.weight_adapter import _names
 
 SETTINGS = {"dtype": "float32", "device": "cpu", "page_size": 8, "kv_cache_memory": "4MiB"}
 FALLBACK = "pipezoo-transformers"
@@ -74,6 +77,14 @@ def test_after_preemption(folder, reference):
     assert_all_free(llm)
 
 
+def test_layers_may_be_wider_together_than_any_tensor(tmp_path):
+    """Gate and up are one product, of which a checkpoint has two halves."""
+    make_reference("llama", intermediate_size=192).save_pretrained(tmp_path)
+    plan = registry.plan(tmp_path, plugin=FALLBACK, **SETTINGS)
+    config = plan.architecture.pipeline_model.config_class.from_huggingface(plan.files.huggingface_config)
+    assert config.intermediate_size == 384 > max(max(tensor.shape) for tensor in plan.files.weights.values())
+
+
 @needs_kernels
 @pytest.mark.matrix
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "olmo2", "phi3", "starcoder2"])
@@ -93,8 +104,30 @@ def test_a_step_is_kernels_alone(model_type, dtype, tiny_folder, tmp_path):
 
 @needs_kernels
 @pytest.mark.slow
-def test_a_mixture_of_experts_is_replayed_in_the_memory_that_is_planned(tmp_path):
+def test_a_mixture_of_experts(tmp_path):
+    """Core computes it: quantized, replayed, and in the memory that is planned."""
+    checks = ("replay", "memory_plan", "batch", "int8", "int4")
+    found = check_distribution(FALLBACK, tmp_path, only=checks, model_types=["olmoe"])
+    assert {each.check: each.answer for each in found} == dict.fromkeys(checks, "passed")
+
+
+@pytest.fixture
+def no_kept_layers():
+    """Nothing that was found of a config before, or is found now, is known to another test."""
+    caches = (_layers, _names)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+@needs_kernels
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_kept_layers")
+def test_a_mixture_that_transformers_computes_is_replayed_in_the_memory_that_is_planned(tmp_path, monkeypatch):
     """Which experts have rows is read on the host, and a step marks them for each of its tokens."""
+    monkeypatch.setattr(layers, "mixture_like", lambda *_: None)
     found = check_distribution(FALLBACK, tmp_path, only=("replay", "memory_plan"), model_types=["olmoe"])
     assert [(each.check, each.answer) for each in found] == [("replay", "passed"), ("memory_plan", "passed")]
 

@@ -21,7 +21,7 @@ from pipezoo_core.recurrence import ShortConvolution, StateSpec
 from pipezoo_core.sampling_params import NUM_ECHOED_AT_ONCE, NUMBERS_SAMPLED_AT_ONCE
 from pipezoo_core.weights import torch_dtype
 
-__all__ = ["activation_memory", "cache_params", "part_of"]
+__all__ = ["activation_memory", "cache_params", "kernel_use", "part_of"]
 
 # Bytes per number of what is alive together:
 _FLOAT_BYTES = 4  # of a weight that is dequantized, before it has the run's precision
@@ -64,6 +64,21 @@ def cache_params(
     )
 
 
+def kernel_use(pipeline_config: PipelineConfig) -> KernelUse:
+    """Returns what the native kernels will compute of a model's layers.
+
+    Args:
+        pipeline_config: complete.
+    """
+    kernels = NativeKernels(torch.device(pipeline_config.device), torch_dtype(pipeline_config.encoding))
+    return KernelUse(
+        is_native=kernels.obstacle is None and pipeline_config.linear in (LinearName.auto, LinearName.native),
+        fuse=pipeline_config.fuses_layers,
+        fuse_experts=pipeline_config.fuses_experts,
+        itemsize=kernels.dtype.itemsize,
+    )
+
+
 def activation_memory(config: DecoderConfig, outline: nn.Module, pipeline_config: PipelineConfig) -> int:
     """Returns the bytes of a full step's layer, and of a full batch's logits and sampling.
 
@@ -80,16 +95,11 @@ def activation_memory(config: DecoderConfig, outline: nn.Module, pipeline_config
     num_ranks, itemsize = pipeline_config.tensor_parallel_degree, kernels.dtype.itemsize
     specs = part_of(config, num_ranks - 1, num_ranks)
     backends = AttentionBackends(pipeline_config.attention, specs, kernels, pipeline_config.kv_cache.page_size)
-    is_native = kernels.obstacle is None and pipeline_config.linear in (LinearName.auto, LinearName.native)
+    use = kernel_use(pipeline_config)
+    is_native = use.is_native
     inner = max(as_split(config.intermediate_size).sizes(num_ranks))
     attentions = {spec for spec in specs if isinstance(spec, AttentionSpec)}
     attention = [_attention(spec) for spec in attentions]
-    use = KernelUse(
-        is_native=is_native,
-        fuse=pipeline_config.fuses_layers,
-        fuse_experts=pipeline_config.fuses_experts,
-        itemsize=itemsize,
-    )
     layers = estimable_layers(outline)
     said = [layer.alive(use) for layer in layers]
     num_tokens, max_length = pipeline_config.max_batch_tokens, config.longest_request(pipeline_config.max_length)

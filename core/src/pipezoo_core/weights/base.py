@@ -140,6 +140,18 @@ class LazyTensor:
         blocks = [slice(part.start // block * size, part.stop // block * size) for part in ranges]
         return found._keeping(stored, lambda rows: rows.columns(*blocks))
 
+    def every_other(self, first: int) -> LazyTensor:
+        """Returns every second of an even number of rows, from the first (0) or the second (1) on.
+
+        Quantized ones stay so.
+        """
+
+        def read(rows: slice) -> Tensor:
+            return self.read(slice(2 * rows.start, 2 * rows.stop))[first::2]
+
+        found = self._with((self.shape[0] // 2, *self.shape[1:]), read)
+        return found._keeping(self.stored, lambda rows: rows.every_other(first))
+
     def transposed(self) -> LazyTensor:
         """Returns a matrix [I, O] as [O, I]: GPT-2's `Conv1D` is stored in the other order than a linear layer."""
         num_columns, num_rows = self.shape

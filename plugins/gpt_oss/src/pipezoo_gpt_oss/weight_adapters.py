@@ -57,7 +57,7 @@ def _with_experts_divided(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTe
             found[name] = tensor
             continue
         for first, part in enumerate(("gate_proj", "up_proj")):
-            found[f"{fused[1]}.{part}.weight"] = _every_other_row(tensor, first)
+            found[f"{fused[1]}.{part}.weight"] = tensor.every_other(first)
     return found
 
 
@@ -66,21 +66,8 @@ def _parts(kind: str, expert: LazyTensor, *, in_rows: bool) -> Iterator[tuple[st
     if kind == "down_proj":
         yield kind, expert
         return
-    every_other = _every_other_row if in_rows else _every_other_column
-    yield "gate_proj", every_other(expert, 0)
-    yield "up_proj", every_other(expert, 1)
-
-
-def _every_other_row(tensor: LazyTensor, first: int) -> LazyTensor:
-    """Returns rows of a tensor, or of its blocks where it is quantized."""
-
-    def read(wanted: slice) -> Tensor:
-        return tensor.read(slice(2 * wanted.start, 2 * wanted.stop))[first::2]
-
-    shape, stored = (tensor.shape[0] // 2, *tensor.shape[1:]), tensor.stored
-    if stored is not None:
-        stored = replace(stored, bytes=_every_other_row(stored.bytes, first))
-    return replace(tensor, shape=shape, read=read, read_vectors=None, stored=stored)
+    for first, part in enumerate(("gate_proj", "up_proj")):
+        yield part, expert.every_other(first) if in_rows else _every_other_column(expert, first)
 
 
 def _every_other_column(tensor: LazyTensor, first: int) -> LazyTensor:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
 from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig
-from pipezoo_core.errors import UnsupportedModelError
+from pipezoo_core.errors import CheckpointMismatchError, UnsupportedModelError
 from pipezoo_transformers.config_key import ConfigKey
 from pipezoo_transformers.layers import Layers, layers_of
 from pipezoo_transformers.outline import class_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+    from pipezoo_core.weights import LazyTensor
 
 __all__ = ["TransformersConfig", "read_huggingface_config"]
 
@@ -50,7 +52,7 @@ class TransformersConfig(DecoderConfig):
         return cls(
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
-            intermediate_size=found.widest,
+            intermediate_size=max(found.widest, found.merged_widest),
             num_layers=len(found.specs),
             num_heads=first.num_heads,
             num_kv_heads=first.num_kv_heads,
@@ -59,6 +61,14 @@ class TransformersConfig(DecoderConfig):
             huggingface_config=config,
             found=found,
         )
+
+    def check_against(self, tensors: Mapping[str, LazyTensor]) -> None:
+        """See `DecoderConfig`. Of layers that are joined to one, a checkpoint has each by itself."""
+        DecoderConfig.check_against(replace(self, intermediate_size=self.found.widest), tensors)
+        largest = max(size for tensor in tensors.values() for size in tensor.shape)
+        num_experts = max((mixture.num_experts for mixture in self.found.mixtures.values()), default=0)
+        if num_experts > largest:  # rows of a router
+            raise CheckpointMismatchError(wrong_shape=[f"num_experts: at most {largest} -> {num_experts}"])
 
     @property
     def layers(self) -> tuple[AttentionSpec, ...]:

@@ -15,15 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from pipezoo_core.layers import ACTIVATIONS, GatedMLP, MergedLinear
+from pipezoo_transformers.comparison import ACTIVATION_NAMES, INPUTS, RandomNumbers, is_near
 
 __all__ = ["RowsGatedMLP", "gated_like"]
 
 _DOWN = "down_proj"
 _HIDDEN, _INNER = 6, 10  # of the copy
-_INPUTS = ((4.0, 32), (1e4, 80))
-"""Size and number of the rows that it is given. Where they are small the activation is seen, and where they are large
-what is clamped; more rows may be computed in another way."""
-_NEAR = 1e-9  # of the largest number, in float64
 
 
 class _Layout(NamedTuple):
@@ -90,10 +87,7 @@ def gated_like(module: nn.Module) -> RowsGatedMLP | None:
 
 @torch.no_grad()
 def _layout(module: nn.Module, names: list[str], *, bias: bool) -> _Layout | None:
-    generator = torch.Generator(device="cpu").manual_seed(0)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+    random = RandomNumbers()
 
     def linear(in_features: int, out_features: int) -> nn.Linear:
         layer = nn.Linear(in_features, out_features, bias=bias, dtype=torch.float64, device="cpu")
@@ -105,7 +99,7 @@ def _layout(module: nn.Module, names: list[str], *, bias: bool) -> _Layout | Non
     linears = {**{name: linear(_HIDDEN, width) for name in names}, _DOWN: linear(_INNER, _HIDDEN)}
     its = copy.copy(module)
     its._modules = {**module._modules, **linears}
-    inputs = [size * random(1, num_rows, _HIDDEN) for size, num_rows in _INPUTS]
+    inputs = [size * random(1, num_rows, _HIDDEN) for size, num_rows in INPUTS]
     with torch.device("cpu"):
         try:
             results = [its(x) for x in inputs]
@@ -114,7 +108,7 @@ def _layout(module: nn.Module, names: list[str], *, bias: bool) -> _Layout | Non
         outputs = [{name: linears[name](x).split(_INNER, dim=-1) for name in names} for x in inputs]
         for layout in _layouts(names):
             expected = (_computed(layout, parts, linears[_DOWN]) for parts in outputs)
-            if all(map(_is_near, results, expected)):
+            if all(map(is_near, results, expected)):
                 return layout
     return None
 
@@ -125,14 +119,7 @@ def _computed(layout: _Layout, outputs: dict[str, tuple[Tensor, ...]], down: nn.
     return y
 
 
-def _is_near(result: object, expected: Tensor) -> bool:
-    if not isinstance(result, Tensor) or result.shape != expected.shape or result.dtype != expected.dtype:
-        return False
-    return bool((result - expected).abs().max() <= _NEAR * expected.abs().max())
-
-
 def _layouts(names: list[str]) -> Iterator[_Layout]:
-    activations = {function: name for name, function in ACTIVATIONS.items()}  # one name of each
     for order in permutations(names):
-        for activation in activations.values():
+        for activation in ACTIVATION_NAMES:
             yield _Layout(order, activation)

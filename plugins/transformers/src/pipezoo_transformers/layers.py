@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from pipezoo_transformers.experts import alive_in_experts
 from pipezoo_transformers.followed_step import NUM_TOKENS, followed
 from pipezoo_transformers.interface import ASKING, NUM_CHOSEN, AttentionCall
 from pipezoo_transformers.masks import CAUSAL, sight_of
+from pipezoo_transformers.mixtures import Mixture, mixture_like
 from pipezoo_transformers.outline import OUTSIDE, body_of, outline_of_transformers
 from pipezoo_transformers.replacements import replace_layers
 from pipezoo_transformers.rotations import RotationWatch
@@ -41,10 +42,11 @@ class Layers:
         names: of the attention modules, in the order in which a step calls them; twice where it does so twice.
         specs: what each call computes.
         kept: linear layers whose weight other code than their own uses.
-        widest: the most numbers per token that a linear layer besides the head reads or writes, or that several do
-            that read the same numbers.
-        in_experts: the most numbers per token that are alive in a mixture of experts.
+        widest: the most numbers per token that a linear layer besides the head reads or writes.
+        in_experts: the most numbers per token that are alive in a mixture of experts that transformers computes.
+        mixtures: those that core computes, by the names of their modules.
         merged: linear layers of one module that read the same numbers; None where no layers can be joined to one.
+        merged_widest: the most numbers per token that linear layers write that are joined to one.
         rotations: of attention modules whose rotation is left to attention, the function that they call for it.
         angles: of the modules that give the angles, by the kind of layers, those that core computes.
     """
@@ -54,7 +56,9 @@ class Layers:
     kept: frozenset[str]
     widest: int
     in_experts: int
+    mixtures: Mapping[str, Mixture] = field(default_factory=dict)
     merged: tuple[tuple[str, ...], ...] | None = None
+    merged_widest: int = 0
     rotations: Mapping[str, str] = field(default_factory=dict)
     angles: Mapping[str, dict[str | None, Angles]] = field(default_factory=dict)
 
@@ -100,15 +104,35 @@ def layers_of(config: PretrainedConfig, max_length: int) -> Layers:
         names=tuple(names[call.module] for call, _ in calls),
         specs=tuple(spec for _, spec in calls),
         widest=max(widths, default=config.hidden_size),
-        in_experts=max(_of_experts(body), default=0),
+        in_experts=_alive_in_experts(model, {}),
         kept=frozenset(names[module] for module in watch.asked),
     )
-    return _joined(config, layers, _groups(model, watch), max_length)
+    wanted, mixtures = [replace(layers, merged=_groups(model, watch))], _mixtures(model)
+    if mixtures:
+        wanted.insert(0, replace(wanted[0], in_experts=_alive_in_experts(model, mixtures), mixtures=mixtures))
+    return next(filter(None, (_joined(config, layers, each, max_length) for each in wanted)), layers)
 
 
-def _of_experts(body: nn.Module) -> list[int]:
-    found = ((module, getattr(module, NUM_CHOSEN, None)) for module in body.modules())
-    return [alive_in_experts(module, num_chosen) for module, num_chosen in found if num_chosen is not None]
+def _asked_for_experts(model: nn.Module) -> Iterator[tuple[str, nn.Module, int]]:
+    """Yields the modules that were asked for what experts make of tokens, and for how many of each token."""
+    for name, module in model.named_modules():
+        if hasattr(module, NUM_CHOSEN):
+            yield name, module, getattr(module, NUM_CHOSEN)
+
+
+def _alive_in_experts(model: nn.Module, mixtures: Mapping[str, Mixture]) -> int:
+    of_transformers = (each for each in _asked_for_experts(model) if each[0] not in mixtures)
+    return max((alive_in_experts(module, num_chosen) for _, module, num_chosen in of_transformers), default=0)
+
+
+def _mixtures(model: nn.Module) -> dict[str, Mixture]:
+    times = Counter(module for _, module in model.named_modules(remove_duplicate=False))  # more where layers share it
+    found = (
+        (name, mixture_like(module, num_chosen))
+        for name, module, num_chosen in _asked_for_experts(model)
+        if times[module] == 1
+    )
+    return {name: mixture for name, mixture in found if mixture is not None}
 
 
 def _groups(model: PreTrainedModel, watch: LinearWatch) -> tuple[tuple[str, ...], ...]:
@@ -124,11 +148,18 @@ def _groups(model: PreTrainedModel, watch: LinearWatch) -> tuple[tuple[str, ...]
     return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
 
-def _joined(config: PretrainedConfig, layers: Layers, merged: tuple[tuple[str, ...], ...], max_length: int) -> Layers:
-    """Adds what of a model can be joined, where the model does the same with core's layers in it."""
+def _joined(config: PretrainedConfig, layers: Layers, wanted: Layers, max_length: int) -> Layers | None:
+    """Returns what is wanted of a model, and what more can be joined; None where it fails or does another thing so.
+
+    Args:
+        config: of the model.
+        layers: with transformers' modules in it.
+        wanted: the same with more of core's.
+        max_length: of a request.
+    """
     model = outline_of_transformers(config, ASKING)
     with torch.device("meta"):
-        replace_layers(model, layers.kept, merged)
+        replace_layers(model, wanted.kept, wanted.merged, {name: each.alone for name, each in wanted.mixtures.items()})
     watch = RotationWatch([model.get_submodule(name) for name in layers.names])
     angles = AngleWatch(model)
     names = {module: name for name, module in model.named_modules()}
@@ -143,14 +174,14 @@ def _joined(config: PretrainedConfig, layers: Layers, merged: tuple[tuple[str, .
         rotations = watch.left_to_attention([call for call, _ in calls], angles)
         known = {names[module]: kinds for module, kinds in angles.known().items()}
     except Exception:  # transformers' code may ask a linear layer for what a part of one has not, or anything else
-        return layers
+        return None
     if not is_the_same(calls):
-        return layers
-    widths = [sum(module.parts.values()) for module in model.modules() if isinstance(module, MergedLinear)]
+        return None
+    in_mixtures = {part for name in wanted.mixtures for part in model.get_submodule(name).modules()}
+    joint = [module for module in model.modules() if isinstance(module, MergedLinear) and module not in in_mixtures]
     joined = replace(
-        layers,
-        widest=max([layers.widest, *widths]),
-        merged=merged,
+        wanted,
+        merged_widest=max((sum(module.parts.values()) for module in joint), default=0),
         rotations={names[module]: name for module, name in rotations.items()},
     )
     for name, kinds in known.items():

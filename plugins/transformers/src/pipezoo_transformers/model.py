@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipezoo_core.attention import Attention, AttentionBackends
 from pipezoo_core.config import KVCacheConfig, PipelineConfig
-from pipezoo_core.decoder import DecoderPipelineModel
+from pipezoo_core.decoder import DecoderPipelineModel, kernel_use
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.kv_cache import KVCacheInputs, KVCacheParams
 from pipezoo_core.weights import torch_dtype
@@ -21,6 +21,7 @@ from pipezoo_transformers.angles import RowsRotary
 from pipezoo_transformers.body import Body
 from pipezoo_transformers.config import TransformersConfig
 from pipezoo_transformers.interface import HANDLER, PAGED, PagedCalls
+from pipezoo_transformers.mixtures import RowsExperts
 from pipezoo_transformers.outline import body_of, outline_of_transformers
 from pipezoo_transformers.replacements import replace_layers
 from pipezoo_transformers.rotations import leave_to_attention
@@ -37,7 +38,7 @@ class TransformersForCausalLM(nn.Module):
     def __init__(self, config: TransformersConfig, backends: AttentionBackends) -> None:
         super().__init__()
         model = outline_of_transformers(config.huggingface_config, PAGED)
-        replace_layers(model, config.found.kept, config.found.merged)
+        replace_layers(model, config.found.kept, config.found.merged, config.found.mixtures)
         attentions: dict[str, list[Attention]] = defaultdict(list)
         for layer, name in enumerate(config.found.names):
             attentions[name].append(Attention(layer, backends))
@@ -73,8 +74,11 @@ class TransformersPipelineModel(DecoderPipelineModel):
     @classmethod
     def estimate_activation_memory(cls, pipeline_config: PipelineConfig, huggingface_config: PretrainedConfig) -> int:
         """Returns what core plans for the widest linear layers, and what a mixture of experts takes beyond it."""
-        found = cls.config_class.from_huggingface(huggingface_config).found
-        more = max(0, found.in_experts - 2 * found.widest)
+        config, use = cls.config_class.from_huggingface(huggingface_config), kernel_use(pipeline_config)
+        outline = cls._kept_outline(pipeline_config, huggingface_config)
+        mixtures = (layer.most_alive(use) for layer in outline.modules() if isinstance(layer, RowsExperts))
+        alive = max([config.found.in_experts, *mixtures])
+        more = max(0, alive - 2 * config.intermediate_size)
         row = more * torch_dtype(pipeline_config.encoding).itemsize
         planned = super().estimate_activation_memory(pipeline_config, huggingface_config)
         return planned + pipeline_config.max_batch_tokens * row

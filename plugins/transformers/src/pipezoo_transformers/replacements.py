@@ -5,7 +5,7 @@ What has no counterpart stays what it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pipezoo_core.layers import Embedding, Linear, LMHead
 from pipezoo_transformers.gates import RowsGatedMLP, gated_like
 from pipezoo_transformers.merged_layers import merge
+from pipezoo_transformers.mixtures import Mixture
 from pipezoo_transformers.norms import norm_like
 
 if TYPE_CHECKING:
@@ -21,13 +22,19 @@ if TYPE_CHECKING:
 __all__ = ["replace_layers"]
 
 
-def replace_layers(model: PreTrainedModel, kept: Set[str], merged: Sequence[Sequence[str]] | None) -> None:
+def replace_layers(
+    model: PreTrainedModel,
+    kept: Set[str],
+    merged: Sequence[Sequence[str]] | None,
+    mixtures: Mapping[str, Mixture],
+) -> None:
     """Replaces what it can of a model on the meta device, and ties the weights that transformers ties.
 
     Args:
         model: of transformers.
         kept: names of linear layers that stay.
         merged: names of linear layers of one module that become one; None where no layers are joined.
+        mixtures: by the names of their modules.
     """
     if merged is not None:
         _replace_gates(model, kept)
@@ -50,6 +57,8 @@ def replace_layers(model: PreTrainedModel, kept: Set[str], merged: Sequence[Sequ
         for name, parameter in parent._parameters.items():
             if parameter is not None and not parameter.dim():  # a checkpoint's tensors have a dimension at least
                 parent._parameters[name] = nn.Parameter(parameter.unsqueeze(0), requires_grad=False)
+    for name, mixture in mixtures.items():
+        model.set_submodule(name, mixture.made())
     for target, source in model.all_tied_weights_keys.items():
         _tie(model, target, source)
 

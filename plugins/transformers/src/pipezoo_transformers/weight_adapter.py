@@ -18,7 +18,9 @@ from torch import Tensor
 
 from pipezoo_core.errors import UnsupportedCheckpointError
 from pipezoo_core.weights import LazyTensor, without_redundant
+from pipezoo_transformers.config import TransformersConfig
 from pipezoo_transformers.config_key import ConfigKey
+from pipezoo_transformers.expert_weights import of_list, one_by_one
 from pipezoo_transformers.interface import PAGED
 from pipezoo_transformers.outline import outline_of_transformers
 
@@ -32,13 +34,18 @@ __all__ = ["adapt_safetensors"]
 def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
     """Renames and converts as transformers does; drops what it drops, and weights that are tied to others.
 
+    Experts that core computes are left one by one, or become so.
+
     Raises:
         UnsupportedCheckpointError: transformers' conversion fails over the tensors' shapes.
     """
     names = _names(ConfigKey(config))
     groups, adapted = names.sorted(tensors)
     for target, group in groups.items():
-        adapted |= group.converted(target, names.model)
+        mixture = names.mixtures.get(target.rpartition(".")[0])
+        as_it_lies = None if mixture is None else of_list(target, group.rule, group.sources, mixture)
+        adapted |= group.converted(target, names.model) if as_it_lies is None else as_it_lies
+    adapted = one_by_one(adapted, names.mixtures)
     ties = names.ties
     adapted = {name: tensor for name, tensor in adapted.items() if name == "lm_head.weight" or name not in ties}
     return without_redundant(adapted, config, embedding=ties.get("lm_head.weight", "lm_head.weight"))
@@ -103,6 +110,7 @@ class _Names:
         from transformers.core_model_loading import WeightConverter, WeightRenaming
 
         self.model = outline_of_transformers(config, PAGED)
+        self.mixtures = TransformersConfig.from_huggingface(config).found.mixtures
         rules = get_model_conversion_mapping(self.model)
         self._renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
         self._converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
