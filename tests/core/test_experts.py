@@ -203,17 +203,17 @@ def test_the_number_of_threads_changes_nothing(encoding):
         assert torch.equal(answer, answers[0][: len(answer)])
 
 
-@pytest.mark.parametrize("inner", [64, 36, 320])
+@pytest.mark.parametrize(("inner", "gated"), [(64, True), (36, True), (320, True), (36, False), (35, False)])
 @pytest.mark.parametrize("rows", [1, 5, 200])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
-def test_native_experts_equal_float64(inner, rows, dtype):
-    """With 36 numbers inside, gate and up cannot be one product: each expert is computed by itself."""
-    experts = random_experts(66, inner, 7, 3).to(dtype)
+def test_native_experts_equal_float64(inner, gated, rows, dtype):
+    """With 36 numbers inside, gate and up cannot be one product: each expert is computed by itself; so are odd ones."""
+    experts = random_experts(66, inner, 7, 3, "silu" if gated else "relu2", gated).to(dtype)
     exact = copy.deepcopy(experts).double()
     x, (indices, weights) = rows_and_choices(rows, 66, 7, 3)
     use_native(experts, dtype)
-    assert (experts._native is None) is (inner == 36)
+    assert (experts._native is None) is (inner == 35 or (inner == 36 and gated))
     found = experts(x.to(dtype), indices, weights)
     chosen = [exact[i](row) for row, of_row in zip(x.to(dtype).double(), indices, strict=True) for i in of_row]
     expected = (torch.stack(chosen).view(rows, 3, 66) * weights.unsqueeze(-1)).sum(1)
@@ -237,12 +237,12 @@ def test_who_reads_much_lets_go_of_the_interpreters_lock(num_rows, is_long, monk
 
 @pytest.mark.parametrize("linear", [LinearName.torch, LinearName.native])
 @pytest.mark.parametrize("inner", [96, 100, 16])
-@pytest.mark.parametrize("activation", ["silu", ClampedGate(), ClampedGate(limit=5.0)])
+@pytest.mark.parametrize("activation", ["silu", ClampedGate(), ClampedGate(limit=5.0), "relu2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
 def test_no_more_is_alive_than_they_say(linear, inner, activation, dtype):
     """In the worst case: all tokens choose the same experts."""
-    experts = random_experts(64, inner, 6, 3, activation).to(dtype)
+    experts = random_experts(64, inner, 6, 3, activation, activation != "relu2").to(dtype)
     alive = sum(
         experts.alive(
             KernelUse(is_native=linear is LinearName.native, fuse=False, fuse_experts=False, itemsize=dtype.itemsize)

@@ -138,7 +138,10 @@ class DecoderConfig(abc.ABC):
 
     @property
     def layers(self) -> tuple[AttentionSpec | StateSpec, ...]:
-        """What the attention of each layer computes, or what state it keeps instead, in the order of the layers."""
+        """What the attention of each layer computes, or what state it keeps instead, in the order of the layers.
+
+        Layers that do neither are left out, and layers are counted without them where one is named by its number.
+        """
         return (self.attention,) * self.num_layers
 
     @property

@@ -97,7 +97,8 @@ def load_decoder(
             are_packed=are_packed,
             group=session.group,
         )
-        join_experts(module)
+        if pipeline_config.fuses_experts:
+            join_experts(module)
         return module.eval()
 
     def convert(part: nn.Module) -> None:

@@ -85,7 +85,8 @@ def _without_numbers(
             fuse=pipeline_config.fuses_layers,
             fuse_experts=pipeline_config.fuses_experts,
         )
-    join_experts(module)
+    if pipeline_config.fuses_experts:
+        join_experts(module)
     return module
 
 

@@ -147,15 +147,22 @@ def _of_stored(
 def join_experts(module: nn.Module) -> None:
     """Makes each mixture of a module one kernel, where its experts' products are native and packed like each other.
 
-    Call it once, when `use_linear_backend` was called with all of the module's parts.
+    Call it once, when `use_linear_backend` was called with all of the module's parts, and not where adapters may change
+    experts.
     """
     for experts in [experts for experts in module.modules() if isinstance(experts, Experts)]:
         pairs = [expert.products for expert in experts.experts]
         gate_ups = [product for product, _ in pairs if isinstance(product, NativeProduct)]
         downs = [product for _, product in pairs if isinstance(product, NativeProduct)]
         is_complete = len(gate_ups) == len(downs) == len(pairs) and all(p.keeps_order for p in (*gate_ups, *downs))
-        if is_complete and all(len({p.packing for p in products}) == 1 for products in (gate_ups, downs)):
-            experts.compute_with(NativeExperts(gate_ups, downs, first=experts.first, top_k=experts.top_k))
+        activation = experts.experts[0].native_activation
+        if is_complete and activation is not None and all(_are_packed_alike(each) for each in (gate_ups, downs)):
+            sizes = {"first": experts.first, "top_k": experts.top_k}
+            experts.compute_with(NativeExperts(gate_ups, downs, activation=activation, **sizes))
+
+
+def _are_packed_alike(products: Sequence[NativeProduct]) -> bool:
+    return len({product.packing for product in products}) == 1
 
 
 def packed_weights(module: nn.Module) -> set[nn.Parameter]:

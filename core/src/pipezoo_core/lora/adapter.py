@@ -228,7 +228,7 @@ def _layers(
             raise UnsupportedAdapterError(
                 f"the adapter {folder} does not say which parameters of the experts it changes",
                 found=f"{layer}, target_parameters {shown(config.target_parameters)}",
-                allowed="gate_up_proj, down_proj, or both",
+                allowed="gate_up_proj or up_proj, down_proj, or both",
             )
         rank = ranks.find(name, config.r)
         alpha = alphas.find(name, config.lora_alpha)

@@ -20,7 +20,7 @@ EXPERT = re.compile(r"\.experts\.(\d+)\.")
 
 _EXPERTS = ".experts"
 _NESTED = ".base_layer"
-_PARAMETERS = ("gate_up_proj", "down_proj")  # in the order in which transformers' modules declare them
+_PARAMETERS = ("gate_up_proj", "up_proj", "down_proj")  # in the order in which transformers' modules declare them
 
 
 def is_stacked(layer: str) -> bool:
