@@ -137,10 +137,10 @@ class DecoderConfig(abc.ABC):
         )
 
     @property
-    def layers(self) -> tuple[AttentionSpec | StateSpec, ...]:
+    def layers(self) -> tuple[AttentionSpec | StateSpec | None, ...]:
         """What the attention of each layer computes, or what state it keeps instead, in the order of the layers.
 
-        Layers that do neither are left out, and layers are counted without them where one is named by its number.
+        None of a layer that does neither.
         """
         return (self.attention,) * self.num_layers
 

@@ -105,12 +105,11 @@ class NemotronConfig(DecoderConfig):
         )
 
     @property
-    def layers(self) -> tuple[AttentionSpec | StateSpec, ...]:
-        """Attention, or the state of a Mamba; nothing of other layers."""
-        spec_of: dict[str, AttentionSpec | StateSpec] = {ATTENTION: self.attention}
-        if self.mamba is not None:
-            spec_of[MAMBA] = self.mamba.state
-        return tuple(spec_of[kind] for kind in self.kinds if kind in spec_of)
+    def layers(self) -> tuple[AttentionSpec | StateSpec | None, ...]:
+        """Attention, or the state of a Mamba; None of other layers."""
+        state = None if self.mamba is None else self.mamba.state
+        spec_of = {ATTENTION: self.attention, MAMBA: state}
+        return tuple(spec_of.get(kind) for kind in self.kinds)
 
 
 def _mamba(config: PretrainedConfig) -> Mamba2Sizes:

@@ -35,12 +35,12 @@ __all__ = ["NemotronForCausalLM", "NemotronPipelineModel"]
 class NemotronAttention(nn.Module):
     """Grouped-query attention that knows no positions."""
 
-    def __init__(self, config: NemotronConfig, cache_idx: int, backends: AttentionBackends) -> None:
+    def __init__(self, config: NemotronConfig, layer_idx: int, backends: AttentionBackends) -> None:
         super().__init__()
         queries, keys = config.heads.queries, config.heads.keys
         self.qkv_proj = MergedLinear(config.hidden_size, {"q_proj": queries, "k_proj": keys, "v_proj": keys})
         self.o_proj = RowParallelLinear(queries, config.hidden_size)
-        self.attention = Attention(cache_idx, backends)
+        self.attention = Attention(layer_idx, backends)
 
     def forward(self, x_TH: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
         return self.o_proj(self.attention(*self.qkv_proj(x_TH), kv))
@@ -90,8 +90,7 @@ class NemotronLayer(nn.Module):
     def __init__(self, config: NemotronConfig, layer_idx: int, backends: AttentionBackends) -> None:
         super().__init__()
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        kind = config.kinds[layer_idx]
-        self.has_cache = kind in (ATTENTION, MAMBA)
+        self.has_cache = config.layers[layer_idx] is not None
         self.mixer = _mixer(config, layer_idx, backends)
 
     def forward(self, x_TH: Tensor, kv: KVCacheInputs[Any]) -> Tensor:
@@ -105,12 +104,11 @@ class NemotronLayer(nn.Module):
 
 def _mixer(config: NemotronConfig, layer_idx: int, backends: AttentionBackends) -> nn.Module:
     kind, hidden = config.kinds[layer_idx], config.hidden_size
-    cache_idx = sum(before in (ATTENTION, MAMBA) for before in config.kinds[:layer_idx])
     if kind == ATTENTION:
-        return NemotronAttention(config, cache_idx, backends)
+        return NemotronAttention(config, layer_idx, backends)
     if kind == MAMBA:
         assert config.mamba is not None
-        return Mamba2(hidden, config.mamba, config.rms_norm_eps, cache_idx)
+        return Mamba2(hidden, config.mamba, config.rms_norm_eps, layer_idx)
     if kind == MLP_LAYER:
         return MLP(hidden, config.intermediate_size, config.activation, bias=config.mlp_bias)
     assert config.mixture is not None
