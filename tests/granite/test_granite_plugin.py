@@ -96,7 +96,7 @@ def test_a_limit_that_json_has_no_number_for():
         assert ours(raw).mamba.length_limits == (0.5, math.inf)
     for limits in ((-math.inf, 0.5), (0.5, math.nan), (math.inf, math.inf)):
         said = GraniteMoeHybridConfig(**HYBRID, time_step_limit=limits).to_json_string()
-        with pytest.raises(UnsupportedModelError, match="limits .* for a step"):
+        with pytest.raises(UnsupportedModelError, match=r"limits .* for a step"):
             ours(json.loads(said))
 
 

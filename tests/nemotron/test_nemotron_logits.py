@@ -115,7 +115,15 @@ def test_greedy_tokens_equal_transformers(linear, tiny_folder, tmp_path):
 
 def test_adapters_equal_merged_models(tmp_path):
     reference = make(moe_latent_size=24)
-    names = ["q_proj", "v_proj", "o_proj", "in_proj", "up_proj", "down_proj", "fc1_latent_proj"]  # PEFT refuses out_proj
+    names = [
+        "q_proj",
+        "v_proj",
+        "o_proj",
+        "in_proj",
+        "up_proj",
+        "down_proj",
+        "fc1_latent_proj",
+    ]  # PEFT takes no out_proj
     model = saved(reference, tmp_path / "model")
     experts = [f"mixer.experts.{layer}" for layer in ("up_proj", "down_proj")]
     others = {"target_modules": ["k_proj", "in_proj"], "target_parameters": experts}

@@ -57,8 +57,9 @@ class Experts(nn.ModuleList):
     """The sum of what its chosen experts make of a token, times their weights.
 
     A checkpoint's tensors are `3.gate_proj.weight`, `3.up_proj.weight` and `3.down_proj.weight` of expert 3, below the
-    name of the layer, the first where experts have gates; a weight adapter makes these of stacked ones with `LazyTensor.unstacked`. They are loaded and
-    converted expert by expert. The ranks of a group divide the experts, and add their sums.
+    name of the layer, the first where experts have gates; a weight adapter makes these of stacked ones with
+    `LazyTensor.unstacked`. They are loaded and converted expert by expert. The ranks of a group divide the experts, and
+    add their sums.
 
     Args:
         hidden_size: numbers per input and output row.

@@ -55,8 +55,8 @@ class NemotronMixture:
 class NemotronConfig(DecoderConfig):
     """Nemotron-H: layers that are a Mamba-2, attention without positions, a feed-forward layer, or experts.
 
-    `intermediate_size` is of the layers that are a feed-forward layer; where there are none, of the expert that all tokens go
-    through.
+    `intermediate_size` is of the layers that are a feed-forward layer; where there are none, of the expert that all
+    tokens go through.
 
     Attributes:
         kinds: what each layer is, by transformers' names.

@@ -1,7 +1,7 @@
 """The config.json of a Nemotron-H model as a class of our own.
 
-Its fields and defaults are those of transformers' `NemotronHConfig`, whose import brings in torch's compiler and tensors
-of many devices: a second, and 80 MB.
+Its fields and defaults are those of transformers' `NemotronHConfig`, whose import brings in torch's compiler and
+tensors of many devices: a second, and 80 MB.
 """
 
 # No `from __future__ import annotations`: `strict` checks values by the annotations, and those must be types for that.
@@ -104,7 +104,7 @@ class NemotronHuggingFaceConfig(PretrainedConfig):
         del number
 
     def validate_layer_type(self) -> None:
-        """Checks nothing: transformers' check does not know all kinds, and `NemotronConfig` refuses those that it does not."""
+        """Checks nothing: transformers' check does not know all kinds, and `NemotronConfig` refuses others."""
 
 
 def read_config(config: Mapping[str, Any]) -> NemotronHuggingFaceConfig:

@@ -19,7 +19,10 @@ _FURTHER = "mtp."  # layers that predict further tokens
 
 
 def adapt_safetensors(tensors: Mapping[str, LazyTensor], config: PretrainedConfig) -> dict[str, LazyTensor]:
-    """Published files have one tensor for each expert, transformers' one of all; layers of further tokens are left out."""
+    """Published files have one tensor for each expert, transformers' one of all.
+
+    Layers that predict further tokens are left out.
+    """
     found: dict[str, LazyTensor] = {}
     for key, tensor in tensors.items():
         name = key
