@@ -86,21 +86,14 @@ def test_head_that_is_the_embedding(tmp_path):
     assert_equal_logits(reference, load_model(*saved(reference, tmp_path), linear="torch"), chunks=(None,))
 
 
-def test_names_of_published_files(tmp_path):
-    """One tensor for each expert, another name of the whole, and layers that predict further tokens."""
+def test_names_of_the_module(tmp_path):
+    """One tensor of all experts, where files have many; and layers that predict further tokens."""
     reference = make()
     model = saved(reference, tmp_path)
-    renamed = {}
-    for name, tensor in load_file(tmp_path / "model.safetensors").items():
-        name = name.replace("model.", "backbone.")
-        if name.endswith((".experts.up_proj", ".experts.down_proj")):
-            experts, _, layer = name.rpartition(".")
-            renamed |= {f"{experts}.{i}.{layer}.weight": each.clone() for i, each in enumerate(tensor)}
-        else:
-            renamed[name] = tensor
-    assert any(".experts.7.up_proj.weight" in name for name in renamed)
-    renamed["mtp.layers.0.norm.weight"] = torch.ones(64)
-    save_file(renamed, tmp_path / "model.safetensors")
+    assert "backbone.layers.1.mixer.experts.7.up_proj.weight" in load_file(tmp_path / "model.safetensors")
+    tensors = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
+    assert "model.layers.1.mixer.experts.up_proj" in tensors
+    save_file({**tensors, "mtp.layers.0.norm.weight": torch.ones(64)}, tmp_path / "model.safetensors")
     assert_equal_logits(reference, load_model(*model, linear="torch"), chunks=(None,))
 
 

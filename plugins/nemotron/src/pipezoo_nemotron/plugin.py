@@ -14,6 +14,7 @@ API_VERSION = 2
 @hookimpl
 def pipezoo_architectures() -> list[SupportedArchitecture]:
     """Returns Nemotron-H."""
+    from pipezoo_nemotron.gguf import adapt_gguf, config_from_gguf
     from pipezoo_nemotron.huggingface_config import read_config
     from pipezoo_nemotron.model import NemotronPipelineModel
     from pipezoo_nemotron.weight_adapters import adapt_safetensors
@@ -24,7 +25,8 @@ def pipezoo_architectures() -> list[SupportedArchitecture]:
             model_types=("nemotron_h",),
             pipeline_model=NemotronPipelineModel,
             huggingface_config=read_config,
-            weight_adapters={WeightsFormat.safetensors: adapt_safetensors},
+            weight_adapters={WeightsFormat.safetensors: adapt_safetensors, WeightsFormat.gguf: adapt_gguf},
+            config_from_gguf=config_from_gguf,
             not_claimed={Capability.tensor_parallelism: "states of layers are not divided"},
         )
     ]
