@@ -7,6 +7,7 @@ from families import (
     assert_adapters_equal_merged,
     assert_equal_greedy_tokens,
     assert_equal_logits,
+    assert_equal_on_ranks,
     assert_matters,
     save,
     why_not_replayed,
@@ -138,6 +139,12 @@ def test_it_answers(dtype, tiny_folder, tmp_path):
     with registry.load(folder, dtype=dtype, device="cpu", kv_cache_memory="8MiB") as llm:
         (output,) = llm.generate(TextGenerationRequest(prompt=[5, 9]), max_new_tokens=5, ignore_eos=True)
         assert len(output.tokens) == 5
+
+
+@pytest.mark.slow
+def test_several_devices_divide_a_model_without_states(tmp_path):
+    reference = make(**CONFIGS["all_attention"], num_attention_heads=4, num_key_value_heads=2, attention_bias=True)
+    assert_equal_on_ranks(reference, saved(reference, tmp_path / "model"), tmp_path)
 
 
 def test_several_devices_are_refused(tiny_folder, tmp_path):

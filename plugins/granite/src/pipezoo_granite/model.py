@@ -18,13 +18,13 @@ from pipezoo_core.layers import (
     Experts,
     GatedMLP,
     KernelUse,
-    Linear,
     LMHead,
     Mamba2,
     MergedLinear,
     RMSNorm,
     RotaryEmbedding,
     Router,
+    RowParallelLinear,
     VocabParallelEmbedding,
 )
 from pipezoo_granite.config import GraniteConfig
@@ -40,7 +40,7 @@ class GraniteAttention(nn.Module):
         queries, keys, bias = config.heads.queries, config.heads.keys, config.attention_bias
         parts = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
         self.qkv_proj = MergedLinear(config.hidden_size, parts, bias=bias)
-        self.o_proj = Linear(queries.size, config.hidden_size, bias=bias)
+        self.o_proj = RowParallelLinear(queries, config.hidden_size, bias=bias)
         self.attention = Attention(layer_idx, backends)
 
     def forward(self, x_TH: Tensor, rotation: Rotation | None, kv: KVCacheInputs[Any]) -> Tensor:
