@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from pipezoo_core.config import SupportedEncoding
-from pipezoo_core.layers import Router
 from pipezoo_core.layers.quantized import GROUP, QuantizedProduct
 from pipezoo_core.testing.claims import those_running_in
 from pipezoo_core.testing.failures import ConformanceError
@@ -22,7 +21,6 @@ __all__ = ["check_int4", "check_int8"]
 
 _BITS = {SupportedEncoding.int8: 8, SupportedEncoding.int4: 4}
 _TIMES = {SupportedEncoding.int8: 3.0, SupportedEncoding.int4: 1.5}
-_OF_OTHER_EXPERTS = 0.15  # what one or two of the tokens make that go to other experts
 _UNRELATED = 1.0  # from which on logits that are all the same would be nearer
 
 
@@ -39,20 +37,18 @@ def check_int4(plugin: PluginUnderTest, subjects: Sequence[Subject]) -> None:
 
 
 def _check_bits(encoding: SupportedEncoding, subjects: Sequence[Subject]) -> None:
-    """The bound is what rounding its weights does to the reference itself, a few times.
+    """The bound is what rounding its weights does to the reference itself, a few times, of a token in the middle.
 
     In int8 kernels round the inputs of products to 8 bits, too, which takes about as much away again. In int4 that is
     nothing beside what the weights lose. And a little is left for matrices that a plugin stores in another order: other
-    numbers share a scale there. Where there are experts, a token may go to others.
+    numbers share a scale there. The few tokens that rounding sends to other experts are not in the middle.
     """
     for subject in those_running_in(encoding, subjects):
         expected = [subject.expected(prompt) for prompt in subject.prompts]
         rounded = _rounded(subject.reference, _BITS[encoding])
         of_rounding = _error([reference_logits(rounded, prompt) for prompt in subject.prompts], expected)
         error = _error(logits_of(subject.load(encoding=encoding), subject.prompts), expected)
-        has_experts = any(isinstance(layer, Router) for layer in subject.outline.modules())
-        least = _OF_OTHER_EXPERTS if has_experts else 0.0
-        allowed = min(max(_TIMES[encoding] * of_rounding, least), _UNRELATED)
+        allowed = min(_TIMES[encoding] * of_rounding, _UNRELATED)
         if not error <= allowed:
             raise ConformanceError(
                 f"config {subject.name!r}: in {encoding} the logits are not what is left of the reference's",
@@ -64,9 +60,10 @@ def _check_bits(encoding: SupportedEncoding, subjects: Sequence[Subject]) -> Non
 
 
 def _error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Returns the root of the mean square of what differs, of what the logits differ among themselves."""
+    """Returns how far a token's logits are off, of how far they are from the mean of all; the median over tokens."""
     theirs = torch.cat(list(expected))
-    return ((torch.cat(list(found)) - theirs).norm() / (theirs - theirs.mean(0)).norm()).item()
+    differences = (torch.cat(list(found)) - theirs).norm(dim=-1)
+    return (differences / (theirs - theirs.mean(0)).norm(dim=-1)).median().item()
 
 
 @torch.no_grad()
