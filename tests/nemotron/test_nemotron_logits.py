@@ -118,7 +118,7 @@ def test_adapters_equal_merged_models(tmp_path):
         "fc1_latent_proj",
     ]  # PEFT takes no out_proj
     model = saved(reference, tmp_path / "model")
-    experts = [f"mixer.experts.{layer}" for layer in ("up_proj", "down_proj")]
+    experts = [f"mixer.experts.{layer}" for layer in ("gate_up_proj", "up_proj", "down_proj")]  # passed over: one
     others = {"target_modules": ["k_proj", "in_proj"], "target_parameters": experts}
     assert_adapters_equal_merged(reference, model, tmp_path, targets=names, **others)
 
