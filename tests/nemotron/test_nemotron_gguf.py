@@ -40,12 +40,19 @@ def write(reference, folder, quantization=F32, **metadata):
         {**MIXTURE, "moe_latent_size": 32, "mlp_bias": True, "norm_topk_prob": False, "routed_scaling_factor": 1.5},
         {**DENSE, "n_groups": 1, "ssm_state_size": 20, "conv_kernel": 3, "mamba_num_heads": 4, "mamba_head_dim": 24},
         {"layers_block_type": ["full_attention", "mlp", "moe"], "n_group": 1},
+        {**MIXTURE, "n_group": 4, "topk_group": 2},
     ],
     ids=str,
 )
 def test_logits_equal_transformers(changes, tmp_path):
     reference = make(**changes)
     assert_equal_logits(reference, load_gguf(ARCHITECTURE, write(reference, tmp_path)))
+
+
+def test_the_shortest_step_is_that_of_published_models(tmp_path):
+    reference = make(**DENSE)
+    reference.model.layers[0].mixer.dt_bias.data.fill_(-8.0)
+    assert_equal_logits(reference, load_gguf(ARCHITECTURE, write(reference, tmp_path)), chunks=(None,))
 
 
 def test_no_head(tmp_path):
@@ -122,7 +129,7 @@ def test_what_a_file_leaves_open():
     assert (config.mixture.routing.normalize, config.mixture.routing.scale) == (True, 1.0)
     assert (config.mixture.latent_size, config.mlp_bias, config.mamba.bias) == (None, False, False)
     assert (config.tie_word_embeddings, config.activation, config.head_dim) == (True, "relu2", 128)
-    assert config.mamba.length_limits == (0.0, math.inf)
+    assert config.mamba.length_limits == (0.001, math.inf)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +140,10 @@ def test_what_a_file_leaves_open():
         ({"ssm.time_step_rank": 0}, CorruptCheckpointError, "ssm.time_step_rank is no size"),
         ({"ssm.group_count": 3}, UnsupportedModelError, "num_groups 3"),
         ({"expert_count": "4"}, CorruptCheckpointError, "expert_count is no size"),
-        ({"expert_group_count": 2}, UnsupportedModelError, "nemotron_h_moe.expert_group_count"),
+        ({"expert_group_count": 9}, CorruptCheckpointError, "nemotron_h_moe.expert_group_count"),
+        ({"expert_group_count": 3, "expert_group_used_count": 1}, UnsupportedModelError, "groups"),
+        ({"expert_group_count": 2}, CorruptCheckpointError, "lacks 'nemotron_h_moe.expert_group_used_count'"),
+        ({"expert_group_used_count": 2}, UnsupportedModelError, "nemotron_h_moe.expert_group_used_count"),
         ({"expert_gating_func": 1}, UnsupportedModelError, "nemotron_h_moe.expert_gating_func"),
         ({"attention.sliding_window": 8}, UnsupportedModelError, "nemotron_h_moe.attention.sliding_window"),
         ({"nextn_predict_layers": 3}, CorruptCheckpointError, "nextn_predict_layers is not what it can be"),

@@ -202,6 +202,7 @@ def _of_nemotron(config: Any) -> dict[str, Any]:
         "expert_shared_feed_forward_length": config.moe_shared_expert_intermediate_size,
         "expert_weights_norm": config.norm_topk_prob,
         "expert_group_count": config.n_group,
+        "expert_group_used_count": config.topk_group,
         "moe_latent_size": config.moe_latent_size,
     }
     others = [key for key in _ENTRIES if key.startswith("expert_")]

@@ -64,6 +64,8 @@ _CHANGES = {
 def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
     """Returns the config.json that a GGUF file stands for. What a layer is, its tensors say.
 
+    Of the activation and the shortest step a file says nothing: they are the defaults, as in all published models.
+
     Raises:
         CorruptCheckpointError: a key that every such file has is missing, a size is no whole number above 0, or a layer
             has tensors of none that there are.
@@ -89,7 +91,6 @@ def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
         "layers_block_type": kinds,
         "layer_norm_epsilon": decoder.get("attention.layer_norm_rms_epsilon"),
         "mlp_bias": bool({"ffn_up.bias", "ffn_up_shexp.bias"} & kinds_of_tensors),
-        "time_step_min": 0.0,
         **(_of_mamba(decoder, kinds_of_tensors) if MAMBA in kinds else {}),
         **(_of_mixture(decoder, file, kinds) if MIXTURE in kinds else {}),
     }
@@ -129,10 +130,16 @@ def _of_mixture(decoder: GGUFDecoder, file: GGUFFile, kinds: list[str]) -> dict[
     """The weights of experts are normalized where the file does not say it, and not scaled."""
     said = {key.partition(".")[2]: value for key, value in file.metadata.items()}
     scale, is_normalized = said.get("expert_weights_scale") or 1.0, bool(said.get("expert_weights_norm", True))
+    num_experts = decoder.size("expert_count")
+    num_groups = decoder.number("expert_group_count", 1, most=num_experts) or 1
+    num_chosen = decoder.size("expert_group_used_count") if num_groups > 1 else 1
     read = {"expert_weights_scale": (scale, 0), "expert_weights_norm": (True, False)}
+    read |= {"expert_group_count": (num_groups, 0), "expert_group_used_count": (num_chosen, 0)}
     decoder.check_neutral(expert_gating_func=(0, SIGMOID), **read)
     return {
-        "n_routed_experts": decoder.size("expert_count"),
+        "n_routed_experts": num_experts,
+        "n_group": num_groups,
+        "topk_group": num_chosen,
         "num_experts_per_tok": decoder.size("expert_used_count"),
         "moe_intermediate_size": decoder.size("expert_feed_forward_length"),
         "moe_shared_expert_intermediate_size": decoder.size("expert_shared_feed_forward_length"),
