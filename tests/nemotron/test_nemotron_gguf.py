@@ -138,7 +138,7 @@ def test_what_a_file_leaves_open():
         ({"names": (*TENSORS[:-1], "blk.2.attn_norm")}, CorruptCheckpointError, "layer 2 .* none of the tensors"),
         ({"attention.head_count_kv": [0, 0, 0]}, CorruptCheckpointError, "attention.head_count_kv"),
         ({"ssm.time_step_rank": 0}, CorruptCheckpointError, "ssm.time_step_rank is no size"),
-        ({"ssm.group_count": 3}, UnsupportedModelError, "num_groups 3"),
+        ({"ssm.group_count": 3}, UnsupportedModelError, "n_groups 3"),
         ({"expert_count": "4"}, CorruptCheckpointError, "expert_count is no size"),
         ({"expert_group_count": 9}, CorruptCheckpointError, "nemotron_h_moe.expert_group_count"),
         ({"expert_group_count": 3, "expert_group_used_count": 1}, UnsupportedModelError, "groups"),

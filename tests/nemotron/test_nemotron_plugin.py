@@ -99,6 +99,13 @@ def test_configs_are_read_as_transformers_reads_them(said):
     assert ours(said) == NemotronConfig.from_huggingface(NemotronHConfig.from_dict(deepcopy(said)))
 
 
+def test_a_list_of_kinds_that_is_null_is_none():
+    for name, other in (("layer_types", "layers_block_type"), ("layers_block_type", "layer_types")):
+        kinds = {name: ["mamba", "attention", "mlp"]}
+        assert ours({**DENSE, **kinds, other: None}) == ours({**DENSE, **kinds})
+    assert ours({**DENSE, "layers_block_type": None, "layer_types": None}) == ours(DENSE)
+
+
 def test_what_transformers_writes_is_read():
     said = json.loads(NemotronHConfig(**{**MIXTURE, "num_nextn_predict_layers": 1}).to_json_string())
     assert ours(said) == ours(MIXTURE)
@@ -111,14 +118,14 @@ def test_what_transformers_writes_is_read():
         ({"layers_block_type": ["mamba", "sliding_attention"]}, "sliding_attention"),
         ({"mamba_hidden_act": "gelu"}, "activation function"),
         ({"mlp_hidden_act": "relu3"}, "activation function is unknown .*relu3"),
-        ({"conv_kernel": 1}, "num_taps 1"),
-        ({"mamba_num_heads": 0}, "num_heads 0"),
-        ({"mamba_head_dim": 0}, "head_size 0"),
-        ({"n_groups": 5}, "num_groups 5"),
-        ({"ssm_state_size": -1}, "state_size -1"),
-        ({"time_step_min": math.nan}, "limits .* for a step"),
-        ({"time_step_min": math.inf}, "limits .* for a step"),
-        ({"time_step_min": -0.5}, "limits .* for a step"),
+        ({"conv_kernel": 1}, "conv_kernel 1"),
+        ({"mamba_num_heads": 0}, "mamba_num_heads 0"),
+        ({"mamba_head_dim": 0}, "mamba_head_dim 0"),
+        ({"n_groups": 5}, "n_groups 5"),
+        ({"ssm_state_size": -1}, "ssm_state_size -1"),
+        ({"time_step_min": math.nan}, "time_step_min is no limit"),
+        ({"time_step_min": math.inf}, "time_step_min is no limit"),
+        ({"time_step_min": -0.5}, "time_step_min is no limit"),
         ({"moe_intermediate_size": 0}, "moe_intermediate_size 0"),
         ({"moe_latent_size": 0}, "moe_latent_size 0"),
         ({"moe_shared_expert_intermediate_size": -1}, "moe_shared_expert_intermediate_size -1"),

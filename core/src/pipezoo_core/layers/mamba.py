@@ -5,7 +5,8 @@ Dao and Gu, 2024: "Transformers are SSMs". The reference implementation is trans
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import InitVar, dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,6 +36,9 @@ class Mamba2Sizes:
         bias: whether the layers around both have one.
         length_limits: the shortest and the longest step of the recurrence.
 
+    Args:
+        names: what the config calls the five sizes and the limits, by the names here.
+
     Raises:
         UnsupportedModelError: a size is not positive or does not fit the others, or the limits are none.
     """
@@ -47,20 +51,21 @@ class Mamba2Sizes:
     conv_bias: bool
     bias: bool
     length_limits: tuple[float, float]
+    names: InitVar[Mapping[str, str]]
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, names: Mapping[str, str]) -> None:
         sizes = {name: getattr(self, name) for name in _SIZES}
         are_positive = all(isinstance(size, int) and size > 0 for size in sizes.values())
         if not are_positive or self.num_taps < 2 or self.num_heads % self.num_groups:
             raise UnsupportedModelError(
                 "the sizes of the config's Mamba layers are not those of any model",
-                found=", ".join(f"{name} {size!r}" for name, size in sizes.items()),
+                found=", ".join(f"{names[name]} {size!r}" for name, size in sizes.items()),
                 allowed="sizes above 0, a convolution over 2 rows or more, and as many heads for each group",
             )
         shortest, longest = self.length_limits
         if not 0 <= shortest <= longest or shortest == float("inf"):
             raise UnsupportedModelError(
-                "the limits that the config has for a step of its Mamba layers are none",
+                f"the config's {names['length_limits']} is no limit of a step of its Mamba layers",
                 found=repr(self.length_limits),
                 allowed="a finite number from 0 on, and one that is not less",
             )

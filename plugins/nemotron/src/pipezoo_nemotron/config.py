@@ -17,6 +17,14 @@ from pipezoo_core.recurrence import StateSpec
 __all__ = ["ATTENTION", "MAMBA", "MIXTURE", "MLP_LAYER", "NemotronConfig", "NemotronMixture"]
 
 MAMBA, ATTENTION, MLP_LAYER, MIXTURE = _KINDS = ("linear_attention", "full_attention", "mlp", "moe")
+_NAMES = {
+    "num_heads": "mamba_num_heads",
+    "head_size": "mamba_head_dim",
+    "num_groups": "n_groups",
+    "state_size": "ssm_state_size",
+    "num_taps": "conv_kernel",
+    "length_limits": "time_step_min",
+}
 _ADDED_TO_SUM = 1e-20  # of weights, as transformers has it
 _GROUP_BEST = 2  # likewise: the scores that a group is chosen by
 
@@ -128,6 +136,7 @@ def _mamba(config: PretrainedConfig) -> Mamba2Sizes:
         conv_bias=config.use_conv_bias,
         bias=config.use_bias,
         length_limits=(float(config.time_step_min), math.inf),
+        names=_NAMES,
     )
 
 

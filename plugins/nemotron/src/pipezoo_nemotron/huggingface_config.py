@@ -14,6 +14,7 @@ from transformers import PretrainedConfig
 __all__ = ["NemotronHuggingFaceConfig", "read_config"]
 
 _PATTERN = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}
+_KINDS = ("layers_block_type", "layer_types")
 _OLD_NAMES = {
     "mamba_n_groups": "n_groups",
     "mamba_d_conv": "conv_kernel",
@@ -109,9 +110,8 @@ class NemotronHuggingFaceConfig(PretrainedConfig):
 
 def read_config(config: Mapping[str, Any]) -> NemotronHuggingFaceConfig:
     """Returns what a config.json says, which may have a letter for each layer in place of a list of their kinds."""
-    config = dict(config)
+    config = {name: value for name, value in config.items() if name not in _KINDS or value is not None}
     pattern = config.pop("hybrid_override_pattern", None)
-    has_list = any(config.get(name) is not None for name in ("layers_block_type", "layer_types"))
-    if pattern is not None and not has_list:
+    if pattern is not None and not any(name in config for name in _KINDS):
         config["layers_block_type"] = [_PATTERN.get(letter, letter) for letter in pattern]
     return NemotronHuggingFaceConfig.from_dict(config)
