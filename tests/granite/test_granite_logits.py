@@ -108,7 +108,9 @@ def test_adapters_equal_merged_models(tmp_path):
     reference = make()
     targets = ["q_proj", "v_proj", "o_proj", "in_proj", "out_proj", "input_linear", "output_linear"]
     model = saved(reference, tmp_path / "model")
-    experts = [f"block_sparse_moe.experts.{layer}" for layer in ("gate_up_proj", "up_proj", "down_proj")]  # passed over: one
+    experts = [
+        f"block_sparse_moe.experts.{layer}" for layer in ("gate_up_proj", "up_proj", "down_proj")
+    ]  # passed over: one
     others = {"target_modules": ["k_proj", "in_proj"], "target_parameters": experts}
     assert_adapters_equal_merged(reference, model, tmp_path, targets=targets, **others)
 

@@ -97,8 +97,7 @@ def load_decoder(
             are_packed=are_packed,
             group=session.group,
         )
-        if pipeline_config.fuses_experts:
-            join_experts(module)
+        join_experts(module)
         return module.eval()
 
     def convert(part: nn.Module) -> None:

@@ -85,8 +85,7 @@ def _without_numbers(
             fuse=pipeline_config.fuses_layers,
             fuse_experts=pipeline_config.fuses_experts,
         )
-    if pipeline_config.fuses_experts:
-        join_experts(module)
+    join_experts(module)
     return module
 
 

@@ -35,15 +35,20 @@ class Expert(GatedMLP):
 
 
 class UngatedExpert(MLP):
-    """One of a mixture whose experts have no gates."""
+    """One of a mixture whose experts have no gates.
+
+    Attributes:
+        is_fused: whether its layers may become a part of something: see `use_linear_backend`.
+    """
 
     up_proj: ColumnParallelLinear
     down_proj: RowParallelLinear
+    is_fused = False
 
     @property
     def products(self) -> tuple[Callable[[Tensor], Tensor] | None, Callable[[Tensor], Tensor] | None]:
-        """What computes the first layer, and what the last, where it is not torch."""
-        return self.up_proj.product, self.down_proj.product
+        """What computes the first layer where it is fused, and what the last, where it is not torch."""
+        return self.up_proj.product if self.is_fused else None, self.down_proj.product
 
     @property
     def can_be_joined(self) -> bool:
@@ -66,7 +71,7 @@ class Experts(nn.ModuleList):
         intermediate_size: numbers per row inside an expert.
         num_experts: of the layer, on all ranks together.
         top_k: experts per token.
-        activation: see `GatedMLP`; without gates see `MLP`.
+        activation: see `GatedMLP`; without gates a name alone, see `MLP`.
         bias: likewise.
         gated: whether experts have gates.
 

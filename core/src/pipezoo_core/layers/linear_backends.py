@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pipezoo_core.config import LinearName, SupportedEncoding
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.layers.embedding import Embedding, LMHead
-from pipezoo_core.layers.experts import Expert, Experts
+from pipezoo_core.layers.experts import Expert, Experts, UngatedExpert
 from pipezoo_core.layers.latent_heads import LatentHeads
 from pipezoo_core.layers.linear import ColumnParallelLinear, JoinedProduct, Linear, Product
 from pipezoo_core.layers.mlp import MLP, GatedMLP
@@ -97,6 +97,8 @@ def use_linear_backend(
         gates = [layer for layer in module.modules() if isinstance(layer, GatedMLP)]
         _fuse([gate for gate in gates if (fuse_experts if isinstance(gate, Expert) else fuse)], encoding, kernels)
     for layer in module.modules():
+        if isinstance(layer, UngatedExpert):
+            layer.is_fused = fuse_experts
         if isinstance(layer, Linear):
             if (product := _product(name, layer, encoding, kernels)) is not None:
                 layer.compute_with(product)
@@ -147,8 +149,8 @@ def _of_stored(
 def join_experts(module: nn.Module) -> None:
     """Makes each mixture of a module one kernel, where its experts' products are native and packed like each other.
 
-    Call it once, when `use_linear_backend` was called with all of the module's parts, and not where adapters may change
-    experts.
+    Call it once, when `use_linear_backend` was called with all of the module's parts. Experts that it did not fuse stay
+    as they are.
     """
     for experts in [experts for experts in module.modules() if isinstance(experts, Experts)]:
         pairs = [expert.products for expert in experts.experts]

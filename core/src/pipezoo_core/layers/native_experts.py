@@ -25,7 +25,7 @@ class NativeExperts:
         top_k: experts per token.
 
     Raises:
-        TensorMismatchError: a product is of another size than the first one, or of another packing.
+        TensorMismatchError: a product is of another size than the first one, of another packing, or has another gate.
     """
 
     def __init__(
@@ -44,6 +44,8 @@ class NativeExperts:
         for products, shape in ((gate_ups, ((1 + is_gated) * inner, hidden)), (downs, (hidden, inner))):
             for product in products:
                 _check_alike(product, products[0], shape)
+        if is_gated and any(product.activation is not activation for product in gate_ups):
+            raise mismatch("experts", gate_up.packed, f"gates of {activation.name}")
         self._sizes = (hidden, inner, top_k)
         self._packed = (len(downs), gate_up.packed.nbytes + down.packed.nbytes)
         self._kernels = down.kernels
