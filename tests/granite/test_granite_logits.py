@@ -105,6 +105,7 @@ def test_greedy_tokens_equal_transformers(changes, linear, tiny_folder, tmp_path
 
 
 def test_adapters_equal_merged_models(tmp_path):
+    """PEFT passes over a parameter that the experts lack, here `up_proj`."""
     reference = make()
     targets = ["q_proj", "v_proj", "o_proj", "in_proj", "out_proj", "input_linear", "output_linear"]
     model = saved(reference, tmp_path / "model")

@@ -107,6 +107,7 @@ def test_greedy_tokens_equal_transformers(linear, tiny_folder, tmp_path):
 
 
 def test_adapters_equal_merged_models(tmp_path):
+    """PEFT passes over a parameter that the experts lack, here `gate_up_proj`."""
     reference = make(moe_latent_size=24)
     names = [
         "q_proj",
@@ -118,7 +119,7 @@ def test_adapters_equal_merged_models(tmp_path):
         "fc1_latent_proj",
     ]  # PEFT takes no out_proj
     model = saved(reference, tmp_path / "model")
-    experts = [f"mixer.experts.{layer}" for layer in ("gate_up_proj", "up_proj", "down_proj")]  # passed over: one
+    experts = [f"mixer.experts.{layer}" for layer in ("gate_up_proj", "up_proj", "down_proj")]
     others = {"target_modules": ["k_proj", "in_proj"], "target_parameters": experts}
     assert_adapters_equal_merged(reference, model, tmp_path, targets=names, **others)
 
