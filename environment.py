@@ -28,6 +28,7 @@ PACKAGES = [
     "plugins/lfm2",
     "plugins/llama",
     "plugins/mistral",
+    "plugins/nemotron",
     "plugins/olmo",
     "plugins/phi",
     "plugins/qwen",

@@ -87,6 +87,13 @@ TYPES: dict[str, dict[str, Any]] = {
         "n_layers": 8,
         "max_seq_len": 2048,
     },
+    "nemotron_h": {
+        **_DENSE,
+        "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"] * 3,
+        "mamba_num_heads": 24,
+        "moe_intermediate_size": 512,
+        "moe_shared_expert_intermediate_size": 1024,
+    },
     "olmo": _ALL_HEADS,
     "olmo2": _ALL_HEADS,
     "olmo3": {**_WINDOWED, "num_key_value_heads": 12},

@@ -167,7 +167,7 @@ def write_converted(reference, folder, quantization=gguf.GGMLQuantizationType.F3
         pre: the name of the vocabulary's pre-tokenizer.
     """
     config, path = reference.config, folder / "m.gguf"
-    architecture = architecture_of(config.model_type)
+    architecture = architecture_of(config)
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in {**metadata_of(config), **(metadata or {})}.items():
         getattr(writer, ADDERS[type(value)])(f"{architecture}.{key}", value)
@@ -191,7 +191,7 @@ def converted_tensors(reference):
     config = reference.config
     stored = {name: tensor for name, tensor in reference.state_dict().items()
               if name != "lm_head.weight" or not config.tie_word_embeddings}  # fmt: skip
-    return converted(stored, architecture_of(config.model_type), config)
+    return converted(stored, architecture_of(config), config)
 
 
 def write_parts(folder, model, whole):

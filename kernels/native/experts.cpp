@@ -93,7 +93,7 @@ void multiply_experts(const Product& product, const SortedPairs& sorted, std::in
 }  // namespace
 
 template <typename T>
-void experts(const T* x, const std::int64_t* indices, const float* weights, T* gated_rows, T* products, T* y,
+void experts(const T* x, const std::int64_t* indices, const float* weights, T* inside, T* products, T* y,
              std::int64_t rows, const ExpertsLayer& layer) {
     const std::int64_t hidden = layer.hidden, inner = layer.inner, top_k = layer.top_k;
     const auto sorted_for = [&](const Product& product) {  // always in the same order
@@ -101,16 +101,24 @@ void experts(const T* x, const std::int64_t* indices, const float* weights, T* g
     };
     const Product &gate_up = product_of<T>(layer.gate_up_packing), &down = product_of<T>(layer.down_packing);
     const SortedPairs of_gates = sorted_for(gate_up);
-    multiply_experts(
-        gate_up, of_gates, hidden, 2 * inner, layer.gate_ups, static_cast<const T*>(layer.gate_up_biases),
-        [&](std::int64_t place) { return x + of_gates.pairs[place] / top_k * hidden; },
-        [&](std::int64_t place, std::int64_t panel, Vector gate, Vector up) {
-            store(gated_rows + place * inner + panel * kLanes, let_through(layer.activation, gate, up));
-        });
+    const T* biases = static_cast<const T*>(layer.gate_up_biases);
+    const auto row = [&](std::int64_t place) { return x + of_gates.pairs[place] / top_k * hidden; };
+    const auto let = [&](std::int64_t place, std::int64_t panel, Vector gate, Vector up) {
+        store(inside + place * inner + panel * kLanes, let_through(layer.activation, gate, up));
+    };
+    const auto activate = [&](std::int64_t place, std::int64_t panel, Vector first, Vector second) {
+        const std::int64_t column = panel * kPanel;
+        write_panel(inside + place * inner + column, activated(layer.activation, first),
+                    activated(layer.activation, second), inner - column);
+    };
+    if (layer.is_gated)
+        multiply_experts(gate_up, of_gates, hidden, 2 * inner, layer.gate_ups, biases, row, let);
+    else
+        multiply_experts(gate_up, of_gates, hidden, inner, layer.gate_ups, biases, row, activate);
     const SortedPairs of_downs = sorted_for(down);
     multiply_experts(
         down, of_downs, inner, hidden, layer.downs, static_cast<const T*>(layer.down_biases),
-        [&](std::int64_t place) { return gated_rows + place * inner; },
+        [&](std::int64_t place) { return inside + place * inner; },
         [&](std::int64_t place, std::int64_t panel, Vector first, Vector second) {
             const std::int64_t column = panel * kPanel;
             write_panel(products + of_downs.pairs[place] * hidden + column, first, second, hidden - column);

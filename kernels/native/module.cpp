@@ -31,7 +31,7 @@ using pipezoo::Packing;
 // What pipezoo_core has to know of these functions: their arguments, the fields of `Step`, `StateStep`, `Layer`,
 // `Item`, `ExpertsLayer` and `RouterLayer`, the layout of packed weights. Another number for every change; pipezoo_core uses no
 // kernels of another number than its own.
-constexpr long kInterface = 11;
+constexpr long kInterface = 12;
 
 template <typename T>
 T from_python(PyObject* value) {
@@ -191,10 +191,10 @@ PIPEZOO_OF_PACKING(affine8_64)
 PIPEZOO_OF_PACKING(mxfp4)
 
 template <typename T>
-void experts(const void* x, const void* indices, const void* weights, void* gated, void* products, void* y,
+void experts(const void* x, const void* indices, const void* weights, void* inside, void* products, void* y,
              std::int64_t rows, const void* layer) {
     pipezoo::experts<T>(static_cast<const T*>(x), static_cast<const std::int64_t*>(indices),
-                        static_cast<const float*>(weights), static_cast<T*>(gated), static_cast<T*>(products),
+                        static_cast<const float*>(weights), static_cast<T*>(inside), static_cast<T*>(products),
                         static_cast<T*>(y), rows, *static_cast<const pipezoo::ExpertsLayer*>(layer));
 }
 

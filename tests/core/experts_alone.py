@@ -10,8 +10,8 @@ from pipezoo_core.native import NativeKernels
 CPU = torch.device("cpu")
 
 
-def random_experts(hidden, inner, num_experts, top_k, activation="silu"):
-    experts = Experts(hidden, inner, num_experts, top_k, activation)
+def random_experts(hidden, inner, num_experts, top_k, activation="silu", gated=True):
+    experts = Experts(hidden, inner, num_experts, top_k, activation, gated=gated)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in experts.parameters():

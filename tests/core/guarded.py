@@ -182,7 +182,7 @@ def layers():
                 check_layers(dtype, rows, size)
 
 
-def check_experts(dtype, rows, sizes, num_experts, bits):
+def check_experts(dtype, rows, sizes, num_experts, bits, is_gated):
     """A mixture and its router, of which each tensor is guarded: parameters, packed weights, and what is written."""
     hidden, inner = sizes
     kernels, generator = NativeKernels(CPU, dtype), torch.Generator().manual_seed(hidden)
@@ -202,7 +202,7 @@ def check_experts(dtype, rows, sizes, num_experts, bits):
     gate_ups, downs, numbers = [], [], []
     for _ in range(num_experts):
         for products, form, shape in (
-            (gate_ups, Form.gated, (2 * inner, hidden)),
+            (gate_ups, *((Form.gated, (2 * inner, hidden)) if is_gated else (Form.plain, (inner, hidden)))),
             (downs, Form.plain, (hidden, inner)),
         ):
             weight = random(*shape) / 8
@@ -215,14 +215,17 @@ def check_experts(dtype, rows, sizes, num_experts, bits):
                 else QuantizedProduct(weight, None, bits, dtype).dequantized(slice(None))
             )
             numbers.append(rounded.float())
-    found = NativeExperts(gate_ups, downs, first=0, top_k=3)(x, guarded(indices), guarded(weights)).float()
-    # Biases are in the order of the packed columns: gates and what they let through by turns.
-    of_gate = [p.bias.float().unflatten(0, (-1, 2, GATE)).transpose(0, 1).flatten() for p in gate_ups]
+    mixture = NativeExperts(gate_ups, downs, activation=Activation.silu, first=0, top_k=3)
+    found = mixture(x, guarded(indices), guarded(weights)).float()
+    of_gate = [p.bias.float() for p in gate_ups]
+    if is_gated:  # in the order of the packed columns: gates and what they let through by turns
+        of_gate = [bias.unflatten(0, (-1, 2, GATE)).transpose(0, 1).flatten() for bias in of_gate]
     right = torch.zeros(rows, hidden)
     for row in range(rows):
         for expert, weight in zip(indices[row], weights[row], strict=True):
-            gate, up = (numbers[2 * expert] @ x[row].float() + of_gate[expert]).chunk(2)
-            right[row] += weight * (numbers[2 * expert + 1] @ (F.silu(gate) * up) + downs[expert].bias.float())
+            first = numbers[2 * expert] @ x[row].float() + of_gate[expert]
+            inside = F.silu(first[:inner]) * first[inner:] if is_gated else F.silu(first)
+            right[row] += weight * (numbers[2 * expert + 1] @ inside + downs[expert].bias.float())
     assert (found - right).norm() < (1e-4 if dtype is torch.float32 and bits is None else 0.03) * right.norm()
     AREAS.clear()
 
@@ -233,7 +236,9 @@ def experts():
         for rows in (1, 4, 40):
             for bits, sizes in ((None, (34, 48)), (None, (2, 16)), (8, (32, 64)), (4, (96, 32))):
                 for num_experts in (3, 9):
-                    check_experts(dtype, rows, sizes, num_experts, bits)
+                    check_experts(dtype, rows, sizes, num_experts, bits, is_gated=True)
+            for bits, sizes in ((None, (34, 46)), (None, (16, 2)), (8, (64, 32)), (4, (32, 96))):
+                check_experts(dtype, rows, sizes, 4, bits, is_gated=False)
 
 
 def check_recurrence(dtype, sizes, num_taps, at_end):

@@ -138,7 +138,9 @@ def _of_experts(k: NativeKernels, x: Callable[..., torch.Tensor], wide: Callable
     router.weight.data = wide(4, 64)
     router.compute_with(k)
     gate_ups = [NativeProduct(k, x(64, 64), None, None, Form.gated) for _ in range(4)]
-    experts = NativeExperts(gate_ups, [NativeProduct(k, x(64, 32), None) for _ in range(4)], first=0, top_k=2)
+    experts = NativeExperts(
+        gate_ups, [NativeProduct(k, x(64, 32), None) for _ in range(4)], activation=Activation.silu, first=0, top_k=2
+    )
     return [
         Example("route", lambda x: router(x), {"x": Given(x(3, 64), frozenset({0}))}),
         Example("experts", experts, {"x_TH": Given(x(3, 64)), "weights_TK": Given(wide(3, 2)),

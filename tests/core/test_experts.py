@@ -60,13 +60,14 @@ def test_a_decoder_equals_transformers(mixtral, linear):
 
 @pytest.mark.parametrize("linear", [LinearName.torch, LinearName.native])
 @pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("activation", ["silu", "relu2"])
 @torch.inference_mode()
-def test_experts_of_few_bits_compute_with_what_their_weights_become(linear, bits):
+def test_experts_of_few_bits_compute_with_what_their_weights_become(linear, bits, activation):
     encoding = SupportedEncoding(f"int{bits}")
     kernels = NativeKernels(CPU, torch.bfloat16)
     if linear is LinearName.native:
         skip_without_kernels()
-    experts, rounded = (random_experts(64, 96, 6, 3) for _ in range(2))
+    exact, experts, rounded = (random_experts(64, 96, 6, 3, activation, activation != "relu2") for _ in range(3))
     for weight in rounded.parameters():
         weight.copy_(QuantizedProduct(weight, None, bits, torch.float32).dequantized(slice(None)))
     x, routed = rows_and_choices(50, 64, 6, 3)
@@ -75,9 +76,7 @@ def test_experts_of_few_bits_compute_with_what_their_weights_become(linear, bits
     assert (experts._native is not None) is (linear is LinearName.native)
     found, expected = experts(x.bfloat16(), *routed).float(), rounded(x, *routed)
     assert (found - expected).norm() < 0.02 * expected.norm()
-    assert (random_experts(64, 96, 6, 3)(x, *routed) - expected).norm() > (
-        0.003 if bits == 8 else 0.05
-    ) * expected.norm()
+    assert (exact(x, *routed) - expected).norm() > (0.003 if bits == 8 else 0.05) * expected.norm()
 
 
 def test_a_decoder_of_8_bits_is_near(tmp_path):
@@ -167,11 +166,12 @@ def test_the_clamped_gate_with_biases_equals_transformers(native):
     torch.testing.assert_close(ours(x, *routed), reference(x, *routed), atol=2e-2, rtol=1e-4)
 
 
+@pytest.mark.parametrize("activation", ["silu", "relu2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("num_experts", [4, 40])
 @torch.inference_mode()
-def test_other_rows_change_nothing(dtype, num_experts):
-    experts = random_experts(64, 96, num_experts, 3).to(dtype)
+def test_other_rows_change_nothing(dtype, num_experts, activation):
+    experts = random_experts(64, 96, num_experts, 3, activation, activation != "relu2").to(dtype)
     use_native(experts, dtype)
     x, (indices, weights) = rows_and_choices(70, 64, num_experts, 3)
     x = x.to(dtype)
@@ -180,12 +180,13 @@ def test_other_rows_change_nothing(dtype, num_experts):
         assert torch.equal(experts(x[row], indices[row], weights[row]), together[row])
 
 
+@pytest.mark.parametrize("activation", ["silu", "relu2"])
 @pytest.mark.parametrize("encoding", ["float32", "bfloat16", "int8", "int4"])
 @torch.inference_mode()
-def test_the_number_of_threads_changes_nothing(encoding):
+def test_the_number_of_threads_changes_nothing(encoding, activation):
     """Which has which part of an expert, and what it takes next, is another thing each time."""
     dtype = torch.float32 if encoding == "float32" else torch.bfloat16
-    experts = random_experts(288, 320, 6, 3).to(dtype)
+    experts = random_experts(288, 320, 6, 3, activation, activation != "relu2").to(dtype)
     skip_without_kernels()
     use_linear_backend(LinearName.native, experts, CPU, SupportedEncoding(encoding), NativeKernels(CPU, dtype))
     join_experts(experts)
@@ -203,17 +204,25 @@ def test_the_number_of_threads_changes_nothing(encoding):
         assert torch.equal(answer, answers[0][: len(answer)])
 
 
-@pytest.mark.parametrize("inner", [64, 36, 320])
+@pytest.mark.parametrize("activation", ["silu", "relu2"])
+@pytest.mark.parametrize("fuse_experts", [True, False])
+def test_experts_that_are_not_to_be_fused_are_not_joined(activation, fuse_experts):
+    experts = random_experts(64, 96, 6, 3, activation, activation != "relu2")
+    use_native(experts, torch.float32, fuse_experts=fuse_experts)
+    assert (experts._native is not None) is fuse_experts
+
+
+@pytest.mark.parametrize(("inner", "gated"), [(64, True), (36, True), (320, True), (36, False), (35, False)])
 @pytest.mark.parametrize("rows", [1, 5, 200])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
-def test_native_experts_equal_float64(inner, rows, dtype):
-    """With 36 numbers inside, gate and up cannot be one product: each expert is computed by itself."""
-    experts = random_experts(66, inner, 7, 3).to(dtype)
+def test_native_experts_equal_float64(inner, gated, rows, dtype):
+    """With 36 numbers inside, gate and up cannot be one product: each expert is computed by itself; so are odd ones."""
+    experts = random_experts(66, inner, 7, 3, "silu" if gated else "relu2", gated).to(dtype)
     exact = copy.deepcopy(experts).double()
     x, (indices, weights) = rows_and_choices(rows, 66, 7, 3)
     use_native(experts, dtype)
-    assert (experts._native is None) is (inner == 36)
+    assert (experts._native is None) is (inner == 35 or (inner == 36 and gated))
     found = experts(x.to(dtype), indices, weights)
     chosen = [exact[i](row) for row, of_row in zip(x.to(dtype).double(), indices, strict=True) for i in of_row]
     expected = (torch.stack(chosen).view(rows, 3, 66) * weights.unsqueeze(-1)).sum(1)
@@ -237,12 +246,12 @@ def test_who_reads_much_lets_go_of_the_interpreters_lock(num_rows, is_long, monk
 
 @pytest.mark.parametrize("linear", [LinearName.torch, LinearName.native])
 @pytest.mark.parametrize("inner", [96, 100, 16])
-@pytest.mark.parametrize("activation", ["silu", ClampedGate(), ClampedGate(limit=5.0)])
+@pytest.mark.parametrize("activation", ["silu", ClampedGate(), ClampedGate(limit=5.0), "relu2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
 def test_no_more_is_alive_than_they_say(linear, inner, activation, dtype):
     """In the worst case: all tokens choose the same experts."""
-    experts = random_experts(64, inner, 6, 3, activation).to(dtype)
+    experts = random_experts(64, inner, 6, 3, activation, activation != "relu2").to(dtype)
     alive = sum(
         experts.alive(
             KernelUse(is_native=linear is LinearName.native, fuse=False, fuse_experts=False, itemsize=dtype.itemsize)

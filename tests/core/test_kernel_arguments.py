@@ -42,7 +42,8 @@ def mistakes(dtype):
     of_heads = heads.queries
     router = Router(64, Routing(num_experts=4, top_k=2))
     router.compute_with(k)
-    experts = NativeExperts([gated] * 4, [NativeProduct(k, torch.ones(64, 32), None)] * 4, first=0, top_k=2)
+    downs = [NativeProduct(k, torch.ones(64, 32), None)] * 4
+    experts = NativeExperts([gated] * 4, downs, activation=Activation.silu, first=0, top_k=2)
     rows, indices, weights = torch.ones(3, 64, dtype=dtype), torch.zeros(3, 2, dtype=torch.int64), torch.ones(3, 2)
 
     stored = torch.zeros(32, 2 * 176, dtype=torch.uint8)

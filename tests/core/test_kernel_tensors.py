@@ -15,7 +15,7 @@ from pipezoo_core.errors import TensorMismatchError
 from pipezoo_core.layers import Heads, LatentHeads, Router, Routing
 from pipezoo_core.layers.native_experts import NativeExperts
 from pipezoo_core.layers.native_product import NativeProduct
-from pipezoo_core.native import Form, NativeKernels, kernel_notes, variants
+from pipezoo_core.native import Activation, Form, NativeKernels, kernel_notes, variants
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32, torch.uint8)
@@ -210,17 +210,18 @@ def test_what_a_router_or_experts_are_described_by():
             with pytest.raises(TensorMismatchError):
                 router.compute_with(k)
 
-    def product(rows, columns, bits=None, form=Form.plain, *, bias=False):
-        return NativeProduct(k, torch.ones(rows, columns), torch.ones(rows) if bias else None, bits, form)
+    def product(rows, columns, bits=None, form=Form.plain, activation=Activation.silu, *, bias=False):
+        return NativeProduct(k, torch.ones(rows, columns), torch.ones(rows) if bias else None, bits, form, activation)
 
     gate_ups, downs = [product(64, 64, form=Form.gated)] * 2, [product(64, 32)] * 2
-    NativeExperts(gate_ups, downs, first=0, top_k=1)
+    NativeExperts(gate_ups, downs, activation=Activation.silu, first=0, top_k=1)
     for wrong in (product(96, 32), product(64, 64), product(64, 32, 8), product(64, 32, bias=True)):
         with pytest.raises(TensorMismatchError):
-            NativeExperts(gate_ups, [downs[0], wrong], first=0, top_k=1)
-    for wrong in (product(128, 64, form=Form.gated), product(64, 64, 4, Form.gated)):
+            NativeExperts(gate_ups, [downs[0], wrong], activation=Activation.silu, first=0, top_k=1)
+    other_gate = product(64, 64, form=Form.gated, activation=Activation.gelu)
+    for wrong in (product(128, 64, form=Form.gated), product(64, 64, 4, Form.gated), other_gate):
         with pytest.raises(TensorMismatchError):
-            NativeExperts([gate_ups[0], wrong], downs, first=0, top_k=1)
+            NativeExperts([gate_ups[0], wrong], downs, activation=Activation.silu, first=0, top_k=1)
 
 
 def heads_of(kernels):

@@ -9,11 +9,10 @@ from granite.tiny_granite import ARCHITECTURE
 from kernels_here import kernels, random
 
 from pipezoo_core.config import LinearName, LoRAConfig, PipelineConfig, SupportedEncoding
-from pipezoo_core.layers import KernelUse, use_linear_backend
+from pipezoo_core.layers import KernelUse, Mamba2, use_linear_backend
 from pipezoo_core.lora import LoRABatch, LoRAGroup, LoRALayer
 from pipezoo_core.testing.tensors_alive import PeakOfTensors
 from pipezoo_granite.config import GraniteConfig
-from pipezoo_granite.model import GraniteMamba
 
 ROWS = 4096  # many, so that what a chunk of 64 takes by itself is little
 HIDDEN = 64
@@ -27,7 +26,7 @@ def mamba_of(sizes, dtype):
     names = ("mamba_n_groups", "mamba_d_state", "mamba_n_heads")
     said = {"hidden_size": HIDDEN, "num_hidden_layers": 1, **dict(zip(names, sizes, strict=True))}
     config = GraniteConfig.from_huggingface(ARCHITECTURE.huggingface_config(said))
-    layer = GraniteMamba(config, config.mamba, 0).requires_grad_(requires_grad=False)
+    layer = Mamba2(HIDDEN, config.mamba, config.rms_norm_eps, 0).requires_grad_(requires_grad=False)
     for name, parameter in layer.named_parameters():
         is_kept = name.removeprefix("scan.") in layer.scan.keeps_float32
         parameter.data = random(*parameter.shape).to(torch.float32 if is_kept else dtype)
@@ -42,7 +41,7 @@ def test_what_is_alive_in_torch(largest, dtype):
     use = KernelUse(is_native=False, fuse=False, fuse_experts=False, itemsize=dtype.itemsize)
     counted, x = sum(layer.alive(use)) * ROWS * dtype.itemsize, random(ROWS, HIDDEN).to(dtype)
     with torch.no_grad(), PeakOfTensors() as alive:  # in inference mode what a norm is made of is not seen
-        layer(x, None, kv)
+        layer(x, kv)
     assert alive.peak / counted == pytest.approx(1, abs=0.05)
 
 
@@ -54,7 +53,7 @@ def test_what_is_alive_with_kernels(largest):
     found = kernels()
     use_linear_backend(LinearName.native, layer, torch.device("cpu"), SupportedEncoding.float32, found)
     use = KernelUse(is_native=True, fuse=True, fuse_experts=True, itemsize=4)
-    layer(random(ROWS, HIDDEN), None, kv)
+    layer(random(ROWS, HIDDEN), kv)
     pieces, numbers = (len(piece) for piece, _ in found._pool._pieces), sum(layer.alive(use))
     assert sum(pieces) == pytest.approx(4 * ROWS * numbers, rel=0.01)
 

@@ -7,6 +7,7 @@ from families import (
     assert_adapters_equal_merged,
     assert_equal_greedy_tokens,
     assert_equal_logits,
+    assert_equal_on_ranks,
     assert_matters,
     save,
     why_not_replayed,
@@ -104,10 +105,13 @@ def test_greedy_tokens_equal_transformers(changes, linear, tiny_folder, tmp_path
 
 
 def test_adapters_equal_merged_models(tmp_path):
+    """PEFT passes over a parameter that the experts lack, here `up_proj`."""
     reference = make()
     targets = ["q_proj", "v_proj", "o_proj", "in_proj", "out_proj", "input_linear", "output_linear"]
     model = saved(reference, tmp_path / "model")
-    experts = [f"block_sparse_moe.experts.{layer}" for layer in ("gate_up_proj", "down_proj")]
+    experts = [
+        f"block_sparse_moe.experts.{layer}" for layer in ("gate_up_proj", "up_proj", "down_proj")
+    ]  # passed over: one
     others = {"target_modules": ["k_proj", "in_proj"], "target_parameters": experts}
     assert_adapters_equal_merged(reference, model, tmp_path, targets=targets, **others)
 
@@ -138,6 +142,12 @@ def test_it_answers(dtype, tiny_folder, tmp_path):
     with registry.load(folder, dtype=dtype, device="cpu", kv_cache_memory="8MiB") as llm:
         (output,) = llm.generate(TextGenerationRequest(prompt=[5, 9]), max_new_tokens=5, ignore_eos=True)
         assert len(output.tokens) == 5
+
+
+@pytest.mark.slow
+def test_several_devices_divide_a_model_without_states(tmp_path):
+    reference = make(**CONFIGS["all_attention"], num_attention_heads=4, num_key_value_heads=2, attention_bias=True)
+    assert_equal_on_ranks(reference, saved(reference, tmp_path / "model"), tmp_path)
 
 
 def test_several_devices_are_refused(tiny_folder, tmp_path):

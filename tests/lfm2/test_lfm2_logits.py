@@ -7,6 +7,7 @@ from families import (
     assert_adapters_equal_merged,
     assert_equal_greedy_tokens,
     assert_equal_logits,
+    assert_equal_on_ranks,
     assert_matters,
     assert_near_logits,
     save,
@@ -99,6 +100,12 @@ def test_adapters_equal_merged_models(tmp_path):
     reference = make()
     model = saved(reference, tmp_path / "model")
     assert_adapters_equal_merged(reference, model, tmp_path, target_modules=["q_proj", "in_proj", "w2"])
+
+
+@pytest.mark.slow
+def test_several_devices_divide_a_model_without_states(tmp_path):
+    reference = make(layer_types=None, num_attention_heads=4, num_key_value_heads=2)
+    assert_equal_on_ranks(reference, saved(reference, tmp_path / "model"), tmp_path)
 
 
 @pytest.mark.parametrize(

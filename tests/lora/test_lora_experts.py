@@ -21,6 +21,7 @@ from pipezoo_core.distributed import DistributedGroup
 from pipezoo_core.errors import CorruptCheckpointError, InvalidSettingError, UnsupportedAdapterError
 from pipezoo_core.layers.experts import Expert
 from pipezoo_core.lora import AdaptedModule, lora_memory, open_adapter
+from pipezoo_core.lora.expert_adapters import stacked_name
 from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.weights import LazyTensor
 
@@ -197,6 +198,15 @@ def test_parameters_that_the_config_does_not_name_are_refused(trained, targets, 
     _, _, folder = trained
     with pytest.raises(UnsupportedAdapterError, match="does not say which parameters of the experts"):
         open_adapter(changed(folder / "both", tmp_path / "changed", target_parameters=targets))
+
+
+@pytest.mark.parametrize(("gated", "first"), [(True, "gate_up_proj"), (False, "up_proj")])
+def test_parameters_that_the_model_lacks_are_passed_over(gated, first):
+    of_one, of_two = (["m.experts"], ["m.experts.base_layer", "m.experts"])
+    firsts, last = ["gate_up_proj", "up_proj"], "down_proj"
+    for wrapped, targets, meant in ((of_one, firsts, [first]), (of_two, [*firsts, last], [first, last])):
+        found = [stacked_name(layer, dict.fromkeys(wrapped), targets, gated=gated) for layer in wrapped]
+        assert found == [f"m.experts.{name}" for name in meant]
 
 
 @pytest.mark.parametrize("rank", [5, 7])

@@ -70,6 +70,7 @@ PACKAGES = [
     "plugins/lfm2",
     "plugins/llama",
     "plugins/mistral",
+    "plugins/nemotron",
     "plugins/olmo",
     "plugins/phi",
     "plugins/qwen",

@@ -29,6 +29,7 @@ MEMBERS = {
     "pipezoo_lfm2": "plugins/lfm2",
     "pipezoo_llama": "plugins/llama",
     "pipezoo_mistral": "plugins/mistral",
+    "pipezoo_nemotron": "plugins/nemotron",
     "pipezoo_olmo": "plugins/olmo",
     "pipezoo_phi": "plugins/phi",
     "pipezoo_qwen": "plugins/qwen",

@@ -9,6 +9,7 @@ from families import (
     assert_adapters_equal_merged,
     assert_equal_greedy_tokens,
     assert_equal_logits,
+    assert_equal_on_ranks,
     assert_matters,
     save,
     why_not_replayed,
@@ -145,6 +146,13 @@ def test_it_answers(family, dtype, tiny_folder, tmp_path):
     with registry.load(folder, dtype=dtype, device="cpu", kv_cache_memory="8MiB") as llm:
         (output,) = llm.generate(TextGenerationRequest(prompt=[5, 9]), max_new_tokens=5, ignore_eos=True)
         assert len(output.tokens) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", CLASSES)
+def test_several_devices_divide_a_model_without_states(family, tmp_path):
+    reference = make(family, layer_types=["full_attention"] * 3, attention_bias=True)
+    assert_equal_on_ranks(reference, saved(reference, tmp_path / "model"), tmp_path, limit=LIMIT)
 
 
 def test_several_devices_are_refused(tiny_folder, tmp_path):

@@ -39,7 +39,8 @@ def changed(config):
 
 
 @pytest.mark.parametrize(
-    "model_type", ["granitemoehybrid", "lfm2", "lfm2_moe", "llama", "qwen3_moe", "qwen3_5_text", "qwen3_next"]
+    "model_type",
+    ["granitemoehybrid", "lfm2", "lfm2_moe", "llama", "nemotron_h", "qwen3_moe", "qwen3_5_text", "qwen3_next"],
 )
 def test_a_number_of_a_config_or_of_its_parts(model_type):
     architecture = architectures()[model_type]

@@ -22,6 +22,7 @@ READ = {  # by shipped plugins
     "pipezoo-lfm2": {"lfm2", "lfm2_moe"},
     "pipezoo-llama": {"llama"},
     "pipezoo-mistral": {"mixtral"},
+    "pipezoo-nemotron": {"nemotron_h"},
     "pipezoo-olmo": {"olmo", "olmo2", "olmo3"},
     "pipezoo-phi": {"phi", "phi3"},
     "pipezoo-qwen": {

@@ -46,7 +46,7 @@ class AttentionBackends:
     def __init__(
         self,
         name: AttentionName,
-        specs: Sequence[AttentionSpec | StateSpec],
+        specs: Sequence[AttentionSpec | StateSpec | None],
         kernels: NativeKernels,
         page_size: int,
     ) -> None:
@@ -99,7 +99,7 @@ class AttentionBackends:
         return tuple(backend.plan(batch, page_size, device, group) for group, backend in enumerate(self._first))
 
 
-def kv_groups(specs: Sequence[AttentionSpec | StateSpec]) -> tuple[KVGroup, ...]:
+def kv_groups(specs: Sequence[AttentionSpec | StateSpec | None]) -> tuple[KVGroup, ...]:
     """Returns the groups of layers whose pages are alike, in the order of their first layers.
 
     Raises:
@@ -136,7 +136,7 @@ def kv_groups(specs: Sequence[AttentionSpec | StateSpec]) -> tuple[KVGroup, ...]
     )
 
 
-def _attention_of(specs: Sequence[AttentionSpec | StateSpec]) -> dict[int, AttentionSpec]:
+def _attention_of(specs: Sequence[AttentionSpec | StateSpec | None]) -> dict[int, AttentionSpec]:
     return {layer: spec for layer, spec in enumerate(specs) if isinstance(spec, AttentionSpec)}
 
 

@@ -137,8 +137,11 @@ class DecoderConfig(abc.ABC):
         )
 
     @property
-    def layers(self) -> tuple[AttentionSpec | StateSpec, ...]:
-        """What the attention of each layer computes, or what state it keeps instead, in the order of the layers."""
+    def layers(self) -> tuple[AttentionSpec | StateSpec | None, ...]:
+        """What the attention of each layer computes, or what state it keeps instead, in the order of the layers.
+
+        None of a layer that does neither.
+        """
         return (self.attention,) * self.num_layers
 
     @property

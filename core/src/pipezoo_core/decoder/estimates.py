@@ -34,7 +34,7 @@ _OTHERS = 18 * 2**20  # of any model: recorded steps, Python's objects
 _THREAD = 2 * 2**20  # of each thread: the kernels' buffers
 
 
-def part_of(config: DecoderConfig, rank: int, num_ranks: int) -> list[AttentionSpec | StateSpec]:
+def part_of(config: DecoderConfig, rank: int, num_ranks: int) -> list[AttentionSpec | StateSpec | None]:
     """Returns what one of several ranks computes of each layer's attention, and what states its layers keep.
 
     Raises:

@@ -8,6 +8,7 @@ from pipezoo_core.layers.experts import Experts
 from pipezoo_core.layers.latent_heads import LatentHeads
 from pipezoo_core.layers.linear import ColumnParallelLinear, Linear, MergedLinear, RowParallelLinear
 from pipezoo_core.layers.linear_backends import choose_linear, join_experts, use_linear_backend, weights_memory
+from pipezoo_core.layers.mamba import Mamba2, Mamba2Sizes
 from pipezoo_core.layers.mlp import MLP, GatedMLP
 from pipezoo_core.layers.norm import HeadNorm, LayerNorm, ParallelLayerNorm, ParallelRMSNorm, RMSNorm
 from pipezoo_core.layers.precision import KeepsFloat32, float32_parameters, set_dtype
@@ -43,6 +44,8 @@ __all__ = [
     "LatentHeads",
     "LayerNorm",
     "Linear",
+    "Mamba2",
+    "Mamba2Sizes",
     "MergedLinear",
     "ParallelLayerNorm",
     "ParallelRMSNorm",

@@ -16,10 +16,11 @@ from pipezoo_core.distributed import TensorParallelGroup
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.layers.activations import ClampedGate
 from pipezoo_core.layers.alive import KernelUse
-from pipezoo_core.layers.mlp import GatedMLP
+from pipezoo_core.layers.linear import ColumnParallelLinear, RowParallelLinear
+from pipezoo_core.layers.mlp import MLP, GatedMLP
 from pipezoo_core.layers.split import Shard
 
-__all__ = ["Expert", "Experts"]
+__all__ = ["Expert", "Experts", "UngatedExpert"]
 
 _INDEX_BYTES = 8
 
@@ -27,21 +28,52 @@ _INDEX_BYTES = 8
 class Expert(GatedMLP):
     """One of a mixture. Its layers are fused unless adapters may change experts: see `use_linear_backend`."""
 
+    @property
+    def can_be_joined(self) -> bool:
+        """Whether one kernel can compute all experts that are like this one."""
+        return self.can_be_gated and not (self.gate_up_proj.merged.reordered or self.down_proj.reordered)
+
+
+class UngatedExpert(MLP):
+    """One of a mixture whose experts have no gates.
+
+    Attributes:
+        is_fused: whether its layers may become a part of something: see `use_linear_backend`.
+    """
+
+    up_proj: ColumnParallelLinear
+    down_proj: RowParallelLinear
+    is_fused = False
+
+    @property
+    def products(self) -> tuple[Callable[[Tensor], Tensor] | None, Callable[[Tensor], Tensor] | None]:
+        """What computes the first layer where it is fused, and what the last, where it is not torch."""
+        return self.up_proj.product if self.is_fused else None, self.down_proj.product
+
+    @property
+    def can_be_joined(self) -> bool:
+        """Whether one kernel can compute all experts that are like this one."""
+        is_even = self.up_proj.in_features % 2 == 0 == self.down_proj.in_features % 2
+        is_whole = len(self.up_proj.stored) < 2 and not (self.up_proj.reordered or self.down_proj.reordered)
+        return self.native_activation is not None and is_even and is_whole
+
 
 class Experts(nn.ModuleList):
     """The sum of what its chosen experts make of a token, times their weights.
 
     A checkpoint's tensors are `3.gate_proj.weight`, `3.up_proj.weight` and `3.down_proj.weight` of expert 3, below the
-    name of the layer; a weight adapter makes these of stacked ones with `LazyTensor.unstacked`. They are loaded and
-    converted expert by expert. The ranks of a group divide the experts, and add their sums.
+    name of the layer, the first where experts have gates; a weight adapter makes these of stacked ones with
+    `LazyTensor.unstacked`. They are loaded and converted expert by expert. The ranks of a group divide the experts, and
+    add their sums.
 
     Args:
         hidden_size: numbers per input and output row.
         intermediate_size: numbers per row inside an expert.
         num_experts: of the layer, on all ranks together.
         top_k: experts per token.
-        activation: see `GatedMLP`.
+        activation: see `GatedMLP`; without gates a name alone, see `MLP`.
         bias: likewise.
+        gated: whether experts have gates.
 
     Attributes:
         top_k: experts per token.
@@ -58,8 +90,10 @@ class Experts(nn.ModuleList):
         activation: str | ClampedGate,
         *,
         bias: bool = False,
+        gated: bool = True,
     ) -> None:
-        super().__init__(Expert(hidden_size, intermediate_size, activation, bias=bias) for _ in range(num_experts))
+        kind: Callable[..., Expert | UngatedExpert] = Expert if gated else UngatedExpert
+        super().__init__(kind(hidden_size, intermediate_size, activation, bias=bias) for _ in range(num_experts))
         self.top_k = top_k
         self.shards: dict[str, Shard] = {}
         self._hidden_size = hidden_size
@@ -84,9 +118,9 @@ class Experts(nn.ModuleList):
         return y_TH if self._group is None else self._group.all_reduce(y_TH)
 
     @property
-    def experts(self) -> list[Expert]:
+    def experts(self) -> list[Expert | UngatedExpert]:
         """This rank's experts."""
-        return [expert for expert in self.children() if isinstance(expert, Expert)]
+        return [expert for expert in self.children() if isinstance(expert, Expert | UngatedExpert)]
 
     def compute_with(self, native: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         """Computes this rank's sums with `native` from now on, which is called as `forward` is."""
@@ -124,8 +158,7 @@ class Experts(nn.ModuleList):
         """See `Estimable`. All tokens may choose the same expert."""
         hidden, expert = self._hidden_size, self.experts[0]
         products, inner = self.top_k * hidden, expert.down_proj.in_features
-        is_copied = bool(expert.gate_up_proj.merged.reordered or expert.down_proj.reordered)  # then none is joined
-        if kernels.is_native and kernels.fuse_experts and expert.can_be_gated and not is_copied:
+        if kernels.is_native and kernels.fuse_experts and expert.can_be_joined:
             return [products + self.top_k * inner + hidden]  # one kernel has all of them, and its input
         indices = -(-3 * self.top_k * _INDEX_BYTES // kernels.itemsize)  # chosen, their order, and a product's rows
         while_summed = [products, indices, kernels.wide * hidden, kernels.wide * hidden]  # the sum and what it gets

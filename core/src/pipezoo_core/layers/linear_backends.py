@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pipezoo_core.config import LinearName, SupportedEncoding
 from pipezoo_core.errors import InvalidSettingError
 from pipezoo_core.layers.embedding import Embedding, LMHead
-from pipezoo_core.layers.experts import Expert, Experts
+from pipezoo_core.layers.experts import Expert, Experts, UngatedExpert
 from pipezoo_core.layers.latent_heads import LatentHeads
 from pipezoo_core.layers.linear import ColumnParallelLinear, JoinedProduct, Linear, Product
 from pipezoo_core.layers.mlp import MLP, GatedMLP
@@ -97,6 +97,8 @@ def use_linear_backend(
         gates = [layer for layer in module.modules() if isinstance(layer, GatedMLP)]
         _fuse([gate for gate in gates if (fuse_experts if isinstance(gate, Expert) else fuse)], encoding, kernels)
     for layer in module.modules():
+        if isinstance(layer, UngatedExpert):
+            layer.is_fused = fuse_experts
         if isinstance(layer, Linear):
             if (product := _product(name, layer, encoding, kernels)) is not None:
                 layer.compute_with(product)
@@ -147,15 +149,22 @@ def _of_stored(
 def join_experts(module: nn.Module) -> None:
     """Makes each mixture of a module one kernel, where its experts' products are native and packed like each other.
 
-    Call it once, when `use_linear_backend` was called with all of the module's parts.
+    Call it once, when `use_linear_backend` was called with all of the module's parts. Experts that it did not fuse stay
+    as they are.
     """
     for experts in [experts for experts in module.modules() if isinstance(experts, Experts)]:
         pairs = [expert.products for expert in experts.experts]
         gate_ups = [product for product, _ in pairs if isinstance(product, NativeProduct)]
         downs = [product for _, product in pairs if isinstance(product, NativeProduct)]
         is_complete = len(gate_ups) == len(downs) == len(pairs) and all(p.keeps_order for p in (*gate_ups, *downs))
-        if is_complete and all(len({p.packing for p in products}) == 1 for products in (gate_ups, downs)):
-            experts.compute_with(NativeExperts(gate_ups, downs, first=experts.first, top_k=experts.top_k))
+        activation = experts.experts[0].native_activation
+        if is_complete and activation is not None and all(_are_packed_alike(each) for each in (gate_ups, downs)):
+            sizes = {"first": experts.first, "top_k": experts.top_k}
+            experts.compute_with(NativeExperts(gate_ups, downs, activation=activation, **sizes))
+
+
+def _are_packed_alike(products: Sequence[NativeProduct]) -> bool:
+    return len({product.packing for product in products}) == 1
 
 
 def packed_weights(module: nn.Module) -> set[nn.Parameter]:

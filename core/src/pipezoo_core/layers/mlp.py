@@ -42,16 +42,16 @@ class MLP(nn.Module):
         self.add_module(self._up, ColumnParallelLinear(hidden_size, intermediate_size, bias=bias))
         self.add_module(self._down, RowParallelLinear(intermediate_size, hidden_size, bias=bias))
         self.activation = ACTIVATIONS[activation]
-        self._native = native_activation(activation)
+        self.native_activation = native_activation(activation)
         self._kernels: NativeKernels | None = None
 
     def forward(self, x_TH: Tensor) -> Tensor:
         """Maps [T, hidden_size] to [T, hidden_size]."""
         x_TI: Tensor = self.get_submodule(self._up)(x_TH)
-        if self._kernels is None or self._native is None:
+        if self._kernels is None or self.native_activation is None:
             x_TI = self.activation(x_TI)
         else:
-            x_TI = self._kernels.activate(x_TI, self._native)
+            x_TI = self._kernels.activate(x_TI, self.native_activation)
         y_TH: Tensor = self.get_submodule(self._down)(x_TI)
         return y_TH
 
@@ -60,9 +60,9 @@ class MLP(nn.Module):
         down = self.get_submodule(self._down)
         assert isinstance(down, RowParallelLinear)
         hidden, inner = down.out_features, down.in_features
-        if kernels.is_native and self._native is not None:
+        if kernels.is_native and self.native_activation is not None:
             return [inner, max(inner, hidden), *down.reordered]
-        return [inner, inner, max(inner, hidden)]  # an activation may be made of several operations
+        return max([inner] * 3, [inner, hidden], key=sum)  # an activation may be made of several operations
 
     def compute_with(self, kernels: NativeKernels) -> None:
         """Computes the activation with the native kernels from now on, where they have it."""

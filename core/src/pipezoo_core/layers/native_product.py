@@ -32,6 +32,7 @@ class NativeProduct(Product):
         packing: what its numbers are.
         bias: in that order, too.
         shape: of the weight: out_features, in_features.
+        form: see above.
         activation: see above.
     """
 
@@ -45,7 +46,7 @@ class NativeProduct(Product):
         activation: Activation = Activation.silu,
     ) -> None:
         self.kernels = kernels
-        self._form = form
+        self.form = form
         self.activation = activation
         if bias is not None and form is Form.gated:
             bias = bias.unflatten(0, (2, -1, GATE)).transpose(0, 1).flatten()  # in the order of the packed weight
@@ -74,7 +75,7 @@ class NativeProduct(Product):
             self.bias,
             self.shape,
             packing=self.packing,
-            form=self._form,
+            form=self.form,
             activation=self.activation,
         )
 

@@ -13,6 +13,7 @@ from pipezoo_core.config import LoRAConfig
 from pipezoo_core.distributed import DistributedGroup, Message, TensorParallelGroup
 from pipezoo_core.errors import InvalidSettingError, RankLostError
 from pipezoo_core.layers import Experts, LatentHeads
+from pipezoo_core.layers.experts import UngatedExpert
 from pipezoo_core.lora.latent_heads import adapt_latent_heads
 from pipezoo_core.lora.layers import LoRABatch, LoRALayer, LoRATarget, adaptable_layers, group_rows
 
@@ -47,6 +48,7 @@ class AdaptedModule:
         dtype: of A and B.
         targets: the layers that an adapter may change, by their names in the module.
         has_experts: whether experts are among them.
+        gated_experts: whether these have gates.
 
     Raises:
         InvalidSettingError: experts are to be changed, and the ranks of a group divide them.
@@ -76,6 +78,7 @@ class AdaptedModule:
                 cure="Load the model on one device, or merge the adapter into it.",
             )
         self.has_experts = bool(config.lora_experts)
+        self.gated_experts = not any(isinstance(part, UngatedExpert) for part in module.modules())
         if self.has_experts:
             for mixture in [mixture for mixture in module.modules() if isinstance(mixture, Experts)]:
                 mixture.tell_rows(self._batch.of_rows)

@@ -120,11 +120,12 @@ def name_and_path(lora_path: str) -> tuple[str, str]:
     return (name, path) if equals else (lora_path, lora_path)
 
 
-def open_adapter(lora_path: str) -> LoRAModel:
+def open_adapter(lora_path: str, *, gated_experts: bool | None = None) -> LoRAModel:
     """Reads an adapter's config and the header of its weights.
 
     Args:
         lora_path: a folder or a Hub id, or `name=` and one of these.
+        gated_experts: whether the model's experts have gates; None where that is not known.
 
     Raises:
         ModelNotFoundError, GatedModelError, HubUnreachableError: the files cannot be had.
@@ -143,7 +144,7 @@ def open_adapter(lora_path: str) -> LoRAModel:
             f"{folder / ADAPTER_CONFIG} is not sound", found=error.errors()[0]["loc"]
         ) from error
     pairs = _pairs(_open_weights(folder), folder)
-    return LoRAModel(name, folder, _layers(pairs, config, folder))
+    return LoRAModel(name, folder, _layers(pairs, config, folder, gated_experts))
 
 
 def _folder(path: str) -> Path:
@@ -217,19 +218,20 @@ def _pairs(tensors: Mapping[str, LazyTensor], folder: Path) -> dict[str, dict[st
 
 
 def _layers(
-    pairs: Mapping[str, Mapping[str, LazyTensor]], config: _AdapterConfig, folder: Path
+    pairs: Mapping[str, Mapping[str, LazyTensor]], config: _AdapterConfig, folder: Path, gated: bool | None
 ) -> dict[str, LoRAWeights]:
     ranks = LayerPatterns(config.rank_pattern, f"the rank_pattern of {folder / ADAPTER_CONFIG}")
     alphas = LayerPatterns(config.alpha_pattern, f"the alpha_pattern of {folder / ADAPTER_CONFIG}")
     load = lru_cache(maxsize=1)(LazyTensor.load)  # B of all experts of one layer is kept until the next is read
     layers = {}
     for layer, pair in pairs.items():
-        name = stacked_name(layer, pairs, config.target_parameters or ()) if is_stacked(layer) else layer
+        targets = config.target_parameters or ()
+        name = stacked_name(layer, pairs, targets, gated=gated) if is_stacked(layer) else layer
         if name is None:
             raise UnsupportedAdapterError(
                 f"the adapter {folder} does not say which parameters of the experts it changes",
                 found=f"{layer}, target_parameters {shown(config.target_parameters)}",
-                allowed="gate_up_proj, down_proj, or both",
+                allowed="gate_up_proj or up_proj, down_proj, or both",
             )
         rank = ranks.find(name, config.r)
         alpha = alphas.find(name, config.lora_alpha)

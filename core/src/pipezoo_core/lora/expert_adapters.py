@@ -20,7 +20,8 @@ EXPERT = re.compile(r"\.experts\.(\d+)\.")
 
 _EXPERTS = ".experts"
 _NESTED = ".base_layer"
-_PARAMETERS = ("gate_up_proj", "down_proj")  # in the order in which transformers' modules declare them
+_FIRST = {True: "gate_up_proj", False: "up_proj"}  # with gates, and without
+_LAST = "down_proj"  # in the order in which transformers' modules declare them
 
 
 def is_stacked(layer: str) -> bool:
@@ -28,7 +29,9 @@ def is_stacked(layer: str) -> bool:
     return layer.removesuffix(_NESTED).endswith(_EXPERTS)
 
 
-def stacked_name(layer: str, layers: Mapping[str, object], targets: Sequence[str]) -> str | None:
+def stacked_name(
+    layer: str, layers: Mapping[str, object], targets: Sequence[str], *, gated: bool | None = None
+) -> str | None:
     """Returns the name of the parameter that an adapter's layer changes; None where the config does not say it.
 
     PEFT wraps one parameter after the other, so that of two the first is `….experts.base_layer`, and the second
@@ -37,13 +40,17 @@ def stacked_name(layer: str, layers: Mapping[str, object], targets: Sequence[str
     Args:
         layer: e.g. `model.layers.0.mlp.experts.base_layer`.
         layers: all names of the adapter's layers.
-        targets: `target_parameters` of the config: ends of names, from a dot on.
+        targets: `target_parameters` of the config: ends of names, from a dot on. PEFT passes over what a model lacks.
+        gated: whether the model's experts have gates; None where that is not known.
     """
     experts = layer.removesuffix(_NESTED)
     wrapped = [experts + _NESTED, experts] if experts + _NESTED in layers else [experts]
-    names = [f"{experts}.{parameter}" for parameter in _PARAMETERS]
-    meant = [name for name in names if any(f".{name}".endswith(f".{target}") for target in targets)]
-    return dict(zip(wrapped, meant, strict=True))[layer] if len(meant) == len(wrapped) else None
+    for first in _FIRST.values() if gated is None else [_FIRST[gated]]:
+        names = [f"{experts}.{parameter}" for parameter in (first, _LAST)]
+        meant = [name for name in names if any(f".{name}".endswith(f".{target}") for target in targets)]
+        if len(meant) == len(wrapped):
+            return dict(zip(wrapped, meant, strict=True))[layer]
+    return None
 
 
 def leaves_experts_out(name: str, num_experts: int | None, targets: Container[str]) -> bool:

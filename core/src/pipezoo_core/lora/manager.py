@@ -136,7 +136,7 @@ class LoRAManager:
             ForkedProcessError: the model was loaded in another process.
         """
         self._lock.check()
-        lora = open_adapter(path)
+        lora = open_adapter(path, gated_experts=self._module.gated_experts)
         if lora.rank > self.max_lora_rank:
             raise UnsupportedAdapterError(
                 f"the adapter {lora.name!r} has too great a rank",

@@ -8,7 +8,7 @@ import torch
 
 __all__ = ["DTYPES", "GATE", "INSTRUCTIONS", "INTERFACE", "MODULE", "PANEL", "VARIANT", "obstacle_to"]
 
-INTERFACE = 11
+INTERFACE = 12
 """Of the kernels that this package was written for: `kInterface` in their module.cpp."""
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}

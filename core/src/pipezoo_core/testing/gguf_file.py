@@ -31,9 +31,9 @@ def as_files_say(subject: Subject) -> Subject:
     if config is None or not hasattr(config, "get_text_config"):
         raise NotCheckedError("the reference has no config of transformers': a method write_gguf of the test class")
     text = config.get_text_config()
-    if architecture_of(text.model_type) not in KNOWN_ARCHITECTURES:
+    if architecture_of(text) not in KNOWN_ARCHITECTURES:
         raise NotCheckedError(
-            f"the gguf package has no architecture {architecture_of(text.model_type)!r}: if files call it otherwise, "
+            f"the gguf package has no architecture {architecture_of(text)!r}: if files call it otherwise, "
             "a method write_gguf of the test class writes one"
         )
     changes = {name: value for name, value in granted(text).items() if getattr(text, name) != value}
@@ -53,7 +53,7 @@ def write_gguf(subject: Subject, path: Path) -> object:
     """
     reference: Any = subject.reference
     config = reference.config.get_text_config()
-    architecture = architecture_of(config.model_type)
+    architecture = architecture_of(config)
     stored = {name: tensor.load().float() for name, tensor in of_text_part(subject.weights).items()}
     tensors, metadata = converted(stored, architecture, config), metadata_of(config)
     _write(path, architecture, metadata, tensors)

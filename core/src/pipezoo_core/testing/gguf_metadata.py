@@ -55,7 +55,7 @@ _ENTRIES: Mapping[str, tuple[type, tuple[str, ...]]] = {
 }
 """By their keys below the architecture's name: their types, and how a config calls them, the first that it has."""
 
-_SLIDING, _FULL = "sliding_attention", "full_attention"
+_SLIDING, _FULL, _MIXTURE = "sliding_attention", "full_attention", "moe"
 _WINDOWED = ("gemma2", "gemma3_text", "gpt_oss", "olmo3", "phi3")  # of others a file says no window
 _SOFTMAX, _SIGMOID = 1, 2
 _BASE_OF_WINDOWS = 10_000.0  # of Gemma 3, in every file
@@ -64,8 +64,15 @@ _LENGTH_OF_GRANITE = 2**20  # of hybrids, which know no positions
 _LAYERS_OF_GEMMA3 = 6  # of which the last one has no window
 
 
-def architecture_of(model_type: str) -> str:
-    """Returns what llama.cpp calls a `model_type`: the same, but for those that it has another name for."""
+def architecture_of(config: Any) -> str:
+    """Returns what llama.cpp calls a text model: as its `model_type`, but where it has another name for that.
+
+    Args:
+        config: as for `metadata_of`.
+    """
+    model_type: str = config.model_type
+    if model_type == "nemotron_h" and _MIXTURE in config.layer_types:
+        return "nemotron_h_moe"
     return _ARCHITECTURES.get(model_type, model_type)
 
 
@@ -187,6 +194,33 @@ def _of_short_convolutions(config: Any) -> dict[str, Any]:
     }
 
 
+def _of_nemotron(config: Any) -> dict[str, Any]:
+    """Heads and sizes layer by layer, of a mixture those of experts alone; and a part of heads as if rotated."""
+    kinds, is_mixture = config.layer_types, _MIXTURE in config.layer_types
+    kind, size = (_MIXTURE, config.moe_intermediate_size) if is_mixture else ("mlp", config.intermediate_size)
+    of_experts = {
+        "expert_shared_feed_forward_length": config.moe_shared_expert_intermediate_size,
+        "expert_weights_norm": config.norm_topk_prob,
+        "expert_group_count": config.n_group,
+        "expert_group_used_count": config.topk_group,
+        "moe_latent_size": config.moe_latent_size,
+    }
+    others = [key for key in _ENTRIES if key.startswith("expert_")]
+    return {
+        **(of_experts if is_mixture else dict.fromkeys(others)),
+        "attention.head_count_kv": [config.num_key_value_heads * (each == _FULL) for each in kinds],
+        "attention.layer_norm_rms_epsilon": config.layer_norm_epsilon,
+        "attention.layer_norm_epsilon": None,
+        "feed_forward_length": [size * (each == kind) for each in kinds],
+        "rope.dimension_count": config.hidden_size // config.num_attention_heads,
+        "ssm.conv_kernel": config.conv_kernel,
+        "ssm.state_size": config.ssm_state_size,
+        "ssm.group_count": config.n_groups,
+        "ssm.inner_size": config.mamba_num_heads * config.mamba_head_dim,
+        "ssm.time_step_rank": config.mamba_num_heads,
+    }
+
+
 def _of_qwen3_next(config: Any) -> dict[str, Any]:
     """Sizes of the layers with a state, in the words of Mamba; which these are only by an interval."""
     return {
@@ -217,6 +251,7 @@ _OWN: Mapping[str, Callable[[Any], dict[str, Any]]] = {
     "granitemoehybrid": _of_granite_hybrid,
     "lfm2": _of_lfm2,
     "lfm2_moe": _of_lfm2_moe,
+    "nemotron_h": _of_nemotron,
     "olmo": lambda _: {"attention.layer_norm_epsilon": 1e-5},
     "olmo3": lambda config: {"attention.sliding_window_pattern": [kind == _SLIDING for kind in config.layer_types]},
     "phi3": lambda config: {"rope.scaling.original_context_length": config.original_max_position_embeddings},
@@ -250,6 +285,7 @@ _GRANTED: Mapping[str, Callable[[Any], dict[str, Any]]] = {
     },
     "lfm2_moe": lambda _: {"norm_topk_prob": True, "routed_scaling_factor": 1.0},
     "mixtral": lambda _: {"sliding_window": None},
+    "nemotron_h": lambda _: {"mlp_hidden_act": "relu2", "n_group": 1, "topk_group": 1},
     "olmo3": lambda config: {"rope_parameters": dict.fromkeys((_SLIDING, _FULL), config.rope_parameters[_FULL])},
     **dict.fromkeys(("qwen3_moe", "qwen3_next"), lambda _: {"norm_topk_prob": True}),
 }

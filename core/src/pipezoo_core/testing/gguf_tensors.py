@@ -172,6 +172,21 @@ def _of_lfm2_moe(tensors: Mapping[str, Tensor], config: Any) -> Named:
             yield name, tensor
 
 
+def _of_nemotron(tensors: Mapping[str, Tensor], config: Any) -> Named:
+    """The decay's rate is there itself, the norm of a Mamba group by group; experts have the names of others' files."""
+    for name, tensor in tensors.items():
+        name = name.replace("model.", "backbone.", 1) if name.startswith("model.") else name
+        if name.endswith(".mixer.A_log"):
+            yield name, -tensor.exp()
+        elif name.endswith(".mixer.norm.weight"):
+            yield name, tensor.unflatten(0, (config.n_groups, -1))
+        elif ".mixer.experts." in name:
+            expert = name.replace("backbone.", "model.").replace(".mixer.", ".mlp.").removesuffix(".weight")
+            yield f"{expert}.weight", tensor
+        else:
+            yield name.replace(".dt_bias", ".dt.bias"), tensor
+
+
 def _of_qwen3_next(tensors: Mapping[str, Tensor], config: Any) -> Named:
     """Rates as in Granite's files; norms have the 1, but for the one behind the rule; experts and heads lie apart."""
     for name, tensor in tensors.items():
@@ -225,6 +240,7 @@ _CHANGES: Mapping[str, Callable[[Mapping[str, Tensor], Any], Named]] = {
     "gpt2": _with_conv1d_transposed,
     "granitehybrid": _of_granite_hybrid,
     "lfm2moe": _of_lfm2_moe,
+    **dict.fromkeys(("nemotron_h", "nemotron_h_moe"), _of_nemotron),
     "qwen3next": _of_qwen3_next,
     **dict.fromkeys(("qwen35", "qwen35moe"), _of_qwen3_5),
 }

@@ -45,7 +45,7 @@ def check_spec(plugin: PluginUnderTest, subjects: Sequence[Subject]) -> None:
             raise ConformanceError(
                 f"config {subject.name!r}: `layers` does not describe every layer",
                 found=f"{len(config.layers)} of {config.num_layers}",
-                cure="Return an AttentionSpec for each layer, or a StateSpec where it keeps a state instead.",
+                cure="Return an AttentionSpec for each layer, a StateSpec where it keeps a state, None for neither.",
             )
         attentions = ((number, spec) for number, spec in enumerate(config.layers) if isinstance(spec, AttentionSpec))
         odd = [number for number, spec in attentions if (spec.sliding_window or 1) < 1]

@@ -81,7 +81,7 @@ class Subject:
 
     @cached_property
     def huggingface_config(self) -> PretrainedConfig:
-        """What the plugin makes of config.json.
+        """What the plugin makes of config.json; as in a load, no head is tied where the file has another one.
 
         Raises:
             ConformanceError: the plugin refuses it, or cannot read it.
@@ -89,7 +89,10 @@ class Subject:
         refusal = self.architecture.probe(self.raw_config)
         if refusal is not None:
             raise ConformanceError(f"the plugin refuses config {self.name!r}", found=refusal)
-        return self.architecture.huggingface_config(dict(self.raw_config))
+        config = self.architecture.huggingface_config(dict(self.raw_config))
+        if getattr(config, "tie_word_embeddings", False) and _has_a_head_of_its_own(self.reference):
+            config.tie_word_embeddings = False
+        return config
 
     @property
     def vocab_size(self) -> int:
@@ -116,7 +119,7 @@ class Subject:
         return length
 
     @cached_property
-    def layers(self) -> tuple[AttentionSpec | StateSpec, ...]:
+    def layers(self) -> tuple[AttentionSpec | StateSpec | None, ...]:
         """What the plugin's config says of each layer; nothing of a model that is no decoder of core's."""
         model = self.architecture.pipeline_model
         if not issubclass(model, DecoderPipelineModel):
@@ -244,6 +247,13 @@ class Subject:
             adapter=self.architecture.weight_adapters[weights.format],
             return_logits=return_logits,
         )
+
+
+def _has_a_head_of_its_own(reference: nn.Module) -> bool:
+    """Whether it is known to have one, whatever its config says."""
+    names = ("get_input_embeddings", "get_output_embeddings")
+    embedding, head = (getattr(reference, name, lambda: None)() for name in names)
+    return embedding is not None and head is not None and head.weight is not embedding.weight
 
 
 def word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:

@@ -30,6 +30,7 @@ _SIZES = {
     "ffn_dim": 96,
     "moe_intermediate_size": 32,
     "shared_expert_intermediate_size": 32,
+    "moe_shared_expert_intermediate_size": 48,
     "num_experts": 6,
     "num_local_experts": 6,
     "n_routed_experts": 8,
@@ -43,6 +44,9 @@ _SIZES = {
     "qk_rope_head_dim": 8,
     "qk_nope_head_dim": 16,
     "v_head_dim": 16,
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 24,
+    "ssm_state_size": 16,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
     "linear_key_head_dim": 16,
@@ -68,6 +72,7 @@ _WITHOUT_EFFECT = {
     "use_cache", "is_decoder", "is_encoder_decoder", "add_cross_attention", "scale_attn_by_inverse_layer_idx",
     "reorder_and_upcast_attn", "output_router_logits", "use_bidirectional_attention",
     "apply_residual_connection_post_layernorm",
+    "moe_shared_expert_overlap", "rescale_prenorm_residual", "use_mamba_kernels",
     "no_bias", "slow_but_exact", "summary_use_proj", "summary_proj_to_labels",
 }  # fmt: skip
 """Those that change nothing of what is computed, or make another kind of model of it: they are not tried."""

@@ -10,7 +10,7 @@ from pipezoo_core.weights.base import LazyTensor, divided
 __all__ = ["with_experts_divided", "with_experts_unstacked"]
 
 _PARTS = ("gate_proj", "up_proj")
-_STACKED = re.compile(r"(.*\.experts)\.(gate_up_proj|down_proj)")
+_STACKED = re.compile(r"(.*\.experts)\.(gate_up_proj|up_proj|down_proj)")
 _FUSED = re.compile(r".*\.experts\.\d+\.gate_up_proj\.weight")
 
 
@@ -30,7 +30,7 @@ def with_experts_divided(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTen
 def with_experts_unstacked(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     """Returns tensors with `experts.down_proj`, [experts, out, in], as `experts.3.down_proj.weight`, [out, in].
 
-    `experts.gate_up_proj` likewise. No other tensor changes.
+    `experts.gate_up_proj` and `experts.up_proj` likewise. No other tensor changes.
     """
     found: dict[str, LazyTensor] = {}
     for name, tensor in tensors.items():

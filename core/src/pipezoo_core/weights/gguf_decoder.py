@@ -24,6 +24,7 @@ _MODEL_TYPES = {  # where llama.cpp has another name
     "granitehybrid": "granitemoehybrid",
     "gptneox": "gpt_neox",
     "lfm2moe": "lfm2_moe",
+    "nemotron_h_moe": "nemotron_h",
     "phi2": "phi",
     "qwen2moe": "qwen2_moe",
     "qwen35": "qwen3_5_text",
@@ -96,7 +97,7 @@ class GGUFDecoder:
                 each.
             rope_keys: as for `rope_parameters`.
             num_kv_heads: of the layers with attention, where the file says it layer by layer; None for what it says.
-            intermediate_size: where the file does not say it; None where it has to.
+            intermediate_size: where the file does not say it, or says it layer by layer; None where it has to say one.
         """
         hidden_size, num_heads = self.size("embedding_length"), self.size("attention.head_count")
         head_dim = self.size("attention.key_length", hidden_size // num_heads)
@@ -106,7 +107,7 @@ class GGUFDecoder:
         fields = {
             "vocab_size": weights[_EMBEDDING].shape[0],
             "hidden_size": hidden_size,
-            "intermediate_size": self.size("feed_forward_length", intermediate_size),
+            "intermediate_size": self._inner_size(intermediate_size),
             "num_hidden_layers": self.num_layers(),
             "num_attention_heads": num_heads,
             "num_key_value_heads": num_kv_heads or self.size("attention.head_count_kv", num_heads),
@@ -269,6 +270,11 @@ class GGUFDecoder:
             ),
             **{key: weights[name].load().flatten().tolist() for key, name in _LONGROPE_FACTORS.items()},
         }
+
+    def _inner_size(self, default: int | None) -> int:
+        key = "feed_forward_length"
+        is_by_layer = isinstance(self._file.metadata.get(self._prefix + key), list)
+        return default if is_by_layer and default is not None else self.size(key, default)
 
     def _found(self, key: str, default: int | None) -> Any:
         return self.get(key) if default is None else self._file.metadata.get(self._prefix + key, default)

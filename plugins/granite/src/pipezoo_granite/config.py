@@ -13,6 +13,7 @@ from pipezoo_core.attention import AttentionSpec
 from pipezoo_core.decoder import DecoderConfig, known_layer_types
 from pipezoo_core.errors import UnsupportedModelError
 from pipezoo_core.layers import (
+    Mamba2Sizes,
     Routing,
     known_activation,
     max_rotary_length,
@@ -20,7 +21,7 @@ from pipezoo_core.layers import (
     rope_of_whole_heads,
 )
 from pipezoo_core.recurrence import StateSpec
-from pipezoo_granite.mamba import MambaSizes
+from pipezoo_granite.mamba import mamba_sizes
 
 __all__ = ["GraniteConfig"]
 
@@ -59,7 +60,7 @@ class GraniteConfig(DecoderConfig):
     attention_scale: float
     logit_scale: float
     has_state: tuple[bool, ...]
-    mamba: MambaSizes | None
+    mamba: Mamba2Sizes | None
     routing: Routing | None
     expert_size: int
     tie_word_embeddings: bool
@@ -100,7 +101,7 @@ class GraniteConfig(DecoderConfig):
             attention_scale=_number(config, "attention_multiplier"),
             logit_scale=1 / _number(config, "logits_scaling"),
             has_state=has_state,
-            mamba=MambaSizes.of(config) if any(has_state) else None,
+            mamba=mamba_sizes(config) if any(has_state) else None,
             routing=_routing(config),
             expert_size=config.intermediate_size,
             tie_word_embeddings=config.tie_word_embeddings,

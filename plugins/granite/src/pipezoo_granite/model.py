@@ -18,17 +18,16 @@ from pipezoo_core.layers import (
     Experts,
     GatedMLP,
     KernelUse,
-    Linear,
     LMHead,
+    Mamba2,
     MergedLinear,
     RMSNorm,
     RotaryEmbedding,
     Router,
+    RowParallelLinear,
     VocabParallelEmbedding,
 )
-from pipezoo_core.recurrence import RMSNormOfGated, SelectiveScan, ShortConvolution
 from pipezoo_granite.config import GraniteConfig
-from pipezoo_granite.mamba import MambaSizes
 
 __all__ = ["GraniteForCausalLM", "GranitePipelineModel"]
 
@@ -41,7 +40,7 @@ class GraniteAttention(nn.Module):
         queries, keys, bias = config.heads.queries, config.heads.keys, config.attention_bias
         parts = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
         self.qkv_proj = MergedLinear(config.hidden_size, parts, bias=bias)
-        self.o_proj = Linear(queries.size, config.hidden_size, bias=bias)
+        self.o_proj = RowParallelLinear(queries, config.hidden_size, bias=bias)
         self.attention = Attention(layer_idx, backends)
 
     def forward(self, x_TH: Tensor, rotation: Rotation | None, kv: KVCacheInputs[Any]) -> Tensor:
@@ -52,42 +51,6 @@ class GraniteAttention(nn.Module):
         del kernels
         q, k, v = self.qkv_proj.parts.values()
         return [q + k + v, q]
-
-
-class GraniteMamba(nn.Module):
-    """A Mamba-2: a short convolution, what its results read of a state that the layer keeps, and a gate.
-
-    Dao and Gu, 2024: "Transformers are SSMs".
-    """
-
-    def __init__(self, config: GraniteConfig, sizes: MambaSizes, layer_idx: int) -> None:
-        super().__init__()
-        self.parts = [sizes.width, sizes.num_channels, sizes.num_heads]
-        self.in_proj = Linear(config.hidden_size, sum(self.parts), bias=sizes.bias)
-        self.conv1d = ShortConvolution(sizes.num_channels, sizes.num_taps, bias=sizes.conv_bias, activation=True)
-        self.scan = SelectiveScan(
-            sizes.num_heads, sizes.head_size, sizes.num_groups, sizes.state_size, sizes.length_limits
-        )
-        self.norm = RMSNormOfGated(sizes.width, sizes.num_groups, config.rms_norm_eps)
-        self.out_proj = Linear(sizes.width, config.hidden_size, bias=sizes.bias)
-        self.layer_idx = layer_idx
-
-    def forward(self, x_TH: Tensor, rotation: Rotation | None, kv: KVCacheInputs[Any]) -> Tensor:
-        del rotation
-        gate, xbc, dt = self.in_proj(x_TH).split(self.parts, -1)
-        inputs, matrices = kv.states[self.layer_idx]
-        y = self.norm(self.scan(self.conv1d(xbc, inputs, kv.state_step), dt, matrices, kv.state_step), gate)
-        return self.out_proj(y)
-
-    def alive(self, kernels: KernelUse) -> list[int]:
-        """See `Estimable`. Without kernels, what the convolution and the scan compute with is float32."""
-        width, channels, heads = self.parts
-        if kernels.is_native:
-            return [width + channels + heads, channels, width]
-        wide, widened = kernels.wide, kernels.widened
-        convolution = [wide * channels] * 4  # inputs and their sum, and of a tap the inputs and products
-        scan = [channels, widened * channels, *[wide * width] * 3, *[wide * heads] * 2]
-        return [width + channels + heads, *max(convolution, scan, key=sum)]
 
 
 class GraniteMixtureOfExperts(nn.Module):
@@ -139,7 +102,7 @@ class GraniteDecoderLayer(nn.Module):
         self.has_state = config.has_state[layer_idx]
         if self.has_state:
             assert config.mamba is not None
-            self.mamba = GraniteMamba(config, config.mamba, layer_idx)
+            self.mamba = Mamba2(config.hidden_size, config.mamba, config.rms_norm_eps, layer_idx)
         else:
             self.self_attn = GraniteAttention(config, layer_idx, backends)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -147,10 +110,13 @@ class GraniteDecoderLayer(nn.Module):
         self.scale = config.residual_scale
 
     def forward(self, x_TH: Tensor, rotation: Rotation | None, kv: KVCacheInputs[Any]) -> Tensor:
-        mixer = self.mamba if self.has_state else self.self_attn
-        x_TH.add_(mixer(self.input_layernorm(x_TH), rotation, kv), alpha=self.scale)
+        x_TH.add_(self._mixed(self.input_layernorm(x_TH), rotation, kv), alpha=self.scale)
         x_TH.add_(self.feed_forward(self.post_attention_layernorm(x_TH)), alpha=self.scale)
         return x_TH
+
+    def _mixed(self, x_TH: Tensor, rotation: Rotation | None, kv: KVCacheInputs[Any]) -> Tensor:
+        mixed_TH: Tensor = self.mamba(x_TH, kv) if self.has_state else self.self_attn(x_TH, rotation, kv)
+        return mixed_TH
 
 
 class GraniteModel(nn.Module):

@@ -29,6 +29,7 @@ PUBLISHED = {
     "mistral3": "pipezoo-mistral",
     "mixtral": "pipezoo-mistral",
     "mpt": "pipezoo-replit",
+    "nemotron_h": "pipezoo-nemotron",
     "olmo": "pipezoo-olmo",
     "olmo2": "pipezoo-olmo",
     "olmo3": "pipezoo-olmo",

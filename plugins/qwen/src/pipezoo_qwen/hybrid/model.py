@@ -23,6 +23,7 @@ from pipezoo_core.layers import (
     MergedLinear,
     RMSNorm,
     RotaryEmbedding,
+    RowParallelLinear,
     VocabParallelEmbedding,
 )
 from pipezoo_core.recurrence import GatedDeltaRule, GatedRMSNorm, ShortConvolution
@@ -40,7 +41,7 @@ class GatedAttention(nn.Module):
         queries, keys = config.heads.queries, config.heads.keys
         parts = {"q_proj": queries, "q_gate": queries, "k_proj": keys, "v_proj": keys}
         self.qkv_proj = MergedLinear(config.hidden_size, parts, bias=config.attention_bias)
-        self.o_proj = Linear(queries.size, config.hidden_size, bias=config.attention_bias)
+        self.o_proj = RowParallelLinear(queries, config.hidden_size, bias=config.attention_bias)
         self.q_norm = HeadNorm(config.head_dim, config.rms_norm_eps, offset=1.0)
         self.k_norm = HeadNorm(config.head_dim, config.rms_norm_eps, offset=1.0)
         self.attention = Attention(layer_idx, backends)
