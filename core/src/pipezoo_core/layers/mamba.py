@@ -37,7 +37,7 @@ class Mamba2Sizes:
         length_limits: the shortest and the longest step of the recurrence.
 
     Args:
-        names: what the config calls the five sizes and the limits, by the names here.
+        names: what the config calls the five sizes and the limits, by the names here; errors have these otherwise.
 
     Raises:
         UnsupportedModelError: a size is not positive or does not fit the others, or the limits are none.
@@ -51,21 +51,21 @@ class Mamba2Sizes:
     conv_bias: bool
     bias: bool
     length_limits: tuple[float, float]
-    names: InitVar[Mapping[str, str]]
+    names: InitVar[Mapping[str, str] | None] = None
 
-    def __post_init__(self, names: Mapping[str, str]) -> None:
-        sizes = {name: getattr(self, name) for name in _SIZES}
+    def __post_init__(self, names: Mapping[str, str] | None) -> None:
+        names, sizes = names or {}, {name: getattr(self, name) for name in _SIZES}
         are_positive = all(isinstance(size, int) and size > 0 for size in sizes.values())
         if not are_positive or self.num_taps < 2 or self.num_heads % self.num_groups:
             raise UnsupportedModelError(
                 "the sizes of the config's Mamba layers are not those of any model",
-                found=", ".join(f"{names[name]} {size!r}" for name, size in sizes.items()),
+                found=", ".join(f"{names.get(name, name)} {size!r}" for name, size in sizes.items()),
                 allowed="sizes above 0, a convolution over 2 rows or more, and as many heads for each group",
             )
         shortest, longest = self.length_limits
         if not 0 <= shortest <= longest or shortest == float("inf"):
             raise UnsupportedModelError(
-                f"the config's {names['length_limits']} is no limit of a step of its Mamba layers",
+                f"the config's {names.get('length_limits', 'length_limits')} is no limit of a step of its Mamba layers",
                 found=repr(self.length_limits),
                 allowed="a finite number from 0 on, and one that is not less",
             )
