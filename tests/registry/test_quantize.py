@@ -199,14 +199,23 @@ def test_nothing_is_written_over_and_nothing_is_left_of_what_ends(saved, tmp_pat
         registry.quantize(source, source / "config.json" / "out")
 
 
+@pytest.fixture
+def ending_signals():
+    """Those that end a process, also where it was started by a program that ignores them, as nohup does."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield list(before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_nothing_is_left_of_what_a_signal_ends(number, saved, tmp_path, monkeypatch):
+def test_nothing_is_left_of_what_a_signal_ends(number, ending_signals, saved, tmp_path, monkeypatch):
     source = saved(make_llama(**SIZES))
     monkeypatch.setattr(quantizing, "write_safetensors", lambda *_, **__: signal.raise_signal(number))
     rmtree = shutil.rmtree
 
     def interrupted(*given, **named):
-        for further in (signal.SIGTERM, signal.SIGHUP):
+        for further in ending_signals:
             signal.raise_signal(further)
         rmtree(*given, **named)
 

@@ -191,7 +191,7 @@ class TextTokenizer:
         """Returns the tokens of a chat, as those of a request with it, be they more than the model takes.
 
         Raises:
-            What `apply_chat_template` does.
+            PipezooError: what `apply_chat_template` raises.
         """
         return self._chat_tokens(chat, max_length=None)
 
