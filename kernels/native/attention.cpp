@@ -70,22 +70,38 @@ PIPEZOO_INLINE float nan_unless_finite(const T* head, std::int64_t head_dim) {
     return sum(differences);
 }
 
-// Keys of one head that are looked at together, and their values; null for those that lie in the keys.
+// Keys of one head that are looked at together, and their values; null for those that lie in the keys. Its halves, of kPanel
+// keys at most, may lie in two pages.
 template <typename T>
 struct Block {
-    const T* keys;
-    const T* values;
+    const T* keys[2];
+    const T* values[2];
     std::int64_t num_keys;
+
+    std::int64_t num_keys_of(int half) const {
+        return std::clamp<std::int64_t>(num_keys - half * kPanel, 0, kPanel);
+    }
 };
 
-// What begins at a key of an item. It lies in one page: of pages of 96 keys, 64 and then 32.
+// What begins at a key of an item and ends at a multiple of kBlock, whatever the size of pages is: so that changes no result.
 template <typename T>
 Block<T> block_at(const Step& step, const Item& item, std::int64_t head, std::int64_t key, const T* key_pages,
                   const T* value_pages) {
-    const std::int64_t page = step.page_table[item.pages + key / step.page_size], slot = key % step.page_size;
-    const std::int64_t at = (page * step.num_kv_heads + head) * step.page_size + slot;
-    const std::int64_t num_keys = std::min({std::int64_t(kBlock), step.page_size - slot, item.end_key - key});
-    return {key_pages + at * step.head_dim, value_pages ? value_pages + at * step.value_dim : nullptr, num_keys};
+    const std::int32_t* pages = step.page_table + item.pages + key / step.page_size;
+    const std::int64_t slot = key % step.page_size;
+    Block<T> block{{}, {}, std::min(kBlock - key % kBlock, item.end_key - key)};
+    const auto put = [&](int half, std::int64_t page, std::int64_t first) {
+        const std::int64_t at = (page * step.num_kv_heads + head) * step.page_size + first;
+        block.keys[half] = key_pages + at * step.head_dim;
+        if (value_pages) block.values[half] = value_pages + at * step.value_dim;
+    };
+    put(0, pages[0], slot);
+    if (block.num_keys <= kPanel) return block;
+    if (slot + kPanel < step.page_size)
+        put(1, pages[0], slot + kPanel);
+    else
+        put(1, pages[1], 0);
+    return block;
 }
 
 template <typename T>
@@ -222,8 +238,11 @@ class ItemWork {
             fetch_rest(block, next);
             if (!has_value_pages_) {
                 T* values = space_.block_values.get();
-                write_values(block.keys, block.num_keys, dim_, value_dim_, kBlock, values);
-                block.values = next.values = values;
+                for (int half = 0; half < 2; ++half) {
+                    T* to = values + half * kPanel * kPanel;
+                    write_values(block.keys[half], block.num_keys_of(half), dim_, value_dim_, kBlock, to);
+                    block.values[half] = next.values[half] = to;
+                }
             }
             for (std::int64_t tile = 0; tile < tiles_; ++tile)
                 if (tile_sees(tile, key, block.num_keys)) add_block(tile, key, block, tile == 0 ? next : block);
@@ -254,12 +273,15 @@ class ItemWork {
    private:
     // Fetches of the next block what is more than this one has; the products with this one fetch as much as it has.
     void fetch_rest(const Block<T>& block, const Block<T>& next) const {
-        const auto rest = [&](const T* from, std::int64_t unit, std::int64_t dim) {
-            const std::int64_t done = (block.num_keys + unit - 1) / unit * unit * dim;
-            fetch(from + done, (next.num_keys + unit - 1) / unit * unit * dim - done);
+        const auto rest = [&](int half, const T* from, std::int64_t unit, std::int64_t dim) {
+            const std::int64_t done = (block.num_keys_of(half) + unit - 1) / unit * unit * dim;
+            fetch(from + done, (next.num_keys_of(half) + unit - 1) / unit * unit * dim - done);
         };
-        rest(next.keys, kPanel, dim_);
-        if (has_value_pages_) rest(next.values, kPerStep<T>, value_dim_);
+        for (int half = 0; half < 2; ++half) {
+            if (next.num_keys_of(half) <= block.num_keys_of(half)) continue;
+            rest(half, next.keys[half], kPanel, dim_);
+            if (has_value_pages_) rest(half, next.values[half], kPerStep<T>, value_dim_);
+        }
     }
 
     std::int64_t position(std::int64_t r) const { return item_.position + r / groups_; }
@@ -277,16 +299,16 @@ class ItemWork {
 
     // Adds a block, which begins at `key`, to what the rows of a tile have seen.
     void add_block(std::int64_t tile, std::int64_t key, const Block<T>& block, const Block<T>& next) {
-        constexpr int ps = kPerStep<T>;
-        const auto [keys, values, num_keys] = block;
+        const std::int64_t num_keys = block.num_keys;
         const std::int64_t row = tile * kTileRows;
         const int rows = int(std::min<std::int64_t>(kTileRows, rows_ - row));
         alignas(64) float scores[kTileRows][kBlock];
         alignas(64) Left<T> weights[kTileRows][kBlock];
         const Left<T>* queries = space_.queries.get() + row * dim_;
         for (std::int64_t j = 0; j < num_keys; j += kPanel) {
-            const T* ahead = (j < next.num_keys ? next.keys : keys) + j * dim_;
-            products_.score[rows - 1](queries, keys + j * dim_, dim_, ahead, &scores[0][j]);
+            const T* keys = block.keys[j / kPanel];
+            const T* ahead = j < next.num_keys ? next.keys[j / kPanel] : keys;
+            products_.score[rows - 1](queries, keys, dim_, ahead, &scores[0][j]);
         }
         float scale = float(layer_.scale);
         if (layer_.softcap != 0) {
@@ -318,13 +340,27 @@ class ItemWork {
             weigh(row, rows, num_keys, scale, scores, weights, decay,
                       [&](int i, std::int64_t j) { return seen[i][j / kLanes]; });
         }
-        float* sums_of_values = space_.values.get() + row * value_dim_;
+        // A block that lies in one piece is one product: its values begin a half, and a step, one after the other.
+        const bool is_whole = !has_value_pages_ || block.values[1] == block.values[0] + kPanel * value_dim_;
+        if (is_whole || num_keys <= kPanel) return add_values(row, rows, weights[0], 0, num_keys, block, next, decay);
+        alignas(64) float kept[kLanes];
+        store(kept, all(1.0f));
+        add_values(row, rows, weights[0], 0, kPanel, block, next, decay);
+        add_values(row, rows, weights[0] + kPanel, 1, num_keys - kPanel, block, next, kept);
+    }
+
+    // Adds the values of keys from a half of a block on, by their weights.
+    void add_values(std::int64_t row, int rows, const Left<T>* weights, int half, std::int64_t num_keys,
+                    const Block<T>& block, const Block<T>& next, const float* decay) {
+        constexpr int ps = kPerStep<T>;
+        float* sums = space_.values.get() + row * value_dim_;
         const std::int64_t steps = (num_keys + ps - 1) / ps;
         for (std::int64_t d = 0; d < value_dim_; d += kPanel) {
             const std::int64_t fetched = steps * ps * d;
-            const T* ahead = (fetched < next.num_keys * value_dim_ ? next.values : values) + fetched;
-            products_.add[rows - 1](&weights[0][0], values + d * value_column_, value_step_, steps, ahead, decay,
-                                    sums_of_values + d, value_dim_);
+            const bool has_more = fetched < (next.num_keys - half * kPanel) * value_dim_;
+            const T* ahead = (has_more ? next : block).values[half] + fetched;
+            products_.add[rows - 1](weights, block.values[half] + d * value_column_, value_step_, steps, ahead, decay,
+                                    sums + d, value_dim_);
         }
     }
 

@@ -20,7 +20,7 @@ struct Item {
     std::int32_t row;          // of its first query in the step
     std::int32_t num_queries;
     std::int32_t position;     // of its first query in the request
-    std::int32_t first_key;    // a multiple of page_size
+    std::int32_t first_key;    // a multiple of 32
     std::int32_t end_key;
     std::int32_t pages;        // where the request's page numbers begin in the page table
     std::int32_t partial;      // where its first query's partial result goes; -1 if the queries see no other keys

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from kernels_here import needs_kernels
 
 from pipezoo_core.attention import (
     AttentionBackends,
@@ -81,26 +82,26 @@ def native(spec, dtype):
 BACKENDS = [paged, native]
 
 
-def run(backend, batch, q, k, v, past_k, past_v, rotation=None):
+def run(backend, batch, q, k, v, past_k, past_v, rotation=None, page_size=PAGE_SIZE):
     """Feeds each request's past as a prompt of its own, then the batch; the reference's is written to its pages."""
     if backend.spec.values_in_keys:
         v, past_v = None, [None] * len(past_v)
-    key_shape, value_shape = backend.page_shapes(NUM_PAGES, PAGE_SIZE)
+    key_shape, value_shape = backend.page_shapes(NUM_PAGES * PAGE_SIZE // page_size, page_size)
     key_pages = torch.zeros(key_shape, dtype=q.dtype)
     value_pages = key_pages if value_shape is None else torch.zeros(value_shape, dtype=q.dtype)
     sinks = sinks_of(backend.spec, q.dtype)
     for pages, cached, keys, values in zip(batch.pages[0], batch.cache_lengths, past_k, past_v, strict=True):
         if isinstance(backend, ReferenceAttention):  # it would take long
             for position in range(cached):
-                at = (pages[position // PAGE_SIZE], position % PAGE_SIZE)
+                at = (pages[position // page_size], position % page_size)
                 key_pages[at] = keys[position].view(key_shape[2:])
                 if value_shape is not None:
                     value_pages[at] = values[position].view(value_shape[2:])
         elif cached:
-            past = backend.plan(RaggedBatch([cached], [0], [cached], [[pages]]), PAGE_SIZE, CPU, 0)
+            past = backend.plan(RaggedBatch([cached], [0], [cached], [[pages]]), page_size, CPU, 0)
             queries = torch.zeros(cached, q.shape[1], dtype=q.dtype)
             backend.attend(queries, keys, values, key_pages, value_pages, past, sinks=sinks)
-    plan = backend.plan(batch, PAGE_SIZE, CPU, 0)
+    plan = backend.plan(batch, page_size, CPU, 0)
     return backend.attend(q, k, v, key_pages, value_pages, plan, rotation, sinks)
 
 
@@ -370,6 +371,22 @@ def test_where_native_cannot_be_used(changes, dtype, page_size, reason):
         AttentionBackends(AttentionName.auto, [spec(**changes)], NativeKernels(CPU, dtype), page_size)[0].name
         == "paged"
     )
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", [*SPECS, *FURTHER])
+def test_the_size_of_pages_changes_no_result(name, dtype):
+    spec, active, cached = {**SPECS, **FURTHER}[name], [1, 40, 1, 3], [600, 93, 31, 300]
+    batch, *tensors = random_case(spec, 5, active, cached, dtype)
+    expected = run(native(spec, dtype), batch, *tensors)
+    for page_size in (64, 96, 128, 160, 224, 512):
+        num_pages = NUM_PAGES * PAGE_SIZE // page_size
+        numbers = iter(random.Random(page_size).sample(range(num_pages), num_pages))
+        counts = [-(-(a + c) // page_size) for a, c in zip(active, cached, strict=True)]
+        batch = RaggedBatch(active, cached, [1] * 4, [[[next(numbers) for _ in range(count)] for count in counts]])
+        backend = NativeAttention(spec, NativeKernels(CPU, dtype), page_size)
+        assert torch.equal(run(backend, batch, *tensors, page_size=page_size), expected)
 
 
 @pytest.mark.parametrize("page_size", [64, 96, 16])

@@ -27,7 +27,7 @@ from pipezoo_core.paging import first_visible
 __all__ = ["NativeAttention"]
 
 _QUERIES = 48  # queries of one key/value head that an item has at most: four tiles of the kernel
-_KEYS = 256  # a decode is cut after so many keys at first
+_KEYS = 256  # a decode is cut after so many keys at first, whatever the size of pages is
 _ALIKE = 32  # so many pieces are equally long, and the next ones twice as long: each has a result that takes memory
 _PAGE_MULTIPLE = 32
 _FLOAT_BYTES = 4
@@ -75,7 +75,6 @@ class NativeAttention(AttentionBackend):
         self._given = (spec.kv_layer is None, spec.kv_layer is None and not spec.values_in_keys, spec.has_sinks)
         self._sees_all = spec.sliding_window is None and spec.chunk is None
         self._max_queries = max(1, _QUERIES // spec.num_groups)
-        self._piece = max(_KEYS, page_size) // page_size * page_size  # keys of the smallest one: whole pages
         self._partial_shape = (spec.num_heads, 2 + spec.value_size)  # in float32
         self._slopes = np.array(spec.alibi_slopes or (), dtype=np.float32)
         slopes = self._slopes.ctypes.data if spec.alibi_slopes else 0
@@ -201,12 +200,12 @@ class NativeAttention(AttentionBackend):
         return [(first, min(first + size, active)) for first in range(0, active, size)]
 
     def _key_ranges(self, position: int, end: int, *, is_decode: bool) -> list[tuple[int, int]]:
-        """Returns the keys that the queries at positions `position` to `end` see, from a page's first one on.
+        """Returns the keys that the queries at positions `position` to `end` see, from where the kernel can begin.
 
         Only those of a decode are cut: a prompt has queries enough to divide, and each piece takes memory.
         """
-        spec, page_size = self.spec, self._sizes.page_size
-        first = first_visible(position, spec.sliding_window, spec.chunk) // page_size * page_size
+        spec = self.spec
+        first = first_visible(position, spec.sliding_window, spec.chunk) // _PAGE_MULTIPLE * _PAGE_MULTIPLE
         return list(pairwise([first, *(self._cuts(first, end) if is_decode else ()), end]))
 
     def _cuts(self, first: int, end: int) -> list[int]:
@@ -216,7 +215,7 @@ class NativeAttention(AttentionBackend):
         24,576, and so on.
         """
         cuts: list[int] = []
-        size = self._piece
+        size = _KEYS
         at = first // size * size
         while (at := at + size) < end:
             cuts.append(at)
@@ -231,7 +230,7 @@ class NativeAttention(AttentionBackend):
 
     def planned_memory(self, num_requests: int, max_length: int) -> int:
         """Returns the bytes of the pieces' results, where all requests decode and are of the length that has most."""
-        lasts = [max_length - 1] if self._sees_all else range(0, max_length, self._piece)
+        lasts = [max_length - 1] if self._sees_all else range(0, max_length, _KEYS)
         num_pieces = max(len(self._key_ranges(last, last + 1, is_decode=True)) for last in lasts)
         return num_requests * num_pieces * math.prod(self._partial_shape) * _FLOAT_BYTES if num_pieces > 1 else 0
 
