@@ -152,7 +152,7 @@ def test_a_run_of_two_engines_with_peers_that_cannot(folder, tmp_path, monkeypat
         "max": "cannot do bfloat16, only float32",
         "llamacpp": "failed: ModuleNotFoundError: No module named 'llama_cpp'",
     }
-    assert list(result["figures"]) == ["pipezoo", "pipezoo_torch", "transformers"]
+    assert list(result["figures"]) == ["pipezoo", "pipezoo_torch", "pipezoo_fallback", "transformers"]
     for figures in result["figures"].values():
         assert list(figures)[2:-1] == ["prefill 512 tok/s", "prefill 2048 tok/s", "shared prefix s"]
         for values in figures.values():
