@@ -70,8 +70,10 @@ PIPEZOO_INLINE float nan_unless_finite(const T* head, std::int64_t head_dim) {
     return sum(differences);
 }
 
-// Keys of one head that are looked at together, and their values; null for those that lie in the keys. Its halves, of kPanel
-// keys at most, may lie in two pages.
+constexpr std::int64_t kHalf = kBlock / 2;  // keys that lie in one page, of whatever size
+
+// Keys of one head that are looked at together, and their values; null for those that lie in the keys. Its halves may lie in
+// two pages.
 template <typename T>
 struct Block {
     const T* keys[2];
@@ -79,7 +81,7 @@ struct Block {
     std::int64_t num_keys;
 
     std::int64_t num_keys_of(int half) const {
-        return std::clamp<std::int64_t>(num_keys - half * kPanel, 0, kPanel);
+        return std::clamp<std::int64_t>(num_keys - half * kHalf, 0, kHalf);
     }
 };
 
@@ -96,9 +98,9 @@ Block<T> block_at(const Step& step, const Item& item, std::int64_t head, std::in
         if (value_pages) block.values[half] = value_pages + at * step.value_dim;
     };
     put(0, pages[0], slot);
-    if (block.num_keys <= kPanel) return block;
-    if (slot + kPanel < step.page_size)
-        put(1, pages[0], slot + kPanel);
+    if (block.num_keys <= kHalf) return block;
+    if (slot + kHalf < step.page_size)
+        put(1, pages[0], slot + kHalf);
     else
         put(1, pages[1], 0);
     return block;
@@ -239,7 +241,7 @@ class ItemWork {
             if (!has_value_pages_) {
                 T* values = space_.block_values.get();
                 for (int half = 0; half < 2; ++half) {
-                    T* to = values + half * kPanel * kPanel;
+                    T* to = values + half * kHalf * kPanel;
                     write_values(block.keys[half], block.num_keys_of(half), dim_, value_dim_, kBlock, to);
                     block.values[half] = next.values[half] = to;
                 }
@@ -306,8 +308,8 @@ class ItemWork {
         alignas(64) Left<T> weights[kTileRows][kBlock];
         const Left<T>* queries = space_.queries.get() + row * dim_;
         for (std::int64_t j = 0; j < num_keys; j += kPanel) {
-            const T* keys = block.keys[j / kPanel];
-            const T* ahead = j < next.num_keys ? next.keys[j / kPanel] : keys;
+            const T* keys = block.keys[j / kHalf] + j % kHalf * dim_;
+            const T* ahead = j < next.num_keys ? next.keys[j / kHalf] + j % kHalf * dim_ : keys;
             products_.score[rows - 1](queries, keys, dim_, ahead, &scores[0][j]);
         }
         float scale = float(layer_.scale);
@@ -341,12 +343,12 @@ class ItemWork {
                       [&](int i, std::int64_t j) { return seen[i][j / kLanes]; });
         }
         // A block that lies in one piece is one product: its values begin a half, and a step, one after the other.
-        const bool is_whole = !has_value_pages_ || block.values[1] == block.values[0] + kPanel * value_dim_;
-        if (is_whole || num_keys <= kPanel) return add_values(row, rows, weights[0], 0, num_keys, block, next, decay);
+        const bool is_whole = !has_value_pages_ || block.values[1] == block.values[0] + kHalf * value_dim_;
+        if (is_whole || num_keys <= kHalf) return add_values(row, rows, weights[0], 0, num_keys, block, next, decay);
         alignas(64) float kept[kLanes];
         store(kept, all(1.0f));
-        add_values(row, rows, weights[0], 0, kPanel, block, next, decay);
-        add_values(row, rows, weights[0] + kPanel, 1, num_keys - kPanel, block, next, kept);
+        add_values(row, rows, weights[0], 0, kHalf, block, next, decay);
+        add_values(row, rows, weights[0] + kHalf, 1, num_keys - kHalf, block, next, kept);
     }
 
     // Adds the values of keys from a half of a block on, by their weights.
@@ -357,7 +359,7 @@ class ItemWork {
         const std::int64_t steps = (num_keys + ps - 1) / ps;
         for (std::int64_t d = 0; d < value_dim_; d += kPanel) {
             const std::int64_t fetched = steps * ps * d;
-            const bool has_more = fetched < (next.num_keys - half * kPanel) * value_dim_;
+            const bool has_more = fetched < (next.num_keys - half * kHalf) * value_dim_;
             const T* ahead = (has_more ? next : block).values[half] + fetched;
             products_.add[rows - 1](weights, block.values[half] + d * value_column_, value_step_, steps, ahead, decay,
                                     sums + d, value_dim_);
