@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def freeze() -> None:
-    """Takes what is there out of what `gc.collect` looks through, which each load calls: half of the tests' time."""
+    """Takes what is there out of what `gc.collect` looks through, which each load calls: a quarter of tests' time."""
     gc.collect()  # what is frozen is never collected
     gc.freeze()
 

@@ -7,6 +7,7 @@ import itertools
 import shutil
 from functools import partial
 
+import pytest
 import torch
 from distributed.ranks import loaded_on_ranks
 from lora.peft_adapters import merged, save_adapter
@@ -207,3 +208,26 @@ def why_not_replayed(folder, **settings):
     plan = registry.plan(folder, page_size=32, kv_cache_memory="8MiB", device="cpu", **settings)
     model, config = plan.architecture.pipeline_model, plan.files.huggingface_config
     return model.step_outlook(plan.pipeline_config, config).obstacle
+
+
+def assert_replayed_as_eager(folder, dtype, *, limit=0.0):
+    """Replayed steps give the tokens, and their log probabilities, that the module itself does.
+
+    Args:
+        folder: of the model, with a tokenizer.
+        dtype: of the run.
+        limit: by how much log probabilities may differ: torch and kernels may in the last place of a float32.
+    """
+    assert why_not_replayed(folder, dtype=dtype) is None
+    prompts = [[5, 9, 2], list(range(1, 50)), [3], [7, 7, 1, 8, 2, 8]]
+    requests = [TextGenerationRequest(prompt=prompt) for prompt in prompts]
+    settings = {"dtype": dtype, "device": "cpu", "kv_cache_memory": "8MiB", "page_size": 32, "max_batch_tokens": 16}
+    found = []
+    for enforce_eager in (False, True):
+        with registry.load(folder, **settings, enforce_eager=enforce_eager) as llm:
+            found.append(llm.generate(requests, temperature=0, max_new_tokens=40, ignore_eos=True, log_probabilities=1))
+    for replayed, eager in zip(*found, strict=True):
+        assert replayed.tokens == eager.tokens
+        wanted = [each.token_log_probabilities[0] for each in eager.log_probabilities]
+        given = [each.token_log_probabilities[0] for each in replayed.log_probabilities]
+        assert given == (pytest.approx(wanted, abs=limit) if limit else wanted)

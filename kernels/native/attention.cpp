@@ -85,7 +85,7 @@ struct Block {
     }
 };
 
-// What begins at a key of an item and ends at a multiple of kBlock, whatever the size of pages is: so that changes no result.
+// What begins at a key of an item and ends at a multiple of kBlock: the size of pages changes no result.
 template <typename T>
 Block<T> block_at(const Step& step, const Item& item, std::int64_t head, std::int64_t key, const T* key_pages,
                   const T* value_pages) {

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from kernels_here import needs_kernels
 from torch import nn
 from transformers.activations import ACT2FN
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
@@ -29,9 +30,6 @@ from pipezoo_core.native import Activation, NativeKernels
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16]
-needs_kernels = pytest.mark.skipif(
-    NativeKernels(CPU, torch.float32).obstacle is not None, reason="pipezoo-kernels cannot be used here"
-)
 OF_KERNELS = {
     Activation.silu: "silu",
     Activation.gelu: "gelu",

@@ -16,6 +16,7 @@ from families import (
     save,
     why_not_replayed,
 )
+from kernels_here import needs_kernels
 from lora.peft_adapters import merged, save_adapter
 from quantized_files import write_quantized
 from safetensors.torch import load_file, save_file
@@ -89,7 +90,6 @@ WIDE = {  # what the kernels take
     "qk_rope_head_dim": 32,
     "v_head_dim": 32,
 }
-needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="pipezoo-kernels cannot be used here")
 PAGE = 8 * 3 * 28 * 4  # 8 tokens: a vector of 28 numbers in 3 layers
 
 

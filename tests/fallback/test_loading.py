@@ -4,14 +4,13 @@ import json
 import shutil
 
 import pytest
-import torch
 from conftest import assert_all_free
 from fallback.served import greedy, make_reference
 from gguf_files import TOKENS
+from kernels_here import needs_kernels
 
 from pipezoo import registry
 from pipezoo_core.errors import InvalidSettingError, PluginNotFoundError, UnsupportedModelError
-from pipezoo_core.native import NativeKernels
 from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.testing.checked_distribution import check_distribution
 from pipezoo_transformers import layers
@@ -21,10 +20,6 @@ from pipezoo_transformers.weight_adapter import _names
 SETTINGS = {"dtype": "float32", "device": "cpu", "page_size": 8, "kv_cache_memory": "4MiB"}
 FALLBACK = "pipezoo-transformers"
 HEADS = {name: {"head_dim": 32} for name in ("llama", "qwen3")}
-needs_kernels = pytest.mark.skipif(
-    NativeKernels(torch.device("cpu"), torch.bfloat16).obstacle is not None,
-    reason="pipezoo-kernels cannot be used here",
-)
 
 
 def save(reference, folder, tiny_folder):

@@ -1,7 +1,6 @@
 """Gemma, Gemma 2 and 3 against transformers on the same weights, for everything that their configs can express."""
 
 import pytest
-import torch
 from families import (
     NATIVE,
     assert_adapters_equal_merged,
@@ -14,17 +13,15 @@ from families import (
     why_not_replayed,
 )
 from gemma.tiny_gemma import CLASSES, MIXED, WINDOWED, make
+from kernels_here import needs_kernels
 from tiny_models import load_model
 
 from pipezoo_core.config import SupportedEncoding
-from pipezoo_core.native import NativeKernels
 from pipezoo_gemma.model import GemmaPipelineModel
 from pipezoo_gemma.weight_adapters import adapt_safetensors
 
 pytestmark = pytest.mark.matrix
 
-HAS_KERNELS = NativeKernels(torch.device("cpu"), torch.float32).obstacle is None
-needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="pipezoo-kernels cannot be used here")
 ALL = {
     "default": {},
     "head_dim": {"head_dim": 20},

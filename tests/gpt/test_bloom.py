@@ -1,7 +1,6 @@
 """BLOOM against transformers on the same weights, its tokenizer, and which configs are refused."""
 
 import pytest
-import torch
 from families import (
     NATIVE,
     assert_adapters_equal_merged,
@@ -15,6 +14,7 @@ from families import (
 from gguf_files import BYTES
 from gpt.architectures import saved
 from gpt.tiny_bloom import BLOOM, make
+from kernels_here import needs_kernels
 from safetensors.torch import load_file, save_file
 from tiny_models import load_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -22,13 +22,10 @@ from transformers import AutoTokenizer, BloomConfig, PreTrainedTokenizerFast
 
 from pipezoo import registry
 from pipezoo_core.errors import InvalidSettingError, UnsupportedModelError
-from pipezoo_core.native import NativeKernels
 from pipezoo_core.request import TextGenerationRequest
 
 pytestmark = pytest.mark.matrix
 
-HAS_KERNELS = NativeKernels(torch.device("cpu"), torch.float32).obstacle is None
-needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="pipezoo-kernels cannot be used here")
 WIDE = {"hidden_size": 64, "n_head": 2}  # heads of 32 numbers, for the kernels
 CONFIGS = {
     "default": {},

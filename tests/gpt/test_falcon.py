@@ -1,7 +1,6 @@
 """Falcon against transformers on the same weights, its tokenizer, and which configs are refused."""
 
 import pytest
-import torch
 from families import (
     NATIVE,
     assert_adapters_equal_merged,
@@ -15,19 +14,17 @@ from families import (
 from gguf_files import BYTES
 from gpt.architectures import saved
 from gpt.tiny_falcon import FALCON, NEW, make
+from kernels_here import needs_kernels
 from tiny_models import load_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, FalconConfig, PreTrainedTokenizerFast
 
 from pipezoo import registry
 from pipezoo_core.errors import UnsupportedModelError
-from pipezoo_core.native import NativeKernels
 from pipezoo_core.request import TextGenerationRequest
 
 pytestmark = pytest.mark.matrix
 
-HAS_KERNELS = NativeKernels(torch.device("cpu"), torch.float32).obstacle is None
-needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="pipezoo-kernels cannot be used here")
 WIDE = {"hidden_size": 128}  # heads of 32 numbers, for the kernels
 MULTI_HEAD = {"multi_query": False}
 CONFIGS = {

@@ -15,6 +15,7 @@ from families import (
 )
 from gpt.architectures import saved
 from gpt.tiny_gpt import GPT2, make
+from kernels_here import needs_kernels
 from lora.peft_adapters import merged, save_adapter
 from tiny_models import load_model, logits_of
 from transformers import GPT2Config
@@ -22,15 +23,12 @@ from transformers import GPT2Config
 from pipezoo import registry
 from pipezoo_core.config import LoRAConfig, WeightsFormat
 from pipezoo_core.errors import UnsupportedCheckpointError, UnsupportedModelError
-from pipezoo_core.native import NativeKernels
 from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.weights import LazyTensor, Weights
 from pipezoo_gpt.gpt2.weight_adapters import adapt_gpt2
 
 pytestmark = pytest.mark.matrix
 
-HAS_KERNELS = NativeKernels(torch.device("cpu"), torch.float32).obstacle is None
-needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="pipezoo-kernels cannot be used here")
 WIDE = {"n_embd": 64, "n_head": 2}  # heads of 32 numbers, for the kernels
 CONFIGS = {
     "default": {},

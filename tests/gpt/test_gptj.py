@@ -18,6 +18,7 @@ from families import (
 )
 from gpt.architectures import saved
 from gpt.tiny_gptj import GPTJ, WIDE, make
+from kernels_here import needs_kernels
 from safetensors.torch import load_file, save_file
 from tiny_models import load_model
 from transformers import AutoConfig, AutoModelForCausalLM, GPTJConfig
@@ -25,13 +26,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPTJConfig
 from pipezoo import registry
 from pipezoo_core.config import SupportedEncoding
 from pipezoo_core.errors import UnsupportedModelError
-from pipezoo_core.native import NativeKernels
 from pipezoo_core.request import TextGenerationRequest
 
 pytestmark = pytest.mark.matrix
 
-HAS_KERNELS = NativeKernels(torch.device("cpu"), torch.float32).obstacle is None
-needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="pipezoo-kernels cannot be used here")
 CONFIGS = {
     "default": {},
     "activation": {"activation_function": "relu"},

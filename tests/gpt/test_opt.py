@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 from families import (
     NATIVE,
     assert_adapters_equal_merged,
@@ -16,19 +15,17 @@ from families import (
 )
 from gguf_files import BYTES, TOKENS
 from gpt.architectures import ARCHITECTURES, SPECIAL, saved
+from kernels_here import needs_kernels
 from safetensors.torch import load_file, save_file
 from tiny_models import load_model, randomize
 from transformers import AutoTokenizer, OPTConfig, OPTForCausalLM
 
 from pipezoo import registry
 from pipezoo_core.errors import UnsupportedModelError
-from pipezoo_core.native import NativeKernels
 from pipezoo_core.request import TextGenerationRequest
 
 pytestmark = pytest.mark.matrix
 
-HAS_KERNELS = NativeKernels(torch.device("cpu"), torch.float32).obstacle is None
-needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="pipezoo-kernels cannot be used here")
 OPT = ARCHITECTURES["opt"]
 SIZES = {
     "vocab_size": len(TOKENS),

@@ -1,7 +1,6 @@
 """gpt-oss against transformers on the same weights, for everything that its config can express."""
 
 import pytest
-import torch
 from families import (
     NATIVE,
     assert_adapters_equal_merged,
@@ -14,16 +13,14 @@ from families import (
     why_not_replayed,
 )
 from gpt_oss.tiny_gpt_oss import YARN, make, saved
+from kernels_here import needs_kernels
 from tiny_models import load_model
 
 from pipezoo import registry
-from pipezoo_core.native import NativeKernels
 from pipezoo_core.request import TextGenerationRequest
 
 pytestmark = pytest.mark.matrix
 
-HAS_KERNELS = NativeKernels(torch.device("cpu"), torch.float32).obstacle is None
-needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="pipezoo-kernels cannot be used here")
 FULL, WINDOW = "full_attention", "sliding_attention"
 LONGROPE = {
     "rope_type": "longrope",

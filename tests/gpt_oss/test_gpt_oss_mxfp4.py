@@ -5,6 +5,7 @@ import torch
 from eights_files import mxfp4
 from families import PROMPTS, assert_equal_logits, assert_near_logits, greedy_tokens, save, why_not_replayed
 from gpt_oss.tiny_gpt_oss import make
+from kernels_here import needs_kernels
 from quantized_files import edit_config
 from safetensors.torch import load_file, save_file
 from tiny_models import load_model
@@ -14,7 +15,7 @@ from pipezoo import registry
 from pipezoo_core.config import SupportedEncoding
 from pipezoo_core.errors import CorruptCheckpointError
 from pipezoo_core.layers import Experts
-from pipezoo_core.native import HUGE_PAGE, NativeKernels, Packing
+from pipezoo_core.native import HUGE_PAGE, Packing
 from pipezoo_core.request import TextGenerationRequest
 from pipezoo_core.weights import find_safetensors, open_safetensors, with_quantized
 from pipezoo_gpt_oss.model import GptOssPipelineModel
@@ -26,8 +27,6 @@ PACKED = SupportedEncoding.packed
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 32, "num_experts_per_tok": 6}  # all: none can change
 SETTINGS = {"device": "cpu", "page_size": 32, "kv_cache_memory": "8MiB"}
 CONFIG = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router"]}
-has_kernels = NativeKernels(torch.device("cpu"), torch.bfloat16).obstacle is None
-needs_kernels = pytest.mark.skipif(not has_kernels, reason="pipezoo-kernels cannot be used here")
 
 
 def write(folder, tokenizer):

@@ -1,7 +1,6 @@
 """Granite 4 against transformers on the same weights, for everything that its configs can express."""
 
 import pytest
-import torch
 from families import (
     NATIVE,
     assert_adapters_equal_merged,
@@ -9,23 +8,20 @@ from families import (
     assert_equal_logits,
     assert_equal_on_ranks,
     assert_matters,
+    assert_replayed_as_eager,
     save,
-    why_not_replayed,
 )
 from granite.tiny_granite import make, saved
+from kernels_here import needs_kernels
 from safetensors.torch import load_file, save_file
 from tiny_models import load_model
 
 from pipezoo import registry
 from pipezoo_core.errors import InvalidSettingError
-from pipezoo_core.native import NativeKernels
 from pipezoo_core.request import TextGenerationRequest
 
 pytestmark = pytest.mark.matrix
 
-needs_kernels = pytest.mark.skipif(
-    NativeKernels(torch.device("cpu"), torch.float32).obstacle is not None, reason="pipezoo-kernels cannot be used here"
-)
 DENSE = {"num_local_experts": 0}
 CONFIGS = {
     "default": {},
@@ -119,21 +115,7 @@ def test_adapters_equal_merged_models(tmp_path):
 @needs_kernels
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_replayed_steps_are_those_of_the_module(dtype, tiny_folder, tmp_path):
-    folder = save(make(), tmp_path, tiny_folder)
-    assert why_not_replayed(folder, dtype=dtype) is None
-    prompts = [[5, 9, 2], list(range(1, 50)), [3], [7, 7, 1, 8, 2, 8]]
-    requests = [TextGenerationRequest(prompt=prompt) for prompt in prompts]
-    found = []
-    for enforce_eager in (False, True):
-        settings = {"dtype": dtype, "device": "cpu", "kv_cache_memory": "8MiB", "page_size": 32}
-        with registry.load(folder, **settings, enforce_eager=enforce_eager, max_batch_tokens=16) as llm:
-            outputs = llm.generate(requests, temperature=0.0, max_new_tokens=40, ignore_eos=True, log_probabilities=1)
-            found.append([(output.tokens, [each.token_log_probabilities[0] for each in output.log_probabilities])
-                          for output in outputs])  # fmt: skip
-    for (tokens, chances), (expected, wanted) in zip(*found, strict=True):
-        assert tokens == expected
-        # torch and the kernels may differ in the last place of a float32
-        assert chances == (wanted if dtype == "bfloat16" else pytest.approx(wanted, abs=1e-4))
+    assert_replayed_as_eager(save(make(), tmp_path, tiny_folder), dtype, limit=1e-4 if dtype == "float32" else 0.0)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])

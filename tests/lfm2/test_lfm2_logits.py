@@ -1,7 +1,6 @@
 """LFM2 against transformers on the same weights, for everything that its configs can express."""
 
 import pytest
-import torch
 from families import (
     NATIVE,
     assert_adapters_equal_merged,
@@ -13,20 +12,18 @@ from families import (
     save,
     why_not_replayed,
 )
+from kernels_here import needs_kernels
 from lfm2.tiny_lfm2 import make
 from tiny_models import load_model
 
 from pipezoo import registry
 from pipezoo_core.config import SupportedEncoding
 from pipezoo_core.errors import InvalidSettingError
-from pipezoo_core.native import NativeKernels
 from pipezoo_lfm2.model import Lfm2PipelineModel
 from pipezoo_lfm2.weight_adapters import adapt_safetensors
 
 pytestmark = pytest.mark.matrix
 
-HAS_KERNELS = NativeKernels(torch.device("cpu"), torch.float32).obstacle is None
-needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="pipezoo-kernels cannot be used here")
 CONFIGS = {
     "default": {},
     "multi_head": {"num_key_value_heads": 2},

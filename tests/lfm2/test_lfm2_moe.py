@@ -11,9 +11,10 @@ from families import (
     assert_equal_greedy_tokens,
     assert_equal_logits,
     assert_matters,
+    assert_replayed_as_eager,
     save,
-    why_not_replayed,
 )
+from kernels_here import needs_kernels
 from lfm2.tiny_lfm2 import MIXED, make_moe
 from safetensors.torch import save_file
 from tiny_models import load_model
@@ -22,15 +23,11 @@ from transformers.models.lfm2_moe.modeling_lfm2_moe import Lfm2MoeTopKRouter
 
 from pipezoo import registry
 from pipezoo_core.errors import UnsupportedModelError
-from pipezoo_core.native import NativeKernels
-from pipezoo_core.request import TextGenerationRequest
 from pipezoo_lfm2.config import Lfm2Config
 from pipezoo_lfm2.huggingface_config import Lfm2MoeHuggingFaceConfig
 from pipezoo_lfm2.model import Lfm2PipelineModel
 from pipezoo_lfm2.weight_adapters import adapt_safetensors
 
-HAS_KERNELS = NativeKernels(torch.device("cpu"), torch.float32).obstacle is None
-needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="pipezoo-kernels cannot be used here")
 PAGE = 8 * 2 * 1 * 1 * 4 * 32  # the bytes of 8 tokens: keys and values of 1 layer, 1 head of 32 numbers
 CONFIGS = {
     "default": {},
@@ -131,17 +128,7 @@ def test_adapters_equal_merged_models(tmp_path):
 @pytest.mark.matrix
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_replayed_steps_are_those_of_the_module(dtype, tiny_folder, tmp_path):
-    folder = save(make_moe(), tmp_path, tiny_folder)
-    assert why_not_replayed(folder, dtype=dtype) is None
-    requests = [TextGenerationRequest(prompt=prompt) for prompt in ([5, 9, 2], list(range(1, 50)), [3])]
-    found = []
-    for enforce_eager in (False, True):
-        settings = {"dtype": dtype, "device": "cpu", "kv_cache_memory": "8MiB", "page_size": 32}
-        with registry.load(folder, **settings, enforce_eager=enforce_eager, max_batch_tokens=16) as llm:
-            outputs = llm.generate(requests, temperature=0.0, max_new_tokens=20, ignore_eos=True, log_probabilities=1)
-            found.append([(output.tokens, [each.token_log_probabilities[0] for each in output.log_probabilities])
-                          for output in outputs])  # fmt: skip
-    assert found[0] == found[1]
+    assert_replayed_as_eager(save(make_moe(), tmp_path, tiny_folder), dtype)
 
 
 def ours(raw):

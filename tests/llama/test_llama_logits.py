@@ -1,20 +1,16 @@
 """Logits of the llama plugin against transformers on the same weights, for everything a LlamaConfig can express."""
 
 import pytest
-import torch
 from families import NATIVE, assert_equal_logits
+from kernels_here import needs_kernels
 from tiny_models import load_model, make_llama
 from transformers.activations import ACT2FN
 
-from pipezoo_core.native import NativeKernels
 from pipezoo_llama.model import LlamaPipelineModel
 from pipezoo_llama.weight_adapters import adapt_safetensors
 
 pytestmark = pytest.mark.matrix
 
-needs_kernels = pytest.mark.skipif(
-    NativeKernels(torch.device("cpu"), torch.float32).obstacle is not None, reason="pipezoo-kernels cannot be used here"
-)
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 CONFIGS = {
     "default": {},

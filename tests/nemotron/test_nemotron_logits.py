@@ -9,23 +9,20 @@ from families import (
     assert_equal_logits,
     assert_equal_on_ranks,
     assert_matters,
+    assert_replayed_as_eager,
     save,
-    why_not_replayed,
 )
+from kernels_here import needs_kernels
 from nemotron.tiny_nemotron import make, saved
 from safetensors.torch import load_file, save_file
 from tiny_models import load_model
 
 from pipezoo import registry
 from pipezoo_core.errors import InvalidSettingError
-from pipezoo_core.native import NativeKernels
 from pipezoo_core.request import TextGenerationRequest
 
 pytestmark = pytest.mark.matrix
 
-needs_kernels = pytest.mark.skipif(
-    NativeKernels(torch.device("cpu"), torch.float32).obstacle is not None, reason="pipezoo-kernels cannot be used here"
-)
 NO_STATE = {"layers_block_type": ["full_attention", "mlp", "moe", "full_attention"]}
 CONFIGS = {
     "default": {},
@@ -128,16 +125,7 @@ def test_adapters_equal_merged_models(tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_replayed_steps_are_those_of_the_module(dtype, tiny_folder, tmp_path):
     folder = save(make(moe_latent_size=24), tmp_path, tiny_folder)
-    assert why_not_replayed(folder, dtype=dtype) is None
-    prompts = [[5, 9, 2], list(range(1, 50)), [3], [7, 7, 1, 8, 2, 8]]
-    requests = [TextGenerationRequest(prompt=prompt) for prompt in prompts]
-    found = []
-    for enforce_eager in (False, True):
-        settings = {"dtype": dtype, "device": "cpu", "kv_cache_memory": "8MiB", "page_size": 32}
-        with registry.load(folder, **settings, enforce_eager=enforce_eager, max_batch_tokens=16) as llm:
-            outputs = llm.generate(requests, temperature=0.0, max_new_tokens=40, ignore_eos=True)
-            found.append([output.tokens for output in outputs])
-    assert found[0] == found[1]
+    assert_replayed_as_eager(folder, dtype, limit=1e-4 if dtype == "float32" else 0.0)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])

@@ -1,7 +1,6 @@
 """OLMo, OLMo 2 and 3 against transformers on the same weights, for everything that their configs can express."""
 
 import pytest
-import torch
 from families import (
     NATIVE,
     assert_adapters_equal_merged,
@@ -13,18 +12,16 @@ from families import (
     save,
     why_not_replayed,
 )
+from kernels_here import needs_kernels
 from olmo.tiny_olmo import CLASSES, MIXED, make
 from tiny_models import load_model
 
 from pipezoo_core.config import SupportedEncoding
-from pipezoo_core.native import NativeKernels
 from pipezoo_olmo.model import OlmoPipelineModel
 from pipezoo_olmo.weight_adapters import adapt_safetensors
 
 pytestmark = pytest.mark.matrix
 
-HAS_KERNELS = NativeKernels(torch.device("cpu"), torch.float32).obstacle is None
-needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="pipezoo-kernels cannot be used here")
 ALL = {
     "default": {},
     "head_dim": {"head_dim": 20},

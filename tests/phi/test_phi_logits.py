@@ -1,7 +1,6 @@
 """Phi and Phi-3 against transformers on the same weights, for everything that their configs can express."""
 
 import pytest
-import torch
 from families import (
     NATIVE,
     assert_adapters_equal_merged,
@@ -12,17 +11,15 @@ from families import (
     save,
     why_not_replayed,
 )
+from kernels_here import needs_kernels
 from phi.tiny_phi import CLASSES, make, saved
 from tiny_models import load_model
 
 from pipezoo import registry
-from pipezoo_core.native import NativeKernels
 from pipezoo_core.request import TextGenerationRequest
 
 pytestmark = pytest.mark.matrix
 
-HAS_KERNELS = NativeKernels(torch.device("cpu"), torch.float32).obstacle is None
-needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="pipezoo-kernels cannot be used here")
 LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 1e4,

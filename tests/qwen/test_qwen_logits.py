@@ -1,7 +1,6 @@
 """Qwen2 and Qwen3 against transformers on the same weights, for everything that their configs can express."""
 
 import pytest
-import torch
 from families import (
     NATIVE,
     assert_adapters_equal_merged,
@@ -12,15 +11,12 @@ from families import (
     save,
     why_not_replayed,
 )
+from kernels_here import needs_kernels
 from qwen.tiny_qwen import CLASSES, make, saved
 from tiny_models import load_model
 
-from pipezoo_core.native import NativeKernels
-
 pytestmark = pytest.mark.matrix
 
-HAS_KERNELS = NativeKernels(torch.device("cpu"), torch.float32).obstacle is None
-needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="pipezoo-kernels cannot be used here")
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 64}
 LLAMA3 = {
     "rope_type": "llama3",

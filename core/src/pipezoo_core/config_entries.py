@@ -1,11 +1,23 @@
-"""Which entries of a config.json say something of its model."""
+"""Entries of a checkpoint's configs: which say something of its model, and which values are numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["entries_of_model"]
+from pydantic import BeforeValidator
+
+__all__ = ["NUMBER", "entries_of_model"]
+
+
+def _number(value: object) -> object:
+    if isinstance(value, bool | str):
+        raise ValueError("a number is wanted")
+    return value
+
+
+NUMBER = BeforeValidator(_number)
+"""Of fields that are numbers: neither `true` nor a text stands for one."""
 
 # Of classifiers, of how files were written, and of code. A config class would act on some of them.
 _WITHOUT_EFFECT = (

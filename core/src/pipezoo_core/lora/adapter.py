@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+from pipezoo_core.config_entries import NUMBER
 from pipezoo_core.errors import (
     CorruptCheckpointError,
     ModelNotFoundError,
@@ -29,7 +30,6 @@ from pipezoo_core.local_file import is_folder, local_path, readable
 from pipezoo_core.lora.expert_adapters import EXPERT, is_stacked, of_each_expert, stacked_name
 from pipezoo_core.lora.layer_patterns import LayerPatterns
 from pipezoo_core.weights import LazyTensor, open_safetensors
-from pipezoo_core.weights.quantized.entries import NUMBER
 
 __all__ = ["LoRAModel", "LoRAWeights", "name_and_path", "open_adapter"]
 

@@ -13,10 +13,11 @@ import torch
 from pydantic import AliasChoices, Field
 from torch import Tensor
 
+from pipezoo_core.config_entries import NUMBER
 from pipezoo_core.errors import CorruptCheckpointError
 from pipezoo_core.weights.base import LazyTensor
 from pipezoo_core.weights.quantized.affine import AffineWeight, of_words, unpacked
-from pipezoo_core.weights.quantized.entries import NUMBER, Entries, Size, not_read, parsed
+from pipezoo_core.weights.quantized.entries import Entries, Size, not_read, parsed
 from pipezoo_core.weights.quantized.format import SCALE_DTYPES, QuantizedFormat, check_parts, checked_part, suffix_of
 from pipezoo_core.weights.quantized.grouping import group_sizes, groups_in_order
 

@@ -21,11 +21,12 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from pipezoo_core.config_entries import NUMBER
 from pipezoo_core.errors import CorruptCheckpointError
 from pipezoo_core.weights.base import LazyTensor
 from pipezoo_core.weights.quantized.affine import AffineWeight, of_words, unpacked
 from pipezoo_core.weights.quantized.e4m3 import E4M3, E4M3Weight
-from pipezoo_core.weights.quantized.entries import NUMBER, Entries, Size, entry_naming, not_read, parsed
+from pipezoo_core.weights.quantized.entries import Entries, Size, entry_naming, not_read, parsed
 from pipezoo_core.weights.quantized.format import SCALE_DTYPES, QuantizedFormat, check_parts, checked_part, suffix_of
 from pipezoo_core.weights.quantized.grouping import column_groups, group_sizes, groups_in_order
 from pipezoo_core.weights.quantized.scales import block_scales, row_scales

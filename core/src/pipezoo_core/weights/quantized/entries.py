@@ -7,21 +7,12 @@ from functools import lru_cache
 from typing import Annotated, Any, TypeAlias, TypeVar
 
 import regex
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipezoo_core.config_entries import NUMBER
 from pipezoo_core.errors import CorruptCheckpointError, UnsupportedCheckpointError, shown
 
-__all__ = ["NUMBER", "Entries", "Size", "entry_naming", "not_read", "parsed"]
-
-
-def _number(value: object) -> object:
-    if isinstance(value, bool | str):
-        raise ValueError("a number is wanted")
-    return value
-
-
-NUMBER = BeforeValidator(_number)
-"""Of fields that are numbers: neither `true` nor a text stands for one."""
+__all__ = ["Entries", "Size", "entry_naming", "not_read", "parsed"]
 
 Size: TypeAlias = Annotated[int, NUMBER, Field(ge=-1, le=2**31 - 1)]
 """Numbers of a group or a block, where -1 is all of them."""

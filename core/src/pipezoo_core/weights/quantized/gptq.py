@@ -13,9 +13,10 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from pipezoo_core.config_entries import NUMBER
 from pipezoo_core.weights.base import LazyTensor
 from pipezoo_core.weights.quantized.affine import AffineWeight, of_words, unpacked
-from pipezoo_core.weights.quantized.entries import NUMBER, Entries, Size, not_read, parsed
+from pipezoo_core.weights.quantized.entries import Entries, Size, not_read, parsed
 from pipezoo_core.weights.quantized.format import SCALE_DTYPES, QuantizedFormat, check_parts, checked_part, suffix_of
 from pipezoo_core.weights.quantized.grouping import column_groups, group_sizes
 
